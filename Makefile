@@ -1,0 +1,32 @@
+# `make distill` and `make test` each do everything on a fresh machine.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+# uv does not read pip's configuration: hand it pip's folder of wheels, where there is one.
+export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || echo $$PIP_FIND_LINKS)
+
+.PHONY: setup distill test test-full lint format ui clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable . --group dev
+	@touch $@
+
+distill: setup  ## one whole round on the embedded default
+	$(BIN)/cohobate run
+
+test: setup  ## everything CI runs
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/pytest -m "not full and not gpu"
+
+test-full: setup  ## the slow proofs: both doors and three seeds on the embedded default
+	$(BIN)/pytest -m full
+
+format: setup
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+ui: setup  ## the Prefect UI over the rounds of this folder
+	$(BIN)/cohobate ui

@@ -1,0 +1,1 @@
+"""When and where a round runs: Prefect flows over the graph of `dvc.yaml`, placed by Ray."""

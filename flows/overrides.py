@@ -1,0 +1,92 @@
+"""`--set train.kd.updates=300`: edits of params.yaml that keep its comments and order."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tasks import params, schema
+from tasks.params import ParamsError, nearest
+
+
+def apply(root: Path, settings: list[str]) -> list[str]:
+    """Write `key=value` settings into params.yaml; return a line for each that changed something.
+
+    The file is what a round is made from, whichever door it enters by, so a setting is an edit:
+    git shows it, and `dvc repro` afterwards sees the same params.
+
+    Raises:
+        ParamsError: no `=`, a key that is not there, or a value that the schema refuses; the file
+            is then untouched.
+    """
+    path = root / params.PARAMS
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    document = yaml.load(path.read_text())
+    changes = [change for setting in settings if (change := _set(document, setting))]
+    schema.check(_plain(document))
+    if changes:
+        text = StringIO()
+        yaml.dump(document, text)
+        path.write_text(text.getvalue())
+    return changes
+
+
+@contextmanager
+def for_now(root: Path, settings: list[str]) -> Iterator[list[str]]:
+    """Apply settings for the length of a block, then put params.yaml back as it was."""
+    path = root / params.PARAMS
+    before = path.read_bytes()
+    try:
+        yield apply(root, settings)
+    finally:
+        path.write_bytes(before)
+
+
+def _set(document: Any, setting: str) -> str | None:
+    key, equals, text = setting.partition("=")
+    if not equals:
+        raise ParamsError(f"--set {setting}: expected key=value", mend="--set train.kd.updates=300")
+    *parents, last = key.strip().split(".")
+    place = document
+    for depth, name in enumerate(parents):
+        place = _step(place, name, ".".join(parents[: depth + 1]))
+    if not isinstance(place, dict | list):
+        raise ParamsError(f"{'.'.join(parents)} is a value, not a section", where="params.yaml")
+    index: Any = int(last) if isinstance(place, list) and last.isdigit() else last
+    value = YAML(typ="safe", pure=True).load(text)
+    known_before = _has(place, index)
+    old = place[index] if known_before else "(default)"
+    if known_before and old == value:
+        return None
+    place[index] = value
+    return f"{key}: {_shown(old)} -> {_shown(value)}"
+
+
+def _step(place: Any, name: str, where: str) -> Any:
+    index: Any = int(name) if isinstance(place, list) and name.isdigit() else name
+    if not _has(place, index):
+        known = place if isinstance(place, dict) else []
+        raise ParamsError(
+            f"{where} is not in params.yaml{nearest(name, map(str, known))}",
+            mend="cohobate params --schema",
+        )
+    return place[index]
+
+
+def _has(place: Any, index: Any) -> bool:
+    return index in place if isinstance(place, dict) else index in range(len(place))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _shown(value: Any) -> str:
+    return str(_plain(value))

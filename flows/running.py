@@ -1,0 +1,101 @@
+"""Starting a round from a terminal, and saying how it ended."""
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flows.prefect_home import use_project_server
+from tasks import params, schema, versioning
+
+STAGE_SECONDS = Path("reports/stages.json")
+
+
+def run_round(root: Path, only: str | None, console: Console) -> dict[str, Any]:
+    """Run `distill_round` in this process: Prefect's server, Ray and a picture of it all.
+
+    Returns:
+        `stages` (address -> outcome, seconds), `metrics`, and `gate_passed` (None without metrics).
+    """
+    schema.check(params.load(root / params.PARAMS))  # before anything is started
+    use_project_server(root)
+    # The terminal shows the round; Prefect's own lines go to its server.
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    with console.status("starting Prefect and Ray"):
+        server = threading.Thread(target=_start_prefect)
+        server.start()
+        from flows.selection import wanted
+
+        nodes = wanted(versioning.stages(root), only)
+        from flows.placement import ray_cluster
+
+        cluster = ray_cluster()
+        cluster.__enter__()
+        server.join()
+    try:
+        from flows.distill_round import distill_round
+        from flows.terminal import RoundOnTerminal
+        from flows.watching import watcher
+
+        with RoundOnTerminal(console, [node.address for node in nodes]) as screen:
+            token = watcher.set(screen)
+            try:
+                results = distill_round(root, only)
+            finally:
+                watcher.reset(token)
+    finally:
+        cluster.__exit__(None, None, None)
+    found = metrics(root) if only in (None, "evaluate") else None
+    return {
+        "stages": {a: {"outcome": r.outcome, "seconds": r.seconds} for a, r in results.items()},
+        "metrics": found,
+        "gate_passed": found["gate"]["passed"] if found else None,
+    }
+
+
+def metrics(root: Path) -> dict[str, Any] | None:
+    """Return the last round's metrics, or None where no round was evaluated."""
+    path = root / "reports/metrics.json"
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return found
+
+
+def show_outcome(root: Path, outcome: dict[str, Any], console: Console) -> None:
+    """Print how a round ended: the verdict, and where to look next."""
+    if outcome["metrics"] is None:
+        return
+    show_verdict(outcome["metrics"], console)
+    console.print(f"report  {root / 'reports/report.html'}", highlight=False)
+    console.print("more    cohobate ui   (the Prefect UI over this round)", highlight=False)
+
+
+def show_verdict(found: dict[str, Any], console: Console) -> None:
+    """Print the four rows and whether distillation beat the baseline."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for column in ("", "score", "of the teacher's"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in ("teacher", "initial", "baseline", "student"):
+        score = found[name]["score"]
+        table.add_row(name, f"{score:.3f}", f"{score / max(found['teacher']['score'], 1e-9):.0%}")
+    gain = found["gain_over_baseline"]
+    passed = found["gate"]["passed"]
+    console.print(table)
+    console.print(
+        f"[{'green' if passed else 'red'}]{'gate met' if passed else 'gate not met'}[/]: "
+        f"{100 * gain['mean']:+.1f} points over the equal-updates baseline "
+        f"\\[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]",
+        highlight=False,
+    )
+
+
+def _start_prefect() -> None:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        client.hello()

@@ -1,0 +1,26 @@
+"""Which stages of the graph a round takes."""
+
+from tasks import params
+from tasks.errors import UserError
+from tasks.versioning import StageNode
+
+
+def wanted(nodes: list[StageNode], only: str | None) -> list[StageNode]:
+    """Return the stages up to and including `only`, in order; all of them without it.
+
+    `only` is a stage (`filter`), one of its items (`train@kd`), or a name for all items (`train`).
+
+    Raises:
+        UserError: no stage has that name.
+    """
+    if only is None:
+        return nodes
+    keep = {node.address for node in nodes if only in (node.address, node.name)}
+    if not keep:
+        known = {name for node in nodes for name in (node.address, node.name)}
+        where = "dvc.yaml"
+        raise UserError(f"no stage is called {only!r}{params.nearest(only, known)}", where=where)
+    for node in reversed(nodes):
+        if node.address in keep:
+            keep |= set(node.upstream)
+    return [node for node in nodes if node.address in keep]

@@ -1,0 +1,43 @@
+"""DVC's door: `python -m tasks <stage>` runs one stage of dvc.yaml in this process.
+
+python -m tasks filter
+python -m tasks train@kd
+python -m tasks train@kd --debug      with a traceback on errors
+"""
+
+import sys
+
+from tasks import params
+from tasks.errors import UserError
+from tasks.params import arguments, stage_function
+
+
+def run_stage(address: str) -> None:
+    """Run the function of the stage at `address` (`filter`, `train@kd`) in this folder.
+
+    Raises:
+        UserError: a stage or a parameter that does not exist, or what the stage itself refuses.
+    """
+    document = params.load()
+    stage_function(address.partition("@")[0])(**arguments(address, document))
+
+
+def main(argv: list[str]) -> int:
+    """Run `python -m tasks`; return the exit code: 0 ok, 1 failed, 2 usage."""
+    debug = "--debug" in argv
+    addresses = [arg for arg in argv if not arg.startswith("-")]
+    if len(addresses) != 1 or "--help" in argv:
+        print(__doc__, file=sys.stderr)
+        return 0 if "--help" in argv else 2
+    try:
+        run_stage(addresses[0])
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,118 @@
+"""How a stage says how far it is, wherever it runs.
+
+A stage wraps its loop in `track` and speaks through `say`. Whoever runs the stage decides where
+that goes: a bar on the terminal (`python -m tasks`), or a stream of events to the flow's driver.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+_EVERY_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Advance:
+    """So much of a named piece of work is done."""
+
+    what: str
+    done: int
+    total: int
+    seconds: float
+
+    @property
+    def eta_seconds(self) -> float:
+        """Seconds left at the mean pace so far."""
+        return self.seconds / max(self.done, 1) * (self.total - self.done)
+
+
+@dataclass(frozen=True)
+class Say:
+    """A line for the log."""
+
+    text: str
+
+
+Event = Advance | Say
+Sink = Callable[[Event], None]
+
+
+def track(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
+    """Yield `items`, and report after each how many of `total` are done (a few times a second)."""
+    meter = Meter(what, total)
+    for item in items:
+        yield item
+        meter.advance()
+    meter.finish()
+
+
+class Meter:
+    """The same as `track` for work that does not come as one iterable (a trainer's steps)."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self._start = time.monotonic()
+        self._told = 0.0
+        self._tell()
+
+    def advance(self, steps: int = 1) -> None:
+        """Note `steps` more as done."""
+        self.done += steps
+        if time.monotonic() - self._told >= _EVERY_SECONDS:
+            self._tell()
+
+    def finish(self) -> None:
+        """Report the final count."""
+        self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        elapsed = self._told - self._start
+        _sink.get()(Advance(self.what, self.done, max(self.total, self.done), elapsed))
+
+
+def say(text: str) -> None:
+    """Write a line to the stage's log."""
+    _sink.get()(Say(text))
+
+
+@contextmanager
+def reporting_to(sink: Sink) -> Iterator[None]:
+    """Send the events of this context to `sink`."""
+    token = _sink.set(sink)
+    try:
+        yield
+    finally:
+        _sink.reset(token)
+
+
+class Terminal:
+    """Draws events on stderr: one line rewritten in place, or a line every ten seconds."""
+
+    def __init__(self) -> None:
+        self._tty = sys.stderr.isatty()
+        self._told = -1e9
+
+    def __call__(self, event: Event) -> None:
+        """Draw one event."""
+        if isinstance(event, Say):
+            print(event.text, file=sys.stderr)
+            return
+        finished = event.done >= event.total
+        now = time.monotonic()
+        if not self._tty and not finished and now - self._told < 10:
+            return
+        self._told = now
+        share = event.done / max(event.total, 1)
+        line = f"{event.what}: {event.done}/{event.total} ({share:.0%})"
+        line += f" in {event.seconds:.0f} s" if finished else f", {event.eta_seconds:.0f} s left"
+        start, end = ("\r\x1b[K", "\n" if finished else "") if self._tty else ("", "\n")
+        print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
+
+
+_sink: ContextVar[Sink] = ContextVar("progress_sink", default=Terminal())

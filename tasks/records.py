@@ -1,0 +1,129 @@
+"""The rows that flow between stages, and the files that hold them.
+
+Every stage writes below `data/<stage>` or `models/<stage>` (`/<item>` where it is one of a
+foreach), and a `summary.json` of the few figures worth showing. Rows are JSON lines with sorted
+keys: the same rows are the same bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+# collect
+COLLECT = Path("data/collect")
+LABELLED = COLLECT / "labelled.jsonl"
+UNLABELLED = COLLECT / "unlabelled.jsonl"
+DEV = COLLECT / "dev.jsonl"
+TEST = COLLECT / "test.jsonl"
+# preflight, adapt, generate, filter, order, capture, shape, train, evaluate
+MODELS = Path("data/preflight/models.json")
+ADAPT = Path("models/adapt")
+GENERATE = Path("data/generate")
+FILTER = Path("data/filter")
+ORDER = Path("data/order")
+CAPTURE = Path("data/capture")
+SHAPE = Path("models/shape")
+TRAIN = Path("models/train")
+EVALUATE = Path("data/evaluate")
+REPORTS = Path("reports")
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Row(BaseModel):
+    """A prompt, and its answer where one is known.
+
+    {"id": "9f8a…", "prompt": "Definition: a small rodent\\nCategory:", "answer": " animal",
+     "group": "animal", "origin": "ground_truth"}
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: str
+    """First 16 hex digits of a hash of the prompt."""
+    prompt: str | tuple[Message, ...]
+    """Text to be continued as it stands, or a conversation for the model's chat template."""
+    answer: str | None = None
+    """What should follow the prompt, to the letter (a leading space belongs to it)."""
+    group: str = ""
+    """Class, topic or task of the row, for balance and per-group scores. Empty when unknown."""
+    origin: Literal["ground_truth", "teacher", "student", "none"] = "none"
+    """Who wrote the answer."""
+
+
+class Response(Row):
+    """A teacher's answer to a prompt: what `generate` writes and `filter` reads."""
+
+    teacher: str
+    """Key of the teacher in params.yaml."""
+    sample: int = 0
+    """Number of the sample where several were drawn for one prompt."""
+    finish: Literal["stop", "length"]
+    """Whether the teacher ended the answer itself."""
+    logprob: float | None = None
+    """Mean log-probability (nats a token) the teacher gave its own answer."""
+
+
+class Dropped(Response):
+    """A response that a filter refused."""
+
+    filter: str
+    reason: str
+
+
+class Lesson(Response):
+    """A row in the order in which the student meets it."""
+
+    difficulty: float
+    stage: int
+    """Stage of the curriculum, from 0."""
+
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def row_id(prompt: str | tuple[Message, ...]) -> str:
+    """Return the id of a prompt: 16 hex digits of its BLAKE2 hash."""
+    text = prompt if isinstance(prompt, str) else json.dumps([m.model_dump() for m in prompt])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def read_rows(path: Path, kind: type[R]) -> Iterator[R]:
+    """Yield the rows of a JSON-lines file that a stage wrote."""
+    with path.open("rb") as lines:
+        for line in lines:
+            yield kind.model_validate_json(line)
+
+
+def write_rows(path: Path, rows: Iterable[BaseModel]) -> int:
+    """Write rows as JSON lines with sorted keys, through a temporary file; return their number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    count = 0
+    with partial.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(_sorted_json(row.model_dump(mode="json", exclude_none=True)) + "\n")
+            count += 1
+    partial.replace(path)
+    return count
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people and for `dvc metrics`: indented, sorted, through a temporary file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    partial.replace(path)
+
+
+def _sorted_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

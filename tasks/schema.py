@@ -1,0 +1,54 @@
+"""The whole of params.yaml as one schema, derived from what the stages' functions read."""
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from tasks.params import TASKS, ParamsError, Reads, nearest, reads_of, stage_function, validated
+from tasks.resources import Resources
+
+
+def sections() -> dict[str, Any]:
+    """Return the annotation of each top-level section of params.yaml."""
+    stages = sorted(path.parent.name for path in TASKS.glob("*/stage.py"))
+    reads = [r for stage in stages for r in reads_of(stage_function(stage)).values()]
+    found = {r.section: _whole(r) for r in reads}
+    return found | {"resources": dict[str, Resources]}  # read by the flow alone
+
+
+def check(document: dict[str, Any]) -> None:
+    """Refuse unknown sections and keys, wrong types and missing sections, with the nearest name.
+
+    Raises:
+        ParamsError: with one line for each mistake of the first section that has any.
+    """
+    known = sections()
+    for name in document:
+        if name not in known:
+            raise ParamsError(
+                f"{name} is not a known section{nearest(name, known)}",
+                where="params.yaml",
+                mend="cohobate params --schema",
+            )
+    for name, annotation in known.items():
+        if name not in document:
+            raise ParamsError(f"the section {name} is missing", where="params.yaml")
+        validated(annotation, document[name], name)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of params.yaml, for editors and for `cohobate params --schema`."""
+    inputs = [(name, "validation", TypeAdapter(kind)) for name, kind in sections().items()]
+    by_name, shared = TypeAdapter.json_schemas(inputs, title="params.yaml")  # type: ignore[arg-type]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {name: schema for (name, _), schema in by_name.items()},
+        "required": sorted(sections()),
+        **shared,
+    }
+
+
+def _whole(reads: Reads) -> Any:
+    return dict[str, reads.annotation] if reads.each else reads.annotation  # type: ignore[name-defined]

@@ -1,0 +1,185 @@
+"""What a stage's files are worth: skip, restore or run, and where copies lie. Imports dvc alone.
+
+The seam: DVC's own `Repo.reproduce` of one stage, with its shell command replaced by a call of the
+stage's function in this process. Every rule of skipping, run-cache, restoring and locking stays
+DVC's, and dvc.lock comes out byte for byte as from `dvc repro`. `dvc.stage.run.cmd_run` is a
+private name: tests/tasks/test_versioning.py is its contract.
+"""
+
+import logging
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
+
+from tasks.errors import UserError
+
+Outcome = Literal["unchanged", "restored", "ran"]
+DOOR = ["python", "-m", "tasks"]
+
+
+@dataclass(frozen=True)
+class StageNode:
+    """One stage of dvc.yaml with the stages it waits for."""
+
+    address: str
+    """`filter`, `train@kd`."""
+    description: str
+    upstream: tuple[str, ...]
+    outs: tuple[str, ...]
+    """Output paths, relative to the project's root."""
+
+    @property
+    def name(self) -> str:
+        """The stage without its item: `train` of `train@kd`."""
+        return self.address.partition("@")[0]
+
+
+def stages(root: Path) -> list[StageNode]:
+    """Return the graph of dvc.yaml, each stage after those it waits for, in `dvc repro`'s order.
+
+    Raises:
+        UserError: dvc.yaml, params.yaml or dvc.lock cannot be read.
+    """
+    from dvc.repo.reproduce import plan_repro
+
+    with _open(root) as repo:
+        graph = repo.index.graph
+        return [_node(stage, graph) for stage in plan_repro(graph)]
+
+
+def reproduce(root: Path, address: str, body: Callable[[str], None]) -> Outcome:
+    """Bring one stage up to date by DVC's rules, calling `body(address)` where it must run.
+
+    The stages it waits for must be up to date. Safe to call for different stages at once, from
+    several processes; the current folder must be `root`.
+
+    Raises:
+        UserError: DVC refuses; whatever `body` raises passes through unchanged.
+    """
+    from dvc.exceptions import ReproductionError
+    from dvc.stage import run as dvc_run
+
+    ran = []
+
+    def in_process(stage: Any, dry: bool = False, run_env: Any = None) -> None:
+        ran.append(stage.addressing)
+        command = shlex.split(stage.cmd) if isinstance(stage.cmd, str) else []
+        if command[:3] == DOOR:
+            body(command[3])
+        else:  # a stage of the user's own that is a shell command
+            shell(stage, dry=dry, run_env=run_env)
+
+    shell = dvc_run.cmd_run
+    with _open(root) as repo, patch.object(dvc_run, "cmd_run", in_process):
+        try:
+            changed = repo.reproduce(targets=[address], single_item=True, pull=_has_remote(repo))
+        except ReproductionError as error:
+            if error.__cause__ is None:
+                raise
+            raise error.__cause__ from None
+    return "ran" if ran else "restored" if changed else "unchanged"
+
+
+def push(root: Path, addresses: list[str]) -> int:
+    """Copy the outputs of stages, and the run-cache, to the default remote; return the files sent.
+
+    Zero without a default remote.
+    """
+    with _open(root) as repo:
+        if not _has_remote(repo):
+            return 0
+        sent: int = repo.push(targets=addresses, run_cache=True)
+        return sent
+
+
+def reasons(root: Path) -> dict[str, list[str]]:
+    """Return why each changed stage is out of date, as DVC sees it now, without running anything.
+
+    A stage that is merely downstream of a changed one is not listed.
+    """
+    with _open(root) as repo:
+        status: dict[str, list[Any]] = repo.status()
+    return {address: [*_explain(entries)] for address, entries in status.items()}
+
+
+def settle_lock_order(root: Path, before: list[str]) -> None:
+    """Order dvc.lock as one `dvc repro` would have: `before` first, new stages in its order.
+
+    DVC appends a stage to dvc.lock when the stage ends, so stages that ran side by side land in
+    whatever order they ended; the file is a result, and a result must not depend on a race.
+    """
+    from dvc.utils.serialize import modify_yaml
+
+    lock = root / "dvc.lock"
+    present = locked_stages(root)
+    order = [*before, *(node.address for node in stages(root)), *present]
+    wanted = [name for name in dict.fromkeys(order) if name in present]
+    if wanted != present:
+        with modify_yaml(str(lock)) as document:
+            entries = dict(document["stages"])
+            document["stages"].clear()
+            for name in wanted:
+                document["stages"][name] = entries[name]
+
+
+def locked_stages(root: Path) -> list[str]:
+    """Return the stages that dvc.lock knows, in its order."""
+    from dvc.utils.serialize import load_yaml
+
+    lock = root / "dvc.lock"
+    return [*load_yaml(str(lock)).get("stages", {})] if lock.exists() else []
+
+
+@contextmanager
+def _open(root: Path) -> Iterator[Any]:
+    """Open the DVC repository; its errors become errors for people."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.rwlock import RWLockFileCorruptedError
+
+    logging.getLogger("dvc").setLevel(logging.WARNING)
+    try:
+        # Waiting for the lock: parallel stages of one round share it for moments at a time.
+        repo = Repo(str(root), _wait_for_lock=True)
+        try:
+            yield repo
+        finally:
+            repo.close()
+    except RWLockFileCorruptedError as error:  # a process was killed while it wrote the file
+        mend = "when no other dvc or cohobate runs here: rm .dvc/tmp/rwlock"
+        raise UserError("DVC's lock file is torn", where=".dvc/tmp/rwlock", mend=mend) from error
+    except DvcException as error:
+        raise UserError(f"DVC: {_root_cause(error)}", where=str(root), mend="dvc doctor") from error
+
+
+def _node(stage: Any, graph: Any) -> StageNode:
+    upstream = sorted(other.addressing for other in graph.successors(stage))
+    outs = tuple(out.def_path for out in stage.outs)
+    return StageNode(stage.addressing, stage.desc or "", tuple(upstream), outs)
+
+
+def _has_remote(repo: Any) -> bool:
+    return bool(repo.config["core"].get("remote"))
+
+
+def _explain(entries: list[Any]) -> Iterator[str]:
+    for entry in entries:
+        if isinstance(entry, str):  # "changed command", "always changed"
+            yield entry
+            continue
+        for kind, things in entry.items():
+            for thing, state in things.items():
+                if isinstance(state, dict):  # params.yaml: {train.kd.updates: modified}
+                    yield from (f"{name} {how}" for name, how in state.items())
+                else:
+                    yield f"{thing} {'is ' if 'outs' in kind else ''}{state}"
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)

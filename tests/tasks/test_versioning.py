@@ -1,0 +1,142 @@
+"""The contract of the one private name that the flow leans on, and what a stage is worth."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks import versioning
+from tasks.errors import UserError
+
+DVC_YAML = """
+stages:
+  first:
+    cmd: python -m tasks first
+    deps: [source.txt]
+    outs: [out/first.txt]
+  second:
+    cmd: python -m tasks second
+    deps: [out/first.txt]
+    params: [knob]
+    outs: [out/second.txt]
+  aside:
+    cmd: python -m tasks aside
+    deps: [source.txt]
+    outs: [out/aside.txt]
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A DVC project of three stages whose commands a module called `tasks` of its own answers."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text(DVC_YAML)
+    (tmp_path / "params.yaml").write_text("knob: 1\n")
+    (tmp_path / "source.txt").write_text("spirit\n")
+    package = tmp_path / "tasks"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(
+        "import sys, pathlib\n"
+        "name = sys.argv[1]\n"
+        "knob = pathlib.Path('params.yaml').read_text() if name == 'second' else ''\n"
+        "pathlib.Path('out').mkdir(exist_ok=True)\n"
+        "pathlib.Path(f'out/{name}.txt').write_text(f'{name} {knob}')\n"
+    )
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+        subprocess.run([*_tool(command)], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def _tool(command: list[str]) -> list[str]:
+    tool = Path(sys.executable).parent / command[0]
+    return [str(tool) if tool.exists() else command[0], *command[1:]]
+
+
+def body(address: str) -> None:
+    knob = Path("params.yaml").read_text() if address == "second" else ""
+    Path("out").mkdir(exist_ok=True)
+    Path(f"out/{address}.txt").write_text(f"{address} {knob}")
+
+
+def in_process(project: Path) -> dict[str, str]:
+    before = versioning.locked_stages(project)
+    nodes = versioning.stages(project)
+    # the other way round where the arrows allow it, as parallel stages may end
+    order = sorted(nodes, key=lambda n: (len(n.upstream), n.address == "first"))
+    outcomes = {n.address: versioning.reproduce(project, n.address, body) for n in order}
+    versioning.settle_lock_order(project, before)
+    return outcomes
+
+
+def dvc_repro(project: Path) -> str:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        _tool(["dvc", "repro"]), cwd=project, check=True, capture_output=True, text=True,
+        env=environment,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_both_doors_write_the_same_lock_and_leave_each_other_nothing(project: Path) -> None:
+    dvc_repro(project)
+    by_dvc = (project / "dvc.lock").read_bytes()
+    assert set(in_process(project).values()) == {"unchanged"}
+    subprocess.run(["rm", "-rf", ".dvc/cache", "dvc.lock", "out"], cwd=project, check=True)
+    assert set(in_process(project).values()) == {"ran"}
+    assert (project / "dvc.lock").read_bytes() == by_dvc
+    assert "Running stage" not in dvc_repro(project)
+
+
+def test_a_changed_param_runs_and_changed_back_is_restored(project: Path) -> None:
+    in_process(project)
+    first = (project / "dvc.lock").read_bytes()
+    (project / "params.yaml").write_text("knob: 2\n")
+    assert in_process(project) == {"first": "unchanged", "second": "ran", "aside": "unchanged"}
+    (project / "params.yaml").write_text("knob: 1\n")
+    assert in_process(project) == {"first": "unchanged", "second": "restored", "aside": "unchanged"}
+    assert (project / "dvc.lock").read_bytes() == first
+
+
+def test_deleted_outputs_are_restored(project: Path) -> None:
+    in_process(project)
+    (project / "out/first.txt").unlink()
+    assert in_process(project) == {"first": "restored", "second": "unchanged", "aside": "unchanged"}
+    assert (project / "out/first.txt").read_text() == "first "
+
+
+def test_the_error_of_a_stage_passes_through_and_nothing_is_locked(project: Path) -> None:
+    def fails(address: str) -> None:
+        raise UserError(f"{address} is not possible", mend="try something else")
+
+    with pytest.raises(UserError, match="first is not possible"):
+        versioning.reproduce(project, "first", fails)
+    assert versioning.locked_stages(project) == []
+    assert versioning.reproduce(project, "first", body) == "ran"
+
+
+def test_reasons_say_what_changed(project: Path) -> None:
+    in_process(project)
+    assert versioning.reasons(project) == {}
+    (project / "params.yaml").write_text("knob: 3\n")
+    assert versioning.reasons(project) == {"second": ["knob modified"]}
+
+
+def test_a_torn_lock_file_is_named_with_its_mend(project: Path) -> None:
+    in_process(project)
+    (project / ".dvc/tmp/rwlock").write_text('{"read":')
+    with pytest.raises(UserError, match=r"rm .dvc/tmp/rwlock"):
+        versioning.reproduce(project, "first", body)
+
+
+def test_push_copies_outputs_and_run_cache(project: Path) -> None:
+    in_process(project)
+    assert versioning.push(project, ["first"]) == 0  # no remote, nothing to do
+    remote = project.parent / "remote"
+    subprocess.run(_tool(["dvc", "remote", "add", "-q", "-d", "r", str(remote)]), check=True)
+    sent = versioning.push(project, ["first", "second", "aside"])
+    assert sent == 6  # an output and its record in the run-cache, for each of the three
+    subprocess.run(["rm", "-rf", ".dvc/cache", "out"], cwd=project, check=True)
+    assert set(in_process(project).values()) == {"restored"}
