@@ -38,9 +38,8 @@ class ProgressBar:
         text = f"{event.what}: {event.done}/{event.total}"
         text += "" if finished else f", {event.eta_seconds:.0f} s left"
         if self._artifact is None:
-            self._artifact = create_progress_artifact(
-                percent, _key(self._address, "progress"), text
-            )
+            key = _key(self._address, "progress")
+            self._artifact = cast(UUID, create_progress_artifact(percent, key, text))
         else:
             update_progress_artifact(self._artifact, percent, text)
 

@@ -12,13 +12,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
+from tasks.evaluate.report import render
 
-from flows import artifacts, placement
+from flows import artifacts, placement, stage_seconds
 from flows.placement import StageLostError, StageResult
-from flows.selection import wanted
+from flows.selection import resources_for, wanted
 from flows.watching import StageStarted, watcher
 from tasks import params, schema, versioning
-from tasks.errors import UserError
 from tasks.progress import Advance, Event
 from tasks.resources import Resources
 from tasks.versioning import StageNode
@@ -45,7 +45,7 @@ def run_stage(root: Path, node: StageNode, resources: Resources) -> StageResult:
     watch(node.address, StageStarted())
     try:
         result = placement.run_stage(root, node.address, resources, hear)
-    except UserError as error:
+    except Exception as error:
         watch(node.address, error)
         log.error("%s", error)
         raise
@@ -76,9 +76,29 @@ def distill_round(root: Path, only: str | None = None) -> dict[str, StageResult]
     document = params.load(root / params.PARAMS)
     schema.check(document)
     nodes = wanted(versioning.stages(root), only)
-    resources = {node.address: _resources_of(document, node) for node in nodes}
-    placement.check_capacity(resources)
+    resources = resources_for(nodes, document)
     locked_before = versioning.locked_stages(root)
+    with placement.ray_cluster(resources):
+        placement.check_capacity(resources)
+        try:
+            results, errors = _gather(_submit(root, nodes, resources))
+        except BaseException:  # Ctrl-C, or cancelled in the UI: the remote work must stop too
+            placement.stop_all()
+            raise
+    versioning.settle_lock_order(root, locked_before)
+    stage_seconds.record(root, results)
+    if errors:
+        raise errors[0]
+    if "evaluate" in results:
+        render(root)  # a view of hashed files and of this run's times: no stage, no hash
+        artifacts.show_report(root)
+    return results
+
+
+def _submit(
+    root: Path, nodes: list[StageNode], resources: dict[str, Resources]
+) -> dict[str, PrefectFuture[StageResult]]:
+    """Hand every stage to Prefect with the arrows of dvc.yaml; what can runs side by side."""
     futures: dict[str, PrefectFuture[StageResult]] = {}
     for node in nodes:
         asked = resources[node.address]
@@ -90,19 +110,7 @@ def distill_round(root: Path, only: str | None = None) -> dict[str, StageResult]
         )
         waits_for = [futures[address] for address in node.upstream if address in futures]
         futures[node.address] = named.submit(root, node, asked, wait_for=waits_for)  # type: ignore[call-overload]
-    results, errors = _gather(futures)
-    versioning.settle_lock_order(root, locked_before)
-    artifacts.show_report(root)
-    if errors:
-        raise errors[0]
-    return results
-
-
-def _resources_of(document: dict[str, object], node: StageNode) -> Resources:
-    asked: dict[str, Resources] = params.validated(
-        dict[str, Resources], document["resources"], "resources"
-    )
-    return asked.get(node.address) or asked.get(node.name) or Resources()  # type: ignore[call-arg]
+    return futures
 
 
 def _gather(

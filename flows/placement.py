@@ -6,6 +6,7 @@ reused (`max_calls=0`), so the heavy libraries are imported once for a node and 
 """
 
 import logging
+import math
 import os
 import queue
 import threading
@@ -54,23 +55,26 @@ class StageLostError(UserError):
 
 
 @contextmanager
-def ray_cluster(most_cpus: float = 1) -> Iterator[None]:
-    """Join the cluster at `RAY_ADDRESS`, or start a local one that ends with the block.
+def ray_cluster(wanted: dict[str, Resources]) -> Iterator[None]:
+    """Be connected to Ray: as it is already, or at `RAY_ADDRESS`, or a local one for the block.
 
     The local one listens on loopback alone and has a slot for each core, or as many as the most
-    demanding stage asks for: slots are a count, not a promise.
+    demanding stage of `wanted` asks for: slots are a count, not a promise.
     """
     import ray
 
+    if ray.is_initialized():
+        yield
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address=address, **quiet)
     else:
-        slots = max(os.cpu_count() or 1, int(most_cpus))
+        most = max((resources.cpus for resources in wanted.values()), default=1)
         ray.init(
             address="local",
-            num_cpus=slots,
+            num_cpus=max(os.cpu_count() or 1, math.ceil(most)),
             include_dashboard=False,
             object_store_memory=128 * 2**20,
             _node_ip_address="127.0.0.1",
@@ -94,7 +98,10 @@ def run_stage(
     import ray
     from ray.exceptions import RayError
 
+    if not ray.is_initialized():  # Ray would quietly start a cluster of its own
+        raise StageFailedError(f"{address}: the round was stopped", mend="cohobate run")
     stream = _submit(root, address, resources)
+    _live.append(stream)
     try:
         for reference in stream:
             message = ray.get(reference)
@@ -105,15 +112,25 @@ def run_stage(
             on_event(message)
         raise StageLostError(f"{address} ended without a result")
     except RayError as error:
+        if stream not in _live:
+            raise StageFailedError(f"{address}: stopped", mend="cohobate run") from None
         reason = str(error).strip().splitlines()[0]
         raise StageLostError(
             f"{address}: its worker died ({type(error).__name__})",
             where=reason,
             mend="cohobate run   (what had finished is kept)",
         ) from None
-    except BaseException:  # cancelled from the UI, or Ctrl-C: the remote work must stop too
-        ray.cancel(stream, force=True)
-        raise
+    finally:
+        if stream in _live:
+            _live.remove(stream)
+
+
+def stop_all() -> None:
+    """Stop every stage that this process has on the cluster: the round was cancelled."""
+    import ray
+
+    while _live:
+        ray.cancel(_live.pop(), force=True)
 
 
 def check_capacity(wanted: dict[str, Resources]) -> None:
@@ -222,3 +239,6 @@ def _as_failed(address: str, failure: _Failure) -> StageFailedError:
         failed = StageFailedError(f"{address}: {last}", mend=f"python -m tasks {address} --debug")
     failed.add_note(failure.trace)
     return failed
+
+
+_live: list[Any] = []

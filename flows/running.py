@@ -3,15 +3,17 @@
 import json
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from flows.prefect_home import use_project_server
+from flows.selection import resources_for, wanted
 from tasks import params, schema, versioning
-
-STAGE_SECONDS = Path("reports/stages.json")
+from tasks.resources import Resources
 
 
 def run_round(root: Path, only: str | None, console: Console) -> dict[str, Any]:
@@ -20,23 +22,14 @@ def run_round(root: Path, only: str | None, console: Console) -> dict[str, Any]:
     Returns:
         `stages` (address -> outcome, seconds), `metrics`, and `gate_passed` (None without metrics).
     """
-    schema.check(params.load(root / params.PARAMS))  # before anything is started
+    document = params.load(root / params.PARAMS)
+    schema.check(document)  # before anything is started
     use_project_server(root)
     # The terminal shows the round; Prefect's own lines go to its server.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    with console.status("starting Prefect and Ray"):
-        server = threading.Thread(target=_start_prefect)
-        server.start()
-        from flows.selection import wanted
-
-        nodes = wanted(versioning.stages(root), only)
-        from flows.placement import ray_cluster
-
-        cluster = ray_cluster()
-        cluster.__enter__()
-        server.join()
-    try:
+    nodes = wanted(versioning.stages(root), only)
+    with _started(resources_for(nodes, document), console):
         from flows.distill_round import distill_round
         from flows.terminal import RoundOnTerminal
         from flows.watching import watcher
@@ -47,8 +40,6 @@ def run_round(root: Path, only: str | None, console: Console) -> dict[str, Any]:
                 results = distill_round(root, only)
             finally:
                 watcher.reset(token)
-    finally:
-        cluster.__exit__(None, None, None)
     found = metrics(root) if only in (None, "evaluate") else None
     return {
         "stages": {a: {"outcome": r.outcome, "seconds": r.seconds} for a, r in results.items()},
@@ -92,6 +83,20 @@ def show_verdict(found: dict[str, Any], console: Console) -> None:
         f"\\[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]",
         highlight=False,
     )
+
+
+@contextmanager
+def _started(resources: dict[str, Resources], console: Console) -> Iterator[None]:
+    """Have Prefect's server and Ray up: started side by side, as each takes seconds of waiting."""
+    from flows.placement import ray_cluster
+
+    with ExitStack() as stack:
+        with console.status("starting Prefect and Ray"):
+            server = threading.Thread(target=_start_prefect)
+            server.start()
+            stack.enter_context(ray_cluster(resources))
+            server.join()
+        yield
 
 
 def _start_prefect() -> None:

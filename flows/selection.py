@@ -1,7 +1,10 @@
-"""Which stages of the graph a round takes."""
+"""Which stages of the graph a round takes, and what each asks of the machine."""
+
+from typing import Any
 
 from tasks import params
 from tasks.errors import UserError
+from tasks.resources import Resources
 from tasks.versioning import StageNode
 
 
@@ -24,3 +27,12 @@ def wanted(nodes: list[StageNode], only: str | None) -> list[StageNode]:
         if node.address in keep:
             keep |= set(node.upstream)
     return [node for node in nodes if node.address in keep]
+
+
+def resources_for(nodes: list[StageNode], document: dict[str, Any]) -> dict[str, Resources]:
+    """Return what each stage asks for: its item's entry (`train@kd`), or its name's (`train`)."""
+    asked: dict[str, Resources] = params.validated(
+        dict[str, Resources], document["resources"], "resources"
+    )
+    plain = Resources.model_validate({})
+    return {n.address: asked.get(n.address) or asked.get(n.name) or plain for n in nodes}

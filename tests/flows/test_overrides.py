@@ -1,0 +1,56 @@
+"""`--set` edits params.yaml: comments stay, wrong keys are refused, nothing is half written."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flows import overrides
+from tasks.params import ParamsError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return tmp_path
+
+
+def test_a_setting_is_written_and_comments_stay(root: Path) -> None:
+    before = (root / "params.yaml").read_text()
+    assert overrides.apply(root, ["seeds=[1, 2, 3]"]) == ["seeds: [1] -> [1, 2, 3]"]
+    after = (root / "params.yaml").read_text()
+    assert [line for line in before.splitlines() if "#" in line] == [
+        line for line in after.splitlines() if "#" in line
+    ]
+    assert overrides.apply(root, ["seeds=[1, 2, 3]"]) == []
+    assert overrides.apply(root, ["seeds=[1]"]) == ["seeds: [1, 2, 3] -> [1]"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("train.kd.updatse=3", "did you mean 'updates'"),
+        ("trian.kd.updates=3", "did you mean 'train'"),
+        ("train.kd.updates=many", "train.kd.updates"),
+        ("seeds", "expected key=value"),
+        ("seeds.first.x=1", "seeds"),
+    ],
+)
+def test_a_wrong_setting_is_refused_and_the_file_untouched(
+    root: Path, setting: str, says: str
+) -> None:
+    before = (root / "params.yaml").read_bytes()
+    with pytest.raises(ParamsError) as caught:
+        overrides.apply(root, [setting])
+    assert says in str(caught.value)
+    assert (root / "params.yaml").read_bytes() == before
+
+
+def test_settings_for_now_are_taken_back(root: Path) -> None:
+    before = (root / "params.yaml").read_bytes()
+    with overrides.for_now(root, ["seeds=[7]"]) as changes:
+        assert changes == ["seeds: [1] -> [7]"]
+        assert b"[7]" in (root / "params.yaml").read_bytes()
+    assert (root / "params.yaml").read_bytes() == before

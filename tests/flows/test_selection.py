@@ -1,0 +1,44 @@
+"""Which stages a round takes."""
+
+import pytest
+
+from flows.selection import resources_for, wanted
+from tasks.errors import UserError
+from tasks.versioning import StageNode
+
+
+def node(address: str, *upstream: str) -> StageNode:
+    return StageNode(address, "", upstream, ())
+
+
+GRAPH = [
+    node("collect"),
+    node("shape"),
+    node("train@sft", "collect", "shape"),
+    node("train@kd", "train@sft"),
+    node("evaluate", "train@sft", "train@kd"),
+]
+
+
+@pytest.mark.parametrize(
+    ("only", "taken"),
+    [
+        (None, ["collect", "shape", "train@sft", "train@kd", "evaluate"]),
+        ("collect", ["collect"]),
+        ("train@sft", ["collect", "shape", "train@sft"]),
+        ("train", ["collect", "shape", "train@sft", "train@kd"]),
+    ],
+)
+def test_a_stage_is_taken_with_all_it_waits_for(only: str | None, taken: list[str]) -> None:
+    assert [n.address for n in wanted(GRAPH, only)] == taken
+
+
+def test_an_unknown_stage_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'train@kd'"):
+        wanted(GRAPH, "trian@kd")
+
+
+def test_an_items_resources_go_before_its_stages() -> None:
+    document = {"resources": {"train": {"cpus": 2}, "train@kd": {"cpus": 1, "gpus": 1}}}
+    asked = resources_for(GRAPH, document)
+    assert (asked["train@sft"].cpus, asked["train@kd"].gpus, asked["collect"].cpus) == (2, 1, 1)
