@@ -1,0 +1,80 @@
+"""Take the README's pictures from the last round: the report, and the Prefect UI over it.
+
+    .venv/bin/python docs/screenshots.py        needs chromium (Debian: apt install chromium)
+"""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+PORT = 4217
+SERVER = f"http://127.0.0.1:{PORT}"
+BROWSER = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--hide-scrollbars",
+]  # fmt: skip
+
+
+def main() -> None:
+    """Write docs/*.png."""
+    report = (ROOT / "reports/report.html").as_uri()
+    shoot(report, "report.png", (1280, 1500))
+    shoot(report, "report-phone.png", (390, 1400))
+    with prefect_ui():
+        run = latest_round()
+        shoot(f"{SERVER}/runs/flow-run/{run}", "prefect-graph.png", (1400, 900))
+        shoot(f"{SERVER}/runs/flow-run/{run}?tab=Artifacts", "prefect-artifacts.png", (1400, 900))
+
+
+def shoot(url: str, name: str, size: tuple[int, int]) -> None:
+    """Write a screenshot of a page, after giving it time to draw itself."""
+    browser = shutil.which("chromium") or sys.exit("no chromium here: apt install chromium")
+    with tempfile.TemporaryDirectory() as profile:
+        options = [f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"]
+        options += [f"--screenshot={HERE / name}", "--virtual-time-budget=15000", "--timeout=20000"]
+        command = [browser, *BROWSER, *options, url]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+    print(HERE / name)
+
+
+@contextlib.contextmanager
+def prefect_ui() -> Iterator[None]:
+    """Serve the project's Prefect UI for the length of the block."""
+    command = [str(Path(sys.executable).parent / "cohobate"), "ui", "--port", str(PORT)]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(240):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{SERVER}/api/health", timeout=5)
+                break
+            time.sleep(0.5)
+        yield
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def latest_round() -> str:
+    """Return the id of the newest flow run that did some work."""
+    query = {"sort": "START_TIME_DESC", "limit": 20}
+    request = urllib.request.Request(
+        f"{SERVER}/api/flow_runs/filter",
+        data=json.dumps(query).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    runs = json.load(urllib.request.urlopen(request))
+    return max(runs, key=lambda run: run["total_run_time"])["id"]
+
+
+if __name__ == "__main__":
+    main()

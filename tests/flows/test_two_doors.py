@@ -1,0 +1,169 @@
+"""`dvc repro` and the flow are two doors into one house: same skips, same lock, byte for byte."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny_project
+from tests.tiny_project import BIN, outcomes, run
+
+pytestmark = pytest.mark.round
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, make_tiny: Any) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    make_tiny(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_dvc(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
+    """A project that `dvc repro` has run, with nothing but DVC."""
+    folder = tiny_project.build(tmp_path_factory.mktemp("dvc") / "project", teacher)
+    done = run(folder, "dvc", "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server of its own, so that each round need not start one."""
+    home = tmp_path_factory.mktemp("prefect")
+    url = "http://127.0.0.1:4299/api"
+    command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", "4299"]
+    quiet = {"PREFECT_HOME": str(home), "DO_NOT_TRACK": "1", "PREFECT_UI_ENABLED": "false"}
+    process = subprocess.Popen(command, env=os.environ | quiet, stdout=subprocess.DEVNULL)
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5)
+            break
+        except OSError:
+            time.sleep(0.5)
+    yield url
+    process.terminate()
+    process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def by_flow(tmp_path_factory: pytest.TempPathFactory, teacher: Path, server: str) -> Path:
+    """A project that the flow has run from nothing."""
+    folder = tiny_project.build(tmp_path_factory.mktemp("flow") / "project", teacher)
+    first = outcomes(folder, PREFECT_API_URL=server)
+    assert set(first.values()) == {"ran"}
+    return folder
+
+
+@pytest.fixture
+def flow(by_flow: Path, server: str) -> Any:
+    return lambda *options: outcomes(by_flow, *options, PREFECT_API_URL=server)
+
+
+def lock(folder: Path) -> bytes:
+    return (folder / "dvc.lock").read_bytes()
+
+
+def idle(found: dict[str, str]) -> bool:
+    return set(found.values()) == {"unchanged"}
+
+
+def test_both_doors_write_the_same_lock(by_dvc: Path, by_flow: Path) -> None:
+    assert lock(by_dvc) == lock(by_flow)
+
+
+def test_after_the_flow_dvc_has_nothing_to_do(by_flow: Path) -> None:
+    done = run(by_flow, "dvc", "repro")
+    assert "Running stage" not in done.stdout and "up to date" in done.stdout
+
+
+def test_after_dvc_the_flow_has_nothing_to_do(by_dvc: Path, server: str) -> None:
+    before = lock(by_dvc)
+    assert idle(outcomes(by_dvc, PREFECT_API_URL=server))
+    assert lock(by_dvc) == before
+
+
+def test_a_changed_param_runs_what_it_touches_and_changed_back_is_restored(
+    by_flow: Path, flow: Any
+) -> None:
+    before = lock(by_flow)
+    document = (by_flow / "params.yaml").read_text()
+    changed = flow("--set", "train.kd.learning_rate=0.0001")
+    ran = {address for address, outcome in changed.items() if outcome == "ran"}
+    assert ran == {"train@kd", "evaluate"}
+    assert {changed[a] for a in changed if a not in ran} == {"unchanged"}
+    (by_flow / "params.yaml").write_text(document)
+    back = flow()
+    assert {a for a, outcome in back.items() if outcome == "restored"} == ran
+    assert "ran" not in back.values()
+    assert lock(by_flow) == before
+
+
+def test_deleted_outputs_are_restored(by_flow: Path, flow: Any) -> None:
+    before = lock(by_flow)
+    shutil.rmtree(by_flow / "models/train/kd")
+    shutil.rmtree(by_flow / "data/filter")
+    found = flow()
+    assert {a for a, o in found.items() if o == "restored"} == {"filter", "train@kd"}
+    assert "ran" not in found.values()
+    assert lock(by_flow) == before
+
+
+def test_killed_in_the_middle_a_round_ends_with_the_same_lock(
+    tmp_path: Path, teacher: Path, server: str, by_dvc: Path
+) -> None:
+    folder = tiny_project.build(tmp_path / "project", teacher)
+    environment = os.environ | {"PREFECT_API_URL": server}
+    command = [str(BIN / "cohobate"), "run"]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_for(folder / "data/generate/main/responses.jsonl", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    found = outcomes(folder, PREFECT_API_URL=server)
+    assert found["collect"] == "unchanged" and found["evaluate"] == "ran"
+    assert lock(folder) == lock(by_dvc)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    for _ in range(1200):
+        if path.exists():
+            return
+        assert process.poll() is None, "the round ended before it could be killed"
+        time.sleep(0.1)
+    raise AssertionError(f"{path} never came")
+
+
+def test_a_failing_stage_is_said_truthfully(tmp_path: Path, teacher: Path, server: str) -> None:
+    folder = tiny_project.build(tmp_path / "project", teacher)
+    (folder / "rows.jsonl").write_text('{"text": "only one row", "answer": "animal"}\n')
+    done = run(folder, "cohobate", "run", PREFECT_API_URL=server)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "collect" in done.stderr and "next:" in done.stderr
+    assert not (folder / "data/filter").exists()
+    newest = api(server, "flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
+    assert newest["state_type"] == "FAILED"
+    tasks = api(server, "task_runs/filter", {"flow_runs": {"id": {"any_": [newest["id"]]}}})
+    states = {task["name"]: task["state_type"] for task in tasks}
+    assert states["collect"] == "FAILED"
+    assert states["filter"] == "PENDING"  # NotReady: it never ran
+
+
+def api(server: str, route: str, query: dict) -> Any:
+    request = urllib.request.Request(
+        f"{server}/{route}",
+        data=json.dumps(query).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    return json.load(urllib.request.urlopen(request, timeout=30))
