@@ -1,0 +1,1 @@
+"""Prompts and labelled rows, split without leakage."""

@@ -1,0 +1,126 @@
+"""Your own data: a JSONL, CSV or Parquet file of this project, or on S3."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+from pydantic import field_validator
+
+from tasks.collect.examples import Example, NoExampleError, SetAside, clipped, text_of
+from tasks.collect.formats import FORMATS, Broken, Record
+from tasks.errors import UserError
+from tasks.params import Section
+
+_PARTS = {"train": "train", "dev": "dev", "validation": "dev", "test": "test"}
+_REMOTE = "s3://"
+
+
+class Files(Section):
+    """The records of one file; the template says which columns make prompt and answer."""
+
+    type: Literal["files"]
+    path: str
+    """A `.jsonl`, `.csv` or `.parquet` file below the project, or its `s3://` URI."""
+    group: str | None = None
+    """Column with the class or topic of a record, for scores by group."""
+    key: str | None = None
+    """Column whose values must not stand on both sides of a split: a document, a patient."""
+    split: str | None = None
+    """Column that says train, dev or test, where the file is split already."""
+
+    @field_validator("path")
+    @classmethod
+    def _known_format(cls, path: str) -> str:
+        if _format(path) not in FORMATS:
+            raise ValueError("give a .jsonl, .csv or .parquet file")
+        return path
+
+    @property
+    def file(self) -> str:
+        """Name of the file whose lines are counted."""
+        return self.path
+
+    def examples(self) -> Iterator[Example | SetAside]:
+        """Yield the records of the file, one at a time, or why one is none.
+
+        Raises:
+            UserError: the file cannot be opened, or breaks off.
+        """
+        for number, record in self._records():
+            yield self._example(number, record)
+
+    def release(self) -> str:
+        """Return what the summary says of the source."""
+        return Path(self.path).name
+
+    def notice(self) -> str:
+        """Return the licence notice that the rows carry along: none, the file is yours."""
+        return ""
+
+    def _records(self) -> Iterator[Record]:
+        try:
+            with _opened(self.path) as file:
+                yield from FORMATS[_format(self.path)](file)
+        except Exception as error:  # OSError, pyarrow's and botocore's have no common ancestor
+            if isinstance(error, UserError):
+                raise
+            variables = " and the AWS_* variables" if self.path.startswith(_REMOTE) else ""
+            raise UserError(
+                f"cannot read the data: {str(error).strip() or type(error).__name__}",
+                where=self.path,
+                mend=f"check collect.source.path{variables}",
+            ) from error
+
+    def _example(self, number: int, record: Mapping[str, Any] | Broken) -> Example | SetAside:
+        if isinstance(record, Broken):
+            return SetAside(file=self.path, line=number, reason=record.reason, text=record.text)
+        try:
+            keys = (text_of(record, self.key),) if self.key else ()
+            group = text_of(record, self.group) if self.group else ""
+            return Example(number, record, keys, group, self._part(record))
+        except NoExampleError as no:
+            text = clipped(dict(record))
+            return SetAside(file=self.path, line=number, reason=str(no), text=text)
+
+    def _part(self, record: Mapping[str, Any]) -> str:
+        if self.split is None:
+            return ""
+        part = text_of(record, self.split)
+        if part not in _PARTS:
+            raise NoExampleError(f"column {self.split!r} is none of {', '.join(_PARTS)}")
+        return _PARTS[part]
+
+
+def inside_project(path: str) -> Path:
+    """Return a path of params.yaml, relative to the project's root.
+
+    Raises:
+        UserError: it leads out of the project, where DVC could not follow changes.
+    """
+    root = Path.cwd().resolve()
+    resolved = (root / path).resolve()
+    if not resolved.is_relative_to(root):
+        raise UserError(
+            "data is read from within the project only",
+            where=f"collect.source.path: {path}",
+            mend="copy the file into the project, or give an s3:// URI",
+        )
+    return resolved.relative_to(root)
+
+
+def _format(path: str) -> str:
+    return path.rpartition(".")[2].lower()
+
+
+def _opened(path: str) -> AbstractContextManager[IO[bytes]]:
+    if not path.startswith(_REMOTE):
+        return inside_project(path).open("rb")
+    import s3fs
+
+    store = s3fs.S3FileSystem(
+        endpoint_url=os.environ.get("AWS_ENDPOINT_URL"),
+        config_kwargs={"connect_timeout": 10, "retries": {"max_attempts": 2}},
+    )
+    return cast(AbstractContextManager[IO[bytes]], store.open(path, "rb"))

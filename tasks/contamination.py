@@ -1,0 +1,107 @@
+"""Does a training prompt give away an evaluation prompt? One rule for `collect` and `filter`.
+
+Two signs are looked for: a run of n words in common (n-gram overlap, as in Brown et al. 2020,
+appendix C), and a near-duplicate: Jaccard similarity of the sets of word bigrams. Both are exact
+(an inverted index over the evaluation prompts, no sketches). What all prompts have in common, the
+template above all, is no sign of anything and is left out on both sides.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from itertools import chain
+
+WORDS = 8
+"""Length of a run of words in common that counts as overlap."""
+SIMILARITY = 0.7
+"""Jaccard similarity of the bigrams from which two prompts are near-duplicates."""
+_TEMPLATE_SHARE, _ENOUGH = 0.95, 20
+_PHRASE_SHARE, _PHRASE_COUNT = 0.01, 3
+# words; Chinese and Japanese by the sign; signs that change a formula's meaning
+_WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[+*/=<>^%]|-(?=\s*\d)"
+)
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, without case and punctuation."""
+    return _WORD.findall(text.casefold())
+
+
+class Contamination:
+    """The evaluation prompts, indexed: `reason(text)` says what a text has in common with them.
+
+    A word that occurs in 95 % of the evaluation prompts belongs to the template and is ignored; a
+    phrase that recurs in more than 1 % of them (and in more than three) is the language of the
+    task (`a native or inhabitant of`), and no sign by itself.
+    """
+
+    def __init__(
+        self, prompts: Iterable[str], words: int = WORDS, similarity: float = SIMILARITY
+    ) -> None:
+        spoken = [words_of(prompt) for prompt in prompts]
+        self._words, self._similarity = words, similarity
+        self._whole = {" ".join(said) for said in spoken}
+        self._template = _template_words(spoken)
+        content = [self._without_template(said) for said in spoken]
+        often = max(_PHRASE_COUNT, _PHRASE_SHARE * len(content))
+        self._runs = {run for run, n in _count(content, words).items() if n <= often}
+        bigrams = Counter(chain.from_iterable(bigrams_of(said) for said in content))
+        self._phrases = {bigram for bigram, n in bigrams.items() if n > often}
+        self._sizes: list[int] = []
+        self._where: defaultdict[str, list[int]] = defaultdict(list)
+        for number, said in enumerate(content):
+            found = bigrams_of(said) - self._phrases
+            self._sizes.append(len(found))
+            for bigram in found:
+                self._where[bigram].append(number)
+
+    def reason(self, prompt: str) -> str | None:
+        """Return what `prompt` shares with an evaluation prompt, or None."""
+        said = words_of(prompt)
+        if " ".join(said) in self._whole:
+            return "identical to an evaluation prompt"
+        content = self._without_template(said)
+        if not self._runs.isdisjoint(_ngrams(content, self._words)):
+            return f"{self._words} words in a row of an evaluation prompt"
+        if self._similar(bigrams_of(content) - self._phrases):
+            return "near-duplicate of an evaluation prompt"
+        return None
+
+    def content(self, text: str) -> list[str]:
+        """Return the words of `text` that are not the template's."""
+        return self._without_template(words_of(text))
+
+    def _without_template(self, said: list[str]) -> list[str]:
+        return [word for word in said if word not in self._template]
+
+    def _similar(self, bigrams: set[str]) -> bool:
+        known = [self._where[bigram] for bigram in bigrams if bigram in self._where]
+        if not known or len(known) < self._similarity * len(bigrams):
+            return False  # even a prompt with just these bigrams would not be near enough
+        shared = Counter(chain.from_iterable(known))
+        return any(
+            n >= self._similarity * (len(bigrams) + self._sizes[number] - n)
+            for number, n in shared.items()
+        )
+
+
+def _template_words(spoken: list[list[str]]) -> set[str]:
+    if len(spoken) < _ENOUGH:
+        return set()
+    return {w for w, n in _count(spoken, 1).items() if n >= _TEMPLATE_SHARE * len(spoken)}
+
+
+def bigrams_of(said: list[str]) -> set[str]:
+    """Return the pairs of neighbouring words; the first and the last word make one each."""
+    marked = ["", *said, ""]
+    return _ngrams(marked, 2) if said else set()
+
+
+def _ngrams(said: list[str], n: int) -> set[str]:
+    return {" ".join(said[i : i + n]) for i in range(len(said) - n + 1)}
+
+
+def _count(texts: list[list[str]], n: int) -> Counter[str]:
+    """Count in how many texts each n-gram occurs."""
+    return Counter(chain.from_iterable(_ngrams(said, n) for said in texts))

@@ -1,0 +1,132 @@
+"""Keep or drop the teacher's answers, with a reason.
+
+In:  data/generate/<teacher>/responses.jsonl of every teacher; the labels of data/collect's
+     labelled rows, and the prompts of its dev and test rows.
+Out: data/filter/kept.jsonl       responses, as they came
+     data/filter/dropped.jsonl    responses with the filter that refused them, and why
+     data/filter/funnel.json      for each filter in turn: rows seen, dropped, by reason
+     data/filter/summary.json
+
+A row of dropped.jsonl:
+
+    {"answer": " big cat", "filter": "inadmissible", "finish": "stop", "group": "",
+     "id": "0b7c51d2e6a94f38", "logprob": -1.31, "origin": "teacher",
+     "prompt": "Definition: large cats of Africa\\nCategory:",
+     "reason": "no admissible answer (label)", "sample": 0, "teacher": "main"}
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from tasks.contamination import Contamination
+from tasks.errors import UserError
+from tasks.filter.filters import AnyFilter, Contaminated
+from tasks.filter.verdicts import Context, Filter, Refused
+from tasks.params import Section
+from tasks.progress import say, track
+from tasks.records import (
+    DEV,
+    FILTER,
+    GENERATE,
+    LABELLED,
+    TEST,
+    Dropped,
+    Response,
+    Row,
+    prompt_text,
+    read_rows,
+    write_json,
+    write_rows,
+)
+from tasks.row_view import RowView
+from tasks.verifiers import Task
+
+
+class FilterParams(Section):
+    """The section `filter` of params.yaml."""
+
+    contaminated: Contaminated = Contaminated()
+    """Always runs, before all others: nothing of dev or test is trained on."""
+    filters: tuple[AnyFilter, ...] = ()
+    """The others, in their order: put what refuses much for little work first."""
+
+
+def run(filter: FilterParams, task: Task) -> None:
+    """Pass the responses through the filters, one filter after the other.
+
+    Raises:
+        UserError: there are no responses, or none is kept.
+    """
+    context = _context(filter.contaminated, task)
+    rows = RowView.of(sorted(GENERATE.glob("*/responses.jsonl")), Response)
+    if not rows:
+        raise UserError("there are no responses to filter", where=str(GENERATE))
+    funnel = Funnel(rows)
+    filters = (filter.contaminated, *filter.filters)
+    write_rows(
+        FILTER / "dropped.jsonl", chain.from_iterable(funnel.through(f, context) for f in filters)
+    )
+    write_json(FILTER / "funnel.json", funnel.steps)
+    write_json(FILTER / "summary.json", _summary(funnel, len(rows), context))
+    if not funnel.rows:
+        raise UserError(
+            f"the filters refuse all {len(rows)} responses",
+            where=str(FILTER / "funnel.json"),
+            mend="see data/filter/dropped.jsonl for the reasons, and mend filter.filters",
+        )
+    write_rows(FILTER / "kept.jsonl", funnel.rows)
+    say(f"kept {len(funnel.rows)} of {len(rows)} responses")
+
+
+@dataclass
+class Funnel:
+    """The rows that are left, and what each filter did."""
+
+    rows: RowView[Response]
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    def through(self, filter: Filter, context: Context) -> Iterator[Dropped]:
+        """Pass the rows through one more filter; yield those that it refuses."""
+        keep, kept, reasons = filter.over(self.rows, context), array("Q"), Counter[str]()
+        seen = len(self.rows)
+        for position, row in enumerate(track(self.rows, total=seen, what=f"filter {filter.type}")):
+            verdict = keep(row)
+            if isinstance(verdict, Refused):
+                reasons[verdict.reason] += 1
+                yield Dropped(**row.model_dump(), filter=filter.type, reason=verdict.reason)
+            else:
+                kept.append(position)
+        dropped = {"dropped": seen - len(kept), "reasons": dict(reasons)}
+        self.steps.append({"filter": filter.type, "seen": seen, **dropped})
+        self.rows = self.rows.only(kept)
+
+
+def _context(contaminated: Contaminated, task: Task) -> Context:
+    labelled = (row.answer for row in read_rows(LABELLED, Row))
+    prompts = (prompt_text(row.prompt) for path in (DEV, TEST) for row in read_rows(path, Row))
+    return Context(
+        task,
+        task.labels(answer for answer in labelled if answer is not None),
+        Contamination(prompts, contaminated.words, contaminated.similarity),
+    )
+
+
+def _summary(funnel: Funnel, seen: int, context: Context) -> dict[str, Any]:
+    dropped = Counter[str]()
+    for step in funnel.steps:
+        dropped[f"dropped by {step['filter']}"] += step["dropped"]
+    reasons = Counter({why: n for step in funnel.steps for why, n in step["reasons"].items()})
+    top = reasons.most_common(1)
+    labelled = (prompt_text(row.prompt) for row in read_rows(LABELLED, Row))
+    return {
+        "seen": seen,
+        "kept": len(funnel.rows),
+        "kept_share": round(len(funnel.rows) / seen, 4),
+        **dropped,
+        "top_reason": f"{top[0][0]} ({top[0][1]})" if top else "none",
+        "labelled_rows_near_evaluation": sum(map(bool, map(context.evaluation.reason, labelled))),
+    }

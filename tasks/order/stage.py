@@ -1,0 +1,80 @@
+"""Difficulty and curriculum: which rows the student meets, and when.
+
+In:  data/filter/kept.jsonl
+Out: data/order/train.jsonl      lessons, stage after stage; a row may occur in several stages
+     data/order/summary.json
+
+A row of train.jsonl:
+
+    {"answer": " animal", "difficulty": 0.0312, "finish": "stop", "group": "",
+     "id": "58a1f2e09c7d3b46", "logprob": -0.0312, "origin": "teacher",
+     "prompt": "Definition: any of various small short-tailed rodents\\nCategory:", "sample": 0,
+     "stage": 0, "teacher": "main"}
+"""
+
+from array import array
+from collections.abc import Iterator
+from typing import Any
+
+from tasks.errors import UserError
+from tasks.order.difficulty import Difficulty
+from tasks.order.schedule import Schedule
+from tasks.params import Section
+from tasks.progress import say, track
+from tasks.records import FILTER, ORDER, Lesson, Response, write_json, write_rows
+from tasks.row_view import RowView
+
+KEPT = FILTER / "kept.jsonl"
+
+
+class OrderParams(Section):
+    """The section `order` of params.yaml."""
+
+    difficulty: Difficulty
+    """How hard a row is."""
+    schedule: Schedule
+    """In which stage it is met."""
+
+
+def run(order: OrderParams) -> None:
+    """Score the rows, put them into stages, write the lessons.
+
+    Raises:
+        UserError: there are more stages than rows, or a row has no difficulty.
+    """
+    rows = RowView.of([KEPT], Response)
+    scored = enumerate(track(rows, total=len(rows), what=f"order {order.difficulty.type}"))
+    difficulties = array("d", (order.difficulty.of(row, place) for place, row in scored))
+    stages = order.schedule.stages_of(difficulties)
+    if not all(stages):
+        raise UserError(
+            f"{len(rows)} rows do not fill {len(stages)} stages",
+            where=str(KEPT),
+            mend="lower order.schedule.stages",
+        )
+    written = write_rows(ORDER / "train.jsonl", _lessons(rows, difficulties, stages))
+    write_json(ORDER / "summary.json", _summary(order, difficulties, stages))
+    say(f"{written} lessons in {len(stages)} stages, of {len(rows)} rows")
+
+
+def _lessons(
+    rows: RowView[Response], difficulties: "array[float]", stages: list[list[int]]
+) -> Iterator[Lesson]:
+    for stage, places in enumerate(stages):
+        for place, row in zip(places, rows.only(places), strict=True):
+            yield Lesson(**row.model_dump(), difficulty=difficulties[place], stage=stage)
+
+
+def _summary(
+    order: OrderParams, difficulties: "array[float]", stages: list[list[int]]
+) -> dict[str, Any]:
+    means = [sum(difficulties[place] for place in places) / len(places) for places in stages]
+    return {
+        "rows": len(difficulties),
+        "lessons": sum(map(len, stages)),
+        "stages": len(stages),
+        "schedule": order.schedule.type,
+        "difficulty": order.difficulty.type,
+        **{f"rows of stage {stage}": len(places) for stage, places in enumerate(stages)},
+        **{f"mean difficulty of stage {stage}": round(mean, 4) for stage, mean in enumerate(means)},
+    }

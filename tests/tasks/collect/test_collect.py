@@ -1,0 +1,256 @@
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tasks.collect.stage import CollectParams, run
+from tasks.errors import UserError
+from tasks.params import ParamsError, validated
+from tasks.records import COLLECT, DEV, LABELLED, TEST, UNLABELLED, Row, read_rows
+
+SIZES = {"labelled": 6, "unlabelled": 30, "dev": 3, "test": 5}
+ANSWERED = (LABELLED, DEV, TEST)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def collect(
+    path: str = "data.jsonl", template: dict | None = None, split: dict | None = None, **source
+):
+    spelt = {
+        "source": {"type": "files", "path": path, **source},
+        "template": {"prompt": "Q: {question}\nA:", **(template or {})},
+        "split": SIZES | (split or {}),
+    }
+    run(validated(CollectParams, spelt, "collect"))
+    return json.loads((COLLECT / "summary.json").read_text())
+
+
+def record(n: int, **more) -> dict:
+    return {"question": f"what is {n} times {n * n + 7}", "answer": f"a{n % 3}", "id": n} | more
+
+
+def write(path: Path, records: list, junk: bytes = b"") -> None:
+    path.write_bytes(b"".join(json.dumps(r).encode() + b"\n" for r in records) + junk)
+
+
+def quarantine() -> list[dict]:
+    return [json.loads(line) for line in (COLLECT / "quarantine.jsonl").open("rb")]
+
+
+def adds_up(summary: dict) -> bool:
+    parts = (
+        "labelled",
+        "unlabelled",
+        "dev",
+        "test",
+        "set_aside",
+        "withheld_for_shared_key",
+        "unused",
+    )
+    return summary["read"] == sum(summary[part] for part in parts)
+
+
+def test_a_file_is_split_and_answers_beyond_the_labelled_rows_are_nowhere(project):
+    write(
+        project / "data.jsonl",
+        [record(n, answer=f"secret{n}", topic=f"secret{n}") for n in range(60)],
+    )
+    summary = collect(group="topic", template={"answer": " {topic}"})
+    assert {name: summary[name] for name in SIZES} == SIZES
+    assert adds_up(summary) and summary["set_aside"] == 0 and summary["unused"] == 16
+    for path in ANSWERED:
+        for row in read_rows(path, Row):
+            assert row.answer == f" {row.group}" and row.origin == "ground_truth"
+    assert all(r.answer is None and r.origin == "none" for r in read_rows(UNLABELLED, Row))
+    hidden = b"".join(p.read_bytes() for p in COLLECT.iterdir() if p not in ANSWERED)
+    assert b"secret" not in hidden
+
+
+def test_a_topic_that_is_not_the_answer_stays(project):
+    write(project / "data.jsonl", [record(n, topic=n % 2 == 0) for n in range(60)])
+    collect(group="topic")
+    assert {row.group for row in read_rows(UNLABELLED, Row)} == {"true", "false"}
+
+
+def test_rows_without_an_answer_are_unlabelled_only(project):
+    write(
+        project / "data.jsonl", [record(n, answer="a" if n % 3 == 0 else None) for n in range(90)]
+    )
+    summary = collect(split={"unlabelled": 1000})
+    assert (summary["labelled"], summary["unlabelled"], summary["unused"]) == (6, 76, 0)
+
+
+def test_the_same_records_are_the_same_bytes_in_every_format(project):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    records = [record(n) for n in range(60)]
+    write(project / "data.jsonl", records)
+    (project / "data.csv").write_text(
+        "question,answer,id\n"
+        + "".join(f"{r['question']},{r['answer']},{r['id']}\n" for r in records)
+    )
+    pq.write_table(pa.Table.from_pylist(records), project / "data.parquet")
+    found = []
+    for path in ("data.jsonl", "data.jsonl", "data.csv", "data.parquet"):
+        collect(path)
+        files = [*ANSWERED, UNLABELLED]
+        found.append(hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest())
+    assert len(set(found)) == 1
+    assert not list(COLLECT.glob("*.partial"))
+
+
+def test_broken_records_are_set_aside_with_line_and_reason(project):
+    bad = [
+        b'{"question": "no end',
+        b'{"question": "\xff"}',
+        json.dumps({"query": "x"}).encode(),
+        json.dumps(record(1, question=None)).encode(),
+        json.dumps(record(1, answer={"a": 1})).encode(),
+        b'{"question": "' + b"x" * 10_000_000 + b'", "answer": "a"}',
+        json.dumps(record(3)).encode(),
+    ]
+    write(project / "data.jsonl", [record(n) for n in range(60)], b"\n".join(bad) + b"\n")
+    summary = collect()
+    found = quarantine()
+    assert [(q["line"], q["reason"]) for q in found] == [
+        (61, "not JSON"),
+        (62, "not UTF-8"),
+        (63, "no column 'question' (there are: query)"),
+        (64, "a column of the prompt is empty"),
+        (65, "column 'answer' holds an object where text is needed"),
+        (66, "a line of more than 1048576 bytes"),
+        (67, "the same prompt again"),
+    ]
+    assert all(q["file"] == "data.jsonl" and len(q["text"]) <= 200 for q in found)
+    assert found[0]["text"] == '{"question": "no end'
+    assert summary["set_aside"] == 7 and adds_up(summary)
+    assert summary["set aside: not JSON"] == 1
+
+
+def test_a_source_can_bring_its_own_split(project):
+    parts = {0: "test", 1: "validation"}
+    write(project / "data.jsonl", [record(n, part=parts.get(n % 10, "train")) for n in range(60)])
+    summary = collect_marked()
+    assert (summary["test"], summary["dev"], summary["labelled"]) == (6, 6, 6)
+    tests = {row.prompt for row in read_rows(TEST, Row)}
+    assert tests == {f"Q: {record(n)['question']}\nA:" for n in range(0, 60, 10)}
+    write(project / "data.jsonl", [record(n, part="training") for n in range(60)])
+    with pytest.raises(UserError, match="'part' is none of train, dev, validation, test"):
+        collect_marked()
+
+
+def collect_marked() -> dict:
+    spelt = {
+        "source": {"type": "files", "path": "data.jsonl", "split": "part"},
+        "template": {"prompt": "Q: {question}\nA:"},
+        "split": SIZES | {"test": 100, "dev": 100},
+    }
+    run(validated(CollectParams, spelt, "collect"))
+    return json.loads((COLLECT / "summary.json").read_text())
+
+
+def test_too_few_rows_are_refused_with_the_counts_and_a_mend(project):
+    write(project / "data.jsonl", [record(n) for n in range(9)], b"junk\n")
+    with pytest.raises(UserError) as refused:
+        collect()
+    said = str(refused.value)
+    assert "1 rows for labelled, 6 are asked for (10 records read, 9 of them rows)" in said
+    assert "1 x not JSON" in said and "collect.split" in said
+    assert len(quarantine()) == 1
+
+
+def test_a_file_with_no_usable_record_is_refused_with_the_reasons(project):
+    write(project / "data.jsonl", [{"text": "x", "label": 1}] * 20)
+    with pytest.raises(UserError, match=r"20 x no column 'question' \(there are: label, text\)"):
+        collect()
+    assert len(quarantine()) == 20
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("nowhere.jsonl", "No such file"),
+        ("../data.jsonl", "within the project"),
+        ("bad.parquet", "cannot read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_a_clear_error(project, path, said):
+    (project / "bad.parquet").write_bytes(b"PAR1 and then nothing of use PAR1")
+    with pytest.raises(UserError, match=said):
+        collect(path)
+    assert not (COLLECT / "summary.json").exists()
+
+
+def test_a_link_out_of_the_project_is_not_followed(project, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "secret.jsonl"
+    write(elsewhere, [record(n) for n in range(60)])
+    (project / "data.jsonl").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="within the project"):
+        collect()
+
+
+def test_an_unknown_format_is_refused_before_any_work(project):
+    with pytest.raises(ParamsError, match=r"give a \.jsonl, \.csv or \.parquet file"):
+        collect("data.xlsx")
+
+
+def test_conversations_become_rows(project):
+    turns = [
+        {
+            "messages": [
+                {"role": "user", "content": record(n)["question"]},
+                {"role": "assistant", "content": "yes"},
+            ]
+        }
+        for n in range(60)
+    ]
+    write(project / "data.jsonl", [*turns, {"messages": [{"role": "robot", "content": "hm"}]}])
+    summary = collect(template={"prompt": "{messages}"})
+    assert summary["set_aside"] == 1
+    row = next(read_rows(TEST, Row))
+    assert row.answer == "yes" and row.prompt[0].role == "user"
+
+
+GOOD = b"".join(json.dumps(record(n)).encode() + b"\n" for n in range(40))
+JUNK = st.lists(
+    st.binary(max_size=40)
+    | st.dictionaries(
+        st.sampled_from(["question", "answer", "id"]),
+        st.none()
+        | st.floats()
+        | st.integers()
+        | st.text(max_size=8)
+        | st.lists(st.text(max_size=3), max_size=2),
+    ).map(lambda r: json.dumps(r).encode()),
+    max_size=10,
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(JUNK, st.sampled_from(["jsonl", "csv"]))
+def test_whatever_the_bytes_every_record_is_kept_or_set_aside(monkeypatch, junk, kind):
+    good = GOOD
+    if kind == "csv":
+        rows = map(json.loads, GOOD.splitlines())
+        lines = [f"{r['question']},{r['answer']},{r['id']}\n" for r in rows]
+        good = "".join(["question,answer,id\n", *lines]).encode()
+    with tempfile.TemporaryDirectory() as place, monkeypatch.context() as here:
+        here.chdir(place)
+        Path(f"data.{kind}").write_bytes(good + b"\n".join(junk))
+        summary = collect(f"data.{kind}", split={"unlabelled": 1000})
+        assert adds_up(summary)
+        assert summary["set_aside"] == len(quarantine())
+        written = sum(len(list(read_rows(path, Row))) for path in (*ANSWERED, UNLABELLED))
+        assert written == sum(summary[name] for name in SIZES) >= 40

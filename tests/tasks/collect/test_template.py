@@ -1,0 +1,65 @@
+import pytest
+from pydantic import ValidationError
+
+from tasks.collect.examples import MAX_CHARACTERS, NoExampleError
+from tasks.collect.template import Template
+from tasks.records import Message
+
+TURNS = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+
+
+def test_columns_are_filled_in_and_stay_as_they_are():
+    template = Template(prompt="{{x}} {context}\nQ: {question}\nA:", answer=" {label}!")
+    columns = {"context": "{question} {0}", "question": "Why?", "label": 3, "other": None}
+    assert template.render(columns) == ("{x} {question} {0}\nQ: Why?\nA:", " 3!")
+
+
+@pytest.mark.parametrize(
+    "columns", [{"text": "a"}, {"text": "a", "answer": None}, {"text": "a", "answer": " "}]
+)
+def test_a_record_without_an_answer_is_unlabelled(columns):
+    assert Template(prompt="{text}").render(columns) == ("a", None)
+
+
+def test_a_chat_template_makes_turns():
+    template = Template(prompt="{text}", answer="{answer}", chat=True, system="Be brief.")
+    turns = (Message(role="system", content="Be brief."), Message(role="user", content="Hello"))
+    assert template.render({"text": "Hello", "answer": "Hi"}) == (turns, "Hi")
+
+
+def test_a_column_can_hold_a_conversation():
+    prompt, answer = Template(prompt="{messages}").render({"messages": TURNS})
+    assert (prompt, answer) == ((Message(role="user", content="Hello"),), "Hi")
+    assert Template(prompt="{messages}").render({"messages": TURNS[:1]}) == (prompt, None)
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({}, "no column 'text' (there are: )"),
+        ({"texts": "a", "b": 1}, "no column 'text' (there are: b, texts)"),
+        ({"text": None}, "a column of the prompt is empty"),
+        ({"text": " \n"}, "a column of the prompt is empty"),
+        ({"text": {"a": 1}}, "column 'text' holds an object where text is needed"),
+        ({"text": float("nan")}, "column 'text' holds no finite number where text is needed"),
+        ({"text": "\ud800"}, "half a surrogate pair, which UTF-8 cannot hold"),
+        ({"text": "a", "answer": ["b"]}, "column 'answer' holds a list where text is needed"),
+        ({"text": "a" * (MAX_CHARACTERS + 1)}, f"longer than {MAX_CHARACTERS} characters"),
+        ({"text": [{"role": "robot", "content": "a"}]}, "a turn is not"),
+        ({"text": [{"role": "user", "content": 3}]}, "a turn is not"),
+        ({"text": ["Hello"]}, "a turn is not"),
+        ({"text": []}, "the conversation does not end with"),
+        ({"text": TURNS[1:]}, "the conversation does not end with"),
+        ({"text": [{"role": "user", "content": "\udfff"}]}, "half a surrogate pair"),
+    ],
+)
+def test_what_is_no_example_says_why(columns, reason):
+    with pytest.raises(NoExampleError) as refused:
+        Template(prompt="{text}").render(columns)
+    assert str(refused.value).startswith(reason)
+
+
+@pytest.mark.parametrize("prompt", ["no column", "{text!r}", "{text:>10}", "{}", "{text"])
+def test_a_malformed_template_is_refused(prompt):
+    with pytest.raises(ValidationError):
+        Template(prompt=prompt)
