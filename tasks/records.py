@@ -97,6 +97,11 @@ def row_id(prompt: str | tuple[Message, ...]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def prompt_text(prompt: str | tuple[Message, ...]) -> str:
+    """Return all that a prompt says, its turns one below the other."""
+    return prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
+
+
 def read_rows(path: Path, kind: type[R]) -> Iterator[R]:
     """Yield the rows of a JSON-lines file that a stage wrote."""
     with path.open("rb") as lines:

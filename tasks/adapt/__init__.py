@@ -1,0 +1,1 @@
+"""The teacher, tuned to the task."""

@@ -1,0 +1,66 @@
+"""The teacher, tuned to the task on the labelled rows, or taken as it came.
+
+In:  the teacher's model as preflight pinned it (data/preflight/models.json), data/collect
+Out: models/adapt/<teacher>, a checkpoint (tasks/checkpoints.py), and its summary.json:
+
+    {"dev_accuracy": 0.802, "dev_rows": 500, "rows": 1000, "tuned": true}
+"""
+
+import json
+from itertools import islice
+from typing import Annotated, Any
+
+from tasks import checkpoints
+from tasks.adapt.tuning import Tuning
+from tasks.decoding import Decoding
+from tasks.params import EachOf
+from tasks.progress import say, track
+from tasks.records import ADAPT, DEV, MODELS, Row, read_rows, write_json
+from tasks.teachers import Teacher
+from tasks.verifiers import Task
+
+
+def run(
+    item: str, teacher: Annotated[Teacher, EachOf("teachers")], adapt: Tuning, task: Task
+) -> None:
+    """Publish the teacher `item`, tuned if so chosen, and try it on the dev rows.
+
+    Raises:
+        UserError: the model is another than preflight saw, or tuning failed.
+    """
+    pin = json.loads(MODELS.read_bytes())["teachers"][item]
+    folder = ADAPT / item
+    provenance = {
+        "model": pin["model"],
+        "revision": pin["revision"],
+        "fingerprint": pin["fingerprint"],
+        "licence": pin["licence"],
+        "adapt": adapt.model_dump(mode="json"),
+    }
+    rows = adapt.publish(teacher.folder(pin), folder, provenance, what=f"adapt {item}")
+    tried = _dev_accuracy(item, adapt, task)
+    write_json(folder / "summary.json", {"tuned": rows > 0, "rows": rows, **tried})
+    if tried:
+        say(f"{item}: {tried['dev_accuracy']:.3f} on {tried['dev_rows']} dev rows")
+
+
+def _dev_accuracy(item: str, adapt: Tuning, task: Task) -> dict[str, Any]:
+    """Let the published teacher answer dev rows; return nothing where none has an answer."""
+    import torch
+
+    from tasks.decoding import answers
+
+    known = (row for row in read_rows(DEV, Row) if row.answer is not None)
+    rows = list(islice(known, adapt.dev_rows))
+    if not rows:
+        return {}
+    torch.set_num_threads(adapt.threads)
+    device = checkpoints.accelerator()
+    model, tokenizer = checkpoints.load(ADAPT / item, precision="bfloat16", device=device)
+    longest = max(len(tokenizer(row.answer)["input_ids"]) for row in rows) + 1
+    said = answers(model, tokenizer, [r.prompt for r in rows], Decoding(max_tokens=longest))
+    correct = sum(
+        task.verifier.correct(answer.text, rows[n].answer or "")
+        for n, answer in track(said, total=len(rows), what=f"{item} on dev rows")
+    )
+    return {"dev_accuracy": round(correct / len(rows), 4), "dev_rows": len(rows)}

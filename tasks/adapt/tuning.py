@@ -1,0 +1,76 @@
+"""How a teacher is tuned to the task before it teaches; one class a way.
+
+To add a way: a class with `publish`, and its name in `Tuning` at the bottom.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from tasks import checkpoints
+from tasks.checkpoints import Precision
+from tasks.errors import UserError
+from tasks.hyperparameters import Hyperparameters
+from tasks.params import Section
+from tasks.progress import say
+from tasks.records import LABELLED, Row, read_rows
+
+
+class Untuned(Section):
+    """The teacher teaches as it came."""
+
+    type: Literal["none"]
+    dev_rows: int = Field(500, ge=0)
+    """Dev rows, at most, that the published teacher answers: a figure to look at."""
+    threads: int = Field(2, ge=1)
+    """CPU threads, for these answers."""
+
+    def publish(self, source: Path, folder: Path, provenance: dict[str, Any], what: str) -> int:
+        """Copy the model; return the number of rows it learnt from: none."""
+        checkpoints.copy(source, folder, provenance)
+        return 0
+
+
+class Sft(Hyperparameters):
+    """Supervised fine-tuning on the labelled rows."""
+
+    type: Literal["sft"]
+    rows: int | None = Field(None, ge=1)
+    """Learn from so many labelled rows, the first of the list; all when not given."""
+    seed: int = 0
+    """Of the order of rows, and of dropout."""
+    save_precision: Precision = "bfloat16"
+    """Number format of the weights on disk."""
+    dev_rows: int = Field(500, ge=0)
+    """Dev rows, at most, that the published teacher answers: a figure to look at."""
+
+    def publish(self, source: Path, folder: Path, provenance: dict[str, Any], what: str) -> int:
+        """Tune the model and publish it; return the number of rows it learnt from.
+
+        Raises:
+            UserError: no labelled row, or a loss that is not finite.
+        """
+        from tasks.batches import examples_of
+        from tasks.divergences import Hard
+        from tasks.text import encode_all
+        from tasks.trainer import fit
+
+        rows = list(read_rows(LABELLED, Row))[: self.rows]
+        if not rows:
+            raise UserError(
+                "no labelled rows to tune the teacher on",
+                where=str(LABELLED),
+                mend="cohobate run --set adapt.type=none",
+            )
+        model, tokenizer = checkpoints.load(source, device=checkpoints.accelerator())
+        examples = examples_of(rows, encode_all(tokenizer, rows), self.max_tokens)
+        if len(examples) < len(rows):
+            say(f"{len(rows) - len(examples)} rows are too long, or have no answer: left out")
+        vocabulary = len(tokenizer)
+        fit(model, examples, [Hard()], self, seed=self.seed, what=what, vocabulary=vocabulary)
+        checkpoints.save(model, tokenizer, folder, provenance, precision=self.save_precision)
+        return len(examples)
+
+
+Tuning = Annotated[Untuned | Sft, Field(discriminator="type")]

@@ -1,0 +1,158 @@
+"""Rows as examples, and which of them each update of a training run sees.
+
+The order is shuffled anew for each epoch; within a window of some updates, rows of like length
+come together, so that little is padding. Stages of a curriculum follow each other, and share the
+updates in proportion to their rows.
+
+Shapes: B batch, S sequence, N valid tokens, K stored ids.
+"""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from tasks.hyperparameters import Hyperparameters
+from tasks.records import Response, Row
+from tasks.text import Encoded, pad_right
+
+if TYPE_CHECKING:
+    from tasks.signals import SignalStore
+
+WINDOW = 16
+"""Updates whose rows are sorted by length together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row as a model reads it."""
+
+    key: str
+    """`key_of` the row."""
+    ids: np.ndarray
+    """Prompt and completion, int32."""
+    prompt_length: int
+    stage: int = 0
+    """Stage of the curriculum, from 0."""
+    signal: int = -1
+    """Where its completion's first token is in the signal store; −1: nowhere."""
+
+    @property
+    def length(self) -> int:
+        """Number of completion tokens: those that carry a loss."""
+        return len(self.ids) - self.prompt_length
+
+
+def key_of(row: Row) -> str:
+    """Return which row this is: which prompt, and whose answer of which sample."""
+    if isinstance(row, Response):
+        return f"{row.id}/{row.teacher}/{row.sample}"
+    return row.id
+
+
+def examples_of(
+    rows: Iterable[Row], encoded: Iterable[Encoded], max_tokens: int | None = None
+) -> list[Example]:
+    """Return rows and their token ids as examples; a `Lesson` brings its stage.
+
+    Rows without an answer, and those of more than `max_tokens`, are left out: compare the number.
+    """
+    return [
+        Example(
+            key_of(row),
+            np.array(ids.ids, dtype=np.int32),
+            len(ids.prompt_ids),
+            getattr(row, "stage", 0),
+        )
+        for row, ids in zip(rows, encoded, strict=True)
+        if ids.completion_ids and (max_tokens is None or len(ids.ids) <= max_tokens)
+    ]
+
+
+def plan(
+    examples: Sequence[Example], hyperparameters: Hyperparameters, seed: int
+) -> list[list[int]]:
+    """Return, for each update, the positions of its rows in `examples`."""
+    stages = sorted({example.stage for example in examples})
+    updates, size = hyperparameters.updates_over(len(examples)), hyperparameters.batch_size
+    batches: list[list[int]] = []
+    seen = 0
+    for stage in stages:
+        rows = [i for i, example in enumerate(examples) if example.stage == stage]
+        seen += len(rows)
+        count = round(updates * seen / len(examples)) - len(batches)
+        batches += _stage_batches(examples, rows, count, size, random.Random(f"{seed}/{stage}"))
+    return batches
+
+
+def _stage_batches(
+    examples: Sequence[Example], rows: list[int], count: int, size: int, dice: random.Random
+) -> Iterator[list[int]]:
+    endless = _epochs(rows, dice)
+    for start in range(0, count, WINDOW):
+        width = min(WINDOW, count - start)
+        window = [next(endless) for _ in range(width * size)]
+        window.sort(key=lambda i: len(examples[i].ids))
+        batches = [window[n * size : (n + 1) * size] for n in range(width)]
+        dice.shuffle(batches)
+        yield from batches
+
+
+def _epochs(rows: list[int], dice: random.Random) -> Iterator[int]:
+    order = list(rows)
+    while True:
+        dice.shuffle(order)
+        yield from order
+
+
+class Batches(Dataset[dict[str, Any]]):
+    """The micro-batches of a plan, in order, as the tensors that `Learner` takes."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        batches: Sequence[Sequence[int]],
+        rows_at_once: int,
+        signals: "SignalStore | None",
+    ) -> None:
+        self.examples, self.signals = examples, signals
+        self.micro = [
+            list(batch[start : start + rows_at_once])
+            for batch in batches
+            for start in range(0, len(batch), rows_at_once)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.micro)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Return one micro-batch: `ids_BS`, `positions_N` (into B·S), `targets_N`, signals."""
+        if number >= len(self.micro):
+            raise IndexError(number)
+        rows = self.rows(number)
+        ids_BS = pad_right([row.ids[:-1].tolist() for row in rows], 0)  # nothing follows the last
+        width = ids_BS.shape[1]
+        positions = [
+            np.arange(row.prompt_length - 1, len(row.ids) - 1) + n * width
+            for n, row in enumerate(rows)
+        ]
+        batch = {
+            "ids_BS": ids_BS,
+            "positions_N": torch.from_numpy(np.concatenate(positions)),
+            "targets_N": torch.from_numpy(
+                np.concatenate([row.ids[row.prompt_length :] for row in rows]).astype(np.int64)
+            ),
+        }
+        if self.signals is not None:
+            stored = self.signals.read([row.signal for row in rows], [row.length for row in rows])
+            batch |= {"stored_ids_NK": stored.ids_NK, "stored_logp_NK": stored.logp_NK}
+            batch["stored_leftover_NT"] = stored.leftover_NT
+        return batch
+
+    def rows(self, number: int) -> list[Example]:
+        """Return the examples of a micro-batch."""
+        return [self.examples[i] for i in self.micro[number]]

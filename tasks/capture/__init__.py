@@ -1,0 +1,1 @@
+"""The teacher's token distributions on disk."""

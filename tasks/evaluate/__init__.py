@@ -1,0 +1,1 @@
+"""Scores with intervals, fidelity, efficiency, and the report."""

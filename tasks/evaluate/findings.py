@@ -1,0 +1,144 @@
+"""From predictions to conclusions: scores with intervals, retention, gain, and the gate."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tasks.evaluate.arms import Arm, Role
+from tasks.evaluate.bootstrap import Bootstrap, Interval
+from tasks.evaluate.efficiency import Footprint
+from tasks.evaluate.fidelity import Fidelity
+from tasks.evaluate.gate import Gate
+from tasks.evaluate.predictions import Predictions
+from tasks.verifiers import Verifier
+
+Verdict = Literal["yes", "within noise", "no"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What running a checkpoint of an arm told, beside its answers."""
+
+    footprint: Footprint
+    fidelity: dict[int, Fidelity]
+    """By seed; empty where the vocabularies differ, and for the teacher itself."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that follows from the predictions."""
+
+    arms: list[Arm]
+    predictions: Predictions
+    measured: Mapping[str, Measured]
+    metric: str
+    """The metric that decides; others are reported beside it."""
+    verifier: Verifier
+    bootstrap: Bootstrap
+    bins: int
+    gate: Gate
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row of figures for each arm, as `data/evaluate/arms.json` holds them."""
+        return [self._row(arm) for arm in self.arms]
+
+    def metrics(self) -> dict[str, Any]:
+        """Return what `reports/metrics.json` holds, for `dvc metrics` and for the gate."""
+        rows = self.rows()
+        by_role = {row["role"]: row for row in rows if row["role"] != "other"}
+        student, teacher = by_role["student"], by_role["teacher"]
+        gain, retention = self.gain(), self.retention()
+        counts = {role: _brief(row) for role, row in by_role.items()}
+        others = {row["arm"]: _brief(row) for row in rows if row["role"] == "other"}
+        return {
+            **counts,
+            **({"phases": others} if others else {}),
+            "gain_over_baseline": gain.rounded(),
+            "verdict": verdict(gain),
+            "gate": self.gate.judge(gain.low, retention.mean if retention else None),
+            "retention": retention and round(retention.mean, 6),
+            "retention_low": retention and round(retention.low, 6),
+            "retention_high": retention and round(retention.high, 6),
+            "parameters_ratio": _ratio(student, teacher, "parameters"),
+            "non_embedding_parameters_ratio": _ratio(student, teacher, "non_embedding_parameters"),
+            "bytes_ratio": _ratio(student, teacher, "bytes"),
+            "speedup": _ratio(teacher, student, "flops_per_token"),
+            "agreement": student["agreement"],
+            "fidelity": student["fidelity"],
+            "calibration_error": student["calibration_error"],
+            "metric": self.metric,
+            "seeds": max(len(arm.checkpoints) for arm in self.arms),
+            "test_rows": len(next(iter(self.predictions.by_arm["teacher"].values()))),
+        }
+
+    def gain(self) -> Interval:
+        """Return the student's score minus the baseline's, paired by test row."""
+        return self.bootstrap.difference(self._named("student"), self._named("baseline"))
+
+    def retention(self) -> Interval | None:
+        """Return the student's score as a share of the teacher's; None where that is 0."""
+        return self.bootstrap.ratio(self._named("student"), "teacher")
+
+    def _row(self, arm: Arm) -> dict[str, Any]:
+        scores = self.predictions.scores(self.metric)[arm.name]
+        kept = self.bootstrap.ratio(arm.name, "teacher")
+        predictions = self.predictions
+        answers = [p for rows in predictions.by_arm[arm.name].values() for p in rows]
+        error = predictions.calibration_error(arm.name, self.metric, self.bins)
+        measured = self.measured[arm.name]
+        return {
+            "arm": arm.name,
+            "role": arm.role,
+            "checkpoints": [str(path) for path in arm.checkpoints.values()],
+            "score": self.bootstrap.score(arm.name).rounded(),
+            "by_seed": {
+                str(seed): round(float(mean), 6)
+                for seed, mean in zip(arm.checkpoints, scores.mean(axis=1), strict=True)
+            },
+            "metrics": {
+                name: round(float(predictions.scores(name)[arm.name].mean()), 6)
+                for name in answers[0].scores
+            },
+            "retention": kept.rounded() if kept else None,
+            "unfinished": round(sum(p.finish == "length" for p in answers) / len(answers), 6),
+            "agreement": round(predictions.same_answer(arm.name, "teacher", self.verifier), 6),
+            "fidelity": _mean_fidelity(list(measured.fidelity.values())),
+            "calibration_error": None if error is None else round(error, 6),
+            "footprint": measured.footprint.model_dump(),
+        }
+
+    def _named(self, role: Role) -> str:
+        return next(arm.name for arm in self.arms if arm.role == role)
+
+
+def verdict(gain: Interval) -> Verdict:
+    """Say whether distillation beat the baseline, as far as the interval tells."""
+    if gain.low > 0:
+        return "yes"
+    return "no" if gain.high < 0 else "within noise"
+
+
+def _brief(row: dict[str, Any]) -> dict[str, Any]:
+    score, footprint = row["score"], row["footprint"]
+    return {
+        "score": score["mean"],
+        "low": score["low"],
+        "high": score["high"],
+        "parameters": footprint["parameters"],
+        "flops_per_token": footprint["flops_per_token"],
+    }
+
+
+def _ratio(row: dict[str, Any], other: dict[str, Any], what: str) -> float | None:
+    above, below = row["footprint"][what], other["footprint"][what]
+    return round(above / below, 6) if below else None
+
+
+def _mean_fidelity(by_seed: list[Fidelity]) -> dict[str, Any] | None:
+    if not by_seed:
+        return None
+    return {
+        "top1_agreement": round(sum(f.top1_agreement for f in by_seed) / len(by_seed), 6),
+        "kl": round(sum(f.kl for f in by_seed) / len(by_seed), 6),
+        "tokens": by_seed[0].tokens,
+    }

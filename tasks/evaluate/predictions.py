@@ -1,0 +1,133 @@
+"""What the models answered on the test rows, and how right each answer is."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import exp
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from tasks.decoding import Answer
+from tasks.errors import UserError
+from tasks.evaluate.arms import Arm
+from tasks.evaluate.bootstrap import Floats
+from tasks.evaluate.metrics import Metric
+from tasks.records import EVALUATE, TEST, Row, read_rows, write_rows
+from tasks.verifiers import Verifier
+
+PREDICTIONS = EVALUATE / "predictions"
+
+
+class Prediction(BaseModel):
+    """One model's answer to one test row.
+
+    {"id": "9f8a…", "answer": " animal", "finish": "stop", "confidence": 0.93,
+     "scores": {"verifier": 1.0}}
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: str
+    """Of the test row."""
+    answer: str
+    finish: str
+    """`stop`, or `length` where the answer was cut off."""
+    confidence: float | None = None
+    """exp of the mean log-probability that the model gave the tokens of its answer."""
+    scores: dict[str, float]
+    """By metric, 0 to 1."""
+
+
+def test_rows() -> list[Row]:
+    """Return the test rows that have an answer to be compared with.
+
+    Raises:
+        UserError: there are none.
+    """
+    rows = [row for row in read_rows(TEST, Row) if row.answer is not None]
+    if not rows:
+        raise UserError("no test row has an answer: nothing can be scored", where=str(TEST))
+    return rows
+
+
+def scored(
+    rows: Sequence[Row],
+    answers: Iterable[Answer],
+    metrics: Sequence[Metric],
+    verifier: Verifier,
+) -> Iterator[Prediction]:
+    """Yield the predictions for `rows`, given the answer to each."""
+    for row, given in zip(rows, answers, strict=True):
+        scores = {m.type: m.score(given.text, row.answer or "", verifier) for m in metrics}
+        confidence = None if given.logprob is None else round(exp(given.logprob), 4)
+        yield Prediction(
+            id=row.id,
+            answer=given.text,
+            finish=given.finish,
+            confidence=confidence,
+            scores=scores,
+        )
+
+
+class Predictions:
+    """Every arm's predictions, in the order of the test rows."""
+
+    def __init__(self, by_arm: dict[str, dict[int, list[Prediction]]]) -> None:
+        self.by_arm = by_arm
+
+    @classmethod
+    def read(cls, arms: Iterable[Arm], folder: Path = PREDICTIONS) -> "Predictions":
+        """Read the predictions of all checkpoints of `arms`."""
+        return cls(
+            {
+                arm.name: {
+                    seed: list(read_rows(folder / arm.predictions(seed), Prediction))
+                    for seed in arm.checkpoints
+                }
+                for arm in arms
+            }
+        )
+
+    def scores(self, metric: str) -> dict[str, Floats]:
+        """Return for each arm the scores by one metric, (K seeds, N test rows)."""
+        return {
+            arm: np.array([[p.scores[metric] for p in rows] for rows in by_seed.values()])
+            for arm, by_seed in self.by_arm.items()
+        }
+
+    def same_answer(self, arm: str, other: str, verifier: Verifier) -> float:
+        """Return how often `arm` answers as `other`'s only checkpoint does, over rows and seeds."""
+        [reference] = self.by_arm[other].values()
+        wanted = [verifier.canonical(p.answer) for p in reference]
+        same = [
+            verifier.canonical(given.answer) == form
+            for rows in self.by_arm[arm].values()
+            for given, form in zip(rows, wanted, strict=True)
+        ]
+        return sum(same) / len(same)
+
+    def calibration_error(self, arm: str, metric: str, bins: int) -> float | None:
+        """Return the expected calibration error of an arm (Naeini et al. 2015; equal-width bins).
+
+        The gap between confidence and score in each bin, weighted by the bin's share of rows; None
+        where a prediction states no confidence.
+        """
+        table = self.confidence_and_score(arm, metric)
+        if table is None:
+            return None
+        confidence, score = table
+        place = np.minimum((confidence * bins).astype(int), bins - 1)
+        gaps = [abs((confidence - score)[place == b].sum()) for b in range(bins)]
+        return float(sum(gaps) / len(confidence))
+
+    def confidence_and_score(self, arm: str, metric: str) -> tuple[Floats, Floats] | None:
+        """Return confidences and scores of all predictions of an arm, over its seeds."""
+        rows = [p for by_seed in self.by_arm[arm].values() for p in by_seed]
+        if any(p.confidence is None for p in rows):
+            return None
+        confidence = np.array([p.confidence for p in rows], dtype=np.float64)
+        return confidence, np.array([p.scores[metric] for p in rows])
+
+
+def write(arm: Arm, seed: int, rows: Iterable[Prediction]) -> None:
+    """Write the predictions of one checkpoint."""
+    write_rows(PREDICTIONS / arm.predictions(seed), rows)

@@ -1,0 +1,119 @@
+"""What the charts of the report show: figures turned into places, in percent of a side."""
+
+from typing import Any
+
+from tasks.evaluate.report import figures
+from tasks.evaluate.report.charts import Scale, boundaries, polyline, thinned
+from tasks.evaluate.report.round_files import Table
+
+
+def scores(arms: Table) -> dict[str, Any]:
+    """Return each arm's score and interval on one axis, with the teacher's as a mark."""
+    ends = [arm["score"][end] for arm in arms for end in ("low", "high")]
+    scale = Scale.around([0.0, 1.0] if max(ends) - min(ends) > 0.6 else ends)
+    return {
+        "ticks": [(scale.at(tick), f"{100 * tick:g}") for tick in scale.ticks],
+        "teacher": scale.at(next(a["score"]["mean"] for a in arms if a["role"] == "teacher")),
+        "rows": [
+            {
+                "arm": arm,
+                **{end: scale.at(arm["score"][end]) for end in ("mean", "low", "high")},
+                "seeds": [scale.at(s) for s in arm["by_seed"].values()] if _several(arm) else [],
+            }
+            for arm in arms
+        ],
+    }
+
+
+def _several(arm: dict[str, Any]) -> bool:
+    return len(arm["by_seed"]) > 1
+
+
+def gain(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the gain over the baseline and its interval on an axis that shows zero."""
+    gain = metrics["gain_over_baseline"]
+    scale = Scale.around([0.0, gain["low"], gain["high"], metrics["gate"]["min_gain"]])
+    return {
+        "ticks": [(scale.at(tick), _points(tick)) for tick in scale.ticks],
+        "zero": scale.at(0.0),
+        **{end: scale.at(gain[end]) for end in ("mean", "low", "high")},
+    }
+
+
+def losses(losses: dict[str, dict[int, Table]], arms: Table) -> Table:
+    """Return a panel of loss curves for each phase, in the order of the arms."""
+    tones = {arm["arm"]: (arm["label"], arm["tone"]) for arm in arms}
+    panels = []
+    for phase in sorted(losses, key=lambda name: list(tones).index(name) if name in tones else 99):
+        seeds = losses[phase]
+        curves = {seed: thinned(curve) for seed, curve in seeds.items()}
+        everything = [point for curve in curves.values() for point in curve]
+        x = Scale.around([0.0, *(step for step, _ in everything)], wanted=4, tight=True)
+        y = Scale.around([loss for _, loss in everything], wanted=4)
+        last = {seed: curve[-1][1] for seed, curve in curves.items()}
+        panels.append(
+            {
+                "phase": phase,
+                "label": tones.get(phase, (phase, "other"))[0],
+                "tone": tones.get(phase, (phase, "other"))[1],
+                "lines": [polyline(curve, x, y) for curve in curves.values()],
+                "x_ticks": [(x.at(tick), figures.count(tick)) for tick in x.ticks],
+                "y_ticks": [(y.at(tick), f"{tick:g}") for tick in y.ticks],
+                "stages": [x.at(step) for step in boundaries(next(iter(seeds.values())))],
+                "steps": figures.count(max(step["step"] for c in seeds.values() for step in c)),
+                "last": ", ".join(f"{loss:.3f}" for loss in last.values()),
+                "seeds": len(seeds),
+            }
+        )
+    return panels
+
+
+def funnel(funnel: Table) -> Table:
+    """Return what each filter kept and dropped, as shares of what came in."""
+    first = funnel[0]["seen"] if funnel else 0
+    return [
+        step
+        | {
+            "kept": step["seen"] - step["dropped"],
+            "kept_width": round(100 * (step["seen"] - step["dropped"]) / max(first, 1), 2),
+            "dropped_width": round(100 * step["dropped"] / max(first, 1), 2),
+            "reasons": sorted(step["reasons"].items(), key=lambda item: (-item[1], item[0])),
+        }
+        for step in funnel
+    ]
+
+
+def curriculum(stages: Table) -> Table:
+    """Return the stages of the curriculum, with their rows and span of difficulty."""
+    if not stages:
+        return []
+    scale = Scale.around([stage[end] for stage in stages for end in ("low", "high")])
+    most = max(stage["rows"] for stage in stages)
+    return [
+        stage
+        | {"width": round(100 * stage["rows"] / most, 2)}
+        | {f"{end}_at": scale.at(stage[end]) for end in ("low", "mean", "high")}
+        for stage in stages
+    ]
+
+
+def reliability(bins: Table, arms: Table) -> Table:
+    """Return the score at each level of confidence, for teacher and student."""
+    tones = {arm["arm"]: (arm["label"], arm["tone"]) for arm in arms}
+    most = max((line["rows"] for line in bins), default=1)
+    return [
+        {
+            "label": tones[line["arm"]][0],
+            "tone": tones[line["arm"]][1],
+            "x": round(100 * line["confidence"], 2),
+            "y": round(100 * line["score"], 2),
+            "size": round(4 + 8 * (line["rows"] / most) ** 0.5, 1),
+            "rows": int(line["rows"]),
+        }
+        for line in bins
+        if line["arm"] in tones
+    ]
+
+
+def _points(tick: float) -> str:
+    return f"{100 * tick:+g}".replace("-", figures.MINUS) if tick else "0"

@@ -1,0 +1,192 @@
+"""Reads what a round left on disk, for the report. Nothing is computed here that no file says."""
+
+import csv
+import hashlib
+import json
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import UserError
+from tasks.evaluate.conclusions import ARMS, METRICS
+from tasks.evaluate.tables import GROUPS, LOSSES, RELIABILITY, SAMPLES
+from tasks.records import COLLECT, FILTER, MODELS, ORDER, REPORTS
+
+TIMINGS = REPORTS / "timings.json"
+STAGE_SECONDS = REPORTS / "stages.json"
+Table = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RoundFiles:
+    """The files of one round, below `root`. What is not there is None or empty."""
+
+    root: Path
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The verdict and the figures that `dvc metrics` shows."""
+        found: dict[str, Any] = self._needed(METRICS)
+        return found
+
+    @property
+    def arms(self) -> Table:
+        """A row of figures for each model."""
+        found: Table = self._needed(ARMS)
+        return found
+
+    @property
+    def samples(self) -> Table:
+        """Test rows worth reading, with every model's answer."""
+        return self._json(SAMPLES) or []
+
+    @property
+    def groups(self) -> Table:
+        """Scores by group, the student's largest gaps first."""
+        return [_numbers(line) for line in self._csv(GROUPS)]
+
+    @property
+    def reliability(self) -> Table:
+        """Confidence and score, by bin of confidence."""
+        return [_numbers(line) for line in self._csv(RELIABILITY)]
+
+    @property
+    def losses(self) -> dict[str, dict[int, Table]]:
+        """The loss at each step, by phase and seed."""
+        found: dict[str, dict[int, Table]] = defaultdict(dict)
+        for path in sorted((self.root / LOSSES).glob("*.csv")):
+            phase, _, seed = path.stem.rpartition("-seed-")
+            found[phase][int(seed)] = [_numbers(line) for line in self._csv(path)]
+        return {phase: dict(sorted(seeds.items())) for phase, seeds in found.items()}
+
+    @property
+    def collected(self) -> dict[str, Any]:
+        """How many rows of each kind `collect` found."""
+        return self._json(COLLECT / "summary.json") or {}
+
+    @property
+    def funnel(self) -> Table:
+        """What each filter saw and dropped, in order."""
+        return self._json(FILTER / "funnel.json") or []
+
+    @property
+    def curriculum(self) -> Table:
+        """Rows and difficulty of each stage, from the lessons themselves."""
+        stages: dict[int, dict[str, Any]] = {}
+        for lesson in self._lines(ORDER / "train.jsonl"):
+            stage, difficulty = lesson["stage"], lesson["difficulty"]
+            first = {"rows": 0, "sum": 0.0, "low": difficulty, "high": difficulty}
+            known = stages.setdefault(stage, first)
+            known["rows"] += 1
+            known["sum"] += difficulty
+            known["low"] = min(known["low"], difficulty)
+            known["high"] = max(known["high"], difficulty)
+        return [
+            known | {"stage": stage, "mean": known["sum"] / known["rows"]}
+            for stage, known in sorted(stages.items())
+        ]
+
+    @property
+    def summaries(self) -> dict[str, dict[str, Any]]:
+        """The key figures that each stage wrote beside its outputs, by folder."""
+        folders = sorted((self.root / "data").glob("**/summary.json"))
+        folders += sorted((self.root / "models").glob("**/summary.json"))
+        return {
+            str(path.parent.relative_to(self.root)): json.loads(path.read_text())
+            for path in folders
+        }
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """What preflight pinned of teachers and student."""
+        return self._json(MODELS) or {}
+
+    @property
+    def timings(self) -> dict[str, Any] | None:
+        """Latency and throughput, measured; varies from run to run."""
+        found: dict[str, Any] | None = self._json(TIMINGS)
+        return found
+
+    @property
+    def stage_seconds(self) -> dict[str, dict[str, Any]]:
+        """Seconds and outcome of each stage in the last run; varies from run to run."""
+        return self._json(STAGE_SECONDS) or {}
+
+    @property
+    def outputs(self) -> Table:
+        """Every output in dvc.lock with its hash, in the lock's order."""
+        lock = self._yaml(Path("dvc.lock"))
+        return [
+            {"stage": stage, "path": out["path"], "md5": out["md5"], "size": out.get("size", 0)}
+            for stage, entry in (lock.get("stages") or {}).items()
+            for out in entry.get("outs", [])
+            if "md5" in out
+        ]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """params.yaml as plain values."""
+        return self._yaml(Path("params.yaml"))
+
+    @property
+    def params_digest(self) -> str | None:
+        """The sha256 of params.yaml."""
+        path = self.root / "params.yaml"
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+    @property
+    def commit(self) -> str | None:
+        """The git commit that is checked out, with a + where files differ from it."""
+        command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        try:
+            told = subprocess.run(
+                command, cwd=self.root, capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return told.stdout.strip() or None
+
+    def _needed(self, path: Path) -> Any:
+        found = self._json(path)
+        if found is None:
+            raise UserError(
+                "no round has been evaluated here", where=str(path), mend="cohobate run"
+            )
+        return found
+
+    def _json(self, path: Path) -> Any:
+        whole = self.root / path
+        try:
+            return json.loads(whole.read_text()) if whole.exists() else None
+        except ValueError as error:
+            raise UserError(
+                f"not JSON: {error}", where=str(path), mend="dvc checkout, or cohobate run"
+            ) from error
+
+    def _yaml(self, path: Path) -> dict[str, Any]:
+        from ruamel.yaml import YAML
+
+        whole = self.root / path
+        loaded = YAML(typ="safe", pure=True).load(whole.read_text()) if whole.exists() else None
+        return loaded if isinstance(loaded, dict) else {}
+
+    def _csv(self, path: Path) -> list[dict[str, str]]:
+        whole = self.root / path
+        if not whole.exists():
+            return []
+        with whole.open(newline="") as lines:
+            return list(csv.DictReader(lines))
+
+    def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
+        whole = self.root / path
+        if whole.exists():
+            with whole.open() as lines:
+                yield from map(json.loads, lines)
+
+
+def _numbers(line: dict[str, str]) -> dict[str, Any]:
+    """Give the figures of a CSV line their type; names stay text."""
+    return {key: value if key in ("group", "arm") else float(value) for key, value in line.items()}

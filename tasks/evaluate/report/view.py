@@ -1,0 +1,249 @@
+"""What the report shows, section by section, as plain values for the templates."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tasks.evaluate.report import figures, plots
+from tasks.evaluate.report.round_files import RoundFiles, Table
+
+ROLES = {
+    "teacher": "Teacher",
+    "initial": "Student before distillation",
+    "baseline": "Equal-updates baseline",
+    "student": "Distilled student",
+}
+METRICS = {
+    "verifier": "accuracy by the task's verifier",
+    "exact_match": "exact match",
+    "token_f1": "token F1",
+}
+KINDS = {
+    "won": ("Won by distillation", "the student is right, the baseline is not"),
+    "lost": ("Lost by distillation", "the baseline is right, the student is not"),
+    "behind": ("Behind the teacher", "its most confident mistakes where the teacher is right"),
+    "ahead": ("Ahead of the teacher", "the student is right, the teacher is not"),
+    "random": ("At random", "drawn blindly"),
+}
+FEW_ROWS = 30
+"""Below this many rows, a group's score is mostly chance."""
+
+
+def view(files: RoundFiles) -> dict[str, Any]:
+    """Return everything that the templates name."""
+    metrics, arms = files.metrics, [_named(arm) for arm in files.arms]
+    by_role = {arm["role"]: arm for arm in arms if arm["role"] != "other"}
+    return {
+        "metrics": metrics,
+        "metric": METRICS.get(metrics["metric"], metrics["metric"]),
+        "verdict": verdict(metrics),
+        "gate": gate(metrics),
+        "arms": arms,
+        "by_role": by_role,
+        "unequal": unequal_updates(files.losses, by_role),
+        "scores": plots.scores(arms),
+        "gain": plots.gain(metrics),
+        "efficiency": _efficiency(by_role, files.timings),
+        "timings": files.timings,
+        "losses": plots.losses(files.losses, arms),
+        "collected": files.collected,
+        "funnel": plots.funnel(files.funnel),
+        "curriculum": plots.curriculum(files.curriculum),
+        "groups": _groups(files.groups, arms),
+        "reliability": plots.reliability(files.reliability, arms),
+        "samples": _samples(files.samples, arms),
+        "models": files.models,
+        "outputs": files.outputs,
+        "params_digest": files.params_digest,
+        "summaries": files.summaries,
+        "stage_seconds": _stage_seconds(files.stage_seconds),
+        "commit": files.commit,
+        "not_measured": not_measured(metrics, by_role, files.timings),
+    }
+
+
+def verdict(metrics: dict[str, Any]) -> dict[str, str]:
+    """Return the verdict as one sentence, cut where its figures stand."""
+    gain = metrics["gain_over_baseline"]
+    tone, before, after = {
+        "yes": ("good", "Distillation beats the equal-updates baseline by", "."),
+        "no": ("bad", "Distillation falls behind the equal-updates baseline:", "."),
+        "within noise": ("unsure", "Over the equal-updates baseline:", ", within noise."),
+    }[metrics["verdict"]]
+    mean, low, high = (figures.signed(gain[end]) for end in ("mean", "low", "high"))
+    if tone == "good":
+        mean, low, high = (text.removeprefix("+") for text in (mean, low, high))
+    interval = f"[{low}, {high}]"
+    return {"tone": tone, "before": before, "gain": mean, "interval": interval, "after": after}
+
+
+def gate(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the conditions of the gate, and whether each is met."""
+    asked, gain = metrics["gate"], metrics["gain_over_baseline"]
+    kept = metrics["retention"]
+    return [
+        {
+            "met": asked["gain"],
+            "what": "lower end of the gain",
+            "asked": f"more than {figures.points(asked['min_gain'])}",
+            "found": figures.signed(gain["low"]),
+        },
+        {
+            "met": asked["retention"],
+            "what": "retention",
+            "asked": f"at least {figures.points(asked['min_retention'])} %",
+            "found": "unknown" if kept is None else f"{figures.points(kept)} %",
+        },
+    ]
+
+
+def unequal_updates(
+    losses: dict[str, dict[int, Table]], by_role: dict[str, Any]
+) -> dict[str, int] | None:
+    """Return the updates of baseline and student where they differ: the comparison then limps."""
+    phases = {role: losses.get(by_role[role]["arm"]) for role in ("baseline", "student")}
+    if not all(phases.values()):
+        return None
+    steps = {
+        role: int(max(step["step"] for curve in seeds.values() for step in curve))
+        for role, seeds in phases.items()
+        if seeds
+    }
+    return steps if len(set(steps.values())) > 1 else None
+
+
+def not_measured(
+    metrics: dict[str, Any], by_role: dict[str, Any], timings: dict[str, Any] | None
+) -> list[str]:
+    """Say what a reader might take for measured and is not."""
+    student = by_role["student"]
+    found = []
+    if metrics["seeds"] == 1:
+        found.append(
+            "Variation from one training run to the next: there is one seed, and the intervals "
+            "hold for the choice of test rows alone. `seeds: [1, 2, 3]` in params.yaml measures it."
+        )
+    elif metrics["seeds"] < 5:
+        found.append(
+            f"Rare training runs: {metrics['seeds']} seeds say little about the tail. The "
+            "intervals allow for that (Student's t), and are wide for it."
+        )
+    found.append("Luck in tuning the teacher: it was tuned once, and its own seed is not varied.")
+    if student["fidelity"] is None:
+        found.append("Divergence from the teacher's token distributions: vocabularies differ.")
+    if student["calibration_error"] is None:
+        found.append("Calibration: the answers came without confidence.")
+    if timings is None:
+        found.append("Latency, throughput and memory: reports/timings.json is not there.")
+    return [
+        *found,
+        "Energy and money.",
+        "Robustness: perturbed, longer or out-of-distribution prompts.",
+        "Forgetting: loss on general text before and after; verbatim memorisation.",
+        "The curriculum's worth: no shuffled control was trained unless it is a row above.",
+    ]
+
+
+def _named(arm: dict[str, Any]) -> dict[str, Any]:
+    label = ROLES.get(arm["role"], arm["arm"])
+    detail = arm["arm"] if arm["role"] in ("baseline", "student") else ""
+    return arm | {"label": label, "detail": detail, "tone": arm["role"]}
+
+
+def _efficiency(by_role: dict[str, Any], timings: dict[str, Any] | None) -> Table:
+    """Return pairs of figures, teacher's and student's, and what the student saves."""
+    large, small = by_role["teacher"]["footprint"], by_role["student"]["footprint"]
+    counted = [
+        _pair("Parameters", large, small, "parameters", figures.short),
+        _pair("without embeddings", large, small, "non_embedding_parameters", figures.short),
+        _pair("Weights on disk", large, small, "bytes", figures.size),
+        _pair("FLOPs per token", large, small, "flops_per_token", figures.short),
+    ]
+    if timings is None:
+        return counted
+    slow, fast = timings["models"]["teacher"], timings["models"]["student"]
+    latency, memory = figures.milliseconds, figures.size
+    timed = [
+        _pair("Latency, median", slow, fast, "latency_ms_p50", latency),
+        _pair("Latency, 95th percentile", slow, fast, "latency_ms_p95", latency),
+        _pair("Peak memory", slow, fast, "peak_memory_bytes", memory),
+        _pair("Tokens per second", slow, fast, "tokens_per_second", figures.short, more=True),
+    ]
+    return counted + [pair | {"timed": True} for pair in timed]
+
+
+def _pair(
+    what: str,
+    teacher: dict[str, Any],
+    student: dict[str, Any],
+    key: str,
+    write: Callable[[float], str],
+    *,
+    more: bool = False,
+) -> dict[str, Any]:
+    """Return one figure of both models; `more` says that more of it is better."""
+    one, other = teacher[key], student[key]
+    most = max(one, other) or 1
+    above, below = (other, one) if more else (one, other)
+    return {
+        "what": what,
+        "teacher": write(one),
+        "student": write(other),
+        "teacher_width": round(100 * one / most, 2),
+        "student_width": round(100 * other / most, 2),
+        "ratio": figures.times(above / below if below else None),
+        "better": "more" if more else "less",
+        "timed": False,
+    }
+
+
+def _groups(groups: Table, arms: Table) -> Table:
+    """Return the groups with the places of teacher, baseline and student; none where all is one."""
+    if len(groups) < 2:
+        return []
+    names = {arm["role"]: arm["arm"] for arm in arms if arm["role"] != "other"}
+    return [
+        {
+            "group": line["group"] or "(none)",
+            "rows": int(line["rows"]),
+            "few": line["rows"] < FEW_ROWS,
+            "gap": line[names["student"]] - line[names["teacher"]],
+            **{role: line[name] for role, name in names.items()},
+        }
+        for line in groups
+    ]
+
+
+def _samples(samples: Table, arms: Table) -> Table:
+    shown = [arm for arm in arms if arm["role"] != "other"]
+    return [
+        {
+            "kind": kind,
+            "title": title,
+            "why": why,
+            "rows": [
+                {
+                    "prompt": _text(sample["prompt"]),
+                    "reference": sample["reference"],
+                    "group": sample["group"],
+                    "answers": [(arm, sample["answers"][arm["arm"]]) for arm in shown],
+                }
+                for sample in samples
+                if sample["kind"] == kind
+            ],
+        }
+        for kind, (title, why) in KINDS.items()
+    ]
+
+
+def _text(prompt: Any) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+
+
+def _stage_seconds(stages: dict[str, dict[str, Any]]) -> Table:
+    most = max((stage["seconds"] for stage in stages.values()), default=0) or 1
+    return [
+        {"stage": name, **stage, "width": round(100 * stage["seconds"] / most, 2)}
+        for name, stage in stages.items()
+    ]

@@ -1,0 +1,38 @@
+"""Evaluate: every model on the same test rows, and whether distillation was worth it.
+
+In: data/collect/test.jsonl, models/adapt/<teacher>, models/shape, models/train/<phase>/seed-<n>.
+Out, hashed: reports/metrics.json, and below data/evaluate
+    predictions/<arm>[/seed-<n>].jsonl   every answer with its scores, for instance
+        {"answer": " animal", "confidence": 0.93, "finish": "stop", "id": "9f8a…",
+         "scores": {"verifier": 1.0}}
+    arms.json        a row for each arm: score with interval, seeds, retention, fidelity, footprint
+    groups.csv, intervals.csv, reliability.csv, losses/<phase>-seed-<n>.csv, samples.json
+Out, not hashed: reports/timings.json (measured), reports/report.html and report.md (rendered).
+"""
+
+from tasks.evaluate.settings import EvaluateParams
+from tasks.verifiers import Task
+
+
+def run(evaluate: EvaluateParams, task: Task, seeds: list[int]) -> None:
+    """Answer, score, compare, time, and render the report."""
+    import torch
+
+    from tasks.evaluate.answering import Examination
+    from tasks.evaluate.arms import arms_on_disk
+    from tasks.evaluate.conclusions import write_conclusions
+    from tasks.evaluate.predictions import test_rows
+    from tasks.evaluate.report import render
+    from tasks.records import REPORTS, write_json
+
+    torch.set_num_threads(evaluate.threads)
+    arms = arms_on_disk(evaluate.teacher, evaluate.baseline, evaluate.student, seeds)
+    rows = test_rows()
+    examination = Examination(evaluate, task.verifier, rows)
+    measured = examination.sit(arms)
+    write_conclusions(evaluate, task.verifier, arms, rows, measured)
+    teacher, student = (
+        next(iter(arm.checkpoints.values())) for arm in arms if arm.role in ("teacher", "student")
+    )
+    write_json(REPORTS / "timings.json", examination.time(teacher, student))
+    render()

@@ -1,0 +1,1 @@
+"""The teacher's answers: backends and the ledger."""

@@ -1,0 +1,82 @@
+"""Where answers are computed.
+
+A backend is opened on a teacher and then given prompts that have no answer yet. It yields answers
+in batches; each batch is safe in the ledger before the next is computed, so a backend that talks to
+a paid service yields every answer as it comes.
+
+To add one: a class with `decided_by` and `open`, and its name in `Backend` at the bottom.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from tasks import checkpoints
+from tasks.checkpoints import Precision
+from tasks.decoding import (
+    Answer,
+    Batching,
+    Decoding,
+    Request,
+    as_text,
+    decode,
+    plan,
+    stop_ids,
+)
+from tasks.params import Section
+from tasks.records import Message
+from tasks.text import prompt_ids
+
+
+class Ask(NamedTuple):
+    """One answer that is wanted."""
+
+    key: str
+    """Key of the answer in the ledger."""
+    prompt: str | tuple[Message, ...]
+    draw: str
+    """Names the random numbers of a sampled answer."""
+
+
+class Transformers(Section):
+    """The teacher's own weights, on this machine."""
+
+    type: Literal["transformers"] = "transformers"
+    precision: Precision = "bfloat16"
+    """Number format of weights and matrix products."""
+    batching: Batching = Batching()
+    threads: int = 2
+    """CPU threads; another number can turn an answer where two tokens are all but tied."""
+
+    def decided_by(self) -> list[str]:
+        """Return what of this backend decides an answer, and so belongs to its key."""
+        return [self.type, self.precision]
+
+    def open(self, checkpoint: Path) -> "Answering":
+        """Load the teacher; return the function that answers.
+
+        Its batches depend on the asks alone, and the asks that an interrupted run left over make
+        the remaining batches of the whole run (see `tasks.decoding.plan`).
+        """
+        import torch
+
+        torch.set_num_threads(self.threads)
+        device = checkpoints.accelerator()
+        model, tokenizer = checkpoints.load(checkpoint, precision=self.precision, device=device)
+        stop = stop_ids(model, tokenizer)
+
+        def answers(asks: Sequence[Ask], how: Decoding) -> Iterator[Mapping[str, Answer]]:
+            ids = prompt_ids(tokenizer, [ask.prompt for ask in asks])
+            requests = [Request(i, ask.draw) for i, ask in zip(ids, asks, strict=True)]
+            for batch in plan(requests, how, self.batching):
+                written = decode(model, [requests[n] for n in batch], how, stop)
+                texts = [as_text(tokenizer, completion) for completion in written]
+                yield {asks[n].key: text for n, text in zip(batch, texts, strict=True)}
+
+        return answers
+
+
+Answering = Callable[[Sequence[Ask], Decoding], Iterator[Mapping[str, Answer]]]
+"""Answers prompts, batch after batch, each answer under the key of its ask."""
+
+Backend = Transformers  # one so far; with a second: Annotated[A | B, Field(discriminator="type")]

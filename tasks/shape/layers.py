@@ -1,0 +1,61 @@
+"""Cutting a model down to some of its layers, and drawing a smaller one of the same kind."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from tasks.errors import UserError
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the stack of transformer blocks, whatever the architecture calls it.
+
+    Raises:
+        UserError: the model is not one stack of blocks.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    for module in model.get_decoder().children():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise UserError(f"{type(model).__name__} is not one stack of {depth} layers", where="shape")
+
+
+def keep_layers(model: PreTrainedModel, positions: Sequence[int]) -> None:
+    """Keep the blocks at `positions`, in that order, and mend the configuration."""
+    stack, config = layers_of(model), model.config.get_text_config()
+    depth = len(stack)
+    kept = [stack[n] for n in positions]
+    del stack[:]
+    stack.extend(kept)
+    for index, block in enumerate(kept):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                vars(module)["layer_idx"] = index  # where its keys and values lie in the cache
+    for name, value in config.to_dict().items():
+        if isinstance(value, list) and len(value) == depth:  # one entry a layer: layer_types ...
+            setattr(config, name, [value[n] for n in positions])
+    config.num_hidden_layers = len(kept)
+
+
+def random_like(folder: Path, sizes: Mapping[str, int], seed: int) -> PreTrainedModel:
+    """Draw a model of the architecture in `folder`, of other sizes.
+
+    Raises:
+        UserError: the configuration has no such size, or the sizes do not fit each other.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    told = config.to_dict()
+    if unknown := sorted(set(sizes) - set(told)):
+        raise UserError(f"the model's configuration has no {', '.join(unknown)}", where="shape")
+    derived = {"layer_types", "head_dim"} - set(sizes)  # from the sizes, unless they were given
+    outline = {name: value for name, value in told.items() if name not in derived}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            smaller = type(config).from_dict({**outline, **sizes})
+            return AutoModelForCausalLM.from_config(smaller, dtype=torch.float32).eval()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the sizes do not fit each other: {error}", where="shape") from error

