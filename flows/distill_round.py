@@ -12,13 +12,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
-from tasks.evaluate.report import render
 
 from flows import artifacts, placement, stage_seconds
 from flows.placement import StageLostError, StageResult
 from flows.selection import resources_for, wanted
 from flows.watching import StageStarted, watcher
 from tasks import params, schema, versioning
+from tasks.evaluate.report import render
 from tasks.progress import Advance, Event
 from tasks.resources import Resources
 from tasks.versioning import StageNode

@@ -29,6 +29,8 @@ def run_round(root: Path, only: str | None, console: Console) -> dict[str, Any]:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     nodes = wanted(versioning.stages(root), only)
+    if not versioning.reasons(root):  # nothing to start two servers for
+        return _outcome(root, only, {node.address: ("unchanged", 0.0) for node in nodes})
     with _started(resources_for(nodes, document), console):
         from flows.distill_round import distill_round
         from flows.terminal import RoundOnTerminal
@@ -40,9 +42,13 @@ def run_round(root: Path, only: str | None, console: Console) -> dict[str, Any]:
                 results = distill_round(root, only)
             finally:
                 watcher.reset(token)
+    return _outcome(root, only, {a: (r.outcome, r.seconds) for a, r in results.items()})
+
+
+def _outcome(root: Path, only: str | None, stages: dict[str, tuple[str, float]]) -> dict[str, Any]:
     found = metrics(root) if only in (None, "evaluate") else None
     return {
-        "stages": {a: {"outcome": r.outcome, "seconds": r.seconds} for a, r in results.items()},
+        "stages": {a: {"outcome": outcome, "seconds": s} for a, (outcome, s) in stages.items()},
         "metrics": found,
         "gate_passed": found["gate"]["passed"] if found else None,
     }
@@ -57,6 +63,8 @@ def metrics(root: Path) -> dict[str, Any] | None:
 
 def show_outcome(root: Path, outcome: dict[str, Any], console: Console) -> None:
     """Print how a round ended: the verdict, and where to look next."""
+    if all(stage["outcome"] == "unchanged" for stage in outcome["stages"].values()):
+        console.print("everything is up to date: no param, row or line of code has changed")
     if outcome["metrics"] is None:
         return
     show_verdict(outcome["metrics"], console)

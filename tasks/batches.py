@@ -93,8 +93,9 @@ def _stage_batches(
     examples: Sequence[Example], rows: list[int], count: int, size: int, dice: random.Random
 ) -> Iterator[list[int]]:
     endless = _epochs(rows, dice)
-    for start in range(0, count, WINDOW):
-        width = min(WINDOW, count - start)
+    widest = min(WINDOW, max(1, len(rows) // size))  # else a row could be twice in one update
+    for start in range(0, count, widest):
+        width = min(widest, count - start)
         window = [next(endless) for _ in range(width * size)]
         window.sort(key=lambda i: len(examples[i].ids))
         batches = [window[n * size : (n + 1) * size] for n in range(width)]

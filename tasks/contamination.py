@@ -9,14 +9,15 @@ template above all, is no sign of anything and is left out on both sides.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from itertools import chain
+from itertools import chain, pairwise
 
 WORDS = 8
 """Length of a run of words in common that counts as overlap."""
 SIMILARITY = 0.7
 """Jaccard similarity of the bigrams from which two prompts are near-duplicates."""
 _TEMPLATE_SHARE, _ENOUGH = 0.95, 20
-_PHRASE_SHARE, _PHRASE_COUNT = 0.01, 3
+_PHRASE_SHARE, _PHRASE_COUNT = 0.005, 3
+_OWN_SHARE = 0.4
 # words; Chinese and Japanese by the sign; signs that change a formula's meaning
 _WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[+*/=<>^%]|-(?=\s*\d)"
@@ -31,9 +32,10 @@ def words_of(text: str) -> list[str]:
 class Contamination:
     """The evaluation prompts, indexed: `reason(text)` says what a text has in common with them.
 
-    A word that occurs in 95 % of the evaluation prompts belongs to the template and is ignored; a
-    phrase that recurs in more than 1 % of them (and in more than three) is the language of the
-    task (`a native or inhabitant of`), and no sign by itself.
+    A word that occurs in 95 % of the evaluation prompts belongs to the template and is ignored. A
+    pair of words that recurs in more than 0.5 % of them (and in more than three) is the language
+    of the task (`a native or inhabitant of`): a run of words is a sign only if 40 % of its pairs
+    are its own, or if it goes on to a whole evaluation prompt.
     """
 
     def __init__(
@@ -44,17 +46,20 @@ class Contamination:
         self._whole = {" ".join(said) for said in spoken}
         self._template = _template_words(spoken)
         content = [self._without_template(said) for said in spoken]
+        self._contents = [_spaced(said) for said in content]
         often = max(_PHRASE_COUNT, _PHRASE_SHARE * len(content))
-        self._runs = {run for run, n in _count(content, words).items() if n <= often}
         bigrams = Counter(chain.from_iterable(bigrams_of(said) for said in content))
         self._phrases = {bigram for bigram, n in bigrams.items() if n > often}
         self._sizes: list[int] = []
-        self._where: defaultdict[str, list[int]] = defaultdict(list)
+        self._runs: defaultdict[str, list[int]] = defaultdict(list)
+        self._pairs: defaultdict[str, list[int]] = defaultdict(list)
         for number, said in enumerate(content):
-            found = bigrams_of(said) - self._phrases
-            self._sizes.append(len(found))
-            for bigram in found:
-                self._where[bigram].append(number)
+            own = bigrams_of(said) - self._phrases
+            self._sizes.append(len(own))
+            for bigram in own:
+                self._pairs[bigram].append(number)
+            for run in _ngrams(said, words):
+                self._runs[run].append(number)
 
     def reason(self, prompt: str) -> str | None:
         """Return what `prompt` shares with an evaluation prompt, or None."""
@@ -62,21 +67,34 @@ class Contamination:
         if " ".join(said) in self._whole:
             return "identical to an evaluation prompt"
         content = self._without_template(said)
-        if not self._runs.isdisjoint(_ngrams(content, self._words)):
+        if self._overlaps(content):
             return f"{self._words} words in a row of an evaluation prompt"
         if self._similar(bigrams_of(content) - self._phrases):
             return "near-duplicate of an evaluation prompt"
         return None
 
-    def content(self, text: str) -> list[str]:
-        """Return the words of `text` that are not the template's."""
-        return self._without_template(words_of(text))
+    def pairs(self, text: str) -> set[str]:
+        """Return the pairs of neighbouring words of `text` that are its own, not the task's."""
+        return bigrams_of(self._without_template(words_of(text))) - self._phrases
 
     def _without_template(self, said: list[str]) -> list[str]:
         return [word for word in said if word not in self._template]
 
+    def _overlaps(self, content: list[str]) -> bool:
+        shared = [run for run in _ngrams(content, self._words) if run in self._runs]
+        if any(self._is_own(run) for run in shared):
+            return True
+        text = _spaced(content)
+        numbers = set(chain.from_iterable(self._runs[run] for run in shared))
+        return any(self._contents[number] in text for number in numbers)
+
+    def _is_own(self, run: str) -> bool:
+        pairs = list(pairwise(run.split(" ")))
+        own = sum(f"{first} {second}" not in self._phrases for first, second in pairs)
+        return own >= _OWN_SHARE * len(pairs)
+
     def _similar(self, bigrams: set[str]) -> bool:
-        known = [self._where[bigram] for bigram in bigrams if bigram in self._where]
+        known = [self._pairs[bigram] for bigram in bigrams if bigram in self._pairs]
         if not known or len(known) < self._similarity * len(bigrams):
             return False  # even a prompt with just these bigrams would not be near enough
         shared = Counter(chain.from_iterable(known))
@@ -84,6 +102,10 @@ class Contamination:
             n >= self._similarity * (len(bigrams) + self._sizes[number] - n)
             for number, n in shared.items()
         )
+
+
+def _spaced(said: list[str]) -> str:
+    return f" {' '.join(said)} "  # so that only whole words are found in it
 
 
 def _template_words(spoken: list[list[str]]) -> set[str]:
@@ -94,8 +116,7 @@ def _template_words(spoken: list[list[str]]) -> set[str]:
 
 def bigrams_of(said: list[str]) -> set[str]:
     """Return the pairs of neighbouring words; the first and the last word make one each."""
-    marked = ["", *said, ""]
-    return _ngrams(marked, 2) if said else set()
+    return {f"{first} {second}" for first, second in pairwise(["", *said, ""])} if said else set()
 
 
 def _ngrams(said: list[str], n: int) -> set[str]:

@@ -106,6 +106,11 @@ class SignalWriter:
 
     def add(self, examples: Sequence[Example], shard: Shard) -> None:
         """Append rows and the signals of all their completions, one row after the other."""
+        if not shard.logp_NK.isfinite().all():
+            finite_N = shard.logp_NK.isfinite().all(-1).tolist()
+            owners = [row.key for row in examples for _ in range(row.length)]
+            bad = [key for key, good in zip(owners, finite_N, strict=True) if not good]
+            raise UserError("the teacher's logits are not finite", where=f"row {bad[0]}")
         for row in examples:
             record = (_hash64(row.key.encode()), tokens_hash(row), self._tokens, row.length)
             self._records.append(record)

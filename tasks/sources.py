@@ -69,9 +69,13 @@ def pinned(model: str, pin: Mapping[str, Any]) -> Path:
     return folder
 
 
-def commit_of(folder: Path) -> str:
-    """Return the hub's commit that a folder is a snapshot of; empty for any other folder."""
-    return folder.name if folder.parent.name == "snapshots" else ""
+def origin(model: str, folder: Path) -> dict[str, str]:
+    """Return a model's name and the hub's commit that its folder is a snapshot of.
+
+    Of a folder the name alone is kept: its place is no fact about the model.
+    """
+    name = folder.name if Path(model).expanduser() == folder else model
+    return {"model": name, "revision": folder.name if folder.parent.name == "snapshots" else ""}
 
 
 def _from_hub(model: str, revision: str) -> Path:

@@ -11,6 +11,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from tests import tiny_models
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 KINDS = {"animal": "beast fur paw", "plant": "leaf root stem", "person": "human man woman"}
@@ -19,13 +21,18 @@ TINY: dict[str, Any] = {
     "collect.source": {"type": "files", "path": "rows.jsonl", "group": "answer"},
     "collect.split": {"seed": 0, "labelled": 40, "unlabelled": 80, "dev": 20, "test": 40},
     "teachers.main.model": "teacher",
-    "adapt.tune.epochs": 1,
-    "filter.filters": [{"type": "unfinished"}, {"type": "exact_duplicates"}],
+    "adapt.epochs": 20,
+    "adapt.learning_rate": 0.01,
+    "adapt.freeze": {"embeddings": False, "layers": 0},
+    "generate.backend": {"threads": 1},
+    "capture.threads": 1,
+    "filter.filters": [{"type": "exact_duplicates"}],
     "shape.layers": [0, 1],
     "train.baseline.updates": 4,
     "train.kd.updates": 4,
+    "evaluate.threads": 1,
     "evaluate.bootstrap": 200,
-    "evaluate.timing.seconds": 0.2,
+    "evaluate.timing": {"seconds": 0.2},
     "resources": {},
 }
 
@@ -44,6 +51,14 @@ def build(folder: Path, teacher: Path) -> Path:
         put(document, key, value)
     yaml.dump(document, folder / "params.yaml")
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    return folder
+
+
+def build_teacher(folder: Path) -> Path:
+    """Write a teacher in Hugging Face format: random weights, which `adapt` tunes."""
+    tokenizer = tiny_models.make_tokenizer()
+    tiny_models.make_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

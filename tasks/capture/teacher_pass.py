@@ -114,9 +114,17 @@ def signals_of(
 
 
 def top_k_of(logits_NV: Tensor, top_k: int, temperatures: Sequence[float]) -> Shard:
-    """Return the most likely ids, their log-probabilities, and log Σ p^(1/T) over all others."""
-    logits_NV = logits_NV - logits_NV.logsumexp(-1, keepdim=True)
-    logp_NK, ids_NK = logits_NV.topk(top_k, -1)
-    others_NV = logits_NV.scatter_(-1, ids_NK, -torch.inf)
-    leftover = [(others_NV / t if t != 1 else others_NV).logsumexp(-1) for t in temperatures]
-    return Shard(ids_NK, logp_NK, torch.stack(leftover, -1))
+    """Return the most likely ids, their log-probabilities, and log Σ p^(1/T) over all others.
+
+    The logits are overwritten: one pass of exp over V serves every temperature.
+    """
+    highest_NK, ids_NK = logits_NV.topk(top_k, -1)
+    top_N1 = highest_NK[:, :1]
+    others_NV = logits_NV.sub_(top_N1).exp_().scatter_(-1, ids_NK, 0)
+    highest_NK = highest_NK - top_N1
+    log_total_N1 = (others_NV.sum(-1, keepdim=True) + highest_NK.exp().sum(-1, keepdim=True)).log()
+    leftover = [
+        (others_NV if t == 1 else others_NV.pow(1 / t)).sum(-1).log() - log_total_N1[:, 0] / t
+        for t in temperatures
+    ]
+    return Shard(ids_NK, highest_NK - log_total_N1, torch.stack(leftover, -1))

@@ -49,7 +49,7 @@ class SetAside(BaseModel):
 def clipped(record: object) -> str:
     """Return the beginning of a record as text that any file can hold."""
     if isinstance(record, bytes):
-        return record[:_SHOWN].decode("utf-8", "replace")
+        return record[:_SHOWN].decode("utf-8", "replace").rstrip("\r\n")
     text = record if isinstance(record, str) else repr(record)
     return text[:_SHOWN].encode("utf-8", "replace").decode()
 

@@ -1,10 +1,11 @@
 """Your own data: a JSONL, CSV or Parquet file of this project, or on S3."""
 
+import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal
 
 from pydantic import field_validator
 
@@ -15,6 +16,7 @@ from tasks.params import Section
 
 _PARTS = {"train": "train", "dev": "dev", "validation": "dev", "test": "test"}
 _REMOTE = "s3://"
+_BUFFER = 1 << 20
 
 
 class Files(Section):
@@ -22,7 +24,7 @@ class Files(Section):
 
     type: Literal["files"]
     path: str
-    """A `.jsonl`, `.csv` or `.parquet` file below the project, or its `s3://` URI."""
+    """A `.jsonl`, `.csv` or `.parquet` file below the project, or on S3 (`"s3://..."`)."""
     group: str | None = None
     """Column with the class or topic of a record, for scores by group."""
     key: str | None = None
@@ -66,9 +68,11 @@ class Files(Section):
         except Exception as error:  # OSError, pyarrow's and botocore's have no common ancestor
             if isinstance(error, UserError):
                 raise
+            absent = isinstance(error, FileNotFoundError)
+            why = "there is no such file" if absent else str(error).strip() or type(error).__name__
             variables = " and the AWS_* variables" if self.path.startswith(_REMOTE) else ""
             raise UserError(
-                f"cannot read the data: {str(error).strip() or type(error).__name__}",
+                f"cannot read the data: {why}",
                 where=self.path,
                 mend=f"check collect.source.path{variables}",
             ) from error
@@ -123,4 +127,5 @@ def _opened(path: str) -> AbstractContextManager[IO[bytes]]:
         endpoint_url=os.environ.get("AWS_ENDPOINT_URL"),
         config_kwargs={"connect_timeout": 10, "retries": {"max_attempts": 2}},
     )
-    return cast(AbstractContextManager[IO[bytes]], store.open(path, "rb"))
+    # its own readline takes no limit, and a line can be as long as the file
+    return io.BufferedReader(store.open(path, "rb"), _BUFFER)

@@ -27,6 +27,13 @@ class Arm:
     checkpoints: dict[int, Path]
     """By seed; the teacher and the initial student have one checkpoint and no seed: key 0."""
 
+    @property
+    def column(self) -> str:
+        """What the arm is called in tables by role: its role, or its phase where it has none."""
+        if self.role != "other":
+            return self.role
+        return f"phase {self.name}" if self.name in ("baseline", "student") else self.name
+
     def predictions(self, seed: int) -> Path:
         """Return where the answers of one checkpoint lie, below `data/evaluate/predictions`."""
         return Path(f"{self.name}/seed-{seed}.jsonl" if seed else f"{self.name}.jsonl")
@@ -39,9 +46,9 @@ def arms_on_disk(teacher: str, baseline: str, student: str, seeds: list[int]) ->
         UserError: a checkpoint that the four rows need is not there.
     """
     phases = sorted(path.name for path in TRAIN.glob("*") if path.is_dir())
-    if reserved := {TEACHER, INITIAL} & set(phases):
+    if taken := {TEACHER, INITIAL}.intersection(phases):
         raise UserError(
-            f"a phase must not be called {reserved.pop()!r}: that row is taken",
+            f"a phase must not be called {taken.pop()!r}: that is another row's name",
             where="params.yaml, section train",
         )
     if baseline == student:

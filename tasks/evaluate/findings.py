@@ -119,14 +119,8 @@ def verdict(gain: Interval) -> Verdict:
 
 
 def _brief(row: dict[str, Any]) -> dict[str, Any]:
-    score, footprint = row["score"], row["footprint"]
-    return {
-        "score": score["mean"],
-        "low": score["low"],
-        "high": score["high"],
-        "parameters": footprint["parameters"],
-        "flops_per_token": footprint["flops_per_token"],
-    }
+    score = row["score"]
+    return {"score": score["mean"], "low": score["low"], "high": score["high"]}
 
 
 def _ratio(row: dict[str, Any], other: dict[str, Any], what: str) -> float | None:

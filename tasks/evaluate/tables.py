@@ -26,14 +26,14 @@ def write_groups(findings: Findings, rows: Sequence[Row]) -> None:
     for place, row in enumerate(rows):
         members[row.group].append(place)
     scores = findings.predictions.scores(findings.metric)
-    student = next(arm.name for arm in findings.arms if arm.role == "student")
+    columns = {arm.name: arm.column for arm in findings.arms}
     table: list[dict[str, Any]] = [
         {"group": group, "rows": len(places)}
-        | {arm: round(float(scores_KN[:, places].mean()), 6) for arm, scores_KN in scores.items()}
+        | {columns[arm]: round(float(s_KN[:, places].mean()), 6) for arm, s_KN in scores.items()}
         for group, places in members.items()
     ]
-    table.sort(key=lambda line: (line[student] - line["teacher"], line["group"]))
-    _write_csv(GROUPS, ["group", "rows", *scores], table)
+    table.sort(key=lambda line: (line["student"] - line["teacher"], line["group"]))
+    _write_csv(GROUPS, ["group", "rows", *columns.values()], table)
 
 
 def write_intervals(findings: Findings) -> None:
@@ -97,13 +97,14 @@ def samples(findings: Findings, rows: Sequence[Row], each: int, seed: int) -> li
         "behind": ahead("teacher", student),
         "ahead": ahead(student, "teacher"),
     }
-    chosen = []
+    chosen: list[tuple[str, int]] = []
     for kind, lead in kinds.items():
-        found = [n for n in order if lead(n) > 0]
+        shown = {n for _, n in chosen}
+        found = [n for n in order if lead(n) > 0 and n not in shown]
         if kind == "behind":
             found.sort(key=lambda n: -(first[student][n].confidence or 0.0))
         chosen += [(kind, n) for n in found[:each]]
-    chosen += [("random", n) for n in order[:each]]
+    chosen += [("random", n) for n in order[::-1][:each]]
     return [
         _sample(kind, rows[n], {a: p[n] for a, p in first.items()}, findings) for kind, n in chosen
     ]

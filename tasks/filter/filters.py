@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.contamination import SIMILARITY, WORDS, bigrams_of, words_of
+from tasks.contamination import SIMILARITY, WORDS, words_of
 from tasks.errors import UserError
 from tasks.filter.near_duplicates import shared_bands
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
@@ -162,7 +162,7 @@ class ExactDuplicates(Filter):
 
 
 class NearDuplicates(Filter):
-    """Refuse prompts that are nearly one kept before, by the words that are not the template's."""
+    """Refuse prompts that are nearly one kept before, the language of the task left aside."""
 
     type: Literal["near_duplicates"]
     similarity: float = Field(0.8, ge=0.5, lt=1)
@@ -173,10 +173,10 @@ class NearDuplicates(Filter):
     def over(self, rows: Rows, context: Context) -> Keep:
         """Return what compares a prompt with those kept that share a band of their sketches."""
 
-        def bigrams(row: Response) -> set[str]:
-            return bigrams_of(context.evaluation.content(prompt_text(row.prompt)))
+        def pairs(row: Response) -> set[str]:
+            return context.evaluation.pairs(prompt_text(row.prompt))
 
-        tokens = (sorted(bigrams(row)) or [row.id] for row in rows)
+        tokens = (list(pairs(row)) or [row.id] for row in rows)
         shared = shared_bands(tokens, self.similarity, self.permutations)
         by_band: defaultdict[int, list[int]] = defaultdict(list)
         verdicts: dict[str, Verdict] = {}  # another answer goes the way of its prompt
@@ -189,8 +189,8 @@ class NearDuplicates(Filter):
                 return KEPT
             if row.id not in verdicts:
                 near = {other for band in shared[place] for other in by_band[band]}
-                said = bigrams(row)
-                twin = any(self._near(said, bigrams(rows[other])) for other in sorted(near))
+                said = pairs(row)
+                twin = any(self._near(said, pairs(rows[other])) for other in sorted(near))
                 verdicts[row.id] = refused if twin else KEPT
                 for band in () if twin else shared[place]:
                     by_band[band].append(place)

@@ -45,10 +45,8 @@ def shared_bands(
     shared: defaultdict[int, list[int]] = defaultdict(list)
     for band in range(number):
         order_N = np.argsort(hashes_NB[:, band], kind="stable")
-        same = np.diff(hashes_NB[order_N, band]) == 0
-        # a row shares its band if the one before or after it in the order has the same
-        repeated = np.concatenate((same, [False])) | np.concatenate(([False], same))
-        for row in order_N[repeated].tolist():
+        same = np.flatnonzero(np.diff(hashes_NB[order_N, band]) == 0)
+        for row in order_N[np.union1d(same, same + 1)].tolist():
             shared[row].append(int(hashes_NB[row, band]))
     return shared
 

@@ -116,10 +116,10 @@ def _context(contaminated: Contaminated, task: Task) -> Context:
 
 
 def _summary(funnel: Funnel, seen: int, context: Context) -> dict[str, Any]:
-    dropped = Counter[str]()
+    dropped, reasons = Counter[str](), Counter[str]()
     for step in funnel.steps:
         dropped[f"dropped by {step['filter']}"] += step["dropped"]
-    reasons = Counter({why: n for step in funnel.steps for why, n in step["reasons"].items()})
+        reasons.update(step["reasons"])
     top = reasons.most_common(1)
     labelled = (prompt_text(row.prompt) for row in read_rows(LABELLED, Row))
     return {

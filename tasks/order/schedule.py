@@ -6,6 +6,7 @@ that is met again in a later stage occurs again with that stage's number.
 To add one: a class with `stages_of`, and its name in `Schedule` at the bottom.
 """
 
+from array import array
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -19,9 +20,9 @@ class Shuffled(Section):
 
     type: Literal["shuffled"]
 
-    def stages_of(self, difficulties: Sequence[float]) -> list[list[int]]:
+    def stages_of(self, difficulties: Sequence[float]) -> list[Sequence[int]]:
         """Return the rows of the only stage, as they come."""
-        return [list(range(len(difficulties)))]
+        return [range(len(difficulties))]
 
 
 class EasyToHard(Section):
@@ -34,9 +35,13 @@ class EasyToHard(Section):
     reverse: bool = False
     """From hard to easy (anti-curriculum)."""
 
-    def stages_of(self, difficulties: Sequence[float]) -> list[list[int]]:
+    def stages_of(self, difficulties: Sequence[float]) -> list[Sequence[int]]:
         """Return the rows of each stage, sorted by difficulty; equals stay as they come."""
-        rows = sorted(range(len(difficulties)), key=difficulties.__getitem__, reverse=self.reverse)
+        import numpy as np
+
+        scores = np.asarray(difficulties)
+        order = np.argsort(-scores if self.reverse else scores, kind="stable")
+        rows = array("Q", order.astype(np.uint64).tobytes())
         ends = [len(rows) * stage // self.stages for stage in range(self.stages + 1)]
         starts = [0] * self.stages if self.mode == "cumulative" else ends[:-1]
         return [rows[start:end] for start, end in zip(starts, ends[1:], strict=True)]

@@ -13,7 +13,7 @@ A row of train.jsonl:
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tasks.errors import UserError
@@ -58,7 +58,7 @@ def run(order: OrderParams) -> None:
 
 
 def _lessons(
-    rows: RowView[Response], difficulties: "array[float]", stages: list[list[int]]
+    rows: RowView[Response], difficulties: "array[float]", stages: list[Sequence[int]]
 ) -> Iterator[Lesson]:
     for stage, places in enumerate(stages):
         for place, row in zip(places, rows.only(places), strict=True):
@@ -66,7 +66,7 @@ def _lessons(
 
 
 def _summary(
-    order: OrderParams, difficulties: "array[float]", stages: list[list[int]]
+    order: OrderParams, difficulties: "array[float]", stages: list[Sequence[int]]
 ) -> dict[str, Any]:
     means = [sum(difficulties[place] for place in places) / len(places) for places in stages]
     return {

@@ -40,7 +40,9 @@ def keep_layers(model: PreTrainedModel, positions: Sequence[int]) -> None:
     config.num_hidden_layers = len(kept)
 
 
-def random_like(folder: Path, sizes: Mapping[str, int], seed: int) -> PreTrainedModel:
+def random_like(
+    folder: Path, sizes: Mapping[str, int], seed: int, device: str = "cpu"
+) -> PreTrainedModel:
     """Draw a model of the architecture in `folder`, of other sizes.
 
     Raises:
@@ -53,7 +55,7 @@ def random_like(folder: Path, sizes: Mapping[str, int], seed: int) -> PreTrained
     derived = {"layer_types", "head_dim"} - set(sizes)  # from the sizes, unless they were given
     outline = {name: value for name, value in told.items() if name not in derived}
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(seed)
             smaller = type(config).from_dict({**outline, **sizes})
             return AutoModelForCausalLM.from_config(smaller, dtype=torch.float32).eval()

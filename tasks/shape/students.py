@@ -1,6 +1,7 @@
 """What a student is made of before it learns anything; one class a way.
 
-To add a way: a class with `build` and `source`, and its name in `Student` at the bottom.
+To add a way: a class with `preview` (what it will be, before any work) and `build`, and its name in
+`Student` at the bottom.
 """
 
 from collections.abc import Mapping
@@ -12,8 +13,8 @@ from pydantic import Field
 from tasks import checkpoints, sources
 from tasks.checkpoints import Precision
 from tasks.errors import UserError
+from tasks.outlines import Outline, outline_of
 from tasks.params import Section
-from tasks.records import ADAPT
 from tasks.teachers import Teacher
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Start(Section):
 
     teacher: str = "main"
     """Key of the teacher that lends its layers, its tokenizer, or its outline."""
+    of: Literal["data/preflight"] = "data/preflight"
+    """What it is made of, as DVC watches it: the models as they came."""
     save_precision: Precision = "float32"
     """Number format of the weights on disk."""
 
@@ -66,8 +69,8 @@ class TeacherLayers(Start):
     """Some of a teacher's layers, with its embeddings and head."""
 
     type: Literal["teacher_layers"]
-    of: Literal["adapted", "base"] = "adapted"
-    """Of the teacher after `adapt`, or as it came."""
+    of: str = Field("data/preflight", pattern="^(data/preflight|models/adapt/[a-z0-9-]{1,64})$")  # type: ignore[assignment]
+    """`data/preflight`: the teacher as it came; `models/adapt/<teacher>`: as it was tuned."""
     layers: Annotated[tuple[int, ...], Field(min_length=1)] | Uniform
     """Positions of the layers, from 0 and in this order, or `{uniform: n}`."""
 
@@ -79,16 +82,18 @@ class TeacherLayers(Start):
         """
         found = self.layers.of(depth) if isinstance(self.layers, Uniform) else list(self.layers)
         wrong = [n for n in found if not 0 <= n < depth]
-        if wrong or len(found) > depth:
+        if wrong or len(set(found)) < len(found):
             raise UserError(
                 f"the teacher has {depth} layers (0 to {depth - 1}): cannot take {wrong or found}",
                 where="params.yaml, section shape.layers",
             )
         return found
 
-    def source(self, teachers: Mapping[str, Teacher]) -> Teacher:
-        """Return the model whose weights and tokenizer the student starts with."""
-        return self.lender(teachers)
+    def preview(self, lender: Outline) -> tuple[Outline, dict[str, Any]]:
+        """Return the model that the student speaks like, and what the student will be."""
+        kept = self.chosen(lender.depth)
+        sizes = {"layers": len(kept), "parameters": lender.parameters(kept)}
+        return lender, lender.facts() | sizes | {"type": self.type}
 
     def build(
         self, teachers: Mapping[str, Teacher], pins: Pins
@@ -96,9 +101,9 @@ class TeacherLayers(Start):
         """Load the teacher and keep the chosen layers."""
         from tasks.shape.layers import keep_layers, layers_of
 
-        folder, lender = ADAPT / self.teacher, self.lender(teachers)
-        if self.of == "base":
-            folder = lender.folder(pins.teachers[self.teacher])
+        folder = Path(self.of)
+        if self.of == "data/preflight":
+            folder = self.lender(teachers).folder(pins.teachers[self.teacher])
         model, tokenizer = checkpoints.load(folder)
         keep_layers(model, self.chosen(len(layers_of(model))))
         return model, tokenizer
@@ -115,19 +120,18 @@ class Pretrained(Start):
     tokenizer: Literal["own", "teacher"] = "own"
     """teacher: take over its end-of-sequence token and chat template (of the same vocabulary)."""
 
-    def source(self, teachers: Mapping[str, Teacher]) -> "Pretrained":
-        """Return the model whose weights and tokenizer the student starts with."""
-        return self
-
-    def folder(self, pinned: Mapping[str, Any]) -> Path:
-        """Return the folder of exactly the model that preflight looked at."""
-        return sources.pinned(self.model, pinned)
+    def preview(self, lender: Outline) -> tuple[Outline, dict[str, Any]]:
+        """Return the model as it will speak, and what the student will be."""
+        found = outline_of(sources.resolve(self.model, self.revision))
+        student = found.speaking_like(lender) if self.tokenizer == "teacher" else found
+        origin = sources.origin(self.model, found.folder)
+        return student, student.facts() | origin | {"type": self.type}
 
     def build(
         self, teachers: Mapping[str, Teacher], pins: Pins
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Load the model, with the tokenizer that was chosen."""
-        model, tokenizer = checkpoints.load(self.folder(pins.student))
+        model, tokenizer = checkpoints.load(sources.pinned(self.model, pins.student))
         if self.tokenizer == "teacher":
             lender = self.lender(teachers).folder(pins.teachers[self.teacher])
             tokenizer = checkpoints.load_tokenizer(lender)
@@ -145,9 +149,18 @@ class RandomWeights(Start):
     seed: int = 0
     """Of the weights."""
 
-    def source(self, teachers: Mapping[str, Teacher]) -> Teacher:
-        """Return the model whose tokenizer the student starts with."""
-        return self.lender(teachers)
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What differs from the teacher's configuration."""
+        return {**self.overrides, "num_hidden_layers": self.layers}
+
+    def preview(self, lender: Outline) -> tuple[Outline, dict[str, Any]]:
+        """Return the model that the student speaks like, and what the student will be."""
+        from tasks.shape.layers import random_like
+
+        model = random_like(lender.folder, self.sizes, self.seed, device="meta")
+        sizes = {"layers": self.layers, "parameters": model.num_parameters()}
+        return lender, lender.facts() | sizes | {"type": self.type}
 
     def build(
         self, teachers: Mapping[str, Teacher], pins: Pins
@@ -156,7 +169,7 @@ class RandomWeights(Start):
         from tasks.shape.layers import random_like
 
         folder = self.lender(teachers).folder(pins.teachers[self.teacher])
-        model = random_like(folder, {**self.overrides, "num_hidden_layers": self.layers}, self.seed)
+        model = random_like(folder, self.sizes, self.seed)
         return model, checkpoints.load_tokenizer(folder)
 
 

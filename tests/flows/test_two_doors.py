@@ -20,10 +20,8 @@ pytestmark = pytest.mark.round
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, make_tiny: Any) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
-    make_tiny(folder)
-    return folder
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_project.build_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="module")

@@ -49,10 +49,27 @@ def test_the_template_is_no_overlap(prompts):
     assert index.reason(templated(f"{seven} and a different end")) is None
 
 
-def test_a_phrase_of_many_prompts_is_no_sign_by_itself(prompts):
-    phrase = "the second best known member of the same large family as"
-    index = Contamination([f"{phrase} {p}" if n < 10 else p for n, p in enumerate(prompts)])
-    assert index.reason(f"{phrase} nothing that was seen") is None
+PHRASE = "the second best known member of the same large family as"
+
+
+@pytest.fixture
+def phrased(prompts) -> Contamination:
+    drawn = random.Random(2)
+    return Contamination(
+        [f"{PHRASE} {' '.join(drawn.choices(WORDS, k=2))}" for _ in range(10)] + prompts
+    )
+
+
+def test_a_phrase_of_many_prompts_is_no_sign_by_itself(phrased):
+    assert phrased.reason(f"{PHRASE} nothing that was seen") is None
+
+
+def test_nor_is_the_phrase_with_a_word_of_one_prompt(prompts):
+    questions = [f"{PHRASE} {n} and {n * n}" for n in range(10)]
+    index = Contamination([*questions, *prompts])
+    assert index.reason(f"{PHRASE} 7 and 3") is None  # nine words in a row of a question
+    assert index.reason(f"{PHRASE} 7 and 49") == IDENTICAL
+    assert index.reason(f"so tell me {PHRASE} 7 and 49 please") == OVERLAP
 
 
 def test_formulas_differ_by_their_signs():

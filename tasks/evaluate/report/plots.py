@@ -32,7 +32,8 @@ def _several(arm: dict[str, Any]) -> bool:
 def gain(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return the gain over the baseline and its interval on an axis that shows zero."""
     gain = metrics["gain_over_baseline"]
-    scale = Scale.around([0.0, gain["low"], gain["high"], metrics["gate"]["min_gain"]])
+    ends = [0.0, gain["low"], gain["high"], metrics["gate"]["min_gain"]]
+    scale = Scale.around(ends if any(ends) else [-0.01, 0.01])
     return {
         "ticks": [(scale.at(tick), _points(tick)) for tick in scale.ticks],
         "zero": scale.at(0.0),

@@ -24,6 +24,10 @@ KINDS = {
     "ahead": ("Ahead of the teacher", "the student is right, the teacher is not"),
     "random": ("At random", "drawn blindly"),
 }
+ROWS = ("read", "set_aside", "labelled", "unlabelled", "dev", "test")
+"""What is told of the rows that `collect` found."""
+STUDENT = ("type", "model", "revision", "licence", "layers", "parameters")
+"""What is told of the student's first checkpoint."""
 FEW_ROWS = 30
 """Below this many rows, a group's score is mostly chance."""
 
@@ -45,19 +49,20 @@ def view(files: RoundFiles) -> dict[str, Any]:
         "efficiency": _efficiency(by_role, files.timings),
         "timings": files.timings,
         "losses": plots.losses(files.losses, arms),
-        "collected": files.collected,
+        "collected": _chosen(files.collected, ROWS),
         "funnel": plots.funnel(files.funnel),
         "curriculum": plots.curriculum(files.curriculum),
-        "groups": _groups(files.groups, arms),
+        "groups": _groups(files.groups),
         "reliability": plots.reliability(files.reliability, arms),
         "samples": _samples(files.samples, arms),
         "models": files.models,
+        "student_start": _chosen(files.models.get("student", {}), STUDENT),
         "outputs": files.outputs,
         "params_digest": files.params_digest,
         "summaries": files.summaries,
         "stage_seconds": _stage_seconds(files.stage_seconds),
         "commit": files.commit,
-        "not_measured": not_measured(metrics, by_role, files.timings),
+        "not_measured": not_measured(metrics, by_role, files),
     }
 
 
@@ -111,9 +116,7 @@ def unequal_updates(
     return steps if len(set(steps.values())) > 1 else None
 
 
-def not_measured(
-    metrics: dict[str, Any], by_role: dict[str, Any], timings: dict[str, Any] | None
-) -> list[str]:
+def not_measured(metrics: dict[str, Any], by_role: dict[str, Any], files: RoundFiles) -> list[str]:
     """Say what a reader might take for measured and is not."""
     student = by_role["student"]
     found = []
@@ -132,14 +135,15 @@ def not_measured(
         found.append("Divergence from the teacher's token distributions: vocabularies differ.")
     if student["calibration_error"] is None:
         found.append("Calibration: the answers came without confidence.")
-    if timings is None:
+    if len(files.curriculum) > 1:
+        found.append("The curriculum's worth, unless a row above had the same data shuffled.")
+    if files.timings is None:
         found.append("Latency, throughput and memory: reports/timings.json is not there.")
     return [
         *found,
         "Energy and money.",
         "Robustness: perturbed, longer or out-of-distribution prompts.",
         "Forgetting: loss on general text before and after; verbatim memorisation.",
-        "The curriculum's worth: no shuffled control was trained unless it is a row above.",
     ]
 
 
@@ -196,18 +200,17 @@ def _pair(
     }
 
 
-def _groups(groups: Table, arms: Table) -> Table:
+def _groups(groups: Table) -> Table:
     """Return the groups with the places of teacher, baseline and student; none where all is one."""
     if len(groups) < 2:
         return []
-    names = {arm["role"]: arm["arm"] for arm in arms if arm["role"] != "other"}
     return [
         {
             "group": line["group"] or "(none)",
             "rows": int(line["rows"]),
             "few": line["rows"] < FEW_ROWS,
-            "gap": line[names["student"]] - line[names["teacher"]],
-            **{role: line[name] for role, name in names.items()},
+            "gap": line["student"] - line["teacher"],
+            **{role: line[role] for role in ROLES},
         }
         for line in groups
     ]
@@ -247,3 +250,7 @@ def _stage_seconds(stages: dict[str, dict[str, Any]]) -> Table:
         {"stage": name, **stage, "width": round(100 * stage["seconds"] / most, 2)}
         for name, stage in stages.items()
     ]
+
+
+def _chosen(record: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: record[name] for name in names if record.get(name) not in (None, "")}

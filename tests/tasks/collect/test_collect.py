@@ -1,6 +1,10 @@
 import hashlib
 import json
+import re
 import tempfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -179,7 +183,7 @@ def test_a_file_with_no_usable_record_is_refused_with_the_reasons(project):
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("nowhere.jsonl", "No such file"),
+        ("nowhere.jsonl", "there is no such file"),
         ("../data.jsonl", "within the project"),
         ("bad.parquet", "cannot read"),
     ],
@@ -219,6 +223,59 @@ def test_conversations_become_rows(project):
     assert summary["set_aside"] == 1
     row = next(read_rows(TEST, Row))
     assert row.answer == "yes" and row.prompt[0].role == "user"
+
+
+class Bucket(BaseHTTPRequestHandler):
+    """An S3 bucket with one object, as far as reading it goes."""
+
+    content = b""
+
+    def do_HEAD(self) -> None:
+        found = self.path == "/bucket/data.jsonl"
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        first, last = map(int, asked.groups()) if asked else (0, len(self.content))
+        body = self.content[first : last + 1] if found else b""
+        self.send_response((206 if asked else 200) if found else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"1"')
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Bucket]]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    yield Bucket
+    server.shutdown()
+
+
+def test_a_file_on_s3_is_read_as_one_on_disk_is(project, bucket):
+    long = json.dumps(record(0, answer="x" * 3_000_000)).encode()
+    write(project / "data.jsonl", [record(n) for n in range(60)], long + b"\njunk")
+    bucket.content = (project / "data.jsonl").read_bytes()
+    collect()
+    here = {path.name: path.read_bytes() for path in COLLECT.glob("*.jsonl")}
+    collect("s3://bucket/data.jsonl")
+    there = {path.name: path.read_bytes() for path in COLLECT.glob("*.jsonl")}
+    assert there.pop("quarantine.jsonl") == here.pop("quarantine.jsonl").replace(
+        b'"data.jsonl"', b'"s3://bucket/data.jsonl"'
+    )
+    assert here == there
+    with pytest.raises(UserError, match="there is no such file"):
+        collect("s3://bucket/other.jsonl")
 
 
 GOOD = b"".join(json.dumps(record(n)).encode() + b"\n" for n in range(40))

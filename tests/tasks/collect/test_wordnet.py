@@ -14,7 +14,7 @@ DATA = """\
   1 This software and database is being provided to you, the LICENSEE, by
   2
 00001740 03 n 01 entity 0 000 | that which is perceived to have its own distinct existence
-01316379 05 n 02 Water_vole 0 water_rat 0 001 @ 01316517 n 0000 | any of various small voles; "a vole"; "x"
+01316379 05 n 02 Water_vole 0 water_rat 0 001 @ 01 n 0000 | a small vole of rivers; "a vole"; "x"
 01316517 05 n 01 tit 0 000 | short
 01316603 20 n 01 oak 0 000 | a tree that bears acorns; its wood is hard
 this is not a line of data.noun
@@ -36,8 +36,8 @@ def test_definitions_and_categories_are_read_from_a_database_of_ones_own(project
     assert [e for e in found if isinstance(e, Example)] == [
         Example(
             4,
-            {"text": "any of various small voles", "answer": "animal", "lemma": "water vole"},
-            ("any of various small voles", "water_vole", "water_rat"),
+            {"text": "a small vole of rivers", "answer": "animal", "lemma": "water vole"},
+            ("a small vole of rivers", "water_vole", "water_rat"),
             "animal",
         ),
         Example(

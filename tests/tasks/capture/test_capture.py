@@ -1,0 +1,111 @@
+"""Capture: the store says what the teacher says, whatever the batches."""
+
+import json
+
+import pytest
+import torch
+
+from tasks import checkpoints
+from tasks.capture.stage import CaptureParams, run
+from tasks.errors import UserError
+from tasks.records import ADAPT, CAPTURE, FILTER, Response, row_id, write_rows
+from tasks.signals import SignalStore
+
+WORDS = ["animal", "plant", "a small person", "category", "definition of plants"]
+
+
+def responses() -> list[Response]:
+    prompts = [f"Definition: {' '.join(WORDS[: n % 5 + 1])} {n}\nCategory:" for n in range(12)]
+    return [
+        Response(
+            id=row_id(prompt),
+            prompt=prompt,
+            answer=" animal" if n % 2 else " a small plant",
+            teacher="main",
+            finish="stop",
+        )
+        for n, prompt in enumerate(prompts)
+    ]
+
+
+@pytest.fixture
+def teacher(project, model, tokenizer):
+    write_rows(FILTER / "kept.jsonl", responses())
+    checkpoints.save(model, tokenizer, ADAPT / "main", {"from": "a test"})
+    return model
+
+
+def captured(**changes) -> SignalStore:
+    options = {"top_k": 4, "precision": "float32", "threads": 1}
+    run("main", CaptureParams(**(options | changes)))
+    return SignalStore(CAPTURE / "main")
+
+
+def expected(model, tokenizer, row: Response, temperature: float = 1.0) -> torch.Tensor:
+    """The model's own logits at each token of the answer, one row alone."""
+    prompt = tokenizer(row.prompt)["input_ids"]
+    answer = [*tokenizer(row.answer)["input_ids"], tokenizer.eos_token_id]
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + answer])).logits[0]
+    return (logits[len(prompt) - 1 : -1].double() / temperature).log_softmax(-1)
+
+
+def stored(store: SignalStore, tokenizer, row: Response):
+    from tasks.batches import examples_of
+    from tasks.text import encode_all
+
+    (example,) = store.attach(examples_of([row], encode_all(tokenizer, [row])), tokenizer)
+    return store.read([example.signal], [example.length])
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 60, 2048])
+def test_the_store_says_what_the_teacher_says(teacher, tokenizer, batch_tokens) -> None:
+    store = captured(batch_tokens=batch_tokens, chunk_tokens=3, temperatures=(1.0, 2.0))
+    for row in responses():
+        found = stored(store, tokenizer, row)
+        for temperature in (1.0, 2.0):
+            logp = expected(teacher, tokenizer, row, temperature)
+            at = found.at(temperature, "bucket").double()
+            reference = torch.cat(
+                [
+                    logp.gather(-1, found.ids_NK),
+                    logp.scatter(-1, found.ids_NK, -torch.inf).logsumexp(-1, keepdim=True),
+                ],
+                -1,
+            )
+            torch.testing.assert_close(at, reference, rtol=1e-3, atol=1e-3)
+        assert torch.equal(found.ids_NK, expected(teacher, tokenizer, row).topk(4).indices)
+
+
+def test_every_token_of_every_answer_is_stored(teacher, tokenizer) -> None:
+    store = captured()
+    answers = [len(tokenizer(row.answer)["input_ids"]) + 1 for row in responses()]
+    assert (store.origin.rows, store.origin.tokens) == (12, sum(answers))
+    assert store.origin.teacher == checkpoints.fingerprint(ADAPT / "main")
+    summary = json.loads((CAPTURE / "main" / "summary.json").read_text())
+    assert summary["tokens"] == sum(answers) and 0 < summary["mean_mass_of_top_k"] < 1
+    assert summary["bytes_per_token"] == 4 * 4 + 2
+
+
+def test_the_same_inputs_give_the_same_bytes(teacher) -> None:
+    found = []
+    for _ in range(2):
+        captured(precision="bfloat16")
+        found.append({p.name: p.read_bytes() for p in sorted((CAPTURE / "main").iterdir())})
+    assert found[0] == found[1] and len(found[0]) == 7
+
+
+def test_more_ids_than_there_are_stores_them_all(teacher, tokenizer) -> None:
+    store = captured(top_k=10_000)
+    assert store.origin.top_k == len(tokenizer)
+    row = responses()[0]
+    at = stored(store, tokenizer, row).at(1.0, "bucket")
+    assert at[:, -1].exp().max() < 1e-12
+    torch.testing.assert_close(at.exp().sum(-1), torch.ones(len(at)))
+
+
+def test_no_rows_is_a_readable_error(teacher) -> None:
+    write_rows(FILTER / "kept.jsonl", [])
+    with pytest.raises(UserError, match="no rows to capture"):
+        captured()
+    assert not (CAPTURE / "main").exists()

@@ -1,0 +1,158 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import UserError
+from tasks.filter.stage import FilterParams, run
+from tasks.params import ParamsError, validated
+from tasks.records import (
+    DEV,
+    FILTER,
+    GENERATE,
+    LABELLED,
+    TEST,
+    Dropped,
+    Response,
+    Row,
+    read_rows,
+    row_id,
+    write_rows,
+)
+from tasks.verifiers import Task
+
+TASK = Task(verifier={"type": "label"})
+FILTERS = [
+    {"type": "unfinished"},
+    {"type": "length", "max_characters": 30},
+    {"type": "inadmissible"},
+    {"type": "exact_duplicates"},
+    {"type": "near_duplicates"},
+    {"type": "confidence", "drop_lowest": 0.1},
+    {"type": "class_balance", "max_share": 0.6},
+]
+
+
+def row(text: str, answer: str) -> Row:
+    prompt = f"Definition: {text}\nCategory:"
+    return Row(id=row_id(prompt), prompt=prompt, answer=answer, origin="ground_truth")
+
+
+def response(n: int, answer: str = " animal", **more) -> Response:
+    prompt = f"Definition: the {n}th thing with {n * n} corners and {n * 31} sides\nCategory:"
+    options = {"id": row_id(prompt), "prompt": prompt, "finish": "stop", "logprob": -n / 100}
+    return Response(**(options | {"answer": answer, "teacher": "main", "origin": "teacher"} | more))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_rows(LABELLED, [row("a rodent", " animal"), row("an oak", " plant")])
+    write_rows(DEV, [row("a quick brown fox that jumped over the lazy dog", " animal")])
+    write_rows(TEST, [row("the feeling that one has been in a place before", " feeling")])
+    return tmp_path
+
+
+def responses() -> list[Response]:
+    leaked = "Definition: it says a quick brown fox that jumped over the lazy dog\nCategory:"
+    return [
+        *(response(n, " animal" if n % 3 else " plant") for n in range(60)),
+        response(60, " big cat"),
+        response(61, finish="length"),
+        response(62, " " + "x" * 50),
+        response(63, prompt=leaked, id=row_id(leaked)),
+        response(5, " animal", sample=1),
+    ]
+
+
+def filtered(filters=FILTERS, **more) -> dict:
+    run(validated(FilterParams, {"filters": filters, **more}, "filter"), TASK)
+    return json.loads((FILTER / "summary.json").read_text())
+
+
+def test_every_response_is_kept_or_dropped_with_a_reason(project):
+    write_rows(GENERATE / "main/responses.jsonl", responses())
+    write_rows(
+        GENERATE / "second/responses.jsonl", [response(n, teacher="second") for n in (100, 101)]
+    )
+    summary = filtered()
+    kept = list(read_rows(FILTER / "kept.jsonl", Response))
+    dropped = list(read_rows(FILTER / "dropped.jsonl", Dropped))
+    assert summary["seen"] == 67 == len(kept) + len(dropped)
+    assert summary["kept"] == len(kept)
+
+    def ids(rows):
+        return sorted((r.id, r.sample, r.teacher) for r in rows)
+
+    assert ids([*kept, *dropped]) == ids(
+        [*responses(), *(response(n, teacher="second") for n in (100, 101))]
+    )
+    assert [(d.filter, d.reason) for d in dropped[:5]] == [
+        ("contaminated", "8 words in a row of an evaluation prompt"),
+        ("unfinished", "cut off at the length limit"),
+        ("length", "longer than 30 characters"),
+        ("inadmissible", "no admissible answer (label)"),
+        ("exact_duplicates", "the same answer to the same prompt"),
+    ]
+    assert {r.teacher for r in kept} == {
+        "main"
+    }  # the second one's log-probabilities are the lowest
+
+
+def test_the_funnel_adds_up(project):
+    write_rows(GENERATE / "main/responses.jsonl", responses())
+    summary = filtered()
+    funnel = json.loads((FILTER / "funnel.json").read_text())
+    assert [step["filter"] for step in funnel] == ["contaminated", *(f["type"] for f in FILTERS)]
+    seen = 65
+    for step in funnel:
+        assert step["seen"] == seen and sum(step["reasons"].values()) == step["dropped"]
+        seen -= step["dropped"]
+    assert seen == summary["kept"]
+    assert summary["dropped by confidence"] == 6
+    assert summary["top_reason"] == "its answer is too common (9)"
+    answers = [r.answer for r in read_rows(FILTER / "kept.jsonl", Response)]
+    assert answers.count(" animal") <= 0.6 * len(answers)
+    assert (answers.count(" animal") + 1) > 0.6 * (len(answers) + 1)
+
+
+def test_two_runs_write_the_same_bytes(project):
+    write_rows(GENERATE / "main/responses.jsonl", responses())
+    found = []
+    for _ in range(2):
+        filtered()
+        found.append({path.name: path.read_bytes() for path in FILTER.iterdir()})
+    assert found[0] == found[1]
+    assert set(found[0]) == {"kept.jsonl", "dropped.jsonl", "funnel.json", "summary.json"}
+
+
+def test_rows_are_kept_as_they_came(project):
+    write_rows(GENERATE / "main/responses.jsonl", responses())
+    filtered([])
+    lines = (GENERATE / "main/responses.jsonl").read_bytes().splitlines()
+    kept = (FILTER / "kept.jsonl").read_bytes().splitlines()
+    assert kept == [line for line in lines if b"brown fox" not in line]
+
+
+def test_labelled_rows_close_to_evaluation_rows_are_reported(project):
+    write_rows(GENERATE / "main/responses.jsonl", responses())
+    assert filtered()["labelled_rows_near_evaluation"] == 0
+    write_rows(LABELLED, [row("A quick brown fox that jumped over the lazy dog!", " animal")])
+    assert filtered([])["labelled_rows_near_evaluation"] == 1
+
+
+def test_when_nothing_is_left_the_reasons_are_at_hand(project):
+    write_rows(GENERATE / "main/responses.jsonl", [response(n, " no label") for n in range(9)])
+    with pytest.raises(UserError, match="refuse all 9 responses"):
+        filtered()
+    assert len(list(read_rows(FILTER / "dropped.jsonl", Dropped))) == 9
+
+
+def test_no_responses_at_all(project):
+    with pytest.raises(UserError, match="no responses to filter"):
+        filtered()
+
+
+def test_a_mistyped_filter_is_refused_with_the_nearest_name(project):
+    with pytest.raises(ParamsError, match="did you mean 'near_duplicates'"):
+        filtered([{"type": "near_duplicate"}])

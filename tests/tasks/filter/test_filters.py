@@ -1,0 +1,179 @@
+"""Hand-written rows for each filter, with the reason it gives."""
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from tasks.contamination import Contamination
+from tasks.errors import UserError
+from tasks.filter.filters import AnyFilter, Contaminated
+from tasks.filter.verdicts import KEPT, Context, Filter, Refused
+from tasks.records import Message, Response, row_id
+from tasks.verifiers import Task
+
+EVALUATION = ["a small furry animal that lives under the ground in the gardens of Europe"]
+
+
+def response(answer: str = " animal", prompt="a prompt", **more) -> Response:
+    options = {"id": row_id(prompt), "origin": "teacher", "teacher": "main", "finish": "stop"}
+    return Response(prompt=prompt, answer=answer, **(options | more))
+
+
+def context(verifier: str = "label", labels=("animal", "plant"), evaluation=EVALUATION) -> Context:
+    task = Task(verifier={"type": verifier})
+    return Context(task, task.labels(labels), Contamination(evaluation))
+
+
+def judged(spelt: dict, rows: list[Response], known: Context | None = None) -> list[str]:
+    """What the filter says of each row: its reason, or `kept`."""
+    filter: Filter = TypeAdapter(AnyFilter).validate_python(spelt)
+    keep = filter.over(rows, known or context())
+    verdicts = [keep(row) for row in rows]
+    return [v.reason if isinstance(v, Refused) else "kept" for v in verdicts]
+
+
+def test_unfinished():
+    rows = [response(finish="stop"), response(finish="length")]
+    assert judged({"type": "unfinished"}, rows) == ["kept", "cut off at the length limit"]
+
+
+def test_length():
+    rows = [response("  "), response("abc"), response(" abcd "), response("a" * 11)]
+    assert judged({"type": "length", "min_characters": 4, "max_characters": 10}, rows) == [
+        "shorter than 4 characters",
+        "shorter than 4 characters",
+        "kept",
+        "longer than 10 characters",
+    ]
+
+
+def test_inadmissible_asks_the_verifier():
+    rows = [response(" Animal"), response(" big cat"), response(" 7 plants"), response("")]
+    no_label, no_number = "no admissible answer (label)", "no admissible answer (numeric)"
+    assert judged({"type": "inadmissible"}, rows) == ["kept", no_label, no_label, no_label]
+    numeric = judged({"type": "inadmissible"}, rows, context("numeric"))
+    assert numeric == [no_number, no_number, "kept", no_number]
+
+
+def test_repetition():
+    rows = [
+        response(" animal"),
+        response("one two three four five six seven eight nine ten"),
+        response("I think so. I think so. I think so. I think so."),
+        response("no no no no no no"),
+        response("很好很好很好很好很好很好"),
+    ]
+    again = "repeats itself"
+    assert judged({"type": "repetition"}, rows) == ["kept", "kept", again, again, again]
+
+
+def test_confidence_by_threshold():
+    rows = [response(logprob=p) for p in (-0.1, -1.0, -1.01)] + [response()]
+    found = judged({"type": "confidence", "min_logprob": -1.0}, rows)
+    assert found == ["kept", "kept", "the teacher was not sure", "kept"]
+
+
+def test_confidence_by_share_refuses_the_lowest():
+    rows = [response(logprob=-float(n % 10)) for n in range(20)]
+    found = judged({"type": "confidence", "drop_lowest": 0.2}, rows)
+    assert [row.logprob for row, said in zip(rows, found, strict=True) if said != "kept"] == [
+        -8.0,
+        -9.0,
+        -8.0,
+        -9.0,
+    ]
+    assert judged({"type": "confidence", "drop_lowest": 0.2}, []) == []
+    assert judged({"type": "confidence", "drop_lowest": 0.2}, [response()]) == ["kept"]
+
+
+@pytest.mark.parametrize("spelt", [{}, {"min_logprob": -1, "drop_lowest": 0.1}])
+def test_confidence_takes_one_threshold(spelt):
+    with pytest.raises(ValidationError, match="either min_logprob or drop_lowest"):
+        judged({"type": "confidence", **spelt}, [])
+
+
+def test_exact_duplicates_and_contradictions():
+    rows = [
+        response(" animal", "p1"),
+        response(" plant", "p2"),
+        response(" Animal ", "p1", sample=1),
+        response(" animal", "p3"),
+        response(" plant", "p3", sample=1),
+    ]
+    same, other = "the same answer to the same prompt", "another answer to the same prompt"
+    assert judged({"type": "exact_duplicates"}, rows) == ["kept", "kept", same, other, other]
+    kept = judged({"type": "exact_duplicates", "contradictions": "keep"}, rows)
+    assert kept == ["kept", "kept", same, "kept", "kept"]
+
+
+def test_near_duplicates():
+    text = "any of various small short-tailed burrowing rodents of the northern hemisphere"
+    rows = [
+        response(prompt=text),
+        response(prompt=text.replace("burrowing", "digging")),
+        response(prompt=f"{text}."),
+        response(prompt="a tall tree with soft wood that grows near rivers in cold countries"),
+        response(prompt=text, sample=1),  # another answer to a prompt that is kept
+        response(prompt=f"{text}.", sample=1),
+        response(prompt=(Message(role="user", content=f"({text})"),)),
+    ]
+    near = "near-duplicate of an earlier prompt"
+    found = judged({"type": "near_duplicates", "similarity": 0.8}, rows)
+    assert found == ["kept", "kept", near, "kept", "kept", near, near]
+    found = judged({"type": "near_duplicates", "similarity": 0.6}, rows)
+    assert found[1] == near
+
+
+def test_near_duplicates_do_not_count_the_template():
+    template = (
+        "Read the following definition with care, and say which category it is: {}\nCategory:"
+    )
+    evaluation = [template.format(f"w{n} x{n} y{n}") for n in range(30)]
+    rows = [response(prompt=template.format(text)) for text in ("oak tree", "big cat", "oak tree!")]
+    found = judged({"type": "near_duplicates"}, rows, context(evaluation=evaluation))
+    assert found == ["kept", "kept", "near-duplicate of an earlier prompt"]
+
+
+def test_class_balance_holds_its_share_exactly():
+    rows = [response(" animal", f"p{n}") for n in range(80)]
+    rows += [response(" plant", f"q{n}") for n in range(10)]
+    rows += [response(" stone", f"r{n}") for n in range(10)]
+    found = judged({"type": "class_balance", "max_share": 0.5}, rows)
+    kept = [row.answer for row, said in zip(rows, found, strict=True) if said == "kept"]
+    assert kept.count(" animal") == 20 and len(kept) == 40  # one more would be more than half
+    assert found[:21] == ["kept"] * 20 + ["its answer is too common"]
+    assert set(judged({"type": "class_balance", "max_share": 0.9}, rows)) == {"kept"}
+    assert judged({"type": "class_balance", "max_share": 0.9}, []) == []
+
+
+def test_a_balance_that_cannot_be_is_refused():
+    with pytest.raises(UserError, match="cannot each stay below 30%") as refused:
+        judged({"type": "class_balance", "max_share": 0.3}, [response(" animal"), response(" b")])
+    assert "max_share of 0.50 or more" in refused.value.mend
+
+
+def test_contaminated():
+    rows = [
+        response(prompt=EVALUATION[0].upper()),
+        response(prompt="what is it that lives under the ground in the gardens of Europe and eats"),
+        response(prompt=EVALUATION[0].replace("under", "below")),
+        response(prompt="an animal of the garden"),
+        response(f"It is like {EVALUATION[0]}, I would say", prompt="something else"),
+        response(prompt=(Message(role="user", content=EVALUATION[0]),)),
+    ]
+    keep = Contaminated().over(rows, context())
+    assert [keep(row) for row in rows] == [
+        Refused("identical to an evaluation prompt"),
+        Refused("8 words in a row of an evaluation prompt"),
+        Refused("near-duplicate of an evaluation prompt"),
+        KEPT,
+        Refused("8 words in a row of an evaluation prompt"),
+        Refused("identical to an evaluation prompt"),
+    ]
+
+
+def test_decontamination_cannot_be_chosen_away_or_blunted():
+    with pytest.raises(ValidationError):
+        TypeAdapter(AnyFilter).validate_python({"type": "contaminated"})
+    for spelt in ({"words": 50}, {"similarity": 1.0}):
+        with pytest.raises(ValidationError):
+            Contaminated(**spelt)

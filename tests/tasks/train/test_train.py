@@ -1,0 +1,193 @@
+"""The stage `train`: phases from params to checkpoints, from rows of each kind."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from tasks import checkpoints
+from tasks.capture.stage import CaptureParams
+from tasks.capture.stage import run as capture
+from tasks.errors import UserError
+from tasks.params import ParamsError, validated
+from tasks.records import (
+    ADAPT,
+    FILTER,
+    LABELLED,
+    ORDER,
+    SHAPE,
+    TRAIN,
+    Lesson,
+    Response,
+    Row,
+    row_id,
+    write_rows,
+)
+from tasks.train.stage import Method, rows_of, run
+
+SFT = {
+    "method": "sft",
+    "from": "shape",
+    "rows": "collect/labelled.jsonl",
+    "targets": "collect/labelled.jsonl",
+    "updates": 6,
+    "batch_size": 4,
+    "learning_rate": 0.01,
+    "threads": 1,
+    "precision": "float32",
+}
+KD = SFT | {
+    "method": "kd",
+    "rows": "order/train.jsonl",
+    "targets": "capture/main",
+    "terms": [
+        {"type": "forward_kl", "weight": 0.7},
+        {"type": "hard", "weight": 0.3},
+    ],
+}
+
+
+def phase(**fields):
+    return TypeAdapter(Method).validate_python(fields)
+
+
+def labelled() -> list[Row]:
+    prompts = [f"Definition: a small thing {n}\nCategory:" for n in range(10)]
+    return [
+        Row(id=row_id(p), prompt=p, answer=" animal" if n % 3 else " plant", origin="ground_truth")
+        for n, p in enumerate(prompts)
+    ]
+
+
+def kept() -> list[Response]:
+    return [Response(**row.model_dump(), teacher="main", finish="stop") for row in labelled()]
+
+
+@pytest.fixture
+def round_so_far(project, make_model, tokenizer):
+    """What the stages before `train` leave."""
+    write_rows(LABELLED, labelled())
+    write_rows(FILTER / "kept.jsonl", kept())
+    lessons = [
+        Lesson(**row.model_dump(), difficulty=float(n), stage=n % 2) for n, row in enumerate(kept())
+    ]
+    write_rows(ORDER / "train.jsonl", lessons)
+    checkpoints.save(make_model(tokenizer, seed=1), tokenizer, ADAPT / "main", {})
+    checkpoints.save(make_model(tokenizer, seed=2, layers=2), tokenizer, SHAPE, {})
+    capture("main", CaptureParams(top_k=64, precision="float32", threads=1))
+
+
+def history(name: str, seed: int) -> list[dict[str, str]]:
+    with (TRAIN / name / f"seed-{seed}" / "history.csv").open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("fields", [SFT, KD], ids=lambda f: f["method"])
+def test_a_phase_trains_a_student_for_each_seed(round_so_far, fields) -> None:
+    run("here", phase(**fields), seeds=[1, 2])
+    for seed in (1, 2):
+        folder = TRAIN / "here" / f"seed-{seed}"
+        checkpoints.verify(folder)
+        lines = history("here", seed)
+        assert list(lines[0]) == ["step", "loss", "learning_rate", "stage"]
+        assert len(lines) == 6 and float(lines[-1]["loss"]) < float(lines[0]["loss"])
+    assert digests(TRAIN / "here/seed-1") != digests(TRAIN / "here/seed-2")
+    summary = json.loads((TRAIN / "here" / "summary.json").read_text())
+    assert (summary["rows"], summary["updates"]) == (10, 6)
+    assert summary["final_loss"] > 0
+    provenance = json.loads((TRAIN / "here/seed-2/provenance.json").read_text())
+    assert provenance["seed"] == 2 and provenance["params"]["from"] == "shape"
+
+
+def test_lessons_are_met_stage_after_stage(round_so_far) -> None:
+    run("kd", phase(**KD), seeds=[1])
+    assert [line["stage"] for line in history("kd", 1)] == ["0"] * 3 + ["1"] * 3
+
+
+def test_the_same_params_give_the_same_bytes(round_so_far) -> None:
+    found = []
+    for _ in range(2):
+        run("kd", phase(**KD), seeds=[1])
+        found.append(digests(TRAIN / "kd"))
+    assert found[0] == found[1]
+
+
+def test_a_phase_goes_on_from_another_seed_by_seed(round_so_far) -> None:
+    run("sft", phase(**SFT), seeds=[1, 2])
+    run("kd", phase(**KD | {"from": "train/sft"}), seeds=[1, 2])
+    for seed in (1, 2):
+        provenance = json.loads((TRAIN / f"kd/seed-{seed}/provenance.json").read_text())
+        assert provenance["from"] == checkpoints.fingerprint(TRAIN / f"sft/seed-{seed}")
+
+
+def test_distillation_moves_the_student_towards_the_teacher(round_so_far) -> None:
+    import torch
+
+    @torch.no_grad()
+    def distance(folder: Path) -> float:
+        teacher, tokenizer = checkpoints.load(ADAPT / "main")
+        student, _ = checkpoints.load(folder)
+        found = []
+        for row in labelled():
+            ids = torch.tensor([tokenizer(row.prompt)["input_ids"]])
+            p, q = (m(ids).logits[0, -1].log_softmax(-1) for m in (teacher, student))
+            found.append(float((p.exp() * (p - q)).sum()))
+        return sum(found) / len(found)
+
+    run("kd", phase(**KD | {"updates": 80, "terms": [{"type": "forward_kl"}]}), seeds=[1])
+    assert distance(TRAIN / "kd/seed-1") < distance(SHAPE) / 2
+
+
+def test_signals_of_other_rows_are_refused_by_name(round_so_far) -> None:
+    with pytest.raises(UserError, match="no signals of row"):
+        run("kd", phase(**KD | {"rows": "collect/labelled.jsonl"}), seeds=[1])
+    assert not (TRAIN / "kd/seed-1").exists()
+
+
+def test_weights_are_stored_in_the_chosen_precision(round_so_far) -> None:
+    sizes = []
+    for precision in ("float32", "bfloat16"):
+        run("sft", phase(**SFT | {"save_precision": precision}), seeds=[1])
+        sizes.append((TRAIN / "sft/seed-1/model.safetensors").stat().st_size)
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_rows_of_each_kind_are_read_as_what_they_are(round_so_far) -> None:
+    assert type(rows_of(LABELLED)[0]) is Row
+    assert type(rows_of(FILTER / "kept.jsonl")[0]) is Response
+    assert type(rows_of(ORDER / "train.jsonl")[0]) is Lesson
+
+
+def test_no_rows_is_a_readable_error(project) -> None:
+    with pytest.raises(UserError, match="do not exist"):
+        rows_of(LABELLED)
+    write_rows(LABELLED, [])
+    with pytest.raises(UserError, match="no rows"):
+        rows_of(LABELLED)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": "capture/main"}, "own answers"),
+        ({"updates": None}, "either updates or epochs"),
+        ({"epochs": 2}, "either updates or epochs"),
+        ({"rows": "../secret.jsonl", "targets": "../secret.jsonl"}, "inside the project"),
+        ({"method": "stf"}, "did you mean 'sft'"),
+        ({"learning_rat": 1}, "did you mean 'learning_rate'"),
+    ],
+)
+def test_mistakes_in_params_are_explained(change, message) -> None:
+    with pytest.raises(ParamsError, match=message):
+        validated(Method, SFT | change, "train.baseline")
