@@ -5,6 +5,9 @@ retries it (`max_retries=0`): one layer owns retries, and that is Prefect. Worke
 reused (`max_calls=0`), so the heavy libraries are imported once for a node and round.
 """
 
+import contextlib
+import ctypes
+import gc
 import logging
 import math
 import os
@@ -212,6 +215,15 @@ def _run_versioned(
         send(_Failure(error, traceback.format_exc()))
     except BaseException:  # whatever it is, the driver must hear of it
         send(_Failure(None, traceback.format_exc()))
+    finally:
+        _give_memory_back()
+
+
+def _give_memory_back() -> None:
+    """Return what a stage freed to the system: the warm worker lives on, the next needs the room."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone keeps such hoards
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class _Line:
     seconds: float = 0.0
     advance: Advance | None = None
     note: str = ""
+    told: set[str] = field(default_factory=set)
     spinner: Spinner = field(default_factory=lambda: Spinner("dots", style="yellow"))
 
 
@@ -76,8 +77,9 @@ class RoundOnTerminal:
         elif isinstance(event, Say):
             text = event.text
         elif isinstance(event, Advance):
-            if event.done < event.total or event.total == 0:
+            if event.done < event.total or event.what in line.told:
                 return
+            line.told.add(event.what)
             text = f"{event.what}: {event.done} in {event.seconds:.1f} s"
         else:
             text = "failed"

@@ -90,7 +90,9 @@ def save(
 ) -> str:
     """Publish a checkpoint with its weights stored in `precision`; return its fingerprint."""
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     dtype = getattr(torch, precision)
     stored: dict[Any, Any] = {}  # tied weights share memory, and must still do so after the cast
     state = {

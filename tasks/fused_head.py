@@ -15,8 +15,6 @@ Shapes: N valid tokens, V vocabulary, D width, K stored ids, C outcomes (K + 1),
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +22,7 @@ from torch import Tensor
 
 from tasks.divergences import Divergence, Hard, Term
 from tasks.errors import UserError
+from tasks.heads import Head
 
 TINY = 1e-30
 """Stands for a probability of zero where its logarithm is taken."""
@@ -59,61 +58,6 @@ class TopK(NamedTuple):
         """Return the signals of some of the tokens."""
         some = (self.ids_NK[part], self.logp_NK[part], self.leftover_NT[part])
         return TopK(*some, self.temperatures)
-
-
-@dataclass(frozen=True)
-class Head:
-    """What turns hidden rows into logits: `cap(scale · (h Wᵀ + b))`, over the real ids alone."""
-
-    weight_VD: Tensor
-    bias_V: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-    """Logits are softcap · tanh(logits / softcap) (Gemma 2)."""
-
-    @classmethod
-    def of(cls, model: Any, vocabulary: int | None = None) -> "Head":
-        """Return the head of a causal LM; `vocabulary` leaves out the ids of mere padding."""
-        linear, config = model.get_output_embeddings(), model.config.get_text_config()
-        weight_VD, bias_V = linear.weight, getattr(linear, "bias", None)
-        if vocabulary is not None and vocabulary < len(weight_VD):
-            weight_VD = weight_VD[:vocabulary]
-            bias_V = None if bias_V is None else bias_V[:vocabulary]
-        scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies, Granite divides
-        scale /= getattr(config, "logits_scaling", None) or 1.0
-        return cls(weight_VD, bias_V, scale, getattr(config, "final_logit_softcapping", None))
-
-    @cached_property
-    def _frozen(self) -> dict[torch.dtype, Tensor]:
-        return {}
-
-    def weight(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight in the dtype of the products; a frozen one is cast only once."""
-        if self.weight_VD.dtype == dtype:
-            return self.weight_VD.detach()
-        if self.weight_VD.requires_grad:
-            return self.weight_VD.detach().to(dtype)
-        if dtype not in self._frozen:
-            self._frozen[dtype] = self.weight_VD.detach().to(dtype)
-        return self._frozen[dtype]
-
-    def logits(self, hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
-        """Return logits in float32 (or wider), from rows and a weight of one dtype."""
-        logits_NV = hidden_ND @ weight_VD.T
-        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-        if self.bias_V is not None:
-            logits_NV += self.bias_V.detach()
-        if self.scale != 1:
-            logits_NV *= self.scale
-        if self.softcap:
-            logits_NV = logits_NV.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits_NV
-
-    def slope_below(self, logits_NV: Tensor, slope_NV: Tensor) -> Tensor:
-        """Carry d loss/d logits (changed in place) back to the product's result."""
-        if self.softcap:
-            slope_NV *= 1 - (logits_NV / self.softcap) ** 2
-        return slope_NV.mul_(self.scale) if self.scale != 1 else slope_NV
 
 
 class LiveTeacher(NamedTuple):
@@ -198,8 +142,9 @@ class _FusedHead(torch.autograd.Function):
                 part = slice(start, start + chunk_tokens)
                 rows_ND = hidden_ND[part].detach().to(dtype)
                 logits_NV = head.logits(rows_ND, product_VD)
+                capped_NV = logits_NV.clone() if head.softcap else logits_NV
                 losses_NT[part], slope_NV = loss_and_slope(logits_NV, terms, targets.rows(part))
-                slope_NV = head.slope_below(logits_NV, slope_NV).div_(divisor)
+                slope_NV = head.slope_below(capped_NV, slope_NV).div_(divisor)
                 if slope_V is not None:
                     slope_V += slope_NV.sum(0)
                 slope_NV = slope_NV.to(dtype)
@@ -225,7 +170,7 @@ def loss_and_slope(
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted loss of each term (N, T) and the slope of their sum, d/d logits (N, V).
 
-    Terms of one temperature share their softmax.
+    Terms of one temperature share their softmax. The logits are overwritten.
     """
     groups = defaultdict(list)
     for number, term in enumerate(terms):
@@ -234,7 +179,8 @@ def loss_and_slope(
     slope_NV = None
     for temperature, numbers in groups.items():
         some = [terms[n] for n in numbers]
-        scaled_NV = logits_NV / temperature if temperature != 1 else logits_NV
+        last = temperature == next(reversed(groups))
+        scaled_NV = logits_NV.div_(temperature) if last else logits_NV / temperature
         dense = isinstance(targets.teacher, LiveTeacher) and any(_is_soft(t) for t in some)
         against = _against_live if dense else _against_stored
         losses, slope = against(scaled_NV, some, targets, temperature)
@@ -289,7 +235,7 @@ def _against_stored(
     top_N1 = logits_NV.amax(-1, keepdim=True)
     label_N1 = logits_NV.gather(-1, targets.ids_N[:, None]) - top_N1
     stored_NK = logits_NV.gather(-1, ids_NK) - top_N1
-    exp_NV = (logits_NV - top_N1).exp_().scatter_(-1, ids_NK, 0)
+    exp_NV = logits_NV.sub_(top_N1).exp_().scatter_(-1, ids_NK, 0)
     rest_N1 = exp_NV.sum(-1, keepdim=True).clamp_min_(TINY)
     total_N1 = rest_N1 + stored_NK.exp().sum(-1, keepdim=True)
     logq_NC = torch.cat([stored_NK, rest_N1.log()], -1) - total_N1.log()

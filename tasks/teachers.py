@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from tasks import sources
 from tasks.params import Section
@@ -35,3 +37,7 @@ class Teacher(Section):
             UserError: the model is another one by now.
         """
         return sources.pinned(self.model, pin)
+
+
+Teachers = dict[Annotated[str, Field(pattern="^[a-z0-9-]{1,64}$")], Teacher]
+"""The section `teachers`: each under the key that names its files."""

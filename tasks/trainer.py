@@ -7,13 +7,12 @@ The loop is transformers' Trainer. What is ours: the hidden rows of the completi
 the head, fused with the loss (tasks/fused_head.py); the loss is a mean over the valid tokens of the
 whole update; a loss or gradient that is not finite stops everything at once.
 
-Shapes: B batch, S sequence, N valid tokens, D width, K stored ids, T terms or temperatures.
+Shapes: N valid tokens, T terms.
 """
 
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -33,13 +32,11 @@ from transformers import (
 from tasks.batches import Batches, Example, plan
 from tasks.divergences import Divergence, Term
 from tasks.errors import UserError
-from tasks.fused_head import Head, Targets, TopK, fused_head_loss
-from tasks.hyperparameters import Freeze, Hyperparameters
+from tasks.heads import check_head
+from tasks.hyperparameters import Hyperparameters
+from tasks.learner import Learner, attention, freeze
 from tasks.progress import Meter
 from tasks.signals import SignalStore
-
-SHORT_ROW = 256
-"""Tokens up to which eager attention trains faster than SDPA on a CPU."""
 
 
 class Update(NamedTuple):
@@ -92,62 +89,12 @@ def fit(
     learner = Learner(model, terms, hyperparameters.chunk_tokens, signals, vocabulary)
     stages = [examples[batch[0]].stage for batch in batches]
     longest = max(len(example.ids) for example in examples)
-    with _attention(model, hyperparameters, longest), tempfile.TemporaryDirectory() as scratch:
+    with attention(model, hyperparameters, longest), tempfile.TemporaryDirectory() as scratch:
         arguments = _arguments(hyperparameters, len(batches), seed, scratch)
         trainer = FusedTrainer(learner, arguments, data, Meter(what, len(batches)), stages)
         trainer.train()
     model.eval().requires_grad_(True)
     return trainer.history
-
-
-class Learner(nn.Module):
-    """A causal LM that returns its loss; the whole of it is what a Trainer or DDP wraps."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        terms: Sequence[Term],
-        chunk_tokens: int = 512,
-        signals: SignalStore | None = None,
-        vocabulary: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.model, self.terms, self.chunk_tokens = model, terms, chunk_tokens
-        self.temperatures = signals.origin.temperatures if signals else ()
-        self.vocabulary = vocabulary
-        self._head: Head | None = None
-
-    def forward(
-        self,
-        *,
-        ids_BS: Tensor,
-        positions_N: Tensor,
-        targets_N: Tensor,
-        divisor: float,
-        stored_ids_NK: Tensor | None = None,
-        stored_logp_NK: Tensor | None = None,
-        stored_leftover_NT: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return Σ losses / divisor, and the losses of each valid token and term, (N, T).
-
-        Right padding under a causal mask: what is valid never attends to padding.
-        """
-        hidden_BSD = self.model.get_decoder()(input_ids=ids_BS, use_cache=False).last_hidden_state
-        hidden_ND = hidden_BSD.flatten(0, 1)[positions_N]
-        if self._head is None:  # not before: moving a model to its device makes new parameters
-            self._head = Head.of(self.model, self.vocabulary)
-        stored = None
-        if stored_ids_NK is not None and stored_logp_NK is not None:
-            assert stored_leftover_NT is not None
-            stored = TopK(stored_ids_NK, stored_logp_NK, stored_leftover_NT, self.temperatures)
-        return fused_head_loss(
-            hidden_ND,
-            self._head,
-            self.terms,
-            Targets(targets_N, stored),
-            divisor=divisor,
-            chunk_tokens=self.chunk_tokens,
-        )
 
 
 class FusedTrainer(Trainer):
@@ -252,63 +199,6 @@ class _Follow(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.meter.finish()
-
-
-def freeze(model: PreTrainedModel, frozen: Freeze) -> None:
-    """Set which weights of a causal LM get no gradient.
-
-    Raises:
-        UserError: more blocks are to be frozen than there are, or nothing is left to train.
-    """
-    model.requires_grad_(True)
-    blocks = blocks_of(model)
-    if frozen.layers > len(blocks):
-        raise UserError(f"cannot freeze {frozen.layers} blocks: the model has {len(blocks)}")
-    if frozen.embeddings:
-        model.get_input_embeddings().requires_grad_(False)
-    if frozen.head:
-        model.get_output_embeddings().requires_grad_(False)
-    for block in blocks[: frozen.layers]:
-        block.requires_grad_(False)
-
-
-def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the stack of blocks of a causal LM."""
-    lists = [m for m in model.get_decoder().children() if isinstance(m, nn.ModuleList)]
-    if len(lists) != 1:
-        raise UserError(f"cannot tell which modules of {type(model).__name__} are its blocks")
-    return lists[0]
-
-
-def check_head(model: PreTrainedModel) -> None:
-    """Refuse a model whose logits are more than a linear map of its last hidden state.
-
-    Raises:
-        UserError: `Head` does not give the model's own logits.
-    """
-    ids_BS = torch.tensor([[1, 2]], device=model.device)
-    with torch.no_grad():
-        hidden_ND = model.get_decoder()(input_ids=ids_BS, use_cache=False).last_hidden_state[0]
-        head = Head.of(model)
-        ours, theirs = head.logits(hidden_ND, head.weight_VD), model(input_ids=ids_BS).logits[0]
-    if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
-        raise UserError(f"{type(model).__name__} does more with its last hidden state than a head")
-
-
-@contextmanager
-def _attention(
-    model: PreTrainedModel, hyperparameters: Hyperparameters, longest: int
-) -> Iterator[None]:
-    """Attend in the way that trains fastest for rows of this length; set it back afterwards."""
-    before, wanted = model.config._attn_implementation, hyperparameters.attention
-    if wanted == "auto":
-        short = longest <= SHORT_ROW and not torch.cuda.is_available()
-        wanted = "eager" if short else "sdpa"
-    model.set_attn_implementation(wanted)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def _arguments(

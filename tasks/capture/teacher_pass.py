@@ -15,7 +15,7 @@ from torch import Tensor
 from tasks import checkpoints
 from tasks.batches import Example, examples_of
 from tasks.errors import UserError
-from tasks.fused_head import Head
+from tasks.heads import Head
 from tasks.progress import Meter
 from tasks.records import Response, read_rows
 from tasks.signals import Origin, Shard, SignalWriter, vocabulary_hash

@@ -8,9 +8,13 @@ Out: data/generate/<teacher>/responses.jsonl, in the order of the prompts, every
      "teacher": "main"}
 
 Answers come from the ledger where they were given before (tasks/generate/ledger.py): a rerun, a
-crash or a longer list of prompts computes only what is missing. A run that was killed and taken up
-again writes the same bytes as one that was not. Prompts added to the list later are answered in
-batches of their own; in bfloat16 these can round differently than in one run over the whole list.
+crash or a longer list of prompts computes only what is missing.
+
+What holds: a run that was killed and taken up again, however often, writes the same bytes as one
+that was not. In float32 answers do not depend on the batch at all; in bfloat16 a batch of another
+size rounds differently (seen: one answer in 600 another, where two were all but tied). Batches are
+made within windows of the list, so whole windows keep their answers when the list grows; prompts
+that are added to a window that was answered already make batches of their own.
 """
 
 from collections.abc import Iterable, Iterator
@@ -50,7 +54,7 @@ class GenerateParams(Section):
     """Answer so many prompts, the first of the list; all when not given."""
     samples: int = Field(1, ge=1)
     """Answers drawn for each prompt; more than one needs a temperature above 0."""
-    window: int = Field(4096, ge=1)
+    window: int = Field(4000, ge=1)
     """Prompts that are in memory, and sorted by length, together."""
 
     def asks(self, row: Row) -> list[Ask]:

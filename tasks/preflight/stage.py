@@ -18,10 +18,10 @@ from tasks.preflight.checks import check_signals, check_terms, check_width
 from tasks.progress import say
 from tasks.records import MODELS, write_json
 from tasks.shape.students import Student
-from tasks.teachers import Teacher
+from tasks.teachers import Teacher, Teachers
 
 
-def run(teachers: dict[str, Teacher], shape: Student) -> None:
+def run(teachers: Teachers, shape: Student) -> None:
     """Look at every model, and refuse what cannot work.
 
     Raises:
@@ -37,10 +37,11 @@ def run(teachers: dict[str, Teacher], shape: Student) -> None:
         key: outline_of(sources.resolve(teacher.model, teacher.revision))
         for key, teacher in teachers.items()
     }
+    for key, outline in outlines.items():
+        check_width(f"teacher {key}", outline)
     student, record = shape.preview(outlines[shape.teacher])
     check_width("student", student)
     for key, teacher in teachers.items():
-        check_width(f"teacher {key}", outlines[key])
         if teacher.signals:
             check_signals(key, outlines[key], student)
     sizes = [outline.parameters() for outline in outlines.values()]

@@ -12,10 +12,10 @@ from tasks import checkpoints
 from tasks.progress import say
 from tasks.records import MODELS, SHAPE, write_json
 from tasks.shape.students import Pins, Student
-from tasks.teachers import Teacher
+from tasks.teachers import Teachers
 
 
-def run(shape: Student, teachers: dict[str, Teacher]) -> None:
+def run(shape: Student, teachers: Teachers) -> None:
     """Build the student and publish it.
 
     Raises:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks import checkpoints, sources
 from tasks.checkpoints import Precision
@@ -73,6 +73,12 @@ class TeacherLayers(Start):
     """`data/preflight`: the teacher as it came; `models/adapt/<teacher>`: as it was tuned."""
     layers: Annotated[tuple[int, ...], Field(min_length=1)] | Uniform
     """Positions of the layers, from 0 and in this order, or `{uniform: n}`."""
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> "TeacherLayers":
+        if self.of not in ("data/preflight", f"models/adapt/{self.teacher}"):
+            raise ValueError(f"`of` names another teacher than `teacher: {self.teacher}`")
+        return self
 
     def chosen(self, depth: int) -> list[int]:
         """Return the positions of the layers to take from a teacher of `depth` layers.

@@ -40,6 +40,8 @@ def run(item: str, phase: Annotated[Method, EachOf("train")], seeds: list[int]) 
     """
     from tasks.progress import say
 
+    if not seeds:
+        raise UserError("no seed to train with", where="params.yaml", mend="--set seeds=[1]")
     rows = rows_of(DATA / phase.rows)
     summary: dict[str, Any] = {"method": phase.method, "from": phase.start}
     losses = []

@@ -7,7 +7,8 @@ from torch import Tensor
 from tasks import divergences as d
 from tasks.divergences import Hard, Term
 from tasks.errors import UserError
-from tasks.fused_head import Head, LiveTeacher, Targets, TopK, fused_head_loss
+from tasks.fused_head import LiveTeacher, Targets, TopK, fused_head_loss
+from tasks.heads import Head
 
 N, V, D, TEACHER_D, K = 9, 23, 5, 6, 4
 TEMPERATURES = (0.7, 1.0, 2.0)
@@ -158,6 +159,14 @@ def test_a_frozen_head_gets_no_gradient_and_is_cast_once() -> None:
     loss.backward()
     assert head.weight_VD.grad is None and hidden.grad is not None
     assert head.weight(torch.bfloat16) is head.weight(torch.bfloat16)
+
+
+def test_a_trained_head_is_cast_anew_after_each_step() -> None:
+    head = Head(_random(V, D, seed=1).requires_grad_())
+    before = head.weight(torch.bfloat16).clone()
+    with torch.no_grad():
+        head.weight_VD.mul_(2)
+    assert torch.equal(head.weight(torch.bfloat16), 2 * before)
 
 
 def test_no_valid_token_gives_a_loss_of_zero_and_gradients_of_zero() -> None:

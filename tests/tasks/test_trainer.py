@@ -68,7 +68,7 @@ def plain_loss(model: Any, rows: list[Example]) -> float:
 @pytest.mark.parametrize("tied", [True, False])
 def test_loss_and_gradient_are_those_of_transformers(make_model, tokenizer, tied) -> None:
     from tasks.batches import Batches
-    from tasks.trainer import Learner
+    from tasks.learner import Learner
 
     model, rows = make_model(tokenizer, tie_word_embeddings=tied), examples(8)
     expected = hugging_face_loss(model, rows)

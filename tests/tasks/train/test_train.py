@@ -169,6 +169,11 @@ def test_rows_of_each_kind_are_read_as_what_they_are(round_so_far) -> None:
     assert type(rows_of(ORDER / "train.jsonl")[0]) is Lesson
 
 
+def test_no_seed_is_a_readable_error(round_so_far) -> None:
+    with pytest.raises(UserError, match="no seed"):
+        run("sft", phase(**SFT), seeds=[])
+
+
 def test_no_rows_is_a_readable_error(project) -> None:
     with pytest.raises(UserError, match="do not exist"):
         rows_of(LABELLED)

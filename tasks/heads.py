@@ -1,0 +1,86 @@
+"""The output head of a causal LM, apart from its body.
+
+Shapes: N rows, V vocabulary, D width.
+"""
+
+# ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tasks.errors import UserError
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns hidden rows into logits: `cap(scale · (h Wᵀ + b))`, over the real ids alone."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    """Logits are softcap · tanh(logits / softcap) (Gemma 2)."""
+
+    @classmethod
+    def of(cls, model: Any, vocabulary: int | None = None) -> "Head":
+        """Return the head of a causal LM; `vocabulary` leaves out the ids of mere padding."""
+        linear, config = model.get_output_embeddings(), model.config.get_text_config()
+        weight_VD, bias_V = linear.weight, getattr(linear, "bias", None)
+        if vocabulary is not None and vocabulary < len(weight_VD):
+            weight_VD = weight_VD[:vocabulary]
+            bias_V = None if bias_V is None else bias_V[:vocabulary]
+        scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies, Granite divides
+        scale /= getattr(config, "logits_scaling", None) or 1.0
+        return cls(weight_VD, bias_V, scale, getattr(config, "final_logit_softcapping", None))
+
+    @cached_property
+    def _frozen(self) -> dict[torch.dtype, Tensor]:
+        return {}
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight in the dtype of the products; a frozen one is cast only once."""
+        if self.weight_VD.dtype == dtype:
+            return self.weight_VD.detach()
+        if self.weight_VD.requires_grad:
+            return self.weight_VD.detach().to(dtype)
+        if dtype not in self._frozen:
+            self._frozen[dtype] = self.weight_VD.detach().to(dtype)
+        return self._frozen[dtype]
+
+    def logits(self, hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+        """Return logits in float32 (or wider), from rows and a weight of one dtype."""
+        logits_NV = hidden_ND @ weight_VD.T
+        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+        if self.bias_V is not None:
+            logits_NV += self.bias_V.detach()
+        if self.scale != 1:
+            logits_NV *= self.scale
+        if self.softcap:
+            logits_NV = logits_NV.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits_NV
+
+    def slope_below(self, logits_NV: Tensor, slope_NV: Tensor) -> Tensor:
+        """Carry d loss/d logits (changed in place) back to the product's result."""
+        if self.softcap:
+            slope_NV *= 1 - (logits_NV / self.softcap) ** 2
+        return slope_NV.mul_(self.scale) if self.scale != 1 else slope_NV
+
+
+def check_head(model: Any) -> None:
+    """Refuse a model whose logits are more than `Head` makes of its last hidden state.
+
+    Raises:
+        UserError: the architecture does something else with it.
+    """
+    ids_BS = torch.tensor([[1, 2]], device=model.device)
+    with torch.no_grad():
+        hidden_ND = model.get_decoder()(input_ids=ids_BS, use_cache=False).last_hidden_state[0]
+        head = Head.of(model)
+        ours, theirs = head.logits(hidden_ND, head.weight_VD), model(input_ids=ids_BS).logits[0]
+    # nan_to_num: weights that are not finite are another mistake, and told elsewhere
+    if not torch.allclose(ours.nan_to_num(), theirs.nan_to_num(), rtol=1e-3, atol=1e-3):
+        raise UserError(f"{type(model).__name__} does more with its last hidden state than a head")

@@ -1,0 +1,85 @@
+"""adapt: the teacher is published, tuned on the labelled rows or untouched."""
+
+import json
+
+import pytest
+import torch
+
+from tasks import checkpoints
+from tasks.adapt.stage import run
+from tasks.adapt.tuning import Tuning
+from tasks.errors import UserError
+from tasks.params import validated
+from tasks.preflight.stage import run as preflight
+from tasks.records import ADAPT, DEV, LABELLED, Row, row_id, write_rows
+from tasks.shape.students import TeacherLayers
+from tasks.teachers import Teacher
+from tasks.verifiers import Label, Task
+
+TASK = Task(verifier=Label(type="label"))
+MAIN = ADAPT / "main"
+SFT = {"type": "sft", "epochs": 20, "batch_size": 8, "learning_rate": 0.02, "threads": 1}
+
+
+def rows(count, answered=True):
+    prompts = [f"a small {'animal' if n % 2 else 'plant'} {n}\nCategory:" for n in range(count)]
+    answers = [" animal" if n % 2 else " plant" for n in range(count)]
+    return [
+        Row(id=row_id(p), prompt=p, answer=a if answered else None)
+        for p, a in zip(prompts, answers, strict=True)
+    ]
+
+
+@pytest.fixture
+def adapt(project, checkpoint):
+    teacher = Teacher(model=str(checkpoint), licence="Apache-2.0", outputs_may_train=True)
+    preflight({"main": teacher}, TeacherLayers(type="teacher_layers", layers=(0,)))
+    write_rows(LABELLED, rows(16))
+    write_rows(DEV, rows(10))
+
+    def adapted(**tuning):
+        run("main", teacher, validated(Tuning, tuning, "adapt"), TASK)
+        return json.loads((MAIN / "summary.json").read_text())
+
+    return adapted
+
+
+def test_an_untuned_teacher_is_the_same_model(adapt, checkpoint):
+    summary = adapt(type="none", threads=1)
+    weights = "model.safetensors"
+    assert (MAIN / weights).read_bytes() == (checkpoint / weights).read_bytes()
+    assert summary == {"tuned": False, "rows": 0, "dev_rows": 10, "dev_accuracy": 0.0}
+    provenance = json.loads((MAIN / "provenance.json").read_text())
+    assert provenance["fingerprint"] == checkpoints.fingerprint(checkpoint)
+    assert provenance["licence"] == "Apache-2.0"
+
+
+def test_a_tuned_teacher_has_learnt_the_task(adapt, model):
+    summary = adapt(**SFT, freeze={"embeddings": True, "layers": 1})
+    assert summary["dev_accuracy"] >= 0.9 and summary["rows"] == 16
+    tuned, _ = checkpoints.load(checkpoints_folder := MAIN)
+    checkpoints.verify(checkpoints_folder)
+    halved = model.to(torch.bfloat16).float()
+    first, last = ("model.layers.0.mlp.up_proj.weight", "model.layers.3.mlp.up_proj.weight")
+    assert torch.equal(tuned.get_parameter(first), halved.get_parameter(first))
+    assert not torch.equal(tuned.get_parameter(last), halved.get_parameter(last))
+    embeddings = (m.get_input_embeddings().weight for m in (tuned, halved))
+    assert torch.equal(*embeddings)
+
+
+def test_the_same_bytes_every_time(adapt):
+    adapt(**SFT, rows=8)
+    first = {path.name: path.read_bytes() for path in MAIN.iterdir()}
+    torch.manual_seed(99)
+    adapt(**SFT, rows=8)
+    assert {path.name: path.read_bytes() for path in MAIN.iterdir()} == first
+    assert json.loads(first["summary.json"])["rows"] == 8
+
+
+def test_without_labels_there_is_nothing_to_tune_on(adapt):
+    write_rows(LABELLED, [])
+    with pytest.raises(UserError, match="no labelled rows") as refused:
+        adapt(**SFT)
+    assert "adapt.type=none" in refused.value.mend
+    write_rows(DEV, rows(3, answered=False))
+    assert adapt(type="none") == {"tuned": False, "rows": 0}

@@ -1,0 +1,217 @@
+"""preflight: what cannot work is refused before any work, and what was seen is pinned."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tasks import checkpoints
+from tasks.errors import UserError
+from tasks.outlines import outline_of
+from tasks.params import validated
+from tasks.preflight import capacity
+from tasks.preflight.stage import run
+from tasks.records import MODELS
+from tasks.shape.students import Student
+from tasks.teachers import Teacher
+
+TERMS = {"licence": "Apache-2.0", "outputs_may_train": True}
+LAYERS = {"type": "teacher_layers", "layers": [0, 3]}
+
+
+@pytest.fixture
+def look(project, checkpoint):
+    """Run preflight with the tiny checkpoint as the teacher `main`."""
+
+    def run_with(shape=LAYERS, others=None, **teacher):
+        main = Teacher(**{"model": str(checkpoint), **TERMS, **teacher})
+        run({"main": main, **(others or {})}, validated(Student, shape, "shape"))
+        return json.loads(MODELS.read_text())
+
+    return run_with
+
+
+@pytest.fixture
+def publish(make_model, tmp_path):
+    """Publish another tiny model; return its folder."""
+
+    def made(name, tokenizer, **config):
+        folder = tmp_path / name
+        checkpoints.save(make_model(tokenizer, **config), tokenizer, folder, {})
+        return str(folder)
+
+    return made
+
+
+def test_what_was_seen_is_pinned(look, checkpoint, model, tokenizer):
+    found = look()
+    main, student = found["teachers"]["main"], found["student"]
+    assert main["fingerprint"] == checkpoints.fingerprint(checkpoint)
+    assert main["parameters"] == model.num_parameters()
+    assert main["parameters_of_embeddings"] == model.get_input_embeddings().weight.numel()
+    assert (main["layers"], main["width"], main["vocabulary"]) == (4, 32, len(tokenizer))
+    assert (main["eos"], main["eos_id"]) == ("<|end|>", tokenizer.eos_token_id)
+    assert main["licence"] == "Apache-2.0" and main["model"] == "tiny"
+    per_layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    assert student["layers"] == 2
+    assert student["parameters"] == model.num_parameters() - 2 * per_layer
+    summary = json.loads(MODELS.with_name("summary.json").read_text())
+    assert summary["parameters of the student"] == student["parameters"]
+
+
+def test_the_place_of_a_folder_is_no_fact(look, checkpoint, tmp_path):
+    look()
+    before = MODELS.read_bytes()
+    assert str(tmp_path).encode() not in before
+    moved = shutil.copytree(checkpoint, tmp_path / "moved" / "tiny")
+    look(model=str(moved))
+    assert MODELS.read_bytes() == before
+
+
+def test_unknown_or_forbidding_terms_are_refused_unless_acknowledged(look):
+    for terms in ({"licence": "unknown"}, {"licence": " "}, {"outputs_may_train": False}):
+        with pytest.raises(UserError, match=r"licen|terms"):
+            look(**terms)
+        assert not MODELS.exists()
+    found = look(licence="unknown", outputs_may_train=False, acknowledge="for a private trial")
+    assert found["teachers"]["main"]["acknowledge"] == "for a private trial"
+
+
+def test_terms_are_refused_before_a_model_is_looked_for(look):
+    with pytest.raises(UserError, match="licence"):
+        look(model="./nowhere", licence="unknown")
+    with pytest.raises(UserError, match="no such folder"):
+        look(model="./nowhere")
+
+
+def test_another_vocabulary_is_refused_with_an_example(look, publish, make_tokenizer):
+    specials = ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    other = publish("other", make_tokenizer(special=specials))
+    pretrained = {"type": "pretrained", "model": other}
+    with pytest.raises(UserError, match=r"vocabular.*'<\|pad\|>' is 0 in the teacher, 1 in the"):
+        look(pretrained)
+    look(pretrained, signals=False)  # only its text is used: any vocabulary will do
+    with pytest.raises(UserError, match="cannot take the teacher's tokenizer"):
+        look({**pretrained, "tokenizer": "teacher"})
+
+
+def test_the_same_tokens_cut_otherwise_are_refused(look, publish, tokenizer, checkpoint):
+    folder = Path(publish("cut", tokenizer))
+    told = json.loads((folder / "tokenizer.json").read_text())
+    told["model"]["merges"] = told["model"]["merges"][:2]
+    (folder / "tokenizer.json").write_text(json.dumps(told))
+    (folder / "manifest.json").unlink()
+    with pytest.raises(UserError, match="cut the same text"):
+        look({"type": "pretrained", "model": str(folder)})
+
+
+@pytest.mark.parametrize(
+    ("manners", "message"),
+    [
+        ({"eos_token": "<|pad|>"}, "end an answer differently"),
+        ({"chat_template": "{{ 1 }}"}, "chat"),
+    ],
+)
+def test_other_manners_are_refused_and_can_be_taken_over(
+    look, publish, make_tokenizer, manners, message
+):
+    other = publish("other", make_tokenizer(**manners))
+    with pytest.raises(UserError, match=message) as refused:
+        look({"type": "pretrained", "model": other})
+    assert "shape.tokenizer: teacher" in refused.value.mend
+    found = look({"type": "pretrained", "model": other, "tokenizer": "teacher"})
+    assert found["student"]["eos"] == "<|end|>"
+
+
+def test_padded_embeddings_are_noted_and_too_narrow_ones_refused(look, publish, tokenizer):
+    wide = publish("wide", tokenizer, vocab_size=len(tokenizer) + 12)
+    assert look(model=wide)["teachers"]["main"]["padded_ids"] == 12
+    narrow = publish("narrow", tokenizer, vocab_size=len(tokenizer) - 1)
+    with pytest.raises(UserError, match=f"teacher main: .* the id {len(tokenizer) - 1},"):
+        look(model=narrow)
+
+
+def test_every_teacher_with_signals_must_fit(look, publish, make_tokenizer, tokenizer):
+    other = publish("other", make_tokenizer(vocabulary=290))
+    second = Teacher(model=other, **TERMS)
+    with pytest.raises(UserError, match="teacher second and student"):
+        look(others={"second": second})
+    look(others={"second": second.model_copy(update={"signals": False})})
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"type": "teacher_layers", "layers": [0, 4]}, r"has 4 layers .*cannot take \[4\]"),
+        ({"type": "teacher_layers", "layers": [0, 0]}, "cannot take"),
+        ({"type": "teacher_layers", "layers": {"uniform": 5}}, "cannot take"),
+        ({"type": "teacher_layers", "layers": [0], "teacher": "mian"}, "none of the teachers"),
+        ({"type": "teacher_layers", "layers": [0], "of": "models/adapt/other"}, "another teacher"),
+        ({"type": "random", "layers": 2, "overrides": {"hiden_size": 16}}, "has no hiden_size"),
+        ({"type": "random", "layers": 2, "overrides": {"hidden_size": 30}}, "do not fit"),
+    ],
+)
+def test_a_student_that_cannot_be_made_is_refused(look, shape, message):
+    with pytest.raises(UserError, match=message):
+        look(shape)
+
+
+def test_a_random_student_is_counted(look, tokenizer):
+    found = look({"type": "random", "layers": 2, "overrides": {"hidden_size": 16}})
+    embedding = len(tokenizer) * 16
+    per_layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 64 + 2 * 16
+    assert found["student"]["parameters"] == embedding + 2 * per_layer + 16
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", None, r"config\.json is missing"),
+        ("config.json", b"{", r"config\.json is damaged"),
+        ("tokenizer.json", b"{}", r"cannot read tokenizer\.json"),
+        ("model.safetensors", None, "no safetensors"),
+        ("model.safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}", "not a whole safetensors"),
+        ("tokenizer_config.json", b"{}", "no end-of-sequence"),
+    ],
+)
+def test_a_damaged_folder_is_named(checkpoint, name, content, message):
+    path = checkpoint / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        outline_of(checkpoint)
+
+
+def test_truncated_weights_are_seen_in_the_header(checkpoint):
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="truncated"):
+        outline_of(checkpoint)
+
+
+def test_too_little_room_is_refused(monkeypatch, project):
+    said = []
+    monkeypatch.setattr(capacity, "say", said.append)
+    capacity.check_capacity([1000])
+    with pytest.raises(UserError, match="on disk"):
+        capacity.check_capacity([10**15])
+    monkeypatch.setattr(capacity, "available_memory", lambda: 5000)
+    capacity.check_capacity([1000])
+    assert "memory is tight" in said.pop()
+    with pytest.raises(UserError, match="of memory"):
+        capacity.check_capacity([3000])
+    monkeypatch.setattr(capacity, "available_memory", lambda: None)
+    capacity.check_capacity([3000])
+
+
+def test_a_containers_limit_counts(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 100 kB\nMemAvailable:   80 kB\n")
+    assert capacity.available_memory(meminfo, tmp_path) == 80 * 1024
+    (tmp_path / "memory.max").write_text("70000\n")
+    (tmp_path / "memory.current").write_text("50000\n")
+    (tmp_path / "memory.stat").write_text("anon 20000\ninactive_file 10000\n")
+    assert capacity.available_memory(meminfo, tmp_path) == 30000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert capacity.available_memory(meminfo, tmp_path) == 80 * 1024
+    assert capacity.available_memory(tmp_path / "none", tmp_path) is None

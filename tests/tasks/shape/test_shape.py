@@ -1,0 +1,137 @@
+"""shape: the student starts as said, the same bytes every time."""
+
+import json
+import shutil
+from typing import Any
+
+import pytest
+import torch
+
+from tasks import checkpoints
+from tasks.errors import UserError
+from tasks.params import validated
+from tasks.preflight.stage import run as preflight
+from tasks.records import ADAPT, MODELS, SHAPE
+from tasks.shape.layers import keep_layers, layers_of
+from tasks.shape.stage import run
+from tasks.shape.students import Student, Uniform
+from tasks.teachers import Teacher
+
+
+@pytest.fixture
+def build(project, checkpoint, make_model, tokenizer):
+    """Run preflight and shape; the adapted teacher has other weights than the base."""
+    checkpoints.save(make_model(tokenizer, seed=1), tokenizer, ADAPT / "main", {})
+    teachers = {
+        "main": Teacher(model=str(checkpoint), licence="Apache-2.0", outputs_may_train=True)
+    }
+
+    def built(**shape: Any):
+        student = validated(Student, shape, "shape")
+        preflight(teachers, student)
+        run(student, teachers)
+        return checkpoints.load(SHAPE)
+
+    return built
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("of", ["models/adapt/main", "data/preflight"])
+def test_layers_are_the_teachers(build, make_model, tokenizer, of):
+    student, its_tokenizer = build(type="teacher_layers", layers=[2, 0, 3], of=of)
+    teacher = make_model(tokenizer, seed=1 if of == "models/adapt/main" else 0)
+    assert student.config.num_hidden_layers == 3
+    for block, position in zip(student.model.layers, (2, 0, 3), strict=True):
+        assert same(block, teacher.model.layers[position])
+    assert torch.equal(student.lm_head.weight, teacher.lm_head.weight)
+    assert its_tokenizer.get_vocab() == tokenizer.get_vocab()
+    summary = json.loads((SHAPE / "summary.json").read_text())
+    assert summary["parameters"] == student.num_parameters()
+    pinned = json.loads(MODELS.read_text())["student"]
+    assert {k: pinned[k] for k in summary} == summary  # preflight foresaw it to the last weight
+
+
+def test_all_layers_are_the_teacher_itself(model, tokenizer):
+    ids_BS = torch.randint(0, 290, (2, 9))
+    expected = model(ids_BS).logits
+    keep_layers(model, [0, 1, 2, 3])
+    assert torch.equal(model(ids_BS).logits, expected)
+
+
+def test_fewer_layers_still_generate_with_a_cache(model):
+    keep_layers(model, [1, 3])
+    ids = torch.tensor([[5, 6, 7]])
+    options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    cached = model.generate(ids, use_cache=True, **options)
+    assert torch.equal(cached, model.generate(ids, use_cache=False, **options))
+
+
+def test_a_configuration_with_an_entry_a_layer_is_mended():
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    kinds = ["full_attention", "sliding_attention"] * 2
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "head_dim": 8}
+    config = Qwen3Config(
+        num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=2, layer_types=kinds,
+        sliding_window=4, use_sliding_window=True, **sizes,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(config)
+    keep_layers(model, [1, 2])
+    assert model.config.layer_types == ["sliding_attention", "full_attention"]
+    assert len(layers_of(model)) == 2
+    model(torch.tensor([[1, 2, 3]]))
+
+
+def test_uniform_takes_the_first_and_the_last():
+    assert Uniform(uniform=4).of(30) == [0, 10, 19, 29]
+    assert Uniform(uniform=2).of(4) == [0, 3]
+    assert Uniform(uniform=1).of(4) == [3]
+    assert Uniform(uniform=4).of(4) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"type": "teacher_layers", "layers": [0, 3]},
+        {"type": "random", "layers": 2, "overrides": {"hidden_size": 16}, "seed": 4},
+    ],
+)
+def test_the_same_params_are_the_same_bytes(build, shape):
+    torch.manual_seed(1)
+    build(**shape)
+    first = checkpoints.fingerprint(SHAPE)
+    shutil.rmtree(SHAPE)
+    torch.manual_seed(2)
+    build(**shape)
+    assert checkpoints.fingerprint(SHAPE) == first
+
+
+def test_another_seed_is_another_random_student(build):
+    one, _ = build(type="random", layers=2)
+    other, _ = build(type="random", layers=2, seed=1)
+    assert not same(one, other)
+
+
+def test_a_pretrained_student_can_take_the_teachers_manners(
+    build, make_model, make_tokenizer, tokenizer, tmp_path
+):
+    base = make_tokenizer(eos_token="<|pad|>", chat_template=None)
+    model = make_model(base, seed=7, layers=2)
+    checkpoints.save(model, base, tmp_path / "base", {})
+    student, its = build(type="pretrained", model=str(tmp_path / "base"), tokenizer="teacher")
+    assert same(student, model)
+    assert (its.eos_token, its.chat_template) == ("<|end|>", tokenizer.chat_template)
+    assert student.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert student.config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_a_model_that_changed_since_preflight_is_refused(build, checkpoint, make_model, tokenizer):
+    build(type="teacher_layers", layers=[0])
+    checkpoints.save(make_model(tokenizer, seed=9), tokenizer, checkpoint, {})
+    teachers = {"main": Teacher(model=str(checkpoint))}
+    shape = validated(Student, {"type": "teacher_layers", "layers": [0]}, "shape")
+    with pytest.raises(UserError, match="another one than preflight saw"):
+        run(shape, teachers)
