@@ -1,6 +1,6 @@
 """Take the README's pictures from the last round: the report, and the Prefect UI over it.
 
-    .venv/bin/python docs/screenshots.py        needs chromium (Debian: apt install chromium)
+.venv/bin/python docs/screenshots.py        needs chromium (Debian: apt install chromium)
 """
 
 import contextlib

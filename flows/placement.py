@@ -220,7 +220,7 @@ def _run_versioned(
 
 
 def _give_memory_back() -> None:
-    """Return what a stage freed to the system: the warm worker lives on, the next needs the room."""
+    """Return what a stage freed to the system: the worker lives on, and the next needs the room."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc alone keeps such hoards
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -34,6 +34,10 @@ class Divergence(Section):
     """What this term counts in the sum of the terms."""
     temperature: float = Field(1.0, gt=0)
     """T: both distributions are softmax(logits / T)."""
+    tempers: Literal["vocabulary", "outcomes"] = "vocabulary"
+    """What T acts on: the distribution over all ids (Hinton et al.); or, for stored signals, the
+    distribution over the K ids and the bucket, so that T does not lift the mass of tens of
+    thousands of ids that mean nothing. For a live teacher the two are one."""
     tail: Literal["bucket", "renormalise"] = "bucket"
     """Of stored top-k signals: one bucket holds the mass of all other ids; or the k are scaled to
     sum to 1, which is biased and only there to reproduce others' results."""
@@ -49,6 +53,22 @@ class Divergence(Section):
                 "weighs by the student's own probability; use tail: bucket"
             )
         return self
+
+    @property
+    def softmax_temperature(self) -> float:
+        """Temperature of the softmax over the vocabulary."""
+        return 1.0 if self.tempers == "outcomes" else self.temperature
+
+    def over_outcomes(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `with_slope`, both distributions being tempered first where T acts on outcomes."""
+        left = self.temperature / self.softmax_temperature
+        if left == 1:
+            return self.with_slope(logp_NC, logq_NC)
+        logp_NC, logq_NC = ((log_NC / left).log_softmax(-1) for log_NC in (logp_NC, logq_NC))
+        loss_N, slope_NC = self.with_slope(logp_NC, logq_NC)
+        # d log q'_j/d log q_i = ([i = j] − q'_i) / T, where q' is q tempered
+        total_N1 = slope_NC.sum(-1, keepdim=True)
+        return loss_N, slope_NC.addcmul(logq_NC.exp(), total_N1, value=-1).div_(left)
 
     def per_token(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return the divergence of each token, (N,), without weight and T²."""

@@ -174,7 +174,7 @@ def loss_and_slope(
     """
     groups = defaultdict(list)
     for number, term in enumerate(terms):
-        groups[1.0 if isinstance(term, Hard) else term.temperature].append(number)
+        groups[1.0 if isinstance(term, Hard) else term.softmax_temperature].append(number)
     losses_NT = logits_NV.new_empty(len(logits_NV), len(terms))
     slope_NV = None
     for temperature, numbers in groups.items():
@@ -209,8 +209,8 @@ def _against_live(
             losses.append(-term.weight * logq_NV.gather(-1, targets.ids_N[:, None])[:, 0])
             hard += term.weight
             continue
-        scale = term.weight * temperature**2
-        loss_N, slope = term.with_slope(logp_NV, logq_NV)
+        scale = term.weight * term.temperature**2
+        loss_N, slope = term.over_outcomes(logp_NV, logq_NV)
         losses.append(loss_N * scale)
         slope_NV.add_(slope, alpha=scale)
     # d log q_j/d z_i = [i = j] − q_i
@@ -246,9 +246,9 @@ def _against_stored(
             hard += term.weight
             continue
         assert isinstance(targets.teacher, TopK)
-        scale = term.weight * temperature**2
+        scale = term.weight * term.temperature**2
         logp_NC = targets.teacher.at(temperature, term.tail).to(logq_NC.dtype)
-        loss_N, slope = term.with_slope(logp_NC, logq_NC)
+        loss_N, slope = term.over_outcomes(logp_NC, logq_NC)
         losses.append(loss_N * scale)
         slope_NC.add_(slope, alpha=scale)
     pull_N1 = hard - slope_NC.sum(-1, keepdim=True)

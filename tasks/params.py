@@ -160,7 +160,7 @@ def _known_keys(annotation: Any, loc: tuple[Any, ...]) -> set[str]:
             if isinstance(part, str) and part in model.model_fields:
                 step += _models_in(model.model_fields[part].annotation)
         models = step or models  # a list index or a union's tag names no field: stay
-    return {field for model in models for field in model.model_fields}
+    return {info.alias or name for model in models for name, info in model.model_fields.items()}
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

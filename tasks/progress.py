@@ -58,6 +58,7 @@ class Meter:
         self.what, self.total, self.done = what, total, 0
         self._start = time.monotonic()
         self._told = 0.0
+        self._told_done = -1
         self._tell()
 
     def advance(self, steps: int = 1) -> None:
@@ -67,11 +68,12 @@ class Meter:
             self._tell()
 
     def finish(self) -> None:
-        """Report the final count."""
-        self._tell()
+        """Report the final count, unless the last step has."""
+        if self._told_done != self.done:
+            self._tell()
 
     def _tell(self) -> None:
-        self._told = time.monotonic()
+        self._told, self._told_done = time.monotonic(), self.done
         elapsed = self._told - self._start
         _sink.get()(Advance(self.what, self.done, max(self.total, self.done), elapsed))
 
@@ -115,4 +117,5 @@ class Terminal:
         print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
 
 
-_sink: ContextVar[Sink] = ContextVar("progress_sink", default=Terminal())
+_terminal = Terminal()
+_sink: ContextVar[Sink] = ContextVar("progress_sink", default=_terminal)

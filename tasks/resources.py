@@ -14,7 +14,7 @@ class Resources(Section):
     """GPUs, fractions allowed."""
     memory_gb: float = Field(0, ge=0)
     """GiB that Ray sets aside; 0 leaves it to chance."""
-    custom: dict[str, float] = {}
+    custom: dict[str, float] = Field(default_factory=dict)
     """Custom resources of the cluster, such as `{"a100": 1}`."""
     retries: int = Field(1, ge=0, le=10)
     """How often Prefect runs the stage again after its worker was lost. Errors are not retried."""

@@ -20,12 +20,15 @@ SOFT = [
     d.SkewReverseKL(temperature=0.7),
     d.AdaptiveKL(),
     d.TotalVariation(),
+    d.ForwardKL(temperature=3, tempers="outcomes"),
+    d.JensenShannon(temperature=2, tempers="outcomes"),
 ]
 MIXES: list[list[Term]] = [
     [Hard()],
     *([soft] for soft in SOFT),
     [d.ForwardKL(weight=0.7), Hard(weight=0.3)],
     [d.ForwardKL(weight=0.7, temperature=2), Hard(weight=0.3), d.ReverseKL(weight=0.1)],
+    [d.ReverseKL(temperature=2, tempers="outcomes"), Hard(weight=0.3), d.ForwardKL(temperature=2)],
 ]
 
 
@@ -64,9 +67,12 @@ def _reference(logits: Tensor, terms: list[Term], labels: Tensor, stored: TopK |
             )
             continue
         t = term.temperature
-        p, q = (_teacher_logits() / t).softmax(-1), (logits / t).softmax(-1)
+        late = stored is not None and term.tempers == "outcomes"
+        p, q = ((x / (1 if late else t)).softmax(-1) for x in (_teacher_logits(), logits))
         if stored is not None:  # the same distributions over K + 1 outcomes
             p, q = (_coarse(x, stored.ids_NK) for x in (p, q))
+        if late:
+            p, q = ((x.log() / t).softmax(-1) for x in (p, q))
         total += term.weight * t**2 * term.per_token(p.log(), q.log()).sum()
     return total
 
