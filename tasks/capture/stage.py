@@ -11,10 +11,13 @@ What the store says of one row, at the first token of its answer (K = 3):
     leftover   -4.89                                log of the mass of all other ids
 """
 
+from typing import Annotated
+
 from pydantic import Field
 
 from tasks.checkpoints import Precision
-from tasks.params import Section
+from tasks.params import EachOf, Section
+from tasks.teachers import Teacher
 
 
 class CaptureParams(Section):
@@ -34,8 +37,10 @@ class CaptureParams(Section):
     """CPU threads; part of what decides the bytes of the result."""
 
 
-def run(item: str, capture: CaptureParams) -> None:
+def run(item: str, teacher: Annotated[Teacher, EachOf("teachers")], capture: CaptureParams) -> None:
     """Run the teacher `item` over the kept rows and store what it says.
+
+    A teacher with `signals: false` teaches by its text alone: nothing is stored of it.
 
     Raises:
         UserError: there are no rows, or the teacher's checkpoint is damaged.
@@ -45,6 +50,9 @@ def run(item: str, capture: CaptureParams) -> None:
     from tasks.records import ADAPT, CAPTURE, FILTER, write_json
 
     folder = CAPTURE / item
+    if not teacher.signals:
+        write_json(folder / "summary.json", {"stored": "nothing: signals is false"})
+        return
     figures = capture_signals(
         ADAPT / item, FILTER / "kept.jsonl", folder, capture, what=f"capture {item}"
     )

@@ -10,7 +10,9 @@ from tasks.capture.stage import CaptureParams, run
 from tasks.errors import UserError
 from tasks.records import ADAPT, CAPTURE, FILTER, Response, row_id, write_rows
 from tasks.signals import SignalStore
+from tasks.teachers import Teacher
 
+TEACHER = Teacher(model="tiny")
 WORDS = ["animal", "plant", "a small person", "category", "definition of plants"]
 
 
@@ -37,7 +39,7 @@ def teacher(project, model, tokenizer):
 
 def captured(**changes) -> SignalStore:
     options = {"top_k": 4, "precision": "float32", "threads": 1}
-    run("main", CaptureParams(**(options | changes)))
+    run("main", TEACHER, CaptureParams(**(options | changes)))
     return SignalStore(CAPTURE / "main")
 
 
@@ -109,3 +111,8 @@ def test_no_rows_is_a_readable_error(teacher) -> None:
     with pytest.raises(UserError, match="no rows to capture"):
         captured()
     assert not (CAPTURE / "main").exists()
+
+
+def test_a_teacher_without_signals_is_left_in_peace(project):
+    run("main", Teacher(model="tiny", signals=False), CaptureParams())
+    assert sorted(path.name for path in (CAPTURE / "main").iterdir()) == ["summary.json"]
