@@ -58,7 +58,7 @@ def _set(document: Any, setting: str) -> str | None:
     if not isinstance(place, dict | list):
         raise ParamsError(f"{'.'.join(parents)} is a value, not a section", where="params.yaml")
     index: Any = int(last) if isinstance(place, list) and last.isdigit() else last
-    value = YAML(typ="safe", pure=True).load(text)
+    value = YAML().load(text)  # keeps the style it is written in, such as [1, 2, 3]
     known_before = _has(place, index)
     old = place[index] if known_before else "(default)"
     if known_before and old == value:

@@ -86,12 +86,11 @@ class RoundOnTerminal:
         self._console.print(f"{address:<{self._width}}  {text}", highlight=False, soft_wrap=True)
 
     def _table(self) -> Table:
-        table = Table.grid(padding=(0, 1))
-        table.add_column(width=1)
-        table.add_column(width=self._width)
-        table.add_column(width=24)
-        table.add_column(width=8, justify="right")
-        table.add_column(no_wrap=True, overflow="ellipsis")
+        table = Table.grid(padding=(0, 1), expand=True)
+        for width in (1, self._width, 16):
+            table.add_column(width=width, no_wrap=True)
+        table.add_column(width=7, justify="right", no_wrap=True)
+        table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")  # it gives way on a narrow one
         for address, line in self._lines.items():
             table.add_row(*self._row(address, line))
         return table
@@ -112,7 +111,7 @@ class RoundOnTerminal:
         bar: Any = Text("starting", style="yellow")
         told = line.note
         if line.advance is not None:
-            bar = ProgressBar(total=line.advance.total, completed=line.advance.done, width=24)
+            bar = ProgressBar(total=line.advance.total, completed=line.advance.done, width=16)
             left = line.advance.eta_seconds if line.advance.done else None
             told = f"{line.advance.what} {line.advance.done:,}/{line.advance.total:,}"
             told += f", {left:.0f} s left" if left is not None else ""

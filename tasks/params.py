@@ -116,7 +116,7 @@ def validated(annotation: Any, value: Any, where: str) -> Any:
     try:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
-        lines = [_explain(e, annotation, where) for e in error.errors()]
+        lines = [_explain(e, annotation, value, where) for e in error.errors()]
         raise ParamsError(
             "\n".join(lines), where=f"params.yaml, section {where}", mend="cohobate params --schema"
         ) from None
@@ -138,8 +138,8 @@ def _dig(document: Mapping[str, Any], keys: list[str]) -> Any:
     return value
 
 
-def _explain(error: Any, annotation: Any, where: str) -> str:
-    path = ".".join([where, *(str(part) for part in error["loc"])])
+def _explain(error: Any, annotation: Any, value: Any, where: str) -> str:
+    path = ".".join([where, *_as_written(error["loc"], value)])
     if error["type"] == "extra_forbidden":
         known = _known_keys(annotation, error["loc"][:-1])
         return f"{path} is not a known key{nearest(str(error['loc'][-1]), known)}"
@@ -149,6 +149,18 @@ def _explain(error: Any, annotation: Any, where: str) -> str:
         return f"{path}: {given!r} is none of {', '.join(tags)}{nearest(given, tags)}"
     shown = "" if isinstance(error["input"], dict) else f" (found {error['input']!r})"
     return f"{path}: {error['msg']}{shown}"
+
+
+def _as_written(loc: tuple[Any, ...], value: Any) -> typing.Iterator[str]:
+    """Yield the parts of `loc` that stand in the file; pydantic adds the tags of unions."""
+    for depth, part in enumerate(loc):
+        if isinstance(value, Mapping | list) and (
+            part in value if isinstance(value, Mapping) else isinstance(part, int)
+        ):
+            value = value[part]
+            yield str(part)
+        elif depth == len(loc) - 1:  # a key that is missing
+            yield str(part)
 
 
 def _known_keys(annotation: Any, loc: tuple[Any, ...]) -> set[str]:
