@@ -14,6 +14,10 @@ def record(root: Path, results: dict[str, StageResult]) -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     for address, result in results.items():
         if result.outcome == "ran":
-            known[address] = {"seconds": round(result.seconds, 1)}
+            known[address] = {
+                "seconds": round(result.seconds, 1),
+                "own_seconds": round(result.body_seconds, 1),  # the rest is DVC's: hash, copy, push
+                "worker": result.worker,
+            }
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(known, indent=2) + "\n")

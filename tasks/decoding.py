@@ -86,12 +86,23 @@ def answers(
     prompts: Sequence[str | tuple[Message, ...]],
     how: Decoding,
     batching: Batching | None = None,
+    *,
+    threads: int = 1,
 ) -> Iterator[tuple[int, Answer]]:
-    """Yield (position in `prompts`, answer), batch after batch, not in the order of `prompts`."""
+    """Yield (position in `prompts`, answer), batch after batch, not in the order of `prompts`.
+
+    On a CPU `threads` batches are answered side by side; the answers do not depend on it.
+    """
+    from tasks.side_by_side import side_by_side
+
     requests = [Request(ids, str(n)) for n, ids in enumerate(prompt_ids(tokenizer, prompts))]
-    for batch in plan(requests, how, batching or Batching()):
-        chosen = [requests[n] for n in batch]
-        written = decode(model, chosen, how, stop_ids(model, tokenizer))
+    stop = stop_ids(model, tokenizer)
+
+    def write(batch: list[int]) -> list[Completion]:
+        return decode(model, [requests[n] for n in batch], how, stop)
+
+    batches = plan(requests, how, batching or Batching())
+    for batch, written in side_by_side(write, batches, threads):
         yield from zip(batch, (as_text(tokenizer, w) for w in written), strict=True)
 
 

@@ -46,19 +46,22 @@ def run(
 
 def _dev_accuracy(item: str, adapt: Tuning, task: Task) -> dict[str, Any]:
     """Let the published teacher answer dev rows; return nothing where none has an answer."""
-    import torch
-
     from tasks.decoding import answers
 
     known = (row for row in read_rows(DEV, Row) if row.answer is not None)
     rows = list(islice(known, adapt.dev_rows))
     if not rows:
         return {}
-    torch.set_num_threads(adapt.threads)
     device = checkpoints.accelerator()
     model, tokenizer = checkpoints.load(ADAPT / item, precision="bfloat16", device=device)
     longest = max(len(tokenizer(row.answer)["input_ids"]) for row in rows) + 1
-    said = answers(model, tokenizer, [r.prompt for r in rows], Decoding(max_tokens=longest))
+    said = answers(
+        model,
+        tokenizer,
+        [r.prompt for r in rows],
+        Decoding(max_tokens=longest),
+        threads=adapt.threads,
+    )
     correct = sum(
         task.verifier.correct(answer.text, rows[n].answer or "")
         for n, answer in track(said, total=len(rows), what=f"{item} on dev rows")

@@ -34,7 +34,7 @@ class CaptureParams(Section):
     precision: Precision = "bfloat16"
     """Number format in which the teacher runs."""
     threads: int = Field(2, ge=1)
-    """CPU threads; part of what decides the bytes of the result."""
+    """Batches side by side on a CPU. The result does not depend on it."""
 
 
 def run(item: str, teacher: Annotated[Teacher, EachOf("teachers")], capture: CaptureParams) -> None:

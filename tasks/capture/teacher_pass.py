@@ -3,6 +3,7 @@
 Shapes: B batch, S sequence, N valid tokens, D width, V vocabulary, K stored ids, T temperatures.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from tasks.errors import UserError
 from tasks.heads import Head
 from tasks.progress import Meter
 from tasks.records import Response, read_rows
+from tasks.side_by_side import side_by_side
 from tasks.signals import Origin, Shard, SignalWriter, vocabulary_hash
 from tasks.text import encode_all, pad_right
 
@@ -37,7 +39,6 @@ def capture_signals(
     Raises:
         UserError: no rows, or a damaged checkpoint.
     """
-    torch.set_num_threads(capture.threads)
     model, tokenizer = checkpoints.load(teacher, precision=capture.precision)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     head = Head.of(model, len(tokenizer))
@@ -53,8 +54,9 @@ def capture_signals(
         raise UserError("there are no rows to capture", where=str(rows), mend="dvc repro filter")
     meter, kept_mass = Meter(what, len(examples)), 0.0
     with checkpoints.staged(folder) as partial, SignalWriter(partial, origin) as writer:
-        for batch in batches_of(examples, capture.batch_tokens):
-            shard = signals_of(model, head, batch, origin, capture.chunk_tokens)
+        look = functools.partial(signals_of, model, head, origin, capture.chunk_tokens)
+        batches = batches_of(examples, capture.batch_tokens)
+        for batch, shard in side_by_side(look, batches, capture.threads):
             writer.add(batch, shard)
             kept_mass += float(shard.logp_NK.exp().sum(dtype=torch.float64))
             meter.advance(len(batch))
@@ -90,9 +92,9 @@ def batches_of(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[
 def signals_of(
     model: "PreTrainedModel",
     head: Head,
-    batch: Sequence[Example],
     origin: Origin,
     chunk_tokens: int,
+    batch: Sequence[Example],
 ) -> Shard:
     """Return the teacher's signals at the completions of a batch, row after row.
 

@@ -80,7 +80,8 @@ class Examination:
     def _answers(self, arm: Arm, seed: int, loaded: Loaded) -> list[Prediction]:
         what = f"{arm.name} seed {seed}" if seed else arm.name
         prompts = [row.prompt for row in self.rows]
-        decoded = answers(*loaded, prompts, self.params.decoding, self.params.batching)
+        how, batching, threads = self.params.decoding, self.params.batching, self.params.threads
+        decoded = answers(*loaded, prompts, how, batching, threads=threads)
         found = dict(track(decoded, total=len(prompts), what=f"{what}: answering"))
         in_order = (found[place] for place in range(len(prompts)))
         metrics = self.params.metrics

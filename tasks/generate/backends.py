@@ -16,6 +16,7 @@ from tasks.checkpoints import Precision
 from tasks.decoding import (
     Answer,
     Batching,
+    Completion,
     Decoding,
     Request,
     as_text,
@@ -46,7 +47,7 @@ class Transformers(Section):
     """Number format of weights and matrix products."""
     batching: Batching = Batching()
     threads: int = 2
-    """CPU threads; another number can turn an answer where two tokens are all but tied."""
+    """Batches side by side on a CPU. The answers do not depend on it."""
 
     def decided_by(self) -> list[str]:
         """Return what of this backend decides an answer, and so belongs to its key."""
@@ -58,9 +59,8 @@ class Transformers(Section):
         Its batches depend on the asks alone, and the asks that an interrupted run left over make
         the remaining batches of the whole run (see `tasks.decoding.plan`).
         """
-        import torch
+        from tasks.side_by_side import side_by_side
 
-        torch.set_num_threads(self.threads)
         device = checkpoints.accelerator()
         model, tokenizer = checkpoints.load(checkpoint, precision=self.precision, device=device)
         stop = stop_ids(model, tokenizer)
@@ -68,8 +68,12 @@ class Transformers(Section):
         def answers(asks: Sequence[Ask], how: Decoding) -> Iterator[Mapping[str, Answer]]:
             ids = prompt_ids(tokenizer, [ask.prompt for ask in asks])
             requests = [Request(i, ask.draw) for i, ask in zip(ids, asks, strict=True)]
-            for batch in plan(requests, how, self.batching):
-                written = decode(model, [requests[n] for n in batch], how, stop)
+
+            def write(batch: list[int]) -> list[Completion]:
+                return decode(model, [requests[n] for n in batch], how, stop)
+
+            batches = plan(requests, how, self.batching)
+            for batch, written in side_by_side(write, batches, self.threads):
                 texts = [as_text(tokenizer, completion) for completion in written]
                 yield {asks[n].key: text for n, text in zip(batch, texts, strict=True)}
 

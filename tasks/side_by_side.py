@@ -1,0 +1,39 @@
+"""Independent batches side by side on a CPU: a thread each, every operation single-threaded.
+
+Short rows make small operations, which split badly: on two cores two batches at once were measured
+at 160 rows/s where one batch over both cores gave 120. And what a batch gives does not depend on
+how many run beside it, so neither do the bytes that a stage writes.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def side_by_side(
+    function: Callable[[T], R], batches: Iterable[T], threads: int
+) -> Iterator[tuple[T, R]]:
+    """Yield (batch, function(batch)) in the order of the batches, `threads` of them at a time.
+
+    On an accelerator one at a time: there a batch fills the device, and a queue orders the work.
+    """
+    at_once = 1 if torch.cuda.is_available() else threads
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    with ThreadPoolExecutor(at_once, "batch", torch.set_num_threads, (1,)) as pool:
+        try:
+            for batch in batches:
+                waiting.append((batch, pool.submit(function, batch)))
+                if len(waiting) > at_once:  # one more in the queue, so that no thread waits for us
+                    done, result = waiting.popleft()
+                    yield done, result.result()
+            for done, result in waiting:
+                yield done, result.result()
+        finally:
+            for _, result in waiting:
+                result.cancel()
