@@ -8,6 +8,7 @@ private name: tests/tasks/test_versioning.py is its contract.
 
 import logging
 import shlex
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from tasks.errors import UserError
 
 Outcome = Literal["unchanged", "restored", "ran"]
 DOOR = ["python", "-m", "tasks"]
+BUSY_SECONDS = 60.0
+"""How long a stage waits for another process that is at its files, before it gives up."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def reproduce(root: Path, address: str, body: Callable[[str], None]) -> Outcome:
         UserError: DVC refuses; whatever `body` raises passes through unchanged.
     """
     from dvc.exceptions import ReproductionError
+    from dvc.lock import LockError
     from dvc.stage import run as dvc_run
 
     ran = []
@@ -74,14 +78,17 @@ def reproduce(root: Path, address: str, body: Callable[[str], None]) -> Outcome:
             shell(stage, dry=dry, run_env=run_env)
 
     shell = dvc_run.cmd_run
+    deadline = time.monotonic() + BUSY_SECONDS
     with _open(root) as repo, patch.object(dvc_run, "cmd_run", in_process):
-        try:
-            changed = repo.reproduce(targets=[address], single_item=True, pull=_has_remote(repo))
-        except ReproductionError as error:
-            if error.__cause__ is None:
-                raise
-            raise error.__cause__ from None
-    return "ran" if ran else "restored" if changed else "unchanged"
+        while True:
+            try:
+                changed = repo.reproduce([address], single_item=True, pull=_has_remote(repo))
+                return "ran" if ran else "restored" if changed else "unchanged"
+            except ReproductionError as error:
+                busy = isinstance(error.__cause__, LockError) and not ran
+                if not busy or time.monotonic() > deadline:
+                    raise error.__cause__ or error from None
+                time.sleep(0.5)  # what a killed round left behind still has its files
 
 
 def push(root: Path, addresses: list[str]) -> int:

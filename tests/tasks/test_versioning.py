@@ -1,8 +1,10 @@
 """The contract of the one private name that the flow leans on, and what a stage is worth."""
 
+import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,16 @@ def test_push_copies_outputs_and_run_cache(project: Path) -> None:
     assert sent == 6  # an output and its record in the run-cache, for each of the three
     subprocess.run(["rm", "-rf", ".dvc/cache", "out"], cwd=project, check=True)
     assert set(in_process(project).values()) == {"restored"}
+
+
+def test_a_stage_waits_for_a_process_that_is_at_its_files(project: Path) -> None:
+    in_process(project)
+    (project / "source.txt").write_text("more spirit\n")
+    holder = subprocess.Popen(["sleep", "2"])
+    held = {str(project / "out/first.txt"): {"pid": holder.pid, "cmd": "a killed round's worker"}}
+    (project / ".dvc/tmp/rwlock").write_text(json.dumps({"write": held, "read": {}}))
+    reaper = threading.Thread(target=holder.wait)  # or it stays a zombie, which still has its pid
+    reaper.start()
+    assert versioning.reproduce(project, "first", body) == "ran"
+    assert holder.returncode == 0
+    reaper.join()
