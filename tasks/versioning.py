@@ -80,10 +80,12 @@ def reproduce(root: Path, address: str, body: Callable[[str], None]) -> Outcome:
     shell = dvc_run.cmd_run
     deadline = time.monotonic() + BUSY_SECONDS
     with _open(root) as repo, patch.object(dvc_run, "cmd_run", in_process):
+        # What is merely missing DVC pulls, and then says that nothing changed.
+        missing = any(not out.exists for st in repo.stage.collect(address) for out in st.outs)
         while True:
             try:
                 changed = repo.reproduce([address], single_item=True, pull=_has_remote(repo))
-                return "ran" if ran else "restored" if changed else "unchanged"
+                return "ran" if ran else "restored" if changed or missing else "unchanged"
             except ReproductionError as error:
                 busy = isinstance(error.__cause__, LockError) and not ran
                 if not busy or time.monotonic() > deadline:

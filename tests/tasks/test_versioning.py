@@ -109,6 +109,15 @@ def test_deleted_outputs_are_restored(project: Path) -> None:
     assert (project / "out/first.txt").read_text() == "first "
 
 
+def test_deleted_outputs_are_restored_where_there_is_a_remote_too(project: Path) -> None:
+    remote = project.parent / "remote"
+    subprocess.run(_tool(["dvc", "remote", "add", "-q", "-d", "r", str(remote)]), check=True)
+    in_process(project)
+    (project / "out/first.txt").unlink()
+    assert in_process(project)["first"] == "restored"
+    assert (project / "out/first.txt").read_text() == "first "
+
+
 def test_the_error_of_a_stage_passes_through_and_nothing_is_locked(project: Path) -> None:
     def fails(address: str) -> None:
         raise UserError(f"{address} is not possible", mend="try something else")
