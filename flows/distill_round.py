@@ -77,7 +77,6 @@ def distill_round(root: Path, only: str | None = None) -> dict[str, StageResult]
     schema.check(document)
     nodes = wanted(versioning.stages(root), only)
     resources = resources_for(nodes, document)
-    locked_before = versioning.locked_stages(root)
     with placement.ray_cluster(resources):
         placement.check_capacity(resources)
         try:
@@ -85,7 +84,6 @@ def distill_round(root: Path, only: str | None = None) -> dict[str, StageResult]
         except BaseException:  # Ctrl-C, or cancelled in the UI: the remote work must stop too
             placement.stop_all()
             raise
-    versioning.settle_lock_order(root, locked_before)
     stage_seconds.record(root, results)
     if errors:
         raise errors[0]
@@ -121,9 +119,11 @@ def _gather(
     errors: list[Exception] = []
     for address, future in futures.items():
         future.wait()
+        if future.state.type == StateType.PENDING:
+            continue  # it never ran, for want of what it waits for
         outcome = future.result(raise_on_failure=False)
         if isinstance(outcome, StageResult):
             results[address] = outcome
-        elif isinstance(outcome, Exception) and future.state.type != StateType.PENDING:
-            errors.append(outcome)  # pending: it never ran, for want of what it waits for
+        elif isinstance(outcome, Exception):
+            errors.append(outcome)
     return results, errors

@@ -78,13 +78,15 @@ def reproduce(root: Path, address: str, body: Callable[[str], None]) -> Outcome:
             shell(stage, dry=dry, run_env=run_env)
 
     shell = dvc_run.cmd_run
-    deadline = time.monotonic() + BUSY_SECONDS
+    deadline, new = time.monotonic() + BUSY_SECONDS, address not in locked_stages(root)
     with _open(root) as repo, patch.object(dvc_run, "cmd_run", in_process):
         # What is merely missing DVC pulls, and then says that nothing changed.
         missing = any(not out.exists for st in repo.stage.collect(address) for out in st.outs)
         while True:
             try:
                 changed = repo.reproduce([address], single_item=True, pull=_has_remote(repo))
+                if new:
+                    _place_in_lock(repo, address)
                 return "ran" if ran else "restored" if changed or missing else "unchanged"
             except ReproductionError as error:
                 busy = isinstance(error.__cause__, LockError) and not ran
@@ -115,24 +117,24 @@ def reasons(root: Path) -> dict[str, list[str]]:
     return {address: [*_explain(entries)] for address, entries in status.items()}
 
 
-def settle_lock_order(root: Path, before: list[str]) -> None:
-    """Order dvc.lock as one `dvc repro` would have: `before` first, new stages in its order.
+def _place_in_lock(repo: Any, address: str) -> None:
+    """Move a stage that is new in dvc.lock to where one `dvc repro` would have written it.
 
-    DVC appends a stage to dvc.lock when the stage ends, so stages that ran side by side land in
-    whatever order they ended; the file is a result, and a result must not depend on a race.
+    DVC appends a stage when it ends, so stages that run side by side land in whatever order they
+    end in; the file is a result, and a result must not depend on a race.
     """
+    from dvc.repo import lock_repo
+    from dvc.repo.reproduce import plan_repro
     from dvc.utils.serialize import modify_yaml
 
-    lock = root / "dvc.lock"
-    present = locked_stages(root)
-    order = [*before, *(node.address for node in stages(root)), *present]
-    wanted = [name for name in dict.fromkeys(order) if name in present]
-    if wanted != present:
-        with modify_yaml(str(lock)) as document:
-            entries = dict(document["stages"])
-            document["stages"].clear()
-            for name in wanted:
-                document["stages"][name] = entries[name]
+    with lock_repo(repo):
+        order = [stage.addressing for stage in plan_repro(repo.index.graph)]
+        later = set(order[order.index(address) + 1 :])
+        with modify_yaml(str(Path(repo.root_dir) / "dvc.lock")) as document:
+            entries = document["stages"]
+            behind = [name for name in entries if name in later]
+            for name in behind:  # in the order they have
+                entries[name] = entries.pop(name)
 
 
 def locked_stages(root: Path) -> list[str]:

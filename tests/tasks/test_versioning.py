@@ -64,13 +64,10 @@ def body(address: str) -> None:
 
 
 def in_process(project: Path) -> dict[str, str]:
-    before = versioning.locked_stages(project)
     nodes = versioning.stages(project)
     # the other way round where the arrows allow it, as parallel stages may end
     order = sorted(nodes, key=lambda n: (len(n.upstream), n.address == "first"))
-    outcomes = {n.address: versioning.reproduce(project, n.address, body) for n in order}
-    versioning.settle_lock_order(project, before)
-    return outcomes
+    return {n.address: versioning.reproduce(project, n.address, body) for n in order}
 
 
 def dvc_repro(project: Path) -> str:
