@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -33,7 +34,8 @@ def main() -> None:
     with prefect_ui():
         run = latest_round()
         shoot(f"{SERVER}/runs/flow-run/{run}", "prefect-graph.png", (1400, 900))
-        shoot(f"{SERVER}/runs/flow-run/{run}?tab=Artifacts", "prefect-artifacts.png", (1400, 900))
+        funnel = newest_artifact("filter-funnel")
+        shoot(f"{SERVER}/artifacts/artifact/{funnel}", "prefect-funnel.png", (1400, 700))
 
 
 def shoot(url: str, name: str, size: tuple[int, int]) -> None:
@@ -66,14 +68,24 @@ def prefect_ui() -> Iterator[None]:
 
 def latest_round() -> str:
     """Return the id of the newest flow run that did some work."""
-    query = {"sort": "START_TIME_DESC", "limit": 20}
+    runs = ask("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 20})
+    return max(runs, key=lambda run: run["total_run_time"])["id"]
+
+
+def newest_artifact(key: str) -> str:
+    """Return the id of the newest artifact of that key."""
+    return ask("artifacts/filter", {"artifacts": {"key": {"any_": [key]}}})[0]["id"]
+
+
+def ask(route: str, query: dict[str, Any]) -> list[dict[str, Any]]:
+    """Ask Prefect's API."""
     request = urllib.request.Request(
-        f"{SERVER}/api/flow_runs/filter",
+        f"{SERVER}/api/{route}",
         data=json.dumps(query).encode(),
         headers={"Content-Type": "application/json"},
     )
-    runs = json.load(urllib.request.urlopen(request))
-    return max(runs, key=lambda run: run["total_run_time"])["id"]
+    found: list[dict[str, Any]] = json.load(urllib.request.urlopen(request))
+    return found
 
 
 if __name__ == "__main__":
