@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # uv does not read pip's configuration: hand it pip's folder of wheels, where there is one.
 export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || echo $$PIP_FIND_LINKS)
 
-.PHONY: setup distill test test-full lint format ui clean
+.PHONY: setup distill test format ui
 
 setup: $(VENV)/ready
 
@@ -20,10 +20,7 @@ distill: setup  ## one whole round on the embedded default
 
 test: setup  ## everything CI runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/pytest -m "not full and not gpu"
-
-test-full: setup  ## the slow proofs: both doors and three seeds on the embedded default
-	$(BIN)/pytest -m full
+	$(BIN)/pytest
 
 format: setup
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
