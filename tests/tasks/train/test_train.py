@@ -26,6 +26,7 @@ from tasks.records import (
     row_id,
     write_rows,
 )
+from tasks.teachers import Teacher
 from tasks.train.stage import Method, rows_of, run
 
 SFT = {
@@ -77,7 +78,8 @@ def round_so_far(project, make_model, tokenizer):
     write_rows(ORDER / "train.jsonl", lessons)
     checkpoints.save(make_model(tokenizer, seed=1), tokenizer, ADAPT / "main", {})
     checkpoints.save(make_model(tokenizer, seed=2, layers=2), tokenizer, SHAPE, {})
-    capture("main", CaptureParams(top_k=64, precision="float32", threads=1))
+    signals = CaptureParams(top_k=64, precision="float32", threads=1)
+    capture("main", Teacher(model="tiny"), signals)
 
 
 def history(name: str, seed: int) -> list[dict[str, str]]:
