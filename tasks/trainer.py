@@ -79,7 +79,7 @@ def fit(
         raise UserError("there is nothing to learn: no row has an answer", where=what)
     if signals is None and any(isinstance(term, Divergence) for term in terms):
         raise UserError(
-            "a soft term needs a teacher's signals", where=what, mend="targets: capture/…"
+            "a soft term needs a teacher's signals", where=what, mend="targets: data/capture/…"
         )
     torch.set_num_threads(hyperparameters.threads)
     freeze(model.float(), hyperparameters.freeze)

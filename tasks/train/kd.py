@@ -1,13 +1,14 @@
 """Distillation from a teacher's stored distributions, on text that is given (off-policy)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from tasks.divergences import Term
 from tasks.records import Row
-from tasks.train.phase import DATA, Phase, Trained
+from tasks.train.phase import Phase, Trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +34,7 @@ class Kd(Phase):
         from tasks.signals import SignalStore
         from tasks.trainer import fit
 
-        signals = SignalStore(DATA / self.targets)
+        signals = SignalStore(Path(self.targets))
         examples = signals.attach(self.examples(tokenizer, rows), tokenizer)
         history = fit(
             model,

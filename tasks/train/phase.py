@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tasks.batches import Example
     from tasks.trainer import Update
 
-DATA, MODELS = Path("data"), Path("models")
+MODELS = Path("models")
 
 
 class Trained(NamedTuple):
@@ -32,11 +32,11 @@ class Phase(Hyperparameters):
     """One phase: where it starts, which rows it learns from, and how long."""
 
     start: str = Field(alias="from")
-    """Below models/: `shape`, or `train/<phase>` to go on from that phase, seed by seed."""
+    """Below models/: `shape`, `adapt/<teacher>`, or `train/<phase>`, seed by seed."""
     rows: str
-    """Below data/: the rows, such as `order/train.jsonl` or `collect/labelled.jsonl`."""
+    """The rows, such as `data/order/train.jsonl` or `data/collect/labelled.jsonl`."""
     targets: str
-    """Below data/: where the targets are: the rows' own file, or a signal store, `capture/main`."""
+    """Where the targets are: the rows' own file, or a signal store such as `data/capture/main`."""
     save_precision: Precision = "bfloat16"
     """Number format of the weights on disk."""
 

@@ -1,6 +1,6 @@
 """One phase of training, once for each seed.
 
-In:  models/<from>, data/<rows>, data/<targets> of the phase in params.yaml
+In:  models/<from>, <rows> and <targets> of the phase in params.yaml
 Out: models/train/<phase>/seed-<n>/             the trained checkpoint
      models/train/<phase>/seed-<n>/history.csv  a line for each update
      models/train/<phase>/summary.json
@@ -26,7 +26,7 @@ from tasks.errors import UserError
 from tasks.params import EachOf
 from tasks.records import TRAIN, Lesson, Response, Row, read_rows, write_json
 from tasks.train.kd import Kd
-from tasks.train.phase import DATA, Phase, Trained
+from tasks.train.phase import Phase, Trained
 from tasks.train.sft import Sft
 
 Method = Annotated[Sft | Kd, Field(discriminator="method")]
@@ -42,7 +42,7 @@ def run(item: str, phase: Annotated[Method, EachOf("train")], seeds: list[int]) 
 
     if not seeds:
         raise UserError("no seed to train with", where="params.yaml", mend="--set seeds=[1]")
-    rows = rows_of(DATA / phase.rows)
+    rows = rows_of(Path(phase.rows))
     summary: dict[str, Any] = {"method": phase.method, "from": phase.start}
     losses = []
     for seed in seeds:

@@ -32,8 +32,8 @@ from tasks.train.stage import Method, rows_of, run
 SFT = {
     "method": "sft",
     "from": "shape",
-    "rows": "collect/labelled.jsonl",
-    "targets": "collect/labelled.jsonl",
+    "rows": "data/collect/labelled.jsonl",
+    "targets": "data/collect/labelled.jsonl",
     "updates": 6,
     "batch_size": 4,
     "learning_rate": 0.01,
@@ -42,8 +42,8 @@ SFT = {
 }
 KD = SFT | {
     "method": "kd",
-    "rows": "order/train.jsonl",
-    "targets": "capture/main",
+    "rows": "data/order/train.jsonl",
+    "targets": "data/capture/main",
     "terms": [
         {"type": "forward_kl", "weight": 0.7},
         {"type": "hard", "weight": 0.3},
@@ -153,7 +153,7 @@ def test_distillation_moves_the_student_towards_the_teacher(round_so_far) -> Non
 
 def test_signals_of_other_rows_are_refused_by_name(round_so_far) -> None:
     with pytest.raises(UserError, match="no signals of row"):
-        run("kd", phase(**KD | {"rows": "collect/labelled.jsonl"}), seeds=[1])
+        run("kd", phase(**KD | {"rows": "data/collect/labelled.jsonl"}), seeds=[1])
     assert not (TRAIN / "kd/seed-1").exists()
 
 
@@ -187,7 +187,7 @@ def test_no_rows_is_a_readable_error(project) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"targets": "capture/main"}, "own answers"),
+        ({"targets": "data/capture/main"}, "own answers"),
         ({"updates": None}, "either updates or epochs"),
         ({"epochs": 2}, "either updates or epochs"),
         ({"rows": "../secret.jsonl", "targets": "../secret.jsonl"}, "inside the project"),
