@@ -88,6 +88,26 @@ class Lesson(Response):
     """Stage of the curriculum, from 0."""
 
 
+class Pair(BaseModel):
+    """Two answers to one prompt, one better than the other: what preference training reads.
+
+    {"id": "9f8a…", "prompt": "Definition: …", "chosen": " animal", "rejected": " plant",
+     "chosen_origin": "teacher", "rejected_origin": "student", "margin": 1.0, "group": "animal"}
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: str
+    """`id` of the row."""
+    prompt: str | tuple[Message, ...]
+    chosen: str
+    rejected: str
+    chosen_origin: Literal["ground_truth", "teacher", "student"]
+    rejected_origin: Literal["ground_truth", "teacher", "student"]
+    margin: float
+    """Score of the chosen answer minus that of the rejected one."""
+    group: str = ""
+
+
 R = TypeVar("R", bound=BaseModel)
 
 
