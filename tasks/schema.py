@@ -6,6 +6,7 @@ from pydantic import TypeAdapter
 
 from tasks.params import TASKS, ParamsError, Reads, nearest, reads_of, stage_function, validated
 from tasks.resources import Resources
+from tasks.rounds import Rounds
 
 
 def sections() -> dict[str, Any]:
@@ -13,7 +14,7 @@ def sections() -> dict[str, Any]:
     stages = sorted(path.parent.name for path in TASKS.glob("*/stage.py"))
     reads = [r for stage in stages for r in reads_of(stage_function(stage)).values()]
     found = {r.section: _whole(r) for r in reads}
-    return found | {"resources": dict[str, Resources]}  # read by the flow alone
+    return found | {"resources": dict[str, Resources], "rounds": Rounds}  # read by flows alone
 
 
 def check(document: dict[str, Any]) -> None:

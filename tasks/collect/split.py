@@ -10,6 +10,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from pydantic import Field
 
@@ -97,6 +98,8 @@ class Split(Section):
     """Training rows that keep their answer."""
     unlabelled: int = Field(8000, ge=1)
     """Training rows for the teacher to answer; fewer where there are no more."""
+    batch: int = Field(0, ge=0)
+    """Which batch of unlabelled rows: 0 is the first, 1 takes those that come after, and so on."""
     dev: int = Field(500, ge=1)
     test: int = Field(2500, ge=1)
 
@@ -131,7 +134,9 @@ class _Draw:
             self._close(drawn)
         answered = (row for row in self._marked(order, 0) if answers[row])
         parts.labelled += self._take(answered, split.labelled)
-        parts.unlabelled += self._take(self._marked(order, 0), split.unlabelled)
+        before = split.batch * split.unlabelled
+        drawn = self._take(self._marked(order, 0), before + split.unlabelled)
+        parts.unlabelled += islice(drawn, before, None)
 
     def _marked(self, order: Iterable[int], mark: int) -> Iterator[int]:
         return (row for row in order if self._pool.marks[row] == mark)

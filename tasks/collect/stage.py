@@ -14,6 +14,7 @@ A row of labelled.jsonl:
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -21,6 +22,7 @@ from pydantic import Field
 from tasks.collect.examples import SetAside
 from tasks.collect.files import Files
 from tasks.collect.intake import Intake
+from tasks.collect.replay import Replay
 from tasks.collect.split import Parts, Split
 from tasks.collect.template import Template, columns_in
 from tasks.collect.wordnet import WordNet
@@ -43,6 +45,8 @@ class CollectParams(Section):
     """How an example is put to a model."""
     split: Split = Split()
     """How many rows go where."""
+    replay: Replay = Replay()
+    """What of earlier rounds comes again."""
 
     @property
     def group_tells(self) -> bool:
@@ -103,9 +107,13 @@ def _write_parts(collect: CollectParams, intake: Intake, parts: Parts) -> None:
     for path, numbers in ((LABELLED, parts.labelled), (DEV, parts.dev), (TEST, parts.test)):
         write_rows(path, rows.only(numbers))
     hidden = {"answer": None, "origin": "none"} | ({"group": ""} if collect.group_tells else {})
-    unlabelled = rows.only(parts.unlabelled)
-    write_rows(UNLABELLED, (row.model_copy(update=hidden) for row in unlabelled))
-    summary = _summary(collect, intake, parts)
+    replayed = {row.id: row for row in collect.replay.prompts()}
+    drawn = (row for row in rows.only(parts.unlabelled) if row.id not in replayed)
+    new = islice(drawn, max(0, collect.split.unlabelled - len(replayed)))
+    unlabelled = chain(replayed.values(), new)
+    written = write_rows(UNLABELLED, (row.model_copy(update=hidden) for row in unlabelled))
+    del parts.unlabelled[written - len(replayed) :]  # drawn, but there was no room
+    summary = _summary(collect, intake, parts) | {"replayed": len(replayed)}
     write_json(COLLECT / "summary.json", summary)
     told = ("source", "read", "labelled", "unlabelled", "dev", "test", "set_aside")
     say(", ".join(f"{name}: {summary[name]}" for name in told))

@@ -27,9 +27,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def collect(
-    path: str = "data.jsonl", template: dict | None = None, split: dict | None = None, **source
+    path: str = "data.jsonl",
+    template: dict | None = None,
+    split: dict | None = None,
+    replay: dict | None = None,
+    **source,
 ):
     spelt = {
+        "replay": replay or {},
         "source": {"type": "files", "path": path, **source},
         "template": {"prompt": "Q: {question}\nA:", **(template or {})},
         "split": SIZES | (split or {}),
@@ -311,3 +316,24 @@ def test_whatever_the_bytes_every_record_is_kept_or_set_aside(monkeypatch, junk,
         assert summary["set_aside"] == len(quarantine())
         written = sum(len(list(read_rows(path, Row))) for path in (*ANSWERED, UNLABELLED))
         assert written == sum(summary[name] for name in SIZES) >= 40
+
+
+def test_prompts_of_an_earlier_round_come_again_in_the_place_of_new_ones(project: Path) -> None:
+    write(project / "data.jsonl", [record(n) for n in range(80)])
+    collect(split={"unlabelled": 10})
+    first = list(read_rows(UNLABELLED, Row))
+    replay = project / "replay.jsonl"
+    replay.write_text("".join(row.model_dump_json() + "\n" for row in reversed(first)))
+    summary = collect(split={"unlabelled": 10, "batch": 1}, replay={"path": str(replay), "rows": 4})
+    second = list(read_rows(UNLABELLED, Row))
+    assert second[:4] == first[:5:-1]
+    assert {row.id for row in second[4:]}.isdisjoint(row.id for row in first)
+    assert len(second) == 10
+    assert summary["replayed"] == 4
+    assert adds_up(summary)
+
+
+def test_a_replay_that_is_not_there_is_named(project: Path) -> None:
+    write(project / "data.jsonl", [record(n) for n in range(80)])
+    with pytest.raises(UserError, match="no rows to replay"):
+        collect(replay={"path": "gone.jsonl", "rows": 4})

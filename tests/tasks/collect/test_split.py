@@ -125,3 +125,14 @@ def test_training_rows_close_to_an_evaluation_prompt_are_refused():
     close = [(f"{long} or now", "x", [], "train"), (long.replace("word", "term"), "x", [], "train")]
     _, parts = drawn([*marked, *close, *many(60)])
     assert {row for row, _ in parts.refused} == {1, 2}
+
+
+def test_each_batch_of_unlabelled_rows_comes_after_the_one_before() -> None:
+    examples = [(f"prompt number {n}", "x", (f"k{n}",), "") for n in range(60)]
+    batches = [drawn(examples, unlabelled=10, batch=n)[0] for n in range(5)]
+    everything, _ = drawn(examples, unlabelled=60)
+    in_turn = [example for named in batches for example in named["unlabelled"]]
+    assert in_turn == everything["unlabelled"]
+    assert [len(named["unlabelled"]) for named in batches] == [10, 10, 10, 10, 5]
+    for part in ("test", "dev", "labelled"):
+        assert all(named[part] == everything[part] for named in batches)

@@ -1,0 +1,121 @@
+"""Is the new student better than the one in use? Champion against challenger, on the dev rows.
+
+In:  data/collect/dev.jsonl, models/train/<student>, and the champion's checkpoint: before any
+     student was promoted that is models/shape, the student that has learnt nothing
+Out: reports/challenge.json, which `dvc metrics show` reads too:
+
+    {"promote": true, "why": "+8.2 points [+4.9, +11.6] on 500 dev rows", "seed": 2,
+     "champion": 0.641, "challenger": 0.723, "gain": {"low": 0.049, "mean": 0.082, "high": 0.116},
+     "by_seed": {"1": 0.721, "2": 0.725}, "growth": {"flops_per_token": 1.0, …}}
+
+The test rows have no part in this: they are looked at once a round, and choose nothing.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from tasks import checkpoints
+from tasks.challenge.guards import Guards
+from tasks.decoding import Batching, Decoding, answers
+from tasks.errors import UserError
+from tasks.evaluate.bootstrap import Bootstrap
+from tasks.evaluate.efficiency import Footprint, footprint
+from tasks.params import Section
+from tasks.progress import say, track
+from tasks.records import DEV, TRAIN, Row, read_rows, write_json
+from tasks.verifiers import Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+VERDICT = Path("reports/challenge.json")
+_CONTEXT = 64
+"""Tokens at which the work for a token is counted."""
+
+
+class ChallengeParams(Section):
+    """Who meets whom, and what the challenger must show."""
+
+    champion: str = "models/shape"
+    """Checkpoint of the student in use; `iterate_rounds` names the one it promoted last."""
+    student: str = "kd"
+    """Phase whose checkpoints challenge it: the best seed on the dev rows."""
+    min_gain: float = Field(0.0, ge=0)
+    """By how much the lower end of the gain's interval must exceed zero."""
+    guards: Guards = Guards()
+    """What must not get worse for it."""
+    decoding: Decoding = Decoding(max_tokens=8)
+    batching: Batching = Batching()
+    threads: int = Field(2, ge=1)
+    """CPU threads."""
+
+
+def run(challenge: ChallengeParams, task: Task, seeds: list[int]) -> None:
+    """Let both answer the dev rows and write who wins.
+
+    Raises:
+        UserError: no dev row has an answer.
+    """
+    rows = [row for row in read_rows(DEV, Row) if row.answer is not None]
+    if not rows:
+        raise UserError("no dev row has an answer", where=str(DEV), mend="give collect.split.dev")
+    folders = {str(seed): TRAIN / challenge.student / f"seed-{seed}" for seed in seeds}
+    folders["champion"] = Path(challenge.champion)
+    scores, sizes = {}, {}
+    for name, folder in folders.items():
+        scores[name], sizes[name] = _sit(challenge, task, folder, rows, name)
+    verdict = judge(challenge, scores, sizes)
+    write_json(VERDICT, verdict)
+    say(f"{'promote' if verdict['promote'] else 'keep the champion'}: {verdict['why']}")
+
+
+def judge(
+    challenge: ChallengeParams,
+    scores: Mapping[str, "NDArray[np.float64]"],
+    sizes: Mapping[str, Footprint],
+) -> dict[str, Any]:
+    """Return the verdict from the scores of each row, under `champion` and under each seed."""
+    import numpy as np
+
+    by_seed = {name: float(found.mean()) for name, found in scores.items() if name != "champion"}
+    best = max(by_seed, key=lambda name: by_seed[name])  # the first of equals
+    # All seeds stand for the method that would be promoted; the best of them is the one that is.
+    both = {
+        "challenger": np.stack([scores[name] for name in by_seed]),
+        "champion": scores["champion"][None],
+    }
+    gain = Bootstrap(both, draws=10_000, seed=0).difference("challenger", "champion")
+    growth = challenge.guards.growth(sizes[best], sizes["champion"])
+    told = f"{100 * gain.mean:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    told += f" on {len(scores['champion'])} dev rows"
+    broken = challenge.guards.broken(growth)
+    return {
+        "promote": gain.low > challenge.min_gain and not broken,
+        "why": "; ".join([told, *broken]),
+        "seed": int(best),
+        "champion": round(float(scores["champion"].mean()), 6),
+        "challenger": round(float(np.mean(list(by_seed.values()))), 6),
+        "by_seed": {name: round(score, 6) for name, score in by_seed.items()},
+        "gain": gain.rounded(),
+        "growth": growth,
+    }
+
+
+def _sit(
+    challenge: ChallengeParams, task: Task, folder: Path, rows: list[Row], name: str
+) -> "tuple[NDArray[np.float64], Footprint]":
+    import numpy as np
+
+    device = checkpoints.accelerator()
+    model, tokenizer = checkpoints.load(folder, precision="bfloat16", device=device)
+    prompts = [row.prompt for row in rows]
+    how, batching, threads = challenge.decoding, challenge.batching, challenge.threads
+    said = answers(model, tokenizer, prompts, how, batching, threads=threads)
+    found = np.zeros(len(rows))
+    for place, answer in track(said, total=len(rows), what=f"{name} on dev rows"):
+        found[place] = task.verifier.correct(answer.text, rows[place].answer or "")
+    return found, footprint(model, folder, _CONTEXT)

@@ -1,0 +1,75 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tasks.challenge.guards import Guards
+from tasks.challenge.stage import VERDICT, ChallengeParams, judge, run
+from tasks.errors import UserError
+from tasks.evaluate.efficiency import Footprint
+from tasks.records import DEV, Row, row_id, write_rows
+from tasks.verifiers import Task
+
+
+def footprint(parameters: int = 100, flops: int = 10) -> Footprint:
+    return Footprint(
+        parameters=parameters, non_embedding_parameters=1, flops_per_token=flops, context=1, bytes=1
+    )
+
+
+def verdict(champion: float, seeds: dict[str, float], grown: int = 100, **params) -> dict:
+    dice = np.random.default_rng(0)
+    rows = dice.random(400)
+    scores = {name: (rows < share).astype(float) for name, share in seeds.items()}
+    scores["champion"] = (rows < champion).astype(float)
+    sizes = dict.fromkeys(seeds, footprint(grown)) | {"champion": footprint()}
+    return judge(ChallengeParams(**params), scores, sizes)
+
+
+def test_a_clear_gain_promotes_the_best_seed() -> None:
+    found = verdict(0.6, {"1": 0.75, "2": 0.77, "3": 0.76})
+    assert found["promote"]
+    assert found["seed"] == 2
+    assert found["gain"]["low"] > 0
+    assert found["challenger"] == pytest.approx(np.mean([*found["by_seed"].values()]), abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.6, 0.605, 0.5])
+def test_the_champion_stays_when_the_gain_could_be_chance(share: float) -> None:
+    assert not verdict(0.6, {"1": share})["promote"]
+
+
+def test_seeds_that_disagree_do_not_promote() -> None:
+    assert not verdict(0.6, {"1": 0.5, "2": 0.8})["promote"]
+
+
+def test_a_least_gain_can_be_asked_for() -> None:
+    assert not verdict(0.6, {"1": 0.65}, min_gain=0.1)["promote"]
+
+
+def test_a_student_that_grew_is_refused_by_name() -> None:
+    found = verdict(0.6, {"1": 0.9}, grown=150)
+    assert not found["promote"]
+    assert "parameters: 1.50 times the champion's" in found["why"]
+    assert verdict(0.6, {"1": 0.9}, grown=150, guards=Guards(parameters=1.5))["promote"]
+
+
+def test_both_answer_the_dev_rows(project: Path, model, tokenizer) -> None:
+    from tasks import checkpoints
+
+    for folder in ("models/shape", "models/train/kd/seed-1"):
+        checkpoints.save(model, tokenizer, Path(folder), {})
+    rows = [Row(id=row_id(p), prompt=p, answer="x") for p in ("one", "two", "three")]
+    write_rows(DEV, rows)
+    run(ChallengeParams(threads=1), Task.model_validate({"verifier": {"type": "label"}}), [1])
+    found = json.loads(VERDICT.read_text())
+    assert found["gain"] == {"low": 0, "mean": 0, "high": 0}  # it met itself
+    assert found["growth"] == {"parameters": 1.0, "flops_per_token": 1.0}
+    assert not found["promote"]
+
+
+def test_without_answers_there_is_nothing_to_judge_by(project: Path) -> None:
+    write_rows(DEV, [Row(id="0" * 16, prompt="one")])
+    with pytest.raises(UserError, match="no dev row"):
+        run(ChallengeParams(), Task.model_validate({"verifier": {"type": "label"}}), [1])
