@@ -15,6 +15,7 @@ from prefect.artifacts import (
 )
 
 from flows.placement import StageResult
+from flows.round_history import RoundRecord, tag_of
 from tasks.progress import Advance
 
 _EVERY_SECONDS = 2.0
@@ -76,6 +77,25 @@ def show_report(root: Path) -> None:
     report = root / "reports/report.md"
     if report.exists():
         create_markdown_artifact(report.read_text(), "report", "The round's report")
+
+
+def show_promotion(record: RoundRecord, last: RoundRecord | None) -> None:
+    """Publish how champion and challenger compare, and where the round is kept."""
+    before = last.champion if last else "the student before any teaching"
+    rows = [
+        ("champion before", before, record.dev["champion"]),
+        ("challenger", tag_of(record.number), record.dev["challenger"]),
+    ]
+    lines = [
+        f"## {tag_of(record.number)}: {'promoted' if record.promoted else 'champion kept'}",
+        f"{record.why}.",
+        "| | | score on the dev rows |\n|---|---|---|",
+        *(f"| {what} | `{which}` | {score:.3f} |" for what, which, score in rows),
+        f"\nKept as git tag `{tag_of(record.number)}`, made from `{record.base[:12]}`; "
+        f"the student in use is now `{record.champion}`.",
+    ]
+    text = "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:])
+    create_markdown_artifact(text, "champion", "Champion against challenger")
 
 
 def summary(root: Path, outs: tuple[str, ...]) -> dict[str, Any]:

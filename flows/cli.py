@@ -1,26 +1,14 @@
 """The `cohobate` command. Heavy libraries are imported by the commands that need them."""
 
-import json
 import sys
-from enum import IntEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from flows import rounds_cli
+from flows.console import Exit, Json, err, out, plain, print_json, project_root
 from tasks.errors import UserError
 from tasks.params import ParamsError
-
-
-class Exit(IntEnum):
-    """What the exit code says."""
-
-    OK = 0
-    FAILED = 1
-    USAGE = 2
-    GATE_NOT_MET = 3
-
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,7 +19,6 @@ app = typer.Typer(
     help="Distil a teacher into a student, again and again. Run from the project's root.",
     epilog="Exit codes: 0 ok · 1 failed · 2 usage · 3 the gate was not met.",
 )
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Stage = Annotated[
     str | None,
     typer.Option(help="Stop after this stage (`filter`, `train@kd`, or `train` for all of them)."),
@@ -63,7 +50,7 @@ def run(
     """Run one round: every stage of dvc.yaml that is not up to date."""
     from flows import overrides, running
 
-    root = _project_root()
+    root = project_root()
     if dry_run:
         from flows.plan import plan
 
@@ -71,12 +58,12 @@ def run(
             _show_plan(plan(root, stage), as_json)
         return
     for change in overrides.apply(root, settings or []):
-        _err.print(f"params.yaml: {change}", highlight=False)
-    outcome = running.run_round(root, stage, _err)
+        err.print(f"params.yaml: {change}", highlight=False)
+    outcome = running.run_round(root, stage, err)
     if as_json:
-        _print_json(outcome)
+        print_json(outcome)
     else:
-        running.show_outcome(root, outcome, _out)
+        running.show_outcome(root, outcome, out)
     if outcome["gate_passed"] is False:
         raise typer.Exit(Exit.GATE_NOT_MET)
 
@@ -87,15 +74,15 @@ def status(as_json: Json = False) -> None:
     from flows import running
     from flows.plan import plan
 
-    root = _project_root()
+    root = project_root()
     planned = plan(root)
     metrics = running.metrics(root)
     if as_json:
-        _print_json({"stages": [vars(stage) for stage in planned], "metrics": metrics})
+        print_json({"stages": [vars(stage) for stage in planned], "metrics": metrics})
         return
     _show_plan(planned, as_json=False)
     if metrics:
-        running.show_verdict(metrics, _out)
+        running.show_verdict(metrics, out)
 
 
 @app.command(epilog="Example: `cohobate report`")
@@ -103,11 +90,11 @@ def report(as_json: Json = False) -> None:
     """Write reports/report.html and report.md anew from the last round's files."""
     from tasks.evaluate.report import render
 
-    root = _project_root()
+    root = project_root()
     if not (root / "reports/metrics.json").exists():
         raise UserError("no round has been evaluated here", where="reports/", mend="cohobate run")
     html = render(root)
-    _print_json({"html": str(html)}) if as_json else _out.print(f"{html}", highlight=False)
+    print_json({"html": str(html)}) if as_json else out.print(f"{html}", highlight=False)
 
 
 @app.command(epilog="Example: `cohobate ui --port 4200`")
@@ -120,9 +107,9 @@ def ui(
 
     from flows.prefect_home import use_project_server
 
-    use_project_server(_project_root())
+    use_project_server(project_root())
     url = os.environ.get("PREFECT_API_URL", "").removesuffix("/api") or f"http://127.0.0.1:{port}"
-    _print_json({"url": url}) if as_json else _out.print(f"{url}/runs", highlight=False)
+    print_json({"url": url}) if as_json else out.print(f"{url}/runs", highlight=False)
     sys.stdout.flush()
     if "PREFECT_API_URL" not in os.environ:
         command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
@@ -140,11 +127,11 @@ def show_params(
     from tasks import schema as whole
 
     if schema:
-        _print_json(whole.json_schema())
+        print_json(whole.json_schema())
         return
-    document = params.load(_project_root() / params.PARAMS)
+    document = params.load(project_root() / params.PARAMS)
     whole.check(document)
-    _print_json(document) if as_json else _out.print("params.yaml: ok")
+    print_json(document) if as_json else out.print("params.yaml: ok")
 
 
 @app.command(epilog="Example: `cohobate doctor`")
@@ -152,16 +139,19 @@ def doctor(as_json: Json = False) -> None:
     """Check versions, locks, disk, memory and remote; each finding comes with its mend."""
     from flows.doctor import examine
 
-    findings = examine(_project_root())
+    findings = examine(project_root())
     if as_json:
-        _print_json([vars(finding) for finding in findings])
+        print_json([vars(finding) for finding in findings])
     for finding in [] if as_json else findings:
         mark = "[green]✓[/]" if finding.ok else "[red]✗[/]"
-        _out.print(f"{mark} {finding.what}", highlight=False)
+        out.print(f"{mark} {finding.what}", highlight=False)
         if finding.mend:
-            _out.print(f"  next: {finding.mend}", style="dim", highlight=False, soft_wrap=True)
+            out.print(f"  next: {finding.mend}", style="dim", highlight=False, soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(Exit.FAILED)
+
+
+rounds_cli.register(app)
 
 
 def main() -> None:
@@ -172,41 +162,22 @@ def main() -> None:
         if _state["debug"]:
             raise
         if isinstance(error, KeyboardInterrupt):
-            _err.print("stopped; what had finished is kept\n  next:  cohobate run")
+            err.print("stopped; what had finished is kept\n  next:  cohobate run")
             sys.exit(Exit.FAILED)
-        _err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"[bold red]error:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(Exit.USAGE if isinstance(error, ParamsError) else Exit.FAILED)
 
 
 def _show_plan(planned: list[Any], as_json: bool) -> None:
     if as_json:
-        _print_json([vars(stage) for stage in planned])
+        print_json([vars(stage) for stage in planned])
         return
     looks = {"up to date": "dim", "follows": "cyan", "changed": "yellow"}
     width = max(len(stage.address) for stage in planned)
     for stage in planned:
         why = "; ".join(stage.reasons[:4]) + (" ..." if len(stage.reasons) > 4 else "")
         state = f"[{looks[stage.state]}]{stage.state:<10}[/]"
-        _out.print(f"{stage.address:<{width}}  {state}  {_plain(why)}", highlight=False)
-
-
-def _project_root() -> Path:
-    root = Path.cwd()
-    if not (root / "dvc.yaml").exists():
-        raise UserError("this folder has no dvc.yaml", where=str(root), mend="cd to the project")
-    return root
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, sort_keys=True, default=str))
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+        out.print(f"{stage.address:<{width}}  {state}  {plain(why)}", highlight=False)
 
 
 _state = {"debug": False}
-_out = Console(soft_wrap=True)
-_err = Console(stderr=True)

@@ -77,7 +77,7 @@ def distill_round(root: Path, only: str | None = None) -> dict[str, StageResult]
     schema.check(document)
     nodes = wanted(versioning.stages(root), only)
     resources = resources_for(nodes, document)
-    with placement.ray_cluster(resources):
+    with placement.ray_cluster(root, resources):
         placement.check_capacity(resources)
         try:
             results, errors = _gather(_submit(root, nodes, resources))

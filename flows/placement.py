@@ -58,9 +58,10 @@ class StageLostError(UserError):
 
 
 @contextmanager
-def ray_cluster(wanted: dict[str, Resources]) -> Iterator[None]:
+def ray_cluster(root: Path, wanted: dict[str, Resources]) -> Iterator[None]:
     """Be connected to Ray: as it is already, or at `RAY_ADDRESS`, or a local one for the block.
 
+    Workers import the code that lies in `root`: a round's own, whatever this process runs.
     The local one listens on loopback alone and has a slot for each core, or as many as the most
     demanding stage of `wanted` asks for: slots are a count, not a promise.
     """
@@ -72,17 +73,18 @@ def ray_cluster(wanted: dict[str, Resources]) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address := os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, **quiet)
+        where: dict[str, Any] = {"address": address}
     else:
         most = max((resources.cpus for resources in wanted.values()), default=1)
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, math.ceil(most)),
-            include_dashboard=False,
-            object_store_memory=128 * 2**20,
-            _node_ip_address="127.0.0.1",
-            **quiet,
-        )
+        where = {
+            "address": "local",
+            "num_cpus": max(os.cpu_count() or 1, math.ceil(most)),
+            "include_dashboard": False,
+            "object_store_memory": 128 * 2**20,
+            "_node_ip_address": "127.0.0.1",
+        }
+    with contextlib.chdir(root):  # Ray puts the driver's folder on its workers' path
+        ray.init(**where, **quiet)
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from flows.prefect_home import use_project_server
 from flows.selection import resources_for, wanted
 from tasks import params, schema, versioning
 from tasks.resources import Resources
+from tasks.versioning import StageNode
 
 
 def run_round(root: Path, only: str | None, console: Console) -> dict[str, Any]:
@@ -24,24 +25,15 @@ def run_round(root: Path, only: str | None, console: Console) -> dict[str, Any]:
     """
     document = params.load(root / params.PARAMS)
     schema.check(document)  # before anything is started
-    use_project_server(root)
-    # The terminal shows the round; Prefect's own lines go to its server.
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    use_quiet_server(root)
     nodes = wanted(versioning.stages(root), only)
     if not versioning.reasons(root):  # nothing to start two servers for
         return _outcome(root, only, {node.address: ("unchanged", 0.0) for node in nodes})
-    with _started(resources_for(nodes, document), console):
+    with _started(root, resources_for(nodes, document), console):
         from flows.distill_round import distill_round
-        from flows.terminal import RoundOnTerminal
-        from flows.watching import watcher
 
-        with RoundOnTerminal(console, [node.address for node in nodes]) as screen:
-            token = watcher.set(screen)
-            try:
-                results = distill_round(root, only)
-            finally:
-                watcher.reset(token)
+        with shown(console, nodes):
+            results = distill_round(root, only)
     return _outcome(root, only, {a: (r.outcome, r.seconds) for a, r in results.items()})
 
 
@@ -93,8 +85,29 @@ def show_verdict(found: dict[str, Any], console: Console) -> None:
     )
 
 
+def use_quiet_server(root: Path) -> None:
+    """Choose Prefect's server; the terminal shows the round, Prefect's own lines go there."""
+    use_project_server(root)
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+
 @contextmanager
-def _started(resources: dict[str, Resources], console: Console) -> Iterator[None]:
+def shown(console: Console, nodes: list[StageNode]) -> Iterator[None]:
+    """Show on the terminal what happens to a round's stages."""
+    from flows.terminal import RoundOnTerminal
+    from flows.watching import watcher
+
+    with RoundOnTerminal(console, [node.address for node in nodes]) as screen:
+        token = watcher.set(screen)
+        try:
+            yield
+        finally:
+            watcher.reset(token)
+
+
+@contextmanager
+def _started(root: Path, resources: dict[str, Resources], console: Console) -> Iterator[None]:
     """Have Prefect's server and Ray up: started side by side, as each takes seconds of waiting."""
     from flows.placement import ray_cluster
 
@@ -102,7 +115,7 @@ def _started(resources: dict[str, Resources], console: Console) -> Iterator[None
         with console.status("starting Prefect and Ray"):
             server = threading.Thread(target=_start_prefect)
             server.start()
-            stack.enter_context(ray_cluster(resources))
+            stack.enter_context(ray_cluster(root, resources))
             server.join()
         yield
 

@@ -8,6 +8,7 @@ private name: tests/tasks/test_versioning.py is its contract.
 
 import logging
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -115,6 +116,41 @@ def reasons(root: Path) -> dict[str, list[str]]:
     with _open(root) as repo:
         status: dict[str, list[Any]] = repo.status()
     return {address: [*_explain(entries)] for address, entries in status.items()}
+
+
+def share_storage(root: Path, worktree: Path) -> None:
+    """Let a worktree use the cache and the remotes of the project at `root`."""
+    own = root / ".dvc/config.local"
+    if own.exists():
+        shutil.copyfile(own, worktree / ".dvc/config.local")
+    with _open(root) as repo:
+        remotes = {name: remote["url"] for name, remote in repo.config["remote"].items()}
+        local = {name: url for name, url in remotes.items() if "://" not in url}
+        cache = repo.config["cache"].get("dir") or str(root / ".dvc/cache")
+    with _open(worktree) as repo, repo.config.edit("local") as config:
+        config["cache"]["dir"] = cache
+        for name, url in local.items():  # in the file they are relative to its folder
+            config["remote"].setdefault(name, {})["url"] = url
+
+
+def track(root: Path, path: Path) -> None:
+    """Let DVC keep a file or folder that no stage writes: `<path>.dvc` is what git then holds."""
+    with _open(root) as repo:
+        repo.add(str(root / path))
+        if _has_remote(repo):
+            repo.push(targets=[f"{path}.dvc"])
+
+
+def bring(root: Path, paths: list[Path]) -> None:
+    """Have the tracked `paths` in the workspace, from the cache or the remote."""
+    with _open(root) as repo:
+        repo.pull(targets=[f"{path}.dvc" for path in paths])
+
+
+def absent_from_remote(root: Path) -> list[str]:
+    """Return what of the current dvc.lock and .dvc files the default remote does not have."""
+    with _open(root) as repo:
+        return sorted(repo.status(cloud=True)) if _has_remote(repo) else []
 
 
 def _place_in_lock(repo: Any, address: str) -> None:

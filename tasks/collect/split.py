@@ -135,8 +135,8 @@ class _Draw:
         answered = (row for row in self._marked(order, 0) if answers[row])
         parts.labelled += self._take(answered, split.labelled)
         before = split.batch * split.unlabelled
-        drawn = self._take(self._marked(order, 0), before + split.unlabelled)
-        parts.unlabelled += islice(drawn, before, None)
+        others = self._take(self._marked(order, 0), before + split.unlabelled)
+        parts.unlabelled += islice(others, before, None)
 
     def _marked(self, order: Iterable[int], mark: int) -> Iterator[int]:
         return (row for row in order if self._pool.marks[row] == mark)

@@ -1,0 +1,43 @@
+"""What the commands share: where they print, what their exit codes say, where the project is."""
+
+import json
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from tasks.errors import UserError
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+class Exit(IntEnum):
+    """What the exit code says."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    GATE_NOT_MET = 3
+
+
+def project_root() -> Path:
+    """Return the current folder, which must be a project's root."""
+    root = Path.cwd()
+    if not (root / "dvc.yaml").exists():
+        raise UserError("this folder has no dvc.yaml", where=str(root), mend="cd to the project")
+    return root
+
+
+def print_json(value: Any) -> None:
+    """Print a value for machines."""
+    print(json.dumps(value, indent=2, sort_keys=True, default=str))
+
+
+def plain(text: str) -> str:
+    """Return text that rich prints as it stands."""
+    return escape(text)

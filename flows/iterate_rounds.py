@@ -1,0 +1,138 @@
+"""Rounds of distillation, one after the other: champion, challenger, gate, stop rule.
+
+Each round runs in a git worktree of its own and ends as a commit and a tag on the branch `rounds`
+(`flows/round_history.py`); how it differs from the one before says `flows/succession.py`. A round
+that died is taken up where it stopped: what its stages had finished is kept.
+"""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+
+from flows import artifacts, succession
+from flows.distill_round import distill_round
+from flows.placement import StageResult
+from flows.round_history import WORKTREES, History, RoundRecord, tag_of
+from flows.stopping import reason_to_stop
+from tasks import params, schema, versioning
+from tasks.errors import UserError
+from tasks.rounds import Rounds, Stop
+
+
+@flow(persist_result=False, log_prints=False)
+def iterate_rounds(
+    root: Path = Path(), rounds: int = 1, base: str = "HEAD", stop: Stop | None = None
+) -> list[dict[str, Any]]:
+    """Run rounds until so many are done or a stop rule holds.
+
+    Args:
+        root: The project's folder: a git repository with dvc.yaml and params.yaml.
+        rounds: How many rounds, at most.
+        base: Commit or branch whose code and params a new round uses.
+        stop: When to end before; what params.yaml says under `rounds.stop` when not given.
+
+    Returns:
+        What each round came to, as `reports/round.json` has it.
+
+    Raises:
+        UserError: another process runs rounds here, a stage failed, or not every object reached
+            the DVC remote. The round is then taken up again by the next run.
+    """
+    history, done = History(root.absolute()), []
+    with _alone(history.root):
+        for _ in range(rounds):
+            if why := _reason_to_stop(history, stop):
+                get_run_logger().info("no further round: %s", why)
+                break
+            done.append(one_round(history, base).model_dump())
+    return done
+
+
+def one_round(history: History, base: str) -> RoundRecord:
+    """Run the next round, or the one that died, to its commit and tag."""
+    log = get_run_logger()
+    last = history.last()
+    number, worktree, died = history.open(base)
+    log.info("%s %s in %s", "taking up" if died else "starting", tag_of(number), worktree)
+    versioning.share_storage(history.root, worktree)
+    for change in succession.prepare(worktree, last):
+        log.info("params.yaml: %s", change)
+    results = distill_round(worktree)
+    record = _conclude(history, number, worktree, last, results)
+    if absent := versioning.absent_from_remote(worktree):
+        told = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
+        mend = "dvc push, then cohobate resume"
+        raise UserError(f"not on the DVC remote: {told}", where=str(worktree), mend=mend)
+    artifacts.show_promotion(record, last)
+    commit = history.close(worktree, record, _message(record))
+    log.info("%s is commit %s: %s", tag_of(number), commit[:12], record.why)
+    return record
+
+
+def _conclude(
+    history: History,
+    number: int,
+    worktree: Path,
+    last: RoundRecord | None,
+    results: dict[str, StageResult],
+) -> RoundRecord:
+    """Promote or refuse, hand the prompts on, and say what the round came to."""
+    verdict = succession.verdict(worktree)
+    before = last.champion if last else succession.FIRST_CHAMPION
+    champion = succession.promote(worktree, number) if verdict["promote"] else before
+    succession.hand_on_prompts(worktree, number)
+    document = params.load(worktree / params.PARAMS)
+    chain = succession.chain_of(document["train"], document["evaluate"]["student"])
+    behind = last.updates if last else 0
+    if verdict["promote"]:
+        behind += succession.updates_of(document["train"], chain)
+    metrics = json.loads((worktree / "reports/metrics.json").read_text())
+    scores = {name: metrics[name] for name in ("teacher", "baseline", "student")}
+    return RoundRecord(
+        number=number,
+        base=history.base_of(worktree),
+        champion=champion,
+        promoted=verdict["promote"],
+        why=verdict["why"],
+        next_batch=succession.next_batch(worktree),
+        updates=behind,
+        dev={name: verdict[name] for name in ("champion", "challenger", "gain")},
+        test=scores | {name: metrics[name] for name in ("retention", "retention_low")},
+        seconds=round(sum(result.seconds for result in results.values()), 1),
+    )
+
+
+def _message(record: RoundRecord) -> str:
+    student = record.test["student"]["score"]
+    first = "promoted" if record.promoted else "champion kept"
+    return (
+        f"Round {record.number}: {first}\n\n{record.why}\n"
+        f"test: student {student:.3f}, retention {record.test['retention'] or 0:.3f}\n"
+    )
+
+
+def _reason_to_stop(history: History, stop: Stop | None) -> str | None:
+    document = params.load(history.root / params.PARAMS)
+    schema.check(document)
+    rules = stop or Rounds.model_validate(document["rounds"]).stop
+    return reason_to_stop(rules, history.records())
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Let one process at a time run rounds in a project, whoever started it."""
+    path = root / WORKTREES / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                "another process is running rounds here", where=str(root), mend="cohobate rounds"
+            ) from None
+        yield

@@ -1,0 +1,220 @@
+"""Rounds as git keeps them: a worktree of its own while one runs, a commit and a tag at its end.
+
+The branch `rounds` holds them in a line. A round's tree is that of the commit it was made from (the
+user's code and params, with what the round before decided written into params.yaml), and the files
+that rounds hand on: dvc.lock, the champion and the prompts to replay, as DVC tracks them, and the
+reports. `git checkout round-0007 && dvc pull && dvc repro` therefore has nothing to run.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.errors import UserError
+
+BRANCH = "rounds"
+WORKTREES = Path(".cohobate/rounds")
+RECORD = Path("reports/round.json")
+HANDED_ON = ("models/champion", "data/replay")
+"""What a round takes over from the one before beside dvc.lock; git has the .dvc files."""
+REPORTS = ("reports/metrics.json", "reports/challenge.json", "reports/report.md", RECORD.as_posix())
+
+
+class RoundRecord(BaseModel):
+    """What a round came to, as `reports/round.json` of its commit says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    number: int
+    base: str
+    """Commit whose code and params it used."""
+    champion: str
+    """Checkpoint of the student in use after it: `models/champion/round-0003`, or models/shape."""
+    promoted: bool
+    why: str
+    next_batch: int
+    """Which batch of new prompts comes next; 0 again where there are no more."""
+    updates: int
+    """Optimiser steps behind the champion, over all rounds that led to it."""
+    dev: dict[str, Any]
+    """Scores on the dev rows: champion, challenger, gain."""
+    test: dict[str, Any]
+    """Scores on the test rows: teacher, baseline, student, retention."""
+    seconds: float
+    """Wall time of the stages that ran."""
+    money: float = 0.0
+    """What the teachers' answers cost."""
+    rolled_back_to: int | None = None
+    """Set where a person took an earlier round's champion back into use."""
+
+
+def tag_of(number: int) -> str:
+    """Return the tag of a round."""
+    return f"round-{number:04d}"
+
+
+class History:
+    """The rounds of a project."""
+
+    def __init__(self, root: Path) -> None:
+        """Take the project at `root`, or the one whose round's worktree `root` is."""
+        common = Path(git(root, "rev-parse", "--path-format=absolute", "--git-common-dir"))
+        self.root = common.parent
+
+    def numbers(self) -> list[int]:
+        """Return the finished rounds, oldest first."""
+        tags = git(self.root, "tag", "--list", "round-[0-9][0-9][0-9][0-9]").split()
+        return sorted(int(tag.removeprefix("round-")) for tag in tags)
+
+    def records(self) -> list[RoundRecord]:
+        """Return what each finished round came to, oldest first."""
+        return [self.record(number) for number in self.numbers()]
+
+    def record(self, number: int) -> RoundRecord:
+        """Return what a round came to.
+
+        Raises:
+            UserError: there is no such round.
+        """
+        if number not in (known := self.numbers()):
+            told = f"there are {known[0]} to {known[-1]}" if known else "there is none yet"
+            raise UserError(f"no round {number}: {told}", mend="cohobate rounds")
+        return RoundRecord.model_validate_json(self.file(tag_of(number), RECORD.as_posix()))
+
+    def file(self, commit: str, path: str) -> str:
+        """Return a file as a commit has it."""
+        return git(self.root, "show", f"{commit}:{path}")
+
+    def last(self) -> RoundRecord | None:
+        """Return what the branch's tip says: the last round, or a rollback after it."""
+        if not self._has_branch():
+            return None
+        text = git(self.root, "show", f"{BRANCH}:{RECORD.as_posix()}", check=False)
+        return RoundRecord.model_validate_json(text) if text else None
+
+    def unfinished(self) -> list[int]:
+        """Return the rounds that began and never ended: their worktrees are still there."""
+        found = (self.root / WORKTREES).glob("round-[0-9]*")
+        numbers = {int(path.name.removeprefix("round-")) for path in found}
+        return sorted(numbers - set(self.numbers()))
+
+    def open(self, base: str = "HEAD") -> tuple[int, Path, bool]:
+        """Return the next round's number, its worktree, and whether it is one that had died.
+
+        A round that died is taken up where it stopped: its worktree is used as it stands.
+        """
+        if died := self.unfinished():
+            folder = self.worktree(died[0])
+            self._hand_on(folder)  # it may have died while it replaced these
+            return died[0], folder, True
+        number = max(self.numbers(), default=0) + 1
+        commit = git(self.root, "rev-parse", f"{base}^{{commit}}")
+        if not self._has_branch():
+            git(self.root, "branch", BRANCH, commit)
+        folder = self.worktree(number)
+        building = folder.with_name(f".{folder.name}")  # gets its name when it is complete
+        git(self.root, "worktree", "remove", "--force", str(building), check=False)
+        git(self.root, "worktree", "prune")
+        git(self.root, "worktree", "add", "--quiet", "--detach", str(building), BRANCH)
+        git(building, "read-tree", "--reset", "-u", commit)
+        git(building, "update-ref", "refs/worktree/base", commit)  # seen by this worktree alone
+        git(building, "checkout", "--quiet", BRANCH, "--", "dvc.lock", check=False)
+        self._hand_on(building)
+        git(self.root, "worktree", "move", str(building), str(folder))
+        return number, folder, False
+
+    def base_of(self, worktree: Path) -> str:
+        """Return the commit that a round's worktree was made from."""
+        return git(worktree, "rev-parse", "refs/worktree/base")
+
+    def worktree(self, number: int) -> Path:
+        """Return where a round runs."""
+        return self.root / WORKTREES / tag_of(number)
+
+    def close(self, worktree: Path, record: RoundRecord, message: str) -> str:
+        """Commit the round, tag it, move the branch to it, and give its worktree up.
+
+        The commit has two parents: the round before, and the commit that the round was made from.
+        """
+        commit = self._commit(worktree, record, message)
+        tag = tag_of(record.number)
+        updates = f"create refs/tags/{tag} {commit}\nupdate refs/heads/{BRANCH} {commit}\n"
+        git(self.root, "update-ref", "--stdin", given=updates)  # both, or neither
+        self.drop(worktree)
+        return commit
+
+    def drop(self, worktree: Path) -> None:
+        """Remove a worktree; what it made is in DVC's cache."""
+        git(self.root, "worktree", "remove", "--force", str(worktree))
+
+    def roll_back(self, number: int) -> RoundRecord:
+        """Take the champion of an earlier round back into use: the next round starts from it."""
+        then, last = self.record(number), self.last()
+        assert last is not None
+        with self._scratch() as worktree:
+            for path in HANDED_ON:
+                git(worktree, "rm", "-r", "--quiet", "--ignore-unmatch", "--", path)
+                git(worktree, "checkout", "--quiet", tag_of(number), "--", path, check=False)
+            why = f"rolled back to round {number}"
+            back = {"champion": then.champion, "updates": then.updates, "promoted": False}
+            record = last.model_copy(update={**back, "why": why, "rolled_back_to": number})
+            commit = self._commit(worktree, record, f"Champion of {tag_of(number)} again\n")
+            git(self.root, "update-ref", f"refs/heads/{BRANCH}", commit)
+        return record
+
+    def _commit(self, worktree: Path, record: RoundRecord, message: str) -> str:
+        (worktree / RECORD).write_text(record.model_dump_json(indent=2) + "\n")
+        git(worktree, "add", "--all")
+        there = [path for path in REPORTS if (worktree / path).exists()]
+        git(worktree, "add", "--force", "--", *there)
+        tree = git(worktree, "write-tree")
+        parents = dict.fromkeys([git(self.root, "rev-parse", BRANCH), record.base])
+        arguments = [word for parent in parents for word in ("-p", parent)]
+        return git(worktree, "commit-tree", tree, *arguments, given=message)
+
+    def _hand_on(self, folder: Path) -> None:
+        for path in HANDED_ON:
+            shutil.rmtree(folder / path, ignore_errors=True)
+            git(folder, "checkout", "--quiet", BRANCH, "--", path, check=False)
+
+    def _has_branch(self) -> bool:
+        return bool(git(self.root, "branch", "--list", BRANCH))
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        folder = self.root / WORKTREES / ".scratch"
+        git(self.root, "worktree", "remove", "--force", str(folder), check=False)
+        git(self.root, "worktree", "prune")
+        git(self.root, "worktree", "add", "--quiet", "--detach", str(folder), BRANCH)
+        try:
+            yield folder
+        finally:
+            self.drop(folder)
+
+
+def git(folder: Path, *words: str, given: str | None = None, check: bool = True) -> str:
+    """Run git and return what it says; nothing where it fails and `check` is off.
+
+    Raises:
+        UserError: git failed, with its own words.
+    """
+    name = ["-c", "user.name=cohobate", "-c", "user.email=cohobate@localhost"]
+    identity = name if not _has_identity(folder) else []
+    command = ["git", *identity, *words]
+    done = subprocess.run(
+        command, cwd=folder, input=given, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0:
+        return done.stdout.strip()
+    if not check:
+        return ""
+    raise UserError(f"git {words[0]}: {done.stderr.strip()}", where=str(folder), mend="git status")
+
+
+def _has_identity(folder: Path) -> bool:
+    command = ["git", "config", "user.email"]
+    return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0

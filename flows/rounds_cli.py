@@ -1,0 +1,148 @@
+"""The commands of `cohobate` that are about many rounds: iterate, rounds, show, diff, rollback."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.console import Exit, Json, err, out, print_json, project_root
+
+Number = Annotated[int, typer.Argument(help="Number of a round.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(epilog="Example: `cohobate iterate --rounds 3`")(iterate)
+    app.command(epilog="Example: `cohobate resume`")(resume)
+    app.command(epilog="Example: `cohobate rounds --json`")(rounds)
+    app.command(epilog="Example: `cohobate show 3`")(show)
+    app.command(epilog="Example: `cohobate diff 2 3`")(diff)
+    app.command(epilog="Example: `cohobate rollback 2`")(rollback)
+
+
+def iterate(
+    rounds: Annotated[int, typer.Option(help="How many, at most.")] = 1,
+    base: Annotated[str, typer.Option(help="Commit whose code and params they use.")] = "HEAD",
+    as_json: Json = False,
+) -> None:
+    """Run rounds of distillation here, each from the champion of those before."""
+    from flows import running
+    from tasks import versioning
+
+    root = project_root()
+    _warn_of_uncommitted(root, base)
+    running.use_quiet_server(root)
+    from flows.iterate_rounds import iterate_rounds
+
+    done: list[dict[str, Any]] = []
+    for _ in range(rounds):
+        with running.shown(err, versioning.stages(root)):
+            one = iterate_rounds(root, 1, base)
+        if not one:
+            err.print("no further round: a stop rule holds (params.yaml, rounds.stop)")
+            break
+        done += one
+        if not as_json:
+            out.print(_line(one[0]), highlight=False)
+    if as_json:
+        print_json(done)
+
+
+def resume(as_json: Json = False) -> None:
+    """Take up the round that died, where it stopped."""
+    from flows.round_history import History
+
+    if not History(project_root()).unfinished():
+        err.print("no round has died: there is nothing to resume")
+        raise typer.Exit(Exit.FAILED)
+    iterate(1, as_json=as_json)
+
+
+def rounds(as_json: Json = False) -> None:
+    """List the rounds: who was promoted, dev and test scores."""
+    from rich.table import Table
+
+    from flows.round_history import History, tag_of
+
+    history = History(project_root())
+    records = history.records()
+    if as_json:
+        print_json([record.model_dump() for record in records])
+        return
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("round", "promoted", "champion", "challenger", "gain on dev", "test", "retention"):
+        table.add_column(name)
+    for record in records:
+        gain = record.dev["gain"]
+        table.add_row(
+            tag_of(record.number),
+            "[green]yes[/]" if record.promoted else "no",
+            f"{record.dev['champion']:.3f}",
+            f"{record.dev['challenger']:.3f}",
+            f"{100 * gain['mean']:+.1f} \\[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]",
+            f"{record.test['student']['score']:.3f}",
+            f"{record.test['retention'] or 0:.3f}",
+        )
+    out.print(table if records else "no round yet: cohobate iterate")
+    for number in history.unfinished():
+        out.print(f"{tag_of(number)} died before its end: cohobate resume", style="yellow")
+    if (last := history.last()) and last.rolled_back_to:
+        out.print(f"{last.why}: the next round starts from {last.champion}", highlight=False)
+
+
+def show(number: Number, as_json: Json = False) -> None:
+    """Show one round: its verdict, its report, and how to have its files."""
+    from rich.markdown import Markdown
+
+    from flows.round_history import History, git, tag_of
+
+    history = History(project_root())
+    record = history.record(number)
+    if as_json:
+        print_json(record.model_dump())
+        return
+    report = git(history.root, "show", f"{tag_of(number)}:reports/report.md", check=False)
+    out.print(_line(record.model_dump()), highlight=False)
+    out.print(Markdown(report))
+    out.print(f"its files: git checkout {tag_of(number)} && dvc pull", highlight=False)
+
+
+def diff(one: Number, other: Number, as_json: Json = False) -> None:
+    """Compare two rounds: params, scores, and which stages came out differently."""
+    from flows.round_diff import differences
+    from flows.round_history import History
+
+    found = differences(History(project_root()), one, other)
+    if as_json:
+        print_json(found)
+        return
+    for title, changes in found.items():
+        out.print(title, style="bold")
+        for name, (before, after) in changes.items():
+            out.print(f"  {name}: {before} -> {after}", highlight=False)
+
+
+def rollback(number: Number, as_json: Json = False) -> None:
+    """Take the champion of an earlier round back into use; the next round starts from it."""
+    from flows.round_history import History
+
+    record = History(project_root()).roll_back(number)
+    said = f"{record.why}: the next round starts from {record.champion}"
+    print_json(record.model_dump()) if as_json else out.print(said, highlight=False)
+
+
+def _line(record: dict[str, Any]) -> str:
+    what = "[green]promoted[/]" if record["promoted"] else "[yellow]champion kept[/]"
+    why = record["why"].replace("[", "\\[")
+    return f"round-{record['number']:04d}  {what}  {why}; in use: {record['champion']}"
+
+
+def _warn_of_uncommitted(root: Path, base: str) -> None:
+    from flows.round_history import git
+
+    changed = git(root, "status", "--porcelain", "--untracked-files=no").splitlines()
+    if base == "HEAD" and changed:
+        err.print(
+            f"{len(changed)} changed files are not committed: rounds use what git has ({base})",
+            style="yellow",
+        )

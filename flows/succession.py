@@ -1,0 +1,109 @@
+"""How one round follows from the one before: what params.yaml says, who becomes champion."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from flows import overrides
+from flows.round_history import RoundRecord
+from tasks import params, versioning
+from tasks.challenge.stage import VERDICT
+from tasks.mine.stage import HARDEST
+from tasks.rounds import Rounds
+
+CHAMPION = Path("models/champion")
+REPLAY = Path("data/replay")
+FIRST_CHAMPION = "models/shape"
+
+
+def prepare(worktree: Path, last: RoundRecord | None) -> list[str]:
+    """Write into a round's params.yaml what the rounds before decided; return the changes.
+
+    The student goes on from the champion; the baseline still starts from the student that was
+    taught nothing, with as many updates as lie behind the student by now: equal, however many
+    rounds there were. Prompts are the next batch, and those that were hardest.
+    """
+    document = params.load(worktree / params.PARAMS)
+    student, baseline = document["evaluate"]["student"], document["evaluate"]["baseline"]
+    chain = chain_of(document["train"], student)
+    rounds = Rounds.model_validate(document["rounds"])
+    settings = [
+        f"challenge.student={student}",
+        f"mine.student={student}",
+        f"mine.rows={rounds.replay}",
+        f"collect.split.batch={last.next_batch if last else 0}",
+    ]
+    tracked = []
+    if last and last.champion != FIRST_CHAMPION:
+        settings += [
+            f"challenge.champion={last.champion}",
+            f"train.{chain[-1]}.from={Path(last.champion).relative_to('models')}",
+            f"train.{baseline}.updates={last.updates + updates_of(document['train'], chain)}",
+        ]
+        tracked.append(Path(last.champion))
+    if rounds.replay and (replay := _replay(worktree)):
+        settings += [f"collect.replay.path={replay}", f"collect.replay.rows={rounds.replay}"]
+        tracked.append(replay)
+    changes = overrides.apply(worktree, settings)
+    if tracked:
+        versioning.bring(worktree, tracked)
+    return changes
+
+
+def chain_of(phases: dict[str, Any], student: str) -> list[str]:
+    """Return the phases that lead to the student, the last first."""
+    chain = [student]
+    while (start := phases[chain[-1]]["from"]).startswith("train/"):
+        chain.append(start.removeprefix("train/"))
+    return chain
+
+
+def updates_of(phases: dict[str, Any], chain: list[str]) -> int:
+    """Return the optimiser steps of a chain of phases."""
+    return sum(phases[name].get("updates") or 0 for name in chain)
+
+
+def verdict(worktree: Path) -> dict[str, Any]:
+    """Return what the challenge came to."""
+    found: dict[str, Any] = json.loads((worktree / VERDICT).read_text())
+    return found
+
+
+def promote(worktree: Path, number: int) -> str:
+    """Make the round's best student the champion; return its path."""
+    document = params.load(worktree / params.PARAMS)
+    seed = verdict(worktree)["seed"]
+    student = Path("models/train") / document["evaluate"]["student"] / f"seed-{seed}"
+    champion = CHAMPION / f"round-{number:04d}"
+    _replace(worktree, champion, worktree / student)
+    return champion.as_posix()
+
+
+def hand_on_prompts(worktree: Path, number: int) -> None:
+    """Keep the prompts on which the student is furthest off, for the next round."""
+    _replace(worktree, REPLAY / f"round-{number:04d}.jsonl", worktree / HARDEST)
+
+
+def next_batch(worktree: Path) -> int:
+    """Return which batch of new prompts the next round draws; the first again after the last."""
+    split = params.load(worktree / params.PARAMS)["collect"]["split"]
+    summary = json.loads((worktree / "data/collect/summary.json").read_text())
+    batch, size = split.get("batch", 0), split["unlabelled"]
+    left = summary["unused"] - batch * size
+    return batch + 1 if left >= size else 0
+
+
+def _replace(worktree: Path, path: Path, source: Path) -> None:
+    """Track a copy of `source` as `path`, the only thing that its folder has."""
+    folder = worktree / path.parent
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    copy = shutil.copytree if source.is_dir() else shutil.copyfile
+    copy(source, worktree / path)
+    versioning.track(worktree, path)
+
+
+def _replay(worktree: Path) -> Path | None:
+    found = sorted((worktree / REPLAY).glob("*.jsonl.dvc"))
+    return REPLAY / found[-1].stem if found else None

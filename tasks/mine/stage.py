@@ -1,0 +1,76 @@
+"""What the next round should teach again: the prompts on which the student regrets most.
+
+In:  data/filter/kept.jsonl, models/train/<student>, reports/challenge.json (which seed is best)
+Out: data/mine/hardest.jsonl, the prompts as unlabelled rows, hardest first
+     data/mine/summary.json
+
+A row's regret is by how much less likely the student finds the teacher's answer than the teacher
+itself does, in nats a token: the gap between their losses (Ankner et al. 2024 prune by such a
+difference). A row that both find hard is noise, and not taught again. Where the teacher did not
+say how likely its answer was, the student's loss alone counts.
+
+Training rows alone are mined. To mine the dev or test rows would be to learn the examination.
+"""
+
+import json
+from pathlib import Path
+from statistics import fmean
+
+from pydantic import Field
+
+from tasks import checkpoints
+from tasks.challenge.stage import VERDICT
+from tasks.params import Section
+from tasks.progress import say
+from tasks.records import FILTER, TRAIN, Response, Row, read_rows, write_json, write_rows
+
+MINE = Path("data/mine")
+HARDEST = MINE / "hardest.jsonl"
+
+
+class MineParams(Section):
+    """Which student is looked at, and how many rows are kept."""
+
+    student: str = "kd"
+    """Phase whose best seed on the dev rows is looked at."""
+    rows: int = Field(2000, ge=0)
+    """How many prompts are kept; 0: none, and nothing is computed."""
+    batch_tokens: int = Field(4096, ge=1)
+    """Tokens read at once."""
+    threads: int = Field(1, ge=1)
+    """CPU threads."""
+
+
+def run(mine: MineParams) -> None:
+    """Score the rows, and keep the prompts of the hardest."""
+    rows = list(read_rows(FILTER / "kept.jsonl", Response)) if mine.rows else []
+    regrets = _regrets(mine, rows) if rows else []
+    hardest: dict[str, tuple[float, Row]] = {}
+    for regret, row in sorted(zip(regrets, rows, strict=True), key=lambda pair: -pair[0]):
+        hardest.setdefault(row.id, (regret, _unanswered(row)))
+    kept = [*hardest.values()][: mine.rows]
+    write_rows(HARDEST, (row for _, row in kept))
+    summary: dict[str, float] = {"looked_at": len(rows), "rows": len(kept)}
+    if kept:
+        mean = {"mean_regret": fmean(regrets), "mean_regret_of_hardest": fmean(r for r, _ in kept)}
+        summary |= {name: round(value, 4) for name, value in mean.items()}
+        say(f"the {len(kept)} hardest rows: {summary['mean_regret_of_hardest']:.3f} nats a token")
+    write_json(MINE / "summary.json", summary)
+
+
+def _regrets(mine: MineParams, rows: list[Response]) -> list[float]:
+    from tasks.mine.losses import mean_losses
+
+    seed = json.loads(VERDICT.read_text())["seed"]
+    student = TRAIN / mine.student / f"seed-{seed}"
+    model, tokenizer = checkpoints.load(
+        student, precision="bfloat16", device=checkpoints.accelerator()
+    )
+    losses = mean_losses(
+        model, tokenizer, rows, batch_tokens=mine.batch_tokens, threads=mine.threads
+    )
+    return [round(loss + (row.logprob or 0.0), 6) for loss, row in zip(losses, rows, strict=True)]
+
+
+def _unanswered(row: Response) -> Row:
+    return Row(id=row.id, prompt=row.prompt, group=row.group)
