@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import rounds_cli
+from flows import rounds_cli, services_cli
 from flows.console import Exit, Json, err, out, plain, print_json, project_root
 from tasks.errors import UserError
 from tasks.params import ParamsError
@@ -105,9 +105,9 @@ def ui(
     """Serve the Prefect UI over the rounds of this project, on loopback, until Ctrl-C."""
     import os
 
-    from flows.prefect_home import use_project_server
+    from flows.services import use_services
 
-    use_project_server(project_root())
+    use_services(project_root())
     url = os.environ.get("PREFECT_API_URL", "").removesuffix("/api") or f"http://127.0.0.1:{port}"
     print_json({"url": url}) if as_json else out.print(f"{url}/runs", highlight=False)
     sys.stdout.flush()
@@ -152,6 +152,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 rounds_cli.register(app)
+services_cli.register(app)
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.prefect_home import use_project_server
 from flows.selection import resources_for, wanted
+from flows.services import use_services
 from tasks import params, schema, versioning
 from tasks.resources import Resources
 from tasks.versioning import StageNode
@@ -87,7 +87,7 @@ def show_verdict(found: dict[str, Any], console: Console) -> None:
 
 def use_quiet_server(root: Path) -> None:
     """Choose Prefect's server; the terminal shows the round, Prefect's own lines go there."""
-    use_project_server(root)
+    use_services(root)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 

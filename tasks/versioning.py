@@ -66,6 +66,7 @@ def reproduce(root: Path, address: str, body: Callable[[str], None]) -> Outcome:
     """
     from dvc.exceptions import ReproductionError
     from dvc.lock import LockError
+    from dvc.repo import lock_repo
     from dvc.stage import run as dvc_run
 
     ran = []
@@ -79,10 +80,12 @@ def reproduce(root: Path, address: str, body: Callable[[str], None]) -> Outcome:
             shell(stage, dry=dry, run_env=run_env)
 
     shell = dvc_run.cmd_run
-    deadline, new = time.monotonic() + BUSY_SECONDS, address not in locked_stages(root)
+    deadline = time.monotonic() + BUSY_SECONDS
     with _open(root) as repo, patch.object(dvc_run, "cmd_run", in_process):
-        # What is merely missing DVC pulls, and then says that nothing changed.
-        missing = any(not out.exists for st in repo.stage.collect(address) for out in st.outs)
+        with lock_repo(repo):  # else dvc.lock could be read while another stage writes it
+            new = address not in locked_stages(root)
+            # What is merely missing DVC pulls, and then says that nothing changed.
+            missing = any(not out.exists for st in repo.stage.collect(address) for out in st.outs)
         while True:
             try:
                 changed = repo.reproduce([address], single_item=True, pull=_has_remote(repo))
@@ -138,13 +141,13 @@ def track(root: Path, path: Path) -> None:
     with _open(root) as repo:
         repo.add(str(root / path))
         if _has_remote(repo):
-            repo.push(targets=[f"{path}.dvc"])
+            repo.push(targets=[f"{root / path}.dvc"])
 
 
 def bring(root: Path, paths: list[Path]) -> None:
     """Have the tracked `paths` in the workspace, from the cache or the remote."""
     with _open(root) as repo:
-        repo.pull(targets=[f"{path}.dvc" for path in paths])
+        repo.pull(targets=[f"{root / path}.dvc" for path in paths])
 
 
 def absent_from_remote(root: Path) -> list[str]:
@@ -204,9 +207,10 @@ def _open(root: Path) -> Iterator[Any]:
 
 
 def _node(stage: Any, graph: Any) -> StageNode:
-    upstream = sorted(other.addressing for other in graph.successors(stage))
+    # `addressing` has the path of dvc.yaml in it when the current folder is another
+    upstream = sorted(other.name for other in graph.successors(stage))
     outs = tuple(out.def_path for out in stage.outs)
-    return StageNode(stage.addressing, stage.desc or "", tuple(upstream), outs)
+    return StageNode(stage.name, stage.desc or "", tuple(upstream), outs)
 
 
 def _has_remote(repo: Any) -> bool:

@@ -1,0 +1,156 @@
+"""Deployments on a Prefect server: what `cohobate deploy` and `cohobate trigger` do there."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from prefect.automations import Automation
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.deployments import run_deployment
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+
+from tasks.errors import UserError
+
+PREFECT_YAML = "infra/prefect.yaml"
+FLOW_OF = {"in-place": "distill-round"}
+"""Flows of the deployments; all others are of `iterate-rounds`."""
+SILENT_AFTER = timedelta(seconds=90)
+"""A run whose heartbeat is missing for so long is taken for dead; it beats every 30 s."""
+
+
+def deploy(root: Path) -> list[str]:
+    """Create or update every deployment and automation; return their names.
+
+    Raises:
+        UserError: Prefect refuses one.
+    """
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    command += ["--prefect-file", PREFECT_YAML]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        told = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-5:])
+        raise UserError(f"prefect deploy: {told}", where=PREFECT_YAML, mend="cohobate doctor")
+    return [*_deployments(), *(_replace(automation) for automation in _automations())]
+
+
+def trigger(name: str, parameters: dict[str, Any]) -> FlowRun:
+    """Ask for a run of a deployment; return the run at once.
+
+    Raises:
+        UserError: there is no such deployment.
+    """
+    flow = FLOW_OF.get(name, "iterate-rounds")
+    try:
+        return run_deployment(f"{flow}/{name}", parameters=parameters, timeout=0)  # type: ignore[return-value]
+    except ObjectNotFound:
+        raise UserError(
+            f"no deployment is called {name!r}", where=os.environ.get("PREFECT_API_URL", ""),
+            mend="cohobate deploy",
+        ) from None  # fmt: skip
+
+
+def follow(run: FlowRun, hear: Callable[[str], None]) -> FlowRun:
+    """Wait until a run ends, handing on the lines of its log and of its subflows' as they come."""
+    with get_client(sync_client=True) as client:
+        seen: set[Any] = set()
+        while True:
+            now = client.read_flow_run(run.id)
+            for line in asyncio.run(_lines(run)):
+                if line.id not in seen:
+                    seen.add(line.id)
+                    hear(line.message)
+            if now.state and now.state.is_final():
+                return now
+            time.sleep(1)
+
+
+async def _lines(run: FlowRun) -> list[Any]:
+    from prefect.client.schemas.filters import LogFilter
+    from prefect.client.schemas.sorting import LogSort
+
+    async with get_client() as client:
+        wanted = LogFilter.model_validate({"flow_run_id": {"any_": [run.id]}})
+        return await client.read_logs(wanted, limit=200, sort=LogSort.TIMESTAMP_DESC)
+
+
+def _deployments() -> list[str]:
+    with get_client(sync_client=True) as client:
+        return sorted(found.name for found in client.read_deployments())
+
+
+def _automations() -> list[Automation]:
+    """Return what the server itself does about runs that die."""
+    with get_client(sync_client=True) as client:
+        after_crash = client.read_deployment_by_name("iterate-rounds/after-crash").id
+    every_run = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
+    of_rounds = ResourceSpecification(
+        {"prefect.resource.id": "prefect.tag.rounds", "prefect.resource.role": "tag"}
+    )
+    ends = {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")}
+    return [
+        Automation(
+            name="cohobate: a run that fell silent has crashed",
+            description="Its process is gone: it must not hold the slot of the next round.",
+            trigger=EventTrigger(
+                posture=Posture.Proactive,
+                match=every_run,
+                for_each={"prefect.resource.id"},
+                after={"prefect.flow-run.heartbeat"},
+                expect={"prefect.flow-run.heartbeat", *ends},
+                threshold=1,
+                within=SILENT_AFTER,
+            ),
+            actions=[
+                ChangeFlowRunState(state=StateType.CRASHED, message="no heartbeat: it has died")
+            ],
+        ),
+        Automation(
+            name="cohobate: a round that crashed is taken up once",
+            description="By a deployment without the tag `rounds`: a second crash is left alone.",
+            trigger=EventTrigger(
+                posture=Posture.Reactive,
+                match=every_run,
+                match_related=of_rounds,
+                expect={"prefect.flow-run.Crashed"},
+                threshold=1,
+                within=timedelta(0),
+            ),
+            actions=[RunDeployment(source="selected", deployment_id=after_crash)],
+        ),
+    ]
+
+
+def _replace(automation: Automation) -> str:
+    with get_client(sync_client=True) as client:
+        listed = client.request("POST", "/automations/filter", json={"limit": 200}).json()
+        for old in listed:
+            if old["name"] == automation.name:
+                client.request("DELETE", "/automations/{id}", path_params={"id": old["id"]})
+    made = automation.create()
+    return made.name if isinstance(made, Automation) else automation.name
+
+
+def parameters_of(text: str | None) -> dict[str, Any]:
+    """Read the parameters of a run, given as JSON.
+
+    Raises:
+        UserError: it is not a JSON object.
+    """
+    try:
+        found = json.loads(text or "{}")
+    except ValueError as error:
+        found = error
+    if not isinstance(found, dict):
+        raise UserError(f"--params: not a JSON object: {found}", mend="--params '{\"rounds\": 2}'")
+    return found

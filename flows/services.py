@@ -1,0 +1,232 @@
+"""`cohobate up`: a Prefect server, a Ray node and a Prefect worker, all on loopback.
+
+What was started stands in `.cohobate/services.json`; while those processes live, every command of
+this project uses them. All listen on 127.0.0.1 alone, and Ray asks for a token that only the user
+can read: whoever may submit to Ray or Prefect may run code here.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydantic import BaseModel
+
+from flows.prefect_home import STATE, use_project_server
+from tasks.errors import UserError
+
+POOL = "cohobate"
+LOOPBACK = "127.0.0.1"
+_SERVICES = STATE / "services.json"
+_TOKEN = STATE / "ray-token"
+
+
+class Services(BaseModel):
+    """What `cohobate up` started."""
+
+    prefect_url: str
+    ray_address: str
+    pids: dict[str, int]
+    """Process groups, by name."""
+
+    def alive(self) -> bool:
+        """Say whether every process is there."""
+        return all(_alive(pid) for pid in self.pids.values())
+
+    def environment(self, root: Path) -> dict[str, str]:
+        """Return the variables that point Prefect and Ray at these services."""
+        return {
+            "PREFECT_API_URL": self.prefect_url,
+            "RAY_ADDRESS": self.ray_address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str((root / _TOKEN).absolute()),
+        }
+
+
+def running_services(root: Path) -> Services | None:
+    """Return the services of a project while they live."""
+    path = root / _SERVICES
+    if not path.exists():
+        return None
+    services = Services.model_validate_json(path.read_text())
+    return services if services.alive() else None
+
+
+def use_services(root: Path) -> None:
+    """Let this process talk to the project's services where they run, else to Prefect's own."""
+    if "PREFECT_API_URL" not in os.environ and (services := running_services(root)):
+        os.environ.update(services.environment(root))
+    use_project_server(root)
+
+
+def up(root: Path, say: Callable[[str], None]) -> Services:
+    """Start what does not run yet, wait until each answers, and return it.
+
+    Raises:
+        UserError: one of them did not come up; the others are stopped again.
+    """
+    if services := running_services(root):
+        return services
+    down(root)  # what is left of services that died in part
+    use_project_server(root)
+    token = root / _TOKEN
+    token.parent.mkdir(exist_ok=True)
+    token.unlink(missing_ok=True)
+    with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    prefect, ray = _free_port(), _free_port()
+    services = Services(
+        prefect_url=f"http://{LOOPBACK}:{prefect}/api", ray_address=f"{LOOPBACK}:{ray}", pids={}
+    )
+    try:
+        say(f"Prefect   http://{LOOPBACK}:{prefect}")
+        _start(root, services, "prefect", _prefect_command(prefect))
+        say(f"Ray       {services.ray_address}")
+        _start(root, services, "ray", _ray_command(ray))
+        _wait(root, services, "prefect", lambda: _answers(f"{services.prefect_url}/health"))
+        _wait(root, services, "ray", lambda: _runs(root, services, "ray", "health-check"))
+        pool = ["work-pool", "create", POOL, "--type", "process", "--overwrite"]
+        prefect_command(root, services, *pool)
+        prefect_command(root, services, "work-pool", "set-concurrency-limit", POOL, "1")
+        say(f"worker    of the pool {POOL}, one round at a time")
+        _start(root, services, "worker", _worker_command())
+        _wait(root, services, "worker", lambda: "READY" in _pool_status(root, services))
+    except BaseException:
+        down(root)
+        raise
+    return services
+
+
+def down(root: Path) -> list[str]:
+    """Stop what `up` started; return the names of what was still running."""
+    path = root / _SERVICES
+    if not path.exists():
+        return []
+    services = Services.model_validate_json(path.read_text())
+    stopped = [name for name, pid in services.pids.items() if _alive(pid)]
+    for number, patience in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
+        for name in reversed(stopped):  # the worker first, so that it can say goodbye
+            _signal(services.pids[name], number)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and any(_alive(p) for p in services.pids.values()):
+            time.sleep(0.1)
+    path.unlink()
+    return stopped
+
+
+def prefect_command(root: Path, services: Services, *words: str) -> str:
+    """Run a command of Prefect against the services; return what it prints.
+
+    Raises:
+        UserError: it failed.
+    """
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *words]
+    environment = os.environ | services.environment(root)
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        told = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise UserError(f"prefect {words[0]}: {' '.join(told)}", mend="cohobate doctor")
+    return done.stdout
+
+
+def _prefect_command(port: int) -> list[str]:
+    where = ["--host", LOOPBACK, f"--port={port}"]
+    return [sys.executable, "-m", "prefect", "server", "start", *where]
+
+
+def _ray_command(port: int) -> list[str]:
+    here = ["--head", "--block", f"--node-ip-address={LOOPBACK}", f"--port={port}"]
+    sizes = ["--object-store-memory=134217728", f"--num-cpus={os.cpu_count() or 1}"]
+    ray = str(Path(sys.executable).with_name("ray"))
+    return [ray, "start", *here, "--include-dashboard=false", "--disable-usage-stats", *sizes]
+
+
+def _worker_command() -> list[str]:
+    return [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--limit", "1"]
+
+
+def _start(root: Path, services: Services, name: str, command: list[str]) -> None:
+    log = root / STATE / "logs" / f"{name}.log"
+    log.parent.mkdir(exist_ok=True)
+    port = services.prefect_url.removesuffix("/api")
+    quiet = {"PREFECT_UI_API_URL": f"{port}/api", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            command,
+            cwd=root,
+            env=os.environ | services.environment(root) | quiet,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    services.pids[name] = process.pid
+    (root / _SERVICES).write_text(services.model_dump_json(indent=2) + "\n")
+
+
+def _wait(root: Path, services: Services, name: str, ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 180
+    while not ready():
+        if not _alive(services.pids[name]) or time.monotonic() > deadline:
+            log = STATE / "logs" / f"{name}.log"
+            last = (root / log).read_text(errors="replace").strip().splitlines()[-1:]
+            raise UserError(
+                f"{name} did not come up: {' '.join(last)}", where=str(log), mend="cohobate doctor"
+            )
+        time.sleep(0.5)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _runs(root: Path, services: Services, tool: str, *words: str) -> bool:
+    command = [str(Path(sys.executable).with_name(tool)), *words]
+    command += ["--address", services.ray_address]
+    environment = os.environ | services.environment(root)
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def _pool_status(root: Path, services: Services) -> str:
+    found: Any = json.loads(
+        prefect_command(root, services, "work-pool", "inspect", POOL, "--output", "json")
+    )
+    return str(found.get("status"))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _alive(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return True
+        process.wait(0)  # a child of ours that ended
+    return False
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
