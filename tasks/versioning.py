@@ -18,6 +18,7 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 from tasks.errors import UserError
+from tasks.sound_files import damaged_files, drop_damaged
 
 Outcome = Literal["unchanged", "restored", "ran"]
 DOOR = ["python", "-m", "tasks"]
@@ -69,9 +70,10 @@ def reproduce(root: Path, address: str, body: Callable[[str], None]) -> Outcome:
     from dvc.repo import lock_repo
     from dvc.stage import run as dvc_run
 
-    ran = []
+    ran: list[str] = []
 
     def in_process(stage: Any, dry: bool = False, run_env: Any = None) -> None:
+        _mend_inputs(repo, stage)
         ran.append(stage.addressing)
         command = shlex.split(stage.cmd) if isinstance(stage.cmd, str) else []
         if command[:3] == DOOR:
@@ -91,6 +93,8 @@ def reproduce(root: Path, address: str, body: Callable[[str], None]) -> Outcome:
                 changed = repo.reproduce([address], single_item=True, pull=_has_remote(repo))
                 if new:
                     _place_in_lock(repo, address)
+                if not ran and (changed or missing):
+                    _mend(repo, [out for st in repo.stage.collect(address) for out in st.outs])
                 return "ran" if ran else "restored" if changed or missing else "unchanged"
             except ReproductionError as error:
                 busy = isinstance(error.__cause__, LockError) and not ran
@@ -119,6 +123,45 @@ def reasons(root: Path) -> dict[str, list[str]]:
     with _open(root) as repo:
         status: dict[str, list[Any]] = repo.status()
     return {address: [*_explain(entries)] for address, entries in status.items()}
+
+
+def bring_inputs(root: Path, address: str) -> None:
+    """Have what a stage reads in the workspace: what other stages wrote, and what DVC tracks."""
+    with _open(root) as repo:
+        (stage,) = repo.stage.collect(address)
+        wanted = [dep.fs_path for dep in stage.deps if _writers(repo, dep)]
+        if wanted:
+            repo.pull(targets=wanted, force=True)
+
+
+def lock_entry(root: Path, address: str) -> Any:
+    """Return what dvc.lock says of a stage, as plain values; None where it says nothing."""
+    return _lock_document(root).get("stages", {}).get(address)
+
+
+def merge_into_lock(root: Path, address: str, entry: Any) -> None:
+    """Write a stage's entry, made in another workspace, where `dvc repro` would have written it."""
+    from dvc.repo import lock_repo
+    from dvc.utils.serialize import modify_yaml
+
+    with _open(root) as repo, lock_repo(repo):
+        new = address not in locked_stages(root)
+        with modify_yaml(str(root / "dvc.lock")) as document:
+            document.setdefault("schema", "2.0")
+            document.setdefault("stages", {})[address] = entry
+        if new:
+            _place_in_lock(repo, address)
+
+
+def remotes(root: Path) -> dict[str, dict[str, Any]]:
+    """Return where the project's remotes are, by name, without what must stay secret."""
+    public = ("url", "endpointurl", "region", "verify", "version_aware", "profile")
+    with _open(root) as repo:
+        config: dict[str, Any] = repo.config["remote"]
+        return {
+            name: {key: value for key, value in remote.items() if key in public}
+            for name, remote in config.items()
+        }
 
 
 def share_storage(root: Path, worktree: Path) -> None:
@@ -156,6 +199,54 @@ def absent_from_remote(root: Path) -> list[str]:
         return sorted(repo.status(cloud=True)) if _has_remote(repo) else []
 
 
+def _mend_inputs(repo: Any, stage: Any) -> None:
+    """Compare what a stage is about to read with what dvc.lock says of it, byte for byte."""
+    for dep in stage.deps:
+        if outs := _writers(repo, dep):
+            _mend(repo, outs, below=dep.fs_path)
+
+
+def _mend(repo: Any, outs: list[Any], below: str = "") -> None:
+    """Fetch files again whose bytes are not those that they were saved as.
+
+    DVC trusts its cache, and files that it took from there: a flipped bit would go unnoticed.
+
+    Raises:
+        UserError: a file is damaged, and so is every copy of it, or there is none.
+    """
+    for out in outs:
+        if not (wrong := [path for path in damaged_files(out) if path.startswith(below)]):
+            continue
+        logging.getLogger(__name__).warning("damaged, fetched again: %s", ", ".join(wrong))
+        drop_damaged(out, wrong)
+        if _has_remote(repo):
+            repo.fetch(targets=[out.fs_path])
+        try:
+            out.checkout(force=True)
+            wrong = damaged_files(out)
+        except Exception as error:  # whatever DVC makes of an object that is nowhere
+            raise _lost(wrong, str(error)) from error
+        if wrong:
+            raise _lost(wrong, "its bytes are not what dvc.lock says")
+
+
+def _lost(paths: list[str], why: str) -> UserError:
+    return UserError(
+        f"damaged, and there is no good copy: {', '.join(Path(path).name for path in paths)}",
+        where=f"{paths[0]} ({why})",
+        mend="delete it, and run the stage again that writes it: dvc repro --force <stage>",
+    )
+
+
+def _writers(repo: Any, dep: Any) -> list[Any]:
+    """Return the outputs, of stages or tracked, that a dependency is, is part of, or holds."""
+    try:
+        found: list[Any] = repo.find_outs_by_path(dep.fs_path, strict=False)
+    except Exception:  # DVC has an error of its own for: it is no output
+        return []
+    return [out for out in found if out.use_cache]
+
+
 def _place_in_lock(repo: Any, address: str) -> None:
     """Move a stage that is new in dvc.lock to where one `dvc repro` would have written it.
 
@@ -178,10 +269,14 @@ def _place_in_lock(repo: Any, address: str) -> None:
 
 def locked_stages(root: Path) -> list[str]:
     """Return the stages that dvc.lock knows, in its order."""
+    return [*_lock_document(root).get("stages", {})]
+
+
+def _lock_document(root: Path) -> Any:
     from dvc.utils.serialize import load_yaml
 
     lock = root / "dvc.lock"
-    return [*load_yaml(str(lock)).get("stages", {})] if lock.exists() else []
+    return load_yaml(str(lock)) if lock.exists() else {}
 
 
 @contextmanager

@@ -161,3 +161,61 @@ def test_a_stage_waits_for_a_process_that_is_at_its_files(project: Path) -> None
     assert versioning.reproduce(project, "first", body) == "ran"
     assert holder.returncode == 0
     reaper.join()
+
+
+def damage(path: Path) -> None:
+    """Flip a bit, in a way that DVC's own bookkeeping does not see."""
+    before = path.stat()
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def objects(project: Path, folder: str = ".dvc/cache") -> dict[str, Path]:
+    """The cached copy of each output, by its content's first word."""
+    files = [path for path in (project / folder / "files").rglob("*") if path.is_file()]
+    return {path.read_text().split()[0]: path for path in files}
+
+
+@pytest.fixture
+def with_remote(project: Path) -> Path:
+    command = ["dvc", "remote", "add", "-q", "-d", "store", str(project.parent / "store")]
+    subprocess.run(_tool(command), cwd=project, check=True)
+    for address in ("first", "second"):
+        versioning.reproduce(project, address, body)
+    versioning.push(project, ["first", "second"])
+    return project
+
+
+def test_a_bit_that_flipped_in_an_input_is_found_and_the_file_fetched_again(
+    with_remote: Path,
+) -> None:
+    good = (with_remote / "out/first.txt").read_bytes()
+    damage(objects(with_remote)["first"])
+    damage(with_remote / "out/first.txt")
+    (with_remote / "params.yaml").write_text("knob: 2\n")
+    seen = []
+    versioning.reproduce(
+        with_remote, "second", lambda a: (seen.append(Path("out/first.txt").read_bytes()), body(a))
+    )
+    assert seen == [good]
+    assert (with_remote / "out/first.txt").read_bytes() == good
+
+
+def test_a_damaged_object_is_not_restored(with_remote: Path) -> None:
+    good = (with_remote / "out/first.txt").read_bytes()
+    damage(objects(with_remote)["first"])
+    (with_remote / "out/first.txt").unlink()
+    versioning.reproduce(with_remote, "first", body)
+    assert (with_remote / "out/first.txt").read_bytes() == good
+
+
+def test_a_file_of_which_no_good_copy_is_left_is_named(with_remote: Path) -> None:
+    damage(objects(with_remote.parent / "store", "")["first"])
+    damage(objects(with_remote)["first"])
+    damage(with_remote / "out/first.txt")
+    (with_remote / "params.yaml").write_text("knob: 2\n")
+    with pytest.raises(UserError, match=r"first\.txt"):
+        versioning.reproduce(with_remote, "second", body)
