@@ -45,12 +45,12 @@ class ProgressBar:
             update_progress_artifact(self._artifact, percent, text)
 
 
-def show_stage(root: Path, address: str, outs: tuple[str, ...], result: StageResult) -> None:
+def show_stage(address: str, result: StageResult) -> None:
     """Publish a stage's outcome and its `summary.json` as a table."""
     rows = [
         {"figure": "outcome", "value": result.outcome},
         {"figure": "seconds", "value": f"{result.seconds:.1f}"},
-        *({"figure": name, "value": _short(value)} for name, value in summary(root, outs).items()),
+        *({"figure": name, "value": _short(value)} for name, value in result.figures.items()),
     ]
     create_table_artifact(rows, _key(address, "summary"), f"What {address} came to")
 
@@ -96,16 +96,6 @@ def show_promotion(record: RoundRecord, last: RoundRecord | None) -> None:
     ]
     text = "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:])
     create_markdown_artifact(text, "champion", "Champion against challenger")
-
-
-def summary(root: Path, outs: tuple[str, ...]) -> dict[str, Any]:
-    """Return the key figures that a stage wrote beside its outputs."""
-    for out in outs:
-        path = root / out / "summary.json"
-        if path.exists():
-            figures: dict[str, Any] = json.loads(path.read_text())
-            return figures
-    return {}
 
 
 def _key(address: str, what: str) -> str:

@@ -17,7 +17,8 @@ from flows import artifacts, placement, stage_seconds
 from flows.placement import StageLostError, StageResult
 from flows.selection import resources_for, wanted
 from flows.watching import StageStarted, watcher
-from tasks import params, schema, versioning
+from flows.workspaces import Kind
+from tasks import params, schema, storage, versioning
 from tasks.evaluate.report import render
 from tasks.progress import Advance, Event
 from tasks.resources import Resources
@@ -31,7 +32,9 @@ def _only_when_lost(task: object, run: object, state: State[StageResult]) -> boo
 
 # DVC decides what is cached: a hit in Prefect's own cache would restore no files.
 @task(cache_policy=NO_CACHE, persist_result=False, retry_delay_seconds=2)
-def run_stage(root: Path, node: StageNode, resources: Resources) -> StageResult:
+def run_stage(
+    root: Path, node: StageNode, resources: Resources, workspace: Kind = "shared"
+) -> StageResult:
     """Bring one stage up to date on the cluster; its events become logs, progress and artifacts."""
     log, bar, watch = get_run_logger(), artifacts.ProgressBar(node.address), watcher.get()
 
@@ -44,27 +47,32 @@ def run_stage(root: Path, node: StageNode, resources: Resources) -> StageResult:
 
     watch(node.address, StageStarted())
     try:
-        result = placement.run_stage(root, node.address, resources, hear)
+        result = placement.run_stage(root, node.address, resources, hear, workspace)
     except Exception as error:
         watch(node.address, error)
         log.error("%s", error)
         raise
     log.info("%s in %.1f s, %d files pushed", result.outcome, result.seconds, result.pushed)
-    artifacts.show_stage(root, node.address, node.outs, result)
+    artifacts.show_stage(node.address, result)
     if node.name == "filter":
+        storage.bring_outputs(root, [node.address])
         artifacts.show_funnel(root)
     watch(node.address, result)
     return result
 
 
 @flow(task_runner=ThreadPoolTaskRunner(max_workers=64), persist_result=False, log_prints=False)  # type: ignore[arg-type]
-def distill_round(root: Path, only: str | None = None) -> dict[str, StageResult]:
+def distill_round(
+    root: Path, only: str | None = None, workspace: Kind = "shared"
+) -> dict[str, StageResult]:
     """Run one round in the workspace `root`: every stage of dvc.yaml that is not up to date.
 
     Args:
         root: The project's folder, with dvc.yaml and params.yaml.
         only: Stop after this stage and those it waits for (`train@kd`), or a stage's name for all
             of its items (`train`).
+        workspace: `isolated` where the nodes of the cluster do not see `root`: everything then
+            travels through the DVC remote.
 
     Returns:
         What each stage came to, by its address.
@@ -77,10 +85,10 @@ def distill_round(root: Path, only: str | None = None) -> dict[str, StageResult]
     schema.check(document)
     nodes = wanted(versioning.stages(root), only)
     resources = resources_for(nodes, document)
-    with placement.ray_cluster(root, resources):
+    with placement.ray_cluster(root, resources, workspace):
         placement.check_capacity(resources)
         try:
-            results, errors = _gather(_submit(root, nodes, resources))
+            results, errors = _gather(_submit(root, nodes, resources, workspace))
         except BaseException:  # Ctrl-C, or cancelled in the UI: the remote work must stop too
             placement.stop_all()
             raise
@@ -88,13 +96,19 @@ def distill_round(root: Path, only: str | None = None) -> dict[str, StageResult]
     if errors:
         raise errors[0]
     if "evaluate" in results:
+        storage.bring_outputs(root, [node.address for node in nodes if _shown(node)])
         render(root)  # a view of hashed files and of this run's times: no stage, no hash
         artifacts.show_report(root)
     return results
 
 
+def _shown(node: StageNode) -> bool:
+    """Say whether the report shows what a stage wrote: small files, never weights or signals."""
+    return all(out.startswith("data/") for out in node.outs) and node.name != "capture"
+
+
 def _submit(
-    root: Path, nodes: list[StageNode], resources: dict[str, Resources]
+    root: Path, nodes: list[StageNode], resources: dict[str, Resources], workspace: Kind
 ) -> dict[str, PrefectFuture[StageResult]]:
     """Hand every stage to Prefect with the arrows of dvc.yaml; what can runs side by side."""
     futures: dict[str, PrefectFuture[StageResult]] = {}
@@ -107,7 +121,7 @@ def _submit(
             retry_condition_fn=_only_when_lost,
         )
         waits_for = [futures[address] for address in node.upstream if address in futures]
-        futures[node.address] = named.submit(root, node, asked, wait_for=waits_for)  # type: ignore[call-overload]
+        futures[node.address] = named.submit(root, node, asked, workspace, wait_for=waits_for)  # type: ignore[call-overload]
     return futures
 
 

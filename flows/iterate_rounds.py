@@ -19,14 +19,19 @@ from flows.distill_round import distill_round
 from flows.placement import StageResult
 from flows.round_history import WORKTREES, History, RoundRecord, tag_of
 from flows.stopping import reason_to_stop
-from tasks import params, schema, versioning
+from flows.workspaces import Kind
+from tasks import params, schema, storage
 from tasks.errors import UserError
 from tasks.rounds import Rounds, Stop
 
 
 @flow(persist_result=False, log_prints=False)
 def iterate_rounds(
-    root: Path = Path(), rounds: int = 1, base: str = "HEAD", stop: Stop | None = None
+    root: Path = Path(),
+    rounds: int = 1,
+    base: str = "HEAD",
+    stop: Stop | None = None,
+    workspace: Kind = "shared",
 ) -> list[dict[str, Any]]:
     """Run rounds until so many are done or a stop rule holds.
 
@@ -35,6 +40,7 @@ def iterate_rounds(
         rounds: How many rounds, at most.
         base: Commit or branch whose code and params a new round uses.
         stop: When to end before; what params.yaml says under `rounds.stop` when not given.
+        workspace: `isolated` where the nodes of the cluster do not see `root`.
 
     Returns:
         What each round came to, as `reports/round.json` has it.
@@ -49,22 +55,22 @@ def iterate_rounds(
             if why := _reason_to_stop(history, stop):
                 get_run_logger().info("no further round: %s", why)
                 break
-            done.append(one_round(history, base).model_dump())
+            done.append(one_round(history, base, workspace).model_dump())
     return done
 
 
-def one_round(history: History, base: str) -> RoundRecord:
+def one_round(history: History, base: str, workspace: Kind = "shared") -> RoundRecord:
     """Run the next round, or the one that died, to its commit and tag."""
     log = get_run_logger()
     last = history.last()
     number, worktree, died = history.open(base)
     log.info("%s %s in %s", "taking up" if died else "starting", tag_of(number), worktree)
-    versioning.share_storage(history.root, worktree)
+    storage.share_storage(history.root, worktree)
     for change in succession.prepare(worktree, last):
         log.info("params.yaml: %s", change)
-    results = distill_round(worktree)
+    results = distill_round(worktree, workspace=workspace)
     record = _conclude(history, number, worktree, last, results)
-    if absent := versioning.absent_from_remote(worktree):
+    if absent := storage.absent_from_remote(worktree):
         told = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
         mend = "dvc push, then cohobate resume"
         raise UserError(f"not on the DVC remote: {told}", where=str(worktree), mend=mend)

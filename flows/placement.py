@@ -17,10 +17,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows import workspaces
+from flows.workspaces import Kind, Parcel, Returned, packed
 from tasks.errors import UserError
 from tasks.progress import Event, Say, reporting_to
 from tasks.resources import Resources
@@ -40,6 +42,10 @@ class StageResult:
     """Files sent to the DVC remote."""
     worker: int
     """Process id of the worker on its node."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What the stage wrote into its `summary.json`."""
+    back: Returned | None = None
+    """What a node without a shared disk sends back."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,9 @@ class StageLostError(UserError):
 
 
 @contextmanager
-def ray_cluster(root: Path, wanted: dict[str, Resources]) -> Iterator[None]:
+def ray_cluster(
+    root: Path, wanted: dict[str, Resources], workspace: Kind = "shared"
+) -> Iterator[None]:
     """Be connected to Ray: as it is already, or at `RAY_ADDRESS`, or a local one for the block.
 
     Workers import the code that lies in `root`: a round's own, whatever this process runs.
@@ -83,16 +91,21 @@ def ray_cluster(root: Path, wanted: dict[str, Resources]) -> Iterator[None]:
             "object_store_memory": 128 * 2**20,
             "_node_ip_address": "127.0.0.1",
         }
-    with contextlib.chdir(root):  # Ray puts the driver's folder on its workers' path
-        ray.init(**where, **quiet)
-    try:
+    with contextlib.ExitStack() as stack:
+        if workspace == "isolated":
+            quiet["runtime_env"] = {"working_dir": str(stack.enter_context(packed(root)))}
+        with contextlib.chdir(root):  # Ray puts the driver's folder on its workers' path
+            ray.init(**where, **quiet)
+        stack.callback(ray.shutdown)
         yield
-    finally:
-        ray.shutdown()
 
 
 def run_stage(
-    root: Path, address: str, resources: Resources, on_event: Callable[[Event], None]
+    root: Path,
+    address: str,
+    resources: Resources,
+    on_event: Callable[[Event], None],
+    workspace: Kind = "shared",
 ) -> StageResult:
     """Run one stage on the cluster, handing its events on as they come; block until it ends.
 
@@ -105,12 +118,15 @@ def run_stage(
 
     if not ray.is_initialized():  # Ray would quietly start a cluster of its own
         raise StageFailedError(f"{address}: the round was stopped", mend="cohobate run")
-    stream = _submit(root, address, resources)
+    parcel = workspaces.parcel(root) if workspace == "isolated" else None
+    stream = _submit(root, address, resources, parcel)
     _live.append(stream)
     try:
         for reference in stream:
             message = ray.get(reference)
             if isinstance(message, StageResult):
+                if message.back:
+                    workspaces.take_back(root, address, message.back)
                 return message
             if isinstance(message, _Failure):
                 raise _as_failed(address, message)
@@ -157,7 +173,7 @@ def check_capacity(wanted: dict[str, Resources]) -> None:
             )
 
 
-def _submit(root: Path, address: str, resources: Resources) -> Any:
+def _submit(root: Path, address: str, resources: Resources, parcel: Parcel | None) -> Any:
     import ray
 
     counts = _as_ray_counts(resources)
@@ -170,7 +186,7 @@ def _submit(root: Path, address: str, resources: Resources) -> Any:
         max_calls=0,
         num_returns="streaming",
     )(_stage_on_node)
-    return place.options(name=address).remote(str(root), address)
+    return place.options(name=address).remote(str(root), address, parcel)
 
 
 def _as_ray_counts(resources: Resources) -> dict[str, float]:
@@ -179,10 +195,13 @@ def _as_ray_counts(resources: Resources) -> dict[str, float]:
     return {name: count for name, count in counts.items() if count}
 
 
-def _stage_on_node(root: str, address: str) -> Iterator[Event | StageResult | _Failure]:
+def _stage_on_node(
+    root: str, address: str, parcel: Parcel | None
+) -> Iterator[Event | StageResult | _Failure]:
     """Run in the worker: the stage in a thread, its events yielded as they come."""
     messages: queue.SimpleQueue[Event | StageResult | _Failure] = queue.SimpleQueue()
-    runner = threading.Thread(target=_run_versioned, args=(Path(root), address, messages.put))
+    given = (Path(root), address, parcel, messages.put)
+    runner = threading.Thread(target=_run_versioned, args=given)
     runner.start()
     while True:
         message = messages.get()
@@ -193,9 +212,24 @@ def _stage_on_node(root: str, address: str) -> Iterator[Event | StageResult | _F
 
 
 def _run_versioned(
-    root: Path, address: str, send: Callable[[Event | StageResult | _Failure], None]
+    root: Path,
+    address: str,
+    parcel: Parcel | None,
+    send: Callable[[Event | StageResult | _Failure], None],
 ) -> None:
-    from tasks import versioning
+    try:
+        with reporting_to(send), _warnings_to(send):
+            send(_brought_up_to_date(root, address, parcel))
+    except UserError as error:
+        send(_Failure(error, traceback.format_exc()))
+    except BaseException:  # whatever it is, the driver must hear of it
+        send(_Failure(None, traceback.format_exc()))
+    finally:
+        _give_memory_back()
+
+
+def _brought_up_to_date(root: Path, address: str, parcel: Parcel | None) -> StageResult:
+    from tasks import storage, versioning
     from tasks.__main__ import run_stage as body
 
     own = [0.0]
@@ -206,19 +240,17 @@ def _run_versioned(
         own[0] = time.monotonic() - start
 
     started = time.monotonic()
-    try:
-        os.chdir(root)  # a worker runs one stage at a time
-        with reporting_to(send), _warnings_to(send):
-            outcome = versioning.reproduce(root, address, timed)
-            pushed = versioning.push(root, [address]) if outcome != "unchanged" else 0
-        seconds = time.monotonic() - started
-        send(StageResult(outcome, seconds, own[0], pushed, os.getpid()))
-    except UserError as error:
-        send(_Failure(error, traceback.format_exc()))
-    except BaseException:  # whatever it is, the driver must hear of it
-        send(_Failure(None, traceback.format_exc()))
-    finally:
-        _give_memory_back()
+    if parcel:
+        root = workspaces.opened(parcel, _CODE, address)
+    os.chdir(root)  # a worker runs one stage at a time
+    if parcel:
+        storage.bring_inputs(root, address)
+    outcome = versioning.reproduce(root, address, timed, outputs_elsewhere=parcel is not None)
+    pushed = storage.push(root, [address]) if outcome != "unchanged" else 0
+    seconds = time.monotonic() - started
+    back = workspaces.returned(root, address, parcel) if parcel else None
+    figures = versioning.summary(root, address)
+    return StageResult(outcome, seconds, own[0], pushed, os.getpid(), figures, back)
 
 
 def _give_memory_back() -> None:
@@ -255,4 +287,6 @@ def _as_failed(address: str, failure: _Failure) -> StageFailedError:
     return failed
 
 
+_CODE = Path(__file__).parents[1]
+"""Where this code lies: on a node without a shared disk, what Ray brought there."""
 _live: list[Any] = []

@@ -7,7 +7,7 @@ from typing import Any
 
 from flows import overrides
 from flows.round_history import RoundRecord
-from tasks import params, versioning
+from tasks import params, storage
 from tasks.challenge.stage import VERDICT
 from tasks.mine.stage import HARDEST
 from tasks.rounds import Rounds
@@ -47,7 +47,7 @@ def prepare(worktree: Path, last: RoundRecord | None) -> list[str]:
         tracked.append(replay)
     changes = overrides.apply(worktree, settings)
     if tracked:
-        versioning.bring(worktree, tracked)
+        storage.bring(worktree, tracked)
     return changes
 
 
@@ -73,8 +73,9 @@ def verdict(worktree: Path) -> dict[str, Any]:
 def promote(worktree: Path, number: int) -> str:
     """Make the round's best student the champion; return its path."""
     document = params.load(worktree / params.PARAMS)
-    seed = verdict(worktree)["seed"]
-    student = Path("models/train") / document["evaluate"]["student"] / f"seed-{seed}"
+    phase = document["evaluate"]["student"]
+    student = Path("models/train") / phase / f"seed-{verdict(worktree)['seed']}"
+    storage.bring_outputs(worktree, [f"train@{phase}"])  # it was perhaps trained elsewhere
     champion = CHAMPION / f"round-{number:04d}"
     _replace(worktree, champion, worktree / student)
     return champion.as_posix()
@@ -82,6 +83,7 @@ def promote(worktree: Path, number: int) -> str:
 
 def hand_on_prompts(worktree: Path, number: int) -> None:
     """Keep the prompts on which the student is furthest off, for the next round."""
+    storage.bring_outputs(worktree, ["mine"])
     _replace(worktree, REPLAY / f"round-{number:04d}.jsonl", worktree / HARDEST)
 
 
@@ -101,7 +103,7 @@ def _replace(worktree: Path, path: Path, source: Path) -> None:
     folder.mkdir(parents=True)
     copy = shutil.copytree if source.is_dir() else shutil.copyfile
     copy(source, worktree / path)
-    versioning.track(worktree, path)
+    storage.track(worktree, path)
 
 
 def _replay(worktree: Path) -> Path | None:

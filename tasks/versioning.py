@@ -6,9 +6,9 @@ DVC's, and dvc.lock comes out byte for byte as from `dvc repro`. `dvc.stage.run.
 private name: tests/tasks/test_versioning.py is its contract.
 """
 
+import json
 import logging
 import shlex
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,16 +51,24 @@ def stages(root: Path) -> list[StageNode]:
     """
     from dvc.repo.reproduce import plan_repro
 
-    with _open(root) as repo:
+    with open_repo(root) as repo:
         graph = repo.index.graph
         return [_node(stage, graph) for stage in plan_repro(graph)]
 
 
-def reproduce(root: Path, address: str, body: Callable[[str], None]) -> Outcome:
+def reproduce(
+    root: Path, address: str, body: Callable[[str], None], *, outputs_elsewhere: bool = False
+) -> Outcome:
     """Bring one stage up to date by DVC's rules, calling `body(address)` where it must run.
 
     The stages it waits for must be up to date. Safe to call for different stages at once, from
     several processes; the current folder must be `root`.
+
+    Args:
+        root: The workspace.
+        address: The stage.
+        body: Runs the stage's function.
+        outputs_elsewhere: Outputs of an unchanged stage need not lie here: the remote has them.
 
     Raises:
         UserError: DVC refuses; whatever `body` raises passes through unchanged.
@@ -83,14 +91,20 @@ def reproduce(root: Path, address: str, body: Callable[[str], None]) -> Outcome:
 
     shell = dvc_run.cmd_run
     deadline = time.monotonic() + BUSY_SECONDS
-    with _open(root) as repo, patch.object(dvc_run, "cmd_run", in_process):
+    with open_repo(root) as repo, patch.object(dvc_run, "cmd_run", in_process):
         with lock_repo(repo):  # else dvc.lock could be read while another stage writes it
             new = address not in locked_stages(root)
             # What is merely missing DVC pulls, and then says that nothing changed.
-            missing = any(not out.exists for st in repo.stage.collect(address) for out in st.outs)
+            outs = [out for stage in repo.stage.collect(address) for out in stage.outs]
+            missing = not outputs_elsewhere and any(not out.exists for out in outs)
         while True:
             try:
-                changed = repo.reproduce([address], single_item=True, pull=_has_remote(repo))
+                changed = repo.reproduce(
+                    [address],
+                    single_item=True,
+                    pull=has_remote(repo),
+                    allow_missing=outputs_elsewhere,
+                )
                 if new:
                     _place_in_lock(repo, address)
                 if not ran and (changed or missing):
@@ -103,35 +117,14 @@ def reproduce(root: Path, address: str, body: Callable[[str], None]) -> Outcome:
                 time.sleep(0.5)  # what a killed round left behind still has its files
 
 
-def push(root: Path, addresses: list[str]) -> int:
-    """Copy the outputs of stages, and the run-cache, to the default remote; return the files sent.
-
-    Zero without a default remote.
-    """
-    with _open(root) as repo:
-        if not _has_remote(repo):
-            return 0
-        sent: int = repo.push(targets=addresses, run_cache=True)
-        return sent
-
-
 def reasons(root: Path) -> dict[str, list[str]]:
     """Return why each changed stage is out of date, as DVC sees it now, without running anything.
 
     A stage that is merely downstream of a changed one is not listed.
     """
-    with _open(root) as repo:
+    with open_repo(root) as repo:
         status: dict[str, list[Any]] = repo.status()
     return {address: [*_explain(entries)] for address, entries in status.items()}
-
-
-def bring_inputs(root: Path, address: str) -> None:
-    """Have what a stage reads in the workspace: what other stages wrote, and what DVC tracks."""
-    with _open(root) as repo:
-        (stage,) = repo.stage.collect(address)
-        wanted = [dep.fs_path for dep in stage.deps if _writers(repo, dep)]
-        if wanted:
-            repo.pull(targets=wanted, force=True)
 
 
 def lock_entry(root: Path, address: str) -> Any:
@@ -139,12 +132,22 @@ def lock_entry(root: Path, address: str) -> Any:
     return _lock_document(root).get("stages", {}).get(address)
 
 
+def summary(root: Path, address: str) -> dict[str, Any]:
+    """Return the key figures that a stage wrote beside its outputs."""
+    for out in (lock_entry(root, address) or {}).get("outs", []):
+        path = root / out["path"] / "summary.json"
+        if path.exists():
+            figures: dict[str, Any] = json.loads(path.read_text())
+            return figures
+    return {}
+
+
 def merge_into_lock(root: Path, address: str, entry: Any) -> None:
     """Write a stage's entry, made in another workspace, where `dvc repro` would have written it."""
     from dvc.repo import lock_repo
     from dvc.utils.serialize import modify_yaml
 
-    with _open(root) as repo, lock_repo(repo):
+    with open_repo(root) as repo, lock_repo(repo):
         new = address not in locked_stages(root)
         with modify_yaml(str(root / "dvc.lock")) as document:
             document.setdefault("schema", "2.0")
@@ -153,56 +156,10 @@ def merge_into_lock(root: Path, address: str, entry: Any) -> None:
             _place_in_lock(repo, address)
 
 
-def remotes(root: Path) -> dict[str, dict[str, Any]]:
-    """Return where the project's remotes are, by name, without what must stay secret."""
-    public = ("url", "endpointurl", "region", "verify", "version_aware", "profile")
-    with _open(root) as repo:
-        config: dict[str, Any] = repo.config["remote"]
-        return {
-            name: {key: value for key, value in remote.items() if key in public}
-            for name, remote in config.items()
-        }
-
-
-def share_storage(root: Path, worktree: Path) -> None:
-    """Let a worktree use the cache and the remotes of the project at `root`."""
-    own = root / ".dvc/config.local"
-    if own.exists():
-        shutil.copyfile(own, worktree / ".dvc/config.local")
-    with _open(root) as repo:
-        remotes = {name: remote["url"] for name, remote in repo.config["remote"].items()}
-        local = {name: url for name, url in remotes.items() if "://" not in url}
-        cache = repo.config["cache"].get("dir") or str(root / ".dvc/cache")
-    with _open(worktree) as repo, repo.config.edit("local") as config:
-        config["cache"]["dir"] = cache
-        for name, url in local.items():  # in the file they are relative to its folder
-            config["remote"].setdefault(name, {})["url"] = url
-
-
-def track(root: Path, path: Path) -> None:
-    """Let DVC keep a file or folder that no stage writes: `<path>.dvc` is what git then holds."""
-    with _open(root) as repo:
-        repo.add(str(root / path))
-        if _has_remote(repo):
-            repo.push(targets=[f"{root / path}.dvc"])
-
-
-def bring(root: Path, paths: list[Path]) -> None:
-    """Have the tracked `paths` in the workspace, from the cache or the remote."""
-    with _open(root) as repo:
-        repo.pull(targets=[f"{root / path}.dvc" for path in paths])
-
-
-def absent_from_remote(root: Path) -> list[str]:
-    """Return what of the current dvc.lock and .dvc files the default remote does not have."""
-    with _open(root) as repo:
-        return sorted(repo.status(cloud=True)) if _has_remote(repo) else []
-
-
 def _mend_inputs(repo: Any, stage: Any) -> None:
     """Compare what a stage is about to read with what dvc.lock says of it, byte for byte."""
     for dep in stage.deps:
-        if outs := _writers(repo, dep):
+        if outs := writers(repo, dep):
             _mend(repo, outs, below=dep.fs_path)
 
 
@@ -219,7 +176,7 @@ def _mend(repo: Any, outs: list[Any], below: str = "") -> None:
             continue
         logging.getLogger(__name__).warning("damaged, fetched again: %s", ", ".join(wrong))
         drop_damaged(out, wrong)
-        if _has_remote(repo):
+        if has_remote(repo):
             repo.fetch(targets=[out.fs_path])
         try:
             out.checkout(force=True)
@@ -238,7 +195,7 @@ def _lost(paths: list[str], why: str) -> UserError:
     )
 
 
-def _writers(repo: Any, dep: Any) -> list[Any]:
+def writers(repo: Any, dep: Any) -> list[Any]:
     """Return the outputs, of stages or tracked, that a dependency is, is part of, or holds."""
     try:
         found: list[Any] = repo.find_outs_by_path(dep.fs_path, strict=False)
@@ -280,7 +237,7 @@ def _lock_document(root: Path) -> Any:
 
 
 @contextmanager
-def _open(root: Path) -> Iterator[Any]:
+def open_repo(root: Path) -> Iterator[Any]:
     """Open the DVC repository; its errors become errors for people."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -308,7 +265,8 @@ def _node(stage: Any, graph: Any) -> StageNode:
     return StageNode(stage.name, stage.desc or "", tuple(upstream), outs)
 
 
-def _has_remote(repo: Any) -> bool:
+def has_remote(repo: Any) -> bool:
+    """Say whether `push` has somewhere to go."""
     return bool(repo.config["core"].get("remote"))
 
 

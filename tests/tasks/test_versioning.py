@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import versioning
+from tasks import storage, versioning
 from tasks.errors import UserError
 
 DVC_YAML = """
@@ -141,10 +141,10 @@ def test_a_torn_lock_file_is_named_with_its_mend(project: Path) -> None:
 
 def test_push_copies_outputs_and_run_cache(project: Path) -> None:
     in_process(project)
-    assert versioning.push(project, ["first"]) == 0  # no remote, nothing to do
+    assert storage.push(project, ["first"]) == 0  # no remote, nothing to do
     remote = project.parent / "remote"
     subprocess.run(_tool(["dvc", "remote", "add", "-q", "-d", "r", str(remote)]), check=True)
-    sent = versioning.push(project, ["first", "second", "aside"])
+    sent = storage.push(project, ["first", "second", "aside"])
     assert sent == 6  # an output and its record in the run-cache, for each of the three
     subprocess.run(["rm", "-rf", ".dvc/cache", "out"], cwd=project, check=True)
     assert set(in_process(project).values()) == {"restored"}
@@ -185,7 +185,7 @@ def with_remote(project: Path) -> Path:
     subprocess.run(_tool(command), cwd=project, check=True)
     for address in ("first", "second"):
         versioning.reproduce(project, address, body)
-    versioning.push(project, ["first", "second"])
+    storage.push(project, ["first", "second"])
     return project
 
 

@@ -1,0 +1,148 @@
+"""A stage's workspace on a node that shares no disk with the driver.
+
+The driver packs the project's small files (all that git has or would add) for Ray to bring to each
+node: the code that runs there is the round's, never what an image happens to hold. Data and models
+travel through the DVC remote alone: the node pulls what the stage reads, runs it, pushes what it
+wrote, and sends back its entry of dvc.lock, which the driver merges into its own, byte for byte as
+if the stage had run there.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from tasks import storage, versioning
+from tasks.errors import UserError
+
+Kind = Literal["shared", "isolated"]
+"""`shared`: nodes see the driver's folder. `isolated`: they do not."""
+_CHANGING = ("dvc.lock", "reports")
+_LARGEST = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What a node must be told for one stage; small."""
+
+    project: str
+    """Names the workspace: the same code and params share it."""
+    files: dict[str, bytes]
+    """dvc.lock and the reports, which change from stage to stage."""
+    remotes: dict[str, dict[str, Any]]
+    """Where the DVC remotes are; secrets come from the node's own environment."""
+    default_remote: str
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What a stage changed beside its outputs, which are on the remote."""
+
+    entry: Any
+    """Its entry in dvc.lock."""
+    files: dict[str, bytes]
+    """Reports, which git has and DVC does not cache."""
+
+
+@contextmanager
+def packed(root: Path) -> Iterator[Path]:
+    """Yield a copy of the project's small files, for Ray to bring to every node."""
+    with TemporaryDirectory(prefix="cohobate-") as folder:
+        for name in _small_files(root):
+            target = Path(folder) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, target)
+        yield Path(folder)
+
+
+def parcel(root: Path) -> Parcel:
+    """Return what a node must be told before a stage.
+
+    Raises:
+        UserError: the project has no DVC remote that other machines can reach.
+    """
+    default = storage.default_remote(root)
+    found = storage.remotes(root)
+    if not default or "://" not in str(found[default].get("url")):
+        raise UserError(
+            "nodes without a shared disk need a DVC remote that they can reach",
+            where=".dvc/config",
+            mend="dvc remote add --default s3 s3://bucket/prefix",
+        )
+    return Parcel(_fingerprint(root), changing_files(root), found, default)
+
+
+def opened(parcel: Parcel, code: Path, address: str) -> Path:
+    """Return the node's workspace for a stage, made from `code` where it is not there yet.
+
+    Each stage has one of its own, so that those side by side do not write the same dvc.lock; they
+    share the node's DVC cache, and so does the next round.
+    """
+    base = Path(os.environ.get("COHOBATE_WORKSPACES") or Path.home() / ".cache/cohobate/workspaces")
+    root = base / parcel.project / address
+    if not root.exists():
+        building = root.with_name(f".{root.name}.{os.getpid()}")
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.copytree(code, building)
+        where = parcel.remotes, parcel.default_remote
+        storage.make_standalone(building, *where, cache=base / "dvc-cache")
+        building.rename(root)
+    shutil.rmtree(root / "reports", ignore_errors=True)
+    write_files(root, parcel.files)
+    return root
+
+
+def returned(root: Path, address: str, parcel: Parcel) -> Returned:
+    """Return what the driver must know once a stage is up to date here."""
+    now = changing_files(root)
+    changed = {name: held for name, held in now.items() if held != parcel.files.get(name)}
+    return Returned(versioning.lock_entry(root, address), changed)
+
+
+def take_back(root: Path, address: str, back: Returned) -> None:
+    """Merge what a stage changed on its node into the driver's workspace."""
+    reports = {name: content for name, content in back.files.items() if name != "dvc.lock"}
+    write_files(root, reports)
+    versioning.merge_into_lock(root, address, back.entry)
+
+
+def write_files(root: Path, files: dict[str, bytes]) -> None:
+    """Write small files into a workspace, each whole."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_bytes(content)
+        partial.replace(path)
+
+
+def changing_files(root: Path) -> dict[str, bytes]:
+    """Return dvc.lock and the reports as they are now."""
+    found = {}
+    for name in _CHANGING:
+        path = root / name
+        inside = path.rglob("*") if path.is_dir() else [path]
+        for file in inside:
+            if file.is_file() and file.stat().st_size <= _LARGEST:
+                found[file.relative_to(root).as_posix()] = file.read_bytes()
+    return found
+
+
+def _small_files(root: Path) -> list[str]:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    names = [name for name in listed.stdout.split("\0") if name and (root / name).is_file()]
+    return [name for name in names if not name.startswith(_CHANGING)]
+
+
+def _fingerprint(root: Path) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    for name in sorted(_small_files(root)):
+        digest.update(f"{name}\0".encode() + (root / name).read_bytes())
+    return digest.hexdigest()
