@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from flows import rounds_cli, services_cli
-from flows.console import Exit, Json, err, out, plain, print_json, project_root
+from flows.console import Exit, Json, Workspace, err, out, plain, print_json, project_root
 from tasks.errors import UserError
 from tasks.params import ParamsError
 
@@ -45,6 +45,7 @@ def run(
     stage: Stage = None,
     settings: Settings = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would run and why; run nothing.")] = False,
+    workspace: Workspace = "shared",
     as_json: Json = False,
 ) -> None:
     """Run one round: every stage of dvc.yaml that is not up to date."""
@@ -59,7 +60,7 @@ def run(
         return
     for change in overrides.apply(root, settings or []):
         err.print(f"params.yaml: {change}", highlight=False)
-    outcome = running.run_round(root, stage, err)
+    outcome = running.run_round(root, stage, err, workspace)
     if as_json:
         print_json(outcome)
     else:

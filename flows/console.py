@@ -3,7 +3,7 @@
 import json
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -14,6 +14,10 @@ from tasks.errors import UserError
 out = Console(soft_wrap=True)
 err = Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Workspace = Annotated[
+    Literal["shared", "isolated"],
+    typer.Option(help="isolated: the cluster's nodes do not see this folder."),
+]
 
 
 class Exit(IntEnum):

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import Exit, Json, err, out, print_json, project_root
+from flows.console import Exit, Json, Workspace, err, out, print_json, project_root
 
 Number = Annotated[int, typer.Argument(help="Number of a round.")]
 
@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
 def iterate(
     rounds: Annotated[int, typer.Option(help="How many, at most.")] = 1,
     base: Annotated[str, typer.Option(help="Commit whose code and params they use.")] = "HEAD",
+    workspace: Workspace = "shared",
     as_json: Json = False,
 ) -> None:
     """Run rounds of distillation here, each from the champion of those before."""
@@ -37,7 +38,7 @@ def iterate(
     done: list[dict[str, Any]] = []
     for _ in range(rounds):
         with running.shown(err, versioning.stages(root)):
-            one = iterate_rounds(root, 1, base)
+            one = iterate_rounds(root, 1, base, workspace=workspace)
         if not one:
             err.print("no further round: a stop rule holds (params.yaml, rounds.stop)")
             break

@@ -12,12 +12,15 @@ from rich.console import Console
 
 from flows.selection import resources_for, wanted
 from flows.services import use_services
+from flows.workspaces import Kind
 from tasks import params, schema, versioning
 from tasks.resources import Resources
 from tasks.versioning import StageNode
 
 
-def run_round(root: Path, only: str | None, console: Console) -> dict[str, Any]:
+def run_round(
+    root: Path, only: str | None, console: Console, workspace: Kind = "shared"
+) -> dict[str, Any]:
     """Run `distill_round` in this process: Prefect's server, Ray and a picture of it all.
 
     Returns:
@@ -27,13 +30,13 @@ def run_round(root: Path, only: str | None, console: Console) -> dict[str, Any]:
     schema.check(document)  # before anything is started
     use_quiet_server(root)
     nodes = wanted(versioning.stages(root), only)
-    if not versioning.reasons(root):  # nothing to start two servers for
+    if workspace == "shared" and not versioning.reasons(root):  # nothing to start two servers for
         return _outcome(root, only, {node.address: ("unchanged", 0.0) for node in nodes})
-    with _started(root, resources_for(nodes, document), console):
+    with _started(root, resources_for(nodes, document), workspace, console):
         from flows.distill_round import distill_round
 
         with shown(console, nodes):
-            results = distill_round(root, only)
+            results = distill_round(root, only, workspace)
     return _outcome(root, only, {a: (r.outcome, r.seconds) for a, r in results.items()})
 
 
@@ -107,7 +110,9 @@ def shown(console: Console, nodes: list[StageNode]) -> Iterator[None]:
 
 
 @contextmanager
-def _started(root: Path, resources: dict[str, Resources], console: Console) -> Iterator[None]:
+def _started(
+    root: Path, resources: dict[str, Resources], workspace: Kind, console: Console
+) -> Iterator[None]:
     """Have Prefect's server and Ray up: started side by side, as each takes seconds of waiting."""
     from flows.placement import ray_cluster
 
@@ -115,7 +120,7 @@ def _started(root: Path, resources: dict[str, Resources], console: Console) -> I
         with console.status("starting Prefect and Ray"):
             server = threading.Thread(target=_start_prefect)
             server.start()
-            stack.enter_context(ray_cluster(root, resources))
+            stack.enter_context(ray_cluster(root, resources, workspace))
             server.join()
         yield
 

@@ -1,0 +1,152 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from flows.round_diff import differences
+from flows.round_history import History, RoundRecord, git
+from flows.stopping import reason_to_stop
+from tasks.errors import UserError
+from tasks.rounds import Stop
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "project"
+    (root / "tasks").mkdir(parents=True)
+    (root / "params.yaml").write_text("seeds: [1]\n")
+    (root / "tasks/code.py").write_text("one\n")
+    (root / ".gitignore").write_text("/.cohobate/\n/reports/*\n!/reports/metrics.json\n")
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    commit(root, "base")
+    return root
+
+
+def commit(root: Path, message: str) -> str:
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", message)
+    return git(root, "rev-parse", "HEAD")
+
+
+def record(number: int, base: str = "", promoted: bool = True, **more) -> RoundRecord:
+    dev = {"champion": 0.1, "challenger": 0.2, "gain": {"mean": 0.1, "low": 0.0, "high": 0.2}}
+    scores = {"student": {"score": 0.5}, "retention": 0.9, "retention_low": 0.85}
+    given = {
+        "number": number, "base": base, "promoted": promoted, "why": "so", "updates": 10 * number,
+        "champion": f"models/champion/round-{number:04d}", "next_batch": number, "dev": dev,
+        "test": scores, "seconds": 60.0,
+    }  # fmt: skip
+    return RoundRecord(**(given | more))
+
+
+def play(history: History, **more) -> int:
+    """Run a round that writes a lock and a champion, as stages would."""
+    number, worktree, _ = history.open()
+    (worktree / "dvc.lock").write_text(
+        f"stages: {{train: {{outs: [{{path: m, md5: a{number}{'0' * 30}}}]}}}}\n"
+    )
+    champion = worktree / "models/champion"
+    for old in champion.glob("*.dvc"):
+        old.unlink()
+    champion.mkdir(parents=True, exist_ok=True)
+    (champion / f"round-{number:04d}.dvc").write_text("outs: []\n")
+    (worktree / "reports").mkdir(exist_ok=True)
+    (worktree / "reports/metrics.json").write_text(f'{{"score": {number}}}')
+    history.close(worktree, record(number, history.base_of(worktree), **more), "a round\n")
+    return number
+
+
+def test_a_round_is_a_commit_with_a_tag_between_its_base_and_the_round_before(root: Path) -> None:
+    history = History(root)
+    base = git(root, "rev-parse", "HEAD")
+    assert [play(history), play(history)] == [1, 2]
+    assert history.numbers() == [1, 2]
+    assert git(root, "rev-parse", "round-0002^1") == git(root, "rev-parse", "round-0001")
+    assert git(root, "rev-parse", "round-0002^2") == base
+    assert git(root, "rev-parse", "rounds") == git(root, "rev-parse", "round-0002")
+    assert git(root, "rev-parse", "HEAD") == base  # the user's branch is where it was
+    assert git(root, "status", "--porcelain") == ""
+    assert history.file("round-0002", "dvc.lock").startswith("stages:")
+    assert not history.worktree(1).exists()
+
+
+def test_a_round_takes_the_users_newest_code_and_hands_its_champion_on(root: Path) -> None:
+    history = History(root)
+    play(history)
+    (root / "tasks/code.py").write_text("two\n")
+    commit(root, "newer code")
+    _, worktree, _ = history.open()
+    assert (worktree / "tasks/code.py").read_text() == "two\n"
+    assert (worktree / "models/champion/round-0001.dvc").exists()
+    assert (worktree / "dvc.lock").exists()
+
+
+def test_a_round_that_died_is_taken_up_where_it_stopped(root: Path) -> None:
+    history = History(root)
+    play(history)
+    number, worktree, died = history.open()
+    assert not died
+    (worktree / "dvc.lock").write_text("half way\n")
+    for path in (worktree / "models/champion").iterdir():  # it died while it replaced this
+        path.unlink()
+    assert history.unfinished() == [2]
+    assert history.open() == (number, worktree, True)
+    assert (worktree / "dvc.lock").read_text() == "half way\n"
+    assert (worktree / "models/champion/round-0001.dvc").exists()
+
+
+def test_a_rollback_brings_the_champion_of_a_round_back(root: Path) -> None:
+    history = History(root)
+    play(history), play(history)
+    back = history.roll_back(1)
+    assert (back.champion, back.updates, back.rolled_back_to) == (
+        "models/champion/round-0001",
+        10,
+        1,
+    )
+    assert history.numbers() == [1, 2]  # nothing is forgotten
+    number, worktree, _ = history.open()
+    assert number == 3
+    assert [p.name for p in (worktree / "models/champion").glob("*.dvc")] == ["round-0001.dvc"]
+    assert history.last() == back
+
+
+def test_a_round_that_is_not_there_is_named(root: Path) -> None:
+    history = History(root)
+    with pytest.raises(UserError, match="no round 1: there is none yet"):
+        history.record(1)
+    play(history)
+    with pytest.raises(UserError, match="there are 1 to 1"):
+        history.roll_back(7)
+
+
+def test_two_rounds_are_compared_by_params_scores_and_outputs(root: Path) -> None:
+    history = History(root)
+    play(history)
+    (root / "params.yaml").write_text("seeds: [1, 2]\n")
+    commit(root, "two seeds")
+    play(history)
+    found = differences(history, 1, 2)
+    assert found["params"] == {"seeds": ([1], [1, 2])}
+    assert found["scores"] == {"score": (1, 2)}
+    assert found["stages"] == {"train m": ("a1" + "0" * 10, "a2" + "0" * 10)}
+
+
+@pytest.mark.parametrize(
+    ("stop", "rounds", "why"),
+    [
+        (Stop(), [record(1)], None),
+        (Stop(retention=0.8), [record(1)], "keeps 0.850"),
+        (Stop(retention=0.8), [record(1, promoted=False)], None),
+        (Stop(retention=0.9), [record(1)], None),
+        (Stop(without_gain=2), [record(1, promoted=False)], None),
+        (Stop(without_gain=2), [record(1), record(2, promoted=False)], None),
+        (Stop(without_gain=1), [record(1), record(2, promoted=False)], "1 rounds in a row"),
+        (Stop(hours=0.5), [record(n, seconds=1000.0) for n in (1, 2)], "0.6 hours"),
+        (Stop(money=3), [record(n, money=1.6) for n in (1, 2)], "3.20 are spent"),
+        (Stop(money=3), [], None),
+    ],
+)
+def test_when_rounds_end(stop: Stop, rounds: list[RoundRecord], why: str | None) -> None:
+    found = reason_to_stop(stop, rounds)
+    assert found is None if why is None else why in str(found)
