@@ -10,10 +10,18 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect.automations import Automation
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun, Log, StateType
+from prefect.client.schemas.sorting import LogSort
 from prefect.deployments import run_deployment
 from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import EventTrigger, Posture
@@ -61,12 +69,12 @@ def trigger(name: str, parameters: dict[str, Any]) -> FlowRun:
 
 
 def follow(run: FlowRun, hear: Callable[[str], None]) -> FlowRun:
-    """Wait until a run ends, handing on the lines of its log and of its subflows' as they come."""
+    """Wait until a run ends, handing on the lines of its log and of its rounds' as they come."""
+    seen: set[UUID] = set()
     with get_client(sync_client=True) as client:
-        seen: set[Any] = set()
         while True:
             now = client.read_flow_run(run.id)
-            for line in asyncio.run(_lines(run)):
+            for line in sorted(asyncio.run(_lines(run)), key=lambda line: line.timestamp):
                 if line.id not in seen:
                     seen.add(line.id)
                     hear(line.message)
@@ -75,12 +83,12 @@ def follow(run: FlowRun, hear: Callable[[str], None]) -> FlowRun:
             time.sleep(1)
 
 
-async def _lines(run: FlowRun) -> list[Any]:
-    from prefect.client.schemas.filters import LogFilter
-    from prefect.client.schemas.sorting import LogSort
-
+async def _lines(run: FlowRun) -> list[Log]:
+    """Return the newest lines of a run and of the flow runs below it."""
     async with get_client() as client:
-        wanted = LogFilter.model_validate({"flow_run_id": {"any_": [run.id]}})
+        below = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]))
+        runs = [run.id, *(child.id for child in await client.read_flow_runs(flow_run_filter=below))]
+        wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=runs))
         return await client.read_logs(wanted, limit=200, sort=LogSort.TIMESTAMP_DESC)
 
 

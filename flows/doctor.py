@@ -1,14 +1,22 @@
 """`cohobate doctor`: what of this machine or folder would make a round fail, and how to mend it."""
 
+import json
+import os
 import shutil
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import psutil
 from packaging.requirements import Requirement
 
+from flows import exposure
 from tasks import params, schema
 from tasks.errors import UserError
 
@@ -23,7 +31,7 @@ class Finding:
 
 
 def examine(root: Path) -> list[Finding]:
-    """Look at versions, params, the DVC folder, disk, memory and git; start nothing."""
+    """Look at versions, params, locks, remote, servers, disk, memory and clock; start nothing."""
     return [
         *_versions(),
         *_params(root),
@@ -31,6 +39,11 @@ def examine(root: Path) -> list[Finding]:
         *_disk(root),
         *_memory(),
         *_git(root),
+        *_locks(root),
+        *_remote(root),
+        *_exposure(),
+        *_services(root),
+        *_clock(),
     ]
 
 
@@ -79,8 +92,6 @@ def _disk(root: Path) -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    import psutil
-
     free = psutil.virtual_memory().available / 2**30
     enough = free > 6
     mend = "" if enough else "close something: the default round's peak is about 5 GiB"
@@ -102,3 +113,69 @@ def _git(root: Path) -> Iterator[Finding]:
         yield Finding(False, "dvc.lock has conflicts", mend)
     else:
         yield Finding(True, "git: a repository")
+
+
+def _locks(root: Path) -> Iterator[Finding]:
+    path = root / ".dvc/tmp/rwlock"
+    try:
+        holders = json.loads(path.read_text() or "{}") if path.exists() else {}
+    except ValueError:
+        mend = "when no other dvc or cohobate runs here: rm .dvc/tmp/rwlock"
+        yield Finding(False, "DVC's lock file is torn: a process was killed while it wrote", mend)
+        return
+    pids = {info["pid"] for held in holders.values() for info in _holders(held)}
+    dead = sorted(pid for pid in pids if not psutil.pid_exists(pid))
+    if dead:
+        what = f"DVC's locks are held by processes that are gone ({dead[0]}): DVC clears them"
+        yield Finding(True, what)
+    else:
+        yield Finding(True, "locks: none left behind")
+
+
+def _holders(held: Any) -> list[Any]:
+    found = [held.get("write") or {}, *(held.get("read") or [])] if isinstance(held, dict) else []
+    return [info for info in found if "pid" in info]
+
+
+def _remote(root: Path) -> Iterator[Finding]:
+    from tasks import storage
+
+    try:
+        where = storage.reach_default_remote(root)
+    except UserError as error:
+        yield Finding(False, f"DVC remote: {error.what}", error.mend)
+        return
+    mend = "dvc remote add --default store s3://bucket/prefix"
+    said = f"DVC remote: {where}" if where else "DVC remote: none; nothing is pushed"
+    yield Finding(bool(where), said, "" if where else mend)
+
+
+def _exposure() -> Iterator[Finding]:
+    try:
+        exposure.check()
+        yield Finding(True, "servers: on loopback, or with authentication")
+    except UserError as error:
+        yield Finding(False, error.what, error.mend)
+
+
+def _services(root: Path) -> Iterator[Finding]:
+    from flows.services import SERVICES, running_services
+
+    if (root / SERVICES).exists() and not running_services(root):
+        yield Finding(False, "some of what `cohobate up` started has died", "cohobate up")
+
+
+def _clock() -> Iterator[Finding]:
+    """Compare with the server that decides when a scheduled round is due."""
+    api = os.environ.get("PREFECT_API_URL")
+    if not api:
+        return
+    try:
+        with urllib.request.urlopen(f"{api}/health", timeout=5) as answer:
+            there = parsedate_to_datetime(answer.headers["Date"])
+    except (OSError, TypeError, ValueError):
+        yield Finding(False, f"Prefect does not answer at {api}", "cohobate up")
+        return
+    apart = abs((datetime.now(UTC) - there).total_seconds())
+    mend = "" if apart < 5 else "timedatectl set-ntp true"
+    yield Finding(apart < 5, f"clock: {apart:.0f} s from the Prefect server's", mend)

@@ -72,7 +72,7 @@ def rounds(as_json: Json = False) -> None:
         return
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for name in ("round", "promoted", "champion", "challenger", "gain on dev", "test", "retention"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for record in records:
         gain = record.dev["gain"]
         table.add_row(

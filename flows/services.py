@@ -22,12 +22,13 @@ from typing import Any
 import psutil
 from pydantic import BaseModel
 
+from flows import exposure
 from flows.prefect_home import STATE, use_project_server
 from tasks.errors import UserError
 
 POOL = "cohobate"
 LOOPBACK = "127.0.0.1"
-_SERVICES = STATE / "services.json"
+SERVICES = STATE / "services.json"
 _TOKEN = STATE / "ray-token"
 
 
@@ -55,7 +56,7 @@ class Services(BaseModel):
 
 def running_services(root: Path) -> Services | None:
     """Return the services of a project while they live."""
-    path = root / _SERVICES
+    path = root / SERVICES
     if not path.exists():
         return None
     services = Services.model_validate_json(path.read_text())
@@ -63,9 +64,14 @@ def running_services(root: Path) -> Services | None:
 
 
 def use_services(root: Path) -> None:
-    """Let this process talk to the project's services where they run, else to Prefect's own."""
+    """Let this process talk to the project's services where they run, else to Prefect's own.
+
+    Raises:
+        UserError: a server that others can reach is used without authentication.
+    """
     if "PREFECT_API_URL" not in os.environ and (services := running_services(root)):
         os.environ.update(services.environment(root))
+    exposure.check()
     use_project_server(root)
 
 
@@ -109,7 +115,7 @@ def up(root: Path, say: Callable[[str], None]) -> Services:
 
 def down(root: Path) -> list[str]:
     """Stop what `up` started; return the names of what was still running."""
-    path = root / _SERVICES
+    path = root / SERVICES
     if not path.exists():
         return []
     services = Services.model_validate_json(path.read_text())
@@ -173,7 +179,7 @@ def _start(root: Path, services: Services, name: str, command: list[str]) -> Non
             start_new_session=True,
         )
     services.pids[name] = process.pid
-    (root / _SERVICES).write_text(services.model_dump_json(indent=2) + "\n")
+    (root / SERVICES).write_text(services.model_dump_json(indent=2) + "\n")
 
 
 def _wait(root: Path, services: Services, name: str, ready: Callable[[], bool]) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tasks.errors import UserError
 from tasks.versioning import has_remote, open_repo, writers
 
 
@@ -106,3 +107,24 @@ def absent_from_remote(root: Path) -> list[str]:
     with open_repo(root) as repo:
         found: dict[str, str] = repo.status(cloud=True) if has_remote(repo) else {}
         return sorted(name for name, state in found.items() if state != "deleted")
+
+
+def reach_default_remote(root: Path) -> str | None:
+    """Look whether the default remote answers; return its address, or None without one.
+
+    Raises:
+        UserError: it does not answer, or refuses.
+    """
+    with open_repo(root) as repo:
+        if not has_remote(repo):
+            return None
+        place = repo.cloud.get_remote_odb()
+        try:
+            place.fs.exists(place.path)
+        except Exception as error:  # each file system has its own
+            raise UserError(
+                f"{place.path} does not answer: {error}",
+                where=".dvc/config",
+                mend="dvc remote list",
+            ) from error
+        return str(place.fs.unstrip_protocol(place.path))

@@ -37,7 +37,7 @@ TINY: dict[str, Any] = {
 }
 
 
-def build(folder: Path, teacher: Path) -> Path:
+def build(folder: Path, teacher: Path, settings: dict[str, Any] | None = None) -> Path:
     """Lay out a git and DVC project in `folder`: real stages, tiny rows, the teacher beside."""
     shutil.copytree(ROOT / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
@@ -47,7 +47,7 @@ def build(folder: Path, teacher: Path) -> Path:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     yaml = YAML()
     document = yaml.load(ROOT / "params.yaml")
-    for key, value in TINY.items():
+    for key, value in (TINY | (settings or {})).items():
         put(document, key, value)
     yaml.dump(document, folder / "params.yaml")
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)

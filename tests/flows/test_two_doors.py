@@ -7,7 +7,6 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,36 +33,17 @@ def by_dvc(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prefect server of its own, so that each round need not start one."""
-    home = tmp_path_factory.mktemp("prefect")
-    url = "http://127.0.0.1:4299/api"
-    command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", "4299"]
-    quiet = {"PREFECT_HOME": str(home), "DO_NOT_TRACK": "1", "PREFECT_UI_ENABLED": "false"}
-    process = subprocess.Popen(command, env=os.environ | quiet, stdout=subprocess.DEVNULL)
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=5)
-            break
-        except OSError:
-            time.sleep(0.5)
-    yield url
-    process.terminate()
-    process.wait(30)
-
-
-@pytest.fixture(scope="module")
-def by_flow(tmp_path_factory: pytest.TempPathFactory, teacher: Path, server: str) -> Path:
+def by_flow(tmp_path_factory: pytest.TempPathFactory, teacher: Path, prefect_server: str) -> Path:
     """A project that the flow has run from nothing."""
     folder = tiny_project.build(tmp_path_factory.mktemp("flow") / "project", teacher)
-    first = outcomes(folder, PREFECT_API_URL=server)
+    first = outcomes(folder, PREFECT_API_URL=prefect_server)
     assert set(first.values()) == {"ran"}
     return folder
 
 
 @pytest.fixture
-def flow(by_flow: Path, server: str) -> Any:
-    return lambda *options: outcomes(by_flow, *options, PREFECT_API_URL=server)
+def flow(by_flow: Path, prefect_server: str) -> Any:
+    return lambda *options: outcomes(by_flow, *options, PREFECT_API_URL=prefect_server)
 
 
 def lock(folder: Path) -> bytes:
@@ -83,9 +63,9 @@ def test_after_the_flow_dvc_has_nothing_to_do(by_flow: Path) -> None:
     assert "Running stage" not in done.stdout and "up to date" in done.stdout
 
 
-def test_after_dvc_the_flow_has_nothing_to_do(by_dvc: Path, server: str) -> None:
+def test_after_dvc_the_flow_has_nothing_to_do(by_dvc: Path, prefect_server: str) -> None:
     before = lock(by_dvc)
-    assert idle(outcomes(by_dvc, PREFECT_API_URL=server))
+    assert idle(outcomes(by_dvc, PREFECT_API_URL=prefect_server))
     assert lock(by_dvc) == before
 
 
@@ -116,7 +96,7 @@ def test_deleted_outputs_are_restored(by_flow: Path, flow: Any) -> None:
 
 
 def test_killed_in_the_middle_a_round_ends_with_the_same_lock(
-    tmp_path: Path, teacher: Path, server: str, by_dvc: Path
+    tmp_path: Path, teacher: Path, prefect_server: str, by_dvc: Path
 ) -> None:
     folder = tiny_project.build(tmp_path / "project", teacher)
     environment = os.environ | {"PREFECT_API_URL": server}
@@ -128,7 +108,7 @@ def test_killed_in_the_middle_a_round_ends_with_the_same_lock(
     wait_for(folder / "data/generate/main/responses.jsonl", process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    found = outcomes(folder, PREFECT_API_URL=server)
+    found = outcomes(folder, PREFECT_API_URL=prefect_server)
     assert found["collect"] == "unchanged" and found["evaluate"] == "ran"
     assert lock(folder) == lock(by_dvc)
 
@@ -142,10 +122,12 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
     raise AssertionError(f"{path} never came")
 
 
-def test_a_failing_stage_is_said_truthfully(tmp_path: Path, teacher: Path, server: str) -> None:
+def test_a_failing_stage_is_said_truthfully(
+    tmp_path: Path, teacher: Path, prefect_server: str
+) -> None:
     folder = tiny_project.build(tmp_path / "project", teacher)
     (folder / "rows.jsonl").write_text('{"text": "only one row", "answer": "animal"}\n')
-    done = run(folder, "cohobate", "run", PREFECT_API_URL=server)
+    done = run(folder, "cohobate", "run", PREFECT_API_URL=prefect_server)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "collect" in done.stderr and "next:" in done.stderr
@@ -158,7 +140,7 @@ def test_a_failing_stage_is_said_truthfully(tmp_path: Path, teacher: Path, serve
     assert states["filter"] == "PENDING"  # NotReady: it never ran
 
 
-def api(server: str, route: str, query: dict) -> Any:
+def api(prefect_server: str, route: str, query: dict) -> Any:
     request = urllib.request.Request(
         f"{server}/{route}",
         data=json.dumps(query).encode(),
