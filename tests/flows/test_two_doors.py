@@ -99,7 +99,7 @@ def test_killed_in_the_middle_a_round_ends_with_the_same_lock(
     tmp_path: Path, teacher: Path, prefect_server: str, by_dvc: Path
 ) -> None:
     folder = tiny_project.build(tmp_path / "project", teacher)
-    environment = os.environ | {"PREFECT_API_URL": server}
+    environment = os.environ | {"PREFECT_API_URL": prefect_server}
     command = [str(BIN / "cohobate"), "run"]
     process = subprocess.Popen(
         command, cwd=folder, env=environment, start_new_session=True,
@@ -132,15 +132,15 @@ def test_a_failing_stage_is_said_truthfully(
     assert "Traceback" not in done.stderr
     assert "collect" in done.stderr and "next:" in done.stderr
     assert not (folder / "data/filter").exists()
-    newest = api(server, "flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
+    newest = api(prefect_server, "flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
     assert newest["state_type"] == "FAILED"
-    tasks = api(server, "task_runs/filter", {"flow_runs": {"id": {"any_": [newest["id"]]}}})
+    tasks = api(prefect_server, "task_runs/filter", {"flow_runs": {"id": {"any_": [newest["id"]]}}})
     states = {task["name"]: task["state_type"] for task in tasks}
     assert states["collect"] == "FAILED"
     assert states["filter"] == "PENDING"  # NotReady: it never ran
 
 
-def api(prefect_server: str, route: str, query: dict) -> Any:
+def api(server: str, route: str, query: dict) -> Any:
     request = urllib.request.Request(
         f"{server}/{route}",
         data=json.dumps(query).encode(),
