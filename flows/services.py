@@ -154,6 +154,7 @@ def _prefect_command(port: int) -> list[str]:
 
 def _ray_command(port: int) -> list[str]:
     here = ["--head", "--block", f"--node-ip-address={LOOPBACK}", f"--port={port}"]
+    here += ["--ray-client-server-port=0"]  # that one would listen on every address
     sizes = ["--object-store-memory=134217728", f"--num-cpus={os.cpu_count() or 1}"]
     ray = str(Path(sys.executable).with_name("ray"))
     return [ray, "start", *here, "--include-dashboard=false", "--disable-usage-stats", *sizes]
@@ -226,10 +227,7 @@ def _free_port() -> int:
 
 def _alive(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        if process.status() != psutil.STATUS_ZOMBIE:
-            return True
-        process.wait(0)  # a child of ours that ended
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return False
 
 

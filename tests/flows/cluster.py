@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.prefect_server import free_port
 from tests.tiny_project import BIN
 
 CREDENTIALS = {
@@ -30,13 +30,6 @@ def moto_server() -> Path:
         install = [str(venv / "bin/pip"), "install", "--quiet", "moto[server]"]
         subprocess.run(install, check=True)
     return server
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class S3:
