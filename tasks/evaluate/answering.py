@@ -68,7 +68,9 @@ class Examination:
             for seed, folder in arm.checkpoints.items():
                 student = self.load(folder)
                 own = self._examine(arm, seed, student, sitting)
-                if _one_vocabulary(teacher, student) and own:
+                if arm.role == "initial":
+                    own = []  # knows nothing yet of the task: no text worth the teacher's reading
+                if _one_vocabulary(teacher, student) and taught:
                     sitting.fidelity[seed] = self.params.fidelity.compare(
                         teacher.reader, student.reader, taught, own, self.params.teacher
                     )
@@ -117,7 +119,7 @@ class Examination:
         rows = [self.rows[n] for n in self.sample]
         own = _own_texts(loaded, rows, [given[n] for n in self.sample])
         references = list(encode_all(loaded.tokenizer, rows))
-        loaded.reader.read([*own, *references])
+        loaded.reader.read([*([] if arm.role == "initial" else own), *references])
         found = {
             metric.type: metric.measure(loaded.reader, rows, references, self.verifier)
             for metric in self.params.reading_metrics

@@ -63,7 +63,7 @@ class Live(Section):
         """Compare two models of one vocabulary on both models' answers to the same prompts."""
         teacher.read([*teacher_texts, *student_texts])
         student.read([*teacher_texts, *student_texts])
-        own = self._on(teacher, student, student_texts)
+        own = self._on(teacher, student, student_texts) if student_texts else None
         taught = self._on(teacher, student, teacher_texts)
         return Fidelity(**taught.model_dump(), student_text=own)
 

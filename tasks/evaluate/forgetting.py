@@ -37,6 +37,7 @@ class Forgetting(Section):
 
         ids = [list(found) for found in reader.tokenizer(list(passages)).input_ids]
         texts = [Encoded(one[:1], one[1:]) for one in ids]  # the first token is given
+        reader.read(texts)
         losses, tokens = [], 0
         for passage, text in zip(passages, texts, strict=True):
             nats = -float(reader.answer_log_probs([text]).sum())

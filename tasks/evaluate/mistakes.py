@@ -1,8 +1,8 @@
 """Where the student fails and the teacher does not: what to generate next.
 
-Such rows are put together by what their prompts are about (TF-IDF, k-means), and each is shown the
-training rows nearest to it. A cluster with no near training row asks for more rows of its kind; one
-with many asks for better ones, or for a larger student.
+Such rows are put together by what prompt and right answer are about (TF-IDF, k-means), and each is
+shown the training rows nearest to it. A cluster with no near training row asks for more rows of its
+kind; one with many asks for better ones, or for a larger student.
 
 data/evaluate/errors.jsonl, for the next round's mining:
 
@@ -23,6 +23,7 @@ from tasks.records import EVALUATE, Message, Row, prompt_text
 
 ERRORS = EVALUATE / "errors.jsonl"
 CLUSTERS = EVALUATE / "clusters.json"
+_TOPICS = 20
 
 
 class Near(BaseModel):
@@ -66,33 +67,47 @@ class Mistakes(Section):
         self, mistakes: Sequence[Mistake], lessons: Sequence[Row]
     ) -> tuple[list[Mistake], list[dict[str, Any]]]:
         """Return the mistakes with cluster and nearest training rows, and the clusters."""
-        from sklearn.cluster import KMeans
         from sklearn.feature_extraction.text import TfidfVectorizer
         from threadpoolctl import threadpool_limits
 
         if not mistakes:
             return [], []
-        texts = [prompt_text(row.prompt) for row in mistakes]
-        texts += [prompt_text(row.prompt) for row in lessons]
+        texts = [f"{prompt_text(row.prompt)} {row.reference}" for row in mistakes]
+        texts += [f"{prompt_text(row.prompt)} {row.answer or ''}" for row in lessons]
         common = 0.3 if len(texts) >= 20 else 1.0  # the words of the template tell nothing
-        weigh = TfidfVectorizer(token_pattern=r"(?u)\w\w+", max_df=common, sublinear_tf=True)
+        weigh = TfidfVectorizer(stop_words="english", max_df=common, sublinear_tf=True)
         try:
             vectors = weigh.fit_transform(texts)
         except ValueError:  # no word is left: nothing to tell the rows apart by
             return list(mistakes), [self._cluster(0, mistakes, [])]
         own, taught = vectors[: len(mistakes)], vectors[len(mistakes) :]
-        count = min(self.clusters, len(mistakes))
         with threadpool_limits(1):  # sums of floats depend on how many threads share them
-            means = KMeans(count, n_init=3, random_state=self.seed).fit(own)
-        rows = self._with_neighbours(mistakes, means.labels_, (own @ taught.T).toarray(), lessons)
+            labels = self._clustered(own)
+        rows = self._with_neighbours(mistakes, labels, (own @ taught.T).toarray(), lessons)
         words = weigh.get_feature_names_out()
         found = []
-        for number in range(count):
-            centre = means.cluster_centers_[number]
+        for number in sorted(set(labels.tolist())):
+            centre = np.asarray(own[labels == number].mean(axis=0)).ravel()
             best = np.argsort(-centre, kind="stable")[: self.terms]
             inside = [row for row in rows if row.cluster == number]
             found.append(self._cluster(number, inside, [words[n] for n in best if centre[n] > 0]))
         return rows, sorted(found, key=lambda c: (-c["rows"], c["cluster"]))
+
+    def _clustered(self, own: Any) -> Any:
+        """Return the cluster of each mistake.
+
+        Short texts share few words: k-means sees them through latent semantic analysis (Deerwester
+        et al. 1990), or one cluster would hold almost all of them.
+        """
+        from sklearn.cluster import KMeans
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.preprocessing import normalize
+
+        topics = min(_TOPICS, *(size - 1 for size in own.shape))
+        if topics > 1:
+            own = normalize(TruncatedSVD(topics, random_state=self.seed).fit_transform(own))
+        count = min(self.clusters, own.shape[0])
+        return KMeans(count, n_init=3, random_state=self.seed).fit(own).labels_
 
     def _with_neighbours(
         self, mistakes: Sequence[Mistake], clusters: Any, alike: Any, lessons: Sequence[Row]

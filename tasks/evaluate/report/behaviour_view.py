@@ -55,7 +55,7 @@ def cost(worked_out: dict[str, Any] | None) -> dict[str, Any] | None:
             for role, (first, last) in ends.items()
         },
         "even_at": x.at(even) if even else None,
-        "x_ticks": [(25 * n, figures.short(n * far / 4)) for n in range(5)],
+        "x_ticks": [(25 * n, figures.short(n * far / 4) if n else "0") for n in range(5)],
         "y_ticks": [(y.at(tick), f"{tick:.3g}") for tick in y.ticks],
     }
 
