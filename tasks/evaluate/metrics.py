@@ -3,8 +3,7 @@
 Most metrics look at one answer and score it from 0 to 1 (`score`). Some need the model itself, to
 read the reference answers of a sample of rows (`measure`): they are reported, and decide nothing.
 
-To add a metric: a class with `score` or `measure`, and its name in `AnswerMetric` or
-`ReadingMetric` at the bottom.
+To add a metric: a class with `score` or `measure`, and its name in `Metric` at the bottom.
 """
 
 import re
@@ -13,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from math import exp
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -24,6 +23,32 @@ if TYPE_CHECKING:
     from tasks.evaluate.readings import Reader
     from tasks.records import Row
     from tasks.text import Encoded
+
+
+@runtime_checkable
+class AnswerMetric(Protocol):
+    """Looks at one answer."""
+
+    @property
+    def type(self) -> str:
+        """Name of the metric."""
+
+    def score(self, answer: str, reference: str, verifier: Verifier) -> float:
+        """Score one answer, from 0 to 1."""
+
+
+@runtime_checkable
+class ReadingMetric(Protocol):
+    """Has the model read reference answers."""
+
+    @property
+    def type(self) -> str:
+        """Name of the metric."""
+
+    def measure(
+        self, reader: "Reader", rows: Sequence["Row"], texts: Sequence["Encoded"], task: Verifier
+    ) -> float | None:
+        """Return a figure of the model on some rows; None where there is none for this task."""
 
 
 class Verified(Section):
@@ -152,6 +177,7 @@ def _sacrebleu(name: str) -> Any:
     return metrics.BLEU(effective_order=True) if name == "BLEU" else metrics.CHRF()
 
 
-AnswerMetric = Verified | ExactMatch | TokenF1 | RougeL | Bleu | ChrF
-ReadingMetric = LabelAccuracy | Perplexity
-Metric = Annotated[AnswerMetric | ReadingMetric, Field(discriminator="type")]
+Metric = Annotated[
+    Verified | ExactMatch | TokenF1 | RougeL | Bleu | ChrF | LabelAccuracy | Perplexity,
+    Field(discriminator="type"),
+]
