@@ -44,7 +44,7 @@ class Sitting:
     fidelity: dict[int, Fidelity] = field(default_factory=dict)
     readings: dict[int, dict[str, float]] = field(default_factory=dict)
     general: dict[int, dict[str, Any]] = field(default_factory=dict)
-    variants: dict[int, list[Answer]] = field(default_factory=dict)
+    variants: dict[int, list[str]] = field(default_factory=dict)
 
 
 class Examination:
@@ -114,8 +114,7 @@ class Examination:
         if arm.role == "teacher":
             write_served(loaded.tokenizer, _answered(self.rows, given))
         if arm.role in ("teacher", "student") and self.variants:
-            rows = [row for _, row in self.variants]
-            sitting.variants[seed] = self._decoded(loaded, rows, f"{arm.name}: other prompts")
+            sitting.variants[seed] = self._varied(arm, loaded, given)
         rows = [self.rows[n] for n in self.sample]
         own = _own_texts(loaded, rows, [given[n] for n in self.sample])
         references = list(encode_all(loaded.tokenizer, rows))
@@ -139,6 +138,14 @@ class Examination:
         say(f"{what}: {sum(row.scores[metrics[0].type] for row in rows) / len(rows):.3f}")
         return rows
 
+    def _varied(self, arm: Arm, loaded: Loaded, given: Sequence[Prediction]) -> list[str]:
+        """Return the answers to the variants; a prompt that a change left as it was is known."""
+        known = {row.prompt: own.answer for row, own in zip(self.rows, given, strict=True)}
+        rows = [row for _, row in self.variants if row.prompt not in known]
+        fresh = self._decoded(loaded, rows, f"{arm.name}: other prompts")
+        known |= {row.prompt: answer.text for row, answer in zip(rows, fresh, strict=True)}
+        return [known[row.prompt] for _, row in self.variants]
+
     def _decoded(self, loaded: Loaded, rows: Sequence[Row], what: str) -> list[Answer]:
         prompts = [row.prompt for row in rows]
         how, batching, threads = self.params.decoding, self.params.batching, self.params.threads
@@ -151,7 +158,7 @@ class Examination:
         rows = []
         for place, (name, row) in enumerate(self.variants):
             given = {
-                role: [answers[place].text for answers in by_role[role].variants.values()]
+                role: [answers[place] for answers in by_role[role].variants.values()]
                 for role in ("teacher", "student")
             }
             scores = {
