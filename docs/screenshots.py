@@ -30,7 +30,10 @@ def main() -> None:
     """Write docs/*.png."""
     report = (ROOT / "reports/report.html").as_uri()
     shoot(report, "report.png", (1280, 1500))
+    shoot(report, "report-dark.png", (1280, 1500), "--blink-settings=preferredColorScheme=0")
     shoot(report, "report-phone.png", (390, 1400))
+    shoot(f"{report}#robustness", "report-robustness.png", (1280, 1500))
+    shoot(f"{report}#money", "report-cost.png", (1280, 1500))
     with prefect_ui():
         run = latest_round()
         shoot(f"{SERVER}/runs/flow-run/{run}", "prefect-graph.png", (1400, 900))
@@ -38,13 +41,13 @@ def main() -> None:
         shoot(f"{SERVER}/artifacts/artifact/{funnel}", "prefect-funnel.png", (1400, 700))
 
 
-def shoot(url: str, name: str, size: tuple[int, int]) -> None:
+def shoot(url: str, name: str, size: tuple[int, int], *more: str) -> None:
     """Write a screenshot of a page, after giving it time to draw itself."""
     browser = shutil.which("chromium") or sys.exit("no chromium here: apt install chromium")
     with tempfile.TemporaryDirectory() as profile:
         options = [f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"]
         options += [f"--screenshot={HERE / name}", "--virtual-time-budget=15000", "--timeout=20000"]
-        command = [browser, *BROWSER, *options, url]
+        command = [browser, *BROWSER, *options, *more, url]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
     print(HERE / name)
 

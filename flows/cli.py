@@ -86,15 +86,21 @@ def status(as_json: Json = False) -> None:
         running.show_verdict(metrics, out)
 
 
-@app.command(epilog="Example: `cohobate report`")
-def report(as_json: Json = False) -> None:
+@app.command(epilog="Examples: `cohobate report` · `cohobate report --against round-0006`")
+def report(
+    against: Annotated[
+        str,
+        typer.Option(help="Compare with this git revision, or a folder with a metrics.json."),
+    ] = "",
+    as_json: Json = False,
+) -> None:
     """Write reports/report.html and report.md anew from the last round's files."""
     from tasks.evaluate.report import render
 
     root = project_root()
     if not (root / "reports/metrics.json").exists():
         raise UserError("no round has been evaluated here", where="reports/", mend="cohobate run")
-    html = render(root)
+    html = render(root, against)
     print_json({"html": str(html)}) if as_json else out.print(f"{html}", highlight=False)
 
 

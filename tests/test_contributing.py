@@ -38,7 +38,7 @@ def apply(house: Path, body: str) -> None:
         before, union, after = path.read_text().partition(f"\n{example['union']} = ")
         assert union, f"{example['file']} has no {example['union']}"
         if after.startswith("Annotated["):
-            after = after.replace("Annotated[", f"Annotated[{name} | ", 1)
+            after = re.sub(r"Annotated\[\s*", f"Annotated[{name} | ", after, count=1)
         else:  # one kind so far
             first = re.match(r"\w+", after)[0]
             after = f'Annotated[{first} | {name}, Field(discriminator="type")]\n'

@@ -74,6 +74,10 @@ class Bootstrap:
         around = self._draws_D[arm] / self._draws_D[other] + self._seed_errors(spread)
         return _percentiles(above / below, np.maximum(around, 0.0))
 
+    def around(self, arm: str) -> tuple[float, Floats]:
+        """Return an arm's mean score, and what it might have been: a draw each."""
+        return self._mean(arm), self._draws_D[arm] + self._seed_errors([self._seed_variance(arm)])
+
     def _mean(self, arm: str) -> float:
         return float(self._seed_means[arm].mean())
 
@@ -92,6 +96,15 @@ class Bootstrap:
         random = np.random.default_rng([self._seed, 1])  # anew: the order of questions is no matter
         errors_D: Floats = np.sqrt(total) * random.standard_t(freedom, self._size)
         return errors_D
+
+
+def difference_apart(one: Bootstrap, other: Bootstrap, arm: str) -> Interval:
+    """Return the interval of an arm's score on some rows minus that on others, not paired.
+
+    The two must have been drawn with different seeds.
+    """
+    (mean, draws_D), (less, less_D) = one.around(arm), other.around(arm)
+    return _percentiles(mean - less, draws_D - less_D)
 
 
 def _resampled_means(row_means_NA: Floats, draws: int, random: np.random.Generator) -> Floats:

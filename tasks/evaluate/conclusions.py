@@ -5,6 +5,7 @@ from typing import Any
 
 from tasks.evaluate import tables
 from tasks.evaluate.arms import Arm
+from tasks.evaluate.behaviour import write_behaviour
 from tasks.evaluate.bootstrap import Bootstrap
 from tasks.evaluate.findings import Findings, Measured
 from tasks.evaluate.predictions import Predictions
@@ -44,7 +45,7 @@ def write_conclusions(
     tables.write_losses(arms)
     tables.write_reliability(findings)
     write_json(tables.SAMPLES, tables.samples(findings, rows, params.samples, params.seed))
-    metrics = findings.metrics()
+    metrics = findings.metrics() | write_behaviour(params, findings, rows, measured)
     write_json(METRICS, metrics)
     write_json(EVALUATE / "summary.json", _summary(metrics))
     gain = metrics["gain_over_baseline"]

@@ -1,71 +1,166 @@
-"""How close a student's next-token distribution is to the teacher's, on the teacher's answers.
+"""How close a student's next-token distribution is to the teacher's, token by token.
 
-Both models read the test prompts followed by the teacher's own greedy answers; their distributions
-are compared at every token of the answer and at its end.
+On the teacher's own answers to test prompts (what it would say), and on the student's (where its
+own words lead it). Or, where the teacher cannot be asked again, on what `capture` stored of it.
 
-Shapes: B batch, S sequence, V vocabulary, N answer tokens.
+Shapes: N answer tokens, V vocabulary, K top-k, C outcomes (the K stored ids, and all others).
 """
 
+import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from tasks.params import Section
-from tasks.records import Row
+from tasks.records import CAPTURE, FILTER, Response, read_rows
+from tasks.text import Encoded, encode_all
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tasks.text import Batch
+    from tasks.evaluate.readings import Reader
 
 
-class Fidelity(Section):
-    """Agreement of a student with the teacher, token by token."""
+class Agreement(Section):
+    """Agreement of a student with the teacher on some text, a mean over its tokens."""
 
     top1_agreement: float
     """Share of the tokens at which both models rank the same token first."""
+    top_k_overlap: float
+    """Share of the teacher's K likeliest tokens that are among the student's."""
     kl: float
-    """Mean of KL(teacher ‖ student) in nats a token."""
+    """KL(teacher ‖ student) in nats a token: high where it misses what the teacher says."""
+    reverse_kl: float
+    """KL(student ‖ teacher): high where it says what the teacher would not."""
     tokens: int
     """How many tokens were compared."""
 
 
-def compare(
-    teacher: "PreTrainedModel",
-    student: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    rows: Sequence[Row],
-    batch: int,
-) -> Fidelity:
-    """Compare two models with one vocabulary on `rows`, which carry the teacher's answers."""
+class Fidelity(Agreement):
+    """Agreement on the teacher's text, and beside it on the student's own."""
+
+    student_text: Agreement | None = None
+    """None where the teacher is not there to read it."""
+
+
+class Live(Section):
+    """The teacher's checkpoint reads along: its answers to test prompts, and the student's."""
+
+    type: Literal["live"] = "live"
+    top_k: int = Field(10, ge=1)
+    """How many of the likeliest tokens are compared."""
+
+    def compare(
+        self,
+        teacher: "Reader",
+        student: "Reader",
+        teacher_texts: Sequence[Encoded],
+        student_texts: Sequence[Encoded],
+        name: str,
+    ) -> Fidelity:
+        """Compare two models of one vocabulary on both models' answers to the same prompts."""
+        teacher.read([*teacher_texts, *student_texts])
+        student.read([*teacher_texts, *student_texts])
+        own = self._on(teacher, student, student_texts) if student_texts else None
+        taught = self._on(teacher, student, teacher_texts)
+        return Fidelity(**taught.model_dump(), student_text=own)
+
+    def _on(self, teacher: "Reader", student: "Reader", texts: Sequence[Encoded]) -> Agreement:
+        tally = _Tally(self.top_k)
+        pairs = zip(
+            teacher.log_probs(teacher.hidden(texts)),
+            student.log_probs(student.hidden(texts)),
+            strict=True,
+        )
+        for (_, p_NV), (_, q_NV) in pairs:
+            k = min(self.top_k, p_NV.shape[-1])
+            tally.add(p_NV, q_NV, p_NV.topk(k).indices, q_NV.topk(k).indices)
+        return tally.agreement()
+
+
+class Stored(Section):
+    """What `capture` stored of the teacher, on rows that the student learned from."""
+
+    type: Literal["stored"]
+    rows: int = Field(256, ge=1)
+    """Rows of data/filter/kept.jsonl, drawn by chance."""
+    seed: int = 0
+    """Of the drawing."""
+    top_k: int = Field(10, ge=1)
+    """How many of the likeliest tokens are compared; no more than were stored."""
+
+    def compare(
+        self,
+        teacher: "Reader",
+        student: "Reader",
+        teacher_texts: Sequence[Encoded],
+        student_texts: Sequence[Encoded],
+        name: str,
+    ) -> Fidelity:
+        """Compare a student with the stored distributions of the teacher `name`.
+
+        Raises:
+            UserError: nothing is stored of this teacher, or for another tokenizer.
+        """
+        from tasks.batches import examples_of
+        from tasks.signals import SignalStore
+
+        store = SignalStore(CAPTURE / name)
+        rows = self._rows(FILTER / "kept.jsonl", name)
+        texts = list(encode_all(student.tokenizer, rows))
+        examples = store.attach(examples_of(rows, texts), student.tokenizer)
+        top = store.read([e.signal for e in examples], [e.length for e in examples])
+        p_NC, tally = top.at(1.0, "bucket"), _Tally(self.top_k)
+        k = min(self.top_k, top.ids_NK.shape[-1])
+        for some, q_NV in student.log_probs(student.hidden(texts)):
+            ids_NK = top.ids_NK[some].to(q_NV.device)
+            q_NC = _outcomes(q_NV, ids_NK)
+            tally.add(p_NC[some].to(q_NV.device), q_NC, ids_NK[:, :k], q_NV.topk(k).indices)
+        return Fidelity(**tally.agreement().model_dump())
+
+    def _rows(self, path: Path, name: str) -> list[Response]:
+        rows = [row for row in read_rows(path, Response) if row.teacher == name]
+        random.Random(self.seed).shuffle(rows)
+        return rows[: self.rows]
+
+
+class _Tally:
+    """Adds up what is compared."""
+
+    def __init__(self, top_k: int) -> None:
+        self.top_k, self.tokens = top_k, 0
+        self.same = self.overlap = self.kl = self.reverse = 0.0
+
+    def add(self, p_NC: "Tensor", q_NC: "Tensor", top_p_NK: "Tensor", top_q_NK: "Tensor") -> None:
+        """Add some tokens: log-probabilities of the outcomes, and the likeliest ids."""
+        apart_NC = p_NC - q_NC
+        self.kl += float((p_NC.exp() * apart_NC).sum())
+        self.reverse -= float((q_NC.exp() * apart_NC).sum())
+        self.same += float((top_p_NK[:, 0] == top_q_NK[:, 0]).sum())
+        both_NKK = top_p_NK[:, :, None] == top_q_NK[:, None, :]
+        self.overlap += float(both_NKK.sum()) / top_p_NK.shape[1]
+        self.tokens += len(p_NC)
+
+    def agreement(self) -> Agreement:
+        """Return the means."""
+        return Agreement(
+            top1_agreement=round(self.same / self.tokens, 6),
+            top_k_overlap=round(self.overlap / self.tokens, 6),
+            kl=round(self.kl / self.tokens, 6),
+            reverse_kl=round(self.reverse / self.tokens, 6),
+            tokens=self.tokens,
+        )
+
+
+def _outcomes(q_NV: "Tensor", ids_NK: "Tensor") -> "Tensor":
+    """Return the student's log q of the K ids and of all others together, (N, C)."""
     import torch
 
-    from tasks.text import collate, encode_all
-
-    encoded = sorted(encode_all(tokenizer, rows), key=lambda row: len(row.prompt_ids))
-    same = kl = tokens = 0.0
-    with torch.inference_mode():
-        for start in range(0, len(encoded), batch):
-            packed = collate(encoded[start : start + batch], fill=tokenizer.eos_token_id)
-            p_NV = _answer_log_probs(teacher, packed, len(tokenizer))
-            q_NV = _answer_log_probs(student, packed, len(tokenizer))
-            same += float((p_NV.argmax(-1) == q_NV.argmax(-1)).sum())
-            kl += float((p_NV.exp() * (p_NV - q_NV)).sum())
-            tokens += len(p_NV)
-    return Fidelity(
-        top1_agreement=round(same / tokens, 6), kl=round(kl / tokens, 6), tokens=int(tokens)
-    )
+    q_NK = q_NV.gather(1, ids_NK)
+    rest_N1 = (1 - q_NK.double().exp().sum(-1, keepdim=True)).clamp_min(1e-30).log()
+    return torch.cat([q_NK, rest_N1.float()], -1)
 
 
-def _answer_log_probs(model: "PreTrainedModel", packed: "Batch", vocabulary: int) -> "Tensor":
-    """Return the log-probabilities of the real ids where the next token is the answer's, (N, V)."""
-    from tasks.text import NOT_A_TARGET
-
-    answer_BS = packed.targets_BS != NOT_A_TARGET
-    first = int(answer_BS.any(dim=0).nonzero()[0])  # no row's answer starts before
-    keep = answer_BS.shape[1] - first
-    logits_BSV = model(
-        input_ids=packed.ids_BS.to(model.device), use_cache=False, logits_to_keep=keep
-    ).logits
-    logits_NV = logits_BSV[answer_BS[:, first:].to(model.device), :vocabulary]
-    return logits_NV.float().log_softmax(-1)  # type: ignore[no-any-return]
+FidelityOn = Annotated[Live | Stored, Field(discriminator="type")]

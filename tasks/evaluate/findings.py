@@ -1,13 +1,13 @@
 """From predictions to conclusions: scores with intervals, retention, gain, and the gate."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tasks.evaluate.arms import Arm, Role
+from tasks.evaluate.arms import Arm
 from tasks.evaluate.bootstrap import Bootstrap, Interval
 from tasks.evaluate.efficiency import Footprint
-from tasks.evaluate.fidelity import Fidelity
+from tasks.evaluate.fidelity import Agreement, Fidelity
 from tasks.evaluate.gate import Gate
 from tasks.evaluate.predictions import Predictions
 from tasks.verifiers import Verifier
@@ -22,6 +22,10 @@ class Measured:
     footprint: Footprint
     fidelity: dict[int, Fidelity]
     """By seed; empty where the vocabularies differ, and for the teacher itself."""
+    readings: dict[int, dict[str, float]] = field(default_factory=dict)
+    """By seed, the metrics for which the model read the references."""
+    general: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """By seed, its loss on general text."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class Findings:
     bootstrap: Bootstrap
     bins: int
     gate: Gate
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The arm of each of the four roles."""
+        return {arm.role: arm.name for arm in self.arms if arm.role != "other"}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row of figures for each arm, as `data/evaluate/arms.json` holds them."""
@@ -73,11 +82,11 @@ class Findings:
 
     def gain(self) -> Interval:
         """Return the student's score minus the baseline's, paired by test row."""
-        return self.bootstrap.difference(self._named("student"), self._named("baseline"))
+        return self.bootstrap.difference(self.names["student"], self.names["baseline"])
 
     def retention(self) -> Interval | None:
         """Return the student's score as a share of the teacher's; None where that is 0."""
-        return self.bootstrap.ratio(self._named("student"), "teacher")
+        return self.bootstrap.ratio(self.names["student"], "teacher")
 
     def _row(self, arm: Arm) -> dict[str, Any]:
         scores = self.predictions.scores(self.metric)[arm.name]
@@ -98,7 +107,11 @@ class Findings:
             "metrics": {
                 name: round(float(predictions.scores(name)[arm.name].mean()), 6)
                 for name in answers[0].scores
-            },
+            }
+            | _means(list(measured.readings.values())),
+            "bits_per_byte": _means(
+                [{"mean": found["bits_per_byte"]} for found in measured.general.values()]
+            ).get("mean"),
             "retention": kept.rounded() if kept else None,
             "unfinished": round(sum(p.finish == "length" for p in answers) / len(answers), 6),
             "agreement": round(predictions.same_answer(arm.name, "teacher", self.verifier), 6),
@@ -106,9 +119,6 @@ class Findings:
             "calibration_error": None if error is None else round(error, 6),
             "footprint": measured.footprint.model_dump(),
         }
-
-    def _named(self, role: Role) -> str:
-        return next(arm.name for arm in self.arms if arm.role == role)
 
 
 def verdict(gain: Interval) -> Verdict:
@@ -131,8 +141,23 @@ def _ratio(row: dict[str, Any], other: dict[str, Any], what: str) -> float | Non
 def _mean_fidelity(by_seed: list[Fidelity]) -> dict[str, Any] | None:
     if not by_seed:
         return None
+    own = [found.student_text for found in by_seed if found.student_text]
+    return _mean_agreement(by_seed) | ({"student_text": _mean_agreement(own)} if own else {})
+
+
+def _mean_agreement(by_seed: Sequence[Agreement]) -> dict[str, Any]:
+    figures = [
+        found.model_dump(include={"top1_agreement", "top_k_overlap", "kl", "reverse_kl"})
+        for found in by_seed
+    ]
+    return _means(figures) | {"tokens": by_seed[0].tokens}
+
+
+def _means(by_seed: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each figure over the seeds that have it."""
+    names = list(by_seed[0]) if by_seed else []
     return {
-        "top1_agreement": round(sum(f.top1_agreement for f in by_seed) / len(by_seed), 6),
-        "kl": round(sum(f.kl for f in by_seed) / len(by_seed), 6),
-        "tokens": by_seed[0].tokens,
+        name: round(sum(found[name] for found in by_seed) / len(by_seed), 6)
+        for name in names
+        if all(name in found for found in by_seed)
     }

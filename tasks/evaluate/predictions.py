@@ -11,7 +11,7 @@ from tasks.decoding import Answer
 from tasks.errors import UserError
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.bootstrap import Floats
-from tasks.evaluate.metrics import Metric
+from tasks.evaluate.metrics import AnswerMetric
 from tasks.records import EVALUATE, TEST, Row, read_rows, write_rows
 from tasks.verifiers import Verifier
 
@@ -52,7 +52,7 @@ def test_rows() -> list[Row]:
 def scored(
     rows: Sequence[Row],
     answers: Iterable[Answer],
-    metrics: Sequence[Metric],
+    metrics: Sequence[AnswerMetric],
     verifier: Verifier,
 ) -> Iterator[Prediction]:
     """Yield the predictions for `rows`, given the answer to each."""

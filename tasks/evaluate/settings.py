@@ -1,11 +1,18 @@
 """What a person chooses of the evaluation."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.checkpoints import Precision
 from tasks.decoding import Batching, Decoding
+from tasks.evaluate.cost import Prices
+from tasks.evaluate.fidelity import FidelityOn, Live
+from tasks.evaluate.forgetting import Forgetting
 from tasks.evaluate.gate import Gate
-from tasks.evaluate.metrics import Metric, Verified
+from tasks.evaluate.memorisation import Memorisation
+from tasks.evaluate.metrics import AnswerMetric, Metric, ReadingMetric, Verified
+from tasks.evaluate.mistakes import Mistakes
+from tasks.evaluate.robustness import Robustness
+from tasks.evaluate.router import Router
 from tasks.evaluate.timing import Timing
 from tasks.params import Section
 
@@ -31,8 +38,23 @@ class EvaluateParams(Section):
     """How many times the test rows are resampled for an interval."""
     calibration_bins: int = Field(15, ge=2)
     """Equal-width bins of confidence, for the calibration error."""
-    fidelity_rows: int = Field(512, ge=0)
-    """Test rows on which the token distributions are compared with the teacher's; 0: on none."""
+    reading_rows: int = Field(512, ge=0)
+    """Test rows on which models read answers: to compare token distributions with the teacher's,
+    and for the metrics that need it; 0: none."""
+    fidelity: FidelityOn = Live()
+    """On what a student's token distributions are compared with the teacher's."""
+    robustness: Robustness = Robustness()
+    """How prompts are changed that were not meant to be answered otherwise."""
+    forgetting: Forgetting = Forgetting()
+    """General text, on which the loss is compared before and after."""
+    memorisation: Memorisation = Memorisation()
+    """What counts as copied from the training answers."""
+    router: Router = Router()
+    """What is asked of student and teacher together."""
+    mistakes: Mistakes = Mistakes()
+    """How the student's mistakes are put together."""
+    prices: Prices = Prices()
+    """What things cost; for the report alone."""
     samples: int = Field(4, ge=0)
     """Rows of each kind that the report quotes."""
     seed: int = 0
@@ -43,3 +65,19 @@ class EvaluateParams(Section):
     """What is measured by the clock."""
     gate: Gate = Gate()
     """What counts as a pass."""
+
+    @property
+    def answer_metrics(self) -> tuple[AnswerMetric, ...]:
+        """The metrics that look at one answer."""
+        return tuple(metric for metric in self.metrics if isinstance(metric, AnswerMetric))
+
+    @property
+    def reading_metrics(self) -> tuple[ReadingMetric, ...]:
+        """The metrics for which the model reads the reference."""
+        return tuple(metric for metric in self.metrics if isinstance(metric, ReadingMetric))
+
+    @model_validator(mode="after")
+    def _a_score_decides(self) -> "EvaluateParams":
+        if not isinstance(self.metrics[0], AnswerMetric):
+            raise ValueError(f"{self.metrics[0].type} scores no single answer: it cannot decide")
+        return self

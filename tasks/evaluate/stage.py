@@ -1,13 +1,19 @@
 """Evaluate: every model on the same test rows, and whether distillation was worth it.
 
-In: data/collect/test.jsonl, models/adapt/<teacher>, models/shape, models/train/<phase>/seed-<n>.
+In: data/collect/test.jsonl (and ood.jsonl where there is one), data/generate, data/order,
+    models/adapt/<teacher>, models/shape, models/train/<phase>/seed-<n>; what `capture` stored of
+    the teacher where fidelity is asked for on that.
 Out, hashed: reports/metrics.json, and below data/evaluate
     predictions/<arm>[/seed-<n>].jsonl   every answer with its scores, for instance
         {"answer": " animal", "confidence": 0.93, "finish": "stop", "id": "9f8a…",
          "scores": {"verifier": 1.0}}
     arms.json        a row for each arm: score with interval, seeds, retention, fidelity, footprint
     groups.csv, intervals.csv, reliability.csv, losses/<phase>-seed-<n>.csv, samples.json
-Out, not hashed: reports/timings.json (measured), reports/report.html and report.md (rendered).
+    perturbed.jsonl, robustness.json, forgetting.json, memorisation.json, router.csv, router.json
+    errors.jsonl     where the student fails and the teacher does not, for the next round
+    clusters.json    what those rows are about
+    served.json      tokens asked of the teacher, and tokens of a request
+Out, not hashed: reports/timings.json, cost.json (measured), report.html, report.md (rendered).
 """
 
 from tasks.evaluate.settings import EvaluateParams

@@ -6,11 +6,16 @@ again from what is.
 
 from pathlib import Path
 
+from tasks.evaluate.cost import COST
 from tasks.records import REPORTS
 
 
-def render(root: Path = Path()) -> Path:
+def render(root: Path = Path(), against: str = "") -> Path:
     """Write the report of the round below `root`; return the path of the HTML file.
+
+    Args:
+        root: the project.
+        against: another round to compare with: a git revision, or a folder with a metrics.json.
 
     Raises:
         UserError: no round has been evaluated there.
@@ -20,6 +25,7 @@ def render(root: Path = Path()) -> Path:
     from tasks.evaluate.report import figures
     from tasks.evaluate.report.round_files import RoundFiles
     from tasks.evaluate.report.view import view
+    from tasks.records import write_json
 
     templates = Environment(
         loader=PackageLoader("tasks.evaluate.report", "."),
@@ -30,9 +36,11 @@ def render(root: Path = Path()) -> Path:
     )
     written = ("points", "signed", "count", "short", "size", "times", "duration", "figure")
     templates.filters |= {name: getattr(figures, name) for name in written}
-    shown = view(RoundFiles(root))
+    shown = view(RoundFiles(root), against)
     folder = root / REPORTS
     folder.mkdir(parents=True, exist_ok=True)
+    if shown["worked_out"]:
+        write_json(root / COST, shown["worked_out"])
     for name in ("report.html", "report.md"):
         partial = folder / f"{name}.partial"
         partial.write_text(templates.get_template(f"{name}.j2").render(shown), encoding="utf-8")

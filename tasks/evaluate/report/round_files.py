@@ -11,8 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
+from tasks.evaluate.behaviour import FORGETTING, MEMORISATION
 from tasks.evaluate.conclusions import ARMS, METRICS
+from tasks.evaluate.cost import SERVED, Prices
+from tasks.evaluate.mistakes import CLUSTERS, ERRORS
+from tasks.evaluate.robustness import ROBUSTNESS
+from tasks.evaluate.router import ROUTED, ROUTER
 from tasks.evaluate.tables import GROUPS, LOSSES, RELIABILITY, SAMPLES
+from tasks.params import validated
 from tasks.records import COLLECT, FILTER, MODELS, ORDER, REPORTS
 
 TIMINGS = REPORTS / "timings.json"
@@ -71,6 +77,51 @@ class RoundFiles:
     def funnel(self) -> Table:
         """What each filter saw and dropped, in order."""
         return self._json(FILTER / "funnel.json") or []
+
+    @property
+    def robustness(self) -> Table:
+        """Scores and drops on prompts that are not test rows as they stand."""
+        return self._json(ROBUSTNESS) or []
+
+    @property
+    def forgetting(self) -> Table:
+        """The loss of each checkpoint on general text."""
+        return self._json(FORGETTING) or []
+
+    @property
+    def memorisation(self) -> dict[str, Any]:
+        """How much of the answers is copied from training answers."""
+        return self._json(MEMORISATION) or {}
+
+    @property
+    def router(self) -> tuple[Table, dict[str, Any] | None]:
+        """The curve of score by share of traffic, and what was found at the floor."""
+        return [_numbers(line) for line in self._csv(ROUTER)], self._json(ROUTED)
+
+    @property
+    def clusters(self) -> Table:
+        """What the student's mistakes are about, the largest cluster first."""
+        return self._json(CLUSTERS) or []
+
+    @property
+    def errors(self) -> Table:
+        """The test rows that the teacher answers better than the student."""
+        return list(self._lines(ERRORS))
+
+    @property
+    def lessons(self) -> Table:
+        """What the student learned from, in its order."""
+        return list(self._lines(ORDER / "train.jsonl"))
+
+    @property
+    def cost(self) -> dict[str, Any] | None:
+        """What the round cost and saves, at the prices in params.yaml; None where it is unknown."""
+        served, timings, stages = self._json(SERVED), self.timings, self.stage_seconds
+        if not (served and timings and stages):
+            return None
+        prices = (self.params.get("evaluate") or {}).get("prices") or {}
+        known: Prices = validated(Prices, prices, "evaluate.prices")
+        return known.work_out(served, stages, timings)
 
     @property
     def curriculum(self) -> Table:

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from tasks.evaluate.report import figures, plots
+from tasks.evaluate.report import behaviour_view, figures, plots
+from tasks.evaluate.report.comparison import compared
 from tasks.evaluate.report.round_files import RoundFiles, Table
 
 ROLES = {
@@ -16,6 +17,9 @@ METRICS = {
     "verifier": "accuracy by the task's verifier",
     "exact_match": "exact match",
     "token_f1": "token F1",
+    "rouge_l": "ROUGE-L",
+    "bleu": "sentence BLEU",
+    "chrf": "chrF",
 }
 KINDS = {
     "won": ("Won by distillation", "the student is right, the baseline is not"),
@@ -32,9 +36,10 @@ FEW_ROWS = 30
 """Below this many rows, a group's score is mostly chance."""
 
 
-def view(files: RoundFiles) -> dict[str, Any]:
+def view(files: RoundFiles, against: str = "") -> dict[str, Any]:
     """Return everything that the templates name."""
     metrics, arms = files.metrics, [_named(arm) for arm in files.arms]
+    worked_out = files.cost
     by_role = {arm["role"]: arm for arm in arms if arm["role"] != "other"}
     return {
         "metrics": metrics,
@@ -55,6 +60,16 @@ def view(files: RoundFiles) -> dict[str, Any]:
         "groups": _groups(files.groups),
         "reliability": plots.reliability(files.reliability, arms),
         "samples": _samples(files.samples, arms),
+        "roles": ROLES,
+        "robustness": behaviour_view.robustness(files.robustness),
+        "forgetting": behaviour_view.forgetting(files.forgetting, arms),
+        "memorisation": files.memorisation,
+        "worked_out": worked_out,
+        "cost": behaviour_view.cost(worked_out),
+        "router": behaviour_view.router(*files.router, by_role["teacher"]["score"]["mean"]),
+        "mistakes": behaviour_view.mistakes(files),
+        "difficulty": behaviour_view.difficulty(files.lessons),
+        "against": against and {"name": against, "lines": compared(files.root, metrics, against)},
         "models": files.models,
         "student_start": _chosen(files.models.get("student", {}), STUDENT),
         "outputs": files.outputs,
@@ -139,11 +154,20 @@ def not_measured(metrics: dict[str, Any], by_role: dict[str, Any], files: RoundF
         found.append("The curriculum's worth, unless a row above had the same data shuffled.")
     if files.timings is None:
         found.append("Latency, throughput and memory: reports/timings.json is not there.")
+    kinds = [line["variant"] for line in files.robustness]
+    if len(kinds) < 2:
+        found.append("Robustness: `evaluate.robustness.perturbations` asks for no change.")
+    if "out of distribution" not in kinds:
+        found.append("Rows from elsewhere: data/collect/ood.jsonl is not there.")
+    if not files.memorisation.get("by_role", {}).get("student", {}).get("long_enough"):
+        found.append("Verbatim memorisation: no answer is long enough to be a copy.")
+    if files.cost is None:
+        found.append("Cost: reports/stages.json or reports/timings.json is not there.")
     return [
         *found,
-        "Energy and money.",
-        "Robustness: perturbed, longer or out-of-distribution prompts.",
-        "Forgetting: loss on general text before and after; verbatim memorisation.",
+        "What tuning cost the teacher in general knowledge: the teacher as it came is not asked.",
+        "Energy: no meter is read. The machine's hours stand for it, in the price of one.",
+        "Harm, bias against people, and privacy of the training text.",
     ]
 
 
@@ -225,7 +249,7 @@ def _samples(samples: Table, arms: Table) -> Table:
             "why": why,
             "rows": [
                 {
-                    "prompt": _text(sample["prompt"]),
+                    "prompt": behaviour_view.prompt_text(sample["prompt"]),
                     "reference": sample["reference"],
                     "group": sample["group"],
                     "answers": [(arm, sample["answers"][arm["arm"]]) for arm in shown],
@@ -236,12 +260,6 @@ def _samples(samples: Table, arms: Table) -> Table:
         }
         for kind, (title, why) in KINDS.items()
     ]
-
-
-def _text(prompt: Any) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
 def _stage_seconds(stages: dict[str, dict[str, Any]]) -> Table:

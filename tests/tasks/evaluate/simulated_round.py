@@ -11,10 +11,12 @@ from typing import Any
 from tasks.decoding import Answer
 from tasks.evaluate.arms import Arm, arms_on_disk
 from tasks.evaluate.conclusions import write_conclusions
+from tasks.evaluate.cost import SERVED
 from tasks.evaluate.efficiency import Footprint
-from tasks.evaluate.fidelity import Fidelity
+from tasks.evaluate.fidelity import Agreement, Fidelity
 from tasks.evaluate.findings import Measured
 from tasks.evaluate.predictions import Prediction, scored, write
+from tasks.evaluate.robustness import PERTURBED, Variant
 from tasks.evaluate.settings import EvaluateParams
 from tasks.records import (
     ADAPT,
@@ -64,6 +66,8 @@ class SimulatedRound:
         self._data(rows)
         arms = arms_on_disk(params.teacher, params.baseline, params.student, list(self.seeds))
         self._answer(arms, rows, params)
+        self._perturbed(rows, params)
+        write_json(SERVED, TOKENS)
         write_conclusions(params, Label(type="label"), arms, rows, self.measured(arms))
 
     def test_rows(self) -> list[Row]:
@@ -91,14 +95,47 @@ class SimulatedRound:
             parameters=42_471_936, non_embedding_parameters=14_160_384,
             flops_per_token=85_029_888, context=19, bytes=84_951_000,
         )  # fmt: skip
-        near = Fidelity(top1_agreement=0.83, kl=0.4121, tokens=1024)
+        own = Agreement(top1_agreement=0.81, top_k_overlap=0.7, kl=0.5, reverse_kl=0.4, tokens=1020)
+        near = Fidelity(
+            top1_agreement=0.83, top_k_overlap=0.72, kl=0.4121, reverse_kl=0.33, tokens=1024,
+            student_text=own,
+        )  # fmt: skip
+        bits = {"teacher": 1.1, "initial": 8.2, "student": 3.7}
         return {
             arm.name: Measured(
                 large if arm.role == "teacher" else small,
                 {} if arm.role == "teacher" else dict.fromkeys(arm.checkpoints, near),
+                {key: {"label_accuracy": 0.7, "perplexity": 1.9} for key in arm.checkpoints},
+                {
+                    key: {
+                        "bits_per_byte": bits.get(arm.role, 4.0),
+                        "by_passage": [1.0],
+                        "tokens": 500,
+                    }
+                    for key in arm.checkpoints
+                },
             )
             for arm in arms
         }
+
+    def _perturbed(self, rows: list[Row], params: EvaluateParams) -> None:
+        chance = random.Random(3)
+
+        def one(row: Row, worth: float) -> list[float]:
+            return [float(chance.random() < worth) for _ in self.seeds]
+
+        variants = [
+            Variant(
+                variant=name, id=row.id, prompt=row.prompt,
+                answers={"teacher": [" act"], "student": [" act"] * len(self.seeds)},
+                scores={
+                    "teacher": one(row, self.teacher - 0.1)[:1],
+                    "student": one(row, self.student - 0.2),
+                },
+            )
+            for name, row in params.robustness.variants(rows)
+        ]  # fmt: skip
+        write_rows(PERTURBED, variants)
 
     def _answer(self, arms: list[Arm], rows: list[Row], params: EvaluateParams) -> None:
         chance = random.Random(1)
@@ -113,7 +150,7 @@ class SimulatedRound:
                     for luck, row in zip(ease, rows, strict=True)
                 ]
                 kept: list[Prediction] = list(
-                    scored(rows, answers, params.metrics, Label(type="label"))
+                    scored(rows, answers, params.answer_metrics, Label(type="label"))
                 )
                 write(arm, seed, kept)
 
@@ -248,6 +285,10 @@ TIMINGS = {
     "precision": "bfloat16",
     "prompt_tokens": 17,
     "threads": 2,
+}
+TOKENS = {
+    "taught": {"rows": 8000, "prompt_tokens": 152_000, "answer_tokens": 16_000},
+    "request": {"prompt_tokens": 19.0, "answer_tokens": 2.0},
 }
 STAGES = {
     "collect": {"seconds": 6.1},

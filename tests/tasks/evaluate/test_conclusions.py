@@ -158,7 +158,7 @@ def test_metrics_of_an_answer() -> None:
     assert ExactMatch(type="exact_match").score(" Animal ", " animal", label) == 0
     assert ExactMatch(type="exact_match").score(" animal ", " animal", label) == 1
     f1 = TokenF1(type="token_f1")
-    assert f1.score("the red fox", "the fox", label) == pytest.approx(0.8)
+    assert f1.score("The red fox.", "a fox", label) == pytest.approx(2 / 3)
     assert f1.score("", "", label) == 1
     assert f1.score("", "fox", label) == 0
 

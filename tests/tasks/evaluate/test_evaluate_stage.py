@@ -1,5 +1,6 @@
 """The whole stage on tiny models: answers, scores, clock, report."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ import pytest
 from simulated_round import LABELS, read
 
 from tasks import checkpoints
+from tasks.evaluate.metrics import LabelAccuracy, Perplexity, Verified
+from tasks.evaluate.perturbations import Case, Distractor
+from tasks.evaluate.robustness import PERTURBED, Robustness
 from tasks.evaluate.settings import EvaluateParams
 from tasks.evaluate.stage import run
 from tasks.evaluate.timing import Timing
@@ -15,7 +19,12 @@ from tasks.records import TEST, Row, row_id, write_rows
 from tasks.verifiers import Label, Task
 
 PARAMS = EvaluateParams(
-    bootstrap=200, precision="float32", threads=1, timing=Timing(seconds=0.1, new_tokens=2)
+    bootstrap=200,
+    precision="float32",
+    threads=1,
+    timing=Timing(seconds=0.1, new_tokens=2),
+    metrics=(Verified(), LabelAccuracy(type="label_accuracy"), Perplexity(type="perplexity")),
+    robustness=Robustness(rows=6, perturbations=(Case(type="case"), Distractor(type="distractor"))),
 )
 TASK = Task(verifier=Label(type="label"))
 
@@ -50,6 +59,18 @@ def test_the_stage_answers_scores_and_reports(trained: Path) -> None:
     assert metrics["fidelity"]["top1_agreement"] == 1
     assert metrics["fidelity"]["kl"] == pytest.approx(0, abs=1e-5)
     assert arms[1]["fidelity"]["kl"] > 0.01
+    assert "student_text" not in arms[1]["fidelity"]
+    assert metrics["fidelity"]["student_text"]["kl"] == pytest.approx(0, abs=1e-5)
+    assert arms[0]["metrics"]["perplexity"] == arms[3]["metrics"]["perplexity"] > 1
+    assert (
+        metrics["robustness"]["case"]["student_drop"]
+        == (metrics["robustness"]["case"]["teacher_drop"])
+    )
+    assert metrics["forgetting"]["bits_per_byte_after"] > 0
+    variants = [json.loads(line) for line in Path(PERTURBED).read_text().splitlines()]
+    assert [v["variant"] for v in variants] == ["case"] * 6 + ["distractor"] * 6
+    assert all(len(v["answers"]["student"]) == 2 for v in variants)
+    assert all(set(v["answers"]["student"]) == set(v["answers"]["teacher"]) for v in variants)
     assert metrics["parameters_ratio"] == 1
     assert metrics["speedup"] == 1
     assert set(read("reports/timings.json")["models"]) == {"teacher", "student"}

@@ -1,5 +1,6 @@
 """What is counted and measured on models: footprint, fidelity, clock."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,14 @@ from typing import Any
 import pytest
 
 from tasks.evaluate.efficiency import footprint
-from tasks.evaluate.fidelity import compare
+from tasks.evaluate.fidelity import Live, Stored
+from tasks.evaluate.forgetting import Forgetting
+from tasks.evaluate.metrics import LabelAccuracy, Perplexity
+from tasks.evaluate.readings import Reader
 from tasks.evaluate.timing import Timing
-from tasks.records import Row
+from tasks.records import CAPTURE, FILTER, Response, Row, write_rows
+from tasks.text import Encoded, encode_all
+from tasks.verifiers import Exact, Label
 
 
 def llama(**config: Any) -> Any:
@@ -47,21 +53,30 @@ ROWS = [
 ]
 
 
+def texts_of(tokenizer: Any, rows: list[Row]) -> list[Encoded]:
+    return list(encode_all(tokenizer, rows))
+
+
 def test_a_model_agrees_with_itself(model: Any, tokenizer: Any) -> None:
-    same = compare(model, model, tokenizer, ROWS, batch=3)
-    assert same.top1_agreement == 1
-    assert same.kl == pytest.approx(0, abs=1e-6)
+    texts = texts_of(tokenizer, ROWS)
+    reader = Reader(model, tokenizer, batch=3)
+    same = Live(top_k=5).compare(reader, reader, texts, texts[:2], "main")
+    assert same.top1_agreement == same.top_k_overlap == 1
+    assert same.kl == same.reverse_kl == pytest.approx(0, abs=1e-6)
+    assert same.student_text is not None
+    assert same.student_text.tokens < same.tokens
 
 
-def test_divergence_equals_the_plain_sum(make_model: Callable[..., Any], tokenizer: Any) -> None:
+def test_divergences_equal_the_plain_sums(make_model: Callable[..., Any], tokenizer: Any) -> None:
     import torch
 
-    from tasks.text import encode_all
-
     teacher, student = make_model(tokenizer), make_model(tokenizer, seed=1, layers=2)
-    found = compare(teacher, student, tokenizer, ROWS, batch=3)
-    kl, same, tokens = 0.0, 0, 0
-    for row in encode_all(tokenizer, ROWS):  # one by one, in float64, every position
+    texts = texts_of(tokenizer, ROWS)
+    readers = [Reader(m, tokenizer, batch=3) for m in (teacher, student)]
+    found = Live(top_k=4).compare(*readers, texts, texts, "main")
+    kl = reverse = overlap = 0.0
+    same = tokens = 0
+    for row in texts:  # one by one, in float64, every position
         with torch.no_grad():
             p, q = (
                 m(torch.tensor([row.ids])).logits[0].double().log_softmax(-1)
@@ -69,12 +84,90 @@ def test_divergence_equals_the_plain_sum(make_model: Callable[..., Any], tokeniz
             )
         for place in range(len(row.prompt_ids) - 1, len(row.ids) - 1):
             kl += float((p[place].exp() * (p[place] - q[place])).sum())
+            reverse += float((q[place].exp() * (q[place] - p[place])).sum())
             same += int(p[place].argmax() == q[place].argmax())
+            best = [set(x[place].topk(4).indices.tolist()) for x in (p, q)]
+            overlap += len(best[0] & best[1]) / 4
             tokens += 1
     assert found.tokens == tokens
     assert found.kl == pytest.approx(kl / tokens, rel=1e-4)
     assert found.kl > 0.1
+    assert found.reverse_kl == pytest.approx(reverse / tokens, rel=1e-4)
     assert found.top1_agreement == pytest.approx(same / tokens, abs=1e-6)
+    assert found.top_k_overlap == pytest.approx(overlap / tokens, abs=1e-6)
+    assert found.student_text is not None
+    assert found.student_text.kl == found.kl
+
+
+def test_what_was_read_is_not_read_again(model: Any, tokenizer: Any) -> None:
+    texts, reader = texts_of(tokenizer, ROWS), Reader(model, tokenizer)
+    reader.read(texts)
+    reader.model = None  # nobody is there to read
+    assert len(reader.hidden(texts)) == sum(len(text.completion_ids) for text in texts)
+
+
+def test_stored_signals_stand_in_for_the_teacher(
+    project: Path, checkpoint: Path, make_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    from tasks.capture.stage import CaptureParams
+    from tasks.capture.teacher_pass import capture_signals
+
+    kept = [
+        Response(**row.model_dump(exclude={"origin"}), origin="teacher", teacher="main",
+                 finish="stop")
+        for row in ROWS
+    ]  # fmt: skip
+    write_rows(FILTER / "kept.jsonl", kept)
+    whole = CaptureParams(top_k=len(tokenizer) - 1, precision="float32", threads=1)
+    capture_signals(checkpoint, FILTER / "kept.jsonl", CAPTURE / "main", whole, what="")
+    student = Reader(make_model(tokenizer, seed=1, layers=2), tokenizer)
+    teacher = Reader(make_model(tokenizer), tokenizer)
+    texts = texts_of(tokenizer, ROWS)
+    stored = Stored(type="stored", top_k=4).compare(student, student, [], [], "main")
+    live = Live(top_k=4).compare(teacher, student, texts, texts, "main")
+    assert stored.student_text is None
+    assert stored.tokens == live.tokens
+    assert stored.kl == pytest.approx(live.kl, rel=0.02)  # half precision on disk
+    assert stored.reverse_kl == pytest.approx(live.reverse_kl, rel=0.02)
+    assert stored.top_k_overlap == pytest.approx(live.top_k_overlap, abs=0.05)
+
+
+def test_metrics_for_which_the_model_reads(model: Any, tokenizer: Any) -> None:
+    import torch
+
+    rows = [row.model_copy(update={"answer": f" {label}"}) for row, label in zip(
+        ROWS, ("animal", "plant", "person", "animal"), strict=True)]  # fmt: skip
+    texts, reader = texts_of(tokenizer, rows), Reader(model, tokenizer)
+    label, exact = Label(type="label"), Exact(type="exact")
+    lost = []
+    right = 0
+    firsts = sorted({text.completion_ids[0] for text in texts})
+    for text in texts:
+        logp = model(torch.tensor([text.ids])).logits[0].double().log_softmax(-1)
+        at = len(text.prompt_ids) - 1
+        lost += [-float(logp[at + n, i]) for n, i in enumerate(text.completion_ids)]
+        right += max(firsts, key=lambda i: float(logp[at, i])) == text.completion_ids[0]
+    perplexity = Perplexity(type="perplexity").measure(reader, rows, texts, exact)
+    assert perplexity == pytest.approx(math.exp(sum(lost) / len(lost)), rel=1e-4)
+    accuracy = LabelAccuracy(type="label_accuracy")
+    assert accuracy.measure(reader, rows, texts, exact) is None
+    if len(firsts) == 3:
+        assert accuracy.measure(reader, rows, texts, label) == right / 4
+    alike = [row.model_copy(update={"answer": f" person{n}"}) for n, row in enumerate(rows)]
+    assert accuracy.measure(reader, alike, texts_of(tokenizer, alike), label) is None
+
+
+def test_general_text_is_scored_in_bits_a_byte(model: Any, tokenizer: Any) -> None:
+    import torch
+
+    passage = "a small animal"
+    found = Forgetting(texts=(passage,)).measure(Reader(model, tokenizer), [passage])
+    ids = tokenizer(passage).input_ids
+    logp = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    nats = -sum(float(logp[n, i]) for n, i in enumerate(ids[1:]))
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(passage), rel=1e-4)
+    assert found["tokens"] == len(ids) - 1
+    assert len(Forgetting().passages()) == 8
 
 
 def test_the_larger_model_takes_longer_and_more_memory(

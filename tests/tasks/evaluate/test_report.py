@@ -11,12 +11,17 @@ import pytest
 from simulated_round import SimulatedRound, read
 
 from tasks.errors import UserError
+from tasks.evaluate.perturbations import Case, Typos
 from tasks.evaluate.report import figures, render
 from tasks.evaluate.report.charts import Scale, thinned
+from tasks.evaluate.robustness import Robustness
 from tasks.evaluate.settings import EvaluateParams
 from tasks.records import write_json
 
-PARAMS = EvaluateParams(bootstrap=500)
+PARAMS = EvaluateParams(
+    bootstrap=500,
+    robustness=Robustness(rows=20, perturbations=(Typos(type="typos"), Case(type="case"))),
+)
 
 
 class Page(HTMLParser):
@@ -59,7 +64,10 @@ def rendered(**round_: object) -> tuple[str, Page]:
 
 def test_every_section_is_there(project: Path) -> None:
     _, page = rendered(others=(("sft", 0.66),))
-    sections = ["arms", "cost", "fidelity", "groups", "training", "data", "samples", "lineage"]
+    sections = [
+        "arms", "cost", "fidelity", "groups", "robustness", "money", "router", "errors",
+        "training", "data", "samples", "lineage",
+    ]  # fmt: skip
     assert [i for i in page.ids if i in sections] == sections
     assert {"time", "absent"} <= set(page.ids)
     for words in (
@@ -72,6 +80,9 @@ def test_every_section_is_there(project: Path) -> None:
         assert words in page.text, words
     for file in (
         "reports/metrics.json", "data/evaluate/arms.json", "data/evaluate/groups.csv",
+        "data/evaluate/robustness.json", "data/evaluate/forgetting.json", "reports/cost.json",
+        "data/evaluate/memorisation.json", "data/evaluate/router.json",
+        "data/evaluate/errors.jsonl",
         "data/filter/funnel.json", "data/order/train.jsonl", "reports/timings.json", "dvc.lock",
     ):  # fmt: skip
         assert file in page.text, file
@@ -98,6 +109,37 @@ def test_headline_figures_are_those_of_the_files(project: Path) -> None:
         f"# Distillation beats the equal-updates baseline by {100 * gain['mean']:.1f}" in markdown
     )
     assert "| Distilled student |" in markdown
+
+
+def test_figures_beside_the_score_are_those_of_the_files(project: Path) -> None:
+    _, page = rendered()
+    cost, router = read("reports/cost.json"), read("data/evaluate/router.json")
+    assert cost["seconds"] == pytest.approx(317.9)
+    assert f"{figures.short(cost['break_even_tokens'])} tokens" in page.text
+    assert f"{100 * router['share']:.1f} % of the traffic" in page.text
+    for line in read("data/evaluate/robustness.json"):
+        extra = line["students_extra_drop"]
+        assert f"[{figures.signed(extra['low'])}, {figures.signed(extra['high'])}]" in page.text
+    total = sum(cluster["rows"] for cluster in read("data/evaluate/clusters.json"))
+    assert f"{total} test rows that the teacher answers better" in page.text
+    assert len(Path("data/evaluate/errors.jsonl").read_text().splitlines()) == total
+
+
+def test_two_rounds_are_compared(project: Path) -> None:
+    rendered(seeds=(1,))
+    Path("earlier").mkdir()
+    earlier = read("reports/metrics.json")
+    earlier["student"]["score"] -= 0.125
+    write_json(Path("earlier/metrics.json"), earlier)
+    page = Page(render(against="earlier").read_text())
+    assert "against" in page.ids
+    section = page.text.split("Against earlier")[1].split("reports/metrics.json")[0]
+    assert "student.score" in section
+    assert "0.125" in section
+    assert "teacher.score" not in section
+    assert "| student.score |" in Path("reports/report.md").read_text()
+    with pytest.raises(UserError, match="no round to compare with"):
+        render(against="round-9999")
 
 
 def test_one_seed_is_said_plainly(project: Path) -> None:

@@ -1,0 +1,72 @@
+"""What distillation costs in time and money, what it saves, and when it has paid for itself.
+
+Seconds and speeds are this machine's, prices are params: nothing here is hashed.
+`reports/cost.json` is made anew with the report, from data/evaluate/served.json (tokens),
+reports/stages.json (seconds) and reports/timings.json (speed).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from tasks.params import Section
+from tasks.records import EVALUATE, REPORTS
+
+SERVED = EVALUATE / "served.json"
+COST = REPORTS / "cost.json"
+
+
+class Prices(Section):
+    """What things cost. Assumptions of whoever writes them, not measurements."""
+
+    currency: str = "USD"
+    """Name of the unit of all prices."""
+    machine_hour: float = Field(0.10, ge=0)
+    """One hour of the machine that distils and serves."""
+    teacher_million_in: float = Field(0.0, ge=0)
+    """A million prompt tokens of a teacher behind an API."""
+    teacher_million_out: float = Field(0.0, ge=0)
+    """A million tokens written by it. 0: the teacher runs on the machine itself."""
+
+    def work_out(
+        self,
+        served: Mapping[str, Any],
+        stages: Mapping[str, Mapping[str, Any]],
+        timings: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Return what the round cost, what a million tokens cost, and the break-even volume."""
+        seconds = {
+            name: stage.get("own_seconds", stage["seconds"]) for name, stage in stages.items()
+        }
+        taught = served["taught"]
+        tokens_cost = (
+            taught["prompt_tokens"] * self.teacher_million_in
+            + taught["answer_tokens"] * self.teacher_million_out
+        ) / 1e6
+        machine_cost = sum(seconds.values()) / 3600 * self.machine_hour
+        speed = {name: model["tokens_per_second"] for name, model in timings["models"].items()}
+        million = {name: self.machine_hour / 3600 / s * 1e6 for name, s in speed.items()}
+        answer = served["request"]["answer_tokens"]
+        if self.teacher_million_out:
+            prompts = served["request"]["prompt_tokens"] / answer * self.teacher_million_in
+            million["teacher"] = self.teacher_million_out + prompts
+        saved = (million["teacher"] - million["student"]) / 1e6
+        even = (machine_cost + tokens_cost) / saved if saved > 0 else None
+        return {
+            "currency": self.currency,
+            "prices": self.model_dump(),
+            "seconds": round(sum(seconds.values()), 1),
+            "machine_cost": _money(machine_cost),
+            "teacher_tokens": taught,
+            "teacher_tokens_cost": _money(tokens_cost),
+            "cost": _money(machine_cost + tokens_cost),
+            "cost_per_million_tokens": {name: _money(cost) for name, cost in million.items()},
+            "break_even_tokens": None if even is None else round(even),
+            "break_even_requests": None if even is None else round(even / answer),
+            "answer_tokens": answer,
+        }
+
+
+def _money(amount: float) -> float:
+    return float(f"{amount:.4g}")

@@ -1,0 +1,50 @@
+"""What a model still knows of language at large: its loss on general text, before and after.
+
+The text that comes along, `general.txt`, is the openings of works long in the public domain
+(Carroll 1865, Austen 1813, Melville 1851, Darwin 1859, Lincoln 1863, the Constitution of the United
+States 1787, Doyle 1891, Smith 1776), a paragraph each. Every model has met them: read the
+differences between models, not the losses. They are few: small differences are noise.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.params import Section
+
+if TYPE_CHECKING:
+    from tasks.evaluate.readings import Reader
+
+PACKAGED = Path(__file__).with_name("general.txt")
+
+
+class Forgetting(Section):
+    """The general text."""
+
+    texts: tuple[str, ...] = ()
+    """Passages of your own, a few sentences each; none: those that come along."""
+
+    def passages(self) -> list[str]:
+        """Return the passages."""
+        return list(self.texts) or PACKAGED.read_text(encoding="utf-8").strip().split("\n\n")
+
+    def measure(self, reader: "Reader", passages: Sequence[str]) -> dict[str, Any]:
+        """Return a model's mean loss on each passage, in bits a byte: comparable whatever the
+        tokenizer."""
+        from math import log
+
+        from tasks.text import Encoded
+
+        ids = [list(found) for found in reader.tokenizer(list(passages)).input_ids]
+        texts = [Encoded(one[:1], one[1:]) for one in ids]  # the first token is given
+        reader.read(texts)
+        losses, tokens = [], 0
+        for passage, text in zip(passages, texts, strict=True):
+            nats = -float(reader.answer_log_probs([text]).sum())
+            losses.append(round(nats / log(2) / len(passage.encode()), 6))
+            tokens += len(text.completion_ids)
+        return {
+            "bits_per_byte": round(sum(losses) / len(losses), 6),
+            "by_passage": losses,
+            "tokens": tokens,
+        }
