@@ -3,7 +3,7 @@
 | columns | what becomes of a record |
 |---|---|
 | `body` with `messages` | a batch request: the conversation is the prompt |
-| `messages`, or `conversations` | a conversation; the last turn, if the assistant's, is the answer |
+| `messages`, or `conversations` | a conversation; an assistant's last turn is the answer |
 | `prompt` and `completion` | prompt and answer, each a text or a conversation |
 | `prompt` and `chosen` | a preference: the better answer |
 | `chosen` alone | a preference whose prompt is in it |

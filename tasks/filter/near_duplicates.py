@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _SEED = 42
-_CHUNK = 1024
+_CHUNK = 4096
 _FOUND = 0.99
 """Probability with which a pair that is just similar enough shares a band."""
 _HASH_BYTES = 4  # two strangers share a 32-bit hash now and then: what shares one is compared
