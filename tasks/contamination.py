@@ -86,6 +86,8 @@ class Contamination:
         return bigrams_of(self._without_template(words_of(text))) - self._phrases
 
     def _without_template(self, said: list[str]) -> list[str]:
+        if not self._template:
+            return said
         return [word for word in said if word not in self._template]
 
     def _overlaps(self, content: list[str]) -> bool:

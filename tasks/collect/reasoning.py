@@ -70,10 +70,12 @@ def _problems(name: str, level: int, rows: int, seed: int) -> Any:
     wanted = {"size": rows, "seed": seed}
     try:
         curriculum = create_curriculum(name)
+        if not 0 <= level <= curriculum.get_max_level():
+            raise ValueError(f"its levels go from 0 to {curriculum.get_max_level()}")
         curriculum.set_global_level(level)
         told = vars(curriculum.generate_configuration(wanted))
         return create_dataset(name, **(told | wanted))
     except (ValueError, AssertionError) as error:
         raise UserError(
-            f"no such task: {error}", where=f"collect.source.tasks: {name}, level {level}"
+            f"no such problems: {error}", where=f"collect.source.tasks: {name}, level {level}"
         ) from error

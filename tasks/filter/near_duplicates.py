@@ -10,7 +10,7 @@ Shapes: N rows, P permutations, B bands, R permutations a band.
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from math import ceil, log, log1p
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING
@@ -68,8 +68,9 @@ def _band_hashes(token_sets: list[list[str]], number: int, width: int) -> "np.nd
     from rensa import RMinHash
 
     sketches = RMinHash.digest_matrix_from_token_sets(token_sets, number * width, _SEED)
-    flat = array("I", (value for row in sketches.to_rows() for value in row))
-    sketches_NBR = np.asarray(flat).reshape(-1, number, width)
+    values = chain.from_iterable(sketches.to_rows())
+    flat = np.fromiter(values, np.uint32, len(token_sets) * number * width)
+    sketches_NBR = flat.reshape(-1, number, width)
     mixed_NB = np.zeros(sketches_NBR.shape[:2], dtype=np.uint64)
     for place in range(width):  # multiply and xor-shift: 64 well-mixed bits
         mixed_NB = (mixed_NB ^ sketches_NBR[:, :, place]) * np.uint64(0x9E3779B97F4A7C15)

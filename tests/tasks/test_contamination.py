@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.contamination import Contamination, bigrams_of, words_of
+from tasks.contamination import _WORD, Contamination, bigrams_of, words_of
 
 WORDS = [f"w{n}" for n in range(3000)]
 IDENTICAL = "identical to an evaluation prompt"

@@ -113,7 +113,7 @@ def test_problems_by_name_and_level(project):
     collect(source, TEMPLATE, ood=7, ood_groups=["leg_counting"])
     assert LABELLED.read_bytes() == first
     for tasks in ({"no_such_task": 0}, {"chain_sum": 99}):
-        with pytest.raises(UserError, match="no such task"):
+        with pytest.raises(UserError, match="no such problems"):
             collect({"type": "reasoning_gym", "tasks": tasks, "rows": 5}, TEMPLATE)
 
 
@@ -127,8 +127,9 @@ def test_groups_out_of_distribution_are_nowhere_else(project):
     assert {row.group for row in rest} == {"0", "1", "2"}
     assert {row.group for row in read_rows(OOD, Row)} == {"3"}
     assert all(row.answer for row in read_rows(OOD, Row))
-    with pytest.raises(UserError, match="25 rows for ood, 26 are asked for"):
-        collect(source, TEMPLATE, ood=26, ood_groups=["3"])
+    assert collect(source, TEMPLATE, ood=26, ood_groups=["3"])["ood"] == 25
+    with pytest.raises(UserError, match="0 rows for ood, 5 are asked for"):
+        collect(source, TEMPLATE, ood=5, ood_groups=["none"])
 
 
 def test_no_prompt_is_on_both_sides_of_the_border(project):
