@@ -74,15 +74,17 @@ def ours(texts: list[str]) -> set[int]:
 
 
 def datasketch(texts: list[str], tuned: bool) -> set[int]:
-    """Do the same with datasketch; tuned, its bands are ours, so that it finds as much."""
+    """Do the same with datasketch; tuned, sketch and bands are ours, so that it finds as much."""
+    number, width = bands(SIMILARITY, PERMUTATIONS)
+    length = number * width if tuned else PERMUTATIONS
     from datasketch import MinHash, MinHashLSH
 
     start = time.process_time()
     pairs = [bigrams_of(words_of(text)) for text in texts]
     encoded = ([pair.encode() for pair in said] for said in pairs)
-    sketches = MinHash.generator(encoded, num_perm=PERMUTATIONS)
-    cut = {"params": bands(SIMILARITY, PERMUTATIONS)} if tuned else {}
-    index = MinHashLSH(threshold=SIMILARITY, num_perm=PERMUTATIONS, **cut)
+    sketches = MinHash.generator(encoded, num_perm=length)
+    cut = {"params": (number, width)} if tuned else {}
+    index = MinHashLSH(threshold=SIMILARITY, num_perm=length, **cut)
     found = set()
     for place, sketch in enumerate(sketches):
         said = pairs[place]
@@ -130,7 +132,7 @@ def main() -> int:
     mine, peer = SECONDS["ours"], SECONDS["datasketch, our recall"]
     targets = {
         "times as fast, words cut": ((peer - cutting) / (mine - cutting), ">=", 5.0),
-        "times as fast, from text": (peer / mine, ">=", 3.0),
+        "times as fast, from text": (peer / mine, ">=", 5.0),
         "recall above datasketch's": (lines[0]["recall"] - lines[2]["recall"], ">=", -0.005),
     }
     return tell(chosen, lines, targets)
