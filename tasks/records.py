@@ -19,11 +19,14 @@ LABELLED = COLLECT / "labelled.jsonl"
 UNLABELLED = COLLECT / "unlabelled.jsonl"
 DEV = COLLECT / "dev.jsonl"
 TEST = COLLECT / "test.jsonl"
-# preflight, adapt, generate, filter, order, capture, shape, train, evaluate
+OOD = COLLECT / "ood.jsonl"
+"""Rows from another distribution than the training rows; there only when asked for."""
+# preflight, adapt, generate, filter, pair, order, capture, shape, train, evaluate
 MODELS = Path("data/preflight/models.json")
 ADAPT = Path("models/adapt")
 GENERATE = Path("data/generate")
 FILTER = Path("data/filter")
+PAIR = Path("data/pair")
 ORDER = Path("data/order")
 CAPTURE = Path("data/capture")
 SHAPE = Path("models/shape")
@@ -78,6 +81,8 @@ class Dropped(Response):
 
     filter: str
     reason: str
+    score: float | None = None
+    """The figure that decided, where the filter computes one."""
 
 
 class Lesson(Response):

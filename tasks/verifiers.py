@@ -7,9 +7,10 @@ To add one: a class with `canonical`, and its name in `Verifier` at the bottom.
 """
 
 import re
+import threading
 from collections.abc import Collection, Iterable
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -81,7 +82,43 @@ class Numeric(Section):
         return self.canonical(answer) is not None
 
 
-Verifier = Annotated[Exact | Label | Numeric, Field(discriminator="type")]
+class Mathematical(Section):
+    """The same value as a formula, in LaTeX or plain (`\\frac{1}{2}` is 0.5), by math-verify."""
+
+    type: Literal["math"]
+    characters: int = Field(2000, ge=1)
+    """Only so many characters at the end of an answer are read: that is where the result stands."""
+
+    def canonical(self, answer: str) -> str | None:
+        """Return the last formula in SymPy's spelling; None when there is none."""
+        found = self._parsed(answer)
+        return str(found[0]) if found else None
+
+    def correct(self, answer: str, reference: str) -> bool:
+        """Say whether the formulas are of equal value."""
+        from math_verify import verify
+
+        given, wanted = self._parsed(answer), self._parsed(reference)
+        return bool(given and wanted and verify(wanted, given, **_limit("timeout_seconds")))
+
+    def admissible(self, answer: str, labels: Collection[str]) -> bool:
+        """Say whether there is a formula or a number at all."""
+        return self.canonical(answer) is not None
+
+    def _parsed(self, text: str) -> list[Any]:
+        from math_verify import parse
+
+        found: list[Any] = parse(text[-self.characters :], **_limit("parsing_timeout"))
+        return found
+
+
+def _limit(name: str) -> dict[str, int | None]:
+    """Return the time limit of math-verify: it takes a signal, which only the main thread has."""
+    main = threading.current_thread() is threading.main_thread()
+    return {name: 5 if main else None}
+
+
+Verifier = Annotated[Exact | Label | Numeric | Mathematical, Field(discriminator="type")]
 
 
 class Task(Section):

@@ -14,23 +14,66 @@ from tasks.collect.formats import FORMATS, Broken, Record
 from tasks.errors import UserError
 from tasks.params import Section
 
-_PARTS = {"train": "train", "dev": "dev", "validation": "dev", "test": "test"}
+PARTS = {"train": "train", "dev": "dev", "validation": "dev", "test": "test", "ood": "ood"}
+"""Names of splits, and the part that each becomes."""
 _REMOTE = "s3://"
 _BUFFER = 1 << 20
 
 
-class Files(Section):
-    """The records of one file; the template says which columns make prompt and answer."""
+class Records(Section):
+    """What sources of records with columns have in common."""
 
-    type: Literal["files"]
-    path: str
-    """A `.jsonl`, `.csv` or `.parquet` file below the project, or on S3 (`"s3://..."`)."""
     group: str | None = None
     """Column with the class or topic of a record, for scores by group."""
     key: str | None = None
     """Column whose values must not stand on both sides of a split: a document, a patient."""
     split: str | None = None
-    """Column that says train, dev or test, where the file is split already."""
+    """Column that says train, dev, test or ood, where the data is split already."""
+
+    @property
+    def file(self) -> str:
+        """Name of the file whose lines are counted."""
+        raise NotImplementedError
+
+    def notice(self) -> str:
+        """Return the licence notice that the rows carry along: none, the data is yours."""
+        return ""
+
+    def example(
+        self, number: int, record: Mapping[str, Any] | Broken, part: str = ""
+    ) -> Example | SetAside:
+        """Return a record as an example, or why it is none.
+
+        Args:
+            number: line or row, from 1.
+            record: its columns.
+            part: the split that it comes from, where no column says so.
+        """
+        if isinstance(record, Broken):
+            return SetAside(file=self.file, line=number, reason=record.reason, text=record.text)
+        try:
+            keys = (text_of(record, self.key),) if self.key else ()
+            group = text_of(record, self.group) if self.group else ""
+            return Example(number, record, keys, group, self._part(record) or part)
+        except NoExampleError as no:
+            text = clipped(dict(record))
+            return SetAside(file=self.file, line=number, reason=str(no), text=text)
+
+    def _part(self, record: Mapping[str, Any]) -> str:
+        if self.split is None:
+            return ""
+        part = text_of(record, self.split)
+        if part not in PARTS:
+            raise NoExampleError(f"column {self.split!r} is none of {', '.join(PARTS)}")
+        return PARTS[part]
+
+
+class Files(Records):
+    """The records of one file; the template says which columns make prompt and answer."""
+
+    type: Literal["files"]
+    path: str
+    """A `.jsonl`, `.csv` or `.parquet` file below the project, or on S3 (`"s3://..."`)."""
 
     @field_validator("path")
     @classmethod
@@ -51,15 +94,11 @@ class Files(Section):
             UserError: the file cannot be opened, or breaks off.
         """
         for number, record in self._records():
-            yield self._example(number, record)
+            yield self.example(number, record)
 
     def release(self) -> str:
         """Return what the summary says of the source."""
         return Path(self.path).name
-
-    def notice(self) -> str:
-        """Return the licence notice that the rows carry along: none, the file is yours."""
-        return ""
 
     def _records(self) -> Iterator[Record]:
         try:
@@ -76,25 +115,6 @@ class Files(Section):
                 where=self.path,
                 mend=f"check collect.source.path{variables}",
             ) from error
-
-    def _example(self, number: int, record: Mapping[str, Any] | Broken) -> Example | SetAside:
-        if isinstance(record, Broken):
-            return SetAside(file=self.path, line=number, reason=record.reason, text=record.text)
-        try:
-            keys = (text_of(record, self.key),) if self.key else ()
-            group = text_of(record, self.group) if self.group else ""
-            return Example(number, record, keys, group, self._part(record))
-        except NoExampleError as no:
-            text = clipped(dict(record))
-            return SetAside(file=self.path, line=number, reason=str(no), text=text)
-
-    def _part(self, record: Mapping[str, Any]) -> str:
-        if self.split is None:
-            return ""
-        part = text_of(record, self.split)
-        if part not in _PARTS:
-            raise NoExampleError(f"column {self.split!r} is none of {', '.join(_PARTS)}")
-        return _PARTS[part]
 
 
 def inside_project(path: str) -> Path:

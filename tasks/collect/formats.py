@@ -32,14 +32,31 @@ def json_lines(file: IO[bytes]) -> Iterator[Record]:
 
 def _object(line: bytes) -> Mapping[str, Any] | Broken:
     try:
-        value = json.loads(line.decode())
+        value = json.loads(line.decode(), object_pairs_hook=_once, parse_constant=_no_number)
     except UnicodeDecodeError:
         return Broken("not UTF-8", clipped(line))
+    except _TwiceError:
+        return Broken("a key twice", clipped(line))
     except (ValueError, RecursionError):
         return Broken("not JSON", clipped(line))
     if not isinstance(value, dict):
         return Broken("not a JSON object", clipped(line))
     return value
+
+
+class _TwiceError(Exception):
+    """An object names a key twice: which value is meant is anyone's guess."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _TwiceError
+    return found
+
+
+def _no_number(spelt: str) -> float:
+    raise ValueError(f"{spelt} is no JSON")
 
 
 def csv_rows(file: IO[bytes]) -> Iterator[Record]:
@@ -92,12 +109,13 @@ def parquet_rows(file: IO[bytes]) -> Iterator[Record]:
 
     number = 0
     for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
-        for record in _batch_rows(batch):
+        for record in batch_rows(batch):
             number += 1
             yield number, record
 
 
-def _batch_rows(batch: Any) -> Iterator[Mapping[str, Any] | Broken]:
+def batch_rows(batch: Any) -> Iterator[Mapping[str, Any] | Broken]:
+    """Yield the rows of an Arrow table; what cannot be read is broken, row by row."""
     try:
         yield from batch.to_pylist()
     except ValueError as error:  # bytes that are no UTF-8, a date no calendar knows
@@ -105,7 +123,7 @@ def _batch_rows(batch: Any) -> Iterator[Mapping[str, Any] | Broken]:
             yield Broken(f"unreadable: {type(error).__name__}", "")
             return
         for row in range(batch.num_rows):
-            yield from _batch_rows(batch.slice(row, 1))
+            yield from batch_rows(batch.slice(row, 1))
 
 
 FORMATS: dict[str, Callable[[IO[bytes]], Iterator[Record]]] = {

@@ -2,13 +2,13 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tasks.collect.examples import Example, NoExampleError, SetAside, clipped
-from tasks.collect.split import Pool
-from tasks.collect.template import Template
+from tasks.collect.split import Pool, Split
+from tasks.collect.template import Prompt
 from tasks.records import Row, prompt_text, row_id
 from tasks.row_view import RowView
 
@@ -24,14 +24,21 @@ class Source(Protocol):
         """Yield the records, or why one is none."""
 
 
+class Rendering(Protocol):
+    """What turns the columns of a record into a prompt and an answer."""
+
+    def render(self, columns: Mapping[str, Any]) -> tuple[Prompt, str | None]:
+        """Return both, or raise NoExampleError."""
+
+
 class Intake:
     """Rows of a source, spooled in its order. A record ends in a row or is set aside, no third."""
 
-    def __init__(self, source: Source, template: Template, seed: int, spool: Path) -> None:
+    def __init__(self, source: Source, template: Rendering, split: Split, spool: Path) -> None:
         self._source, self._template, self._spool = source, template, spool
         self._lines = array("Q")  # line of the source, for each row
         self._rows: RowView[Row] | None = None
-        self.pool = Pool(seed)
+        self.pool = Pool(split)
         self.read = 0
         self.reasons: Counter[str] = Counter()
 

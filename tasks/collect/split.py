@@ -19,7 +19,7 @@ from tasks.contamination import Contamination
 from tasks.params import Section
 from tasks.records import Row
 
-_MARKS = {"": 0, "train": 0, "dev": 1, "test": 2}
+_MARKS = {"": 0, "train": 0, "dev": 1, "test": 2, "ood": 3}
 _NO_ANSWER = 0
 
 
@@ -30,8 +30,8 @@ def _hash(text: str) -> int:
 class Pool:
     """What a split must know of each row, some forty bytes; the rows themselves stay on disk."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, split: "Split") -> None:
+        self._seed, self._ood_groups = split.seed, frozenset(split.ood_groups)
         self.prompts, self.answers = array("Q"), array("Q")  # hashes
         self.ranks, self.marks = array("Q"), array("B")
         self._keys, self._key_ends = array("Q"), array("Q")
@@ -42,7 +42,8 @@ class Pool:
         self.prompts.append(int(row.id, 16))
         self.answers.append(_NO_ANSWER if row.answer is None else _hash(row.answer) | 1)
         self.ranks.append(_hash(f"{self._seed} {keys[0]}"))
-        self.marks.append(_MARKS[example.part])
+        part = "ood" if example.group in self._ood_groups else example.part
+        self.marks.append(_MARKS[part])
         self._keys.extend(map(_hash, keys))
         self._key_ends.append(len(self._keys))
 
@@ -84,6 +85,7 @@ class Parts:
     unlabelled: list[int] = field(default_factory=list)
     dev: list[int] = field(default_factory=list)
     test: list[int] = field(default_factory=list)
+    ood: list[int] = field(default_factory=list)
     refused: list[tuple[int, str]] = field(default_factory=list)
     """Rows that cannot be used, and why."""
     withheld: int = 0
@@ -102,6 +104,11 @@ class Split(Section):
     """Which batch of unlabelled rows: 0 is the first, 1 takes those that come after, and so on."""
     dev: int = Field(500, ge=1)
     test: int = Field(2500, ge=1)
+    ood: int = Field(0, ge=0)
+    """Rows of another distribution, to test on alone: those of `ood_groups`, and those that the
+    source itself calls `ood`."""
+    ood_groups: tuple[str, ...] = ()
+    """Groups of which no row is in any other part, whether `ood` asks for rows or not."""
 
     def draw(self, pool: Pool, prompt_of: Callable[[int], str], parts: Parts) -> None:
         """Draw `parts`; one may come out smaller than asked.
@@ -127,8 +134,10 @@ class _Draw:
         parts, answers = self._parts, self._pool.answers
         self._refuse_repeated()
         order = self._pool.in_drawing_order()
-        for part, size, drawn in (("test", split.test, parts.test), ("dev", split.dev, parts.dev)):
-            mark = _MARKS[part] if self._pool.has(part) else 0  # else drawn from the rest
+        drawings = [("test", split.test, parts.test), ("dev", split.dev, parts.dev)]
+        for part, size, drawn in [*drawings, ("ood", split.ood, parts.ood)]:
+            own = part == "ood" or self._pool.has(part)
+            mark = _MARKS[part] if own else 0  # else drawn from the rest
             answered = (row for row in self._marked(order, mark) if answers[row])
             drawn.extend(self._take(answered, size))
             self._close(drawn)

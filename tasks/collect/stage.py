@@ -1,7 +1,8 @@
 """Prompts and labelled rows, split without leakage.
 
-In:  the source that `collect.source` names: WordNet, or a file of your own.
+In:  the source that `collect.source` names: WordNet, a file of your own, a data set, problems.
 Out: data/collect/labelled.jsonl, dev.jsonl, test.jsonl   rows with their right answer
+     data/collect/ood.jsonl                               such rows of other groups, if asked for
      data/collect/unlabelled.jsonl                        rows whose answer is nowhere
      data/collect/quarantine.jsonl     each record that became no row: line, reason, beginning
      data/collect/summary.json, and NOTICE.txt where the source's licence asks for one
@@ -21,17 +22,30 @@ from pydantic import Field
 
 from tasks.collect.examples import SetAside
 from tasks.collect.files import Files
+from tasks.collect.hugging_face import Hub, Saved
 from tasks.collect.intake import Intake
+from tasks.collect.reasoning import ReasoningGym
+from tasks.collect.recognised import Recognised
 from tasks.collect.replay import Replay
 from tasks.collect.split import Parts, Split
-from tasks.collect.template import Template, columns_in
+from tasks.collect.template import Template
 from tasks.collect.wordnet import WordNet
 from tasks.errors import UserError
 from tasks.params import Section
 from tasks.progress import say
-from tasks.records import COLLECT, DEV, LABELLED, TEST, UNLABELLED, Row, write_json, write_rows
+from tasks.records import (
+    COLLECT,
+    DEV,
+    LABELLED,
+    OOD,
+    TEST,
+    UNLABELLED,
+    Row,
+    write_json,
+    write_rows,
+)
 
-Source = Annotated[WordNet | Files, Field(discriminator="type")]
+Source = Annotated[WordNet | Files | Saved | Hub | ReasoningGym, Field(discriminator="type")]
 QUARANTINE = COLLECT / "quarantine.jsonl"
 _SPOOL = COLLECT / "rows.partial"
 
@@ -41,8 +55,9 @@ class CollectParams(Section):
 
     source: Source
     """Where the examples come from."""
-    template: Template
-    """How an example is put to a model."""
+    template: Template | None = None
+    """How an example is put to a model. Without one its columns tell: TRL's formats (`messages`,
+    `prompt` and `completion`, `chosen`, `text`) and OpenAI's batch requests."""
     split: Split = Split()
     """How many rows go where."""
     replay: Replay = Replay()
@@ -51,7 +66,12 @@ class CollectParams(Section):
     @property
     def group_tells(self) -> bool:
         """Whether a row's group gives its answer away."""
-        return self.source.group in columns_in(self.template.answer)
+        return self.source.group in self.rendering.answer_columns
+
+    @property
+    def rendering(self) -> Template | Recognised:
+        """What turns columns into prompt and answer."""
+        return self.template or Recognised()
 
 
 def run(collect: CollectParams) -> None:
@@ -61,7 +81,7 @@ def run(collect: CollectParams) -> None:
         UserError: the source cannot be read, or has too few usable rows.
     """
     COLLECT.mkdir(parents=True, exist_ok=True)
-    intake = Intake(collect.source, collect.template, collect.split.seed, _SPOOL)
+    intake = Intake(collect.source, collect.rendering, collect.split, _SPOOL)
     parts = Parts()
     try:
         write_rows(QUARANTINE, _set_aside(intake, collect.split, parts))
@@ -83,6 +103,7 @@ def _set_aside(intake: Intake, split: Split, parts: Parts) -> Iterator[SetAside]
 
 def _refuse_shortage(collect: CollectParams, intake: Intake, parts: Parts) -> None:
     found = {"test": parts.test, "dev": parts.dev, "labelled": parts.labelled}
+    found |= {"ood": parts.ood} if collect.split.ood else {}
     for name, rows in found.items():
         asked = getattr(collect.split, name)
         enough = 1 if name != "labelled" and intake.pool.has(name) else asked
@@ -106,6 +127,8 @@ def _write_parts(collect: CollectParams, intake: Intake, parts: Parts) -> None:
     rows = intake.rows()
     for path, numbers in ((LABELLED, parts.labelled), (DEV, parts.dev), (TEST, parts.test)):
         write_rows(path, rows.only(numbers))
+    if collect.split.ood:
+        write_rows(OOD, rows.only(parts.ood))
     hidden = {"answer": None, "origin": "none"} | ({"group": ""} if collect.group_tells else {})
     replayed = {row.id: row for row in collect.replay.prompts()}
     drawn = (row for row in rows.only(parts.unlabelled) if row.id not in replayed)
@@ -120,7 +143,8 @@ def _write_parts(collect: CollectParams, intake: Intake, parts: Parts) -> None:
 
 
 def _summary(collect: CollectParams, intake: Intake, parts: Parts) -> dict[str, Any]:
-    sizes = {name: len(getattr(parts, name)) for name in ("labelled", "unlabelled", "dev", "test")}
+    names = ["labelled", "unlabelled", "dev", "test", *(["ood"] if collect.split.ood else [])]
+    sizes = {name: len(getattr(parts, name)) for name in names}
     set_aside = sum(intake.reasons.values())
     answers = Counter(_answers(intake, [*parts.labelled, *parts.dev, *parts.test]))
     common = Counter(_answers(intake, parts.test)).most_common(1)[0][1]

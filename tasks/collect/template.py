@@ -34,6 +34,11 @@ class Template(Section):
             raise ValueError("name at least one column, as in {text}")
         return template
 
+    @property
+    def answer_columns(self) -> frozenset[str]:
+        """Columns that give an answer away."""
+        return frozenset(columns_in(self.answer))
+
     def render(self, columns: Mapping[str, Any]) -> tuple[Prompt, str | None]:
         """Return the prompt and the answer of a record; None where it has no answer.
 
@@ -42,7 +47,7 @@ class Template(Section):
         """
         whole = self.prompt.strip()[1:-1]
         if self.prompt.strip() == f"{{{whole}}}" and isinstance(columns.get(whole), list):
-            return self._conversation(columns[whole])
+            return conversation(columns[whole])
         text = _filled(self.prompt, columns)
         if text is None:
             raise NoExampleError("a column of the prompt is empty")
@@ -60,21 +65,25 @@ class Template(Section):
         known = dict.fromkeys(columns_in(self.answer)) | dict(columns)
         return _filled(self.answer, known)
 
-    def _conversation(self, turns: list[Any]) -> tuple[Prompt, str | None]:
-        try:
-            messages = tuple(Message.model_validate(turn, strict=True) for turn in turns)
-        except ValidationError:
-            raise NoExampleError(
-                "a turn is not {role, content} of system, user or assistant"
-            ) from None
-        content = "".join(storable(message.content) for message in messages)
-        if len(content) > MAX_CHARACTERS:
-            raise NoExampleError(f"longer than {MAX_CHARACTERS} characters")
-        answer = messages[-1].content if messages and messages[-1].role == "assistant" else None
-        asked = messages if answer is None else messages[:-1]
-        if not asked or asked[-1].role != "user":
-            raise NoExampleError("the conversation does not end with the user's turn and an answer")
-        return asked, answer or None
+
+def conversation(turns: list[Any]) -> tuple[Prompt, str | None]:
+    """Return the prompt and the answer of a conversation: its last turn, if the assistant's.
+
+    Raises:
+        NoExampleError: a turn is none, or the user's is not the last one asked.
+    """
+    try:
+        messages = tuple(Message.model_validate(turn, strict=True) for turn in turns)
+    except ValidationError:
+        raise NoExampleError("a turn is not {role, content} of system, user or assistant") from None
+    content = "".join(storable(message.content) for message in messages)
+    if len(content) > MAX_CHARACTERS:
+        raise NoExampleError(f"longer than {MAX_CHARACTERS} characters")
+    answer = messages[-1].content if messages and messages[-1].role == "assistant" else None
+    asked = messages if answer is None else messages[:-1]
+    if not asked or asked[-1].role != "user":
+        raise NoExampleError("the conversation does not end with the user's turn and an answer")
+    return asked, answer or None
 
 
 def columns_in(template: str) -> list[str]:

@@ -1,10 +1,11 @@
 """Keep or drop the teacher's answers, with a reason.
 
-In:  data/generate/<teacher>/responses.jsonl of every teacher; the labels of data/collect's
-     labelled rows, and the prompts of its dev and test rows.
+In:  data/generate/<teacher>/responses.jsonl of every teacher; the answers of data/collect's
+     labelled rows, and the prompts of every evaluation split (dev, test, ood).
 Out: data/filter/kept.jsonl       responses, as they came
-     data/filter/dropped.jsonl    responses with the filter that refused them, and why
+     data/filter/dropped.jsonl    responses with the filter that refused them, why, and its score
      data/filter/funnel.json      for each filter in turn: rows seen, dropped, by reason
+     data/filter/funnel.svg       the same as a picture
      data/filter/summary.json
 
 A row of dropped.jsonl:
@@ -22,9 +23,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+from tasks import sources
 from tasks.contamination import Contamination
 from tasks.errors import UserError
 from tasks.filter.filters import AnyFilter, Contaminated
+from tasks.filter.picture import funnel_svg
 from tasks.filter.verdicts import Context, Filter, Refused
 from tasks.params import Section
 from tasks.progress import say, track
@@ -33,6 +36,7 @@ from tasks.records import (
     FILTER,
     GENERATE,
     LABELLED,
+    OOD,
     TEST,
     Dropped,
     Response,
@@ -53,6 +57,9 @@ class FilterParams(Section):
     """Always runs, before all others: nothing of dev or test is trained on."""
     filters: tuple[AnyFilter, ...] = ()
     """The others, in their order: put what refuses much for little work first."""
+    scorer: str = "tasks/filter/stage.py"
+    """Model that `ifd`, `judge` and `reward` ask, as DVC watches it: a checkpoint such as
+    models/adapt/main. A file of the stage's own code stands for the packaged SmolLM2."""
 
 
 def run(filter: FilterParams, task: Task) -> None:
@@ -61,7 +68,7 @@ def run(filter: FilterParams, task: Task) -> None:
     Raises:
         UserError: there are no responses, or none is kept.
     """
-    context = _context(filter.contaminated, task)
+    context = _context(filter, task)
     rows = RowView.of(sorted(GENERATE.glob("*/responses.jsonl")), Response)
     if not rows:
         raise UserError("there are no responses to filter", where=str(GENERATE))
@@ -71,6 +78,7 @@ def run(filter: FilterParams, task: Task) -> None:
         FILTER / "dropped.jsonl", chain.from_iterable(funnel.through(f, context) for f in filters)
     )
     write_json(FILTER / "funnel.json", funnel.steps)
+    (FILTER / "funnel.svg").write_text(funnel_svg(funnel.steps), encoding="utf-8")
     write_json(FILTER / "summary.json", _summary(funnel, len(rows), context))
     if not funnel.rows:
         raise UserError(
@@ -97,7 +105,8 @@ class Funnel:
             verdict = keep(row)
             if isinstance(verdict, Refused):
                 reasons[verdict.reason] += 1
-                yield Dropped(**row.model_dump(), filter=filter.type, reason=verdict.reason)
+                told = {"reason": verdict.reason, "score": verdict.score}
+                yield Dropped(**row.model_dump(), filter=filter.type, **told)
             else:
                 kept.append(position)
         dropped = {"dropped": seen - len(kept), "reasons": dict(reasons)}
@@ -105,13 +114,18 @@ class Funnel:
         self.rows = self.rows.only(kept)
 
 
-def _context(contaminated: Contaminated, task: Task) -> Context:
-    labelled = (row.answer for row in read_rows(LABELLED, Row))
-    prompts = (prompt_text(row.prompt) for path in (DEV, TEST) for row in read_rows(path, Row))
+def _context(filter: FilterParams, task: Task) -> Context:
+    labelled = ((row.id, row.answer) for row in read_rows(LABELLED, Row))
+    references = {id: answer for id, answer in labelled if answer is not None}
+    splits = (path for path in (DEV, TEST, OOD) if path.exists())
+    prompts = (prompt_text(row.prompt) for path in splits for row in read_rows(path, Row))
+    contaminated = filter.contaminated
     return Context(
         task,
-        task.labels(answer for answer in labelled if answer is not None),
+        task.labels(references.values()),
         Contamination(prompts, contaminated.words, contaminated.similarity),
+        references,
+        lambda: sources.watched(filter.scorer),
     )
 
 

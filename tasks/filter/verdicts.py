@@ -5,8 +5,9 @@ the other rows or the task has `over`, which looks at what it needs and returns 
 judges the rows of one run.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from tasks.contamination import Contamination
@@ -25,6 +26,8 @@ class Refused:
     """The verdict on a row that goes no further."""
 
     reason: str
+    score: float | None = None
+    """The figure that decided, where there is one."""
 
 
 Verdict = Kept | Refused
@@ -48,7 +51,11 @@ class Context:
     labels: frozenset[str]
     """Canonical forms of the answers of the labelled rows."""
     evaluation: Contamination
-    """The prompts of dev and test."""
+    """The prompts of every evaluation split."""
+    references: Mapping[str, str] = field(default_factory=dict)
+    """Right answers, by the ids of the rows whose prompts have one."""
+    scorer: Callable[[], Path] = Path
+    """Gives the folder of the model that filters ask: what `filter.scorer` names."""
 
     def answer(self, row: Response) -> str:
         """Return what a row answers, in the form in which answers are compared."""

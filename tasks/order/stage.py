@@ -1,6 +1,6 @@
 """Difficulty and curriculum: which rows the student meets, and when.
 
-In:  data/filter/kept.jsonl
+In:  data/filter/kept.jsonl; where it is asked for, the samples of data/generate, or a model
 Out: data/order/train.jsonl      lessons, stage after stage; a row may occur in several stages
      data/order/summary.json
 
@@ -17,12 +17,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tasks.errors import UserError
-from tasks.order.difficulty import Difficulty
+from tasks.order.difficulty import Context, Difficulty
 from tasks.order.schedule import Schedule
 from tasks.params import Section
 from tasks.progress import say, track
 from tasks.records import FILTER, ORDER, Lesson, Response, write_json, write_rows
 from tasks.row_view import RowView
+from tasks.verifiers import Task
 
 KEPT = FILTER / "kept.jsonl"
 
@@ -33,18 +34,23 @@ class OrderParams(Section):
     difficulty: Difficulty
     """How hard a row is."""
     schedule: Schedule
-    """In which stage it is met."""
+    """In which stage it is met. The trainer goes through the stages in turn, and a loss may heed
+    them: each lesson bears the number of its stage."""
+    scorer: str = "tasks/order/stage.py"
+    """Model that `student_loss`, `loss_gap` and `ifd` ask, as DVC watches it: a checkpoint such as
+    models/shape. A file of the stage's own code stands for the packaged SmolLM2."""
 
 
-def run(order: OrderParams) -> None:
+def run(order: OrderParams, task: Task) -> None:
     """Score the rows, put them into stages, write the lessons.
 
     Raises:
         UserError: there are more stages than rows, or a row has no difficulty.
     """
     rows = RowView.of([KEPT], Response)
-    scored = enumerate(track(rows, total=len(rows), what=f"order {order.difficulty.type}"))
-    difficulties = array("d", (order.difficulty.of(row, place) for place, row in scored))
+    scored = order.difficulty.over(rows, Context(task, order.scorer))
+    told = track(scored, total=len(rows), what=f"order {order.difficulty.type}")
+    difficulties = array("d", told)
     stages = order.schedule.stages_of(difficulties)
     if not all(stages):
         raise UserError(

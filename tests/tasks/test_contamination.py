@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.contamination import Contamination, bigrams_of, words_of
+from tasks.contamination import _WORD, Contamination, bigrams_of, words_of
 
 WORDS = [f"w{n}" for n in range(3000)]
 IDENTICAL = "identical to an evaluation prompt"
@@ -106,3 +106,8 @@ def test_any_text_can_be_asked(prompts, text):
     index = Contamination(prompts)
     index.reason(text)
     assert all(index.reason(prompt) == IDENTICAL for prompt in prompts)
+
+
+@given(st.text(alphabet="aB3_ -+*/=<>^%.,;\n\t'é猫ß", max_size=30))
+def test_plain_text_is_cut_into_the_same_words_as_any(text):
+    assert words_of(text) == _WORD.findall(text.casefold())

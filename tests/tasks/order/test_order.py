@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from tasks.errors import UserError
-from tasks.order.difficulty import Difficulty
-from tasks.order.schedule import EasyToHard, Shuffled
+from tasks.order.difficulty import Context, Difficulty
+from tasks.order.schedule import EasyToHard, Mixed, Shuffled
 from tasks.order.stage import OrderParams, run
 from tasks.params import validated
-from tasks.records import FILTER, ORDER, Lesson, Response, read_rows, row_id, write_rows
+from tasks.records import FILTER, GENERATE, ORDER, Lesson, Response, read_rows, row_id, write_rows
+from tasks.verifiers import Task
 
+TASK = Task(verifier={"type": "label"})
 LOSSES = [0.5, 0.1, 0.9, 0.3, 0.7, 0.2, 0.1]
 
 
@@ -42,15 +44,19 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def ordered(schedule: dict, difficulty: str = "teacher_loss") -> list[tuple[int, float, int]]:
     """The lessons as (row, difficulty, stage)."""
     spelt = {"difficulty": {"type": difficulty}, "schedule": schedule}
-    run(validated(OrderParams, spelt, "order"))
+    run(validated(OrderParams, spelt, "order"), TASK)
     places = {row.id: place for place, row in enumerate(ROWS)}
     lessons = read_rows(ORDER / "train.jsonl", Lesson)
     return [(places[lesson.id], lesson.difficulty, lesson.stage) for lesson in lessons]
 
 
 def scores(**spelt) -> list[float]:
+    return measured(ROWS, **spelt)
+
+
+def measured(rows: list[Response], scorer: str = "", **spelt) -> list[float]:
     difficulty = TypeAdapter(Difficulty).validate_python(spelt)
-    return [difficulty.of(row, place) for place, row in enumerate(ROWS)]
+    return list(difficulty.over(rows, Context(TASK, scorer)))
 
 
 def test_difficulties():
@@ -62,6 +68,79 @@ def test_difficulties():
     drawn = scores(type="random", seed=1)
     assert drawn == scores(type="random", seed=1) != scores(type="random", seed=2)
     assert len(set(drawn)) == 7 and all(0 <= score <= 1 for score in drawn)
+
+
+def answered(*answers: str, group: str = "") -> list[Response]:
+    prompt = f"a prompt of {len(answers)}"
+    told = {"id": row_id(prompt), "prompt": prompt, "group": group}
+    first = response(0, 1.0)
+    return [
+        first.model_copy(update=told | {"answer": answer, "sample": n})
+        for n, answer in enumerate(answers)
+    ]
+
+
+def test_the_length_of_a_rationale_is_what_stands_before_the_result():
+    rows = answered("two and two\nmakes four\n4", "4", "first #### 1 #### 4\n")
+    assert measured(rows, type="rationale_length") == [5, 0, 0]
+    assert measured(rows, type="rationale_length", before="####") == [0, 0, 3]
+
+
+def test_a_given_label():
+    rows = [*answered("a", group="high"), *answered("b", "c", group="low")]
+    assert measured(rows, type="given_label", labels=["low", "high"]) == [1, 0, 0]
+    with pytest.raises(UserError, match="the group 'high' is none of low"):
+        measured(rows, type="given_label", labels=["low"])
+
+
+def test_the_pass_rate_counts_all_samples_that_were_drawn(project):
+    disputed, agreed = answered(" a", " b", "A", " a"), answered(" c", " c")
+    write_rows(GENERATE / "main/responses.jsonl", [*disputed, *agreed, *ROWS[:1]])
+    kept = [disputed[0], agreed[0], ROWS[0]]
+    assert measured(kept, type="pass_rate") == [0.25, 0, 0]
+
+
+def test_what_a_student_finds_hard(checkpoint):
+    from tasks.likelihood import Likelihood
+
+    asked = Likelihood.of(checkpoint, "float32", 1)
+    exact = {"scorer": str(checkpoint), "precision": "float32", "threads": 1}
+    losses = measured(ROWS, type="student_loss", **exact)
+    assert losses == [round(loss, 4) for loss in asked.answer_losses(ROWS)]
+    gaps = measured(ROWS, type="loss_gap", **exact)
+    assert gaps == pytest.approx([s - t for s, t in zip(losses, LOSSES, strict=True)], abs=1e-3)
+    ifd = [round(score, 4) for score in asked.instruction_following_difficulty(ROWS)]
+    assert measured(ROWS, type="ifd", **exact) == ifd
+    with pytest.raises(UserError, match="no model in this folder"):
+        measured(ROWS, type="student_loss", scorer="models/none")
+
+
+def sizes(**spelt) -> list[int]:
+    schedule = EasyToHard(type="easy_to_hard", **spelt)
+    return [len(rows) for rows in schedule.stages_of(range(100))]
+
+
+def test_pacing():
+    assert sizes(stages=4) == [25, 50, 75, 100]
+    assert sizes(stages=4, pacing="root") == [50, 71, 87, 100]
+    assert sizes(stages=4, start=0.2) == [40, 60, 80, 100]
+    assert sizes(stages=4, pacing="root", start=0.5) == [66, 79, 90, 100]
+    assert sizes(stages=4, pacing="root", mode="disjoint") == [50, 21, 16, 13]
+
+
+def test_a_staged_mix_holds_every_row_once_and_mostly_its_own_level():
+    stages = Mixed(type="mixed", stages=4, own=0.7).stages_of(range(400))
+    assert sorted(row for rows in stages for row in rows) == list(range(400))
+    for stage, rows in enumerate(stages):
+        by_level = [sum(row // 100 == level for row in rows) for level in range(4)]
+        assert by_level == [70 if level == stage else 10 for level in range(4)]
+        assert list(rows) == sorted(rows)
+    only = Mixed(type="mixed", stages=4, own=1).stages_of(range(400))
+    assert [len(rows) for rows in only] == [100] * 4
+    alone = Mixed(type="mixed", stages=1).stages_of([3, 1])
+    assert [list(rows) for rows in alone] == [[1, 0]]
+    hardest = Mixed(type="mixed", stages=4, reverse=True).stages_of(range(400))[0]
+    assert sum(row >= 300 for row in hardest) == 70
 
 
 def test_a_teacher_without_log_probabilities_has_no_loss(project):

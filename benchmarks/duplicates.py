@@ -1,0 +1,142 @@
+"""The filter `near_duplicates` against datasketch (target P9), from text to verdict.
+
+    python -m benchmarks.duplicates [--rows 100000] [--check]
+
+Both get the same prompts, cut them into the same word pairs, and compare the candidates exactly;
+datasketch sketches in bulk and asks its LSH index row by row, as its documentation shows. Planted:
+a tenth of the prompts are earlier ones with a word or two changed. CPU seconds of this process;
+cutting text into words costs both the same and is told apart.
+"""
+
+import random
+import sys
+import time
+from functools import partial
+
+from benchmarks.outcome import parser, tell
+from tasks.contamination import Contamination, bigrams_of, words_of
+from tasks.filter.duplicates import NearDuplicates
+from tasks.filter.near_duplicates import bands
+from tasks.filter.verdicts import Context, Refused
+from tasks.records import Response, row_id
+from tasks.verifiers import Task
+
+SIMILARITY, PERMUTATIONS = 0.8, 128
+
+
+def documents(rows: int, seed: int = 0) -> list[str]:
+    """Draw prompts of 30 to 60 words; one in ten is an earlier one, a word or two changed."""
+    dice = random.Random(seed)
+    words = [f"{chr(97 + n % 26)}{n:x}" for n in range(30_000)]
+    found: list[str] = []
+    for _ in range(rows):
+        if found and dice.random() < 0.1:
+            said = found[dice.randrange(len(found))].split()
+            for _ in range(dice.randint(1, 2)):
+                said[dice.randrange(len(said))] = dice.choice(words)
+        else:
+            said = dice.choices(words, k=dice.randint(30, 60))
+        found.append(" ".join(said))
+    return found
+
+
+def exact(texts: list[str]) -> set[int]:
+    """Return the rows that are near-duplicates of one before that is none, by an inverted index."""
+    by_pair: dict[str, list[int]] = {}
+    sizes: dict[int, int] = {}
+    twins = set()
+    for place, text in enumerate(texts):
+        pairs = bigrams_of(words_of(text))
+        shared: dict[int, int] = {}
+        for pair in pairs:
+            for other in by_pair.get(pair, ()):
+                shared[other] = shared.get(other, 0) + 1
+        if any(n >= SIMILARITY * (len(pairs) + sizes[o] - n) for o, n in shared.items()):
+            twins.add(place)
+            continue
+        sizes[place] = len(pairs)
+        for pair in pairs:
+            by_pair.setdefault(pair, []).append(place)
+    return twins
+
+
+def ours(texts: list[str]) -> set[int]:
+    """Run the filter as the stage does."""
+    context = Context(Task(verifier={"type": "exact"}), frozenset(), Contamination([]))
+    options = {"id": "", "teacher": "main", "finish": "stop", "answer": "a"}
+    rows = [Response(**(options | {"id": row_id(text), "prompt": text})) for text in texts]
+    spelt = {"similarity": SIMILARITY, "permutations": PERMUTATIONS}
+    start = time.process_time()
+    keep = NearDuplicates(type="near_duplicates", **spelt).over(rows, context)
+    found = {n for n, row in enumerate(rows) if isinstance(keep(row), Refused)}
+    SECONDS["ours"] = time.process_time() - start
+    return found
+
+
+def datasketch(texts: list[str], tuned: bool) -> set[int]:
+    """Do the same with datasketch; tuned, sketch and bands are ours, so that it finds as much."""
+    number, width = bands(SIMILARITY, PERMUTATIONS)
+    length = number * width if tuned else PERMUTATIONS
+    from datasketch import MinHash, MinHashLSH
+
+    start = time.process_time()
+    pairs = [bigrams_of(words_of(text)) for text in texts]
+    encoded = ([pair.encode() for pair in said] for said in pairs)
+    sketches = MinHash.generator(encoded, num_perm=length)
+    cut = {"params": (number, width)} if tuned else {}
+    index = MinHashLSH(threshold=SIMILARITY, num_perm=length, **cut)
+    found = set()
+    for place, sketch in enumerate(sketches):
+        said = pairs[place]
+        near = (pairs[other] for other in index.query(sketch))
+        if any(len(said & other) >= SIMILARITY * len(said | other) for other in near):
+            found.add(place)
+        else:
+            index.insert(place, sketch, check_duplication=False)
+    SECONDS["datasketch, our recall" if tuned else "datasketch"] = time.process_time() - start
+    return found
+
+
+SECONDS: dict[str, float] = {}
+
+
+def main() -> int:
+    options = parser(__doc__, "duplicates")
+    options.add_argument("--rows", type=int, default=100_000)
+    chosen = options.parse_args()
+    texts = documents(chosen.rows)
+    truth = exact(texts)
+    start = time.process_time()
+    for text in texts:
+        bigrams_of(words_of(text))
+    cutting = time.process_time() - start
+    lines = []
+    runs = {
+        "ours": ours,
+        "datasketch": partial(datasketch, tuned=False),
+        "datasketch, our recall": partial(datasketch, tuned=True),
+    }
+    for name, run in runs.items():
+        found = run(texts)
+        lines.append(
+            {
+                "filter": name,
+                "rows": len(texts),
+                "cpu seconds": SECONDS[name],
+                "without cutting": SECONDS[name] - cutting,
+                "dropped": len(found),
+                "recall": len(found & truth) / len(truth),
+                "precision": len(found & truth) / max(len(found), 1),
+            }
+        )
+    mine, peer = SECONDS["ours"], SECONDS["datasketch, our recall"]
+    targets = {
+        "times as fast, words cut": ((peer - cutting) / (mine - cutting), ">=", 5.0),
+        "times as fast, from text": (peer / mine, ">=", 5.0),
+        "recall above datasketch's": (lines[0]["recall"] - lines[2]["recall"], ">=", -0.005),
+    }
+    return tell(chosen, lines, targets)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

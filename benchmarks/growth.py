@@ -1,0 +1,126 @@
+"""Ten times the rows through collect, filter and order (target P11): time and peak memory.
+
+    python -m benchmarks.growth [--rows 10000 100000] [--check]
+
+Each stage is a process of its own (`python -m tasks <stage>`) in a folder of its own; CPU seconds
+and peak resident memory are what the system counts of it. Between collect and filter stand answers
+made up on the spot.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.outcome import parser, tell
+from tasks.records import GENERATE, UNLABELLED, Response, Row, read_rows, write_rows
+
+ROOT = Path(__file__).parents[1]
+LABELS = ("animal", "plant", "person", "act", "feeling")
+STAGES = ("collect", "filter", "order")
+SPLIT = {"seed": 0, "labelled": 1000, "dev": 500, "test": 2000}
+
+
+def params(rows: int) -> dict:
+    """Return the sections that the stages read, as the default round has them."""
+    filters = ["unfinished", "length", "inadmissible", "boilerplate", "repetition"]
+    filters += ["exact_duplicates", "agreement", "near_duplicates"]
+    return {
+        "task": {"verifier": {"type": "label"}},
+        "collect": {
+            "source": {"type": "files", "path": "rows.jsonl"},
+            "template": {"prompt": "Definition: {text}\nCategory:"},
+            "split": SPLIT | {"unlabelled": rows},
+        },
+        "filter": {"filters": [{"type": name} for name in filters]},
+        "order": {
+            "difficulty": {"type": "teacher_loss"},
+            "schedule": {"type": "easy_to_hard", "mode": "disjoint"},
+        },
+    }
+
+
+def write_source(path: Path, rows: int) -> None:
+    """Write glosses of 8 to 25 words, one in twenty nearly an earlier one."""
+    dice = random.Random(0)
+    words = [f"{chr(97 + n % 26)}{n:x}" for n in range(20_000)]
+    recent: list[list[str]] = []
+    with path.open("w") as out:
+        for _ in range(rows + sum(SPLIT.values())):
+            if recent and dice.random() < 0.05:
+                said = [*dice.choice(recent), dice.choice(words)]
+            else:
+                said = dice.choices(words, k=dice.randint(8, 25))
+            recent = [*recent[-99:], said]
+            out.write(json.dumps({"text": " ".join(said), "answer": dice.choice(LABELS)}) + "\n")
+
+
+def responses() -> Iterator[Response]:
+    """Answer each prompt by chance."""
+    dice = random.Random(1)
+    for row in read_rows(UNLABELLED, Row):
+        given = {"answer": f" {dice.choice(LABELS)}", "origin": "teacher"}
+        told = {"teacher": "main", "finish": "stop", "logprob": -round(dice.random(), 4)}
+        yield Response(**(row.model_dump() | given | told))
+
+
+def measured(stage: str) -> tuple[float, float]:
+    """Run a stage; return its CPU seconds and its peak memory in MB."""
+    quiet = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tasks", stage], env=os.environ | quiet, stderr=subprocess.DEVNULL
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{stage} failed: run it by hand")
+    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+
+
+def run(rows: int) -> dict[str, tuple[float, float]]:
+    """Run the stages on so many rows, in a folder that is then removed."""
+    from ruamel.yaml import YAML
+
+    here = Path.cwd()
+    with TemporaryDirectory() as place:
+        os.chdir(place)
+        try:
+            YAML().dump(params(rows), Path("params.yaml"))
+            write_source(Path("rows.jsonl"), rows)
+            found = {}
+            for stage in STAGES:
+                found[stage] = measured(stage)
+                if stage == "collect":
+                    write_rows(GENERATE / "main/responses.jsonl", responses())
+            return found
+        finally:
+            os.chdir(here)
+
+
+def main() -> int:
+    options = parser(__doc__, "growth")
+    options.add_argument("--rows", type=int, nargs=2, default=[10_000, 100_000])
+    chosen = options.parse_args()
+    few, many = (run(rows) for rows in chosen.rows)
+    lines, targets = [], {}
+    for stage in STAGES:
+        (few_s, few_mb), (many_s, many_mb) = few[stage], many[stage]
+        lines.append(
+            {
+                "stage": stage,
+                f"s, {chosen.rows[0]} rows": few_s,
+                f"s, {chosen.rows[1]} rows": many_s,
+                f"MB, {chosen.rows[0]} rows": few_mb,
+                f"MB, {chosen.rows[1]} rows": many_mb,
+            }
+        )
+        targets[f"{stage}: times the seconds"] = (many_s / few_s, "<=", 10.5)
+        targets[f"{stage}: times the memory"] = (many_mb / few_mb, "<=", 1.1)
+    return tell(chosen, lines, targets)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Filters on rows that say the same again: to the letter, or nearly."""
+
+from array import array
+from collections import defaultdict
+from itertools import count
+from typing import Literal
+
+from pydantic import Field
+
+from tasks.filter.near_duplicates import shared_bands
+from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
+from tasks.records import Response, prompt_text
+
+_NEAR = "near-duplicate of an earlier prompt"
+
+
+class ExactDuplicates(Filter):
+    """Refuse an answer that was given to the same prompt before, and answers that contradict."""
+
+    type: Literal["exact_duplicates"]
+    contradictions: Literal["refuse", "keep"] = "refuse"
+    """What to do with different answers to the same prompt, from several samples or teachers."""
+
+    def over(self, rows: Rows, context: Context) -> Keep:
+        """Return what remembers the answers to prompts that occur more than once."""
+        repeated = _repeated_ids(rows)
+        answers: dict[str, set[str]] = {id: set() for id in repeated}
+        if repeated and self.contradictions == "refuse":
+            for row in rows:
+                if row.id in repeated:
+                    answers[row.id].add(context.answer(row))
+        contradicted = {id for id, given in answers.items() if len(given) > 1}
+        seen: set[tuple[str, str]] = set()
+
+        def keep(row: Response) -> Verdict:
+            if row.id not in repeated:
+                return KEPT
+            if row.id in contradicted:
+                return Refused("another answer to the same prompt")
+            before = (row.id, context.answer(row)) in seen
+            seen.add((row.id, context.answer(row)))
+            return Refused("the same answer to the same prompt") if before else KEPT
+
+        return keep
+
+
+class NearDuplicates(Filter):
+    """Refuse prompts that are nearly one kept before, the language of the task left aside."""
+
+    type: Literal["near_duplicates"]
+    similarity: float = Field(0.8, ge=0.5, lt=1)
+    """Jaccard similarity of word bigrams from which two prompts are near-duplicates."""
+    permutations: int = Field(128, ge=32, le=1024)
+    """Length of the MinHash sketches that find the pairs to compare."""
+
+    def over(self, rows: Rows, context: Context) -> Keep:
+        """Return what compares a prompt with those kept that share a band of their sketches."""
+
+        def pairs(row: Response) -> set[str]:
+            return context.evaluation.pairs(prompt_text(row.prompt))
+
+        tokens = (list(pairs(row)) or [row.id] for row in rows)
+        shared = shared_bands(tokens, self.similarity, self.permutations)
+        by_band: defaultdict[int, list[int]] = defaultdict(list)
+        verdicts: dict[str, Verdict] = {}  # another answer goes the way of its prompt
+        places = count()
+
+        def keep(row: Response) -> Verdict:
+            place = next(places)
+            if place not in shared:
+                return KEPT
+            if row.id not in verdicts:
+                near = {other for band in shared[place] for other in by_band[band]}
+                said = pairs(row)
+                alike = (_jaccard(said, pairs(rows[other])) for other in sorted(near))
+                twin = next((s for s in alike if s >= self.similarity), None)
+                verdicts[row.id] = KEPT if twin is None else Refused(_NEAR, round(twin, 4))
+                for band in shared[place] if twin is None else ():
+                    by_band[band].append(place)
+            return verdicts[row.id]
+
+        return keep
+
+
+def _jaccard(some: set[str], others: set[str]) -> float:
+    return len(some & others) / max(len(some | others), 1)
+
+
+def _repeated_ids(rows: Rows) -> frozenset[str]:
+    import numpy as np
+
+    ids = array("Q", (int(row.id, 16) for row in rows))
+    values, counts = np.unique(np.asarray(ids), return_counts=True)
+    return frozenset(f"{int(value):016x}" for value in values[counts > 1])

@@ -1,0 +1,75 @@
+"""A thousand hostile records among good ones: each is kept or set aside, and nothing crashes."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+from tasks.collect.stage import CollectParams, run
+from tasks.params import validated
+from tasks.records import COLLECT, DEV, LABELLED, TEST, UNLABELLED, Row, read_rows
+
+GOOD = 400
+TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+KINDS = {
+    "no JSON": lambda dice: b'{"prompt": "a' + dice.choice([b"", b'"', b'",', b"}"]),
+    "bytes": lambda dice: dice.randbytes(dice.randint(1, 60)).replace(b"\n", b"x"),
+    "no UTF-8": lambda dice: b'{"prompt": "\xff\xfe' + dice.randbytes(3).hex().encode() + b'"}',
+    "null": lambda dice: json.dumps({"prompt": None, "completion": dice.random()}).encode(),
+    "all null": lambda dice: b'{"messages": null, "prompt": null, "text": null}',
+    "NaN": lambda dice: b'{"prompt": "' + str(dice.random()).encode() + b'", "completion": NaN}',
+    "infinity": lambda dice: b'{"prompt": -Infinity}',
+    "huge number": lambda dice: b'{"prompt": 1' + b"0" * 6000 + b"}",
+    "wrong role": lambda dice: json.dumps(
+        {"messages": [{"role": dice.choice(["tool", "", 7, None]), "content": "x"}]}
+    ).encode(),
+    "no turn": lambda dice: json.dumps(
+        {"messages": dice.choice([[], "hi", {}, [7], [None], [TURNS], [TURNS[1]]])}
+    ).encode(),
+    "deep": lambda dice: b'{"prompt": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+    "deep object": lambda dice: b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    "key twice": lambda dice: b'{"prompt": "a", "prompt": "b"}',
+    "surrogate": lambda dice: b'{"prompt": "half \\ud800", "completion": "x"}',
+    "no object": lambda dice: dice.choice([b"[]", b"7", b'"text"', b"null", b"true", b"[{}]"]),
+    "empty": lambda dice: b'{"prompt": "  ", "completion": ""}',
+    "no columns": lambda dice: json.dumps({"question": dice.random()}).encode(),
+    "zero byte": lambda dice: b'{"prompt": "a\x00b"}',
+    "types": lambda dice: json.dumps(
+        {"prompt": dice.choice([{}, [], [1], True]), "completion": dice.choice([{}, []])}
+    ).encode(),
+    "other line ends": lambda dice: b'{"prompt": "a"}\r{"prompt": "b"}\x0b\x0c\x85',
+}
+LONG = b'{"prompt": "' + b"x" * 10_000_000 + b'"}'
+
+
+def hostile() -> list[bytes]:
+    """1,000 records: fifty of each kind, the longest twice."""
+    dice = random.Random(0)
+    found = [make(dice) for make in KINDS.values() for _ in range(50)]
+    return [*found[2:], LONG, LONG]
+
+
+def test_a_thousand_hostile_records(project: Path) -> None:
+    records = hostile()
+    assert len(records) == 1000
+    good = [{"prompt": f"what is {n} times {n + 7}", "completion": f" a{n}"} for n in range(GOOD)]
+    lines = [*records, *(json.dumps(row).encode() for row in good)]
+    random.Random(1).shuffle(lines)
+    (project / "data.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    spelt = {
+        "source": {"type": "files", "path": "data.jsonl"},
+        "split": {"labelled": 50, "unlabelled": 10_000, "dev": 20, "test": 30},
+    }
+    run(validated(CollectParams, spelt, "collect"))
+    summary = json.loads((COLLECT / "summary.json").read_text())
+    kept = sum(len(list(read_rows(p, Row))) for p in (LABELLED, DEV, TEST, UNLABELLED))
+    aside = [json.loads(line) for line in (COLLECT / "quarantine.jsonl").open("rb")]
+    blank = sum(not line.strip() for line in lines)
+    assert kept + len(aside) == summary["read"] == len(lines) - blank == 1400 - blank
+    assert all(row["reason"] and row["line"] > 0 and len(row["text"]) <= 200 for row in aside)
+    reasons = Counter(row["reason"] for row in aside)
+    assert reasons["a key twice"] == 50 and reasons["not UTF-8"] >= 50
+    assert reasons["a line of more than 1048576 bytes"] == 2
+    assert reasons["half a surrogate pair, which UTF-8 cannot hold"] == 50
+    prompts = {row.prompt for p in (LABELLED, DEV, TEST, UNLABELLED) for row in read_rows(p, Row)}
+    assert {row["prompt"] for row in good} <= prompts

@@ -1,0 +1,79 @@
+"""Hand-written answers for the filters on form, language and phrases."""
+
+import pytest
+from pydantic import ValidationError
+
+from tests.tasks.filter.test_filters import judged, response
+
+OBJECT = {"type": "object", "required": ["label"], "properties": {"label": {"type": "string"}}}
+
+
+def test_schema():
+    answers = [
+        '{"label": "animal"}',
+        ' {"label": "animal", "why": "fur"}\n',
+        '{"label": 3}',
+        '{"kind": "animal"}',
+        "animal",
+        '{"label": "animal"} I hope',
+        '{"label": NaN}',
+        "[" * 100_000,
+    ]
+    found = judged({"type": "schema", "json_schema": OBJECT}, [response(a) for a in answers])
+    assert found == ["kept", "kept", *["JSON of another schema"] * 2, *["not JSON"] * 4]
+    with pytest.raises(ValidationError, match="no JSON schema"):
+        judged({"type": "schema", "json_schema": {"type": "thing"}}, [])
+
+
+def test_language():
+    english = "The animal lives under the ground and eats the roots of plants."
+    german = "Das Tier lebt unter der Erde und frisst die Wurzeln der Pflanzen."
+    russian = "Животное живёт под землёй и ест корни растений."
+    rows = [response(text) for text in (english, german, russian, " Tier")]
+    assert judged({"type": "language", "wanted": ["en"]}, rows) == [
+        "kept",
+        "not in en",
+        "not in en",
+        "kept",  # too short to tell
+    ]
+    both = judged({"type": "language", "wanted": ["en", "de"]}, rows)
+    assert both == ["kept", "kept", "not in en or de", "kept"]
+    asked = [response(english, prompt=german)]
+    assert judged({"type": "language", "wanted": ["en"], "of": "prompt"}, asked) == ["not in en"]
+    with pytest.raises(ValidationError, match="no ISO 639 code"):
+        judged({"type": "language", "wanted": ["English"]}, [])
+
+
+DECLINING = [
+    "I'm sorry, but I can't help with that request.",
+    "I am sorry, but I cannot answer.",
+    "Unfortunately, I am unable to find it.",
+    "I cannot assist with this.",
+    "As an AI language model, I have no opinion.",
+    "I'm not able to browse the web.",
+]
+STOCK = [
+    "Sure! Here is the answer: animal",
+    "It is an animal. I hope this helps!",
+    "Dear [Your Name], it is a plant.",
+    "My knowledge cutoff is 2023, but it is a plant.",
+]
+HONEST = [
+    " animal",
+    "a feeling of being sorry for somebody",
+    "the state of being unable to act",
+    "I can not only swim but also run.",
+    "a person who cannot help others",
+    "It cannot be done: 7 is prime.",
+]
+
+
+def test_boilerplate():
+    rows = [response(text) for text in (*DECLINING, *STOCK, *HONEST)]
+    found = judged({"type": "boilerplate"}, rows)
+    assert found[: len(DECLINING)] == ["declines to answer"] * len(DECLINING)
+    assert found[len(DECLINING) : -len(HONEST)] == ["boilerplate"] * len(STOCK)
+    assert found[-len(HONEST) :] == ["kept"] * len(HONEST)
+    own = {"type": "boilerplate", "refusals": False, "phrases": ["(Of Being)"]}
+    rows = [response(DECLINING[0]), response("a feeling (of being) sorry"), response("of being")]
+    assert judged(own, rows) == ["kept", "boilerplate", "kept"]
