@@ -36,7 +36,7 @@ from tasks.heads import check_head
 from tasks.hyperparameters import Hyperparameters
 from tasks.learner import Learner, attention, freeze
 from tasks.progress import Meter
-from tasks.signals import SignalStore
+from tasks.teaching import Teaching
 
 
 class Update(NamedTuple):
@@ -56,7 +56,7 @@ def fit(
     *,
     seed: int,
     what: str,
-    signals: SignalStore | None = None,
+    teaching: Teaching | None = None,
     vocabulary: int | None = None,
 ) -> list[Update]:
     """Train `model` in place (its weights end as float32, in eval mode) and return the history.
@@ -68,7 +68,7 @@ def fit(
         hyperparameters: how long and how fast.
         seed: of the order of rows, and of dropout.
         what: name of this run in the progress, such as `train kd, seed 1`.
-        signals: where the teacher's stored distributions are read; every soft term needs them.
+        teaching: where the teacher's distributions come from; every soft term needs it.
         vocabulary: number of real ids (`len(tokenizer)`) where the head is padded to be wider.
 
     Raises:
@@ -77,7 +77,7 @@ def fit(
     """
     if not examples:
         raise UserError("there is nothing to learn: no row has an answer", where=what)
-    if signals is None and any(isinstance(term, Divergence) for term in terms):
+    if teaching is None and any(isinstance(term, Divergence) for term in terms):
         raise UserError(
             "a soft term needs a teacher's signals", where=what, mend="targets: data/capture/…"
         )
@@ -85,8 +85,8 @@ def fit(
     freeze(model.float(), hyperparameters.freeze)
     check_head(model)
     batches = plan(examples, hyperparameters, seed)
-    data = Batches(examples, batches, hyperparameters.rows_at_once, signals)
-    learner = Learner(model, terms, hyperparameters.chunk_tokens, signals, vocabulary)
+    data = Batches(examples, batches, hyperparameters.rows_at_once, teaching)
+    learner = Learner(model, terms, hyperparameters, teaching, vocabulary)
     stages = [examples[batch[0]].stage for batch in batches]
     longest = max(len(example.ids) for example in examples)
     with attention(model, hyperparameters, longest), tempfile.TemporaryDirectory() as scratch:

@@ -7,8 +7,9 @@ from torch import Tensor
 from tasks import divergences as d
 from tasks.divergences import Hard, Term
 from tasks.errors import UserError
-from tasks.fused_head import LiveTeacher, Targets, TopK, fused_head_loss
+from tasks.fused_head import fused_head_loss
 from tasks.heads import Head
+from tasks.targets import LiveTeacher, Targets, TopK
 
 N, V, D, TEACHER_D, K = 9, 23, 5, 6, 4
 TEMPERATURES = (0.7, 1.0, 2.0)
