@@ -113,6 +113,14 @@ def _epochs(rows: list[int], dice: random.Random) -> Iterator[int]:
         yield from order
 
 
+def positions_of(rows: Sequence[Example], width: int) -> torch.Tensor:
+    """Return where the completions are predicted in rows stacked to (B, S), counted through B·S."""
+    spans = [
+        np.arange(row.prompt_length - 1, len(row.ids) - 1) + n * width for n, row in enumerate(rows)
+    ]
+    return torch.from_numpy(np.concatenate(spans))
+
+
 class Brings(Protocol):
     """What gives soft targets, as far as rows are concerned (tasks/teaching.py)."""
 
@@ -151,14 +159,9 @@ class Batches(Dataset[dict[str, Any]]):
             raise IndexError(number)
         rows = self.rows(number)
         ids_BS = pad_right([row.ids[:-1].tolist() for row in rows], 0)  # nothing follows the last
-        width = ids_BS.shape[1]
-        positions = [
-            np.arange(row.prompt_length - 1, len(row.ids) - 1) + n * width
-            for n, row in enumerate(rows)
-        ]
         batch: dict[str, Any] = {
             "ids_BS": ids_BS,
-            "positions_N": torch.from_numpy(np.concatenate(positions)),
+            "positions_N": positions_of(rows, ids_BS.shape[1]),
             "targets_N": torch.from_numpy(
                 np.concatenate([row.ids[row.prompt_length :] for row in rows]).astype(np.int64)
             ),

@@ -16,16 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.divergences import Term
 from tasks.heads import Head
 from tasks.targets import Targets
-from tasks.token_losses import loss_and_slope
+from tasks.token_losses import Exact, loss_and_slope
 
 
 def fused_head_loss(
     hidden_ND: Tensor,
     head: Head,
-    terms: Sequence[Term],
+    terms: Sequence[Exact],
     targets: Targets,
     *,
     divisor: float | Tensor,
@@ -72,7 +71,7 @@ class _FusedHead(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         head: Head,
-        terms: tuple[Term, ...],
+        terms: tuple[Exact, ...],
         targets: Targets,
         divisor: float | Tensor,
         chunk_tokens: int,
@@ -89,8 +88,7 @@ class _FusedHead(torch.autograd.Function):
             slope_VD = _zeros(weight_VD, wide) if ctx.needs_input_grad[1] else None
             slope_V = _zeros(bias_V, wide) if ctx.needs_input_grad[2] else None
             losses_NT = hidden_ND.new_empty(len(hidden_ND), len(terms), dtype=wide)
-            for start in range(0, len(hidden_ND), chunk_tokens):
-                part = slice(start, start + chunk_tokens)
+            for part in targets.parts(chunk_tokens):
                 rows_ND = hidden_ND[part].detach().to(dtype)
                 logits_NV = head.logits(rows_ND, product_VD)
                 capped_NV = logits_NV.clone() if head.softcap else logits_NV

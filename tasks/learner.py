@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tasks.distances import row_alphas
-from tasks.divergences import Distillm2, Term
+from tasks.divergences import Distillm2
 from tasks.errors import UserError
 from tasks.features import Place
 from tasks.fused_head import fused_head_loss
@@ -22,6 +22,7 @@ from tasks.hyperparameters import Freeze, Hyperparameters
 from tasks.seen import blocks_of, look
 from tasks.targets import LiveTeacher, Targets, TopK, label_logp
 from tasks.teaching import Batch, Teaching
+from tasks.token_losses import Exact
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -35,7 +36,7 @@ class Learner(nn.Module):
     def __init__(
         self,
         model: PreTrainedModel,
-        terms: Sequence[Term],
+        terms: Sequence[Exact],
         hyperparameters: Hyperparameters,
         teaching: Teaching | None = None,
         vocabulary: int | None = None,

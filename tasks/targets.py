@@ -124,7 +124,39 @@ class SeveralStored(NamedTuple):
         return SeveralStored(some, self.weights_NM[part])
 
 
-Teacher = TopK | LiveTeacher | SeveralLive | SeveralStored
+class Crossed(NamedTuple):
+    """A live teacher of another tokenizer: its rows at its own tokens, aligned in groups."""
+
+    hidden_MD: Tensor
+    head: Head
+    ids_M: Tensor
+    """The text in the teacher's tokens."""
+    group_N: Tensor
+    """Group of each of the student's tokens, never falling."""
+    group_M: Tensor
+    """Group of each of the teacher's."""
+    shared: tuple[Tensor, Tensor]
+    """The student's and the teacher's ids of the strings that both have."""
+
+    def logp(self, temperature: float) -> Tensor:
+        """Return the teacher's log-probabilities at a temperature, (M, V)."""
+        logits_MV = self.head.logits(self.hidden_MD, self.head.weight(self.hidden_MD.dtype))
+        return (logits_MV / temperature).log_softmax(-1)
+
+    def rows(self, part: slice | Tensor) -> "Crossed":
+        """Return some whole groups, by the student's tokens; they are numbered from 0 again."""
+        group_N = self.group_N[part]
+        first, last = group_N[0], group_N[-1]
+        chosen_M = (self.group_M >= first) & (self.group_M <= last)
+        return self._replace(
+            hidden_MD=self.hidden_MD[chosen_M],
+            ids_M=self.ids_M[chosen_M],
+            group_N=group_N - first,
+            group_M=self.group_M[chosen_M] - first,
+        )
+
+
+Teacher = TopK | LiveTeacher | SeveralLive | SeveralStored | Crossed
 
 
 class Targets(NamedTuple):
@@ -144,6 +176,21 @@ class Targets(NamedTuple):
     def blend(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return the log-probabilities of the target."""
         return logp_NC if self.share == 1 else mixture(logp_NC, logq_NC.detach(), self.share)
+
+    def parts(self, chunk_tokens: int) -> Iterator[slice]:
+        """Yield spans of about so many tokens, a group of a crossed teacher always whole."""
+        start, end = 0, len(self.ids_N)
+        while start < end:
+            stop = min(start + chunk_tokens, end)
+            if isinstance(self.teacher, Crossed) and stop < end:
+                group_N = self.teacher.group_N
+                begins, ends = (
+                    int(torch.searchsorted(group_N, group_N[stop], side=side))
+                    for side in ("left", "right")
+                )
+                stop = begins if begins > start else ends
+            yield slice(start, stop)
+            start = stop
 
     def rows(self, part: slice | Tensor) -> "Targets":
         """Return the targets of some of the tokens."""

@@ -148,6 +148,10 @@ class Live:
         if name not in self._heads:
             self._heads[name] = Head.of(model, self.vocabulary)
         parts = self.matching.parts if self.matching else frozenset()
+        if chosen_B is not None and not chosen_B.any():
+            width = self._heads[name].weight_VD.shape[1]
+            nothing_ND = torch.zeros(len(batch.positions_N), width, device=ids_BS.device)
+            return LiveTeacher(nothing_ND.to(model.dtype), self._heads[name]), Seen(nothing_ND)
         with torch.autocast(ids_BS.device.type, enabled=False):
             seen = look(model, ids_BS if chosen_B is None else ids_BS[chosen_B], parts)
         hidden_BSD = seen.last_BSD

@@ -10,15 +10,16 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from tasks.divergences import Divergence, Hard, Term
+from tasks.divergences import Divergence, Hard
 from tasks.errors import UserError
-from tasks.targets import TINY, LiveTeacher, SeveralLive, SeveralStored, Targets, TopK
+from tasks.targets import TINY, Crossed, LiveTeacher, SeveralLive, SeveralStored, Targets, TopK
+from tasks.uld import Side, Uld
 
-Exact = Divergence | Hard
+Exact = Divergence | Hard | Uld
 
 
 def loss_and_slope(
-    logits_NV: Tensor, terms: Sequence[Term], targets: Targets, *, compiled: bool = False
+    logits_NV: Tensor, terms: Sequence[Exact], targets: Targets, *, compiled: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted loss of each term (N, T) and the slope of their sum, d/d logits (N, V).
 
@@ -30,7 +31,7 @@ def loss_and_slope(
     losses_NT = logits_NV.new_empty(len(logits_NV), len(terms))
     slope_NV = None
     for temperature, numbers in groups.items():
-        some = [terms[n].at(targets) for n in numbers]
+        some: list[Exact] = [terms[n].at(targets) for n in numbers]
         last = temperature == next(reversed(groups))
         scaled_NV = logits_NV.div_(temperature) if last else logits_NV / temperature
         losses, slope = _against(scaled_NV, some, targets, temperature, compiled)
@@ -45,6 +46,8 @@ def _against(
     logits_NV: Tensor, terms: list[Exact], targets: Targets, temperature: float, compiled: bool
 ) -> tuple[list[Tensor], Tensor]:
     teacher = targets.teacher
+    if any(isinstance(term, Uld) for term in terms):
+        return _against_crossed(logits_NV, terms, targets, temperature)
     if not any(isinstance(term, Divergence) for term in terms):
         return _against_stored(logits_NV, terms, targets._replace(teacher=None), temperature)
     if isinstance(teacher, LiveTeacher | SeveralLive):
@@ -70,6 +73,7 @@ def against_dense(
             losses.append(-term.weight * logq_NV.gather(-1, ids_N[:, None])[:, 0])
             hard += term.weight
             continue
+        assert isinstance(term, Divergence)
         scale = term.weight * term.temperature**2
         loss_N, slope = term.over_outcomes(logp_NV, logq_NV)
         losses.append(loss_N * scale)
@@ -84,6 +88,31 @@ def against_dense(
 @cache
 def _compiled() -> Callable[..., tuple[list[Tensor], Tensor]]:
     return torch.compile(against_dense, dynamic=True)
+
+
+def _against_crossed(
+    logits_NV: Tensor, terms: list[Exact], targets: Targets, temperature: float
+) -> tuple[list[Tensor], Tensor]:
+    """Return losses, a group's at its last token, and the slope by autograd over this chunk."""
+    teacher = targets.teacher
+    if not isinstance(teacher, Crossed):
+        raise UserError("uld needs a live teacher of its own tokenizer", where="terms")
+    theirs = Side(teacher.logp(temperature), teacher.ids_M, teacher.group_M)
+    losses = []
+    with torch.enable_grad():
+        leaf_NV = logits_NV.requires_grad_()
+        ours = Side(leaf_NV.log_softmax(-1), targets.ids_N, teacher.group_N)
+        total = leaf_NV.new_zeros(())
+        for term in terms:
+            if isinstance(term, Uld):
+                loss_G = term.weight * term.per_group(ours, theirs, teacher.shared)
+                loss_N = torch.zeros_like(leaf_NV[:, 0]).masked_scatter(ours.last_N, loss_G)
+            else:
+                loss_N = -term.weight * ours.log_NV.gather(-1, targets.ids_N[:, None])[:, 0]
+            losses.append(loss_N.detach())
+            total = total + loss_N.sum()
+        (slope_NV,) = torch.autograd.grad(total, leaf_NV)
+    return losses, slope_NV
 
 
 def _against_several(
@@ -130,7 +159,7 @@ def _against_stored(
             losses.append(-term.weight * (label_N1 - total_N1.log())[:, 0])
             hard += term.weight
             continue
-        assert isinstance(teacher, TopK)
+        assert isinstance(term, Divergence) and isinstance(teacher, TopK)
         if not term.on_stored_signals:
             raise UserError(f"{term.type} needs a live teacher: stored signals have not all logits")
         scale = term.weight * term.temperature**2

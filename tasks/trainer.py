@@ -30,13 +30,14 @@ from transformers import (
 )
 
 from tasks.batches import Batches, Example, plan
-from tasks.divergences import Divergence, Term
+from tasks.divergences import Hard
 from tasks.errors import UserError
 from tasks.heads import check_head
 from tasks.hyperparameters import Hyperparameters
 from tasks.learner import Learner, attention, freeze
 from tasks.progress import Meter
 from tasks.teaching import Teaching
+from tasks.token_losses import Exact
 
 
 class Update(NamedTuple):
@@ -51,7 +52,7 @@ class Update(NamedTuple):
 def fit(
     model: PreTrainedModel,
     examples: Sequence[Example],
-    terms: Sequence[Term],
+    terms: Sequence[Exact],
     hyperparameters: Hyperparameters,
     *,
     seed: int,
@@ -77,7 +78,7 @@ def fit(
     """
     if not examples:
         raise UserError("there is nothing to learn: no row has an answer", where=what)
-    if teaching is None and any(isinstance(term, Divergence) for term in terms):
+    if teaching is None and any(not isinstance(term, Hard) for term in terms):
         raise UserError(
             "a soft term needs a teacher's signals", where=what, mend="targets: data/capture/…"
         )

@@ -8,16 +8,18 @@ from pydantic import Field, model_validator
 
 from tasks.checkpoints import Precision
 from tasks.combining import Combining, Mixture, Progressive
-from tasks.divergences import Term
+from tasks.divergences import Hard, Term
 from tasks.errors import UserError
 from tasks.features import Attention, Feature, FeatureTerm
 from tasks.records import Row
 from tasks.train.phase import Phase, Trained
+from tasks.uld import Uld
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from tasks.batches import Example
+    from tasks.crossing import Crossing
     from tasks.teaching import Live, Stored
 
 Share = Annotated[float, Field(gt=0)]
@@ -28,7 +30,7 @@ class Kd(Phase):
 
     method: Literal["kd"]
     terms: tuple[
-        Annotated[Term | FeatureTerm, Field(discriminator="type")], ...  # type: ignore[valid-type]
+        Annotated[Term | Uld | FeatureTerm, Field(discriminator="type")], ...  # type: ignore[valid-type]
     ] = Field(min_length=1)
     """What the loss is made of, each with its weight; the sum is per valid token."""
     teachers: dict[str, Share] | None = Field(None, min_length=1)
@@ -46,7 +48,7 @@ class Kd(Phase):
         return tuple(term for term in self.terms if isinstance(term, Feature))
 
     @property
-    def responses(self) -> tuple[Term, ...]:
+    def responses(self) -> tuple[Term | Uld, ...]:
         """The terms that compare what comes out."""
         return tuple(term for term in self.terms if not isinstance(term, Feature))
 
@@ -70,7 +72,7 @@ class Kd(Phase):
         from tasks.trainer import fit
 
         examples = self.examples(tokenizer, rows)
-        teaching = self.teaching(model, tokenizer, examples, seed)
+        teaching = self.teaching(model, tokenizer, rows, examples, seed)
         history = fit(
             model,
             examples,
@@ -88,9 +90,10 @@ class Kd(Phase):
         self,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[Row],
         examples: "Sequence[Example]",
         seed: int,
-    ) -> "Stored | Live":
+    ) -> "Stored | Live | Crossing":
         """Open the targets of one seed.
 
         Raises:
@@ -98,6 +101,8 @@ class Kd(Phase):
         """
         folders = self.teacher_folders(seed)
         if all((folder / "config.json").is_file() for folder in folders.values()):
+            if any(isinstance(term, Uld) for term in self.terms):
+                return self._crossed(folders, tokenizer, rows, examples)
             return self._live(folders, model, tokenizer, examples, seed)
         if not all((folder / "signals.json").is_file() for folder in folders.values()):
             raise UserError(
@@ -128,8 +133,9 @@ class Kd(Phase):
         from tasks.signals import SignalStore
         from tasks.teaching import Stored
 
-        if self.features:
-            raise self._needs_live(self.features[0].type)
+        for term in self.terms:
+            if isinstance(term, Feature | Uld):
+                raise self._needs_live(term.type)
         soft = [term.type for term in self.responses if term.type not in ("hard", "forward_kl")]
         if self.teachers and not self.combine.one_a_row and (soft or self._mean_of_logits):
             raise self._needs_live(f"combine: {self.combine.type} with {', '.join(soft) or 'this'}")
@@ -149,6 +155,37 @@ class Kd(Phase):
             how |= {"combining": self.combine, "shares": tuple(self.teachers.values())}
         return how
 
+    def _crossed(
+        self,
+        folders: Mapping[str, Path],
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[Row],
+        examples: "Sequence[Example]",
+    ) -> "Crossing":
+        from tasks.crossing import Crossing
+
+        others = [t.type for t in self.terms if not isinstance(t, Uld | Hard)]
+        if others or len(folders) > 1 or self.progressive:
+            raise UserError(
+                "uld needs one teacher, and goes with hard terms alone",
+                where=", ".join([*others, *map(str, folders.values())]),
+            )
+        (folder,) = folders.values()
+        teacher, theirs = self._load(folder)
+        crossing = Crossing(teacher, theirs, tokenizer)
+        crossing.attach(rows, examples)
+        return crossing
+
+    def _load(self, folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        from tasks import checkpoints
+
+        return checkpoints.load(
+            folder,
+            precision=self.teacher_precision,
+            attention="eager" if self.attention == "eager" else "sdpa",
+            device=checkpoints.accelerator(),
+        )
+
     def _needs_live(self, what: str) -> UserError:
         return UserError(
             f"{what} needs a live teacher, not stored signals",
@@ -164,22 +201,12 @@ class Kd(Phase):
         examples: "Sequence[Example]",
         seed: int,
     ) -> "Live":
-        from tasks import checkpoints
         from tasks.matching import Matching
         from tasks.teaching import Live, shared_vocabulary, within
 
         if self.features and len(folders) > 1:
             raise UserError(f"{self.features[0].type} needs one teacher, not several")
-        attention: Any = "eager" if self.attention == "eager" else "sdpa"
-        loaded = {
-            name: checkpoints.load(
-                folder,
-                precision=self.teacher_precision,
-                attention=attention,
-                device=checkpoints.accelerator(),
-            )
-            for name, folder in folders.items()
-        }
+        loaded = {name: self._load(folder) for name, folder in folders.items()}
         vocabulary = min(
             shared_vocabulary(tokenizer, theirs, str(folders[name]))
             for name, (_, theirs) in loaded.items()
