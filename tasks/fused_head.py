@@ -2,7 +2,9 @@
 
 The valid rows are walked in chunks. Of each chunk the logits, the loss and its gradient with
 respect to the hidden rows and the head's weight are computed at once in the forward pass, and the
-logits are dropped: two products with the student's head (three where the head is trained, and one
+logits are dropped. Products are taken over whole chunks, as they starve on few rows; what lies
+between is elementwise and goes block by block through the cache, the slope taking the logits'
+place: two products with the student's head (three where the head is trained, and one
 more with a live teacher's) instead of the recomputation's one more each. The idea is that of Liger
 Kernel's fused linear cross-entropy (Hsu et al. 2024). Products run in the model's precision, the
 softmax in float32.
@@ -90,18 +92,22 @@ class _FusedHead(torch.autograd.Function):
             losses_NT = hidden_ND.new_empty(len(hidden_ND), len(terms), dtype=wide)
             for part in targets.parts(chunk_tokens):
                 rows_ND = hidden_ND[part].detach().to(dtype)
-                logits_NV = head.logits(rows_ND, product_VD)
-                capped_NV = logits_NV.clone() if head.softcap else logits_NV
-                losses_NT[part], slope_NV = loss_and_slope(
-                    logits_NV, terms, targets.rows(part), compiled=compiled
-                )
-                slope_NV = head.slope_below(capped_NV, slope_NV).div_(divisor)
-                if slope_V is not None:
-                    slope_V += slope_NV.sum(0)
-                slope_NV = slope_NV.to(dtype)
-                slope_ND[part] = slope_NV @ product_VD
+                chunk = targets.rows(part).projected()
+                product_NV = rows_ND @ product_VD.T
+                for block in chunk.parts(chunk.block_tokens(len(product_VD))):
+                    logits_NV = head.finished(product_NV[block])
+                    capped_NV = logits_NV.clone() if head.softcap else logits_NV
+                    losses_NT[part][block], slope_NV = loss_and_slope(
+                        logits_NV, terms, chunk.rows(block), compiled=compiled
+                    )
+                    slope_NV = head.slope_below(capped_NV, slope_NV).div_(divisor)
+                    if slope_V is not None:
+                        slope_V += slope_NV.sum(0)
+                    product_NV[block] = slope_NV
+                torch.mm(product_NV, product_VD, out=slope_ND[part])
                 if slope_VD is not None:
-                    slope_VD += slope_NV.T @ rows_ND
+                    _add_product(slope_VD, product_NV, rows_ND)
+                del product_NV, chunk  # before the next ones are made
         ctx.slopes = (slope_ND.to(hidden_ND.dtype), slope_VD, slope_V)
         ctx.mark_non_differentiable(losses_NT)
         return losses_NT.sum() / divisor, losses_NT
@@ -110,6 +116,13 @@ class _FusedHead(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> Any:  # type: ignore[override]
         slopes = [None if s is None else s * slope for s in ctx.slopes]
         return *slopes, *[None] * 6
+
+
+def _add_product(total_VD: Tensor, slope_NV: Tensor, rows_ND: Tensor) -> None:
+    if total_VD.dtype == slope_NV.dtype:
+        total_VD.addmm_(slope_NV.T, rows_ND)
+    else:
+        total_VD += slope_NV.T @ rows_ND
 
 
 def _zeros(like: Tensor | None, dtype: torch.dtype) -> Tensor | None:

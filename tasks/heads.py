@@ -53,8 +53,11 @@ class Head:
 
     def logits(self, hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
         """Return logits in float32 (or wider), from rows and a weight of one dtype."""
-        logits_NV = hidden_ND @ weight_VD.T
-        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+        return self.finished(hidden_ND @ weight_VD.T)
+
+    def finished(self, product_NV: Tensor) -> Tensor:
+        """Return logits in float32 (or wider) from h Wᵀ, which may be overwritten."""
+        logits_NV = product_NV.to(torch.promote_types(product_NV.dtype, torch.float32))
         if self.bias_V is not None:
             logits_NV += self.bias_V.detach()
         if self.scale != 1:

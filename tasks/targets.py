@@ -18,6 +18,8 @@ from tasks.heads import Head
 
 TINY = 1e-30
 """Stands for a probability of zero where its logarithm is taken."""
+BLOCK = 1 << 19
+"""Numbers that elementwise work goes over at once on a CPU: 2 MB of them stay in the cache."""
 
 
 class TopK(NamedTuple):
@@ -58,16 +60,36 @@ class TopK(NamedTuple):
         return TopK(*some, self.temperatures)
 
 
+class Projected(NamedTuple):
+    """A chunk of a teacher that is at hand, its product with the head done."""
+
+    product_NV: Tensor
+    head: Head
+
+    def tempered(self, temperature: float) -> Tensor:
+        """Return the teacher's logits / T, (N, V) in float32."""
+        narrow = self.product_NV.dtype in (torch.bfloat16, torch.float16)  # else no copy is made
+        logits_NV = self.head.finished(self.product_NV if narrow else self.product_NV.clone())
+        return logits_NV.div_(temperature) if temperature != 1 else logits_NV
+
+    def projected(self) -> "Projected":
+        """Return itself."""
+        return self
+
+    def rows(self, part: slice | Tensor) -> "Projected":
+        """Return some of the tokens."""
+        return Projected(self.product_NV[part], self.head)
+
+
 class LiveTeacher(NamedTuple):
     """A teacher that is at hand: its last hidden rows (just computed, or stored) and its head."""
 
     hidden_ND: Tensor
     head: Head
 
-    def tempered(self, temperature: float) -> Tensor:
-        """Return the teacher's logits / T, (N, V) in float32."""
-        logits_NV = self.head.logits(self.hidden_ND, self.head.weight(self.hidden_ND.dtype))
-        return logits_NV.div_(temperature) if temperature != 1 else logits_NV
+    def projected(self) -> Projected:
+        """Return the product of a chunk's rows with the head, (N, V) in their own dtype."""
+        return Projected(self.hidden_ND @ self.head.weight(self.hidden_ND.dtype).T, self.head)
 
     def label_logp(self, ids_N: Tensor, chunk_tokens: int) -> Tensor:
         """Return log p of given ids, (N,), some rows' logits at a time."""
@@ -81,7 +103,7 @@ class LiveTeacher(NamedTuple):
 class SeveralLive(NamedTuple):
     """Teachers that are at hand, combined into one distribution at each token."""
 
-    teachers: tuple[LiveTeacher, ...]
+    teachers: tuple[LiveTeacher | Projected, ...]
     weights_NM: Tensor
     """Of each teacher at each token; they sum to 1."""
     combine: Literal["probabilities", "logits"] = "probabilities"
@@ -92,7 +114,7 @@ class SeveralLive(NamedTuple):
         total_NV: Tensor | None = None
         for teacher, weight_N in zip(self.teachers, self.weights_NM.unbind(-1), strict=True):
             (some,) = weight_N.nonzero(as_tuple=True)  # one teacher a row: no product in vain
-            value_NV = teacher.rows(some).tempered(temperature)
+            value_NV = teacher.rows(some).projected().tempered(temperature)
             if self.combine == "probabilities":
                 value_NV = value_NV.softmax(-1)
             value_NV *= weight_N[some, None]
@@ -101,6 +123,14 @@ class SeveralLive(NamedTuple):
             total_NV.index_add_(0, some, value_NV)
         assert total_NV is not None, "at least one teacher"
         return total_NV if self.combine == "logits" else total_NV.clamp_min_(TINY).log_()
+
+    def projected(self) -> "SeveralLive":
+        """Return the same with each teacher's product done, where it says anything here."""
+        done = tuple(
+            teacher.projected() if weight_N.any() else teacher
+            for teacher, weight_N in zip(self.teachers, self.weights_NM.unbind(-1), strict=True)
+        )
+        return self._replace(teachers=done)
 
     def rows(self, part: slice | Tensor) -> "SeveralLive":
         """Return the teachers' rows of some of the tokens."""
@@ -156,7 +186,7 @@ class Crossed(NamedTuple):
         )
 
 
-Teacher = TopK | LiveTeacher | SeveralLive | SeveralStored | Crossed
+Teacher = TopK | LiveTeacher | Projected | SeveralLive | SeveralStored | Crossed
 
 
 class Targets(NamedTuple):
@@ -176,6 +206,18 @@ class Targets(NamedTuple):
     def blend(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return the log-probabilities of the target."""
         return logp_NC if self.share == 1 else mixture(logp_NC, logq_NC.detach(), self.share)
+
+    def projected(self) -> "Targets":
+        """Return the same with a live teacher's product done."""
+        if isinstance(self.teacher, LiveTeacher | SeveralLive):
+            return self._replace(teacher=self.teacher.projected())
+        return self
+
+    def block_tokens(self, vocabulary: int) -> int:
+        """Return over how many tokens elementwise work is done at once: what a cache holds."""
+        if self.ids_N.device.type != "cpu" or isinstance(self.teacher, Crossed):
+            return len(self.ids_N)
+        return max(1, BLOCK // vocabulary)
 
     def parts(self, chunk_tokens: int) -> Iterator[slice]:
         """Yield spans of about so many tokens, a group of a crossed teacher always whole."""

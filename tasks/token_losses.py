@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tasks.divergences import Divergence, Hard
 from tasks.errors import UserError
-from tasks.targets import TINY, Crossed, LiveTeacher, SeveralLive, SeveralStored, Targets, TopK
+from tasks.targets import TINY, Crossed, Projected, SeveralLive, SeveralStored, Targets, TopK
 from tasks.uld import Side, Uld
 
 Exact = Divergence | Hard | Uld
@@ -50,8 +50,9 @@ def _against(
         return _against_crossed(logits_NV, terms, targets, temperature)
     if not any(isinstance(term, Divergence) for term in terms):
         return _against_stored(logits_NV, terms, targets._replace(teacher=None), temperature)
-    if isinstance(teacher, LiveTeacher | SeveralLive):
-        dense = _compiled() if compiled else against_dense
+    if isinstance(teacher, Projected | SeveralLive):
+        fixed = targets.share == 1 and targets.alpha_N is None  # else compiled anew each time
+        dense = _compiled() if compiled and fixed else against_dense
         return dense(logits_NV, teacher.tempered(temperature), targets.ids_N, terms, targets.share)
     if isinstance(teacher, SeveralStored):
         return _against_several(logits_NV, terms, targets, temperature)
