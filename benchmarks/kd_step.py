@@ -22,9 +22,9 @@ VARIANTS = {
     "trl gkd bf16": ("trl_gkd", "bfloat16", {}),
     "trl distillation fp32": ("trl_distillation", "float32", {}),
     "ours live fp32": ("ours", "float32", {}),
-    "ours live fp32 compiled": ("ours", "float32", {"compile": "on"}),
+    "ours live fp32 compiled": ("ours", "float32", {"compiled": True}),
     "ours live bf16": ("ours", "bfloat16", {}),
-    "ours live bf16 compiled": ("ours", "bfloat16", {"compile": "on"}),
+    "ours live bf16 compiled": ("ours", "bfloat16", {"compiled": True}),
     "ours stored fp32": ("ours", "float32", {"stored": True}),
     "ours stored bf16": ("ours", "bfloat16", {"stored": True}),
     "floor bf16, no teacher": ("floor", "bfloat16", {}),
@@ -127,13 +127,12 @@ def trl_distillation(setting: Setting, **_: Any) -> Callable[[], Any]:
 
 
 def ours(
-    setting: Setting, *, stored: bool = False, compile: str = "off", **_: Any
+    setting: Setting, *, stored: bool = False, compiled: bool = False, **_: Any
 ) -> Callable[[], Any]:
     """Return the loss of the trainer's `Learner`."""
     import torch
 
     from tasks.divergences import ForwardKL
-    from tasks.hyperparameters import Hyperparameters
     from tasks.learner import Learner
     from tasks.targets import TopK
     from tasks.teaching import Live
@@ -164,8 +163,7 @@ def ours(
         del setting.teacher
     source = Kept() if stored else Live({"main": setting.teacher}, vocabulary)
     chunk = 512 if vocabulary <= 1 << 16 else 256
-    chosen = Hyperparameters(updates=1, compile=compile, chunk_tokens=chunk)  # type: ignore[arg-type]
-    learner = Learner(setting.student, [ForwardKL()], chosen, source, vocabulary)  # type: ignore[arg-type]
+    learner = Learner(setting.student, [ForwardKL()], chunk, source, vocabulary, compiled=compiled)
     return lambda: learner(**batch)[0]
 
 

@@ -37,12 +37,15 @@ class Learner(nn.Module):
         self,
         model: PreTrainedModel,
         terms: Sequence[Exact],
-        hyperparameters: Hyperparameters,
+        chunk_tokens: int = 512,
         teaching: Teaching | None = None,
         vocabulary: int | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
-        self.model, self.terms, self.hyperparameters = model, tuple(terms), hyperparameters
+        self.model, self.terms, self.chunk_tokens = model, tuple(terms), chunk_tokens
+        self.compiled = compiled
         self.teaching, self.vocabulary = teaching, vocabulary
         self.matching = teaching.matching if teaching else None
         self._head: Head | None = None
@@ -101,8 +104,8 @@ class Learner(nn.Module):
             self.terms,
             targets,
             divisor=divisor,
-            chunk_tokens=self.hyperparameters.chunk_tokens,
-            compiled=self.hyperparameters.compiled,
+            chunk_tokens=self.chunk_tokens,
+            compiled=self.compiled,
         )
 
     def _share(self, progress: float) -> float:
@@ -117,7 +120,7 @@ class Learner(nn.Module):
         if not isinstance(targets.teacher, TopK | LiveTeacher):
             raise UserError("distillm2 needs one teacher", where="terms")
         assert self._head is not None and targets.by_student_N is not None
-        chunk = self.hyperparameters.chunk_tokens
+        chunk = self.chunk_tokens
         alpha_N = row_alphas(
             targets.teacher.label_logp(batch.targets_N, chunk),
             label_logp(hidden_ND, self._head, batch.targets_N, chunk),

@@ -87,7 +87,14 @@ def fit(
     check_head(model)
     batches = plan(examples, hyperparameters, seed)
     data = Batches(examples, batches, hyperparameters.rows_at_once, teaching)
-    learner = Learner(model, terms, hyperparameters, teaching, vocabulary)
+    learner = Learner(
+        model,
+        terms,
+        hyperparameters.chunk_tokens,
+        teaching,
+        vocabulary,
+        compiled=hyperparameters.compiled,
+    )
     stages = [examples[batch[0]].stage for batch in batches]
     longest = max(len(example.ids) for example in examples)
     with attention(model, hyperparameters, longest), tempfile.TemporaryDirectory() as scratch:

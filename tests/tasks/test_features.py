@@ -15,7 +15,7 @@ from tasks.learner import Learner
 from tasks.matching import Matching, layer_pairs
 from tasks.seen import look
 from tasks.teaching import Live
-from tests.tasks.test_teaching import CHOSEN, examples, logits_of
+from tests.tasks.test_teaching import examples, logits_of
 
 B, S, D, H = 3, 5, 6, 4
 PLACE = Place(torch.tensor([1, 2, 5, 6, 7, 13]), S)  # rows 0, 1 and 2
@@ -181,7 +181,7 @@ def learner_of(pair, tokenizer, fields, terms=()) -> Learner:
     student, teacher = pair
     matching = Matching([term(**x) for x in fields], student, teacher, seed=0)
     live = Live({"main": teacher}, len(tokenizer), matching=matching)
-    return Learner(student, terms, CHOSEN, live)
+    return Learner(student, terms, 5, live)
 
 
 def step_of(learner: Learner) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from tasks.heads import Head, check_head
 from tasks.learner import Learner
 from tasks.seen import look
 from tasks.teaching import Live
-from tests.tasks.test_teaching import CHOSEN, examples, forward_kl, logits_of, mean_over_tokens
+from tests.tasks.test_teaching import examples, forward_kl, logits_of, mean_over_tokens
 
 SMALL = {
     "vocab_size": 80,
@@ -54,7 +54,7 @@ def test_the_heads_of_families_as_student_and_teacher(name: str) -> None:
     assert (special != (None, 1.0, False)) == (name != "Qwen2")
     for a, b in ((student, teacher), (teacher, student)):
         batch = Batches(examples(), [range(6)], 6, live := Live({"main": b}, 80))[0]
-        learner = Learner(a, [ForwardKL(), Hard()], CHOSEN, live)
+        learner = Learner(a, [ForwardKL(), Hard()], 5, live)
         for weight in a.parameters():
             weight.requires_grad_()
         loss, _ = learner(**batch, divisor=len(batch["targets_N"]))

@@ -12,14 +12,9 @@ from tasks.batches import Batches, Example
 from tasks.combining import Best, MeanLogits, Mixture, Progressive, Route
 from tasks.divergences import Distillm2, ForwardKL, Hard, ReverseKL, Term
 from tasks.errors import UserError
-from tasks.hyperparameters import Freeze, Hyperparameters
 from tasks.learner import Learner
 from tasks.signals import Origin, Shard, SignalStore, SignalWriter, vocabulary_hash
 from tasks.teaching import Live, Stored, shared_vocabulary, within
-
-CHOSEN = Hyperparameters(
-    updates=1, batch_size=6, precision="float32", freeze=Freeze(embeddings=False), chunk_tokens=5
-)
 
 
 def examples() -> list[Example]:
@@ -42,7 +37,7 @@ def logits_of(model: Any, row: Example) -> Tensor:
 def loss_of(model: Any, terms: list[Term], teaching: Any, progress: float = 1.0) -> Tensor:
     rows = examples()
     batch = Batches(rows, [range(len(rows))], len(rows), teaching)[0] | {"progress": progress}
-    learner = Learner(model, terms, CHOSEN, teaching)
+    learner = Learner(model, terms, 5, teaching)
     loss, losses = learner(**batch, divisor=len(batch["targets_N"]))
     torch.testing.assert_close(losses.sum() / len(losses), loss.detach())
     return loss
