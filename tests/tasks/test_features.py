@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from tasks import features as f
-from tasks.batches import Batches
+from tasks.batches import Batches, Example
 from tasks.divergences import ForwardKL
 from tasks.errors import UserError
 from tasks.features import FeatureTerm, Place
@@ -271,3 +271,12 @@ def test_looking_changes_nothing(make_model, tokenizer) -> None:
 def test_a_feature_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValidationError, match="hidden_mse"):
         term(type="hidden_mae")
+
+
+def test_a_batch_without_any_valid_token_has_no_loss(pair, tokenizer) -> None:
+    learner = learner_of(pair, tokenizer, EVERY, [ForwardKL()])
+    masked = [Example("none", np.arange(5, 12, dtype=np.int32), 7)] * 3
+    loss, losses_NT = learner(**Batches(masked, [range(3)], 3, learner.teaching)[0], divisor=1)
+    loss.backward()
+    assert float(loss) == 0 and losses_NT.shape == (0, 9)
+    assert all(p.grad is None or not p.grad.any() for p in learner.parameters())

@@ -251,3 +251,25 @@ def test_a_teacher_with_more_than_a_head_is_refused(models, tokenizer) -> None:
     models[1].lm_head.register_forward_hook(lambda module, inputs, logits: logits**2)
     with pytest.raises(UserError, match="does more"):
         live(models[:2], tokenizer)
+
+
+def test_micro_batches_add_up_to_the_whole_batch(models, tokenizer) -> None:
+    student, teaching = models[0], live(models[:2], tokenizer)
+    whole = torch.autograd.grad(loss_of(student, [ReverseKL()], teaching), student.parameters())
+    rows, learner = examples(), Learner(student, [ReverseKL()], 5, teaching)
+    parts = Batches(rows, [range(6)], 4, teaching)
+    total = sum(learner(**parts[n], divisor=sum(r.length for r in rows))[0] for n in range(2))
+    for a, b in zip(torch.autograd.grad(total, student.parameters()), whole, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-7
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_a_batch_without_any_valid_token_has_no_loss(models, tokenizer, name) -> None:
+    how, _ = COMBINED[name]
+    teaching = live(models, tokenizer, combining=how, shares=(0.7, 0.3))
+    masked = [Example("none", np.arange(5, 12, dtype=np.int32), 7, group="plant")]
+    batch = Batches(masked, [[0]], 1, teaching)[0]
+    loss, losses = Learner(models[0], [ReverseKL()], 5, teaching)(**batch, divisor=1)
+    slopes = torch.autograd.grad(loss, models[0].parameters(), allow_unused=True)
+    assert float(loss) == 0 and losses.shape == (0, 1)
+    assert all(slope is None or not slope.any() for slope in slopes)
