@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
+from tasks.errors import UserError
 from tasks.params import Section
 
 if TYPE_CHECKING:
@@ -200,8 +201,10 @@ class SimilarityPreserving(Feature):
 
 def heads_to(x_NHS: Tensor, count: int) -> Tensor:
     """Average neighbouring heads until there are `count`; these must divide them."""
-    shape = (len(x_NHS), count, -1, x_NHS.shape[-1])
-    return x_NHS if x_NHS.shape[1] == count else x_NHS.reshape(shape).mean(2)
+    tokens, heads, keys = x_NHS.shape
+    if heads % count:
+        raise UserError(f"{heads} heads cannot be averaged to {count}", where="terms: attention")
+    return x_NHS.reshape(tokens, count, heads // count, keys).mean(2)
 
 
 def log_of(p: Tensor) -> Tensor:
