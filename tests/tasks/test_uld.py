@@ -171,7 +171,7 @@ def test_a_phase_learns_from_a_teacher_of_another_tokenizer(two_tokenizers) -> N
 
 
 def test_what_needs_one_tokenizer_is_refused(two_tokenizers) -> None:
-    with pytest.raises(UserError, match="id 0 is '<.pad.>' to the student"):
+    with pytest.raises(UserError, match=r"id 0 is .* to the student"):
         run("kd", phase(terms=[{"type": "forward_kl"}]), seeds=[1])
     with pytest.raises(UserError, match="goes with hard terms alone"):
         run("kd", phase(terms=[{"type": "uld"}, {"type": "forward_kl"}]), seeds=[1])
