@@ -213,7 +213,9 @@ def compared(vocabulary: int, rounds: int) -> dict[str, dict[str, float]]:
         for name, figures in found.items():
             arguments = ["--variant", name, "--vocabulary", str(vocabulary)]
             figures.append(in_own_process(__file__, arguments))
-            print(f"  {vocabulary} {name}: {figures[-1]['cpu_seconds']:.2f} s", file=sys.stderr)
+            seen = figures[-1]
+            told = f"{seen['cpu_seconds']:.2f} s, {seen['peak_mb']:.0f} MB"
+            print(f"  {vocabulary} {name}: {told}", file=sys.stderr, flush=True)
     return {
         name: {key: median(one[key] for one in figures) for key in figures[0]}
         for name, figures in found.items()
