@@ -30,8 +30,8 @@ VARIANTS = {
     "floor bf16, no teacher": ("floor", "bfloat16", {}),
 }
 TARGETS = [
-    ("P1", "ours live fp32 compiled", "trl gkd fp32", 0.60, 0.25),
-    ("P2", "ours live bf16 compiled", "trl gkd bf16", 0.45, 0.30),
+    ("P1", "ours live fp32", "trl gkd fp32", 0.60, 0.25),
+    ("P2", "ours live bf16", "trl gkd bf16", 0.45, 0.30),
     ("P3", "ours stored bf16", "trl gkd fp32", 0.25, 0.22),
 ]
 FLOOR = 1.5
