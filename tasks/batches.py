@@ -10,7 +10,7 @@ Shapes: B batch, S sequence, N valid tokens, K stored ids.
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from torch.utils.data import Dataset
 from tasks.hyperparameters import Hyperparameters
 from tasks.records import Response, Row
 from tasks.text import Encoded, pad_right
-
-if TYPE_CHECKING:
-    from tasks.signals import SignalStore
 
 WINDOW = 16
 """Updates whose rows are sorted by length together."""
@@ -40,6 +37,10 @@ class Example:
     """Stage of the curriculum, from 0."""
     signal: int = -1
     """Where its completion's first token is in the signal store; −1: nowhere."""
+    group: str = ""
+    """Class, topic or task of the row."""
+    by_student: bool = False
+    """Whether the student wrote the completion."""
 
     @property
     def length(self) -> int:
@@ -67,6 +68,8 @@ def examples_of(
             np.array(ids.ids, dtype=np.int32),
             len(ids.prompt_ids),
             getattr(row, "stage", 0),
+            group=row.group,
+            by_student=row.origin == "student",
         )
         for row, ids in zip(rows, encoded, strict=True)
         if ids.completion_ids and (max_tokens is None or len(ids.ids) <= max_tokens)
@@ -110,6 +113,22 @@ def _epochs(rows: list[int], dice: random.Random) -> Iterator[int]:
         yield from order
 
 
+def positions_of(rows: Sequence[Example], width: int) -> torch.Tensor:
+    """Return where the completions are predicted in rows stacked to (B, S), counted through B·S."""
+    spans = [
+        np.arange(row.prompt_length - 1, len(row.ids) - 1) + n * width for n, row in enumerate(rows)
+    ]
+    return torch.from_numpy(np.concatenate(spans))
+
+
+class Brings(Protocol):
+    """What gives soft targets, as far as rows are concerned (tasks/teaching.py)."""
+
+    def bring(self, rows: Sequence[Example]) -> dict[str, Any]:
+        """Return what a micro-batch of these rows needs: tensors, or nested maps of them."""
+        ...
+
+
 class Batches(Dataset[dict[str, Any]]):
     """The micro-batches of a plan, in order, as the tensors that `Learner` takes."""
 
@@ -118,40 +137,39 @@ class Batches(Dataset[dict[str, Any]]):
         examples: Sequence[Example],
         batches: Sequence[Sequence[int]],
         rows_at_once: int,
-        signals: "SignalStore | None",
+        teaching: Brings | None,
     ) -> None:
-        self.examples, self.signals = examples, signals
-        self.micro = [
-            list(batch[start : start + rows_at_once])
-            for batch in batches
+        self.examples, self.teaching = examples, teaching
+        starts = [
+            (update, start)
+            for update, batch in enumerate(batches)
             for start in range(0, len(batch), rows_at_once)
         ]
+        self.micro = [list(batches[n][start : start + rows_at_once]) for n, start in starts]
+        self.progress = [n / max(1, len(batches) - 1) for n, _ in starts]
 
     def __len__(self) -> int:
         return len(self.micro)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Return one micro-batch: `ids_BS`, `positions_N` (into B·S), `targets_N`, signals."""
+        """Return one micro-batch: `ids_BS`, `positions_N` (into B·S), `targets_N`; and, for soft
+        targets, how far training is (`progress`, 0 to 1) and what their source brings.
+        """
         if number >= len(self.micro):
             raise IndexError(number)
         rows = self.rows(number)
         ids_BS = pad_right([row.ids[:-1].tolist() for row in rows], 0)  # nothing follows the last
-        width = ids_BS.shape[1]
-        positions = [
-            np.arange(row.prompt_length - 1, len(row.ids) - 1) + n * width
-            for n, row in enumerate(rows)
-        ]
-        batch = {
+        batch: dict[str, Any] = {
             "ids_BS": ids_BS,
-            "positions_N": torch.from_numpy(np.concatenate(positions)),
+            "positions_N": positions_of(rows, ids_BS.shape[1]),
             "targets_N": torch.from_numpy(
                 np.concatenate([row.ids[row.prompt_length :] for row in rows]).astype(np.int64)
             ),
         }
-        if self.signals is not None:
-            stored = self.signals.read([row.signal for row in rows], [row.length for row in rows])
-            batch |= {"stored_ids_NK": stored.ids_NK, "stored_logp_NK": stored.logp_NK}
-            batch["stored_leftover_NT"] = stored.leftover_NT
+        if self.teaching is not None:
+            owned = [row.by_student for row in rows for _ in range(row.length)]
+            batch["by_student_N"] = torch.tensor(owned)
+            batch |= {"progress": self.progress[number], "brought": self.teaching.bring(rows)}
         return batch
 
     def rows(self, number: int) -> list[Example]:

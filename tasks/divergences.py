@@ -11,15 +11,17 @@ Shapes: N valid tokens, C outcomes.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from tasks.distances import kl, mixture, skew_forward, skew_reverse
 from tasks.params import Section
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from tasks.targets import Targets
 
 
 class Divergence(Section):
@@ -30,6 +32,7 @@ class Divergence(Section):
     are mixed, and it is never applied to the hard term.
     """
 
+    type: str
     weight: float = Field(1.0, gt=0)
     """What this term counts in the sum of the terms."""
     temperature: float = Field(1.0, gt=0)
@@ -44,6 +47,8 @@ class Divergence(Section):
 
     works_without_tail: ClassVar[bool] = False
     """Whether minimising it over the stored ids alone keeps the student on those ids."""
+    on_stored_signals: ClassVar[bool] = True
+    """Whether the K ids and the bucket of all others are enough to define it."""
 
     @model_validator(mode="after")
     def _refuse_collapse(self) -> Divergence:
@@ -58,6 +63,10 @@ class Divergence(Section):
     def softmax_temperature(self) -> float:
         """Temperature of the softmax over the vocabulary."""
         return 1.0 if self.tempers == "outcomes" else self.temperature
+
+    def at(self, targets: Targets) -> Divergence:
+        """Return the divergence as it is at these tokens: the same at all, unless overridden."""
+        return self
 
     def over_outcomes(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
         """Return `with_slope`, both distributions being tempered first where T acts on outcomes."""
@@ -138,6 +147,15 @@ class JensenShannon(Divergence):
         logm_NC = mixture(logp_NC, logq_NC, self.beta)
         return self.beta * kl(logp_NC, logm_NC) + (1 - self.beta) * kl(logq_NC, logm_NC)
 
+    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it and its slope (1−β) q (log q − log m), or that of the KL at either end."""
+        if self.beta in (0, 1):
+            end = ReverseKL() if self.beta else ForwardKL()
+            return end.with_slope(logp_NC, logq_NC)
+        logm_NC = mixture(logp_NC, logq_NC, self.beta)
+        slope_NC = (1 - self.beta) * logq_NC.exp() * (logq_NC - logm_NC)
+        return self.beta * kl(logp_NC, logm_NC) + slope_NC.sum(-1), slope_NC
+
 
 class SkewForwardKL(Divergence):
     """KL(p ‖ αp + (1−α)q) (DistiLLM, Ko et al. 2024, section 3.1)."""
@@ -150,6 +168,10 @@ class SkewForwardKL(Divergence):
         """Return the skewed forward KL, (N,)."""
         return kl(logp_NC, mixture(logp_NC, logq_NC, self.alpha))
 
+    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it and its slope −(1−α) p q/m, m being what p is compared with."""
+        return skew_forward(logp_NC, logq_NC, self.alpha)
+
 
 class SkewReverseKL(Divergence):
     """KL(q ‖ (1−α)p + αq) (DistiLLM, Ko et al. 2024, section 3.1)."""
@@ -161,6 +183,10 @@ class SkewReverseKL(Divergence):
     def per_token(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return the skewed reverse KL, (N,)."""
         return kl(logq_NC, mixture(logq_NC, logp_NC, self.alpha))
+
+    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it and its slope q (log q − log m + 1 − α q/m), with m that q is held against."""
+        return skew_reverse(logp_NC, logq_NC, self.alpha)
 
 
 class AdaptiveKL(Divergence):
@@ -179,6 +205,14 @@ class AdaptiveKL(Divergence):
         """Return the adaptively weighted KL, (N,)."""
         head_N = self.head_share(logp_NC, logq_NC)
         return head_N * kl(logp_NC, logq_NC) + (1 - head_N) * kl(logq_NC, logp_NC)
+
+    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it and its slope: the two KLs' slopes in the same shares."""
+        head_N = self.head_share(logp_NC, logq_NC)
+        forward_N, forward_NC = ForwardKL().with_slope(logp_NC, logq_NC)
+        reverse_N, reverse_NC = ReverseKL().with_slope(logp_NC, logq_NC)
+        loss_N = head_N * forward_N + (1 - head_N) * reverse_N
+        return loss_N, reverse_NC.lerp(forward_NC, head_N[..., None])
 
     def head_share(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return g_head / (g_head + g_tail), (N,), detached; ½ where p equals q."""
@@ -199,6 +233,68 @@ class TotalVariation(Divergence):
         """Return the total variation distance, (N,)."""
         return (logp_NC.exp() - logq_NC.exp()).abs().sum(-1) / 2
 
+    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it and its slope ½ q sign(q − p)."""
+        q_NC = logq_NC.exp()
+        gap_NC = q_NC - logp_NC.exp()
+        return gap_NC.abs().sum(-1) / 2, gap_NC.sign() * q_NC / 2
+
+
+class LogitMse(Divergence):
+    """Mean squared error of logits/T, both centred per token (Ba & Caruana 2014, section 2.2).
+
+    Centred log-probabilities are centred logits, so that a model's arbitrary shift is no error.
+    """
+
+    type: Literal["logit_mse"] = "logit_mse"
+    on_stored_signals: ClassVar[bool] = False
+
+    def per_token(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
+        """Return the mean over the ids, (N,)."""
+        gap_NC = logq_NC - logp_NC
+        return (gap_NC - gap_NC.mean(-1, keepdim=True)).square().mean(-1)
+
+    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it and its slope 2/V times the centred gap."""
+        gap_NC = logq_NC - logp_NC
+        gap_NC = gap_NC - gap_NC.mean(-1, keepdim=True)
+        return gap_NC.square().mean(-1), gap_NC * (2 / gap_NC.shape[-1])
+
+
+class Distillm2(Divergence):
+    """Skew forward KL on given text, skew reverse KL on the student's own (DistiLLM-2, Ko et al.
+    2025, sections 3.1 and 3.3), each row with an α of its own: `distances.row_alphas`.
+    """
+
+    type: Literal["distillm2"] = "distillm2"
+    alpha: float = Field(0.1, gt=0, lt=1)
+    """α₀: the largest share, and that of a row of mean gap."""
+    floor: float = Field(0.01, gt=0, lt=1)
+    """The smallest share."""
+    _alpha_N1: Tensor  # noqa: N815
+    _by_student_N1: Tensor  # noqa: N815
+
+    def at(self, targets: Targets) -> Divergence:
+        """Return the divergence with the α and the origin of each of these tokens."""
+        assert targets.alpha_N is not None and targets.by_student_N is not None
+        term = self.model_copy()
+        term._alpha_N1 = targets.alpha_N[:, None]
+        term._by_student_N1 = targets.by_student_N[:, None]
+        return term
+
+    def per_token(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
+        """Return the skewed KL of each token, (N,)."""
+        forward_N = kl(logp_NC, mixture(logp_NC, logq_NC, self._alpha_N1))
+        reverse_N = kl(logq_NC, mixture(logq_NC, logp_NC, self._alpha_N1))
+        return reverse_N.where(self._by_student_N1[:, 0], forward_N)
+
+    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it and its slope, that of either kind."""
+        forward = skew_forward(logp_NC, logq_NC, self._alpha_N1)
+        reverse = skew_reverse(logp_NC, logq_NC, self._alpha_N1)
+        own_N1 = self._by_student_N1
+        return reverse[0].where(own_N1[:, 0], forward[0]), reverse[1].where(own_N1, forward[1])
+
 
 class Hard(Section):
     """−log q[y] at T = 1, where y is the token that the training text has (whoever wrote it)."""
@@ -207,17 +303,9 @@ class Hard(Section):
     weight: float = Field(1.0, gt=0)
     """What this term counts in the sum of the terms."""
 
-
-def kl(logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
-    """Return Σ p (log p − log q) of each token, (N,)."""
-    return (logp_NC.exp() * (logp_NC - logq_NC)).sum(-1)
-
-
-def mixture(loga_NC: Tensor, logb_NC: Tensor, share: float) -> Tensor:
-    """Return log(share·a + (1 − share)·b)."""
-    if share == 0:
-        return logb_NC
-    return (loga_NC + math.log(share)).logaddexp(logb_NC + math.log1p(-share))
+    def at(self, targets: Targets) -> Hard:
+        """Return the term as it is at these tokens: the same."""
+        return self
 
 
 Term = Annotated[
@@ -228,6 +316,8 @@ Term = Annotated[
     | SkewForwardKL
     | SkewReverseKL
     | AdaptiveKL
-    | TotalVariation,
+    | TotalVariation
+    | LogitMse
+    | Distillm2,
     Field(discriminator="type"),
 ]

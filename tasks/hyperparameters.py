@@ -49,6 +49,9 @@ class Hyperparameters(Section):
     """auto: eager on a CPU where rows are short (its backward is twice as fast), else sdpa."""
     chunk_tokens: int = Field(512, ge=1)
     """Tokens whose logits are in memory at once."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile for what is elementwise in the loss against a live teacher; auto: on a GPU. On
+    a CPU it pays from some hundred updates of long rows: compiling takes half a minute."""
     max_tokens: int = Field(1024, ge=2)
     """Longest row, prompt and completion together; longer ones are left out and counted."""
     threads: int = Field(2, ge=1)
@@ -65,6 +68,13 @@ class Hyperparameters(Section):
         if self.updates is not None:
             return self.updates
         return math.ceil((self.epochs or 0) * rows / self.batch_size)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the loss is compiled on this machine."""
+        import torch
+
+        return self.compile == "on" or (self.compile == "auto" and torch.cuda.is_available())
 
     @property
     def rows_at_once(self) -> int:

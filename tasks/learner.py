@@ -1,21 +1,30 @@
 """A causal language model made ready to learn: which weights move, and how it gives its loss.
 
-Shapes: B batch, S sequence, N valid tokens, D width, K stored ids, T terms or temperatures.
+Shapes: B batch, S sequence, N valid tokens, D width, T terms, F features.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tasks.divergences import Term
+from tasks.distances import row_alphas
+from tasks.divergences import Distillm2
 from tasks.errors import UserError
-from tasks.fused_head import Targets, TopK, fused_head_loss
+from tasks.features import Place
+from tasks.fused_head import fused_head_loss
 from tasks.heads import Head
 from tasks.hyperparameters import Freeze, Hyperparameters
-from tasks.signals import SignalStore
+from tasks.seen import blocks_of, look
+from tasks.targets import LiveTeacher, Targets, TopK, label_logp
+from tasks.teaching import Batch, Teaching
+from tasks.token_losses import Exact
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 SHORT_ROW = 256
 """Tokens up to which eager attention trains faster than SDPA on a CPU."""
@@ -27,16 +36,27 @@ class Learner(nn.Module):
     def __init__(
         self,
         model: PreTrainedModel,
-        terms: Sequence[Term],
+        terms: Sequence[Exact],
         chunk_tokens: int = 512,
-        signals: SignalStore | None = None,
+        teaching: Teaching | None = None,
         vocabulary: int | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
-        self.model, self.terms, self.chunk_tokens = model, terms, chunk_tokens
-        self.temperatures = signals.origin.temperatures if signals else ()
-        self.vocabulary = vocabulary
+        self.model, self.terms, self.chunk_tokens = model, tuple(terms), chunk_tokens
+        self.compiled = compiled
+        self.teaching, self.vocabulary = teaching, vocabulary
+        self.matching = teaching.matching if teaching else None
         self._head: Head | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What the columns of the losses are: the types of the terms, numbered where repeated."""
+        features = self.matching.terms if self.matching else ()
+        types = [*(term.type for term in self.terms), *(term.type for term in features)]
+        counts = [types[:n].count(name) for n, name in enumerate(types)]
+        return [f"{t}-{n + 1}" if n else t for t, n in zip(types, counts, strict=True)]
 
     def forward(
         self,
@@ -44,31 +64,72 @@ class Learner(nn.Module):
         ids_BS: Tensor,
         positions_N: Tensor,
         targets_N: Tensor,
-        divisor: float,
-        stored_ids_NK: Tensor | None = None,
-        stored_logp_NK: Tensor | None = None,
-        stored_leftover_NT: Tensor | None = None,
+        divisor: float | Tensor,
+        by_student_N: Tensor | None = None,
+        progress: float = 1.0,
+        brought: Mapping[str, Any] = NOTHING,
     ) -> tuple[Tensor, Tensor]:
         """Return Σ losses / divisor, and the losses of each valid token and term, (N, T).
 
         Right padding under a causal mask: what is valid never attends to padding.
         """
-        hidden_BSD = self.model.get_decoder()(input_ids=ids_BS, use_cache=False).last_hidden_state
-        hidden_ND = hidden_BSD.flatten(0, 1)[positions_N]
         if self._head is None:  # not before: moving a model to its device makes new parameters
             self._head = Head.of(self.model, self.vocabulary)
-        stored = None
-        if stored_ids_NK is not None and stored_logp_NK is not None:
-            assert stored_leftover_NT is not None
-            stored = TopK(stored_ids_NK, stored_logp_NK, stored_leftover_NT, self.temperatures)
+        seen = look(self.model, ids_BS, self.matching.parts if self.matching else frozenset())
+        hidden_ND = seen.last_BSD.flatten(0, 1)[positions_N]
+        batch = Batch(ids_BS, positions_N, targets_N, brought)
+        targets, taught = Targets(targets_N, by_student_N=by_student_N), None
+        if self.teaching is not None:
+            teacher, taught = self.teaching.teach(batch)
+            targets = targets._replace(teacher=teacher, share=self._share(progress))
+            targets = self._with_alphas(targets, hidden_ND, batch)
+        loss, losses_NT = self._response(hidden_ND, targets, divisor)
+        if self.matching is None:
+            return loss, losses_NT
+        assert taught is not None, "features need a live teacher"
+        mean = losses_NT.sum(-1).mean() if len(losses_NT) else 0.0
+        features_NF = self.matching(seen, taught, Place(positions_N, ids_BS.shape[1]), mean)
+        loss = loss + features_NF.sum() / divisor
+        return loss, torch.cat([losses_NT, features_NF.detach()], -1)
+
+    def _response(
+        self, hidden_ND: Tensor, targets: Targets, divisor: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if not self.terms:
+            return hidden_ND.sum() * 0, hidden_ND.new_empty(len(hidden_ND), 0)
+        assert self._head is not None
         return fused_head_loss(
             hidden_ND,
             self._head,
             self.terms,
-            Targets(targets_N, stored),
+            targets,
             divisor=divisor,
             chunk_tokens=self.chunk_tokens,
+            compiled=self.compiled,
         )
+
+    def _share(self, progress: float) -> float:
+        moving = self.teaching.progressive if self.teaching else None
+        return moving.share(progress) if moving else 1.0
+
+    def _with_alphas(self, targets: Targets, hidden_ND: Tensor, batch: Batch) -> Targets:
+        """Give each token its row's α, where a term has one."""
+        term = next((t for t in self.terms if isinstance(t, Distillm2)), None)
+        if term is None:
+            return targets
+        if not isinstance(targets.teacher, TopK | LiveTeacher):
+            raise UserError("distillm2 needs one teacher", where="terms")
+        assert self._head is not None and targets.by_student_N is not None
+        chunk = self.chunk_tokens
+        alpha_N = row_alphas(
+            targets.teacher.label_logp(batch.targets_N, chunk),
+            label_logp(hidden_ND, self._head, batch.targets_N, chunk),
+            batch.row_N,
+            targets.by_student_N,
+            largest=term.alpha,
+            smallest=term.floor,
+        )
+        return targets._replace(alpha_N=alpha_N)
 
 
 def freeze(model: PreTrainedModel, frozen: Freeze) -> None:
@@ -87,14 +148,6 @@ def freeze(model: PreTrainedModel, frozen: Freeze) -> None:
         model.get_output_embeddings().requires_grad_(False)
     for block in blocks[: frozen.layers]:
         block.requires_grad_(False)
-
-
-def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the stack of blocks of a causal LM."""
-    lists = [m for m in model.get_decoder().children() if isinstance(m, nn.ModuleList)]
-    if len(lists) != 1:
-        raise UserError(f"cannot tell which modules of {type(model).__name__} are its blocks")
-    return lists[0]
 
 
 @contextmanager

@@ -35,8 +35,8 @@ from pydantic import BaseModel, ConfigDict
 from tasks.batches import Example
 from tasks.checkpoints import verify
 from tasks.errors import UserError
-from tasks.fused_head import TopK
 from tasks.records import write_json
+from tasks.targets import TopK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

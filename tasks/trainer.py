@@ -30,13 +30,14 @@ from transformers import (
 )
 
 from tasks.batches import Batches, Example, plan
-from tasks.divergences import Divergence, Term
+from tasks.divergences import Hard
 from tasks.errors import UserError
 from tasks.heads import check_head
 from tasks.hyperparameters import Hyperparameters
 from tasks.learner import Learner, attention, freeze
 from tasks.progress import Meter
-from tasks.signals import SignalStore
+from tasks.teaching import Teaching
+from tasks.token_losses import Exact
 
 
 class Update(NamedTuple):
@@ -51,12 +52,12 @@ class Update(NamedTuple):
 def fit(
     model: PreTrainedModel,
     examples: Sequence[Example],
-    terms: Sequence[Term],
+    terms: Sequence[Exact],
     hyperparameters: Hyperparameters,
     *,
     seed: int,
     what: str,
-    signals: SignalStore | None = None,
+    teaching: Teaching | None = None,
     vocabulary: int | None = None,
 ) -> list[Update]:
     """Train `model` in place (its weights end as float32, in eval mode) and return the history.
@@ -68,7 +69,7 @@ def fit(
         hyperparameters: how long and how fast.
         seed: of the order of rows, and of dropout.
         what: name of this run in the progress, such as `train kd, seed 1`.
-        signals: where the teacher's stored distributions are read; every soft term needs them.
+        teaching: where the teacher's distributions come from; every soft term needs it.
         vocabulary: number of real ids (`len(tokenizer)`) where the head is padded to be wider.
 
     Raises:
@@ -77,7 +78,7 @@ def fit(
     """
     if not examples:
         raise UserError("there is nothing to learn: no row has an answer", where=what)
-    if signals is None and any(isinstance(term, Divergence) for term in terms):
+    if teaching is None and any(not isinstance(term, Hard) for term in terms):
         raise UserError(
             "a soft term needs a teacher's signals", where=what, mend="targets: data/capture/…"
         )
@@ -85,8 +86,15 @@ def fit(
     freeze(model.float(), hyperparameters.freeze)
     check_head(model)
     batches = plan(examples, hyperparameters, seed)
-    data = Batches(examples, batches, hyperparameters.rows_at_once, signals)
-    learner = Learner(model, terms, hyperparameters.chunk_tokens, signals, vocabulary)
+    data = Batches(examples, batches, hyperparameters.rows_at_once, teaching)
+    learner = Learner(
+        model,
+        terms,
+        hyperparameters.chunk_tokens,
+        teaching,
+        vocabulary,
+        compiled=hyperparameters.compiled,
+    )
     stages = [examples[batch[0]].stage for batch in batches]
     longest = max(len(example.ids) for example in examples)
     with attention(model, hyperparameters, longest), tempfile.TemporaryDirectory() as scratch:

@@ -18,7 +18,7 @@ ADD = re.compile(
 NEW = re.compile(r"New file `(?P<file>[^`]+)`:\n\n```python\n(?P<code>.*?)```", re.S)
 TRY = re.compile(r"Try it:\n\n```python\n(?P<code>.*?)```", re.S)
 SECTIONS = dict(re.findall(r"^## (Adding .*?)\n(.*?)(?=^## |\Z)", TEXT, re.S | re.M))
-KINDS = ("filter", "divergence", "metric", "teacher", "stage")
+KINDS = ("filter", "divergence", "feature", "metric", "teacher", "stage")
 IMPORTS = "\nfrom typing import Annotated\nfrom pydantic import Field\n\nfrom tasks"
 
 

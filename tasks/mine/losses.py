@@ -11,10 +11,11 @@ import torch
 
 from tasks.batches import examples_of
 from tasks.divergences import Hard
-from tasks.fused_head import Targets, fused_head_loss
+from tasks.fused_head import fused_head_loss
 from tasks.heads import Head
 from tasks.progress import track
 from tasks.records import Row
+from tasks.targets import Targets
 from tasks.text import encode_all, pad_right
 
 if TYPE_CHECKING:

@@ -1,25 +1,62 @@
-"""Distillation from a teacher's stored distributions, on text that is given (off-policy)."""
+"""Distillation from teachers' distributions and insides, on text that is given (off-policy)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tasks.divergences import Term
+from tasks.checkpoints import Precision
+from tasks.combining import Combining, Mixture, Progressive
+from tasks.divergences import Hard, Term
+from tasks.errors import UserError
+from tasks.features import Attention, Feature, FeatureTerm
 from tasks.records import Row
 from tasks.train.phase import Phase, Trained
+from tasks.uld import Uld
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tasks.batches import Example
+    from tasks.crossing import Crossing
+    from tasks.teaching import Live, Stored
+
+Share = Annotated[float, Field(gt=0)]
 
 
 class Kd(Phase):
     """A weighted sum of divergences from the teacher, and of the rows' own answers if wished."""
 
     method: Literal["kd"]
-    terms: tuple[Term, ...] = Field(min_length=1)
+    terms: tuple[
+        Annotated[Term | Uld | FeatureTerm, Field(discriminator="type")], ...  # type: ignore[valid-type]
+    ] = Field(min_length=1)
     """What the loss is made of, each with its weight; the sum is per valid token."""
+    teachers: dict[str, Share] | None = Field(None, min_length=1)
+    """Several teachers: the folders below `targets`, and the weight of each."""
+    combine: Combining = Mixture()
+    """How several teachers make one target."""
+    teacher_precision: Precision = "bfloat16"
+    """Number format in which live teachers run."""
+    progressive: Progressive | None = None
+    """Let the target move towards the teacher's."""
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The terms that compare what is inside."""
+        return tuple(term for term in self.terms if isinstance(term, Feature))
+
+    @property
+    def responses(self) -> tuple[Term | Uld, ...]:
+        """The terms that compare what comes out."""
+        return tuple(term for term in self.terms if not isinstance(term, Feature))
+
+    @model_validator(mode="after")
+    def _attends_eagerly_where_maps_are_compared(self) -> "Kd":
+        if self.attention != "eager" and any(isinstance(t, Attention) for t in self.terms):
+            raise ValueError("attention maps need `attention: eager`")
+        return self
 
     def train(
         self,
@@ -30,20 +67,153 @@ class Kd(Phase):
         seed: int,
         what: str,
     ) -> Trained:
-        """Train against the signal store `targets`, which must be of these rows and ids."""
-        from tasks.signals import SignalStore
+        """Train against the teacher or teachers in `targets`: checkpoints, or signal stores."""
+        from tasks.teaching import Live
         from tasks.trainer import fit
 
-        signals = SignalStore(Path(self.targets))
-        examples = signals.attach(self.examples(tokenizer, rows), tokenizer)
+        examples = self.examples(tokenizer, rows)
+        teaching = self.teaching(model, tokenizer, rows, examples, seed)
         history = fit(
             model,
             examples,
-            self.terms,
+            self.responses,
             self,
             seed=seed,
             what=what,
-            signals=signals,
-            vocabulary=len(tokenizer),
+            teaching=teaching,
+            vocabulary=teaching.vocabulary if isinstance(teaching, Live) else len(tokenizer),
         )
-        return Trained(history, len(examples))
+        notes = teaching.matching.report() if teaching.matching else {}
+        return Trained(history, len(examples), notes)
+
+    def teaching(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[Row],
+        examples: "Sequence[Example]",
+        seed: int,
+    ) -> "Stored | Live | Crossing":
+        """Open the targets of one seed.
+
+        Raises:
+            UserError: they do not fit the student or the rows, or the terms need others.
+        """
+        folders = self.teacher_folders(seed)
+        if all((folder / "config.json").is_file() for folder in folders.values()):
+            if any(isinstance(term, Uld) for term in self.terms):
+                return self._crossed(folders, tokenizer, rows, examples)
+            return self._live(folders, model, tokenizer, examples, seed)
+        if not all((folder / "signals.json").is_file() for folder in folders.values()):
+            raise UserError(
+                "neither teachers' checkpoints nor signal stores",
+                where=", ".join(map(str, folders.values())),
+                mend="targets: models/adapt/<teacher>, models/train/<phase> or "
+                "data/capture/<teacher>; the folder above and `teachers` for several",
+            )
+        return self._stored(folders, tokenizer, examples)
+
+    def teacher_folders(self, seed: int) -> dict[str, Path]:
+        """Return the folder of each teacher; that of an earlier phase is of the same seed."""
+        above = Path(self.targets)
+        named = {name: above / name for name in self.teachers} if self.teachers else {}
+        folders = named or {above.name: above}
+        trained = f"seed-{seed}"
+        return {
+            name: folder / trained if (folder / trained).is_dir() else folder
+            for name, folder in folders.items()
+        }
+
+    def _stored(
+        self,
+        folders: Mapping[str, Path],
+        tokenizer: "PreTrainedTokenizerBase",
+        examples: "Sequence[Example]",
+    ) -> "Stored":
+        from tasks.signals import SignalStore
+        from tasks.teaching import Stored
+
+        for term in self.terms:
+            if isinstance(term, Feature | Uld):
+                raise self._needs_live(term.type)
+        soft = [term.type for term in self.responses if term.type not in ("hard", "forward_kl")]
+        if self.teachers and not self.combine.one_a_row and (soft or self._mean_of_logits):
+            raise self._needs_live(f"combine: {self.combine.type} with {', '.join(soft) or 'this'}")
+        stores = {name: SignalStore(folder) for name, folder in folders.items()}
+        taught = Stored(stores, **self._several)
+        taught.attach(examples, tokenizer)
+        return taught
+
+    @property
+    def _mean_of_logits(self) -> bool:
+        return self.combine.averages == "logits"
+
+    @property
+    def _several(self) -> dict[str, Any]:
+        how: dict[str, Any] = {"progressive": self.progressive}
+        if self.teachers:
+            how |= {"combining": self.combine, "shares": tuple(self.teachers.values())}
+        return how
+
+    def _crossed(
+        self,
+        folders: Mapping[str, Path],
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[Row],
+        examples: "Sequence[Example]",
+    ) -> "Crossing":
+        from tasks.crossing import Crossing
+
+        others = [t.type for t in self.terms if not isinstance(t, Uld | Hard)]
+        if others or len(folders) > 1 or self.progressive:
+            raise UserError(
+                "uld needs one teacher, and goes with hard terms alone",
+                where=", ".join([*others, *map(str, folders.values())]),
+            )
+        (folder,) = folders.values()
+        teacher, theirs = self._load(folder)
+        crossing = Crossing(teacher, theirs, tokenizer)
+        crossing.attach(rows, examples)
+        return crossing
+
+    def _load(self, folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        from tasks import checkpoints
+
+        return checkpoints.load(
+            folder,
+            precision=self.teacher_precision,
+            attention="eager" if self.attention == "eager" else "sdpa",
+            device=checkpoints.accelerator(),
+        )
+
+    def _needs_live(self, what: str) -> UserError:
+        return UserError(
+            f"{what} needs a live teacher, not stored signals",
+            where=f"targets: {self.targets}",
+            mend="targets: models/adapt/<teacher>",
+        )
+
+    def _live(
+        self,
+        folders: Mapping[str, Path],
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        examples: "Sequence[Example]",
+        seed: int,
+    ) -> "Live":
+        from tasks.matching import Matching
+        from tasks.teaching import Live, shared_vocabulary, within
+
+        if self.features and len(folders) > 1:
+            raise UserError(f"{self.features[0].type} needs one teacher, not several")
+        loaded = {name: self._load(folder) for name, folder in folders.items()}
+        vocabulary = min(
+            shared_vocabulary(tokenizer, theirs, str(folders[name]))
+            for name, (_, theirs) in loaded.items()
+        )
+        within(examples, vocabulary)
+        teachers = {name: teacher for name, (teacher, _) in loaded.items()}
+        matching = None
+        if self.features:
+            matching = Matching(self.features, model, next(iter(teachers.values())), seed)
+        return Live(teachers, vocabulary, matching=matching, **self._several)

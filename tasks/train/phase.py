@@ -1,8 +1,9 @@
 """What every phase of training says of itself, whichever its method."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, field_validator
 
@@ -26,6 +27,8 @@ class Trained(NamedTuple):
     history: "list[Update]"
     rows: int
     """Rows that were learnt from."""
+    notes: Mapping[str, Any] = MappingProxyType({})
+    """What else the method has to say in the summary."""
 
 
 class Phase(Hyperparameters):

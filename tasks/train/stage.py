@@ -49,6 +49,7 @@ def run(item: str, phase: Annotated[Method, EachOf("train")], seeds: list[int]) 
         trained = _train(item, phase, rows, seed)
         losses.append(final_loss(trained))
         summary |= {"rows": trained.rows, "updates": len(trained.history)}
+        summary |= {f"{name}, seed {seed}": note for name, note in trained.notes.items()}
         summary[f"final_loss of seed {seed}"] = round(losses[-1], 4)
         say(f"{item}, seed {seed}: loss {losses[-1]:.4f} over the last updates")
     summary["final_loss"] = round(fmean(losses), 4)

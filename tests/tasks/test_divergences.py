@@ -43,6 +43,11 @@ def _adaptive(mass: float) -> np.ndarray:
     return np.array(found)
 
 
+def _logit_mse() -> np.ndarray:
+    centred = [x - x.mean(-1, keepdims=True) for x in (np.log(P), np.log(Q))]
+    return ((centred[0] - centred[1]) ** 2).mean(-1)
+
+
 REFERENCES = [
     (d.ForwardKL(), _kl(P, Q)),
     (d.ReverseKL(), _kl(Q, P)),
@@ -56,6 +61,7 @@ REFERENCES = [
     (d.AdaptiveKL(), _adaptive(0.5)),
     (d.AdaptiveKL(head_mass=0.9), _adaptive(0.9)),
     (d.TotalVariation(), np.abs(P - Q).sum(-1) / 2),
+    (d.LogitMse(), _logit_mse()),
 ]
 
 

@@ -7,8 +7,9 @@ from torch import Tensor
 from tasks import divergences as d
 from tasks.divergences import Hard, Term
 from tasks.errors import UserError
-from tasks.fused_head import LiveTeacher, Targets, TopK, fused_head_loss
+from tasks.fused_head import fused_head_loss
 from tasks.heads import Head
+from tasks.targets import LiveTeacher, Targets, TopK
 
 N, V, D, TEACHER_D, K = 9, 23, 5, 6, 4
 TEMPERATURES = (0.7, 1.0, 2.0)
@@ -252,3 +253,74 @@ def test_extreme_logits_stay_finite() -> None:
     )
     loss.backward()
     assert loss.isfinite() and hidden.grad is not None and hidden.grad.isfinite().all()
+
+
+class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the largest tensor that any operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        found = function(*args, **(kwargs or {}))
+        for x in torch.utils._pytree.tree_leaves(found):
+            if isinstance(x, Tensor):
+                self.elements = max(self.elements, x.numel())
+        return found
+
+
+@pytest.mark.parametrize("source", ["live", "stored"])
+@pytest.mark.parametrize("terms", MIXES, ids=lambda x: "+".join(t.type for t in x))
+def test_no_tensor_is_as_large_as_all_logits(terms: list[Term], source: str) -> None:
+    tokens, vocabulary, chunk = 64, 200, 8
+    hidden, weight = _random(tokens, D, seed=0).requires_grad_(), _random(vocabulary, D, seed=1)
+    teacher = LiveTeacher(_random(tokens, D, seed=2), Head(_random(vocabulary, D, seed=3)))
+    stored = TopK(
+        torch.arange(K).expand(tokens, K),
+        torch.full((tokens, K), -2.0, dtype=torch.float64),
+        torch.full((tokens, 3), -1.0, dtype=torch.float64),
+        TEMPERATURES,
+    )
+    targets = Targets(
+        torch.zeros(tokens, dtype=torch.long), teacher if source == "live" else stored
+    )
+    with Largest() as seen:
+        loss, _ = fused_head_loss(
+            hidden, Head(weight.requires_grad_()), terms, targets, divisor=1, chunk_tokens=chunk
+        )
+        loss.backward()
+    assert chunk * vocabulary <= seen.elements <= 2 * chunk * vocabulary
+
+
+def test_logit_mse_is_of_centred_logits() -> None:
+    hidden, weight = (_random(*s, seed=i).requires_grad_() for i, s in enumerate(SHAPES[:2]))
+    z, t = hidden @ weight.T + 5, _teacher_logits()
+    gap = (z - z.mean(-1, keepdim=True)) - (t - t.mean(-1, keepdim=True))
+    expected = gap.square().mean(-1).sum() / N
+    slopes = torch.autograd.grad(expected, [hidden, weight])
+    for temperature in (1, 2):  # the factor T² takes back what T shrinks
+        term = d.LogitMse(temperature=temperature)
+        loss, _ = fused_head_loss(
+            hidden, Head(weight), [term], Targets(_labels(), _live()), divisor=N, chunk_tokens=4
+        )
+        torch.testing.assert_close(loss, expected)
+        for found, slope in zip(torch.autograd.grad(loss, [hidden, weight]), slopes, strict=True):
+            torch.testing.assert_close(found, slope)
+    with pytest.raises(UserError, match="logit_mse needs a live teacher"):
+        fused_head_loss(
+            hidden, Head(weight), [d.LogitMse()], Targets(_labels(), _stored()), divisor=N
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terms", MIXES[1:8], ids=lambda x: "+".join(t.type for t in x))
+def test_the_compiled_path_gives_the_same_numbers(terms: list[Term]) -> None:
+    hidden, head = _random(N, D, seed=0), Head(_random(V, D, seed=1).requires_grad_())
+    found = []
+    for compiled in (False, True):
+        loss, _ = fused_head_loss(
+            hidden, head, terms, Targets(_labels(), _live()), divisor=N, compiled=compiled
+        )
+        found.append((loss, *torch.autograd.grad(loss, head.weight_VD)))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)

@@ -11,6 +11,7 @@ from tasks import checkpoints
 from tasks.batches import Batches, Example
 from tasks.errors import UserError
 from tasks.signals import Origin, Shard, SignalStore, SignalWriter, vocabulary_hash
+from tasks.teaching import Stored
 
 K, TEMPERATURES = 3, (1.0, 2.0)
 
@@ -85,9 +86,10 @@ def test_it_says_what_it_was_made_with(tmp_path, tokenizer) -> None:
 def test_a_batch_carries_the_signals_of_its_tokens(tmp_path, tokenizer) -> None:
     written = write(tmp_path / "main", tokenizer)
     store = SignalStore(tmp_path / "main")
-    batch = Batches(store.attach(examples(), tokenizer), [[1, 0]], 2, store)[0]
+    stored = Stored({"main": store})
+    batch = Batches(stored.attach(examples(), tokenizer), [[1, 0]], 2, stored)[0]
     assert batch["targets_N"].tolist() == [5, 7, 8]
-    assert torch.equal(batch["stored_ids_NK"], written.ids_NK[[7, 5, 6]])
+    assert torch.equal(batch["brought"]["stored"]["main"]["ids_NK"], written.ids_NK[[7, 5, 6]])
 
 
 def test_reading_takes_no_more_memory_than_the_rows_read(tmp_path, tokenizer) -> None:

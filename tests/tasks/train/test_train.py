@@ -198,3 +198,81 @@ def test_no_rows_is_a_readable_error(project) -> None:
 def test_mistakes_in_params_are_explained(change, message) -> None:
     with pytest.raises(ParamsError, match=message):
         validated(Method, SFT | change, "train.baseline")
+
+
+LIVE = KD | {"targets": "models/adapt/main", "teacher_precision": "float32"}
+
+
+def first_loss(name: str) -> float:
+    return float(history(name, 1)[0]["loss"])
+
+
+def test_a_checkpoint_folder_is_a_live_teacher(round_so_far) -> None:
+    whole = CaptureParams(top_k=304, precision="float32", threads=1)
+    capture("main", Teacher(model="tiny"), whole)
+    run("stored", phase(**KD), seeds=[1])
+    run("live", phase(**LIVE), seeds=[1])
+    assert first_loss("live") == pytest.approx(first_loss("stored"), rel=1e-3)
+
+
+def test_an_earlier_phase_teaches_seed_by_seed(round_so_far) -> None:
+    run("sft", phase(**SFT), seeds=[1, 2])
+    again = phase(**LIVE | {"targets": "models/train/sft"})
+    assert again.teacher_folders(2) == {"sft": TRAIN / "sft/seed-2"}
+    run("again", again, seeds=[1, 2])
+    still = phase(**LIVE | {"targets": "models/train/sft", "from": "train/sft", "updates": 1,
+                            "terms": [{"type": "forward_kl"}]})  # fmt: skip
+    run("still", still, seeds=[1])  # the student is its own teacher, but for bfloat16 on disk
+    assert first_loss("still") == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("above", ["models/adapt", "data/capture"])
+def test_several_teachers_below_one_folder(round_so_far, make_model, tokenizer, above) -> None:
+    checkpoints.save(make_model(tokenizer, seed=7), tokenizer, ADAPT / "other", {})
+    capture("other", Teacher(model="tiny"), CaptureParams(top_k=64, precision="float32", threads=1))
+    both = LIVE | {"targets": above, "teachers": {"main": 0.7, "other": 0.3}}
+    for how in ({"type": "mixture"}, {"type": "best"}, {"type": "route", "groups": {"*": "other"}}):
+        run("kd", phase(**both | {"combine": how}), seeds=[1])
+    run("other", phase(**LIVE | {"targets": f"{above}/other"}), seeds=[1])
+    assert first_loss("kd") == pytest.approx(first_loss("other"), rel=1e-5)
+
+
+def test_features_are_terms_beside_divergences_and_are_not_saved(round_so_far) -> None:
+    terms = [{"type": "hard"}, {"type": "hidden_mse", "layers": "learned"}]
+    run("inside", phase(**LIVE | {"terms": terms}), seeds=[1])
+    summary = json.loads((TRAIN / "inside" / "summary.json").read_text())
+    learned = summary["hidden_mse of layer 2, seed 1"]
+    assert len(learned) == 4 and sum(learned) == pytest.approx(1, abs=1e-3)
+    names = [path.name for path in (TRAIN / "inside/seed-1").iterdir()]
+    run("plain", phase(**LIVE | {"terms": [{"type": "hard"}]}), seeds=[1])
+    assert sorted(names) == sorted(p.name for p in (TRAIN / "plain/seed-1").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"terms": [{"type": "hidden_mse"}]}, "hidden_mse needs a live teacher"),
+        ({"terms": [{"type": "logit_mse"}]}, "logit_mse needs a live teacher"),
+        (
+            {"targets": "data/capture", "teachers": {"main": 1}, "terms": [{"type": "reverse_kl"}]},
+            "mixture with reverse_kl needs a live teacher",
+        ),
+        (
+            {
+                "targets": "data/capture",
+                "teachers": {"main": 1},
+                "combine": {"type": "mean_logits"},
+            },
+            "mean_logits with this needs a live teacher",
+        ),
+        ({"targets": "data/collect"}, "neither teachers' checkpoints nor signal stores"),
+    ],
+)
+def test_targets_that_cannot_serve_the_terms_are_refused(round_so_far, change, message) -> None:
+    with pytest.raises(UserError, match=message):
+        run("kd", phase(**KD | change), seeds=[1])
+
+
+def test_attention_maps_need_eager_attention() -> None:
+    with pytest.raises(ParamsError, match="attention: eager"):
+        validated(Method, LIVE | {"terms": [{"type": "attention"}]}, "train.kd")

@@ -1,0 +1,64 @@
+"""What the benchmarks share: each variant in its own process, its CPU time, its peak memory."""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def status(field: str) -> float:
+    """Return a field of /proc/self/status, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def at_rest() -> float:
+    """Give freed memory back, forget the peak so far, and return what is resident, in MB."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
+
+
+def timed(step: Callable[[], Any], steps: int) -> dict[str, float]:
+    """Return CPU and wall seconds of a step, and the peak above rest, in MB; the first is warm-up.
+
+    The middle one of the steps counts: a noisy neighbour spoils the mean.
+    """
+    step()
+    rest, seconds = at_rest(), []
+    for _ in range(steps):
+        cpu, wall = time.process_time(), time.perf_counter()
+        step()
+        seconds.append((time.process_time() - cpu, time.perf_counter() - wall))
+    cpu, wall = sorted(seconds)[len(seconds) // 2]
+    return {"cpu_seconds": cpu, "wall_seconds": wall, "peak_mb": status("VmHWM") - rest}
+
+
+def in_own_process(script: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run a script of this folder with one thread, and return the JSON of its last line."""
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore"}
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, script, *arguments],
+        env=os.environ | threads | quiet | {"PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Lay out rows as text; numbers to two decimals."""
+    shown = [[f"{x:.2f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *shown, strict=True)]
+    lines = [
+        "  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)) for row in (head, *shown)
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,86 @@
+"""One pass of a causal LM's body, and what was asked of it on the way.
+
+Shapes: B batch, S sequence, D width, H heads, E width of a head.
+"""
+
+# ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tasks.errors import UserError
+
+Part = Literal["hidden", "attention", "values"]
+
+
+class Seen(NamedTuple):
+    """What a pass shows; a part that was not asked for is empty."""
+
+    last_BSD: Tensor
+    """What the head reads."""
+    hidden: tuple[Tensor, ...] = ()
+    """(B, S, D) each: the embeddings, then what each block leaves (the last one normed)."""
+    attention: tuple[Tensor, ...] = ()
+    """(B, H, S, S) of each block."""
+    values: tuple[Tensor, ...] = ()
+    """(B, S, H, E) of each block, H being the heads of keys and values."""
+
+
+def look(model: PreTrainedModel, ids_BS: Tensor, parts: frozenset[Part] = frozenset()) -> Seen:
+    """Run the body over right-padded rows; under a causal mask no token attends to padding.
+
+    Raises:
+        UserError: the model does not show a part that is wanted.
+    """
+    options = {"output_hidden_states": "hidden" in parts, "output_attentions": "attention" in parts}
+    shown = {name: wanted for name, wanted in options.items() if wanted}
+    values: list[Tensor] = []
+    with _kept_values(model, values, "values" in parts):
+        out = model.get_decoder()(input_ids=ids_BS, use_cache=False, **shown)
+    seen = Seen(out.last_hidden_state, values=tuple(values))
+    if "hidden" in parts:
+        seen = seen._replace(hidden=out.hidden_states)
+    if "attention" in parts:
+        seen = seen._replace(attention=out.attentions)
+    for part in parts:
+        if not getattr(seen, part) or any(x is None for x in getattr(seen, part)):
+            raise UserError(f"{type(model).__name__} does not show its {part}", where="terms")
+    return seen
+
+
+def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the stack of blocks of a causal LM."""
+    lists = [m for m in model.get_decoder().children() if isinstance(m, nn.ModuleList)]
+    if len(lists) != 1:
+        raise UserError(f"cannot tell which modules of {type(model).__name__} are its blocks")
+    return lists[0]
+
+
+@contextmanager
+def _kept_values(model: PreTrainedModel, values: list[Tensor], wanted: bool) -> Iterator[None]:
+    """Keep what the value projections give, block after block."""
+
+    def keep(module: nn.Module, inputs: Any, values_BSW: Tensor) -> None:
+        values.append(values_BSW.reshape(*values_BSW.shape[:2], heads_of(model), -1))
+
+    hooks = []
+    for block in blocks_of(model) if wanted else ():
+        projection = getattr(getattr(block, "self_attn", None), "v_proj", None)
+        if projection is None:
+            raise UserError(f"{type(model).__name__} has no value projection of its own")
+        hooks.append(projection.register_forward_hook(keep))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def heads_of(model: PreTrainedModel) -> int:
+    """Return the number of heads of keys and values."""
+    config = model.config.get_text_config()
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
