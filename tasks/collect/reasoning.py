@@ -70,8 +70,9 @@ def _problems(name: str, level: int, rows: int, seed: int) -> Any:
     wanted = {"size": rows, "seed": seed}
     try:
         curriculum = create_curriculum(name)
-        if not 0 <= level <= curriculum.get_max_level():
-            raise ValueError(f"its levels go from 0 to {curriculum.get_max_level()}")
+        highest = max(len(knob.levels) for knob in curriculum.attributes.values()) - 1
+        if not 0 <= level <= highest:
+            raise ValueError(f"its levels go from 0 to {highest}")
         curriculum.set_global_level(level)
         told = vars(curriculum.generate_configuration(wanted))
         return create_dataset(name, **(told | wanted))

@@ -18,10 +18,9 @@ from statistics import fmean
 
 from pydantic import Field
 
-from tasks import checkpoints
 from tasks.challenge.stage import VERDICT
 from tasks.params import Section
-from tasks.progress import say
+from tasks.progress import say, track
 from tasks.records import FILTER, TRAIN, Response, Row, read_rows, write_json, write_rows
 
 MINE = Path("data/mine")
@@ -35,8 +34,6 @@ class MineParams(Section):
     """Phase whose best seed on the dev rows is looked at."""
     rows: int = Field(2000, ge=0)
     """How many prompts are kept; 0: none, and nothing is computed."""
-    batch_tokens: int = Field(4096, ge=1)
-    """Tokens read at once."""
     threads: int = Field(1, ge=1)
     """CPU threads."""
 
@@ -59,16 +56,12 @@ def run(mine: MineParams) -> None:
 
 
 def _regrets(mine: MineParams, rows: list[Response]) -> list[float]:
-    from tasks.mine.losses import mean_losses
+    from tasks.likelihood import Likelihood
 
     seed = json.loads(VERDICT.read_text())["seed"]
-    student = TRAIN / mine.student / f"seed-{seed}"
-    model, tokenizer = checkpoints.load(
-        student, precision="bfloat16", device=checkpoints.accelerator()
-    )
-    losses = mean_losses(
-        model, tokenizer, rows, batch_tokens=mine.batch_tokens, threads=mine.threads
-    )
+    folder = TRAIN / mine.student / f"seed-{seed}"
+    student = Likelihood.of(folder, "bfloat16", mine.threads)
+    losses = track(student.answer_losses(rows), total=len(rows), what="the student reads")
     return [round(loss + (row.logprob or 0.0), 6) for loss, row in zip(losses, rows, strict=True)]
 
 

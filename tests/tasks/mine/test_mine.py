@@ -1,0 +1,62 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks import checkpoints
+from tasks.challenge.stage import VERDICT
+from tasks.mine.stage import HARDEST, MINE, MineParams, run
+from tasks.records import FILTER, TRAIN, Response, Row, read_rows, row_id, write_json, write_rows
+from tasks.text import encode
+
+
+def response(prompt: str, answer: str, logprob: float | None, sample: int = 0) -> Response:
+    return Response(
+        id=row_id(prompt), prompt=prompt, answer=answer, group="g", origin="teacher",
+        teacher="main", finish="stop", logprob=logprob, sample=sample,
+    )  # fmt: skip
+
+
+def loss(model, tokenizer, row: Row) -> float:
+    """The mean of −log q over the answer and its end, in float64, straight from the logits."""
+    encoded = encode(tokenizer, row)
+    ids = torch.tensor([encoded.ids])
+    logp = model.double()(ids).logits[0].log_softmax(-1)
+    judged = range(len(encoded.prompt_ids), len(encoded.ids))
+    return -sum(float(logp[at - 1, encoded.ids[at]]) for at in judged) / len(judged)
+
+
+@pytest.fixture
+def student(project: Path, model, tokenizer):
+    checkpoints.save(model, tokenizer, TRAIN / "kd/seed-2", {})
+    write_json(VERDICT, {"seed": 2})
+    return model
+
+
+def test_the_prompts_with_the_widest_gap_come_first(student, tokenizer) -> None:
+    said = {"one two": "a", "three": "bb", "four five six": "ccc", "seven": "d"}
+    logprobs = [-0.1, -4.0, -0.5, None]
+    rows = [response(p, a, lp) for (p, a), lp in zip(said.items(), logprobs, strict=True)]
+    write_rows(FILTER / "kept.jsonl", rows)
+    run(MineParams(rows=3))
+    regret = {row.id: loss(student, tokenizer, row) + (row.logprob or 0.0) for row in rows}
+    wanted = sorted(regret, key=lambda name: -regret[name])[:3]
+    found = list(read_rows(HARDEST, Row))
+    assert [row.id for row in found] == wanted
+    assert all(row.answer is None and row.origin == "none" for row in found)
+    summary = json.loads((MINE / "summary.json").read_text())
+    assert math.isclose(summary["mean_regret"], sum(regret.values()) / 4, abs_tol=0.05)  # bfloat16
+
+
+def test_a_prompt_with_several_answers_is_kept_once(student) -> None:
+    rows = [response("one", answer, -1.0, n) for n, answer in enumerate(("a", "b", "c"))]
+    write_rows(FILTER / "kept.jsonl", rows)
+    run(MineParams(rows=10))
+    assert [row.prompt for row in read_rows(HARDEST, Row)] == ["one"]
+
+
+def test_nothing_is_computed_when_no_row_is_wanted(project: Path) -> None:
+    run(MineParams(rows=0))
+    assert HARDEST.read_bytes() == b""
