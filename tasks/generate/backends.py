@@ -7,9 +7,11 @@ a paid service yields every answer as it comes.
 To add one: a class with `decided_by` and `open`, and its name in `Backend` at the bottom.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from tasks import checkpoints
 from tasks.checkpoints import Precision
@@ -24,19 +26,12 @@ from tasks.decoding import (
     plan,
     stop_ids,
 )
+from tasks.errors import UserError
+from tasks.generate.asks import Answering, Ask
+from tasks.generate.openai import OpenAI
 from tasks.params import Section
-from tasks.records import Message
+from tasks.records import ENDPOINT
 from tasks.text import prompt_ids
-
-
-class Ask(NamedTuple):
-    """One answer that is wanted."""
-
-    key: str
-    """Key of the answer in the ledger."""
-    prompt: str | tuple[Message, ...]
-    draw: str
-    """Names the random numbers of a sampled answer."""
 
 
 class Transformers(Section):
@@ -53,14 +48,24 @@ class Transformers(Section):
         """Return what of this backend decides an answer, and so belongs to its key."""
         return [self.type, self.precision]
 
-    def open(self, checkpoint: Path) -> "Answering":
+    def open(self, checkpoint: Path, spent: float = 0.0) -> Answering:
         """Load the teacher; return the function that answers.
 
         Its batches depend on the asks alone, and the asks that an interrupted run left over make
         the remaining batches of the whole run (see `tasks.decoding.plan`).
+
+        Raises:
+            UserError: the weights are not here.
         """
         from tasks.side_by_side import side_by_side
 
+        if (checkpoint / ENDPOINT).exists():
+            raise UserError(
+                f"the weights of the teacher {checkpoint.name} are not here, it is behind an "
+                "endpoint",
+                where="params.yaml, generate.backend",
+                mend="cohobate run --set 'generate.backend={type: openai}'",
+            )
         device = checkpoints.accelerator()
         model, tokenizer = checkpoints.load(checkpoint, precision=self.precision, device=device)
         stop = stop_ids(model, tokenizer)
@@ -80,7 +85,4 @@ class Transformers(Section):
         return answers
 
 
-Answering = Callable[[Sequence[Ask], Decoding], Iterator[Mapping[str, Answer]]]
-"""Answers prompts, batch after batch, each answer under the key of its ask."""
-
-Backend = Transformers  # one so far; with a second: Annotated[A | B, Field(discriminator="type")]
+Backend = Annotated[Transformers | OpenAI, Field(discriminator="type")]
