@@ -192,8 +192,8 @@ class LoopbackTeacher:
         if parts == ["files"]:
             name = f"file-{len(self.files)}"
             self.files[name] = multipart_file(headers["content-type"], body)
-            return as_json({"id": name, "object": "file", "purpose": "batch", "bytes": len(body),
-                            "created_at": 0, "filename": "asks.jsonl", "status": "processed"})  # fmt: skip
+            told = {"object": "file", "purpose": "batch", "bytes": len(body), "created_at": 0}
+            return as_json({"id": name, "filename": "asks.jsonl", "status": "processed", **told})
         if parts[0] == "files":
             return 200, {}, self.files[parts[1]]
         if method == "POST" and parts == ["batches"]:

@@ -1,6 +1,7 @@
 """What is asked of a teacher, and what comes back."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from tasks.decoding import Answer, Decoding
@@ -30,3 +31,14 @@ Batch = Mapping[str, Answer | Unanswered]
 
 Answering = Callable[[Sequence[Ask], Decoding], Iterator[Batch]]
 """Answers prompts, batch after batch, each answer under the key of its ask."""
+
+
+def driven(stream: AsyncGenerator[Batch]) -> Iterator[Batch]:
+    """Yield the batches of an asynchronous stream; it stands still while a batch is dealt with."""
+
+    async def following() -> Batch | None:
+        return await anext(stream, None)
+
+    with asyncio.Runner() as runner:
+        while (batch := runner.run(following())) is not None:
+            yield batch

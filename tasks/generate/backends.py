@@ -29,6 +29,7 @@ from tasks.decoding import (
 from tasks.errors import UserError
 from tasks.generate.asks import Answering, Ask
 from tasks.generate.openai import OpenAI
+from tasks.generate.openai_batch import OpenAIBatch
 from tasks.params import Section
 from tasks.records import ENDPOINT
 from tasks.text import prompt_ids
@@ -85,4 +86,4 @@ class Transformers(Section):
         return answers
 
 
-Backend = Annotated[Transformers | OpenAI, Field(discriminator="type")]
+Backend = Annotated[Transformers | OpenAI | OpenAIBatch, Field(discriminator="type")]

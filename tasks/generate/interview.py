@@ -101,7 +101,7 @@ class Interview:
         failures = self._answer(list(missing.values()), meter) if missing else {}
         following: list[Exchange] = []
         for exchange, prompt, ask in zip(exchanges, prompts, asks, strict=True):
-            if ask.key in failures:
+            if ask.key not in self.ledger:
                 self._fail(step, exchange, failures[ask.key])
                 self.unanswered += 1
                 continue

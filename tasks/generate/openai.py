@@ -15,7 +15,7 @@ from pydantic import Field
 
 from tasks.decoding import Answer, Bought, Decoding
 from tasks.errors import UserError
-from tasks.generate.asks import Answering, Ask, Batch, Unanswered
+from tasks.generate.asks import Answering, Ask, Batch, Unanswered, driven
 from tasks.generate.endpoint import Endpoint, Place, place_of
 from tasks.generate.failures import Again, Refused
 from tasks.generate.pace import Limits, Pace
@@ -53,10 +53,7 @@ class OpenAI(Endpoint):
         purchase = Purchase(self, place_of(checkpoint), Budget(self.cap, spent))
 
         def answers(asks: Sequence[Ask], how: Decoding) -> Iterator[Batch]:
-            with asyncio.Runner() as runner:
-                stream = purchase.stream(asks, how)
-                while (batch := runner.run(_next(stream))) is not None:
-                    yield batch
+            return driven(purchase.stream(asks, how))
 
         return answers
 
@@ -211,7 +208,3 @@ class Purchase:
             where="params.yaml, generate.backend.run_seconds",
             mend="run again: what is answered stays",
         )
-
-
-async def _next(stream: AsyncGenerator[Batch]) -> Batch | None:
-    return await anext(stream, None)

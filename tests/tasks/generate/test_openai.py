@@ -101,7 +101,7 @@ def test_a_run_ends_at_its_deadline_and_keeps_what_it_has(prompts, clean):
             run("main", params(request_seconds=20, run_seconds=1))
         assert time.monotonic() - start < 10  # the service would have taken 30 s
         before = service.sent
-        run("main", params())
+        run("main", params(request_seconds=1))
         assert max(service.answered.values()) == 1 and service.sent > before
     assert RESPONSES.read_bytes() == clean
 
