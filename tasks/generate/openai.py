@@ -20,6 +20,7 @@ from tasks.generate.endpoint import Endpoint, Place, place_of
 from tasks.generate.failures import Again, Refused
 from tasks.generate.pace import Limits, Pace
 from tasks.generate.prices import Budget, Price, most_tokens
+from tasks.progress import say
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -77,6 +78,8 @@ class Purchase:
             UserError: the service cannot be used, or deadline or budget are reached; all that was
                 answered has been yielded by then.
         """
+        if self.params.price:
+            say(self.price.outlook((ask.prompt for ask in asks), how))
         waiting, running = deque(asks), dict[asyncio.Task[Answer | Unanswered], Ask]()
         async with self.place.client() as self.client:
             try:

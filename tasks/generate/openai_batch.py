@@ -111,6 +111,8 @@ class HandIn:
         if not allowed:
             raise self.budget.exhausted(len(asks))
         size = self.params.file_rows
+        if self.params.price:
+            say(self.price.outlook((ask.prompt for ask in allowed), how, share))
         files = [allowed[start : start + size] for start in range(0, len(allowed), size)]
         remotes = [await self._handed_in(file, how) for file in files]
         lines: dict[str, Any] = {ask.key: None for ask in allowed}

@@ -1,5 +1,7 @@
 """What answers cost, and the cap that no run goes over."""
 
+from collections.abc import Iterable
+
 from pydantic import Field
 
 from tasks.decoding import Decoding
@@ -8,6 +10,7 @@ from tasks.generate.asks import Ask
 from tasks.params import Section
 from tasks.records import Message, prompt_text
 
+Prompt = str | tuple[Message, ...]
 _MILLION = 1_000_000
 _BYTES_A_TOKEN = 4  # of plain English, about; a token has at least one byte
 _OVERHEAD = 16  # tokens that a chat template adds to each turn, at most
@@ -32,14 +35,25 @@ class Price(Section):
         """Return what an answer can cost at most."""
         return self.of(most_tokens(ask.prompt), how.max_tokens, share)
 
+    def outlook(self, prompts: Iterable[Prompt], how: Decoding, share: float = 1.0) -> str:
+        """Say what answers to these prompts will cost, before any is bought."""
+        count = likely = 0
+        most = 0.0
+        for prompt in prompts:
+            count += 1
+            likely += likely_tokens(prompt)
+            most += self.of(most_tokens(prompt), how.max_tokens, share)
+        about = self.of(likely, count * how.max_tokens, share)
+        return f"{count} answers to buy: about {about:.2f} USD, at most {most:.2f}"
 
-def most_tokens(prompt: str | tuple[Message, ...]) -> int:
+
+def most_tokens(prompt: Prompt) -> int:
     """Return as many tokens as a prompt can have in any tokenizer, those of its turns included."""
     turns = 1 if isinstance(prompt, str) else len(prompt)
     return len(prompt_text(prompt).encode()) + _OVERHEAD * turns
 
 
-def likely_tokens(prompt: str | tuple[Message, ...]) -> int:
+def likely_tokens(prompt: Prompt) -> int:
     """Return about how many tokens a prompt has."""
     return -(-len(prompt_text(prompt).encode()) // _BYTES_A_TOKEN)
 

@@ -18,9 +18,10 @@ without a new answer.
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -106,7 +107,7 @@ class Step(Section):
                 turns.append(message.model_copy(update={"content": content}))
             else:
                 turns += [Message(role="user", content=own)] if isinstance(own, str) else own
-        return tuple(turns)
+        return tuple(_alternating(turns))
 
     def hear(self, exchange: Exchange, asked: Prompt, answer: Answer) -> list[Exchange]:
         """Return how it goes on with this reply: nowhere, where it has not the form asked for."""
@@ -187,6 +188,12 @@ def template_of(name: str) -> Template:
     value: Any = YAML(typ="safe", pure=True).load((FOLDER / f"{name}.yaml").read_text())
     template: Template = validated(Template, value, f"tasks/generate/templates/{name}.yaml")
     return template
+
+
+def _alternating(turns: list[Message]) -> Iterator[Message]:
+    """Yield the turns, those of one role in a row as one: not every chat template takes two."""
+    for role, group in groupby(turns, key=lambda turn: turn.role):
+        yield Message(role=role, content="\n\n".join(turn.content for turn in group))
 
 
 @cache

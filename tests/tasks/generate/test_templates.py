@@ -50,7 +50,7 @@ def responses(project, monkeypatch):
     def good(service, body, path):
         turns = body["messages"]
         asked.append(turns)
-        said = {"role": "assistant", "content": reply_to(merged(turns))}
+        said = {"role": "assistant", "content": reply_to(turns)}
         return json.dumps({"choices": [{"finish_reason": "stop", "message": said}]}).encode()
 
     monkeypatch.setattr(LoopbackTeacher, "good", good)
@@ -64,12 +64,6 @@ def responses(project, monkeypatch):
         return list(read_rows(GENERATE / "main" / "responses.jsonl", Response)), asked
 
     return of
-
-
-def merged(turns):
-    """The last turns of the user as one, as a chat template without alternation would show them."""
-    last = [t for t in turns if t["role"] == "user"]
-    return [{"role": "user", "content": " ".join(t["content"] for t in last)}]
 
 
 def test_every_template_here_can_be_read_and_says_whose_idea_it_is():
