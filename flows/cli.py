@@ -191,8 +191,8 @@ def _show_plan(planned: list[Any], as_json: bool) -> None:
 
 def _show_prices(root: Path) -> None:
     """Say on stderr what the teachers behind endpoints will cost."""
+    from flows.estimate import outlooks
     from tasks import params
-    from tasks.generate.estimate import outlooks
     from tasks.generate.stage import GenerateParams
     from tasks.teachers import Teachers
 

@@ -205,9 +205,10 @@ def _write(
     model: "PreTrainedModel", rows: list[_Row], how: Decoding, stop: frozenset[int], top_k: int
 ) -> None:
     import torch
-    from transformers import DynamicCache
 
-    cache = DynamicCache(config=model.config)
+    from tasks.kv_cache import cache_for
+
+    cache = cache_for(model)
     read = min(len(row.prompt) for row in rows)
     ids_BS = torch.tensor([row.prompt[:read] for row in rows], device=model.device)
     while True:

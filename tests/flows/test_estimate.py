@@ -1,7 +1,7 @@
 """The price of a round is told before it starts."""
 
+from flows.estimate import outlooks
 from tasks.decoding import Decoding
-from tasks.generate.estimate import outlooks
 from tasks.generate.openai import OpenAI
 from tasks.generate.openai_batch import OpenAIBatch
 from tasks.generate.prices import Price
