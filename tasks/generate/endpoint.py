@@ -75,6 +75,20 @@ def place_of(checkpoint: Path) -> Place:
     return Place(**json.loads((checkpoint / ENDPOINT).read_bytes()))
 
 
+def check_weights(checkpoint: Path) -> None:
+    """Refuse a teacher whose weights are not here.
+
+    Raises:
+        UserError: it is behind an endpoint.
+    """
+    if (checkpoint / ENDPOINT).exists():
+        raise UserError(
+            f"the weights of the teacher {checkpoint.name} are not here, it is behind an endpoint",
+            where="params.yaml, generate.backend",
+            mend="cohobate run --set 'generate.backend={type: openai}'",
+        )
+
+
 class Endpoint(Section):
     """What both backends have in common."""
 
@@ -115,8 +129,7 @@ class Endpoint(Section):
         body: dict[str, Any] = {"model": model, "temperature": how.temperature}
         body[self.max_tokens_key] = how.max_tokens
         if how.temperature > 0:
-            digest = hashlib.blake2b(f"{how.seed}/{ask.draw}".encode(), digest_size=4).digest()
-            body |= {"top_p": how.top_p, "seed": int.from_bytes(digest) // 2}
+            body |= {"top_p": how.top_p, "seed": seed_of(ask, how)}
         if self.api == "chat":
             turns = [{"role": "user", "content": ask.prompt}]
             if not isinstance(ask.prompt, str):
@@ -155,6 +168,12 @@ class Endpoint(Section):
         mean = sum(logprob for _, logprob, _ in tokens) / len(tokens) if tokens else None
         kept = tuple(tokens) if self.top_logprobs else None
         return Answer(choice.said, finish, mean, bought, kept)
+
+
+def seed_of(ask: Ask, how: Decoding) -> int:
+    """Return the seed of a sampled answer: its own, whatever is asked beside it."""
+    digest = hashlib.blake2b(f"{how.seed}/{ask.draw}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest) // 2
 
 
 class _Message(BaseModel):

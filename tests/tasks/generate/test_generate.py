@@ -169,3 +169,14 @@ def test_what_cannot_be_answered_is_said(ready, tokenizer, model):
     (ADAPT / "main" / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json is truncated"):
         run("main", PARAMS)
+
+
+@pytest.mark.slow
+def test_several_workers_write_the_rows_that_one_writes(ready):
+    ray = pytest.importorskip("ray")
+    alone = clean_run()
+    several = PARAMS.backend.model_copy(update={"workers": 2})
+    try:
+        assert clean_run(PARAMS.model_copy(update={"backend": several})) == alone
+    finally:
+        ray.shutdown()
