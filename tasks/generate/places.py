@@ -12,6 +12,7 @@ import os
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -129,12 +130,10 @@ class Objects(Journal):
         Raises:
             UserError: the store cannot be read.
         """
-        try:
+        with self._to("read"):
             self._store.invalidate_cache()
             for path in sorted(self._store.find(self.prefix)):
                 yield 0, self._store.cat_file(path)
-        except OSError as error:
-            raise self._unusable("read", error) from error
 
     def cut(self, end: int) -> None:
         """Leave a damaged object as it is: what was sound in it has been taken."""
@@ -142,10 +141,8 @@ class Objects(Journal):
     def append(self, data: bytes) -> None:
         """Put one object, whole or not at all."""
         name = hashlib.blake2b(data, digest_size=16).hexdigest()
-        try:
+        with self._to("write to"):
             self._store.pipe_file(f"{self.prefix}/{name}.jsonl", data)
-        except OSError as error:
-            raise self._unusable("write to", error) from error
 
     @cached_property
     def _store(self) -> Any:
@@ -153,12 +150,18 @@ class Objects(Journal):
 
         return S3FileSystem()
 
-    def _unusable(self, what: str, error: OSError) -> UserError:
-        return UserError(
-            f"cannot {what} the ledger: {error}",
-            where=str(self),
-            mend="check AWS_ENDPOINT_URL and the credentials; what was answered before is safe",
-        )
+    @contextmanager
+    def _to(self, what: str) -> Iterator[None]:
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            yield
+        except (OSError, BotoCoreError) as error:  # refused, or not reached at all
+            raise UserError(
+                f"cannot {what} the ledger: {error}",
+                where=str(self),
+                mend="check AWS_ENDPOINT_URL and the credentials; what was answered before is safe",
+            ) from error
 
 
 def _main_worktree() -> Path:

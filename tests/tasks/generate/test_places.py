@@ -3,6 +3,7 @@
 import subprocess
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from tasks.decoding import Answer, Bought
 from tasks.errors import UserError
@@ -107,8 +108,13 @@ def test_a_store_that_is_down_is_named(store):
         with pytest.raises(UserError, match="cannot write to the ledger: Access"):
             ledger.append({"a": Answer("x", "stop", None)})
         assert "a" not in ledger
-    with pytest.raises(UserError, match="cannot read the ledger"), on_s3():
+    store.find = unreachable
+    with pytest.raises(UserError, match="cannot read the ledger: Could not connect"), on_s3():
         pass
+
+
+def unreachable(prefix):
+    raise EndpointConnectionError(endpoint_url=f"https://s3.example.com/{prefix}")
 
 
 def test_what_was_spent_is_summed_failures_included(project):
