@@ -1,6 +1,7 @@
 """The `cohobate` command. Heavy libraries are imported by the commands that need them."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
