@@ -30,11 +30,12 @@ PROMPTS = [f"How many legs have {n} horses?" for n in range(1, 5)]
 def reply_to(turns):
     """What a willing model says: a list, a trace, or a line, as it is asked."""
     asked = turns[-1]["content"]
-    if "starts with" in asked and "Answer:" in asked:
-        return f"{asked.split()[3]} times four.\n\nAnswer: {4 * int(asked.split()[3])}"
-    if count := re.search(r"\b(three|four|eight)\b.*own line|\b(three|four|eight)\b", asked):
-        digit = {"three": 3, "four": 4, "eight": 8}[count[1] or count[2]]
-        return "\n".join(f"- {hash_of(asked)} {n}" for n in range(digit)) + "\nThat is all."
+    if 'starts with "Answer:"' in asked:
+        horses = int(re.search(r"have (\d+)", asked)[1])
+        return f"{horses} times four.\n\nAnswer: {4 * horses}"
+    if count := re.search(r"(three|four|eight) (?:new|different)", asked):
+        lines = {"three": 3, "four": 4, "eight": 8}[count[1]]
+        return "\n".join(f"- {hash_of(asked)} {n}" for n in range(lines)) + "\nThat is all."
     return f"re: {asked}"
 
 
@@ -98,7 +99,7 @@ def test_answer_and_rationale_are_two_targets_of_one_reply(responses):
 
 
 def test_a_reply_without_the_form_is_set_aside(responses, monkeypatch):
-    monkeypatch.setattr("test_templates.reply_to", lambda turns: "Four, I think")
+    monkeypatch.setitem(globals(), "reply_to", lambda turns: "Four, I think")
     rows, _ = responses("rationale")
     failed = [json.loads(line) for line in (GENERATE / "main" / "failed.jsonl").open()]
     assert rows == [] and [f["reply"] for f in failed] == ["Four, I think"] * 4
