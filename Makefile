@@ -22,8 +22,11 @@ test: setup  ## everything CI runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	$(BIN)/pytest
 
-test-slow: setup  ## what takes minutes: compiled losses, full sizes
-	$(BIN)/pytest -m slow
+test-slow: setup  ## what takes minutes: real models, twenty kills
+	$(BIN)/pytest -m "slow or faults"
+
+test-cluster: setup  ## two Ray nodes without a shared disk, S3 that goes away
+	$(BIN)/pytest -m cluster
 
 format: setup
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -1,6 +1,7 @@
 """The `cohobate` command. Heavy libraries are imported by the commands that need them."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -57,6 +58,7 @@ def run(
 
         with overrides.for_now(root, settings or []):
             _show_plan(plan(root, stage), as_json)
+            _show_prices(root)
         return
     for change in overrides.apply(root, settings or []):
         err.print(f"params.yaml: {change}", highlight=False)
@@ -186,6 +188,20 @@ def _show_plan(planned: list[Any], as_json: bool) -> None:
         why = "; ".join(stage.reasons[:4]) + (" ..." if len(stage.reasons) > 4 else "")
         state = f"[{looks[stage.state]}]{stage.state:<10}[/]"
         out.print(f"{stage.address:<{width}}  {state}  {plain(why)}", highlight=False)
+
+
+def _show_prices(root: Path) -> None:
+    """Say on stderr what the teachers behind endpoints will cost."""
+    from flows.estimate import outlooks
+    from tasks import params
+    from tasks.generate.stage import GenerateParams
+    from tasks.teachers import Teachers
+
+    document = params.load(root / params.PARAMS)
+    teachers = params.validated(Teachers, document["teachers"], "teachers")
+    generate = params.validated(GenerateParams, document["generate"], "generate")
+    for line in outlooks(teachers, generate, root):
+        err.print(line, highlight=False)
 
 
 _state = {"debug": False}

@@ -13,7 +13,7 @@ Shapes: B rows still being written, S sequence, V vocabulary, K top-k.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
@@ -72,12 +72,26 @@ class Completion(NamedTuple):
     """For each id, the K likeliest ids and their log-probabilities; empty unless asked for."""
 
 
+class Bought(NamedTuple):
+    """What an answer took, as the service counts."""
+
+    prompt_tokens: int
+    answer_tokens: int
+    cost: float
+    """US dollars, those of replies included that had to be thrown away before."""
+
+
 class Answer(NamedTuple):
     """What a model wrote, as text."""
 
     text: str
     finish: Literal["stop", "length"]
     logprob: float | None
+    bought: Bought | None = None
+    """What a service charged for it; None where it was computed here."""
+    tokens: tuple[tuple[str, float, Mapping[str, float]], ...] | None = None
+    """For each token its text, its log-probability and those of the likeliest in its place, where
+    a service was asked for them."""
 
 
 def answers(
@@ -191,9 +205,10 @@ def _write(
     model: "PreTrainedModel", rows: list[_Row], how: Decoding, stop: frozenset[int], top_k: int
 ) -> None:
     import torch
-    from transformers import DynamicCache
 
-    cache = DynamicCache(config=model.config)
+    from tasks.kv_cache import cache_for
+
+    cache = cache_for(model)
     read = min(len(row.prompt) for row in rows)
     ids_BS = torch.tensor([row.prompt[:read] for row in rows], device=model.device)
     while True:

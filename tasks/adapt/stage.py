@@ -4,6 +4,10 @@ In:  the teacher's model as preflight pinned it (data/preflight/models.json), da
 Out: models/adapt/<teacher>, a checkpoint (tasks/checkpoints.py), and its summary.json:
 
     {"dev_accuracy": 0.802, "dev_rows": 500, "rows": 1000, "tuned": true}
+
+Of a teacher behind an endpoint, whose weights are not here, the folder holds endpoint.json alone:
+
+    {"key": "EXAMPLE_API_KEY", "model": "large-1", "revision": "", "url": "https://api.example.com/v1"}
 """
 
 import json
@@ -13,9 +17,10 @@ from typing import Annotated, Any
 from tasks import checkpoints
 from tasks.adapt.tuning import Tuning
 from tasks.decoding import Decoding
+from tasks.errors import UserError
 from tasks.params import EachOf
 from tasks.progress import say, track
-from tasks.records import ADAPT, DEV, MODELS, Row, read_rows, write_json
+from tasks.records import ADAPT, DEV, ENDPOINT, MODELS, Row, read_rows, write_json
 from tasks.teachers import Teacher
 from tasks.verifiers import Task
 
@@ -30,6 +35,9 @@ def run(
     """
     pin = json.loads(MODELS.read_bytes())["teachers"][item]
     folder = ADAPT / item
+    if teacher.endpoint:
+        _describe(item, teacher, adapt)
+        return
     provenance = {
         "model": pin["model"],
         "revision": pin["revision"],
@@ -42,6 +50,21 @@ def run(
     write_json(folder / "summary.json", {"tuned": rows > 0, "rows": rows, **tried})
     if tried:
         say(f"{item}: {tried['dev_accuracy']:.3f} on {tried['dev_rows']} dev rows")
+
+
+def _describe(item: str, teacher: Teacher, adapt: Tuning) -> None:
+    """Publish where a teacher is whose weights are not here."""
+    if adapt.type != "none":
+        raise UserError(
+            f"the teacher {item} is behind an endpoint: it cannot be tuned",
+            where="params.yaml, section adapt",
+            mend="cohobate run --set 'adapt={type: none}'",
+        )
+    with checkpoints.staged(ADAPT / item) as partial:
+        where = {"url": teacher.endpoint, "key": teacher.key}
+        named = {"model": teacher.model, "revision": teacher.revision}
+        write_json(partial / ENDPOINT, where | named)
+    write_json(ADAPT / item / "summary.json", {"tuned": False, "rows": 0})
 
 
 def _dev_accuracy(item: str, adapt: Tuning, task: Task) -> dict[str, Any]:

@@ -7,16 +7,17 @@ a paid service yields every answer as it comes.
 To add one: a class with `decided_by` and `open`, and its name in `Backend` at the bottom.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from tasks import checkpoints
 from tasks.checkpoints import Precision
 from tasks.decoding import (
     Answer,
     Batching,
-    Completion,
     Decoding,
     Request,
     as_text,
@@ -24,63 +25,89 @@ from tasks.decoding import (
     plan,
     stop_ids,
 )
+from tasks.generate.asks import Answering, Ask, Batch
+from tasks.generate.endpoint import check_weights
+from tasks.generate.openai import OpenAI
+from tasks.generate.openai_batch import OpenAIBatch
+from tasks.generate.vllm import Vllm
 from tasks.params import Section
-from tasks.records import Message
 from tasks.text import prompt_ids
 
 
-class Ask(NamedTuple):
-    """One answer that is wanted."""
-
-    key: str
-    """Key of the answer in the ledger."""
-    prompt: str | tuple[Message, ...]
-    draw: str
-    """Names the random numbers of a sampled answer."""
-
-
 class Transformers(Section):
-    """The teacher's own weights, on this machine."""
+    """The teacher's own weights, on this machine or on Ray's."""
 
     type: Literal["transformers"] = "transformers"
     precision: Precision = "bfloat16"
     """Number format of weights and matrix products."""
     batching: Batching = Batching()
-    threads: int = 2
+    threads: int = Field(2, ge=1)
     """Batches side by side on a CPU. The answers do not depend on it."""
+    workers: int = Field(1, ge=1)
+    """Processes with a model each, on Ray where there are several; `threads` is for one alone."""
+    gpus_each: float = Field(0, ge=0)
+    """GPUs of each of several workers."""
 
-    def decided_by(self) -> list[str]:
+    def decided_by(self) -> list[Any]:
         """Return what of this backend decides an answer, and so belongs to its key."""
         return [self.type, self.precision]
 
-    def open(self, checkpoint: Path) -> "Answering":
+    def open(self, checkpoint: Path, spent: float = 0.0) -> Answering:
         """Load the teacher; return the function that answers.
 
         Its batches depend on the asks alone, and the asks that an interrupted run left over make
         the remaining batches of the whole run (see `tasks.decoding.plan`).
+
+        Raises:
+            UserError: the weights are not here.
         """
-        from tasks.side_by_side import side_by_side
+        check_weights(checkpoint)
+        tokenizer = checkpoints.load_tokenizer(checkpoint)
+        write_all = self._write_all(checkpoint)
 
-        device = checkpoints.accelerator()
-        model, tokenizer = checkpoints.load(checkpoint, precision=self.precision, device=device)
-        stop = stop_ids(model, tokenizer)
-
-        def answers(asks: Sequence[Ask], how: Decoding) -> Iterator[Mapping[str, Answer]]:
+        def answers(asks: Sequence[Ask], how: Decoding) -> Iterator[Batch]:
             ids = prompt_ids(tokenizer, [ask.prompt for ask in asks])
             requests = [Request(i, ask.draw) for i, ask in zip(ids, asks, strict=True)]
-
-            def write(batch: list[int]) -> list[Completion]:
-                return decode(model, [requests[n] for n in batch], how, stop)
-
             batches = plan(requests, how, self.batching)
-            for batch, written in side_by_side(write, batches, self.threads):
-                texts = [as_text(tokenizer, completion) for completion in written]
+            written = write_all([[requests[n] for n in batch] for batch in batches], how)
+            for batch, texts in zip(batches, written, strict=True):
                 yield {asks[n].key: text for n, text in zip(batch, texts, strict=True)}
 
         return answers
 
+    def _write_all(
+        self, checkpoint: Path
+    ) -> Callable[[list[list[Request]], Decoding], Iterator[list[Answer]]]:
+        """Return the function that answers batches and yields them in their order."""
+        if self.workers > 1:
+            from tasks.generate.fan_out import over_workers
 
-Answering = Callable[[Sequence[Ask], Decoding], Iterator[Mapping[str, Answer]]]
-"""Answers prompts, batch after batch, each answer under the key of its ask."""
+            return over_workers(Writer, checkpoint, self.precision, self.workers, self.gpus_each)
+        from tasks.side_by_side import side_by_side
 
-Backend = Transformers  # one so far; with a second: Annotated[A | B, Field(discriminator="type")]
+        writer = Writer(checkpoint, self.precision)
+
+        def here(batches: list[list[Request]], how: Decoding) -> Iterator[list[Answer]]:
+            for _, written in side_by_side(lambda b: writer.write(b, how), batches, self.threads):
+                yield written
+
+        return here
+
+
+class Writer:
+    """A teacher in memory."""
+
+    def __init__(self, checkpoint: Path, precision: Precision) -> None:
+        device = checkpoints.accelerator()
+        self.model, self.tokenizer = checkpoints.load(
+            checkpoint, precision=precision, device=device
+        )
+        self.stop = stop_ids(self.model, self.tokenizer)
+
+    def write(self, batch: Sequence[Request], how: Decoding) -> list[Answer]:
+        """Answer one batch."""
+        written = decode(self.model, batch, how, self.stop)
+        return [as_text(self.tokenizer, completion) for completion in written]
+
+
+Backend = Annotated[Transformers | Vllm | OpenAI | OpenAIBatch, Field(discriminator="type")]

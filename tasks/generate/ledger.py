@@ -1,33 +1,30 @@
 """The ledger: every answer a teacher ever gave, so that none is computed or paid for twice.
 
-An append-only file of JSON lines below `.cohobate/ledger`, outside what any stage writes, one file
-a teacher (by the fingerprint of its weights). A line is an answer under the key of all that decided
-it:
+It lies outside what any stage writes, in a place that all rounds share (tasks/generate/places.py
+says where), one for each teacher: by the fingerprint of its weights, or the address and name of a
+service's model. It is append-only. A line is an answer under the key of all that decided it:
 
     {"key": "5be1…", "text": " animal", "finish": "stop", "logprob": -0.02, "left": 3, "crc": …}
 
-Answers are appended a batch at a time, in one write that is then fsynced; `left` counts the lines
-of the batch that follow. A batch whose end is missing (a crash in the middle of a write) counts as
-never written and is cut off. A line whose checksum fails is passed over, and asked for again.
-Failures never enter.
+`left` counts the lines of a batch that follow; a batch whose end is missing (a crash in the middle
+of a write) counts as never written and is cut off. A line whose checksum fails is passed over, and
+asked for again. Where two writers bought one answer twice, the first counts.
+
+Failures never enter; what a service charged for a reply without an answer is noted without a key,
+so that the sum that was spent is known after any restart.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tasks.decoding import Answer
-from tasks.errors import UserError
+from tasks.decoding import Answer, Bought
+from tasks.generate.asks import Batch, Unanswered
+from tasks.generate.places import Journal
 from tasks.progress import say
-
-LEDGER = Path(".cohobate/ledger")
 
 
 def key_of(*decided_by: Any) -> str:
@@ -37,21 +34,20 @@ def key_of(*decided_by: Any) -> str:
 
 
 class Ledger:
-    """The answers of one teacher; open it with `with`: it has one writer at a time."""
+    """The answers of one teacher; open it with `with`."""
 
-    def __init__(self, teacher: str, folder: Path = LEDGER) -> None:
-        self.path = folder / f"{teacher[:16]}.jsonl"
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.spent = 0.0
+        """US dollars that this teacher has cost so far."""
         self._answers: dict[str, Answer] = {}
 
     def __enter__(self) -> "Ledger":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process is writing {self.path}: waiting for it to end")
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._read()
+        self.journal.open()
+        for start, blob in self.journal.blobs():
+            if (sound := self._take(blob)) < len(blob):
+                say(f"{self.journal}: cut off a batch that was not written to its end")
+                self.journal.cut(start + sound)
         return self
 
     def __exit__(
@@ -60,7 +56,7 @@ class Ledger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()  # and the lock with it
+        self.journal.close()
 
     def __contains__(self, key: str) -> bool:
         return key in self._answers
@@ -69,48 +65,55 @@ class Ledger:
         """Return the answer under `key`."""
         return self._answers[key]
 
-    def append(self, batch: Mapping[str, Answer]) -> None:
-        """Add a batch of accepted answers; they are on disk, all or none, when this returns.
+    def append(self, batch: Batch) -> None:
+        """Add the accepted answers of a batch; they are safe, all or none, when this returns.
 
         Raises:
-            UserError: the disk is full; the answers before this batch are safe.
+            UserError: the disk is full, or the store does not take it; what was there is safe.
         """
-        left = len(batch)
-        lines = []
-        for key, answer in batch.items():
-            left -= 1
-            lines.append(_line({"key": key, "left": left, **answer._asdict()}))
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            _write_all(self._file.fileno(), b"".join(lines))
-            os.fsync(self._file)
-        except OSError as error:
-            self._file.truncate(end)
-            if error.errno == errno.ENOSPC:
-                raise UserError("the disk is full: no answer added", where=str(self.path)) from None
-            raise
-        self._answers |= batch
+        entries = [entry for key, outcome in batch.items() for entry in _entries(key, outcome)]
+        for left, entry in enumerate(reversed(entries)):
+            entry["left"] = left
+        if entries:
+            self.journal.append(b"".join(_line(entry) for entry in entries))
+        for entry in entries:
+            self._enter(entry)
 
-    def _read(self) -> None:
-        """Take in what is there, and cut off a batch that was not written to its end."""
-        self._file.seek(0)
-        sound, damaged, at = 0, 0, 0
-        batch: dict[str, Answer] = {}
-        for line in self._file.readlines():
+    def _take(self, blob: bytes) -> int:
+        """Take in what was written; return where the last whole batch ends."""
+        sound, at, damaged = 0, 0, 0
+        batch: list[dict[str, Any]] = []
+        for line in blob.splitlines(keepends=True):
             at += len(line)
-            entry = _entry(line)
-            if entry is None:
+            if (entry := _entry(line)) is None:
                 damaged += 1
                 continue
-            batch[entry["key"]] = Answer(entry["text"], entry["finish"], entry["logprob"])
+            batch.append(entry)
             if entry["left"] == 0:
-                self._answers |= batch
-                batch, sound = {}, at
-        if at > sound:
-            say(f"{self.path}: cut off a batch that was not written to its end")
-            self._file.truncate(sound)
-        elif damaged:
-            say(f"{self.path}: passed over {damaged} damaged lines; they are asked for again")
+                for whole in batch:
+                    self._enter(whole)
+                batch, sound = [], at
+        if damaged and at == sound:
+            say(f"{self.journal}: passed over {damaged} damaged lines; they are asked for again")
+        return sound
+
+    def _enter(self, entry: Mapping[str, Any]) -> None:
+        if "key" not in entry:
+            self.spent += entry["cost"]
+            return
+        bought = Bought(*entry["bought"]) if "bought" in entry else None
+        self.spent += bought.cost if bought else 0.0
+        tokens = tuple((t, lp, others) for t, lp, others in entry.get("tokens", ())) or None
+        answer = Answer(entry["text"], entry["finish"], entry["logprob"], bought, tokens)
+        self._answers.setdefault(entry["key"], answer)
+
+
+def _entries(key: str, outcome: Answer | Unanswered) -> list[dict[str, Any]]:
+    """Return what is to be kept of an outcome: an answer, or what a failure cost, or nothing."""
+    if isinstance(outcome, Unanswered):
+        return [{"cost": outcome.cost}] if outcome.cost else []
+    entry = {"key": key, **outcome._asdict()}
+    return [{k: v for k, v in entry.items() if v is not None or k == "logprob"}]
 
 
 def _line(entry: dict[str, Any]) -> bytes:
@@ -125,8 +128,3 @@ def _entry(line: bytes) -> dict[str, Any] | None:
         return entry if _line(entry) == line else None
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]

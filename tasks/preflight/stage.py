@@ -36,29 +36,33 @@ def run(teachers: Teachers, shape: Student) -> None:
     outlines = {
         key: outline_of(sources.resolve(teacher.model, teacher.revision))
         for key, teacher in teachers.items()
+        if not teacher.endpoint
     }
     for key, outline in outlines.items():
         check_width(f"teacher {key}", outline)
-    student, record = shape.preview(outlines[shape.teacher])
+    student, record = shape.preview(outlines.get(shape.teacher))
     check_width("student", student)
     for key, teacher in teachers.items():
         if teacher.signals:
             check_signals(key, outlines[key], student)
     sizes = [outline.parameters() for outline in outlines.values()]
     check_capacity([*sizes, record["parameters"]])
-    pinned = {key: _pinned(teacher, outlines[key]) for key, teacher in teachers.items()}
+    pinned = {key: _pinned(teacher, outlines.get(key)) for key, teacher in teachers.items()}
     write_json(MODELS, {"teachers": pinned, "student": record})
-    summary = {f"parameters of {key}": pin["parameters"] for key, pin in pinned.items()}
+    summary = {f"parameters of {key}": pinned[key]["parameters"] for key in outlines}
     summary |= {"parameters of the student": record["parameters"]}
     write_json(MODELS.with_name("summary.json"), summary | {"vocabulary": len(student.vocabulary)})
     say(" · ".join(f"{what}: {count / 1e6:.1f}M" for what, count in summary.items()))
 
 
-def _pinned(teacher: Teacher, outline: Outline) -> dict[str, Any]:
+def _pinned(teacher: Teacher, outline: Outline | None) -> dict[str, Any]:
     terms = {
         "licence": teacher.licence,
         "outputs_may_train": teacher.outputs_may_train,
         "acknowledge": teacher.acknowledge,
         "signals": teacher.signals,
     }
+    if outline is None:
+        where = {"endpoint": teacher.endpoint, "revision": teacher.revision}
+        return terms | where | {"model": teacher.model}
     return outline.facts() | terms | sources.origin(teacher.model, outline.folder)

@@ -55,14 +55,26 @@ class Start(Section):
         """Return the teacher by its key.
 
         Raises:
-            UserError: no teacher has this key.
+            UserError: no teacher has this key, or what is wanted of it is not here.
         """
         if self.teacher not in teachers:
             raise UserError(
                 f"shape.teacher: {self.teacher!r} is none of the teachers {sorted(teachers)}",
                 where="params.yaml, section shape",
             )
-        return teachers[self.teacher]
+        teacher = teachers[self.teacher]
+        if teacher.endpoint and self.borrows:
+            raise UserError(
+                f"the teacher {self.teacher} is behind an endpoint: it has nothing to lend",
+                where="params.yaml, section shape",
+                mend="cohobate run --set 'shape={type: pretrained, model: ...}'",
+            )
+        return teacher
+
+    @property
+    def borrows(self) -> bool:
+        """Whether something of the teacher's folder is needed."""
+        return True
 
 
 class TeacherLayers(Start):
@@ -95,8 +107,9 @@ class TeacherLayers(Start):
             )
         return found
 
-    def preview(self, lender: Outline) -> tuple[Outline, dict[str, Any]]:
+    def preview(self, lender: Outline | None) -> tuple[Outline, dict[str, Any]]:
         """Return the model that the student speaks like, and what the student will be."""
+        assert lender is not None  # `lender` has refused a teacher without weights
         kept = self.chosen(lender.depth)
         sizes = {"layers": len(kept), "parameters": lender.parameters(kept)}
         return lender, lender.facts() | sizes | {"type": self.type}
@@ -126,10 +139,15 @@ class Pretrained(Start):
     tokenizer: Literal["own", "teacher"] = "own"
     """teacher: take over its end-of-sequence token and chat template (of the same vocabulary)."""
 
-    def preview(self, lender: Outline) -> tuple[Outline, dict[str, Any]]:
+    @property
+    def borrows(self) -> bool:
+        """Whether something of the teacher's folder is needed."""
+        return self.tokenizer == "teacher"
+
+    def preview(self, lender: Outline | None) -> tuple[Outline, dict[str, Any]]:
         """Return the model as it will speak, and what the student will be."""
         found = outline_of(sources.resolve(self.model, self.revision))
-        student = found.speaking_like(lender) if self.tokenizer == "teacher" else found
+        student = found.speaking_like(lender) if lender and self.borrows else found
         origin = sources.origin(self.model, found.folder)
         return student, student.facts() | origin | {"type": self.type}
 
@@ -138,7 +156,7 @@ class Pretrained(Start):
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Load the model, with the tokenizer that was chosen."""
         model, tokenizer = checkpoints.load(sources.pinned(self.model, pins.student))
-        if self.tokenizer == "teacher":
+        if self.borrows:
             lender = self.lender(teachers).folder(pins.teachers[self.teacher])
             tokenizer = checkpoints.load_tokenizer(lender)
         return model, tokenizer
@@ -160,10 +178,11 @@ class RandomWeights(Start):
         """What differs from the teacher's configuration."""
         return {**self.overrides, "num_hidden_layers": self.layers}
 
-    def preview(self, lender: Outline) -> tuple[Outline, dict[str, Any]]:
+    def preview(self, lender: Outline | None) -> tuple[Outline, dict[str, Any]]:
         """Return the model that the student speaks like, and what the student will be."""
         from tasks.shape.layers import random_like
 
+        assert lender is not None  # `lender` has refused a teacher without weights
         model = random_like(lender.folder, self.sizes, self.seed, device="meta")
         sizes = {"layers": self.layers, "parameters": model.num_parameters()}
         return lender, lender.facts() | sizes | {"type": self.type}

@@ -11,7 +11,7 @@ from tasks.adapt.tuning import Tuning
 from tasks.errors import UserError
 from tasks.params import validated
 from tasks.preflight.stage import run as preflight
-from tasks.records import ADAPT, DEV, LABELLED, Row, row_id, write_rows
+from tasks.records import ADAPT, DEV, LABELLED, MODELS, Row, row_id, write_json, write_rows
 from tasks.shape.students import TeacherLayers
 from tasks.teachers import Teacher
 from tasks.verifiers import Label, Task
@@ -83,3 +83,20 @@ def test_without_labels_there_is_nothing_to_tune_on(adapt):
     assert "adapt.type=none" in refused.value.mend
     write_rows(DEV, rows(3, answered=False))
     assert adapt(type="none") == {"tuned": False, "rows": 0}
+
+
+def test_of_a_teacher_behind_an_endpoint_the_address_is_published(project):
+    teacher = Teacher(
+        model="large-1",
+        endpoint="https://api.example.com/v1",
+        key="EXAMPLE_KEY",
+        licence="their terms",
+        outputs_may_train=True,
+    )
+    write_json(MODELS, {"teachers": {"main": {}}})
+    run("main", teacher, validated(Tuning, {"type": "none"}, "adapt"), TASK)
+    address = json.loads((MAIN / "endpoint.json").read_text())
+    assert (address["url"], address["key"]) == ("https://api.example.com/v1", "EXAMPLE_KEY")
+    checkpoints.verify(MAIN)
+    with pytest.raises(UserError, match="cannot be tuned"):
+        run("main", teacher, validated(Tuning, SFT, "adapt"), TASK)

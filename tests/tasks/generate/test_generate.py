@@ -10,7 +10,8 @@ from tasks.decoding import Batching, Decoding
 from tasks.errors import UserError
 from tasks.generate import backends
 from tasks.generate.backends import Transformers
-from tasks.generate.ledger import LEDGER, Ledger
+from tasks.generate.ledger import Ledger
+from tasks.generate.places import LEDGER
 from tasks.generate.stage import GenerateParams, run
 from tasks.records import (
     ADAPT,
@@ -102,7 +103,9 @@ def test_killed_and_taken_up_again_it_writes_what_a_clean_run_writes(
 
     def dies(ledger, batch):
         if not left[0]:
-            with ledger.path.open("ab") as file:  # what a kill in the middle of a write leaves
+            with ledger.journal.path.open(
+                "ab"
+            ) as file:  # what a kill in the middle of a write leaves
                 file.write(b'{"key": "half a li')
             raise Killed
         left[0] -= 1
@@ -166,3 +169,14 @@ def test_what_cannot_be_answered_is_said(ready, tokenizer, model):
     (ADAPT / "main" / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json is truncated"):
         run("main", PARAMS)
+
+
+@pytest.mark.slow
+def test_several_workers_write_the_rows_that_one_writes(ready):
+    ray = pytest.importorskip("ray")
+    alone = clean_run()
+    several = PARAMS.backend.model_copy(update={"workers": 2})
+    try:
+        assert clean_run(PARAMS.model_copy(update={"backend": several})) == alone
+    finally:
+        ray.shutdown()

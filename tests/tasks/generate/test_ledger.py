@@ -9,7 +9,13 @@ import pytest
 
 from tasks.decoding import Answer
 from tasks.errors import UserError
-from tasks.generate.ledger import Ledger, key_of
+from tasks.generate import ledger as ledgers
+from tasks.generate.ledger import key_of
+from tasks.generate.places import journal_of
+
+
+def Ledger(teacher, folder):  # noqa: N802
+    return ledgers.Ledger(journal_of(teacher, str(folder)))
 
 
 def batch(*keys):
@@ -23,8 +29,8 @@ def three(tmp_path):
     with Ledger("teacher", tmp_path) as ledger:
         for keys in (("a", "b"), ("c",), ("d", "e", "f")):
             ledger.append(batch(*keys))
-            sizes.append(ledger.path.stat().st_size)
-    return ledger.path, sizes
+            sizes.append(ledger.journal.path.stat().st_size)
+    return ledger.journal.path, sizes
 
 
 def opened(folder):

@@ -215,3 +215,34 @@ def test_a_containers_limit_counts(tmp_path):
     (tmp_path / "memory.max").write_text("max\n")
     assert capacity.available_memory(meminfo, tmp_path) == 80 * 1024
     assert capacity.available_memory(tmp_path / "none", tmp_path) is None
+
+
+BEHIND = {"model": "large-1", "endpoint": "http://127.0.0.1:9/v1"}
+
+
+def test_a_teacher_behind_an_endpoint_lends_nothing(look, publish, make_tokenizer):
+    with pytest.raises(UserError, match="behind an endpoint: it has nothing to lend"):
+        look(**BEHIND)
+    other = {"type": "pretrained", "model": publish("other", make_tokenizer(vocabulary=290))}
+    with pytest.raises(UserError, match="nothing to lend"):
+        look({**other, "tokenizer": "teacher"}, **BEHIND)
+    main = look(other, **BEHIND)["teachers"]["main"]
+    assert main["endpoint"] == BEHIND["endpoint"] and main["signals"] is False
+    with pytest.raises(UserError, match="licence"):
+        look(other, **BEHIND, licence="unknown")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"endpoint": "api.example.com"}, "must be an address"),
+        ({"endpoint": "https://me:secret@api.example.com/v1"}, "must not hold a password"),
+        ({"endpoint": "http://api.example.com/v1", "key": "KEY"}, "not sent over plain http"),
+        ({"endpoint": "https://api.example.com/v1", "signals": True}, "signals must be false"),
+        ({"key": "KEY"}, "only a teacher behind an endpoint"),
+        ({"endpoint": "https://api.example.com/v1", "key": "sk-abc"}, "pattern"),
+    ],
+)
+def test_an_address_that_makes_no_sense_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        Teacher(model="large-1", **given)

@@ -1,0 +1,158 @@
+"""One teacher is asked about all prompts, step by step, but for what the ledger knows."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.errors import UserError
+from tasks.generate.asks import Answering, Ask, Unanswered
+from tasks.generate.ledger import Ledger, key_of
+from tasks.generate.templates import Exchange, Prompt, Step, Template
+from tasks.progress import Meter, say
+from tasks.records import ADAPT, GENERATE, UNLABELLED, Response, Row, prompt_text, read_rows, row_id
+
+if TYPE_CHECKING:
+    from tasks.generate.stage import GenerateParams
+
+_POOL = 1000  # prompts that `seeds` draws from
+_NO_FORM = "the reply has not the form that the step asks for"
+
+
+class Failed(BaseModel):
+    """A prompt that came to no row."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: str
+    sample: int
+    step: str
+    reason: str
+    reply: str | None = None
+    """What the teacher said, where it did."""
+
+
+class Interview:
+    """The questions to one teacher, its answers, and the count of both."""
+
+    def __init__(
+        self, teacher: str, params: "GenerateParams", template: Template, ledger: Ledger
+    ) -> None:
+        self.teacher, self.params, self.template, self.ledger = teacher, params, template, ledger
+        self.backend = params.backend_of(teacher)
+        self.failed: list[Failed] = []
+        self.prompts = self.computed = self.known = self.unanswered = 0
+        self.written = self.finished = 0
+        self.logprob = 0.0
+        self._answering: Answering | None = None
+        self._pool = [prompt_text(row.prompt) for row in islice(self._rows(), _POOL)]
+
+    def responses(self) -> Iterator[Response]:
+        """Yield the responses in the order of the prompts; what the ledger lacks is computed."""
+        rows = self._rows()
+        steps = len(self.template.steps)
+        meter = Meter(f"answers of {self.teacher}", self.params.samples * self._count() * steps)
+        while window := list(islice(rows, self.params.window)):
+            self.prompts += len(window)
+            samples = range(self.params.samples)
+            exchanges = [Exchange(row, sample) for row in window for sample in samples]
+            for step in self.template.steps:
+                exchanges = self._ask(step, exchanges, meter)
+            for exchange in exchanges:
+                for row in self.template.rows:
+                    yield self._counted(row.response(exchange, self.teacher))
+        meter.finish()
+        computed, known = self.computed, self.known
+        say(f"{self.teacher}: {computed} answers computed, {known} taken from the ledger")
+
+    def check(self) -> None:
+        """Refuse to go on when too many prompts were not answered.
+
+        Raises:
+            UserError: naming the first reason.
+        """
+        if self.unanswered > self.params.unanswered * self.prompts * self.params.samples:
+            reasons = [failed.reason for failed in self.failed if failed.reply is None]
+            raise UserError(
+                f"{self.unanswered} prompts were not answered; the first: {reasons[0]}",
+                where=str(GENERATE / self.teacher / "failed.jsonl"),
+                mend="run again: they alone are asked; or allow for some by generate.unanswered",
+            )
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures that are worth showing."""
+        written = max(self.written, 1)
+        figures: dict[str, Any] = {
+            "responses": self.written,
+            "finished": round(self.finished / written, 4),
+            "mean_logprob": round(self.logprob / written, 4),
+        }
+        if self.failed:
+            figures["failed"] = len(self.failed)
+        return figures
+
+    def _ask(self, step: Step, exchanges: Sequence[Exchange], meter: Meter) -> list[Exchange]:
+        """Return how the exchanges go on after one more step."""
+        prompts = [step.ask(exchange, self._pool) for exchange in exchanges]
+        asks = [self._wanted(e, p) for e, p in zip(exchanges, prompts, strict=True)]
+        missing = {ask.key: ask for ask in asks if ask.key not in self.ledger}
+        self.known += len(asks) - len(missing)
+        meter.advance(len(asks) - len(missing))
+        failures = self._answer(list(missing.values()), meter) if missing else {}
+        following: list[Exchange] = []
+        for exchange, prompt, ask in zip(exchanges, prompts, asks, strict=True):
+            if ask.key not in self.ledger:
+                self._fail(step, exchange, failures[ask.key])
+                self.unanswered += 1
+                continue
+            answer = self.ledger[ask.key]
+            if not (heard := step.hear(exchange, prompt, answer)):
+                self._fail(step, exchange, _NO_FORM, answer.text)
+            following += heard
+        return following
+
+    def _answer(self, asks: list[Ask], meter: Meter) -> dict[str, str]:
+        """Have the asks answered into the ledger; return why some were not."""
+        spent = self.ledger.spent
+        self._answering = self._answering or self.backend.open(ADAPT / self.teacher, spent)
+        failures: dict[str, str] = {}
+        for batch in self._answering(asks, self.params.decoding):
+            self.ledger.append(batch)
+            failed = {k: one.reason for k, one in batch.items() if isinstance(one, Unanswered)}
+            failures |= failed
+            self.computed += len(batch) - len(failed)
+            meter.advance(len(batch))
+        return failures
+
+    def _wanted(self, exchange: Exchange, prompt: Prompt) -> Ask:
+        decided_by = [self.backend.decided_by(), self.params.decoding.model_dump(), _plain(prompt)]
+        draw = f"{exchange.row.id}/{exchange.sample}"
+        return Ask(key_of(*decided_by, exchange.sample), prompt, draw)
+
+    def _fail(self, step: Step, exchange: Exchange, reason: str, reply: str | None = None) -> None:
+        row, sample = exchange.row, exchange.sample
+        failed = Failed(id=row.id, sample=sample, step=step.name, reason=reason, reply=reply)
+        self.failed.append(failed)
+
+    def _counted(self, response: Response) -> Response:
+        self.written += 1
+        self.finished += response.finish == "stop"
+        self.logprob += response.logprob or 0.0
+        return response
+
+    def _rows(self) -> Iterator[Row]:
+        """Yield what is asked about: the template's own roots, or the unlabelled prompts."""
+        roots = (Row(id=row_id(root), prompt=root) for root in self.template.roots)
+        return islice(
+            roots if self.template.roots else read_rows(UNLABELLED, Row), self.params.rows
+        )
+
+    def _count(self) -> int:
+        if self.template.roots:
+            return len(self.template.roots)
+        with UNLABELLED.open("rb") as lines:
+            return sum(1 for _ in islice(lines, self.params.rows))
+
+
+def _plain(prompt: Prompt) -> Any:
+    return prompt if isinstance(prompt, str) else [message.model_dump() for message in prompt]

