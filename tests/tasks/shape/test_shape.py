@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tasks import checkpoints
+from tasks.capture.stage import CaptureParams
 from tasks.errors import UserError
 from tasks.params import ParamsError, validated
 from tasks.preflight.stage import run as preflight
@@ -28,7 +29,7 @@ def build(project, checkpoint, make_model, tokenizer):
 
     def built(**shape: Any):
         student = validated(Student, shape, "shape")
-        preflight(teachers, student)
+        preflight(teachers, student, CaptureParams(), {})
         run(student, teachers)
         return checkpoints.load(SHAPE)
 
