@@ -26,10 +26,10 @@ LAYERS = {"type": "teacher_layers", "layers": [0, 3]}
 def look(project, checkpoint):
     """Run preflight with the tiny checkpoint as the teacher `main`."""
 
-    def run_with(shape=LAYERS, others=None, train=None, signals=None, **teacher):
+    def run_with(shape=LAYERS, others=None, train=None, form=None, **teacher):
         main = Teacher(**{"model": str(checkpoint), **TERMS, **teacher})
         phases = {key: validated(Method, p, f"train.{key}") for key, p in (train or {}).items()}
-        capture = CaptureParams(**({"signals": signals} if signals else {}))
+        capture = CaptureParams(**({"signals": form} if form else {}))
         student = validated(Student, shape, "shape")
         run({"main": main, **(others or {})}, student, capture, phases)
         return json.loads(MODELS.read_text())
@@ -229,7 +229,7 @@ DRAWS = {"type": "sampled", "draws": 8}
 )
 def test_phases_that_cannot_work_are_refused_with_the_mend(look, train, signals, message):
     with pytest.raises(UserError, match=message):
-        look(train=train, signals=signals)
+        look(train=train, form=signals)
     assert not MODELS.exists()
 
 

@@ -125,7 +125,7 @@ def test_a_vocabulary_that_is_not_merged_is_refused(tokenizer) -> None:
     ("signals", "term"),
     [
         ({"type": "top_k", "k": 64}, {"type": "reverse_kl"}),
-        ({"type": "sampled", "draws": 64}, {"type": "forward_kl"}),
+        ({"type": "sampled", "draws": 2048}, {"type": "forward_kl"}),
         ({"type": "hidden"}, {"type": "jensen_shannon"}),
     ],
     ids=["top_k", "sampled", "hidden"],
