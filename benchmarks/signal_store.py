@@ -30,7 +30,7 @@ from tasks.signals import Origin, SignalStore
 from tasks.vocabularies import template_hash, vocabulary_hash
 
 ROOT = Path(__file__).parents[1]
-LENGTH, REPEATS, BATCH = 128, 12, 32
+LENGTH, REPEATS, BATCH = 128, 120, 32
 FORMS: dict[str, Form] = {
     "top_k 128": StoredTopK(type="top_k", k=128),
     "top_k 32": StoredTopK(type="top_k", k=32),
