@@ -11,13 +11,16 @@ Shapes: N valid tokens, V vocabulary, K distinct ids.
 # ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tasks.divergences import ForwardKL, Hard, Term
+from tasks.divergences import ForwardKL, Hard
 from tasks.errors import UserError
+
+if TYPE_CHECKING:
+    from tasks.token_losses import Exact
 
 
 class Sampled(NamedTuple):
@@ -37,7 +40,7 @@ class Sampled(NamedTuple):
 
 
 def against_draws(
-    logits_NV: Tensor, terms: Sequence[Term], labels_N: Tensor, teacher: Sampled
+    logits_NV: Tensor, terms: "Sequence[Exact]", labels_N: Tensor, teacher: Sampled
 ) -> tuple[list[Tensor], Tensor]:
     """Return the weighted loss of each term (N,), and the slope of their sum, d/d logits (N, V).
 
@@ -58,7 +61,7 @@ def against_draws(
             continue
         if not isinstance(term, ForwardKL) or term.temperature != teacher.temperature:
             raise UserError(
-                f"{term.type} at temperature {term.temperature:g} has no unbiased estimate from "
+                f"{term.type} at temperature {term.softmax_temperature:g} has no unbiased estimate from "
                 f"ids drawn at temperature {teacher.temperature:g}: only forward_kl there has",
                 mend="capture.signals: {type: top_k, ...} or {type: hidden}",
             )

@@ -43,7 +43,7 @@ class TopK(NamedTuple):
             raise UserError(
                 f"the stored signals have no leftover mass at temperature {temperature:g}",
                 where=f"stored: {', '.join(f'{t:g}' for t in self.temperatures)}",
-                mend=f"add {temperature:g} to capture.signals.temperatures, or train at a stored one",
+                mend=f"add {temperature:g} to capture.signals.temperatures, or use a stored one",
             )
         leftover_N = self.leftover_NT[:, self.temperatures.index(temperature)]
         outcomes_NC = torch.cat([scaled_NK, leftover_N[:, None]], -1)

@@ -54,11 +54,12 @@ def _check_start(key: str, phases: Mapping[str, "Phase"], teachers: Teachers) ->
 
 
 def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: Form) -> None:
-    where = f"params.yaml, train.{key}.targets"
-    for stage in ("data/capture/", "models/adapt/"):
-        if not phase.targets.startswith(stage):
+    several = getattr(phase, "teachers", None) or ()
+    folders = [f"{phase.targets}/{name}" for name in several] or [phase.targets]
+    for stage, name in (folder.rsplit("/", 1) for folder in folders if "/" in folder):
+        if stage not in ("data/capture", "models/adapt"):
             continue
-        name = phase.targets.removeprefix(stage).split("/")[0]
+        where = f"params.yaml, train.{key}.targets"
         if name not in teachers:
             raise UserError(f"no teacher is called {name!r}{nearest(name, teachers)}", where=where)
         if not teachers[name].signals:
@@ -67,13 +68,16 @@ def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: Form) -> 
                 where=where,
                 mend=f"teachers.{name}.signals: true, or train on its answers: method: sft",
             )
-        if stage == "data/capture/":
-            try:
-                form.check(getattr(phase, "terms", ()))
-            except UserError as error:
-                raise UserError(
-                    error.what, where=f"params.yaml, train.{key}.terms", mend=error.mend
-                ) from None
+        if stage == "data/capture":
+            _check_form(key, phase, form)
+
+
+def _check_form(key: str, phase: "Phase", form: Form) -> None:
+    try:
+        form.check(getattr(phase, "responses", ()))
+    except UserError as error:
+        where = f"params.yaml, train.{key}.terms"
+        raise UserError(error.what, where=where, mend=error.mend) from None
 
 
 def check_lengths(phases: Mapping[str, "Phase"], context: int | None) -> None:
