@@ -36,7 +36,7 @@ class Example:
     stage: int = 0
     """Stage of the curriculum, from 0."""
     signal: int = -1
-    """Where its completion's first token is in the signal store; −1: nowhere."""
+    """Its row in the signal store; −1: none."""
     group: str = ""
     """Class, topic or task of the row."""
     by_student: bool = False

@@ -24,11 +24,15 @@ class Advance:
     done: int
     total: int
     seconds: float
+    before: int = 0
+    """How much of it was done before this run."""
+    note: str = ""
+    """What else is worth telling, such as a pace."""
 
     @property
     def eta_seconds(self) -> float:
         """Seconds left at the mean pace so far."""
-        return self.seconds / max(self.done, 1) * (self.total - self.done)
+        return self.seconds / max(self.done - self.before, 1) * (self.total - self.done)
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,21 @@ class Meter:
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
+        self._before, self._note = 0, ""
         self._start = time.monotonic()
         self._told = 0.0
         self._told_done = -1
         self._tell()
 
-    def advance(self, steps: int = 1) -> None:
-        """Note `steps` more as done."""
+    def skip(self, steps: int) -> None:
+        """Note `steps` as done before: they tell nothing of the pace."""
+        self._before += steps
+        self.advance(steps, note=self._note)
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Note `steps` more as done, and what else is worth telling."""
         self.done += steps
+        self._note = note
         if time.monotonic() - self._told >= _EVERY_SECONDS:
             self._tell()
 
@@ -75,7 +86,8 @@ class Meter:
     def _tell(self) -> None:
         self._told, self._told_done = time.monotonic(), self.done
         elapsed = self._told - self._start
-        _sink.get()(Advance(self.what, self.done, max(self.total, self.done), elapsed))
+        total = max(self.total, self.done)
+        _sink.get()(Advance(self.what, self.done, total, elapsed, self._before, self._note))
 
 
 def say(text: str) -> None:
@@ -113,6 +125,7 @@ class Terminal:
         share = event.done / max(event.total, 1)
         line = f"{event.what}: {event.done}/{event.total} ({share:.0%})"
         line += f" in {event.seconds:.0f} s" if finished else f", {event.eta_seconds:.0f} s left"
+        line += f", {event.note}" if event.note else ""
         start, end = ("\r\x1b[K", "\n" if finished else "") if self._tty else ("", "\n")
         print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
 

@@ -138,6 +138,13 @@ def read_rows(path: Path, kind: type[R]) -> Iterator[R]:
             yield kind.model_validate_json(line)
 
 
+def row_kind(path: Path) -> type[Row]:
+    """Return which kind of rows a file holds: lessons, responses or plain rows."""
+    with path.open("rb") as lines:
+        first = lines.readline()
+    return Lesson if b'"stage":' in first else Response if b'"teacher":' in first else Row
+
+
 def write_rows(path: Path, rows: Iterable[BaseModel]) -> int:
     """Write rows as JSON lines with sorted keys, through a temporary file; return their number."""
     path.parent.mkdir(parents=True, exist_ok=True)

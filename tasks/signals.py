@@ -1,55 +1,71 @@
 """The signal store: a teacher's distributions over the next token, on disk.
 
-For every completion token of every row, the store has the ids of the K most likely next tokens,
-their log-probabilities, and for each temperature what is left for all other ids. It is a folder of
-a few flat files, read through memory maps, token after token in the order of writing:
+Of every completion token of every row it has one record, in one of three forms
+(tasks/signal_forms.py). It is a folder of a few large files, read through memory maps, by row in
+any order:
 
-    ids.bin         (tokens, K)  uint16, or int32 for a vocabulary above 65,536
-    logprobs.bin    (tokens, K)  float16, log p at T = 1, falling
-    leftover.bin    (tokens, temperatures)  float16, log Σ p^(1/T) over the other ids
-    index.npy       one record a row, sorted by `key`: key, hash of its token ids, first token,
-                    number of tokens
-    signals.json    what it was made with (`Origin`), and the shapes
-    manifest.json   size and sha256 of each file
+    tokens-00000.bin   a record of fixed size a token, in the order of writing; one file a shard
+    draws-00000.bin    the drawn ids with their counts, three bytes each (form `sampled`)
+    index.npy          a record a row, sorted by `key`: key, hash of its token ids, shard, number
+                       of tokens, its first token and its first draw in the shard
+    vocabulary.json    the teacher's tokens in the order of their ids
+    head.safetensors   the teacher's output head (form `hidden`)
+    signals.json       what it was made with (`Origin`), and the sizes
+    manifest.json      size and sha256 of each file
 
-It is bound to what it was made with: a row whose token ids differ, another tokenizer or another
-teacher are refused by name.
+It is bound to what it was made with: a row whose token ids differ, another tokenizer, another chat
+template or another teacher are refused by name. A student whose vocabulary is a part of the
+teacher's gets the signals in its own ids (`attach`). docs/signal-store.md has the bytes.
 
-Shapes: N tokens, K stored ids, T temperatures.
+Shapes: N tokens, V vocabulary, D width.
 """
-
-# ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
 
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from tasks.batches import Example
 from tasks.checkpoints import verify
 from tasks.errors import UserError
-from tasks.records import write_json
-from tasks.targets import TopK
+from tasks.signal_forms import Form, Loss, Packed, Signals
+from tasks.vocabularies import ids_within, ids_without, template_hash, vocabulary_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
-ABOUT = "signals.json"
-INDEX = np.dtype([("key", "<u8"), ("tokens", "<u8"), ("start", "<i8"), ("length", "<i4")])
-SMALLEST = -30.0
-"""Log-probabilities are stored no lower than this: e⁻³⁰ is a probability of nothing."""
+    from tasks.heads import Head
+    from tasks.sampled import Sampled
+    from tasks.targets import LiveTeacher, TopK
+
+FORMAT = 2
+ABOUT, INDEX, VOCABULARY, HEAD = (
+    "signals.json",
+    "index.npy",
+    "vocabulary.json",
+    "head.safetensors",
+)
+ROW = np.dtype(
+    [
+        ("key", "<u8"),
+        ("ids", "<u8"),
+        ("shard", "<u4"),
+        ("length", "<u4"),
+        ("token", "<i8"),
+        ("draw", "<i8"),
+    ]
+)
+"""A row of the index."""
 
 
 class Origin(BaseModel):
-    """What a store was made with, and its shapes."""
+    """What a store was made with, and its sizes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: int = FORMAT
@@ -57,81 +73,31 @@ class Origin(BaseModel):
     """Fingerprint of the teacher's checkpoint."""
     tokenizer: str
     """`vocabulary_hash` of the tokenizer."""
+    template: str
+    """`template_hash` of the tokenizer."""
     vocabulary: int
-    top_k: int
-    temperatures: tuple[float, ...]
-    tokens: int = 0
+    width: int
+    form: Form
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    shards: int = 0
     rows: int = 0
+    tokens: int = 0
 
     @property
-    def id_type(self) -> str:
-        """Number format of the ids."""
-        return "<u2" if self.vocabulary <= 1 << 16 else "<i4"
+    def record(self) -> np.dtype[Any]:
+        """What one token takes on disk."""
+        return self.form.record(self.vocabulary, self.width)
 
 
-class Shard(NamedTuple):
-    """Signals of some rows' completion tokens, one row after the other."""
-
-    ids_NK: torch.Tensor
-    logp_NK: torch.Tensor
-    leftover_NT: torch.Tensor
+def row_hash(key: str) -> int:
+    """Return under what the index has a row."""
+    return _hash64(key.encode())
 
 
-def tokens_hash(example: Example) -> int:
-    """Return the hash that binds a signal to the token ids it was computed on."""
-    return _hash64(np.array([example.prompt_length, *example.ids], dtype="<i4").tobytes())
-
-
-def vocabulary_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return what is equal for two tokenizers only when they give each id the same string."""
-    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
-    return hashlib.blake2b(vocabulary.encode(), digest_size=16).hexdigest()
-
-
-class SignalWriter:
-    """Writes a store into a folder that `checkpoints.staged` publishes."""
-
-    def __init__(self, folder: Path, origin: Origin) -> None:
-        self.folder, self.origin = folder, origin
-        self._records: list[tuple[int, int, int, int]] = []
-        self._tokens = 0
-        self._open = ExitStack()
-        self._files = [
-            self._open.enter_context((folder / f"{name}.bin").open("wb"))
-            for name in ("ids", "logprobs", "leftover")
-        ]
-
-    def __enter__(self) -> "SignalWriter":
-        return self
-
-    def add(self, examples: Sequence[Example], shard: Shard) -> None:
-        """Append rows and the signals of all their completions, one row after the other."""
-        if not shard.logp_NK.isfinite().all():
-            finite_N = shard.logp_NK.isfinite().all(-1).tolist()
-            owners = [row.key for row in examples for _ in range(row.length)]
-            bad = [key for key, good in zip(owners, finite_N, strict=True) if not good]
-            raise UserError("the teacher's logits are not finite", where=f"row {bad[0]}")
-        for row in examples:
-            record = (_hash64(row.key.encode()), tokens_hash(row), self._tokens, row.length)
-            self._records.append(record)
-            self._tokens += row.length
-        logp_NK, leftover_NT = (x.clamp_min(SMALLEST).numpy() for x in shard[1:])
-        ids_NK = shard.ids_NK.numpy().astype(self.origin.id_type)
-        arrays = (ids_NK, logp_NK.astype("<f2"), leftover_NT.astype("<f2"))
-        for file, array in zip(self._files, arrays, strict=True):
-            file.write(np.ascontiguousarray(array).data)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._open.close()
-        if kind is not None:
-            return
-        index = np.array(self._records, dtype=INDEX)
-        index.sort(order="key")
-        if (index["key"][1:] == index["key"][:-1]).any():
-            raise UserError("the same row was captured twice", where=str(self.folder))
-        np.save(self.folder / "index.npy", index)
-        done = {"tokens": self._tokens, "rows": len(index)}
-        write_json(self.folder / ABOUT, self.origin.model_copy(update=done).model_dump())
+def ids_hash(ids: Sequence[int], prompt_length: int) -> int:
+    """Return what binds a signal to the token ids that it was computed on."""
+    return _hash64(np.array([prompt_length, *ids], dtype="<i4").tobytes())
 
 
 class SignalStore:
@@ -144,45 +110,65 @@ class SignalStore:
         verify(folder)
         about = json.loads((folder / ABOUT).read_text())
         if about["format"] != FORMAT:
-            raise UserError(f"signals of format {about['format']}, not {FORMAT}", where=str(folder))
+            mend = "dvc repro capture"
+            what = f"signals of format {about['format']}, not {FORMAT}"
+            raise UserError(what, where=str(folder), mend=mend)
         self.origin = origin = Origin.model_validate(about)
-        self._ids = self._map("ids", origin.id_type, origin.top_k)
-        self._logp = self._map("logprobs", "<f2", origin.top_k)
-        self._leftover = self._map("leftover", "<f2", len(origin.temperatures))
-        self._index = np.load(folder / "index.npy", mmap_mode="r")
+        self._index = np.load(folder / INDEX, mmap_mode="r")
+        shards = range(origin.shards)
+        self._tokens = [self._map(f"tokens-{n:05}.bin", origin.record) for n in shards]
+        self._draws = [self._map(f"draws-{n:05}.bin", np.dtype(("u1", (3,)))) for n in shards]
+        self._teacher_ids: np.ndarray[Any, Any] | None = None
 
-    def _map(self, name: str, kind: str, width: int) -> Any:
-        shape = (self.origin.tokens, width)
-        if not self.origin.tokens:
-            return np.empty(shape, kind)
-        return np.memmap(self.folder / f"{name}.bin", dtype=kind, mode="r", shape=shape)
+    def _map(self, name: str, record: np.dtype[Any]) -> Any:
+        path = self.folder / name
+        if not path.exists() or not path.stat().st_size:
+            return np.empty(0, record)
+        length = path.stat().st_size // record.itemsize
+        flat = np.memmap(path, dtype=record.base, mode="r")
+        return flat.reshape(length, *record.shape)
 
     def attach(
         self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
     ) -> list[Example]:
-        """Return the examples, each knowing where its signals are.
+        """Return the examples, each knowing its row in the index; `read` then gives their signals.
 
         Args:
             examples: rows as the student reads them.
-            tokenizer: the student's.
+            tokenizer: the student's: the teacher's, or one that has a part of its tokens.
 
         Raises:
-            UserError: another tokenizer; or rows that are not there, or have other token ids.
+            UserError: another tokenizer or chat template; or rows that are not there, or have
+                other token ids.
         """
-        if vocabulary_hash(tokenizer) != self.origin.tokenizer:
-            raise self._mismatch("the signals were captured with another tokenizer than this one")
-        wanted = np.array([_hash64(row.key.encode()) for row in examples], dtype="<u8")
+        self._teacher_ids = self._ids_of(tokenizer)
+        wanted = np.array([row_hash(row.key) for row in examples], dtype="<u8")
         keys = np.ascontiguousarray(self._index["key"])
         found = np.searchsorted(keys, wanted).clip(0, max(len(keys) - 1, 0))
         absent = keys[found] != wanted if len(keys) else np.ones(len(wanted), dtype=bool)
         if absent.any():
             raise self._mismatch(f"no signals of {_named(examples, absent)}")
-        hashes = np.array([tokens_hash(row) for row in examples], dtype="<u8")
-        altered = self._index["tokens"][found] != hashes
+        hashes = np.array([self._hash_of(row) for row in examples], dtype="<u8")
+        altered = self._index["ids"][found] != hashes
         if altered.any():
             raise self._mismatch(f"the token ids are others now, of {_named(examples, altered)}")
-        starts = self._index["start"][found].tolist()
-        return [replace(row, signal=s) for row, s in zip(examples, starts, strict=True)]
+        return [replace(row, signal=n) for row, n in zip(examples, found.tolist(), strict=True)]
+
+    def _ids_of(self, tokenizer: "PreTrainedTokenizerBase") -> "np.ndarray[Any, Any] | None":
+        if template_hash(tokenizer) != self.origin.template:
+            raise self._mismatch("the signals were captured with another chat template")
+        if vocabulary_hash(tokenizer) == self.origin.tokenizer:
+            return None
+        tokens = json.loads((self.folder / VOCABULARY).read_text())
+        whole = {token: n for n, token in enumerate(tokens) if token is not None}
+        ids = ids_within(whole, tokenizer.get_vocab())
+        if ids is None or len(ids) >= self.origin.vocabulary:
+            raise self._mismatch("the signals were captured with another tokenizer than this one")
+        return ids
+
+    def _hash_of(self, row: Example) -> int:
+        ids = row.ids if self._teacher_ids is None else self._teacher_ids[row.ids]
+        return ids_hash(ids.tolist(), row.prompt_length)
 
     def expect_teacher(self, fingerprint: str) -> None:
         """Refuse a store that another teacher made."""
@@ -191,23 +177,71 @@ class SignalStore:
                 f"the signals are of teacher {self.origin.teacher[:12]}, not {fingerprint[:12]}"
             )
 
-    def read(self, starts: Sequence[int], lengths: Sequence[int]) -> TopK:
-        """Return the signals of rows, one after the other, from their first tokens and lengths."""
-        spans = [np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]
-        at_N = np.concatenate(spans)
-        return TopK(
-            torch.from_numpy(self._ids[at_N].astype(np.int64)),
-            torch.from_numpy(self._logp[at_N].astype(np.float32)),
-            torch.from_numpy(self._leftover[at_N].astype(np.float32)),
-            self.origin.temperatures,
-        )
+    def expect_terms(self, terms: Sequence[Loss]) -> None:
+        """Refuse a loss that is not defined on signals of this form."""
+        self.origin.form.check(terms)
+
+    def read(self, rows: Sequence[int]) -> Signals:
+        """Return the signals of rows of the index, one after the other, as tensors by name."""
+        form, size = self.origin.form, self.origin.vocabulary
+        signals = form.unpack(self._packed(rows), size)
+        if self._teacher_ids is None:
+            return signals
+        return form.only(signals, self._student_ids, len(self._teacher_ids))
+
+    def _packed(self, rows: Sequence[int]) -> Packed:
+        records = self._index[list(rows)]
+        spans = zip(*(records[name].tolist() for name in ("shard", "token", "length")), strict=True)
+        tokens = [self._tokens[shard][start : start + n] for shard, start, n in spans]
+        draws = [np.empty((0, 3), np.uint8)]
+        if "entries" in (self.origin.record.names or ()):
+            for record, some in zip(records, tokens, strict=True):
+                start = int(record["draw"])
+                end = start + int(some["entries"].sum(dtype=np.int64))
+                draws.append(self._draws[record["shard"]][start:end])
+        return Packed(np.concatenate(tokens), np.concatenate(draws))
+
+    def targets(self, signals: Signals) -> "TopK | Sampled | LiveTeacher":
+        """Return what a loss compares the student with, from what `read` gave, on its device."""
+        head = None
+        if self.origin.form.needs_head:
+            head = self._head_on(str(next(iter(signals.values())).device))
+        return self.origin.form.targets(signals, head)
+
+    @cached_property
+    def _student_ids(self) -> Any:
+        import torch
+
+        assert self._teacher_ids is not None
+        return torch.from_numpy(ids_without(self._teacher_ids, self.origin.vocabulary))
+
+    def _head_on(self, device: str) -> "Head":
+        """Return the teacher's head over the ids that the student has.
+
+        The distribution is then that of the teacher given that it says one of these.
+        """
+        if device not in self._heads:
+            from safetensors.torch import load_file
+
+            from tasks.heads import Head
+
+            parts = load_file(self.folder / HEAD, device=device)
+            if self._teacher_ids is not None:
+                parts = {name: part[self._teacher_ids] for name, part in parts.items()}
+            scale, cap = self.origin.logit_scale, self.origin.logit_softcap
+            self._heads[device] = Head(parts["weight"], parts.get("bias"), scale, cap)
+        return self._heads[device]
+
+    @cached_property
+    def _heads(self) -> "dict[str, Head]":
+        return {}
 
     def _mismatch(self, what: str) -> UserError:
         mend = "capture again over these rows with this teacher: dvc repro capture"
         return UserError(what, where=str(self.folder), mend=mend)
 
 
-def _named(examples: Sequence[Example], chosen: np.ndarray) -> str:
+def _named(examples: Sequence[Example], chosen: np.ndarray[Any, Any]) -> str:
     keys = [row.key for row, is_it in zip(examples, chosen, strict=True) if is_it]
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return f"row {', '.join(keys[:3])}{more}"

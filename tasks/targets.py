@@ -15,6 +15,7 @@ from torch import Tensor
 from tasks.distances import mixture
 from tasks.errors import UserError
 from tasks.heads import Head
+from tasks.sampled import Sampled
 
 TINY = 1e-30
 """Stands for a probability of zero where its logarithm is taken."""
@@ -42,7 +43,7 @@ class TopK(NamedTuple):
             raise UserError(
                 f"the stored signals have no leftover mass at temperature {temperature:g}",
                 where=f"stored: {', '.join(f'{t:g}' for t in self.temperatures)}",
-                mend=f"add {temperature:g} to capture.temperatures, or train at a stored one",
+                mend=f"add {temperature:g} to capture.signals.temperatures, or use a stored one",
             )
         leftover_N = self.leftover_NT[:, self.temperatures.index(temperature)]
         outcomes_NC = torch.cat([scaled_NK, leftover_N[:, None]], -1)
@@ -186,7 +187,7 @@ class Crossed(NamedTuple):
         )
 
 
-Teacher = TopK | LiveTeacher | Projected | SeveralLive | SeveralStored | Crossed
+Teacher = TopK | Sampled | LiveTeacher | Projected | SeveralLive | SeveralStored | Crossed
 
 
 class Targets(NamedTuple):

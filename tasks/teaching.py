@@ -72,7 +72,7 @@ class Stored:
     ) -> None:
         self.stores, self.combining, self.shares = dict(stores), combining, shares
         self.progressive = progressive
-        self._starts: dict[str, dict[str, int]] = {}
+        self._places: dict[str, dict[str, int]] = {}
 
     def attach(
         self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
@@ -84,25 +84,29 @@ class Stored:
         """
         for name, store in self.stores.items():
             found = store.attach(examples, tokenizer)
-            self._starts[name] = {row.key: row.signal for row in found}
+            self._places[name] = {row.key: row.signal for row in found}
         return list(examples)
 
     def bring(self, rows: Sequence[Example]) -> dict[str, Any]:
         """Return the rows' signals of each store, as tensors."""
-        lengths = [row.length for row in rows]
-        found: dict[str, Any] = {}
-        for name, store in self.stores.items():
-            signals = store.read([self._starts[name][row.key] for row in rows], lengths)
-            found[name] = signals._asdict()
+        found: dict[str, Any] = {
+            name: store.read([self._places[name][row.key] for row in rows])
+            for name, store in self.stores.items()
+        }
         routes = self.combining.routes_of(rows, list(self.stores)) if self.combining else {}
         return {"stored": found} | routes
 
     def teach(self, batch: Batch) -> tuple[Teacher, Seen | None]:
         """Return the stored distributions."""
-        told = [TopK(**signals) for signals in batch.brought["stored"].values()]
+        brought = batch.brought["stored"]
+        told = [store.targets(brought[name]) for name, store in self.stores.items()]
         if self.combining is None:
             return told[0], None
-        return SeveralStored(tuple(told), self.combining.weights(told, batch, self.shares)), None
+        tops = [teacher for teacher in told if isinstance(teacher, TopK)]
+        if len(tops) < len(told):
+            mend = "capture.signals: {type: top_k, ...}, or live teachers"
+            raise UserError("several stores are combined in the form top_k alone", mend=mend)
+        return SeveralStored(tuple(tops), self.combining.weights(tops, batch, self.shares)), None
 
 
 @dataclass

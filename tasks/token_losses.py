@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tasks.divergences import Divergence, Hard
 from tasks.errors import UserError
+from tasks.sampled import Sampled, against_draws
 from tasks.targets import TINY, Crossed, Projected, SeveralLive, SeveralStored, Targets, TopK
 from tasks.uld import Side, Uld
 
@@ -54,6 +55,10 @@ def _against(
         fixed = targets.share == 1 and targets.alpha_N is None  # else compiled anew each time
         dense = _compiled() if compiled and fixed else against_dense
         return dense(logits_NV, teacher.tempered(temperature), targets.ids_N, terms, targets.share)
+    if isinstance(teacher, Sampled):
+        if targets.share != 1:
+            raise UserError("a target that moves needs more than draws", where="progressive")
+        return against_draws(logits_NV, terms, targets.ids_N, teacher)
     if isinstance(teacher, SeveralStored):
         return _against_several(logits_NV, terms, targets, temperature)
     if teacher is None:

@@ -4,29 +4,32 @@ In:  models/adapt/<teacher>, data/filter/kept.jsonl
 Out: data/capture/<teacher>/     a signal store (tasks/signals.py says how it lies on disk)
      data/capture/<teacher>/summary.json
 
-What the store says of one row, at the first token of its answer (K = 3):
+What the store says of one row, at the first token of its answer (top_k, K = 3):
 
-    ids        1673        9041        1956         " animal", " food", " plant"
-    logprobs   -0.0312     -4.12       -5.03
+    ids        1673        1956        9041         " animal", " plant", " food"
+    logprobs   -0.0312     -5.03       -4.12
     leftover   -4.89                                log of the mass of all other ids
+
+The rows go through in shards. A capture that was killed goes on behind its last whole shard, and
+what it writes is the same to the byte (tasks/capture/shards.py).
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from tasks.checkpoints import Precision
 from tasks.params import EachOf, Section
+from tasks.signal_forms import Form, StoredTopK
 from tasks.teachers import Teacher
 
 
 class CaptureParams(Section):
     """The section `capture` of params.yaml."""
 
-    top_k: int = Field(32, ge=1)
-    """K: ids stored for each token; the mass of all others is one number."""
-    temperatures: tuple[float, ...] = (1.0,)
-    """Temperatures at which the signals can be used."""
+    signals: Form = StoredTopK(type="top_k")
+    """What is kept of each distribution: `{type: top_k, k: 32}`, `{type: sampled, draws: 64}` or
+    `{type: hidden}` (tasks/signal_forms.py says which losses each allows)."""
     batch_tokens: int = Field(2048, ge=1)
     """Tokens, padding included, that go through the teacher at once."""
     chunk_tokens: int = Field(512, ge=1)
@@ -35,6 +38,12 @@ class CaptureParams(Section):
     """Number format in which the teacher runs."""
     threads: int = Field(2, ge=1)
     """Batches side by side on a CPU. The result does not depend on it."""
+    shard_rows: int = Field(8192, ge=1)
+    """Rows of one shard: what is in memory at once, and what a killed capture loses at most."""
+
+    def decided_by(self) -> dict[str, Any]:
+        """Return what of this, beside the form, decides the bytes of a shard."""
+        return self.model_dump(mode="json", exclude={"threads", "signals"})
 
 
 def run(item: str, teacher: Annotated[Teacher, EachOf("teachers")], capture: CaptureParams) -> None:

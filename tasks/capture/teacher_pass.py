@@ -1,34 +1,37 @@
 """One pass of a teacher over rows: only its hidden rows at the answers go through the head.
 
-Shapes: B batch, S sequence, N valid tokens, D width, V vocabulary, K stored ids, T temperatures.
+The rows stream: those of one shard are in memory, whatever the size of the file.
+
+Shapes: B batch, S sequence, N valid tokens, D width, G draws.
 """
 
 import functools
+import shutil
+import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tasks import checkpoints
 from tasks.batches import Example, examples_of
+from tasks.capture.shards import WORK, ShardWriter, figures_of, key_of, publish, windows
 from tasks.errors import UserError
 from tasks.heads import Head
-from tasks.progress import Meter
-from tasks.records import Response, read_rows
+from tasks.progress import Meter, say
+from tasks.records import Response
 from tasks.side_by_side import side_by_side
-from tasks.signals import Origin, Shard, SignalWriter, vocabulary_hash
+from tasks.signal_forms import Signals
+from tasks.signals import Origin, row_hash
 from tasks.text import encode_all, pad_right
+from tasks.vocabularies import template_hash, vocabulary_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from tasks.capture.stage import CaptureParams
-
-_ROWS_AT_ONCE = 4096
 
 
 def capture_signals(
@@ -39,48 +42,89 @@ def capture_signals(
     Raises:
         UserError: no rows, or a damaged checkpoint.
     """
-    model, tokenizer = checkpoints.load(teacher, precision=capture.precision)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    model, tokenizer = checkpoints.load(
+        teacher, precision=capture.precision, device=checkpoints.accelerator()
+    )
     head = Head.of(model, len(tokenizer))
-    origin = Origin(
+    origin = _origin(teacher, head, tokenizer, capture)
+    with rows.open("rb") as lines:
+        total = sum(1 for _ in lines)
+    if not total:
+        raise UserError("there are no rows to capture", where=str(rows), mend="dvc repro filter")
+    work = WORK / folder.name / key_of(origin, rows, capture.decided_by())
+    look = functools.partial(signals_of, model, head, origin, capture.chunk_tokens)
+    pace, shards, figures = Pace(what, total), [], []
+    for number, lines_of_shard in enumerate(windows(rows, capture.shard_rows)):
+        shards.append(work / f"shard-{number:05}")
+        whole = figures_of(shards[-1])
+        if whole is None:
+            parsed = [Response.model_validate_json(line) for line in lines_of_shard]
+            examples = examples_of(parsed, encode_all(tokenizer, parsed))
+            with ShardWriter(shards[-1], number, origin) as writer:
+                batches = batches_of(examples, capture.batch_tokens)
+                for batch, signals in side_by_side(look, batches, capture.threads):
+                    writer.add(batch, signals)
+                    pace.advance(batch)
+            whole = writer.figures
+        else:
+            say(f"shard {number} is whole: {whole['rows']:.0f} rows need not be looked at again")
+            pace.skip(len(lines_of_shard))
+        figures.append(whole)
+    publish(shards, folder, origin, tokenizer, head)
+    shutil.rmtree(WORK / folder.name)
+    pace.finish()
+    return _summary(figures, folder)
+
+
+def _origin(
+    teacher: Path, head: Head, tokenizer: "PreTrainedTokenizerBase", capture: "CaptureParams"
+) -> Origin:
+    return Origin(
         teacher=checkpoints.fingerprint(teacher),
         tokenizer=vocabulary_hash(tokenizer),
+        template=template_hash(tokenizer),
         vocabulary=len(head.weight_VD),
-        top_k=min(capture.top_k, len(head.weight_VD)),
-        temperatures=capture.temperatures,
+        width=head.weight_VD.shape[1],
+        form=capture.signals.fitted(len(head.weight_VD)),
+        logit_scale=head.scale,
+        logit_softcap=head.softcap,
     )
-    examples = list(_examples(tokenizer, rows))
-    if not examples:
-        raise UserError("there are no rows to capture", where=str(rows), mend="dvc repro filter")
-    meter, kept_mass = Meter(what, len(examples)), 0.0
-    with checkpoints.staged(folder) as partial, SignalWriter(partial, origin) as writer:
-        look = functools.partial(signals_of, model, head, origin, capture.chunk_tokens)
-        batches = batches_of(examples, capture.batch_tokens)
-        for batch, shard in side_by_side(look, batches, capture.threads):
-            writer.add(batch, shard)
-            kept_mass += float(shard.logp_NK.exp().sum(dtype=torch.float64))
-            meter.advance(len(batch))
-    meter.finish()
-    tokens = sum(row.length for row in examples)
+
+
+def _summary(figures: Sequence[dict[str, float]], folder: Path) -> dict[str, float]:
+    total = {name: sum(each[name] for each in figures) for name in figures[0]}
+    rows, tokens = total.pop("rows"), total.pop("tokens")
     size = sum(path.stat().st_size for path in folder.glob("*.bin"))
-    return {
-        "rows": len(examples),
-        "tokens": tokens,
-        "top_k": origin.top_k,
-        "mean_mass_of_top_k": round(kept_mass / max(tokens, 1), 4),
-        "bytes_per_token": round(size / max(tokens, 1), 1),
-    }
+    means = {name: round(value / max(tokens, 1), 4) for name, value in total.items()}
+    per_token = round(size / max(tokens, 1), 1)
+    return {"rows": rows, "tokens": tokens, "bytes_per_token": per_token} | means
 
 
-def _examples(tokenizer: "PreTrainedTokenizerBase", path: Path) -> Iterator[Example]:
-    rows = read_rows(path, Response)
-    while chunk := list(islice(rows, _ROWS_AT_ONCE)):
-        yield from examples_of(chunk, encode_all(tokenizer, chunk))
+class Pace:
+    """Tells how far the pass is, and how many tokens a second it takes."""
+
+    def __init__(self, what: str, rows: int) -> None:
+        self._meter = Meter(what, rows)
+        self._start, self._tokens = time.monotonic(), 0
+
+    def advance(self, batch: Sequence[Example]) -> None:
+        """Note a batch as done."""
+        self._tokens += sum(len(row.ids) for row in batch)
+        pace = self._tokens / max(time.monotonic() - self._start, 1e-9)
+        self._meter.advance(len(batch), note=f"{pace:,.0f} tokens/s")
+
+    def skip(self, rows: int) -> None:
+        """Note rows as done that were done before."""
+        self._meter.skip(rows)
+
+    def finish(self) -> None:
+        """Report the final count."""
+        self._meter.finish()
 
 
 def batches_of(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[Example]]:
     """Yield the rows, longest first, in batches of at most so many tokens with their padding."""
-    order = sorted(examples, key=lambda row: -len(row.ids))
+    order = sorted(examples, key=lambda row: (-len(row.ids), row.key))
     start = 0
     while start < len(order):
         size = max(1, batch_tokens // len(order[start].ids))
@@ -95,7 +139,7 @@ def signals_of(
     origin: Origin,
     chunk_tokens: int,
     batch: Sequence[Example],
-) -> Shard:
+) -> Signals:
     """Return the teacher's signals at the completions of a batch, row after row.
 
     Right padding under a causal mask: what is read never attends to padding.
@@ -107,26 +151,17 @@ def signals_of(
         [np.arange(x.prompt_length, len(x.ids)) - 1 + n * width for n, x in enumerate(batch)]
     )
     hidden_ND = hidden_BSD.flatten(0, 1)[torch.from_numpy(at_N).to(model.device)]
-    weight_VD = head.weight(hidden_ND.dtype)
-    shards = [
-        top_k_of(head.logits(rows_ND, weight_VD), origin.top_k, origin.temperatures)
-        for rows_ND in hidden_ND.split(chunk_tokens)
-    ]
-    return Shard(*(torch.cat(parts).cpu() for parts in zip(*shards, strict=True)))
+    dice_NG = torch.from_numpy(dice_of(batch, origin)).to(model.device)
+    split = (torch.split(x, chunk_tokens) for x in (hidden_ND, dice_NG))
+    parts = [origin.form.measure(head, rows_ND, dice) for rows_ND, dice in zip(*split, strict=True)]
+    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
 
-def top_k_of(logits_NV: Tensor, top_k: int, temperatures: Sequence[float]) -> Shard:
-    """Return the most likely ids, their log-probabilities, and log Σ p^(1/T) over all others.
-
-    The logits are overwritten: one pass of exp over V serves every temperature.
-    """
-    highest_NK, ids_NK = logits_NV.topk(top_k, -1)
-    top_N1 = highest_NK[:, :1]
-    others_NV = logits_NV.sub_(top_N1).exp_().scatter_(-1, ids_NK, 0)
-    highest_NK = highest_NK - top_N1
-    log_total_N1 = (others_NV.sum(-1, keepdim=True) + highest_NK.exp().sum(-1, keepdim=True)).log()
-    leftover = [
-        (others_NV if t == 1 else others_NV.pow(1 / t)).sum(-1).log() - log_total_N1[:, 0] / t
-        for t in temperatures
-    ]
-    return Shard(ids_NK, highest_NK - log_total_N1, torch.stack(leftover, -1))
+def dice_of(batch: Sequence[Example], origin: Origin) -> np.ndarray:
+    """Return uniform numbers for the draws of a batch, (N, G): each row's are its own."""
+    form = origin.form
+    keys = (np.array([row_hash(row.key), form.seed], dtype=np.uint64) for row in batch)
+    dice = (np.random.Generator(np.random.Philox(key=key)) for key in keys)
+    return np.concatenate(
+        [one.random((row.length, form.draws)) for one, row in zip(dice, batch, strict=True)]
+    )

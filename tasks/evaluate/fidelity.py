@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from tasks.errors import UserError
 from tasks.params import Section
 from tasks.records import CAPTURE, FILTER, Response, read_rows
 from tasks.text import Encoded, encode_all
@@ -106,18 +107,27 @@ class Stored(Section):
         """
         from tasks.batches import examples_of
         from tasks.signals import SignalStore
+        from tasks.targets import TopK
 
         store = SignalStore(CAPTURE / name)
         rows = self._rows(FILTER / "kept.jsonl", name)
         texts = list(encode_all(student.tokenizer, rows))
         examples = store.attach(examples_of(rows, texts), student.tokenizer)
-        top = store.read([e.signal for e in examples], [e.length for e in examples])
+        top = store.targets(store.read([e.signal for e in examples]))
+        if not isinstance(top, TopK):
+            raise UserError(
+                "only signals of the form top_k can be compared with a student",
+                where=str(CAPTURE / name),
+                mend="evaluate.fidelity: {type: live}, or capture.signals: {type: top_k, ...}",
+            )
+        likeliest_NK = top.ids_NK.gather(-1, top.logp_NK.argsort(dim=-1, descending=True))
         p_NC, tally = top.at(1.0, "bucket"), _Tally(self.top_k)
         k = min(self.top_k, top.ids_NK.shape[-1])
         for some, q_NV in student.log_probs(student.hidden(texts)):
             ids_NK = top.ids_NK[some].to(q_NV.device)
             q_NC = _outcomes(q_NV, ids_NK)
-            tally.add(p_NC[some].to(q_NV.device), q_NC, ids_NK[:, :k], q_NV.topk(k).indices)
+            first_NK = likeliest_NK[some, :k].to(q_NV.device)
+            tally.add(p_NC[some].to(q_NV.device), q_NC, first_NK, q_NV.topk(k).indices)
         return Fidelity(**tally.agreement().model_dump())
 
     def _rows(self, path: Path, name: str) -> list[Response]:

@@ -1,6 +1,6 @@
 """Are the teachers and the student what the round needs? Looks before any work starts.
 
-In:  the models that params.yaml names; their small files alone are read
+In:  the models that params.yaml names, whose small files alone are read; its phases
 Out: data/preflight/models.json, what they are, pinned: later stages refuse any other
 
     {"student": {"layers": 4, "parameters": 42472512, "type": "teacher_layers", ...},
@@ -11,25 +11,31 @@ Out: data/preflight/models.json, what they are, pinned: later stages refuse any 
 from typing import Any
 
 from tasks import sources
+from tasks.capture.stage import CaptureParams
 from tasks.errors import UserError
 from tasks.outlines import Outline, outline_of
 from tasks.preflight.capacity import check_capacity
 from tasks.preflight.checks import check_signals, check_terms, check_width
+from tasks.preflight.phases import check_lengths, check_phases
 from tasks.progress import say
 from tasks.records import MODELS, write_json
 from tasks.shape.students import Student
 from tasks.teachers import Teacher, Teachers
+from tasks.train.stage import Method
 
 
-def run(teachers: Teachers, shape: Student) -> None:
-    """Look at every model, and refuse what cannot work.
+def run(
+    teachers: Teachers, shape: Student, capture: CaptureParams, train: dict[str, Method]
+) -> None:
+    """Look at every model and phase, and refuse what cannot work.
 
     Raises:
         UserError: terms, vocabulary, end of sequence, chat template, layers, disk or memory do not
-            fit; or a model cannot be found.
+            fit; phases do not fit each other; or a model cannot be found.
     """
     if not teachers:
         raise UserError("a round needs a teacher", where="params.yaml, section teachers")
+    check_phases(train, teachers, capture.signals)
     for key, teacher in teachers.items():
         check_terms(key, teacher)
     shape.lender(teachers)
@@ -47,6 +53,7 @@ def run(teachers: Teachers, shape: Student) -> None:
             check_signals(key, outlines[key], student)
     sizes = [outline.parameters() for outline in outlines.values()]
     check_capacity([*sizes, record["parameters"]])
+    check_lengths(train, record.get("context"))
     pinned = {key: _pinned(teacher, outlines.get(key)) for key, teacher in teachers.items()}
     write_json(MODELS, {"teachers": pinned, "student": record})
     summary = {f"parameters of {key}": pinned[key]["parameters"] for key in outlines}

@@ -4,7 +4,7 @@ To add a way: a class with `preview` (what it will be, before any work) and `bui
 `Student` at the bottom.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from tasks.checkpoints import Precision
 from tasks.errors import UserError
 from tasks.outlines import Outline, outline_of
 from tasks.params import Section
+from tasks.progress import say
 from tasks.teachers import Teacher
 
 if TYPE_CHECKING:
@@ -41,6 +42,22 @@ class Uniform(Section):
         return [round(n * (depth - 1) / (self.uniform - 1)) for n in range(self.uniform)]
 
 
+class Important(Section):
+    """So many layers, those that turn their input the most on calibration rows."""
+
+    important: int = Field(ge=1)
+    """Number of layers."""
+
+
+class Width(Section):
+    """Fewer heads and MLP neurons in every layer: those that give the most on calibration rows."""
+
+    groups: int = Field(ge=1)
+    """Groups of heads that share keys and values; each is kept or dropped as a whole."""
+    neurons: int = Field(ge=1)
+    """Neurons of the MLP (`intermediate_size`)."""
+
+
 class Start(Section):
     """What every way has in common."""
 
@@ -50,6 +67,33 @@ class Start(Section):
     """What it is made of, as DVC watches it: the models as they came."""
     save_precision: Precision = "float32"
     """Number format of the weights on disk."""
+    vocabulary: Literal["whole", "used"] = "whole"
+    """used: only the tokens that occur in `rows`, with the added ones and every byte."""
+    rows: str = Field("data/preflight", pattern=r"^data/[a-z0-9-]+(/[a-z0-9._-]+\.jsonl)?$")
+    """The file of rows by which the student is cut, such as data/filter/kept.jsonl for a
+    vocabulary, data/collect/labelled.jsonl for what matters; data/preflight where none are."""
+
+    @model_validator(mode="after")
+    def _rows_where_needed(self) -> "Start":
+        if self.needs_rows and not self.rows.endswith(".jsonl"):
+            raise ValueError("this student is cut by rows: rows: data/collect/labelled.jsonl")
+        return self
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether what the student will be depends on rows."""
+        return self.vocabulary == "used"
+
+    def trimmed(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+    ) -> "PreTrainedTokenizerBase":
+        """Leave the model only the tokens that are wanted; return the tokenizer of these."""
+        if self.vocabulary == "whole":
+            return tokenizer
+        from tasks.records import read_rows, row_kind
+        from tasks.shape.vocabulary import trim
+
+        return trim(model, tokenizer, read_rows(Path(self.rows), row_kind(Path(self.rows))))
 
     def lender(self, teachers: Mapping[str, Teacher]) -> Teacher:
         """Return the teacher by its key.
@@ -83,8 +127,12 @@ class TeacherLayers(Start):
     type: Literal["teacher_layers"]
     of: str = Field("data/preflight", pattern="^(data/preflight|models/adapt/[a-z0-9-]{1,64})$")  # type: ignore[assignment]
     """`data/preflight`: the teacher as it came; `models/adapt/<teacher>`: as it was tuned."""
-    layers: Annotated[tuple[int, ...], Field(min_length=1)] | Uniform
-    """Positions of the layers, from 0 and in this order, or `{uniform: n}`."""
+    layers: Annotated[tuple[int, ...], Field(min_length=1)] | Uniform | Important
+    """Positions of the layers, from 0 and in this order; `{uniform: n}`; or `{important: n}`."""
+    width: Width | None = None
+    """How many heads and neurons each layer keeps; all when not given."""
+    calibration_rows: int = Field(256, ge=1)
+    """How many of `rows` tell what matters."""
 
     @model_validator(mode="after")
     def _one_teacher(self) -> "TeacherLayers":
@@ -92,13 +140,34 @@ class TeacherLayers(Start):
             raise ValueError(f"`of` names another teacher than `teacher: {self.teacher}`")
         return self
 
-    def chosen(self, depth: int) -> list[int]:
+    @property
+    def needs_rows(self) -> bool:
+        """Whether what the student will be depends on rows."""
+        return super().needs_rows or self._calibrated
+
+    @property
+    def _calibrated(self) -> bool:
+        return isinstance(self.layers, Important) or self.width is not None
+
+    def chosen(self, depth: int, scores: Sequence[float] = ()) -> list[int]:
         """Return the positions of the layers to take from a teacher of `depth` layers.
+
+        Args:
+            depth: number of the teacher's layers.
+            scores: how much each matters; without them, the first of so many.
 
         Raises:
             UserError: the teacher has no such layer.
         """
-        found = self.layers.of(depth) if isinstance(self.layers, Uniform) else list(self.layers)
+        if isinstance(self.layers, Important):
+            ranked = sorted(range(depth), key=lambda n: (-scores[n] if scores else 0, n))
+            found = sorted(ranked[: self.layers.important])
+            if len(found) < self.layers.important:
+                found.append(depth)
+        elif isinstance(self.layers, Uniform):
+            found = self.layers.of(depth)
+        else:
+            found = list(self.layers)
         wrong = [n for n in found if not 0 <= n < depth]
         if wrong or len(set(found)) < len(found):
             raise UserError(
@@ -112,19 +181,56 @@ class TeacherLayers(Start):
         assert lender is not None  # `lender` has refused a teacher without weights
         kept = self.chosen(lender.depth)
         sizes = {"layers": len(kept), "parameters": lender.parameters(kept)}
+        if self.width is not None:
+            sizes["parameters"] = self._narrow_parameters(lender, self.width, len(kept))
         return lender, lender.facts() | sizes | {"type": self.type}
+
+    def _narrow_parameters(self, lender: Outline, width: Width, depth: int) -> int:
+        from tasks.shape.layers import random_like
+
+        told = lender.config
+        heads, size = told["num_attention_heads"], told.get("head_dim")
+        groups = told.get("num_key_value_heads") or heads
+        if width.groups > groups or width.neurons > told["intermediate_size"]:
+            raise UserError(
+                f"the teacher has {groups} groups of heads and {told['intermediate_size']} neurons "
+                f"a layer: cannot keep {width.groups} and {width.neurons}",
+                where="params.yaml, section shape.width",
+            )
+        sizes = {
+            "num_hidden_layers": depth,
+            "head_dim": size or told["hidden_size"] // heads,
+            "num_attention_heads": width.groups * (heads // groups),
+            "num_key_value_heads": width.groups,
+            "intermediate_size": width.neurons,
+        }
+        parameters: int = random_like(lender.folder, sizes, 0, device="meta").num_parameters()
+        return parameters
 
     def build(
         self, teachers: Mapping[str, Teacher], pins: Pins
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        """Load the teacher and keep the chosen layers."""
+        """Load the teacher and keep the chosen layers, heads and neurons."""
         from tasks.shape.layers import keep_layers, layers_of
 
         folder = Path(self.of)
         if self.of == "data/preflight":
             folder = self.lender(teachers).folder(pins.teachers[self.teacher])
         model, tokenizer = checkpoints.load(folder)
-        keep_layers(model, self.chosen(len(layers_of(model))))
+        if not self._calibrated:
+            keep_layers(model, self.chosen(len(layers_of(model))))
+            return model, tokenizer
+        from tasks.shape.calibration import calibration_rows, importance_of
+        from tasks.shape.width import keep_widths
+
+        rows = calibration_rows(Path(self.rows), self.calibration_rows)
+        matters = importance_of(model, tokenizer, rows, widths=self.width is not None)
+        kept = self.chosen(len(layers_of(model)), matters.layers_L.tolist())
+        keep_layers(model, kept)
+        say(f"layers kept: {', '.join(map(str, kept))}")
+        if self.width is not None:
+            of_kept = (matters.groups_LG[kept], matters.neurons_LF[kept])
+            keep_widths(model, *of_kept, self.width.groups, self.width.neurons)
         return model, tokenizer
 
 

@@ -140,6 +140,8 @@ class Kd(Phase):
         if self.teachers and not self.combine.one_a_row and (soft or self._mean_of_logits):
             raise self._needs_live(f"combine: {self.combine.type} with {', '.join(soft) or 'this'}")
         stores = {name: SignalStore(folder) for name, folder in folders.items()}
+        for store in stores.values():
+            store.expect_terms(self.responses)
         taught = Stored(stores, **self._several)
         taught.attach(examples, tokenizer)
         return taught

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from tasks.errors import UserError
 from tasks.params import EachOf
-from tasks.records import TRAIN, Lesson, Response, Row, read_rows, write_json
+from tasks.records import TRAIN, Row, read_rows, row_kind, write_json
 from tasks.train.kd import Kd
 from tasks.train.phase import Phase, Trained
 from tasks.train.sft import Sft
@@ -82,11 +82,9 @@ def rows_of(path: Path) -> list[Row]:
     """
     if not path.is_file():
         raise UserError("these rows do not exist", where=str(path), mend="see train.<phase>.rows")
-    first = path.open("rb").readline()
-    if not first:
+    if not path.stat().st_size:
         raise UserError("there are no rows to learn from", where=str(path))
-    kind = Lesson if b'"stage":' in first else Response if b'"teacher":' in first else Row
-    return list(read_rows(path, kind))
+    return list(read_rows(path, row_kind(path)))
 
 
 def final_loss(trained: Trained) -> float:

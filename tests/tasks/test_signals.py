@@ -7,13 +7,28 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import checkpoints
 from tasks.batches import Batches, Example
+from tasks.capture.shards import ShardWriter, publish
+from tasks.divergences import ForwardKL, Hard, ReverseKL
 from tasks.errors import UserError
-from tasks.signals import Origin, Shard, SignalStore, SignalWriter, vocabulary_hash
+from tasks.heads import Head
+from tasks.sampled import Sampled
+from tasks.signal_forms import Signals, StoredDraws, StoredHidden, StoredTopK
+from tasks.signals import Origin, SignalStore
+from tasks.targets import LiveTeacher, TopK
 from tasks.teaching import Stored
+from tasks.vocabularies import template_hash, vocabulary_hash
 
-K, TEMPERATURES = 3, (1.0, 2.0)
+V, D, K, TEMPERATURES = 300, 8, 3, (1.0, 2.0)
+TOP_K = StoredTopK(type="top_k", k=K, temperatures=TEMPERATURES)
+DRAWS = StoredDraws(type="sampled", draws=50)
+HIDDEN = StoredHidden(type="hidden")
+FORMS = [TOP_K, DRAWS, HIDDEN]
+LENGTHS = (2, 1, 5)
+
+
+def by_type(form) -> str:
+    return form.type
 
 
 def examples() -> list[Example]:
@@ -25,62 +40,105 @@ def examples() -> list[Example]:
     ]
 
 
-def shard(tokens: int, seed: int = 0) -> Shard:
+def head() -> Head:
+    return Head(torch.randn(V, D, generator=torch.Generator().manual_seed(9)), scale=0.5)
+
+
+def measured(form, tokens: int, seed: int, precision=torch.float32) -> Signals:
     dice = torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn(tokens, 40, generator=dice)
-    logp, ids = logits.log_softmax(-1).topk(K)
-    others = logits.log_softmax(-1).scatter(-1, ids, -torch.inf)
-    leftover = torch.stack([(others / t).logsumexp(-1) for t in TEMPERATURES], -1)
-    return Shard(ids, logp, leftover)
+    hidden = torch.randn(tokens, D, generator=dice).to(precision)
+    draws = torch.rand(tokens, form.draws, generator=dice, dtype=torch.float64)
+    return form.measure(head(), hidden, draws)
 
 
-def write(folder: Path, tokenizer, **changes) -> Shard:
-    origin = Origin(
-        **{
-            "teacher": "feed",
-            "tokenizer": vocabulary_hash(tokenizer),
-            "vocabulary": 40,
-            "top_k": K,
-            "temperatures": TEMPERATURES,
-        }
-        | changes
-    )
+def write(folder: Path, tokenizer, form=TOP_K, **changes) -> Signals:
+    """A store of two shards; what was measured, in the order of `examples`."""
+    told = {
+        "teacher": "feed",
+        "tokenizer": vocabulary_hash(tokenizer),
+        "template": template_hash(tokenizer),
+        "vocabulary": V,
+        "width": D,
+        "form": form,
+        "logit_scale": 0.5,
+    }
+    origin = Origin(**(told | changes))
     first, second, third = examples()
-    parts = shard(7, seed=1), shard(1, seed=2)
-    with checkpoints.staged(folder) as partial, SignalWriter(partial, origin) as writer:
-        writer.add([third, first], parts[0])
-        writer.add([second], parts[1])
-    return Shard(*(torch.cat(pair) for pair in zip(*parts, strict=True)))
-
-
-@pytest.mark.parametrize("vocabulary", [40, 1 << 17])
-def test_what_is_written_is_what_is_read(tmp_path, tokenizer, vocabulary) -> None:
-    written = write(tmp_path / "main", tokenizer, vocabulary=vocabulary)
-    store = SignalStore(tmp_path / "main")
-    found = store.attach(examples(), tokenizer)
-    assert [row.signal for row in found] == [5, 7, 0]
-    read = store.read([row.signal for row in found], [row.length for row in found])
+    parts = [measured(form, 7, seed=1), measured(form, 1, seed=2)]
+    shards = [folder.with_name(f"shard-{n}") for n in range(2)]
+    for number, rows in enumerate([[third, first], [second]]):
+        with ShardWriter(shards[number], number, origin) as writer:
+            writer.add(rows, parts[number])
+    publish(shards, folder, origin, tokenizer, head())
     order = [5, 6, 7, 0, 1, 2, 3, 4]
-    assert torch.equal(read.ids_NK, written.ids_NK[order])
-    torch.testing.assert_close(read.logp_NK, written.logp_NK[order], rtol=5e-4, atol=0)
-    torch.testing.assert_close(read.leftover_NT, written.leftover_NT[order], rtol=5e-4, atol=0)
-    assert read.temperatures == TEMPERATURES
+    return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
 
 
-def test_quantisation_costs_next_to_nothing(tmp_path, tokenizer) -> None:
-    exact = write(tmp_path / "main", tokenizer)
-    read = SignalStore(tmp_path / "main").read([0], [8])
-    p = torch.cat([exact.logp_NK, exact.leftover_NT[:, :1]], -1).double()
-    q = read.at(1.0, "bucket").double()
-    assert (p.exp() * (p - q)).sum(-1).abs().max() < 5e-4
+def read_all(store: SignalStore, tokenizer) -> Signals:
+    return store.read([row.signal for row in store.attach(examples(), tokenizer)])
 
 
-def test_it_says_what_it_was_made_with(tmp_path, tokenizer) -> None:
-    write(tmp_path / "main", tokenizer)
-    origin = SignalStore(tmp_path / "main").origin
-    assert (origin.teacher, origin.rows, origin.tokens) == ("feed", 3, 8)
-    size = sum(path.stat().st_size for path in (tmp_path / "main").glob("*.bin"))
-    assert size == 8 * (K * 2 + K * 2 + 2 * 2)
+def by_id(signals: Signals) -> torch.Tensor:
+    """Log-probabilities of the stored ids, in a row of V."""
+    whole = torch.full((len(signals["ids_NK"]), V), -torch.inf)
+    return whole.scatter(-1, signals["ids_NK"], signals["logp_NK"])
+
+
+@pytest.mark.parametrize("vocabulary", [V, 1 << 17])
+def test_the_most_likely_ids_come_back(tmp_path, tokenizer, vocabulary) -> None:
+    written = write(tmp_path / "main", tokenizer, vocabulary=vocabulary)
+    read = read_all(SignalStore(tmp_path / "main"), tokenizer)
+    assert torch.equal(read["ids_NK"], written["ids_NK"].sort().values)
+    torch.testing.assert_close(by_id(read), by_id(written), rtol=5e-3, atol=5e-3)
+    torch.testing.assert_close(read["leftover_NT"], written["leftover_NT"], rtol=5e-4, atol=0)
+    targets = SignalStore(tmp_path / "main").targets(read)
+    assert isinstance(targets, TopK) and targets.temperatures == TEMPERATURES
+
+
+def test_draws_come_back_as_shares(tmp_path, tokenizer) -> None:
+    written = write(tmp_path / "main", tokenizer, DRAWS)
+    store = SignalStore(tmp_path / "main")
+    read = read_all(store, tokenizer)
+    for ids, share, drawn in zip(read["ids_NK"], read["share_NK"], written["ids_NS"], strict=True):
+        expected = torch.bincount(drawn, minlength=V) / 50
+        assert torch.equal(torch.bincount(ids, share, V).float(), expected)
+    torch.testing.assert_close(read["entropy_N"], written["entropy_N"], rtol=1e-3, atol=1e-3)
+    assert isinstance(store.targets(read), Sampled)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_hidden_rows_come_back_with_their_head(tmp_path, tokenizer, precision) -> None:
+    form, kept = HIDDEN, Head(head().weight_VD.to(precision), scale=0.5)
+    origin = Origin(
+        teacher="feed", tokenizer=vocabulary_hash(tokenizer), template=template_hash(tokenizer),
+        vocabulary=V, width=D, form=form, logit_scale=0.5,
+    )  # fmt: skip
+    signals = measured(form, 8, 1, precision)
+    with ShardWriter(tmp_path / "shard", 0, origin) as writer:
+        writer.add(examples(), signals)
+    publish([tmp_path / "shard"], tmp_path / "main", origin, tokenizer, kept)
+    store = SignalStore(tmp_path / "main")
+    targets = store.targets(read_all(store, tokenizer))
+    assert isinstance(targets, LiveTeacher)
+    assert torch.equal(targets.hidden_ND, signals["hidden_ND"].to(precision))
+    assert torch.equal(targets.head.weight_VD, kept.weight_VD) and targets.head.scale == 0.5
+
+
+@pytest.mark.parametrize("form", FORMS, ids=by_type)
+def test_rows_are_read_in_any_order(tmp_path, tokenizer, form) -> None:
+    write(tmp_path / "main", tokenizer, form)
+    store = SignalStore(tmp_path / "main")
+    attached = store.attach(examples(), tokenizer)
+    one_by_one = [store.read([row.signal]) for row in reversed(attached)]
+    together = store.read([row.signal for row in reversed(attached)])
+    for name, value in together.items():
+        parts = [part[name] for part in one_by_one]
+        width = max(part.shape[-1] if part.ndim > 1 else 0 for part in parts)
+        padded = [
+            torch.nn.functional.pad(part, (0, width - part.shape[-1])) if part.ndim > 1 else part
+            for part in parts
+        ]
+        assert torch.equal(value, torch.cat(padded))
 
 
 def test_a_batch_carries_the_signals_of_its_tokens(tmp_path, tokenizer) -> None:
@@ -89,12 +147,22 @@ def test_a_batch_carries_the_signals_of_its_tokens(tmp_path, tokenizer) -> None:
     stored = Stored({"main": store})
     batch = Batches(stored.attach(examples(), tokenizer), [[1, 0]], 2, stored)[0]
     assert batch["targets_N"].tolist() == [5, 7, 8]
-    assert torch.equal(batch["brought"]["stored"]["main"]["ids_NK"], written.ids_NK[[7, 5, 6]])
+    expected = written["ids_NK"][[2, 0, 1]].sort().values
+    assert torch.equal(batch["brought"]["stored"]["main"]["ids_NK"], expected)
+
+
+def test_it_says_what_it_was_made_with(tmp_path, tokenizer) -> None:
+    write(tmp_path / "main", tokenizer)
+    origin = SignalStore(tmp_path / "main").origin
+    assert (origin.teacher, origin.shards, origin.rows, origin.tokens) == ("feed", 2, 3, 8)
+    size = sum(path.stat().st_size for path in (tmp_path / "main").glob("*.bin"))
+    assert size == 8 * origin.record.itemsize == 8 * (4 + K + 2 + 2 + 2 * 2)
 
 
 def test_reading_takes_no_more_memory_than_the_rows_read(tmp_path, tokenizer) -> None:
     write(tmp_path / "main", tokenizer)
-    assert isinstance(SignalStore(tmp_path / "main")._ids, np.memmap)
+    store = SignalStore(tmp_path / "main")
+    assert all(isinstance(shard.base, np.memmap) for shard in store._tokens)
 
 
 def test_other_token_ids_are_refused_with_the_row(tmp_path, tokenizer) -> None:
@@ -119,10 +187,14 @@ def test_a_row_that_was_not_captured_is_refused_by_name(tmp_path, tokenizer) -> 
         SignalStore(tmp_path / "main").attach(rows, tokenizer)
 
 
-def test_another_tokenizer_is_refused(tmp_path, tokenizer, make_tokenizer) -> None:
-    write(tmp_path / "main", make_tokenizer(vocabulary=290))
+def test_another_tokenizer_or_template_is_refused(tmp_path, tokenizer, make_tokenizer) -> None:
+    store = write(tmp_path / "main", make_tokenizer(vocabulary=290)) and SignalStore(
+        tmp_path / "main"
+    )
     with pytest.raises(UserError, match="another tokenizer"):
-        SignalStore(tmp_path / "main").attach(examples(), tokenizer)
+        store.attach(examples(), tokenizer)
+    with pytest.raises(UserError, match="another chat template"):
+        store.attach(examples(), make_tokenizer(vocabulary=290, chat_template="{{ 1 }}"))
 
 
 def test_another_teacher_is_refused(tmp_path, tokenizer) -> None:
@@ -133,11 +205,29 @@ def test_another_teacher_is_refused(tmp_path, tokenizer) -> None:
         store.expect_teacher("beef")
 
 
+@pytest.mark.parametrize(
+    ("form", "term", "message"),
+    [
+        (DRAWS, ReverseKL(), "reverse_kl has no unbiased estimate"),
+        (DRAWS, ForwardKL(temperature=2), "drawn at temperature 1"),
+        (TOP_K, ReverseKL(temperature=3), r"reverse_kl at temperature 3: .* at 1, 2 only"),
+    ],
+)
+def test_a_loss_that_the_form_cannot_give_is_refused(
+    tmp_path, tokenizer, form, term, message
+) -> None:
+    write(tmp_path / "main", tokenizer, form)
+    store = SignalStore(tmp_path / "main")
+    store.expect_terms([Hard(), ForwardKL()])
+    with pytest.raises(UserError, match=message):
+        store.expect_terms([Hard(), term])
+
+
 def test_a_damaged_file_is_called_by_its_name(tmp_path, tokenizer) -> None:
     write(tmp_path / "main", tokenizer)
-    path = tmp_path / "main" / "logprobs.bin"
+    path = tmp_path / "main" / "tokens-00001.bin"
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
-    with pytest.raises(UserError, match=r"logprobs\.bin"):
+    with pytest.raises(UserError, match=r"tokens-00001\.bin"):
         SignalStore(tmp_path / "main")
 
 
@@ -149,25 +239,70 @@ def test_no_store_and_a_later_format_are_refused(tmp_path, tokenizer) -> None:
         SignalStore(tmp_path / "main")
 
 
+class TestTrimmedStudent:
+    """A student that has only some of the teacher's tokens, under other numbers."""
+
+    @pytest.fixture
+    def known(self) -> torch.Tensor:
+        """Of the ids 0 to 299 the student has the 150 even ones."""
+        known = torch.full((V,), -1)
+        known[::2] = torch.arange(150)
+        return known
+
+    def test_what_its_ids_lack_goes_to_the_bucket(self, known) -> None:
+        whole = TOP_K.unpack(TOP_K.pack(measured(TOP_K, 40, seed=3), V), V)
+        part = TOP_K.only(whole, known, 150)
+        lacks = whole["ids_NK"] % 2 == 1
+        assert lacks.any() and not lacks.all()
+        for signals in zip(
+            *(x[n] for x in (whole, part) for n in ("ids_NK", "logp_NK")), strict=True
+        ):
+            ids, logp, its_ids, its_logp = signals
+            assert len(its_ids.unique()) == K
+            kept = ids % 2 == 0
+            assert torch.equal(its_ids[kept], ids[kept] // 2)
+            assert torch.equal(its_logp[kept], logp[kept])
+        for number, t in enumerate(TEMPERATURES):
+            lost = ((whole["logp_NK"] / t).exp() * lacks).sum(-1)
+            expected = (whole["leftover_NT"][:, number].exp() + lost).log()
+            torch.testing.assert_close(part["leftover_NT"][:, number], expected)
+        share = part["leftover_NT"][:, :1].exp() / 150
+        assert (part["logp_NK"].exp()[lacks] <= share.expand_as(lacks)[lacks] * 1.001).all()
+
+    def test_draws_of_what_it_lacks_are_left_out(self, known) -> None:
+        whole = DRAWS.unpack(DRAWS.pack(measured(DRAWS, 20, seed=3), V), V)
+        part = DRAWS.only(whole, known, 150)
+        odd = whole["ids_NK"] % 2 == 1
+        assert torch.equal(part["share_NK"], whole["share_NK"].masked_fill(odd, 0))
+        counted = part["share_NK"] > 0
+        assert torch.equal(2 * part["ids_NK"][counted], whole["ids_NK"][counted])
+
+    def test_too_few_ids_for_so_many_signals_is_refused(self, known) -> None:
+        wide = StoredTopK(type="top_k", k=80)
+        whole = wide.unpack(wide.pack(measured(wide, 4, seed=3), V), V)
+        with pytest.raises(UserError, match="a student of 150 ids"):
+            wide.only(whole, known, 150)
+
+
 def test_the_same_row_twice_is_refused_and_nothing_is_published(tmp_path, tokenizer) -> None:
-    origin = Origin(teacher="t", tokenizer="t", vocabulary=40, top_k=K, temperatures=TEMPERATURES)
+    origin = Origin(teacher="t", tokenizer="t", template="t", vocabulary=V, width=D, form=TOP_K)
     row = examples()[1]
-    with (
-        pytest.raises(UserError, match="twice"),
-        checkpoints.staged(tmp_path / "main") as partial,
-        SignalWriter(partial, origin) as writer,
-    ):
-        writer.add([row, row], shard(2))
-    assert list(tmp_path.iterdir()) == []
+    with ShardWriter(tmp_path / "shard", 0, origin) as writer:
+        writer.add([row, row], measured(TOP_K, 2, 1))
+    with pytest.raises(UserError, match="twice"):
+        publish([tmp_path / "shard"], tmp_path / "main", origin, tokenizer, head())
+    assert not (tmp_path / "main").exists()
 
 
-def test_a_teacher_that_is_not_finite_stops_at_the_row(tmp_path, tokenizer) -> None:
-    origin = Origin(teacher="t", tokenizer="t", vocabulary=40, top_k=K, temperatures=TEMPERATURES)
-    signals = shard(3)
-    signals.logp_NK[2] = torch.nan
+@pytest.mark.parametrize("form", FORMS, ids=by_type)
+def test_a_teacher_that_is_not_finite_stops_at_the_row(tmp_path, form) -> None:
+    origin = Origin(teacher="t", tokenizer="t", template="t", vocabulary=V, width=D, form=form)
+    hidden = torch.randn(3, D)
+    hidden[2] = torch.nan
+    signals = form.measure(head(), hidden, torch.rand(3, form.draws, dtype=torch.float64))
     with (
         pytest.raises(UserError, match="row 1/main/0"),
-        checkpoints.staged(tmp_path / "main") as partial,
-        SignalWriter(partial, origin) as writer,
+        ShardWriter(tmp_path / "shard", 0, origin) as writer,
     ):
         writer.add(examples()[:2], signals)
+    assert list(tmp_path.iterdir()) == []

@@ -7,14 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks import checkpoints
 from tasks.batches import Batches, Example
+from tasks.capture.shards import ShardWriter, publish
 from tasks.combining import Best, MeanLogits, Mixture, Progressive, Route
 from tasks.divergences import Distillm2, ForwardKL, Hard, ReverseKL, Term
 from tasks.errors import UserError
+from tasks.heads import Head
 from tasks.learner import Learner
-from tasks.signals import Origin, Shard, SignalStore, SignalWriter, vocabulary_hash
+from tasks.signal_forms import StoredTopK
+from tasks.signals import Origin, SignalStore
 from tasks.teaching import Live, Stored, shared_vocabulary, within
+from tasks.vocabularies import template_hash, vocabulary_hash
 
 
 def examples() -> list[Example]:
@@ -119,19 +122,21 @@ def test_several_live_teachers(models, tokenizer, name) -> None:
 
 def store(folder: Any, teacher: Any, tokenizer: Any, k: int) -> SignalStore:
     size = len(tokenizer)
+    form, head = StoredTopK(type="top_k", k=k), Head(torch.eye(size))
     origin = Origin(
         teacher="feed",
         tokenizer=vocabulary_hash(tokenizer),
+        template=template_hash(tokenizer),
         vocabulary=size,
-        top_k=k,
-        temperatures=(1.0,),
+        width=size,
+        form=form,
     )
-    with checkpoints.staged(folder) as partial, SignalWriter(partial, origin) as writer:
+    shard = folder.with_name(f"{folder.name}-shard")
+    with torch.no_grad(), ShardWriter(shard, 0, origin) as writer:
         for row in examples():
-            logp = logits_of(teacher, row).log_softmax(-1).float()
-            values, ids = logp.topk(k)
-            left = logp.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
-            writer.add([row], Shard(ids, values, left))
+            logits = logits_of(teacher, row).float()
+            writer.add([row], form.measure(head, logits, torch.empty(len(logits), 0)))
+    publish([shard], folder, origin, tokenizer, head)
     return SignalStore(folder)
 
 

@@ -8,6 +8,7 @@ import torch
 from tasks import checkpoints
 from tasks.adapt.stage import run
 from tasks.adapt.tuning import Tuning
+from tasks.capture.stage import CaptureParams
 from tasks.errors import UserError
 from tasks.params import validated
 from tasks.preflight.stage import run as preflight
@@ -33,7 +34,9 @@ def rows(count, answered=True):
 @pytest.fixture
 def adapt(project, checkpoint):
     teacher = Teacher(model=str(checkpoint), licence="Apache-2.0", outputs_may_train=True)
-    preflight({"main": teacher}, TeacherLayers(type="teacher_layers", layers=(0,)))
+    preflight(
+        {"main": teacher}, TeacherLayers(type="teacher_layers", layers=(0,)), CaptureParams(), {}
+    )
     write_rows(LABELLED, rows(16))
     write_rows(DEV, rows(10))
 

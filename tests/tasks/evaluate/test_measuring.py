@@ -118,7 +118,9 @@ def test_stored_signals_stand_in_for_the_teacher(
         for row in ROWS
     ]  # fmt: skip
     write_rows(FILTER / "kept.jsonl", kept)
-    whole = CaptureParams(top_k=len(tokenizer) - 1, precision="float32", threads=1)
+    whole = CaptureParams(
+        signals={"type": "top_k", "k": len(tokenizer) - 1}, precision="float32", threads=1
+    )
     capture_signals(checkpoint, FILTER / "kept.jsonl", CAPTURE / "main", whole, what="")
     student = Reader(make_model(tokenizer, seed=1, layers=2), tokenizer)
     teacher = Reader(make_model(tokenizer), tokenizer)

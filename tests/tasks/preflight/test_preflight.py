@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks import checkpoints
+from tasks.capture.stage import CaptureParams
 from tasks.errors import UserError
 from tasks.outlines import outline_of
 from tasks.params import validated
@@ -15,6 +16,7 @@ from tasks.preflight.stage import run
 from tasks.records import MODELS
 from tasks.shape.students import Student
 from tasks.teachers import Teacher
+from tasks.train.stage import Method
 
 TERMS = {"licence": "Apache-2.0", "outputs_may_train": True}
 LAYERS = {"type": "teacher_layers", "layers": [0, 3]}
@@ -24,9 +26,12 @@ LAYERS = {"type": "teacher_layers", "layers": [0, 3]}
 def look(project, checkpoint):
     """Run preflight with the tiny checkpoint as the teacher `main`."""
 
-    def run_with(shape=LAYERS, others=None, **teacher):
+    def run_with(shape=LAYERS, others=None, train=None, form=None, **teacher):
         main = Teacher(**{"model": str(checkpoint), **TERMS, **teacher})
-        run({"main": main, **(others or {})}, validated(Student, shape, "shape"))
+        phases = {key: validated(Method, p, f"train.{key}") for key, p in (train or {}).items()}
+        capture = CaptureParams(**({"signals": form} if form else {}))
+        student = validated(Student, shape, "shape")
+        run({"main": main, **(others or {})}, student, capture, phases)
         return json.loads(MODELS.read_text())
 
     return run_with
@@ -187,6 +192,59 @@ def test_truncated_weights_are_seen_in_the_header(checkpoint):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="truncated"):
         outline_of(checkpoint)
+
+
+KD = {
+    "method": "kd",
+    "from": "shape",
+    "rows": "data/order/train.jsonl",
+    "targets": "data/capture/main",
+    "terms": [{"type": "forward_kl"}],
+    "updates": 1,
+}
+DRAWS = {"type": "sampled", "draws": 8}
+
+
+@pytest.mark.parametrize(
+    ("train", "signals", "message"),
+    [
+        ({"a": KD | {"from": "train/b"}}, None, "no phase is called 'b'"),
+        ({"kd": KD, "a": KD | {"from": "train/dk"}}, None, "did you mean 'kd'"),
+        (
+            {"a": KD | {"from": "train/b"}, "b": KD | {"from": "train/a"}},
+            None,
+            "in a circle: a from b from a",
+        ),
+        ({"a": KD | {"from": "train/a"}}, None, "in a circle: a from a"),
+        ({"a": KD | {"from": "adapt/mian"}}, None, "no teacher is called 'mian'; did you mean"),
+        ({"a": KD | {"from": "sheep"}}, None, "cannot start from 'sheep'"),
+        ({"a": KD | {"targets": "data/capture/other"}}, None, "no teacher is called 'other'"),
+        ({"a": KD | {"terms": [{"type": "reverse_kl"}]}}, DRAWS, "reverse_kl has no unbiased"),
+        (
+            {"a": KD | {"terms": [{"type": "forward_kl", "temperature": 2}]}},
+            None,
+            r"temperature 2: .*\n.*train\.a\.terms\n.*capture\.signals\.temperatures",
+        ),
+    ],
+)
+def test_phases_that_cannot_work_are_refused_with_the_mend(look, train, signals, message):
+    with pytest.raises(UserError, match=message):
+        look(train=train, form=signals)
+    assert not MODELS.exists()
+
+
+def test_phases_that_can_work_pass(look, capsys):
+    after = {"method": "sft", "from": "train/a", "rows": "x.jsonl", "targets": "x.jsonl"}
+    look(train={"a": KD, "b": after | {"epochs": 1, "max_tokens": 200}})
+    said = capsys.readouterr().err
+    assert "train.a.max_tokens is 1024" in said and "train.b.max_tokens" not in said
+
+
+def test_signals_of_a_teacher_that_gives_none_are_refused(look, checkpoint):
+    quiet = Teacher(model=str(checkpoint), signals=False, **TERMS)
+    phase = KD | {"targets": "data/capture/quiet"}
+    with pytest.raises(UserError, match="quiet gives its text only"):
+        look(train={"a": phase}, others={"quiet": quiet})
 
 
 def test_too_little_room_is_refused(monkeypatch, project):

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tasks import checkpoints
+from tasks.capture.stage import CaptureParams
 from tasks.errors import UserError
-from tasks.params import validated
+from tasks.params import ParamsError, validated
 from tasks.preflight.stage import run as preflight
-from tasks.records import ADAPT, MODELS, SHAPE
+from tasks.records import ADAPT, LABELLED, MODELS, SHAPE, Row, row_id, write_rows
 from tasks.shape.layers import keep_layers, layers_of
 from tasks.shape.stage import run
 from tasks.shape.students import Student, Uniform
@@ -28,7 +29,7 @@ def build(project, checkpoint, make_model, tokenizer):
 
     def built(**shape: Any):
         student = validated(Student, shape, "shape")
-        preflight(teachers, student)
+        preflight(teachers, student, CaptureParams(), {})
         run(student, teachers)
         return checkpoints.load(SHAPE)
 
@@ -135,3 +136,58 @@ def test_a_model_that_changed_since_preflight_is_refused(build, checkpoint, make
     shape = validated(Student, {"type": "teacher_layers", "layers": [0]}, "shape")
     with pytest.raises(UserError, match="another one than preflight saw"):
         run(shape, teachers)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"layers": {"important": 2}},
+        {"layers": [0, 2], "width": {"groups": 1, "neurons": 40}},
+        {"layers": {"important": 3}, "width": {"groups": 1, "neurons": 8}, "vocabulary": "used"},
+    ],
+    ids=["important", "narrow", "all"],
+)
+def test_a_student_cut_by_rows_is_what_preflight_foresaw(build, project, shape):
+    prompts = ["a small plant", " animal person"]
+    write_rows(LABELLED, [Row(id=row_id(p), prompt=p, answer=" animal") for p in prompts])
+    found = []
+    for _ in range(2):
+        build(type="teacher_layers", rows="data/collect/labelled.jsonl", **shape)
+        found.append(checkpoints.fingerprint(SHAPE))
+    assert found[0] == found[1]
+    summary, pinned = (json.loads(p.read_text()) for p in (SHAPE / "summary.json", MODELS))
+    foreseen = pinned["student"]["parameters"]
+    if "vocabulary" in shape:  # which tokens occur is not known before
+        assert summary["parameters"] < foreseen and summary["vocabulary"] < 300
+    else:
+        assert summary["parameters"] == foreseen
+    assert summary["layers"] == pinned["student"]["layers"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"layers": {"important": 2}}, "cut by rows"),
+        ({"layers": [0], "vocabulary": "used"}, "cut by rows"),
+        ({"layers": [0], "width": {"groups": 1, "neurons": 8}}, "cut by rows"),
+        ({"layers": [0], "rows": "../kept.jsonl"}, "pattern"),
+    ],
+)
+def test_a_student_cut_by_rows_needs_them(shape, message):
+    with pytest.raises(ParamsError, match=message):
+        validated(Student, {"type": "teacher_layers", **shape}, "shape")
+
+
+def test_rows_that_are_not_there_are_named(build):
+    with pytest.raises(UserError, match="these rows do not exist"):
+        build(type="teacher_layers", layers=[0], vocabulary="used", rows="data/filter/kept.jsonl")
+
+
+def test_more_than_the_teacher_has_is_refused(build):
+    rows = "data/collect/labelled.jsonl"
+    for change, message in (
+        ({"layers": {"important": 5}}, "has 4 layers"),
+        ({"layers": [0], "width": {"groups": 3, "neurons": 8}}, "2 groups of heads"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build(type="teacher_layers", rows=rows, **change)

@@ -78,7 +78,7 @@ def round_so_far(project, make_model, tokenizer):
     write_rows(ORDER / "train.jsonl", lessons)
     checkpoints.save(make_model(tokenizer, seed=1), tokenizer, ADAPT / "main", {})
     checkpoints.save(make_model(tokenizer, seed=2, layers=2), tokenizer, SHAPE, {})
-    signals = CaptureParams(top_k=64, precision="float32", threads=1)
+    signals = CaptureParams(signals={"type": "top_k", "k": 64}, precision="float32", threads=1)
     capture("main", Teacher(model="tiny"), signals)
 
 
@@ -208,7 +208,7 @@ def first_loss(name: str) -> float:
 
 
 def test_a_checkpoint_folder_is_a_live_teacher(round_so_far) -> None:
-    whole = CaptureParams(top_k=304, precision="float32", threads=1)
+    whole = CaptureParams(signals={"type": "top_k", "k": 304}, precision="float32", threads=1)
     capture("main", Teacher(model="tiny"), whole)
     run("stored", phase(**KD), seeds=[1])
     run("live", phase(**LIVE), seeds=[1])
@@ -229,7 +229,11 @@ def test_an_earlier_phase_teaches_seed_by_seed(round_so_far) -> None:
 @pytest.mark.parametrize("above", ["models/adapt", "data/capture"])
 def test_several_teachers_below_one_folder(round_so_far, make_model, tokenizer, above) -> None:
     checkpoints.save(make_model(tokenizer, seed=7), tokenizer, ADAPT / "other", {})
-    capture("other", Teacher(model="tiny"), CaptureParams(top_k=64, precision="float32", threads=1))
+    capture(
+        "other",
+        Teacher(model="tiny"),
+        CaptureParams(signals={"type": "top_k", "k": 64}, precision="float32", threads=1),
+    )
     both = LIVE | {"targets": above, "teachers": {"main": 0.7, "other": 0.3}}
     for how in ({"type": "mixture"}, {"type": "best"}, {"type": "route", "groups": {"*": "other"}}):
         run("kd", phase(**both | {"combine": how}), seeds=[1])

@@ -1,0 +1,90 @@
+"""Whether the phases of training can work together, by params.yaml alone."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from tasks.errors import UserError
+from tasks.params import nearest
+from tasks.progress import say
+from tasks.signal_forms import Form
+from tasks.teachers import Teachers
+
+if TYPE_CHECKING:
+    from tasks.train.phase import Phase
+
+
+def check_phases(phases: Mapping[str, "Phase"], teachers: Teachers, form: Form) -> None:
+    """Refuse phases that start nowhere or in a circle, and targets that no stage will write.
+
+    Raises:
+        UserError: naming the phase and its mend.
+    """
+    for key, phase in phases.items():
+        _check_start(key, phases, teachers)
+        _check_targets(key, phase, teachers, form)
+
+
+def _check_start(key: str, phases: Mapping[str, "Phase"], teachers: Teachers) -> None:
+    chain = [key]
+    while (start := phases[chain[-1]].start).startswith("train/"):
+        name = start.removeprefix("train/")
+        where = f"params.yaml, train.{chain[-1]}.from"
+        if name not in phases:
+            mend = "from: shape, or the name of a phase"
+            raise UserError(
+                f"no phase is called {name!r}{nearest(name, phases)}", where=where, mend=mend
+            )
+        if name in chain:
+            circle = " from ".join([*chain[chain.index(name) :], name])
+            mend = "let the first of them start from: shape"
+            raise UserError(f"phases start in a circle: {circle}", where=where, mend=mend)
+        chain.append(name)
+    where = f"params.yaml, train.{chain[-1]}.from"
+    stage, _, teacher = start.partition("/")
+    if stage == "adapt" and teacher not in teachers:
+        raise UserError(
+            f"no teacher is called {teacher!r}{nearest(teacher, teachers)}", where=where
+        )
+    if stage not in ("shape", "adapt"):
+        raise UserError(
+            f"a phase cannot start from {start!r}",
+            where=where,
+            mend="from: shape, adapt/<teacher>, or train/<phase>",
+        )
+
+
+def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: Form) -> None:
+    several = getattr(phase, "teachers", None) or ()
+    folders = [f"{phase.targets}/{name}" for name in several] or [phase.targets]
+    for stage, name in (folder.rsplit("/", 1) for folder in folders if "/" in folder):
+        if stage not in ("data/capture", "models/adapt"):
+            continue
+        where = f"params.yaml, train.{key}.targets"
+        if name not in teachers:
+            raise UserError(f"no teacher is called {name!r}{nearest(name, teachers)}", where=where)
+        if not teachers[name].signals:
+            raise UserError(
+                f"the teacher {name} gives its text only",
+                where=where,
+                mend=f"teachers.{name}.signals: true, or train on its answers: method: sft",
+            )
+        if stage == "data/capture":
+            _check_form(key, phase, form)
+
+
+def _check_form(key: str, phase: "Phase", form: Form) -> None:
+    try:
+        form.check(getattr(phase, "responses", ()))
+    except UserError as error:
+        where = f"params.yaml, train.{key}.terms"
+        raise UserError(error.what, where=where, mend=error.mend) from None
+
+
+def check_lengths(phases: Mapping[str, "Phase"], context: int | None) -> None:
+    """Say which phases let rows through that are longer than the student's context."""
+    for key, phase in phases.items():
+        if context is not None and phase.max_tokens > context:
+            say(
+                f"train.{key}.max_tokens is {phase.max_tokens}: the student was made for rows of "
+                f"{context} tokens"
+            )
