@@ -61,8 +61,8 @@ def against_draws(
             continue
         if not isinstance(term, ForwardKL) or term.temperature != teacher.temperature:
             raise UserError(
-                f"{term.type} at temperature {term.softmax_temperature:g} has no unbiased estimate from "
-                f"ids drawn at temperature {teacher.temperature:g}: only forward_kl there has",
+                f"{term.type} at temperature {term.softmax_temperature:g} has no unbiased estimate "
+                f"from ids drawn at temperature {teacher.temperature:g}: only forward_kl there has",
                 mend="capture.signals: {type: top_k, ...} or {type: hidden}",
             )
         scale = term.weight * term.temperature**2
