@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # uv does not read pip's configuration: hand it pip's folder of wheels, where there is one.
 export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || echo $$PIP_FIND_LINKS)
 
-.PHONY: setup distill test format ui
+.PHONY: setup distill test test-faults format ui
 
 setup: $(VENV)/ready
 
@@ -21,6 +21,9 @@ distill: setup  ## one whole round on the embedded default
 test: setup  ## everything CI runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	$(BIN)/pytest
+
+test-faults: setup  ## kill -9, damaged files and full disks, at every step
+	$(BIN)/pytest -m faults
 
 format: setup
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
