@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # uv does not read pip's configuration: hand it pip's folder of wheels, where there is one.
 export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || echo $$PIP_FIND_LINKS)
 
-.PHONY: setup distill test test-slow format ui
+.PHONY: setup distill test test-slow test-cluster format ui
 
 setup: $(VENV)/ready
 

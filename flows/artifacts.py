@@ -38,7 +38,7 @@ class ProgressBar:
         percent = 100 * event.done / max(event.total, 1)
         text = f"{event.what}: {event.done}/{event.total}"
         text += "" if finished else f", {event.eta_seconds:.0f} s left"
-        text += f", {event.note}" if event.note else ""
+        text += f"; {event.note}" if event.note else ""
         if self._artifact is None:
             key = _key(self._address, "progress")
             self._artifact = cast(UUID, create_progress_artifact(percent, key, text))

@@ -30,9 +30,23 @@ def wanted(nodes: list[StageNode], only: str | None) -> list[StageNode]:
 
 
 def resources_for(nodes: list[StageNode], document: dict[str, Any]) -> dict[str, Resources]:
-    """Return what each stage asks for: its item's entry (`train@kd`), or its name's (`train`)."""
+    """Return what each stage asks for: its item's entry (`train@kd`), or its name's (`train`).
+
+    Without an entry, it asks for one CPU slot; or for none, where it starts workers beside itself,
+    which ask for slots of their own: holding one, it could wait for itself.
+    """
     asked: dict[str, Resources] = params.validated(
         dict[str, Resources], document["resources"], "resources"
     )
-    plain = Resources.model_validate({})
-    return {n.address: asked.get(n.address) or asked.get(n.name) or plain for n in nodes}
+    found = {}
+    for node in nodes:
+        entry = asked.get(node.address) or asked.get(node.name)
+        alone = Resources(cpus=0 if _starts_workers(node, document) else 1)
+        found[node.address] = entry or alone
+    return found
+
+
+def _starts_workers(node: StageNode, document: dict[str, Any]) -> bool:
+    section, item = document.get(node.name), node.address.partition("@")[2]
+    section = section.get(item) if item and isinstance(section, dict) else section
+    return isinstance(section, dict) and section.get("workers", 1) > 1

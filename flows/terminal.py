@@ -115,5 +115,5 @@ class RoundOnTerminal:
             left = line.advance.eta_seconds if line.advance.done else None
             told = f"{line.advance.what} {line.advance.done:,}/{line.advance.total:,}"
             told += f", {left:.0f} s left" if left is not None else ""
-            told += f", {line.advance.note}" if line.advance.note else ""
+            told += f"; {line.advance.note}" if line.advance.note else ""
         return (line.spinner, Text(address, style="bold"), bar, seconds, Text(told))

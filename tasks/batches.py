@@ -7,6 +7,7 @@ updates in proportion to their rows.
 Shapes: B batch, S sequence, N valid tokens, K stored ids.
 """
 
+import hashlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,15 @@ def examples_of(
         for row, ids in zip(rows, encoded, strict=True)
         if ids.completion_ids and (max_tokens is None or len(ids.ids) <= max_tokens)
     ]
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """Return a hash of what there is to learn: the rows, in their order, as ids."""
+    found = hashlib.sha256()
+    for row in examples:
+        about = (row.key, row.prompt_length, row.stage, row.signal, len(row.ids))
+        found.update(repr(about).encode() + row.ids.tobytes())
+    return found.hexdigest()
 
 
 def plan(

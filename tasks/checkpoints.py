@@ -145,12 +145,19 @@ def staged(folder: Path) -> Iterator[Path]:
         partial.rename(folder)
         _sync(folder.parent)
     except Exception as error:
-        if "No space left" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
+        if _disk_is_full(error):
             raise UserError("the disk is full: no checkpoint written", where=str(folder)) from error
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Tell it by the number, or by the words of a library that keeps no number."""
+    kinds = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    said = str(error)
+    return getattr(error, "errno", None) in kinds or any(os.strerror(n) in said for n in kinds)
 
 
 def verify(folder: Path) -> str:

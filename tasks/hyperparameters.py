@@ -5,7 +5,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from tasks.adapters import Adapter, Full
 from tasks.params import Section
+from tasks.quantisation import Quantisation, Unquantised
 
 
 class Freeze(Section):
@@ -29,7 +31,8 @@ class Hyperparameters(Section):
     batch_size: int = Field(32, ge=1)
     """Rows of one update, whatever the number of workers."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Rows that are in memory at once; the whole batch when not given. Gradients are summed."""
+    """Rows that a worker has in memory at once; its whole share of the batch when not given.
+    Gradients are summed."""
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -43,6 +46,10 @@ class Hyperparameters(Section):
     clip: float = Field(1.0, gt=0)
     """Largest global norm of the gradient."""
     freeze: Freeze = Freeze()
+    adapter: Adapter = Full()
+    """Train the weights, or low-rank updates of them."""
+    quantisation: Quantisation = Unquantised()
+    """Train the weights as they will be once they are integers."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the matrix products; weights, optimiser and softmax are float32 always."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
@@ -54,8 +61,17 @@ class Hyperparameters(Section):
     a CPU it pays from some hundred updates of long rows: compiling takes half a minute."""
     max_tokens: int = Field(1024, ge=2)
     """Longest row, prompt and completion together; longer ones are left out and counted."""
+    checkpoint_every: int = Field(500, ge=0)
+    """Updates between two training checkpoints, from which a killed run goes on. A run of fewer
+    updates has none: it is as quick to train again. 0: never."""
     threads: int = Field(2, ge=1)
     """CPU threads; part of what decides the bytes of the result."""
+
+    @model_validator(mode="after")
+    def _one_change_of_the_weights(self) -> "Hyperparameters":
+        if self.adapter.type == "lora" and self.quantisation.type != "none":
+            raise ValueError("a merged LoRA leaves the grid that was trained: choose one of both")
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> "Hyperparameters":
@@ -78,5 +94,5 @@ class Hyperparameters(Section):
 
     @property
     def rows_at_once(self) -> int:
-        """Rows of one forward pass."""
+        """Rows of one forward pass, of one worker alone."""
         return min(self.micro_batch_size or self.batch_size, self.batch_size)

@@ -18,6 +18,7 @@ from tasks.errors import UserError
 from tasks.features import Place
 from tasks.fused_head import fused_head_loss
 from tasks.heads import Head
+from tasks.history import names_of
 from tasks.hyperparameters import Freeze, Hyperparameters
 from tasks.seen import blocks_of, look
 from tasks.targets import LiveTeacher, Targets, TopK, label_logp
@@ -53,10 +54,7 @@ class Learner(nn.Module):
     @property
     def names(self) -> list[str]:
         """What the columns of the losses are: the types of the terms, numbered where repeated."""
-        features = self.matching.terms if self.matching else ()
-        types = [*(term.type for term in self.terms), *(term.type for term in features)]
-        counts = [types[:n].count(name) for n, name in enumerate(types)]
-        return [f"{t}-{n + 1}" if n else t for t, n in zip(types, counts, strict=True)]
+        return names_of([*self.terms, *(self.matching.terms if self.matching else ())])
 
     def forward(
         self,

@@ -25,9 +25,9 @@ class Advance:
     total: int
     seconds: float
     before: int = 0
-    """How much of it was done before this run."""
+    """Of `done`, what an earlier process did: this one went on from there."""
     note: str = ""
-    """What else is worth telling, such as a pace."""
+    """How it goes, in a few words."""
 
     @property
     def eta_seconds(self) -> float:
@@ -58,9 +58,9 @@ def track(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
 class Meter:
     """The same as `track` for work that does not come as one iterable (a trainer's steps)."""
 
-    def __init__(self, what: str, total: int) -> None:
-        self.what, self.total, self.done = what, total, 0
-        self._before, self._note = 0, ""
+    def __init__(self, what: str, total: int, before: int = 0) -> None:
+        self.what, self.total, self.done, self.before = what, total, before, before
+        self._note = ""
         self._start = time.monotonic()
         self._told = 0.0
         self._told_done = -1
@@ -68,11 +68,11 @@ class Meter:
 
     def skip(self, steps: int) -> None:
         """Note `steps` as done before: they tell nothing of the pace."""
-        self._before += steps
+        self.before += steps
         self.advance(steps, note=self._note)
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Note `steps` more as done, and what else is worth telling."""
+        """Note `steps` more as done, and how it goes."""
         self.done += steps
         self._note = note
         if time.monotonic() - self._told >= _EVERY_SECONDS:
@@ -87,12 +87,17 @@ class Meter:
         self._told, self._told_done = time.monotonic(), self.done
         elapsed = self._told - self._start
         total = max(self.total, self.done)
-        _sink.get()(Advance(self.what, self.done, total, elapsed, self._before, self._note))
+        emit(Advance(self.what, self.done, total, elapsed, self.before, self._note))
 
 
 def say(text: str) -> None:
     """Write a line to the stage's log."""
-    _sink.get()(Say(text))
+    emit(Say(text))
+
+
+def emit(event: Event) -> None:
+    """Pass an event on that came from elsewhere."""
+    _sink.get()(event)
 
 
 @contextmanager
@@ -125,7 +130,7 @@ class Terminal:
         share = event.done / max(event.total, 1)
         line = f"{event.what}: {event.done}/{event.total} ({share:.0%})"
         line += f" in {event.seconds:.0f} s" if finished else f", {event.eta_seconds:.0f} s left"
-        line += f", {event.note}" if event.note else ""
+        line += f"; {event.note}" if event.note else ""
         start, end = ("\r\x1b[K", "\n" if finished else "") if self._tty else ("", "\n")
         print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
 

@@ -5,16 +5,18 @@
 
 The loop is transformers' Trainer. What is ours: the hidden rows of the completion alone go through
 the head, fused with the loss (tasks/fused_head.py); the loss is a mean over the valid tokens of the
-whole update; a loss or gradient that is not finite stops everything at once.
+whole update, over all workers; a loss or gradient that is not finite stops everything at once; and
+a run goes on from verified checkpoints of its own (tasks/resuming.py).
 
 Shapes: N valid tokens, T terms.
 """
 
 import math
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,26 +29,22 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    set_seed,
 )
 
-from tasks.batches import Batches, Example, plan
+from tasks import resuming, training_state, workers
+from tasks.batches import Batches, Example, fingerprint, plan
 from tasks.divergences import Hard
 from tasks.errors import UserError
 from tasks.heads import check_head
+from tasks.history import Curves, Update
 from tasks.hyperparameters import Hyperparameters
 from tasks.learner import Learner, attention, freeze
-from tasks.progress import Meter
+from tasks.progress import Meter, say
+from tasks.resuming import Keeper
+from tasks.seen import blocks_of
 from tasks.teaching import Teaching
 from tasks.token_losses import Exact
-
-
-class Update(NamedTuple):
-    """One optimiser step."""
-
-    step: int
-    loss: float
-    learning_rate: float
-    stage: int
 
 
 def fit(
@@ -86,50 +84,83 @@ def fit(
     freeze(model.float(), hyperparameters.freeze)
     check_head(model)
     batches = plan(examples, hyperparameters, seed)
-    data = Batches(examples, batches, hyperparameters.rows_at_once, teaching)
-    learner = Learner(
-        model,
-        terms,
-        hyperparameters.chunk_tokens,
-        teaching,
-        vocabulary,
-        compiled=hyperparameters.compiled,
-    )
+    shares = [workers.share(batch) for batch in batches]
+    data = Batches(examples, shares, hyperparameters.rows_at_once, teaching)
     stages = [examples[batch[0]].stage for batch in batches]
+    keeper = _keeper(hyperparameters, examples, len(batches))
     longest = max(len(example.ids) for example in examples)
-    with attention(model, hyperparameters, longest), tempfile.TemporaryDirectory() as scratch:
+    still = blocks_of(model)[: hyperparameters.freeze.layers]
+    with (
+        attention(model, hyperparameters, longest),
+        hyperparameters.adapter.attached(model, still, seed),
+        hyperparameters.quantisation.rounding(model),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        chunk, compiled = hyperparameters.chunk_tokens, hyperparameters.compiled
+        learner = Learner(model, terms, chunk, teaching, vocabulary, compiled=compiled)
         arguments = _arguments(hyperparameters, len(batches), seed, scratch)
-        trainer = FusedTrainer(learner, arguments, data, Meter(what, len(batches)), stages)
-        trainer.train()
+        trainer = FusedTrainer(learner, arguments, data, what, stages, keeper=keeper)
+        trainer.finish()
     model.eval().requires_grad_(True)
     return trainer.history
 
 
+def _keeper(
+    hyperparameters: Hyperparameters, examples: Sequence[Example], updates: int
+) -> Keeper | None:
+    run, every = resuming.current(), hyperparameters.checkpoint_every
+    if run is None or not 0 < every <= updates:
+        return None
+    return run.keeper(every, fingerprint(examples))
+
+
 class FusedTrainer(Trainer):
-    """transformers' Trainer with its loss, its order of rows and its watch; it writes nothing."""
+    """transformers' Trainer with its loss, its order of rows, its watch, and its way to resume.
+
+    Trainer's own way to resume trains on in silence when a file of the state is missing. Here the
+    state was verified as a whole, and is set just before the first update that is still to come.
+    """
 
     def __init__(
         self,
         learner: Learner,
         arguments: TrainingArguments,
         data: Batches,
-        meter: Meter,
+        what: str,
         stages: Sequence[int],
+        *,
+        keeper: Keeper | None = None,
     ) -> None:
         super().__init__(learner, arguments, train_dataset=data)
         self.remove_callback(PrinterCallback)
         self.add_callback(_Follow(self))
         self.loss_is_scaled_for_ga = True
-        self.data, self.meter, self.stages = data, meter, stages
-        self.history: list[Update] = []
+        self.learner, self.data, self.what, self.stages = learner, data, what, stages
+        self.names = learner.names
+        self.keeper = keeper
+        self.saved = workers.first_decides(keeper.newest) if keeper else None
+        about = training_state.read(self.saved) if self.saved else {"history": []}
+        self.history = [Update(**update) for update in about["history"]]
+        self.start = len(self.history)
+        self.meter = Meter(what, len(stages), self.start)
         self._losses: list[Tensor] = []
         self._parts: list[Tensor] = []
+        self._norm, self._valid = math.nan, 0
+        self._began, self._read = time.monotonic(), 0
+
+    def finish(self) -> None:
+        """Train what is still to be trained of the run."""
+        if self.saved:
+            say(f"{self.what}: goes on after update {self.start}")
+            training_state.restore_weights(self.saved, self.learner)
+        if self.start < len(self.stages):
+            self.train()
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Return the planned micro-batches in their order."""
-        loader = DataLoader(self.data, batch_size=1, collate_fn=itemgetter(0))
-        prepared: DataLoader[dict[str, Tensor]] = self.accelerator.prepare(loader)
-        return prepared
+        """Return the planned micro-batches in their order, from the first still to come."""
+        first = self.start * self.args.gradient_accumulation_steps
+        order = range(first, len(self.data))
+        return DataLoader(self.data, batch_size=1, sampler=order, collate_fn=itemgetter(0))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
@@ -137,9 +168,8 @@ class FusedTrainer(Trainer):
         """Return the micro-batches of one update, and the number of valid tokens in all of them."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         valid = torch.tensor(sum(len(batch["targets_N"]) for batch in batches), device=device)
-        if self.args.world_size > 1:
-            valid = self.accelerator.gather(valid).sum()
-        return batches, valid.clamp_min(1)
+        self._valid = int(workers.total(valid))
+        return batches, workers.total(valid).clamp_min(1)
 
     def compute_loss(
         self,
@@ -158,68 +188,132 @@ class FusedTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         """Clip; and stop before the step when the loss or the gradient is not finite."""
         norm: Tensor = super()._clip_grad_norm(model)
-        if not math.isfinite(norm):
+        self._norm = float(norm)
+        if not math.isfinite(self._norm):
             raise self._not_finite()
         return norm
 
     def _not_finite(self) -> UserError:
-        first = self.state.global_step * self.args.gradient_accumulation_steps
         rows, bad = [], []
-        for number, losses_NT in enumerate(self._parts, start=first):
-            some = self.data.rows(number)
+        for some, losses_NT in zip(self._rows_of_update(), self._parts, strict=True):
             owner = [row.key for row in some for _ in range(row.length)]
             finite = losses_NT.sum(-1).isfinite().tolist()
             rows += [row.key for row in some]
             bad += [key for key, good in zip(owner, finite, strict=True) if not good]
+        rows, bad = workers.union(rows), workers.union(bad)
         shown = ", ".join(list(dict.fromkeys(bad or rows))[:8])
         return UserError(
             f"the {'loss' if bad else 'gradient'} is not finite; nothing is published",
-            where=f"{self.meter.what}, update {self.state.global_step + 1}, rows {shown}",
+            where=f"{self.what}, update {self.state.global_step + 1}, rows {shown}",
             mend="lower learning_rate or clip, or look at these rows",
         )
 
-    def close_update(self, learning_rate: float) -> None:
+    def _rows_of_update(self) -> list[list[Example]]:
+        first = self.state.global_step * self.args.gradient_accumulation_steps
+        return [self.data.rows(first + n) for n in range(len(self._parts))]
+
+    def close_update(self, learning_rate: float) -> Update:
         """Note the update whose gradient is complete."""
         step = self.state.global_step
-        loss = float(torch.stack(self._losses).sum())
-        self.history.append(Update(step + 1, loss, learning_rate, self.stages[step]))
+        per_term = torch.stack([losses_NT.sum(0) for losses_NT in self._parts]).sum(0)
+        loss, *terms = workers.total(
+            torch.cat([torch.stack(self._losses).sum()[None], per_term / max(self._valid, 1)])
+        ).tolist()
+        named = dict(zip(self.names, terms, strict=True))
+        stage = self.stages[step]
+        done = Update(step + 1, loss, learning_rate, stage, named, self._norm, self._valid)
+        self.history.append(done)
+        self._read += sum(len(row.ids) for rows in self._rows_of_update() for row in rows)
         self._losses.clear()
         self._parts.clear()
+        return done
+
+    def note(self) -> str:
+        """Return how training goes, in a few words."""
+        update = self.history[-1]
+        terms = ", ".join(f"{name} {loss:.3f}" for name, loss in update.terms.items())
+        pace = self._read * workers.count() / max(time.monotonic() - self._began, 1e-9)
+        return f"stage {update.stage}, loss {update.loss:.3f} ({terms}), {pace:,.0f} tokens/s"
+
+    def restore(self) -> None:
+        """Set what Trainer has made anew, but for random numbers, to what was saved."""
+        self.state.global_step = self.start
+        if self.saved:
+            training_state.restore_optimizer(self.saved, self.optimizer, self.lr_scheduler)
+        elif workers.rank():  # each worker drops out units of its own
+            set_seed(self.args.seed + workers.rank() * 1_000_003)
+
+    def save(self) -> None:
+        """Write a checkpoint after this update, where one is due."""
+        step = self.state.global_step
+        if self.keeper is None or not self.keeper.due(step, len(self.stages)):
+            return
+        about = {
+            "history": [update._asdict() for update in self.history],
+            "random": workers.all_of(training_state.random_state()),
+        }
+        state = (self.learner, self.optimizer, self.lr_scheduler, about)
+        keeper = self.keeper
+        workers.first_decides(
+            lambda: keeper.write(step, lambda folder: training_state.write(folder, *state))
+        )
 
 
 class _Follow(TrainerCallback):
-    """Tells the meter and the history of each update."""
+    """Tells the meter, the history and the curves of each update; and when to restore and save."""
 
     def __init__(self, trainer: FusedTrainer) -> None:
         self.trainer = trainer
+        self.curves: Curves | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.restore()
+        run = resuming.current()
+        if run is not None and workers.rank() == 0:
+            self.curves = Curves(run.name, self.trainer.start + 1)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        saved = self.trainer.saved
+        if saved and state.global_step == self.trainer.start:  # whatever was drawn since then
+            training_state.restore_random(training_state.read(saved)["random"][workers.rank()])
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.close_update(kwargs["optimizer"].param_groups[0]["lr"])
+        update = self.trainer.close_update(kwargs["optimizer"].param_groups[0]["lr"])
+        if self.curves is not None:
+            self.curves.draw(update)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.meter.advance()
+        self.trainer.meter.advance(note=self.trainer.note())
+        self.trainer.save()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.meter.finish()
+        if self.curves is not None:
+            self.curves.close()
 
 
 def _arguments(
     hyperparameters: Hyperparameters, updates: int, seed: int, scratch: str
 ) -> TrainingArguments:
     on_gpu = torch.cuda.is_available()
-    at_once = hyperparameters.rows_at_once
+    share = hyperparameters.batch_size // workers.count()
+    at_once = min(hyperparameters.rows_at_once, share)
     return TrainingArguments(
         output_dir=scratch,
         use_cpu=not on_gpu,
         bf16=hyperparameters.precision == "bfloat16",
         per_device_train_batch_size=at_once,
-        gradient_accumulation_steps=math.ceil(hyperparameters.batch_size / at_once),
+        gradient_accumulation_steps=math.ceil(share / at_once),
         max_steps=updates,
         learning_rate=hyperparameters.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tasks import checkpoints
+from tasks import checkpoints, resuming
 from tasks.checkpoints import Precision
 from tasks.errors import UserError
 from tasks.hyperparameters import Hyperparameters
@@ -68,8 +68,12 @@ class Sft(Hyperparameters):
         if len(examples) < len(rows):
             say(f"{len(rows) - len(examples)} rows are too long, or have no answer: left out")
         vocabulary = len(tokenizer)
-        fit(model, examples, [Hard()], self, seed=self.seed, what=what, vocabulary=vocabulary)
+        decided_by = (provenance, resuming.content_of(LABELLED))
+        name = what.replace(" ", "@")
+        with resuming.resumable(name, *decided_by):
+            fit(model, examples, [Hard()], self, seed=self.seed, what=what, vocabulary=vocabulary)
         checkpoints.save(model, tokenizer, folder, provenance, precision=self.save_precision)
+        resuming.forget(name)
         return len(examples)
 
 

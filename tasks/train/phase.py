@@ -5,20 +5,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.checkpoints import Precision
 from tasks.hyperparameters import Hyperparameters
 from tasks.progress import say
 from tasks.records import Row
+from tasks.resuming import content_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from tasks.batches import Example
-    from tasks.trainer import Update
+    from tasks.history import Update
 
 MODELS = Path("models")
+_NO_MATTER = {"checkpoint_every", "replacements"}  # to the outcome
 
 
 class Trained(NamedTuple):
@@ -42,6 +44,17 @@ class Phase(Hyperparameters):
     """Where the targets are: the rows' own file, or a signal store such as `data/capture/main`."""
     save_precision: Precision = "bfloat16"
     """Number format of the weights on disk."""
+    workers: int = Field(1, ge=1)
+    """Processes that train together, each on its share of every update's rows. Ray Train runs
+    them where there are more than one; each asks for a CPU slot, or a GPU where there are any."""
+    replacements: int = Field(3, ge=0)
+    """How often lost workers are replaced; all go on at the newest training checkpoint."""
+
+    @model_validator(mode="after")
+    def _shares_are_equal(self) -> "Phase":
+        if self.batch_size % self.workers:
+            raise ValueError(f"batch_size must be a multiple of workers, which are {self.workers}")
+        return self
 
     @field_validator("start", "rows", "targets")
     @classmethod
@@ -54,6 +67,15 @@ class Phase(Hyperparameters):
         """Return the checkpoint that the phase starts from."""
         folder = MODELS / self.start
         return folder / f"seed-{seed}" if self.start.startswith("train/") else folder
+
+    def params(self) -> dict[str, Any]:
+        """Return the params that decide the outcome, as JSON values."""
+        return self.model_dump(mode="json", by_alias=True, exclude=_NO_MATTER)
+
+    def decided_by(self, seed: int) -> list[Any]:
+        """Return all that decides the outcome, what is read by its content: a run's key."""
+        reads = [self.start_folder(seed), Path(self.rows), Path(self.targets)]
+        return [self.params(), seed, *map(content_of, reads)]
 
     def train(
         self,

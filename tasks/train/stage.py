@@ -5,24 +5,24 @@ Out: models/train/<phase>/seed-<n>/             the trained checkpoint
      models/train/<phase>/seed-<n>/history.csv  a line for each update
      models/train/<phase>/summary.json
 
-Lines of history.csv:
+Lines of history.csv, a column for each term of the loss:
 
-    step,loss,learning_rate,stage
-    1,4.33,0.0,0
-    2,3.9871,0.0001,0
+    step,loss,forward_kl,hard,gradient_norm,tokens,learning_rate,stage
+    1,4.33,3.9,0.43,2.17,96,0.0,0
 
 To add a method: one file beside this one with its class, and its name in `Method`.
 """
 
-import csv
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from tasks import resuming
 from tasks.errors import UserError
+from tasks.history import write_history
 from tasks.params import EachOf
 from tasks.records import TRAIN, Row, read_rows, row_kind, write_json
 from tasks.train.kd import Kd
@@ -42,11 +42,10 @@ def run(item: str, phase: Annotated[Method, EachOf("train")], seeds: list[int]) 
 
     if not seeds:
         raise UserError("no seed to train with", where="params.yaml", mend="--set seeds=[1]")
-    rows = rows_of(Path(phase.rows))
     summary: dict[str, Any] = {"method": phase.method, "from": phase.start}
     losses = []
     for seed in seeds:
-        trained = _train(item, phase, rows, seed)
+        trained = _train_together(item, phase, seed)
         losses.append(final_loss(trained))
         summary |= {"rows": trained.rows, "updates": len(trained.history)}
         summary |= {f"{name}, seed {seed}": note for name, note in trained.notes.items()}
@@ -54,23 +53,37 @@ def run(item: str, phase: Annotated[Method, EachOf("train")], seeds: list[int]) 
         say(f"{item}, seed {seed}: loss {losses[-1]:.4f} over the last updates")
     summary["final_loss"] = round(fmean(losses), 4)
     write_json(TRAIN / item / "summary.json", summary)
+    resuming.forget(item)
 
 
-def _train(item: str, phase: Phase, rows: Sequence[Row], seed: int) -> Trained:
-    from tasks import checkpoints
+def _train_together(item: str, phase: Phase, seed: int) -> Trained:
+    """Train one seed, in this process or in as many workers as the phase wants."""
+    if phase.workers == 1:
+        return _train(item, phase, seed)
+    from tasks.train import distributed
+
+    work = partial(_train, item, phase, seed)
+    return distributed.run(work, phase.workers, phase.replacements)
+
+
+def _train(item: str, phase: Phase, seed: int) -> Trained:
+    from tasks import checkpoints, workers
 
     start = phase.start_folder(seed)
     model, tokenizer = checkpoints.load(start)
-    trained = phase.train(model, tokenizer, rows, seed=seed, what=f"train {item}, seed {seed}")
-    folder = TRAIN / item / f"seed-{seed}"
-    provenance = {
-        "phase": item,
-        "seed": seed,
-        "from": checkpoints.fingerprint(start),
-        "params": phase.model_dump(mode="json", by_alias=True),
-    }
-    checkpoints.save(model, tokenizer, folder, provenance, precision=phase.save_precision)
-    _write_history(folder / "history.csv", trained)
+    rows = rows_of(Path(phase.rows))
+    with resuming.resumable(f"{item}/seed-{seed}", *phase.decided_by(seed)):
+        trained = phase.train(model, tokenizer, rows, seed=seed, what=f"train {item}, seed {seed}")
+    if workers.rank() == 0:
+        folder = TRAIN / item / f"seed-{seed}"
+        provenance = {
+            "phase": item,
+            "seed": seed,
+            "from": checkpoints.fingerprint(start),
+            "params": phase.params(),
+        }
+        checkpoints.save(model, tokenizer, folder, provenance, precision=phase.save_precision)
+        write_history(folder / "history.csv", trained.history)
     return trained
 
 
@@ -91,11 +104,3 @@ def final_loss(trained: Trained) -> float:
     """Return the mean loss of the last tenth of the updates."""
     tail = trained.history[-max(1, len(trained.history) // 10) :]
     return fmean(update.loss for update in tail)
-
-
-def _write_history(path: Path, trained: Trained) -> None:
-    with path.open("w", newline="") as out:
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["step", "loss", "learning_rate", "stage"])
-        for step, loss, rate, stage in trained.history:
-            writer.writerow([step, f"{loss:.6g}", f"{rate:.6g}", stage])

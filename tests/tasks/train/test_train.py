@@ -102,7 +102,13 @@ def test_a_phase_trains_a_student_for_each_seed(round_so_far, fields) -> None:
         folder = TRAIN / "here" / f"seed-{seed}"
         checkpoints.verify(folder)
         lines = history("here", seed)
-        assert list(lines[0]) == ["step", "loss", "learning_rate", "stage"]
+        terms = [term["type"] for term in fields.get("terms", [{"type": "hard"}])]
+        last = ["gradient_norm", "tokens", "learning_rate", "stage"]
+        assert list(lines[0]) == ["step", "loss", *terms, *last]
+        for line in lines:
+            parts = sum(float(line[term]) for term in terms)
+            assert parts == pytest.approx(float(line["loss"]), rel=1e-4)
+            assert float(line["gradient_norm"]) > 0 and int(line["tokens"]) > 0
         assert len(lines) == 6 and float(lines[-1]["loss"]) < float(lines[0]["loss"])
     assert digests(TRAIN / "here/seed-1") != digests(TRAIN / "here/seed-2")
     summary = json.loads((TRAIN / "here" / "summary.json").read_text())

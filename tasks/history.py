@@ -1,0 +1,79 @@
+"""What a training run tells of each of its updates: a table with the checkpoint, and live curves.
+
+Lines of history.csv, a column for each term of the loss:
+
+    step,loss,forward_kl,hard,gradient_norm,tokens,learning_rate,stage
+    1,4.33,3.9,0.43,2.17,96,0.0,0
+"""
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+CURVES = Path("reports/training")
+"""TensorBoard's files, one folder a run: to look at, and outside everything that is hashed."""
+
+
+class Update(NamedTuple):
+    """One optimiser step."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    stage: int
+    terms: Mapping[str, float] = MappingProxyType({})
+    """What each term of the loss gave, its weight included; `loss` is their sum."""
+    gradient_norm: float = math.nan
+    """Before it was clipped."""
+    tokens: int = 0
+    """Valid tokens: those that the loss is a mean over."""
+
+
+def names_of(terms: Sequence[Any]) -> list[str]:
+    """Return a name for each term of a loss: its type, and its number where a type comes again."""
+    seen: Counter[str] = Counter()
+    names = []
+    for term in terms:
+        seen[term.type] += 1
+        names.append(f"{term.type}_{seen[term.type]}" if seen[term.type] > 1 else term.type)
+    return names
+
+
+def write_history(path: Path, history: Sequence[Update]) -> None:
+    """Write a line for each update; `dvc plots` and the report read it."""
+    terms = list(history[0].terms) if history else []
+    columns = ["step", "loss", *terms, "gradient_norm", "tokens", "learning_rate", "stage"]
+    with path.open("w", newline="") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(columns)
+        for u in history:
+            losses = [f"{loss:.6g}" for loss in (u.loss, *u.terms.values())]
+            shape = [f"{u.gradient_norm:.6g}", u.tokens, f"{u.learning_rate:.6g}", u.stage]
+            writer.writerow([u.step, *losses, *shape])
+
+
+class Curves:
+    """A run's updates as TensorBoard reads them while it trains: `tensorboard --logdir reports`."""
+
+    def __init__(self, name: str, first: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        folder = CURVES / name.replace("/", "-")
+        # what a killed run drew beyond its last checkpoint is drawn again
+        self._writer = SummaryWriter(str(folder), purge_step=first)
+
+    def draw(self, update: Update) -> None:
+        """Add one point to each curve."""
+        points = {"loss": update.loss, "learning_rate": update.learning_rate}
+        points |= {f"terms/{name}": loss for name, loss in update.terms.items()}
+        points |= {"gradient_norm": update.gradient_norm, "tokens": update.tokens}
+        for name, value in points.items():
+            self._writer.add_scalar(name, value, update.step)
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        self._writer.close()
