@@ -66,6 +66,7 @@ def ours(folder: Path, rows: list[dict[str, Any]], most: int) -> float:
     return sum(scores) / len(scores)
 
 
+@pytest.mark.slow  # lm-eval takes long to import
 def test_exact_match_is_that_of_lm_eval_to_the_last_digit(harness: Harness) -> None:
     folder = Path("models/train/kd/seed-1")
     rows = [json.loads(line) for line in Path("data/collect/test.jsonl").read_text().splitlines()]
@@ -84,6 +85,7 @@ def test_exact_match_is_that_of_lm_eval_to_the_last_digit(harness: Harness) -> N
     assert told["harness"]["round_test"]["exact_match"]["kd"]["value"] == line["value"]
 
 
+@pytest.mark.slow
 def test_a_task_that_nobody_knows_is_a_readable_error(harness: Harness) -> None:
     unknown = harness.model_copy(update={"tasks": ("no_such_task",)})
     with pytest.raises(UserError, match="no_such_task"):
