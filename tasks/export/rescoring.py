@@ -25,8 +25,10 @@ def dev_sample(rows: int) -> list[Row]:
             where=str(DEV),
             mend="collect.split.dev in params.yaml",
         )
-    random.Random(0).shuffle(found)
-    return found[:rows]
+    if rows >= len(found):
+        return found
+    places = random.Random(0).sample(range(len(found)), rows)
+    return [found[place] for place in sorted(places)]
 
 
 @dataclass(frozen=True)

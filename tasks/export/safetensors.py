@@ -49,7 +49,8 @@ class Safetensors(Form):
 
 def answered(folder: Path, precision: Precision, questions: Questions) -> list[str]:
     """Return the greedy answers of a checkpoint."""
-    loaded = checkpoints.load(folder, precision=precision)
+    device = checkpoints.accelerator()
+    loaded = checkpoints.load(folder, precision=precision, device=device)
     how = Decoding(max_tokens=questions.max_tokens)
     found = dict(answers(*loaded, questions.prompts, how, threads=questions.threads))
     return [found[place].text for place in range(len(questions.prompts))]
