@@ -29,7 +29,6 @@ CHANGES: dict[str, Any] = {
     "train.baseline.targets": str(FEW),
     "train.kd.terms": [{"type": "forward_kl"}],
     "evaluate.gate": {"min_gain": 0.0, "min_retention": 0.6},
-    "evaluate.fidelity_rows": 32,
     **{
         f"train.{phase}.{key}": value
         for phase in ("baseline", "kd")

@@ -29,7 +29,6 @@ PARTS = (
 SMALLER = {
     "train.baseline.updates": 60,
     "train.kd.updates": 60,
-    "evaluate.fidelity_rows": 64,
     "evaluate.timing": {"seconds": 0.2},
 }
 TEST_ROWS = 1000

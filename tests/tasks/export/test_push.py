@@ -60,6 +60,8 @@ class Hub(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers["Authorization"] != "Bearer hf_secret":
             return self._say(401, {"error": "who are you"})
+        if self.path == "/api/validate-yaml":  # of the card's front matter
+            return self._say(200, {"errors": [], "warnings": []})
         if self.path == "/api/repos/create":
             type(self).created = json.loads(body)
             return self._say(200, {"url": "http://127.0.0.1/someone/student"})
