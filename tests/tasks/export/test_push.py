@@ -125,7 +125,7 @@ def upload(folder: Path, hub: str, token: str) -> subprocess.CompletedProcess:
 def test_the_first_form_goes_to_the_root_and_others_to_folders(tmp_path: Path, hub: str) -> None:
     done = upload(tmp_path, hub, "hf_secret")
     assert done.returncode == 0, done.stderr
-    assert Hub.created["private"] is True
+    assert Hub.created["visibility"] == "private"
     assert Hub.files == {
         "README.md": b"# safetensors\n",
         "gguf-f16/README.md": b"# gguf-f16\n",
