@@ -64,10 +64,10 @@ class Form(Section):
         raise NotImplementedError
 
 
-def not_installed(library: str, form: str) -> UserError:
+def not_installed(library: str, form: str, extra: str = "export") -> UserError:
     """Return the error for a form whose library is not there."""
     return UserError(
         f"{library} is not installed: it writes or reads the form {form}",
         where="params.yaml, export.forms",
-        mend='pip install -e ".[export]"',
+        mend=f'pip install -e ".[{extra}]"',
     )

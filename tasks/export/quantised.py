@@ -42,7 +42,7 @@ class Quantised(Form):
         try:
             chosen = TorchAoConfig(self.scheme())
         except ImportError as error:
-            raise not_installed("torchao", self.name) from error
+            raise not_installed("torchao", self.name, "quantised") from error
         model = AutoModelForCausalLM.from_pretrained(
             student, dtype=torch.bfloat16, quantization_config=chosen, local_files_only=True
         )
