@@ -41,7 +41,7 @@ def run_round(
 
 
 def _outcome(root: Path, only: str | None, stages: dict[str, tuple[str, float]]) -> dict[str, Any]:
-    found = metrics(root) if only in (None, "evaluate") else None
+    found = metrics(root) if only in (None, "evaluate", "export") else None
     return {
         "stages": {a: {"outcome": outcome, "seconds": s} for a, (outcome, s) in stages.items()},
         "metrics": found,

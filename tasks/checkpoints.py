@@ -114,10 +114,15 @@ def save(
 def copy(source: Path, folder: Path, provenance: dict[str, Any]) -> str:
     """Publish an unchanged model as a checkpoint of its own; return its fingerprint."""
     with staged(folder) as partial:
-        for path in parts(source):
-            shutil.copyfile(path, partial / path.name)
+        copy_parts(source, partial)
         write_json(partial / PROVENANCE, provenance)
     return fingerprint(folder)
+
+
+def copy_parts(source: Path, folder: Path) -> None:
+    """Copy the files of a model, and no others, to another folder."""
+    for path in parts(source):
+        shutil.copyfile(path, folder / path.name)
 
 
 def parts(folder: Path) -> list[Path]:

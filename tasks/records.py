@@ -21,7 +21,7 @@ DEV = COLLECT / "dev.jsonl"
 TEST = COLLECT / "test.jsonl"
 OOD = COLLECT / "ood.jsonl"
 """Rows from another distribution than the training rows; there only when asked for."""
-# preflight, adapt, generate, filter, pair, order, capture, shape, train, evaluate
+# preflight, adapt, generate, filter, pair, order, capture, shape, train, evaluate, export
 MODELS = Path("data/preflight/models.json")
 ADAPT = Path("models/adapt")
 ENDPOINT = "endpoint.json"  # below ADAPT / <teacher>: where a teacher is whose weights are not here
@@ -33,6 +33,8 @@ CAPTURE = Path("data/capture")
 SHAPE = Path("models/shape")
 TRAIN = Path("models/train")
 EVALUATE = Path("data/evaluate")
+EXPORT = Path("models/export")
+EXPORTED_DATA = Path("data/export")
 REPORTS = Path("reports")
 
 

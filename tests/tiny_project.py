@@ -33,6 +33,7 @@ TINY: dict[str, Any] = {
     "evaluate.threads": 1,
     "evaluate.bootstrap": 200,
     "evaluate.timing": {"seconds": 0.2},
+    "export.threads": 1,
     "resources": {},
 }
 

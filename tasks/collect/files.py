@@ -29,6 +29,8 @@ class Records(Section):
     """Column whose values must not stand on both sides of a split: a document, a patient."""
     split: str | None = None
     """Column that says train, dev, test or ood, where the data is split already."""
+    licence: str = "unknown"
+    """Terms on which the records may be used; kept with the data that is made of them."""
 
     @property
     def file(self) -> str:

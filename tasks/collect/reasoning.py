@@ -38,6 +38,11 @@ class ReasoningGym(Section):
 
         return f"reasoning-gym {version('reasoning-gym')}"
 
+    @property
+    def licence(self) -> str:
+        """Terms on which the problems may be used: those of the package that makes them."""
+        return "Apache-2.0"
+
     def notice(self) -> str:
         """Return the licence notice that the rows carry along: problems made here need none."""
         return ""

@@ -150,6 +150,7 @@ def _summary(collect: CollectParams, intake: Intake, parts: Parts) -> dict[str, 
     common = Counter(_answers(intake, parts.test)).most_common(1)[0][1]
     return {
         "source": collect.source.release(),
+        "licence": collect.source.licence,
         "read": intake.read,
         **sizes,
         "set_aside": set_aside,

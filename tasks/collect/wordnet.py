@@ -70,6 +70,11 @@ class WordNet(Section):
         """Return which WordNet it is."""
         return wordnet_release.name_of(self._database())
 
+    @property
+    def licence(self) -> str:
+        """Terms on which WordNet may be used."""
+        return "WordNet"
+
     def notice(self) -> str:
         """Return WordNet's licence notice, which the rows carry along."""
         with self._database().open(encoding="utf-8", errors="replace") as lines:

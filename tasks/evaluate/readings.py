@@ -60,8 +60,9 @@ class Reader:
         weight_VD = self.head.weight(hidden_ND.dtype)
         for start in range(0, len(hidden_ND), CHUNK):
             some = slice(start, start + CHUNK)
-            with torch.inference_mode():
-                yield some, self.head.logits(hidden_ND[some], weight_VD).log_softmax(-1)
+            with torch.inference_mode():  # left before yielding: the mode is the whole thread's
+                logp_NV = self.head.logits(hidden_ND[some], weight_VD).log_softmax(-1)
+            yield some, logp_NV
 
     def answer_log_probs(self, texts: Sequence[Encoded]) -> Tensor:
         """Return the log-probability that the model gives each token of the answers, (N,)."""

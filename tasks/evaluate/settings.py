@@ -8,6 +8,7 @@ from tasks.evaluate.cost import Prices
 from tasks.evaluate.fidelity import FidelityOn, Live
 from tasks.evaluate.forgetting import Forgetting
 from tasks.evaluate.gate import Gate
+from tasks.evaluate.harness import Harness
 from tasks.evaluate.memorisation import Memorisation
 from tasks.evaluate.metrics import AnswerMetric, Metric, ReadingMetric, Verified
 from tasks.evaluate.mistakes import Mistakes
@@ -63,6 +64,8 @@ class EvaluateParams(Section):
     """Threads of one model. Another number can change the last digits."""
     timing: Timing = Timing()
     """What is measured by the clock."""
+    harness: Harness = Harness()
+    """Tasks of lm-evaluation-harness, run beside the round's own test."""
     gate: Gate = Gate()
     """What counts as a pass."""
 

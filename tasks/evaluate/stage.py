@@ -8,6 +8,7 @@ Out, hashed: reports/metrics.json, and below data/evaluate
         {"answer": " animal", "confidence": 0.93, "finish": "stop", "id": "9f8a…",
          "scores": {"verifier": 1.0}}
     arms.json        a row for each arm: score with interval, seeds, retention, fidelity, footprint
+    harness.json     figures of lm-evaluation-harness, where tasks of it were asked for
     groups.csv, intervals.csv, reliability.csv, losses/<phase>-seed-<n>.csv, samples.json
     perturbed.jsonl, robustness.json, forgetting.json, memorisation.json, router.csv, router.json
     errors.jsonl     where the student fails and the teacher does not, for the next round
@@ -26,7 +27,7 @@ def run(evaluate: EvaluateParams, task: Task, seeds: list[int]) -> None:
 
     from tasks.evaluate.answering import Examination
     from tasks.evaluate.arms import arms_on_disk
-    from tasks.evaluate.conclusions import write_conclusions
+    from tasks.evaluate.conclusions import METRICS, write_conclusions
     from tasks.evaluate.predictions import test_rows
     from tasks.evaluate.report import render
     from tasks.records import REPORTS, write_json
@@ -37,6 +38,7 @@ def run(evaluate: EvaluateParams, task: Task, seeds: list[int]) -> None:
     examination = Examination(evaluate, task.verifier, rows)
     measured = examination.sit(arms)
     write_conclusions(evaluate, task.verifier, arms, rows, measured)
+    evaluate.harness.measure(arms, evaluate.precision, METRICS)
     teacher, student = (
         next(iter(arm.checkpoints.values())) for arm in arms if arm.role in ("teacher", "student")
     )

@@ -67,6 +67,19 @@ def test_a_model_agrees_with_itself(model: Any, tokenizer: Any) -> None:
     assert same.student_text.tokens < same.tokens
 
 
+def test_what_is_trained_afterwards_has_gradients(model: Any, tokenizer: Any) -> None:
+    """Two readers in step must not leave the thread in inference mode: stages share a process."""
+    import torch
+
+    texts = texts_of(tokenizer, ROWS)
+    readers = [Reader(model, tokenizer, batch=3) for _ in range(2)]
+    hidden = [reader.hidden(texts) for reader in readers]
+    one, other = (reader.log_probs(h) for reader, h in zip(readers, hidden, strict=True))
+    for _ in zip(one, other, strict=True):
+        pass
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
 def test_divergences_equal_the_plain_sums(make_model: Callable[..., Any], tokenizer: Any) -> None:
     import torch
 

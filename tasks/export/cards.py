@@ -1,0 +1,142 @@
+"""Model card and dataset card: what a stranger must know, from the files of the round alone.
+
+No clock, no host, no path outside the project: the same round writes the same cards.
+"""
+
+import json
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tasks.export.form import Form
+from tasks.export.student import Student, lineage
+from tasks.records import COLLECT, EVALUATE, FILTER, GENERATE, MODELS, Row, prompt_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+CARD, NOTICE, DATA = "README.md", "NOTICE.txt", "train.jsonl"
+LABELS = {
+    "teacher": "teacher",
+    "initial": "student before distillation",
+    "baseline": "baseline: equal updates without a teacher",
+    "student": "**distilled student**",
+}
+_COSTS = ("responses", "prompt_tokens", "completion_tokens", "tokens", "cost", "energy")
+"""Figures of a summary that say what something cost; a summary need not have any."""
+
+
+class RoundFiles:
+    """What the files of the round say of its models and data."""
+
+    @cached_property
+    def models(self) -> dict[str, Any]:
+        """What preflight pinned of teachers and student."""
+        found: dict[str, Any] = _read(MODELS)
+        return found
+
+    @property
+    def teachers(self) -> dict[str, Any]:
+        """The teachers and their terms, by key."""
+        found: dict[str, Any] = self.models["teachers"]
+        return found
+
+    @cached_property
+    def evaluated(self) -> dict[str, Any]:
+        """The key figures of the evaluation."""
+        found: dict[str, Any] = _read(EVALUATE / "summary.json")
+        return found
+
+    @property
+    def gate_passed(self) -> bool:
+        """Whether the round showed what was asked of it."""
+        return bool(self.evaluated["gate_passed"])
+
+    @cached_property
+    def about_data(self) -> dict[str, Any]:
+        """What both cards say of rows and terms."""
+        licences = {str(t["licence"]).lower() for t in self.teachers.values()}
+        return {
+            "teachers": self.teachers,
+            "licence_tag": licences.pop() if len(licences) == 1 else "other",
+            "collected": _read(COLLECT / "summary.json"),
+            "rows": _read(FILTER / "summary.json"),
+            "notice": (COLLECT / NOTICE).exists(),
+        }
+
+    @property
+    def cost(self) -> dict[str, dict[str, Any]]:
+        """What the teachers' answers took, by teacher, as far as it was recorded."""
+        found = {}
+        for path in sorted(GENERATE.glob("*/summary.json")):
+            known = {k: v for k, v in _read(path).items() if k.startswith(_COSTS)}
+            found[f"answers of {path.parent.name}"] = known
+        return {what: figures for what, figures in found.items() if figures}
+
+
+class Exported(NamedTuple):
+    """What is told of one form."""
+
+    form: Form
+    seed: int
+    """Of the checkpoint that it was made from."""
+    rescored: dict[str, Any]
+    example: Row
+    """A row of the task, to show what a prompt looks like."""
+
+
+def write_model_card(folder: Path, exported: Exported, student: Student, files: RoundFiles) -> None:
+    """Write README.md of one exported form."""
+    row = exported.example
+    source = lineage(student.by_seed[exported.seed])
+    shown = {
+        **exported._asdict(),
+        "example": {"prompt": prompt_text(row.prompt), "answer": row.answer},
+        "bases": [t["model"] for t in files.teachers.values() if t["model"].count("/") == 1],
+        "student": student.row,
+        "evaluated": files.evaluated,
+        "arms": [arm | {"label": LABELS[arm["role"]]} for arm in student.compared],
+        "start": files.models["student"],
+        "source": source,
+        "phase": source["provenance"],
+        "cost": files.cost,
+        **files.about_data,
+    }
+    _write(folder / CARD, "model_card.md.j2", shown)
+
+
+def write_dataset(folder: Path, files: RoundFiles) -> None:
+    """Lay the training data of the round, its card and its notice into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(FILTER / "kept.jsonl", folder / DATA)
+    if files.about_data["notice"]:
+        shutil.copyfile(COLLECT / NOTICE, folder / NOTICE)
+    funnel = _read(FILTER / "funnel.json")
+    shown = {"file": DATA, "funnel": funnel, **files.about_data}
+    _write(folder / CARD, "dataset_card.md.j2", shown)
+
+
+def _write(path: Path, template: str, shown: dict[str, Any]) -> None:
+    path.write_text(_templates().get_template(template).render(shown), encoding="utf-8")
+
+
+def _templates() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from tasks.evaluate.report import figures
+
+    templates = Environment(
+        loader=PackageLoader("tasks.export", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    written = ("points", "signed", "count", "short", "size", "figure")
+    templates.filters |= {name: getattr(figures, name) for name in written}
+    return templates
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_bytes())

@@ -1,0 +1,73 @@
+"""What every exported form of the student can do: be written, be opened, answer, explain itself."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import Field
+
+from tasks.errors import UserError
+from tasks.params import Section
+from tasks.records import Message
+
+
+class Tolerance(Section):
+    """How far a form may drift from the original on the sample of dev rows."""
+
+    score: float = Field(0.01, ge=0, le=1)
+    """So much of its score (share of 1) it may lose at most."""
+    agreement: float = Field(0.98, ge=0, le=1)
+    """On at least this share of the rows its greedy answer is the original's to the letter, white
+    space at the ends aside."""
+
+
+class Questions(NamedTuple):
+    """What a form is asked when it is checked."""
+
+    prompts: Sequence[str | tuple[Message, ...]]
+    max_tokens: int
+    """Most tokens of an answer, the closing one included."""
+    threads: int
+
+
+class Form(Section):
+    """One form of the student, written to a folder of its own below models/export."""
+
+    tolerance: Tolerance = Tolerance()
+    """How far it may drift from the original; beyond that nothing is published."""
+
+    @property
+    def name(self) -> str:
+        """What its folder is called."""
+        raise NotImplementedError
+
+    @property
+    def reader(self) -> str:
+        """What opens it, here for the check and at its users."""
+        raise NotImplementedError
+
+    @property
+    def usage(self) -> str:
+        """How to run it, as the model card says it (Markdown)."""
+        raise NotImplementedError
+
+    def write(self, student: Path, folder: Path) -> None:
+        """Write the checkpoint `student` in this form to the empty folder `folder`.
+
+        Raises:
+            UserError: the model cannot be written so, or a library is not installed.
+        """
+        raise NotImplementedError
+
+    def answers(self, folder: Path, questions: Questions) -> list[str]:
+        """Open what was written, as its users will, and answer greedily."""
+        raise NotImplementedError
+
+
+def not_installed(library: str, form: str, extra: str = "export") -> UserError:
+    """Return the error for a form whose library is not there."""
+    return UserError(
+        f"{library} is not installed: it writes or reads the form {form}",
+        where="params.yaml, export.forms",
+        mend=f'pip install -e ".[{extra}]"',
+    )

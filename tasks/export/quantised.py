@@ -1,0 +1,101 @@
+"""The student with its linear layers in few bits, by torchao; transformers opens it as it is."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from tasks import checkpoints
+from tasks.export.form import Form, Questions, Tolerance, not_installed
+from tasks.export.safetensors import answered
+
+
+class Quantised(Form):
+    """Weights of linear layers in 8 or 4 bits; embeddings, norms and the head stay in bfloat16."""
+
+    tolerance: Tolerance = Tolerance(score=0.02, agreement=0.95)
+
+    def scheme(self) -> Any:
+        """Return torchao's configuration."""
+        raise NotImplementedError
+
+    @property
+    def reader(self) -> str:
+        """Return `transformers with torchao`."""
+        return "transformers with torchao"
+
+    @property
+    def usage(self) -> str:
+        """Return a few lines of transformers."""
+        return (
+            "```python\n"
+            "# pip install transformers torchao\n"
+            "from transformers import pipeline\n\n"
+            'ask = pipeline("text-generation", ".", dtype="bfloat16")\n'
+            "print(ask(prompt, max_new_tokens=16, do_sample=False, return_full_text=False))\n"
+            "```"
+        )
+
+    def write(self, student: Path, folder: Path) -> None:
+        """Quantise layer by layer while loading, and save."""
+        import torch
+        from transformers import AutoModelForCausalLM, TorchAoConfig
+
+        try:
+            chosen = TorchAoConfig(self.scheme())
+        except ImportError as error:
+            raise not_installed("torchao", self.name, "quantised") from error
+        model = AutoModelForCausalLM.from_pretrained(
+            student, dtype=torch.bfloat16, quantization_config=chosen, local_files_only=True
+        )
+        model.save_pretrained(folder)
+        checkpoints.load_tokenizer(student).save_pretrained(folder)
+
+    def answers(self, folder: Path, questions: Questions) -> list[str]:
+        """Answer with tasks/decoding.py, which every stage answers with."""
+        return answered(folder, "bfloat16", questions)
+
+
+class Int8(Quantised):
+    """A scale for each row of weights; with `dynamic`, activations are in 8 bits too."""
+
+    type: Literal["int8"]
+    dynamic: bool = False
+    """Whether activations are quantised as they come, so that products run on 8-bit numbers."""
+
+    @property
+    def name(self) -> str:
+        """Return `int8` or `int8-dynamic`."""
+        return "int8-dynamic" if self.dynamic else self.type
+
+    def scheme(self) -> Any:
+        """Return torchao's configuration."""
+        from torchao import quantization
+
+        if self.dynamic:
+            return quantization.Int8DynamicActivationInt8WeightConfig()
+        return quantization.Int8WeightOnlyConfig()
+
+
+class Int4(Quantised):
+    """Sixteen values, a scale for each group of weights.
+
+    On a CPU torchao stores a byte for each weight: this form is for what is made from it. To save
+    bytes take `gguf` with `quantisation: q4_0`.
+    """
+
+    type: Literal["int4"]
+    group: int = 32
+    """Weights that share a scale; must divide the width of every linear layer."""
+    tolerance: Tolerance = Tolerance(score=0.03, agreement=0.9)
+
+    @property
+    def name(self) -> str:
+        """Return `int4`."""
+        return self.type
+
+    def scheme(self) -> Any:
+        """Return torchao's configuration."""
+        import torch
+        from torchao.quantization import IntxWeightOnlyConfig, PerGroup
+
+        bits = torch.int4  # type: ignore[attr-defined]  # its stubs lag behind
+        return IntxWeightOnlyConfig(weight_dtype=bits, granularity=PerGroup(self.group))

@@ -1,0 +1,105 @@
+"""Shows on dev rows that a form of the student answers as the original does, or refuses it."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import UserError
+from tasks.export.form import Form, Questions
+from tasks.records import DEV, Row, read_rows
+from tasks.verifiers import Verifier
+
+
+def dev_sample(rows: int) -> list[Row]:
+    """Return at most so many of the dev rows that have an answer, always the same ones.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [row for row in read_rows(DEV, Row) if row.answer is not None] if DEV.exists() else []
+    if not found:
+        raise UserError(
+            "no dev row has an answer: no exported form can be checked",
+            where=str(DEV),
+            mend="collect.split.dev in params.yaml",
+        )
+    if rows >= len(found):
+        return found
+    places = random.Random(0).sample(range(len(found)), rows)
+    return [found[place] for place in sorted(places)]
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """What a form came to on the sample, beside the original."""
+
+    score: float
+    original: float
+    agreement: float
+    """Share of the rows on which the greedy answers are the same to the letter."""
+    rows: int
+    bytes: int
+    """Of all files of the form."""
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures as they go into files."""
+        return {
+            "score": round(self.score, 6),
+            "original_score": round(self.original, 6),
+            "agreement": round(self.agreement, 6),
+            "dev_rows": self.rows,
+            "bytes": self.bytes,
+        }
+
+    def refuse_drift(self, form: Form) -> None:
+        """Refuse a form that is not what it was made from.
+
+        Raises:
+            UserError: it lost more of its score, or agrees on fewer rows, than its tolerance says.
+        """
+        allowed, lost = form.tolerance, self.original - self.score
+        if lost <= allowed.score + 1e-9 and self.agreement >= allowed.agreement - 1e-9:
+            return
+        raise UserError(
+            f"the form {form.name} drifts from the original: score {self.score:.4f} against "
+            f"{self.original:.4f} (may fall by {allowed.score:g}), the same answer on "
+            f"{self.agreement:.2%} of {self.rows} dev rows (at least {allowed.agreement:.2%}); "
+            "nothing is published",
+            where="params.yaml, export.forms",
+            mend="take another form, or widen its tolerance there",
+        )
+
+
+@dataclass(frozen=True)
+class Check:
+    """The sample of dev rows, as the original and every form answer it."""
+
+    rows: Sequence[Row]
+    questions: Questions
+    verifier: Verifier
+
+    def score(self, answers: Sequence[str]) -> float:
+        """Return the share of answers that the task's verifier calls right."""
+        pairs = zip(self.rows, answers, strict=True)
+        right = sum(self.verifier.correct(answer, row.answer or "") for row, answer in pairs)
+        return right / len(self.rows)
+
+    def rescored(self, form: Form, folder: Path, original: Sequence[str]) -> Rescored:
+        """Open what `form` wrote to `folder` and compare its answers with the original's.
+
+        Raises:
+            UserError: it drifts beyond the form's tolerance.
+        """
+        answers = form.answers(folder, self.questions)
+        same = [a.strip() == b.strip() for a, b in zip(answers, original, strict=True)]
+        found = Rescored(
+            self.score(answers),
+            self.score(original),
+            sum(same) / len(same),
+            len(same),
+            sum(path.stat().st_size for path in folder.iterdir()),
+        )
+        found.refuse_drift(form)
+        return found

@@ -1,0 +1,56 @@
+"""The student as transformers reads it: the checkpoint's own weights, to the byte."""
+
+from pathlib import Path
+from typing import Literal
+
+from tasks import checkpoints
+from tasks.checkpoints import Precision
+from tasks.decoding import Decoding, answers
+from tasks.export.form import Form, Questions, Tolerance
+
+
+class Safetensors(Form):
+    """A Hugging Face folder: safetensors, configuration, tokenizer."""
+
+    type: Literal["safetensors"]
+    precision: Precision = "bfloat16"
+    """Number format in which it is opened for the check, like the original."""
+    tolerance: Tolerance = Tolerance(score=0, agreement=1)
+
+    @property
+    def name(self) -> str:
+        """Return `safetensors`."""
+        return self.type
+
+    @property
+    def reader(self) -> str:
+        """Return `transformers`."""
+        return "transformers"
+
+    @property
+    def usage(self) -> str:
+        """Return a few lines of transformers."""
+        return (
+            "```python\n"
+            "from transformers import pipeline\n\n"
+            'ask = pipeline("text-generation", ".", dtype="auto")\n'
+            "print(ask(prompt, max_new_tokens=16, do_sample=False, return_full_text=False))\n"
+            "```"
+        )
+
+    def write(self, student: Path, folder: Path) -> None:
+        """Copy the checkpoint's files; the same bytes take no second place in DVC's cache."""
+        checkpoints.copy_parts(student, folder)
+
+    def answers(self, folder: Path, questions: Questions) -> list[str]:
+        """Answer with tasks/decoding.py, which every stage answers with."""
+        return answered(folder, self.precision, questions)
+
+
+def answered(folder: Path, precision: Precision, questions: Questions) -> list[str]:
+    """Return the greedy answers of a checkpoint."""
+    device = checkpoints.accelerator()
+    loaded = checkpoints.load(folder, precision=precision, device=device)
+    how = Decoding(max_tokens=questions.max_tokens)
+    found = dict(answers(*loaded, questions.prompts, how, threads=questions.threads))
+    return [found[place].text for place in range(len(questions.prompts))]

@@ -1,0 +1,128 @@
+"""The student as it is used elsewhere: in the forms asked for, each checked, with cards.
+
+In:  data/evaluate (which checkpoints, and how they scored), models/train/<student>/seed-<n>,
+     data/collect/dev.jsonl; for the cards data/preflight, data/collect, data/generate, data/filter
+Out: models/export/<form>/     the model in one form, its card README.md, provenance.json, manifest
+     models/export/summary.json
+     data/export/              the training data of the round, its card README.md and NOTICE.txt
+
+provenance.json of a form holds what it came to beside the checkpoint that it was made from:
+
+    {"rescored": {"agreement": 1.0, "bytes": 95563413, "dev_rows": 500, "original_score": 0.772,
+                  "score": 0.772}, "source": {"fingerprint": "31e0…", "provenance": {…}}, …}
+"""
+
+import shutil
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from tasks import checkpoints
+from tasks.checkpoints import Precision
+from tasks.errors import UserError
+from tasks.export.cards import Exported, RoundFiles, write_dataset, write_model_card
+from tasks.export.form import Questions
+from tasks.export.gguf import Gguf
+from tasks.export.onnx import Onnx
+from tasks.export.push import Push
+from tasks.export.quantised import Int4, Int8
+from tasks.export.rescoring import Check, dev_sample
+from tasks.export.safetensors import Safetensors, answered
+from tasks.export.student import Choice, Student, evaluated, lineage
+from tasks.params import Section
+from tasks.progress import say
+from tasks.records import EXPORT, EXPORTED_DATA, write_json
+from tasks.verifiers import Task
+
+AnyForm = Annotated[Safetensors | Gguf | Onnx | Int8 | Int4, Field(discriminator="type")]
+
+SHOWN = ("score", "agreement", "bytes")
+"""What the summary says of each form."""
+
+
+class ExportParams(Section):
+    """The section `export` of params.yaml."""
+
+    forms: tuple[AnyForm, ...] = Field((Safetensors(type="safetensors"),), min_length=1)
+    """What the student is written as; each is opened again and must answer as the original."""
+    seed: Choice | int = "best_on_dev"
+    """Which checkpoint. Best is said by dev alone: the test's figures stay those of unseen rows."""
+    dev_rows: int = Field(500, ge=1)
+    """So many dev rows are answered for the choice of the seed and to check each form."""
+    max_tokens: int = Field(8, ge=1)
+    """Most tokens of each of these answers."""
+    precision: Precision = "bfloat16"
+    """Number format in which the original answers."""
+    threads: int = Field(2, ge=1)
+    """Threads of one model. Another number can change the last digits."""
+    push: Push | None = None
+    """Where the forms are published; nowhere unless asked for."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "ExportParams":
+        names = [form.name for form in self.forms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the same form twice: {', '.join(names)}")
+        return self
+
+
+def run(export: ExportParams, task: Task) -> None:
+    """Choose the checkpoint, write it in every form, check each, and publish all or nothing.
+
+    Raises:
+        UserError: a form drifts beyond its tolerance, a library is not installed, there are no dev
+            rows to check on, or what is asked to be pushed must not be.
+    """
+    import torch
+
+    torch.set_num_threads(export.threads)
+    student, files = evaluated(), RoundFiles()
+    if export.push:
+        export.push.refuse(files.teachers, files.gate_passed)
+    rows = dev_sample(export.dev_rows)
+    questions = Questions([row.prompt for row in rows], export.max_tokens, export.threads)
+    check = Check(rows, questions, task.verifier)
+    seed, original = _chosen(export, student, check)
+    shutil.rmtree(EXPORT, ignore_errors=True)
+    summary: dict[str, Any] = {"phase": student.phase, "seed": seed, "dev_rows": len(rows)}
+    summary["original score"] = round(check.score(original), 6)
+    with ExitStack() as published:  # all of them at its end, or none
+        for form in export.forms:
+            partial = published.enter_context(checkpoints.staged(EXPORT / form.name))
+            form.write(student.by_seed[seed], partial)
+            figures = check.rescored(form, partial, original).figures()
+            write_model_card(partial, Exported(form, seed, figures, rows[0]), student, files)
+            record = {"form": form.model_dump(mode="json"), "rescored": figures}
+            record["source"] = lineage(student.by_seed[seed])
+            write_json(partial / checkpoints.PROVENANCE, record)
+            summary |= {f"{form.name} {what}": figures[what] for what in SHOWN}
+            say(f"{form.name}: the same answer on {figures['agreement']:.1%} of {len(rows)} rows")
+    write_json(EXPORT / "summary.json", summary)
+    write_dataset(EXPORTED_DATA, files)
+    if export.push:
+        export.push.upload([EXPORT / form.name for form in export.forms])
+
+
+def _chosen(export: ExportParams, student: Student, check: Check) -> tuple[int, list[str]]:
+    """Return the seed whose checkpoint is exported, and that checkpoint's answers.
+
+    Raises:
+        UserError: there is no checkpoint of the seed that params.yaml names.
+    """
+    seeds = sorted(student.by_seed)
+    if isinstance(export.seed, int):
+        seeds = [seed for seed in seeds if seed == export.seed]
+    elif export.seed == "first":
+        seeds = seeds[:1]
+    if not seeds:
+        raise UserError(
+            f"no student was trained with seed {export.seed}",
+            where="params.yaml, export.seed",
+            mend=f"one of {', '.join(map(str, sorted(student.by_seed)))}",
+        )
+    said = {
+        seed: answered(student.by_seed[seed], export.precision, check.questions) for seed in seeds
+    }
+    best = max(seeds, key=lambda seed: (check.score(said[seed]), -seed))
+    return best, said[best]
