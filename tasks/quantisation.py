@@ -50,7 +50,7 @@ class Rounded(Section):
             from torchao.quantization import quantize_
             from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
         except ImportError:
-            mend = "uv pip install -e '.[qat]'"
+            mend = "uv pip install -e '.[quantised]'"
             raise UserError("quantisation needs torchao", where="quantisation", mend=mend) from None
 
         head = model.get_output_embeddings()
