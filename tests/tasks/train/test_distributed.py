@@ -1,4 +1,7 @@
-"""Two workers learn what one does, and a lost one is replaced; with a real local Ray."""
+"""Workers under a real local Ray: they learn what one does, and a lost one is replaced.
+
+What they do together is tested without Ray in test_workers.py.
+"""
 
 import csv
 import hashlib
@@ -19,7 +22,7 @@ from tasks import checkpoints, resuming
 from tasks.capture.stage import CaptureParams
 from tasks.capture.stage import run as capture
 from tasks.errors import UserError
-from tasks.progress import Say, reporting_to
+from tasks.progress import Advance, Say, reporting_to
 from tasks.records import ADAPT, FILTER, LABELLED, SHAPE, TRAIN, Response, Row, row_id, write_rows
 from tasks.teachers import Teacher
 from tasks.train.stage import Method, run
@@ -85,17 +88,17 @@ def difference(one: list[dict[str, str]], two: list[dict[str, str]], column: str
     return max(abs(a - b) / max(abs(a), 1e-9) for a, b in pairs)
 
 
-def test_two_workers_learn_what_one_does(start: None, cluster: None) -> None:
+@pytest.mark.slow
+def test_two_workers_of_ray_learn_what_one_does(start: None, cluster: None) -> None:
     one = train()
     said: list[Any] = []
     two = train(said.append, workers=2)
-    for column in ("loss", "forward_kl", "hard"):
-        assert difference(one, two, column) < CURVE_TOLERANCE, column
-    assert [line["tokens"] for line in one] == [line["tokens"] for line in two]
-    assert said[-1].done == KD["updates"] if not isinstance(said[-1], Say) else said[-1].text
+    assert difference(one, two, "loss") < CURVE_TOLERANCE
+    assert any(isinstance(e, Advance) and e.done == KD["updates"] for e in said)
     assert not (resuming.TRAINING / "kd").exists()
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_stops_all_workers_and_names_its_rows(
     start: None, cluster: None, make_model: Callable[..., Any], tokenizer: Any
 ) -> None:
@@ -108,6 +111,7 @@ def test_what_is_not_finite_stops_all_workers_and_names_its_rows(
     assert not (TRAIN / "kd/seed-1").exists()
 
 
+@pytest.mark.slow
 def test_more_workers_than_slots_are_refused(start: None, cluster: None) -> None:
     with pytest.raises(UserError, match="4 workers need as many CPU slots: the cluster has 2"):
         train(workers=4)
