@@ -37,6 +37,7 @@ KD = SFT | {
     "targets": "data/capture/main",
     "terms": [{"type": "forward_kl", "weight": 0.7}, {"type": "hard", "weight": 0.3}],
 }
+LIVE = KD | {"targets": str(ADAPT / "main"), "teacher_precision": "float32"}
 CURVE_TOLERANCE = 2e-4
 """Relative: float32 sums in another order, grown over the updates."""
 
@@ -99,7 +100,7 @@ def together(fields: dict[str, Any], count: int = 2) -> list[str]:
     return [Path(f"said-{rank}").read_text() for rank in range(count)]
 
 
-@pytest.mark.parametrize("fields", [SFT, KD], ids=lambda fields: fields["method"])
+@pytest.mark.parametrize("fields", [SFT, KD, LIVE], ids=["sft", "kd", "live teacher"])
 def test_two_workers_learn_what_one_does(start: None, fields: dict[str, Any]) -> None:
     run("it", phase(fields), seeds=[1])
     one = history()
