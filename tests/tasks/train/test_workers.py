@@ -51,7 +51,8 @@ def start(project: Path, make_model: Callable[..., Any], tokenizer: Any) -> None
     write_rows(FILTER / "kept.jsonl", kept)
     checkpoints.save(make_model(tokenizer, seed=1), tokenizer, ADAPT / "main", {})
     checkpoints.save(make_model(tokenizer, seed=2, layers=2), tokenizer, SHAPE, {})
-    capture("main", Teacher(model="tiny"), CaptureParams(top_k=64, precision="float32", threads=1))
+    signals = CaptureParams(signals={"type": "top_k", "k": 64}, precision="float32", threads=1)
+    capture("main", Teacher(model="tiny"), signals)
 
 
 def phase(fields: dict[str, Any]) -> Any:
