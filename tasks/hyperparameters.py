@@ -33,14 +33,16 @@ class Hyperparameters(Section):
     micro_batch_size: int | None = Field(None, ge=1)
     """Rows that a worker has in memory at once; its whole share of the batch when not given.
     Gradients are summed."""
+    optimiser: Literal["adamw", "adafactor", "sgd"] = "adamw"
+    """adafactor keeps a row and a column in place of AdamW's second moments; sgd keeps nothing."""
     learning_rate: float = Field(1e-3, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls from its peak; cosine and linear end at zero."""
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the updates over which the learning rate rises from zero to its peak."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled decay; biases and norms have none."""
+    """Decoupled decay (plain with sgd); biases and norms have none."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
     clip: float = Field(1.0, gt=0)

@@ -324,7 +324,9 @@ def _arguments(
         adam_beta1=hyperparameters.betas[0],
         adam_beta2=hyperparameters.betas[1],
         max_grad_norm=hyperparameters.clip,
-        optim="adamw_torch_fused",
+        optim={"adamw": "adamw_torch_fused"}.get(
+            hyperparameters.optimiser, hyperparameters.optimiser
+        ),
         seed=seed,
         report_to="none",
         logging_strategy="no",

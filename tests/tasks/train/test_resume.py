@@ -116,6 +116,17 @@ def test_killed_at_random_updates_it_ends_with_the_same_bytes(
     assert not RUN.exists()
 
 
+@pytest.mark.parametrize("optimiser", ["adafactor", "sgd"])
+def test_the_state_of_every_optimiser_is_kept(
+    start: None, every_update_tells: None, optimiser: str
+) -> None:
+    clean = train(checkpoint_every=0, optimiser=optimiser)
+    killed(at_update(UPDATES - 1), optimiser=optimiser)
+    said: list[Any] = []
+    assert train(said.append, optimiser=optimiser) == clean
+    assert resumed_after(said) == EVERY * ((UPDATES - 2) // EVERY)
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("point", range(1, UPDATES + 1))
 def test_killed_at_each_update_it_ends_with_the_same_bytes(
