@@ -9,10 +9,13 @@ Log-probabilities of a token are stored as distances below the highest, one byte
 squares: steps are finest where the probability is, so that what is lost is lost where it weighs
 least.
 
-Shapes: N tokens, K stored ids, H bits of the bitmap, E drawn entries, S draws.
+Ids drawn from p are such a set too, with a bit a draw that says where the next id begins.
+
+Shapes: N tokens, K stored ids, H bits of the bitmap, S draws.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from math import ceil
 from typing import Any
 
@@ -23,7 +26,6 @@ SMALLEST = -30.0
 """Log-probabilities are stored no lower than this: e⁻³⁰ is a probability of nothing."""
 _LEVELS = 255
 _SQUARES = ((np.arange(_LEVELS + 1) / _LEVELS) ** 2).astype(np.float32)
-_WORD_BITS = 24
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class IdSets:
     """Low bits beyond the first eight."""
 
     @classmethod
+    @cache
     def of(cls, vocabulary: int, k: int) -> "IdSets":
         """Return the split into low and high bits that takes the fewest bytes."""
         splits = [cls(vocabulary, k, bits) for bits in range(max(vocabulary.bit_length() - 7, 1))]
@@ -93,45 +96,60 @@ def unpack_gaps(top_N: Array, widest_N: Array, codes_NK: Array) -> Array:
     return np.subtract(top_N.astype(np.float32)[:, None], gap_NK, out=gap_NK)
 
 
-def pack_draws(ids_NS: Array, vocabulary: int) -> tuple[Array, Array]:
-    """Return the entries of each token (N,), and all entries as words of three bytes (E, 3).
+@dataclass(frozen=True)
+class Draws:
+    """S ids drawn with repetition: the set of distinct ones, and a bit a draw that begins one.
 
-    An entry is an id and how often it was drawn, less one, in the bits that the id leaves; an id
-    that was drawn more often than these can count takes several entries.
-
-    Args:
-        ids_NS: the draws, rising from left to right.
-        vocabulary: number of ids.
+    Tokens of as many distinct ids take as many bytes; they are packed and unpacked together.
     """
-    id_bits, most = _word(vocabulary)
-    place_NS = np.broadcast_to(np.arange(ids_NS.shape[1]), ids_NS.shape)
-    new_NS = np.ones(ids_NS.shape, dtype=bool)
-    new_NS[:, 1:] = ids_NS[:, 1:] != ids_NS[:, :-1]
-    first_NS = np.maximum.accumulate(np.where(new_NS, place_NS, 0), axis=1)
-    new_NS |= (place_NS - first_NS) % most == 0
-    at_E = np.flatnonzero(new_NS)
-    counts_E = np.diff(at_E, append=ids_NS.size)
-    words_E = (ids_NS.reshape(-1)[at_E] | ((counts_E - 1) << id_bits)).astype("<u4")
-    return new_NS.sum(1), words_E.view(np.uint8).reshape(-1, 4)[:, :3]
 
+    vocabulary: int
+    draws: int
 
-def unpack_draws(entries_N: Array, words_E: Array, vocabulary: int) -> tuple[Array, Array]:
-    """Return ids and counts, (N, K) with K entries of the richest token; 0 times id 0 fills up."""
-    id_bits, _ = _word(vocabulary)
-    wide_E4 = np.zeros((len(words_E), 4), dtype=np.uint8)
-    wide_E4[:, :3] = words_E
-    word_E = wide_E4.view("<u4")[:, 0].astype(np.int64)
-    entries_N = entries_N.astype(np.int64)
-    row_E = np.repeat(np.arange(len(entries_N)), entries_N)
-    column_E = np.arange(len(word_E)) - np.repeat(np.cumsum(entries_N) - entries_N, entries_N)
-    ids_NK = np.zeros((len(entries_N), int(entries_N.max(initial=1))), dtype=np.int64)
-    counts_NK = np.zeros(ids_NK.shape, dtype=np.float32)
-    ids_NK[row_E, column_E] = word_E & ((1 << id_bits) - 1)
-    counts_NK[row_E, column_E] = (word_E >> id_bits) + 1
-    return ids_NK, counts_NK
+    def sizes(self, distinct_N: Array) -> Array:
+        """Return the bytes of each token, from its number of distinct ids."""
+        marks = ceil(self.draws / 8)
+        counts, inverse_N = np.unique(distinct_N, return_inverse=True)
+        sizes = [IdSets.of(self.vocabulary, int(n)).size + marks * (n > 1) for n in counts]
+        return np.array(sizes, dtype=np.int64)[inverse_N]
 
+    def pack(self, ids_NS: Array) -> tuple[Array, Array]:
+        """Return the number of distinct ids of each token (N,), and the bytes of all tokens.
 
-def _word(vocabulary: int) -> tuple[int, int]:
-    """Return the bits of an id, and the highest count that the other bits can tell."""
-    id_bits = (vocabulary - 1).bit_length()
-    return id_bits, 1 << max(_WORD_BITS - id_bits, 0)
+        The draws rise from left to right.
+        """
+        new_NS = np.ones(ids_NS.shape, dtype=bool)
+        new_NS[:, 1:] = ids_NS[:, 1:] != ids_NS[:, :-1]
+        distinct_N = new_NS.sum(1)
+        sizes_N = self.sizes(distinct_N)
+        starts_N = np.cumsum(sizes_N) - sizes_N
+        packed = np.zeros(int(sizes_N.sum()), dtype=np.uint8)
+        for n in np.unique(distinct_N):
+            (rows,) = np.nonzero(distinct_N == n)
+            parts = [
+                IdSets.of(self.vocabulary, int(n)).pack(ids_NS[rows][new_NS[rows]].reshape(-1, n))
+            ]
+            if n > 1:
+                parts.append(np.packbits(new_NS[rows], axis=1))
+            own = np.concatenate(parts, 1)
+            packed[starts_N[rows][:, None] + np.arange(own.shape[1])] = own
+        return distinct_N, packed
+
+    def unpack(self, distinct_N: Array, packed: Array) -> tuple[Array, Array]:
+        """Return ids and counts, (N, K) for K distinct ids at most; 0 times id 0 fills up."""
+        sizes_N = self.sizes(distinct_N)
+        starts_N = np.cumsum(sizes_N) - sizes_N
+        ids_NK = np.zeros((len(distinct_N), int(distinct_N.max(initial=1))), dtype=np.int64)
+        counts_NK = np.zeros(ids_NK.shape, dtype=np.float32)
+        for n in map(int, np.unique(distinct_N)):
+            (rows,) = np.nonzero(distinct_N == n)
+            sets = IdSets.of(self.vocabulary, n)
+            own = packed[starts_N[rows][:, None] + np.arange(sizes_N[rows[0]])]
+            ids_NK[rows, :n] = sets.unpack(own[:, : sets.size])
+            counts_NK[rows, :n] = self._counts(own[:, sets.size :], n) if n > 1 else self.draws
+        return ids_NK, counts_NK
+
+    def _counts(self, marks: Array, n: int) -> Array:
+        new_NS = np.unpackbits(marks, axis=1, count=self.draws).view(bool)
+        firsts = np.flatnonzero(new_NS).reshape(-1, n) % self.draws
+        return np.diff(firsts, append=self.draws, axis=1)

@@ -9,18 +9,18 @@ A form says what of the teacher's logits it keeps (`measure`), how that lies on 
     sampled   N ids drawn from p, and its entropy                        forward_kl, unbiased; hard
     hidden    the last hidden state, to go through the teacher's head    all, over the vocabulary
 
-Shapes: N tokens, V vocabulary, D width, K stored ids, T temperatures, S draws, E entries.
+Shapes: N tokens, V vocabulary, D width, K stored ids, T temperatures, S draws.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 from pydantic import Field
 
 from tasks import packing
 from tasks.errors import UserError
-from tasks.packing import Array, IdSets
+from tasks.packing import Array, Draws, IdSets
 from tasks.params import Section
 
 if TYPE_CHECKING:
@@ -43,14 +43,32 @@ class Loss(Protocol):
 
 
 class Packed(NamedTuple):
-    """Signals as bytes: a record of fixed size a token, and the drawn entries of them all."""
+    """Signals as bytes: a record of fixed size a token, and the draws of them all."""
 
     tokens: Array
     draws: Array
-    """(E, 3) bytes; empty where the form draws nothing."""
+    """Bytes, token after token; none where the form draws nothing."""
 
 
-class StoredTopK(Section):
+class Stored(Section):
+    """What most forms have in common: they draw nothing, and need no head."""
+
+    needs_head: ClassVar[bool] = False
+
+    def fitted(self, vocabulary: int) -> Self:
+        """Return the form for a vocabulary of this size."""
+        return self
+
+    def dice(self, key: int, length: int) -> Array:
+        """Return uniform numbers for the draws of a row, (length, draws)."""
+        return np.empty((length, 0))
+
+    def drawn(self, tokens: Array, vocabulary: int) -> Array:
+        """Return the bytes of each token's draws."""
+        return np.zeros(len(tokens), dtype=np.int64)
+
+
+class StoredTopK(Stored):
     """The K most likely ids with their log-probabilities, and one number for all others."""
 
     type: Literal["top_k"]
@@ -58,11 +76,8 @@ class StoredTopK(Section):
     """K: ids stored for each token; the mass of all others is one number a temperature."""
     temperatures: tuple[float, ...] = (1.0,)
     """Temperatures at which losses over the whole vocabulary can use them."""
-    draws: ClassVar[int] = 0
-    seed: ClassVar[int] = 0
-    needs_head: ClassVar[bool] = False
 
-    def fitted(self, vocabulary: int) -> "StoredTopK":
+    def fitted(self, vocabulary: int) -> Self:
         """Return the form with no more ids than there are."""
         return self.model_copy(update={"k": min(self.k, vocabulary)})
 
@@ -112,7 +127,7 @@ class StoredTopK(Section):
         tokens["ids"] = IdSets.of(vocabulary, self.k).pack(ids_NK)
         tokens["top"], tokens["widest"], tokens["codes"] = packing.pack_gaps(logp_NK)
         tokens["leftover"] = signals["leftover_NT"].numpy()
-        return Packed(tokens, np.empty((0, 3), np.uint8))
+        return Packed(tokens, np.empty(0, np.uint8))
 
     def unpack(self, packed: Packed, vocabulary: int) -> Signals:
         """Return the tensors of some tokens; the ids of a token rise."""
@@ -134,6 +149,8 @@ class StoredTopK(Section):
         """
         import torch
 
+        from tasks.signal_buckets import unused, with_lost
+
         ids_NK, logp_NK = known_V[signals["ids_NK"]], signals["logp_NK"]
         lacks_NK = ids_NK < 0
         if not lacks_NK.any():
@@ -144,23 +161,11 @@ class StoredTopK(Section):
                 f"a student of {size} ids cannot use signals of {k} ids a token",
                 mend="lower capture.signals.k, or keep more of the vocabulary",
             )
-        lost_NT = torch.stack(
-            [
-                (logp_NK / t).masked_fill(~lacks_NK, -torch.inf).logsumexp(-1)
-                for t in self.temperatures
-            ],
-            -1,
-        )
-        leftover_NT = signals["leftover_NT"].logaddexp(lost_NT)
-        rare = torch.arange(size - 2 * k, size)  # of these at least k are free in every row
-        taken = torch.zeros(len(ids_NK), 2 * k + 1, dtype=torch.bool)
-        taken.scatter_(1, (ids_NK - rare[0] + 1).clamp_min(0), True)
-        free_NK = rare[taken[:, 1:].to(torch.uint8).argsort(dim=1, stable=True)[:, :k]]
+        leftover_NT = with_lost(signals["leftover_NT"], logp_NK, lacks_NK, self.temperatures)
         one = self.temperatures.index(1.0) if 1.0 in self.temperatures else 0
         even_N1 = leftover_NT[:, one, None] - float(np.log(size))
-        filled_NK = free_NK.gather(1, (lacks_NK.cumsum(1) - 1).clamp_min(0))
         return {
-            "ids_NK": torch.where(lacks_NK, filled_NK, ids_NK),
+            "ids_NK": torch.where(lacks_NK, unused(ids_NK, lacks_NK, size), ids_NK),
             "logp_NK": torch.where(lacks_NK, even_N1, logp_NK),
             "leftover_NT": leftover_NT,
         }
@@ -185,7 +190,7 @@ class StoredTopK(Section):
                 )
 
 
-class StoredDraws(Section):
+class StoredDraws(Stored):
     """Ids drawn from p, with how often each came: an unbiased estimate (tasks/sampled.py).
 
     The draws are stratified: one in each of N equal slices of the cumulative distribution, which
@@ -199,15 +204,19 @@ class StoredDraws(Section):
     """Of the softmax that is drawn from, and of the loss that uses it."""
     seed: int = 0
     """Of the draws, with the row's own name: batches do not matter."""
-    needs_head: ClassVar[bool] = False
-
-    def fitted(self, vocabulary: int) -> "StoredDraws":
-        """Return the form as it is."""
-        return self
 
     def record(self, vocabulary: int, width: int) -> np.dtype[Any]:
-        """Return what one token takes on disk beside its entries of three bytes."""
-        return np.dtype([("entries", "u1" if self.draws < 256 else "<u2"), ("entropy", "<f2")])
+        """Return what one token takes on disk beside its draws."""
+        return np.dtype([("distinct", "u1" if self.draws < 256 else "<u2"), ("entropy", "<f2")])
+
+    def dice(self, key: int, length: int) -> Array:
+        """Return uniform numbers for the draws of a row: they are its own."""
+        bits = np.random.Philox(key=np.array([key, self.seed], dtype=np.uint64))
+        return np.random.Generator(bits).random((length, self.draws))
+
+    def drawn(self, tokens: Array, vocabulary: int) -> Array:
+        """Return the bytes of each token's draws."""
+        return Draws(vocabulary, self.draws).sizes(tokens["distinct"])
 
     def measure(self, head: "Head", hidden_ND: "Tensor", dice_NS: "Tensor") -> Signals:
         """Return the drawn ids, rising, and the entropy; `dice_NS` are uniform in [0, 1)."""
@@ -230,16 +239,17 @@ class StoredDraws(Section):
 
     def pack(self, signals: Signals, vocabulary: int) -> Packed:
         """Return the bytes of some tokens."""
-        entries_N, draws = packing.pack_draws(signals["ids_NS"].numpy(), vocabulary)
-        tokens = np.zeros(len(entries_N), self.record(vocabulary, 0))
-        tokens["entries"], tokens["entropy"] = entries_N, signals["entropy_N"].numpy()
+        distinct_N, draws = Draws(vocabulary, self.draws).pack(signals["ids_NS"].numpy())
+        tokens = np.zeros(len(distinct_N), self.record(vocabulary, 0))
+        tokens["distinct"], tokens["entropy"] = distinct_N, signals["entropy_N"].numpy()
         return Packed(tokens, draws)
 
     def unpack(self, packed: Packed, vocabulary: int) -> Signals:
         """Return the tensors of some tokens."""
         import torch
 
-        ids_NK, counts_NK = packing.unpack_draws(packed.tokens["entries"], packed.draws, vocabulary)
+        distinct_N = packed.tokens["distinct"]
+        ids_NK, counts_NK = Draws(vocabulary, self.draws).unpack(distinct_N, packed.draws)
         return {
             "ids_NK": torch.from_numpy(ids_NK),
             "share_NK": torch.from_numpy(counts_NK / self.draws),
@@ -277,20 +287,14 @@ class StoredDraws(Section):
                 )
 
 
-class StoredHidden(Section):
+class StoredHidden(Stored):
     """The teacher's last hidden state; its head, stored once, makes the whole distribution of it.
 
     In bfloat16 when the teacher runs in it, which loses nothing; else in float16.
     """
 
     type: Literal["hidden"]
-    draws: ClassVar[int] = 0
-    seed: ClassVar[int] = 0
     needs_head: ClassVar[bool] = True
-
-    def fitted(self, vocabulary: int) -> "StoredHidden":
-        """Return the form as it is."""
-        return self
 
     def record(self, vocabulary: int, width: int) -> np.dtype[Any]:
         """Return what one token takes on disk."""
@@ -314,7 +318,7 @@ class StoredHidden(Section):
         hidden_ND = signals["hidden_ND"].view(torch.int16).numpy()
         tokens = np.zeros(len(hidden_ND), self.record(vocabulary, hidden_ND.shape[1]))
         tokens["hidden"] = hidden_ND
-        return Packed(tokens, np.empty((0, 3), np.uint8))
+        return Packed(tokens, np.empty(0, np.uint8))
 
     def unpack(self, packed: Packed, vocabulary: int) -> Signals:
         """Return the bits of the hidden rows; `targets` knows from the head what they mean."""

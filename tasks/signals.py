@@ -5,7 +5,7 @@ Of every completion token of every row it has one record, in one of three forms
 any order:
 
     tokens-00000.bin   a record of fixed size a token, in the order of writing; one file a shard
-    draws-00000.bin    the drawn ids with their counts, three bytes each (form `sampled`)
+    draws-00000.bin    the drawn ids with their counts, token after token (form `sampled`)
     index.npy          a record a row, sorted by `key`: key, hash of its token ids, shard, number
                        of tokens, its first token and its first draw in the shard
     vocabulary.json    the teacher's tokens in the order of their ids
@@ -117,7 +117,7 @@ class SignalStore:
         self._index = np.load(folder / INDEX, mmap_mode="r")
         shards = range(origin.shards)
         self._tokens = [self._map(f"tokens-{n:05}.bin", origin.record) for n in shards]
-        self._draws = [self._map(f"draws-{n:05}.bin", np.dtype(("u1", (3,)))) for n in shards]
+        self._draws = [self._map(f"draws-{n:05}.bin", np.dtype("u1")) for n in shards]
         self._teacher_ids: np.ndarray[Any, Any] | None = None
 
     def _map(self, name: str, record: np.dtype[Any]) -> Any:
@@ -125,8 +125,7 @@ class SignalStore:
         if not path.exists() or not path.stat().st_size:
             return np.empty(0, record)
         length = path.stat().st_size // record.itemsize
-        flat = np.memmap(path, dtype=record.base, mode="r")
-        return flat.reshape(length, *record.shape)
+        return np.memmap(path, dtype=record, mode="r", shape=(length,))
 
     def attach(
         self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
@@ -193,13 +192,15 @@ class SignalStore:
         records = self._index[list(rows)]
         spans = zip(*(records[name].tolist() for name in ("shard", "token", "length")), strict=True)
         tokens = [self._tokens[shard][start : start + n] for shard, start, n in spans]
-        draws = [np.empty((0, 3), np.uint8)]
-        if "entries" in (self.origin.record.names or ()):
-            for record, some in zip(records, tokens, strict=True):
-                start = int(record["draw"])
-                end = start + int(some["entries"].sum(dtype=np.int64))
-                draws.append(self._draws[record["shard"]][start:end])
-        return Packed(np.concatenate(tokens), np.concatenate(draws))
+        together = np.concatenate(tokens)
+        sizes = np.cumsum([0, *self.origin.form.drawn(together, self.origin.vocabulary)])
+        ends = np.cumsum([len(some) for some in tokens])
+        lengths = np.diff(sizes[ends], prepend=0)
+        draws = [
+            self._draws[record["shard"]][record["draw"] : record["draw"] + length]
+            for record, length in zip(records, lengths.tolist(), strict=True)
+        ]
+        return Packed(together, np.concatenate(draws))
 
     def targets(self, signals: Signals) -> "TopK | Sampled | LiveTeacher":
         """Return what a loss compares the student with, from what `read` gave, on its device."""

@@ -92,9 +92,8 @@ class ShardWriter:
         """
         self._refuse_not_finite(examples, signals)
         packed = self.origin.form.pack(signals, self.origin.vocabulary)
-        drawn = np.zeros(len(packed.tokens) + 1, dtype=np.int64)
-        if len(packed.draws):
-            np.cumsum(packed.tokens["entries"], out=drawn[1:])
+        sizes = self.origin.form.drawn(packed.tokens, self.origin.vocabulary)
+        drawn = np.cumsum([0, *sizes])
         at = 0
         for row in examples:
             bound = (row_hash(row.key), ids_hash(row.ids.tolist(), row.prompt_length))

@@ -159,9 +159,5 @@ def signals_of(
 
 def dice_of(batch: Sequence[Example], origin: Origin) -> np.ndarray:
     """Return uniform numbers for the draws of a batch, (N, G): each row's are its own."""
-    form = origin.form
-    keys = (np.array([row_hash(row.key), form.seed], dtype=np.uint64) for row in batch)
-    dice = (np.random.Generator(np.random.Philox(key=key)) for key in keys)
-    return np.concatenate(
-        [one.random((row.length, form.draws)) for one, row in zip(dice, batch, strict=True)]
-    )
+    rolls = (origin.form.dice(row_hash(row.key), row.length) for row in batch)
+    return np.concatenate(list(rolls))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.packing import IdSets, pack_draws, pack_gaps, unpack_draws, unpack_gaps
+from tasks.packing import Draws, IdSets, pack_gaps, unpack_gaps
 
 SIZES = [(49152, 128), (49152, 32), (151936, 128), (300, 300), (40, 3), (1 << 18, 1), (257, 64)]
 
@@ -52,11 +52,17 @@ def test_one_id_and_equal_ids_have_no_gap() -> None:
 
 @pytest.mark.parametrize("vocabulary", [20, 49152, 151936, 1 << 20])
 def test_draws_come_back_with_their_counts(vocabulary) -> None:
-    ids = np.sort(np.random.default_rng(2).integers(0, 20, (30, 400)), 1)
-    ids[0] = 7  # one id alone, oftener than a short count can tell
-    entries, words = pack_draws(ids, vocabulary)
-    assert words.shape == (entries.sum(), 3)
-    found, counts = unpack_draws(entries, words, vocabulary)
+    ids = np.sort(np.random.default_rng(2).integers(0, 20, (30, 40)), 1)
+    ids[0], ids[1, 1:], ids[2] = 7, 19, range(40) if vocabulary > 40 else 3
+    draws = Draws(vocabulary, 40)
+    distinct, packed = draws.pack(ids)
+    assert packed.shape == (draws.sizes(distinct).sum(),)
+    found, counts = draws.unpack(distinct, packed)
     for row, its_ids, its_counts in zip(ids, found, counts, strict=True):
-        expected = np.bincount(row, minlength=20)
-        assert np.array_equal(np.bincount(its_ids, its_counts, 20), expected)
+        expected = np.bincount(row, minlength=40)
+        assert np.array_equal(np.bincount(its_ids, its_counts, 40), expected)
+
+
+def test_draws_take_what_was_promised() -> None:
+    sizes = Draws(49152, 64).sizes(np.array([1, 28, 64]))
+    assert sizes[0] == 3 and sizes[1] <= 54 and sizes[2] <= 100
