@@ -24,7 +24,7 @@ TINY: dict[str, Any] = {
     "adapt.epochs": 20,
     "adapt.learning_rate": 0.01,
     "adapt.freeze": {"embeddings": False, "layers": 0},
-    "generate.backend": {"threads": 1},
+    "generate.backend": {"type": "transformers", "threads": 1},
     "capture.threads": 1,
     "filter.filters": [{"type": "exact_duplicates"}],
     "shape.layers": [0, 1],

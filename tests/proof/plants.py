@@ -8,6 +8,7 @@ import numpy as np
 
 from tasks import checkpoints
 from tasks.records import GENERATE, TEST, Response, Row, read_rows, write_rows
+from tasks.signals import INDEX
 
 
 def shuffle_signals(store: Path, seed: int = 0) -> float:
@@ -16,18 +17,21 @@ def shuffle_signals(store: Path, seed: int = 0) -> float:
     Returns:
         The share of rows that now have another row's signals.
     """
-    index = np.load(store / "index.npy")
-    before = index["start"].copy()
+    index = np.load(store / INDEX)
+    place = ["shard", "token", "draw"]  # where a row's signals lie
+    before = index[place].copy()
     dice = np.random.default_rng(seed)
     for length in np.unique(index["length"]):
         (same,) = np.nonzero(index["length"] == length)
-        index["start"][same] = before[dice.permutation(same)]
+        from_others = before[dice.permutation(same)]
+        for field in place:
+            index[field][same] = from_others[field]
     names = [path for path in store.iterdir() if path.name != checkpoints.MANIFEST]
     with checkpoints.staged(store) as partial:
         for path in names:
             shutil.copy(path, partial)
-        np.save(partial / "index.npy", index)
-    return float((index["start"] != before).mean())
+        np.save(partial / INDEX, index)
+    return float((index[place] != before).mean())
 
 
 def leak_test_rows(teacher: str, count: int) -> list[str]:
