@@ -34,22 +34,6 @@ def cluster() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def start(project: Path, make_model: Callable[..., Any], tokenizer: Any) -> None:
-    prompts = [f"Definition: a small thing {n}\nCategory:" for n in range(20)]
-    rows = [Row(id=row_id(p), prompt=p, answer=f" animal {n % 3}") for n, p in enumerate(prompts)]
-    write_rows(LABELLED, rows)
-    kept = [Response(**row.model_dump(), teacher="main", finish="stop") for row in rows]
-    write_rows(FILTER / "kept.jsonl", kept)
-    checkpoints.save(make_model(tokenizer, seed=1), tokenizer, ADAPT / "main", {})
-    checkpoints.save(make_model(tokenizer, seed=2, layers=2), tokenizer, SHAPE, {})
-    capture(
-        "main",
-        Teacher(model="tiny"),
-        CaptureParams(signals={"type": "top_k", "k": 64}, precision="float32", threads=1),
-    )
-
-
 def train(sink: Callable[..., None] = lambda event: None, **changes: Any) -> list[dict[str, str]]:
     shutil.rmtree(TRAIN, ignore_errors=True)
     with reporting_to(sink):
