@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from tasks import checkpoints, sources
 from tasks.checkpoints import Precision
+from tasks.depth import Layers, chosen
 from tasks.errors import UserError
 from tasks.outlines import Outline, outline_of
 from tasks.params import Section
@@ -26,19 +27,6 @@ class Pins(NamedTuple):
 
     teachers: Mapping[str, Any]
     student: Mapping[str, Any]
-
-
-class Uniform(Section):
-    """So many layers, evenly spaced, the first and the last among them."""
-
-    uniform: int = Field(ge=1)
-    """Number of layers."""
-
-    def of(self, depth: int) -> list[int]:
-        """Return the positions of the layers in a model of `depth` layers."""
-        if self.uniform == 1:
-            return [depth - 1]
-        return [round(n * (depth - 1) / (self.uniform - 1)) for n in range(self.uniform)]
 
 
 class Start(Section):
@@ -71,7 +59,7 @@ class TeacherLayers(Start):
     type: Literal["teacher_layers"]
     of: str = Field("data/preflight", pattern="^(data/preflight|models/adapt/[a-z0-9-]{1,64})$")  # type: ignore[assignment]
     """`data/preflight`: the teacher as it came; `models/adapt/<teacher>`: as it was tuned."""
-    layers: Annotated[tuple[int, ...], Field(min_length=1)] | Uniform
+    layers: Layers
     """Positions of the layers, from 0 and in this order, or `{uniform: n}`."""
 
     @model_validator(mode="after")
@@ -80,24 +68,9 @@ class TeacherLayers(Start):
             raise ValueError(f"`of` names another teacher than `teacher: {self.teacher}`")
         return self
 
-    def chosen(self, depth: int) -> list[int]:
-        """Return the positions of the layers to take from a teacher of `depth` layers.
-
-        Raises:
-            UserError: the teacher has no such layer.
-        """
-        found = self.layers.of(depth) if isinstance(self.layers, Uniform) else list(self.layers)
-        wrong = [n for n in found if not 0 <= n < depth]
-        if wrong or len(set(found)) < len(found):
-            raise UserError(
-                f"the teacher has {depth} layers (0 to {depth - 1}): cannot take {wrong or found}",
-                where="params.yaml, section shape.layers",
-            )
-        return found
-
     def preview(self, lender: Outline) -> tuple[Outline, dict[str, Any]]:
         """Return the model that the student speaks like, and what the student will be."""
-        kept = self.chosen(lender.depth)
+        kept = chosen(self.layers, lender.depth, "section shape.layers")
         sizes = {"layers": len(kept), "parameters": lender.parameters(kept)}
         return lender, lender.facts() | sizes | {"type": self.type}
 
@@ -111,7 +84,8 @@ class TeacherLayers(Start):
         if self.of == "data/preflight":
             folder = self.lender(teachers).folder(pins.teachers[self.teacher])
         model, tokenizer = checkpoints.load(folder)
-        keep_layers(model, self.chosen(len(layers_of(model))))
+        depth = len(layers_of(model))
+        keep_layers(model, chosen(self.layers, depth, "section shape.layers"))
         return model, tokenizer
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import Field, field_validator
 
 from tasks.checkpoints import Precision
+from tasks.depth import Layers
 from tasks.hyperparameters import Hyperparameters
 from tasks.progress import say
 from tasks.records import Row
@@ -37,6 +38,9 @@ class Phase(Hyperparameters):
     """The rows, such as `data/order/train.jsonl` or `data/collect/labelled.jsonl`."""
     targets: str
     """Where the targets are: the rows' own file, or a signal store such as `data/capture/main`."""
+    keep_layers: Layers | None = None
+    """Layers of the start that the phase goes on with, the others being dropped before it trains;
+    a chain of such phases is progressive layer dropping. All of them when not given."""
     save_precision: Precision = "bfloat16"
     """Number format of the weights on disk."""
 
@@ -51,6 +55,22 @@ class Phase(Hyperparameters):
         """Return the checkpoint that the phase starts from."""
         folder = MODELS / self.start
         return folder / f"seed-{seed}" if self.start.startswith("train/") else folder
+
+    def load_start(self, seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """Load what the phase starts from, without the layers that it does not keep.
+
+        Raises:
+            UserError: the checkpoint is damaged, or has no such layer.
+        """
+        from tasks import checkpoints
+        from tasks.depth import chosen
+        from tasks.shape.layers import keep_layers, layers_of
+
+        model, tokenizer = checkpoints.load(self.start_folder(seed))
+        if self.keep_layers is not None:
+            depth = len(layers_of(model))
+            keep_layers(model, chosen(self.keep_layers, depth, "train.<phase>.keep_layers"))
+        return model, tokenizer
 
     def train(
         self,

@@ -59,7 +59,7 @@ def _train(item: str, phase: Phase, rows: Sequence[Row], seed: int) -> Trained:
     from tasks import checkpoints
 
     start = phase.start_folder(seed)
-    model, tokenizer = checkpoints.load(start)
+    model, tokenizer = phase.load_start(seed)
     trained = phase.train(model, tokenizer, rows, seed=seed, what=f"train {item}, seed {seed}")
     folder = TRAIN / item / f"seed-{seed}"
     provenance = {

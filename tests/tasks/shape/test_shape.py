@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from tasks import checkpoints
+from tasks.depth import Uniform
 from tasks.errors import UserError
 from tasks.params import validated
 from tasks.preflight.stage import run as preflight
 from tasks.records import ADAPT, MODELS, SHAPE
 from tasks.shape.layers import keep_layers, layers_of
 from tasks.shape.stage import run
-from tasks.shape.students import Student, Uniform
+from tasks.shape.students import Student
 from tasks.teachers import Teacher
 
 
