@@ -7,6 +7,7 @@ updates in proportion to their rows.
 Shapes: B batch, S sequence, N valid tokens, K stored ids.
 """
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class Example:
     """Stage of the curriculum, from 0."""
     signal: int = -1
     """Where its completion's first token is in the signal store; −1: nowhere."""
+    by_student: bool = False
+    """Whether the student wrote the completion itself, while it was trained."""
 
     @property
     def length(self) -> int:
@@ -121,6 +124,7 @@ class Batches(Dataset[dict[str, Any]]):
         signals: "SignalStore | None",
     ) -> None:
         self.examples, self.signals = examples, signals
+        self._instead: dict[int, list[Example]] = {}
         self.micro = [
             list(batch[start : start + rows_at_once])
             for batch in batches
@@ -156,4 +160,10 @@ class Batches(Dataset[dict[str, Any]]):
 
     def rows(self, number: int) -> list[Example]:
         """Return the examples of a micro-batch."""
-        return [self.examples[i] for i in self.micro[number]]
+        return self._instead.get(number) or [self.examples[i] for i in self.micro[number]]
+
+    def put(self, numbers: Sequence[int], rows: Sequence[Example]) -> None:
+        """Let the micro-batches of one update hold these rows instead of the planned ones."""
+        size = math.ceil(len(rows) / len(numbers))
+        parts = (list(rows[n * size : (n + 1) * size]) for n in range(len(numbers)))
+        self._instead = dict(zip(numbers, parts, strict=True))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from tasks.divergences import Term
 from tasks.errors import UserError
-from tasks.fused_head import Targets, TopK, fused_head_loss
+from tasks.fused_head import LiveTeacher, Targets, TopK, fused_head_loss
 from tasks.heads import Head
 from tasks.hyperparameters import Freeze, Hyperparameters
 from tasks.signals import SignalStore
@@ -31,12 +31,15 @@ class Learner(nn.Module):
         chunk_tokens: int = 512,
         signals: SignalStore | None = None,
         vocabulary: int | None = None,
+        *,
+        teacher: PreTrainedModel | None = None,
     ) -> None:
         super().__init__()
         self.model, self.terms, self.chunk_tokens = model, terms, chunk_tokens
         self.temperatures = signals.origin.temperatures if signals else ()
         self.vocabulary = vocabulary
         self._head: Head | None = None
+        self._teacher = [teacher] if teacher else []  # in a list: no part of what is trained
 
     def forward(
         self,
@@ -57,18 +60,25 @@ class Learner(nn.Module):
         hidden_ND = hidden_BSD.flatten(0, 1)[positions_N]
         if self._head is None:  # not before: moving a model to its device makes new parameters
             self._head = Head.of(self.model, self.vocabulary)
-        stored = None
+        teacher: TopK | LiveTeacher | None = None
         if stored_ids_NK is not None and stored_logp_NK is not None:
             assert stored_leftover_NT is not None
-            stored = TopK(stored_ids_NK, stored_logp_NK, stored_leftover_NT, self.temperatures)
+            teacher = TopK(stored_ids_NK, stored_logp_NK, stored_leftover_NT, self.temperatures)
+        elif self._teacher:
+            teacher = self._ask(self._teacher[0], ids_BS, positions_N)
         return fused_head_loss(
             hidden_ND,
             self._head,
             self.terms,
-            Targets(targets_N, stored),
+            Targets(targets_N, teacher),
             divisor=divisor,
             chunk_tokens=self.chunk_tokens,
         )
+
+    @torch.no_grad()
+    def _ask(self, teacher: PreTrainedModel, ids_BS: Tensor, positions_N: Tensor) -> LiveTeacher:
+        out = teacher.get_decoder()(input_ids=ids_BS, use_cache=False).last_hidden_state
+        return LiveTeacher(out.flatten(0, 1)[positions_N], Head.of(teacher, self.vocabulary))
 
 
 def freeze(model: PreTrainedModel, frozen: Freeze) -> None:

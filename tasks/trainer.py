@@ -14,7 +14,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,13 @@ from tasks.progress import Meter
 from tasks.signals import SignalStore
 
 
+class Rollouts(Protocol):
+    """What writes the rows of an update when its turn has come."""
+
+    def rows(self, update: int, planned: list[Example]) -> list[Example] | None:
+        """Return the rows of the update (counted from 0); None for those that were planned."""
+
+
 class Update(NamedTuple):
     """One optimiser step."""
 
@@ -58,6 +65,8 @@ def fit(
     what: str,
     signals: SignalStore | None = None,
     vocabulary: int | None = None,
+    teacher: PreTrainedModel | None = None,
+    rollouts: Rollouts | None = None,
 ) -> list[Update]:
     """Train `model` in place (its weights end as float32, in eval mode) and return the history.
 
@@ -70,6 +79,8 @@ def fit(
         what: name of this run in the progress, such as `train kd, seed 1`.
         signals: where the teacher's stored distributions are read; every soft term needs them.
         vocabulary: number of real ids (`len(tokenizer)`) where the head is padded to be wider.
+        teacher: a model that is asked for its distributions on every batch, in place of signals.
+        rollouts: what writes the rows of an update just before it, in place of the planned ones.
 
     Raises:
         UserError: the loss or its gradient is not finite: names the rows; no rows to learn from; a
@@ -77,7 +88,7 @@ def fit(
     """
     if not examples:
         raise UserError("there is nothing to learn: no row has an answer", where=what)
-    if signals is None and any(isinstance(term, Divergence) for term in terms):
+    if signals is None and teacher is None and any(isinstance(term, Divergence) for term in terms):
         raise UserError(
             "a soft term needs a teacher's signals", where=what, mend="targets: data/capture/…"
         )
@@ -86,12 +97,15 @@ def fit(
     check_head(model)
     batches = plan(examples, hyperparameters, seed)
     data = Batches(examples, batches, hyperparameters.rows_at_once, signals)
-    learner = Learner(model, terms, hyperparameters.chunk_tokens, signals, vocabulary)
+    learner = Learner(
+        model, terms, hyperparameters.chunk_tokens, signals, vocabulary, teacher=teacher
+    )
     stages = [examples[batch[0]].stage for batch in batches]
     longest = max(len(example.ids) for example in examples)
     with attention(model, hyperparameters, longest), tempfile.TemporaryDirectory() as scratch:
         arguments = _arguments(hyperparameters, len(batches), seed, scratch)
-        trainer = FusedTrainer(learner, arguments, data, Meter(what, len(batches)), stages)
+        meter = Meter(what, len(batches))
+        trainer = FusedTrainer(learner, arguments, data, meter, stages, rollouts=rollouts)
         trainer.train()
     model.eval().requires_grad_(True)
     return trainer.history
@@ -107,12 +121,14 @@ class FusedTrainer(Trainer):
         data: Batches,
         meter: Meter,
         stages: Sequence[int],
+        *,
+        rollouts: Rollouts | None = None,
     ) -> None:
         super().__init__(learner, arguments, train_dataset=data)
         self.remove_callback(PrinterCallback)
         self.add_callback(_Follow(self))
         self.loss_is_scaled_for_ga = True
-        self.data, self.meter, self.stages = data, meter, stages
+        self.data, self.meter, self.stages, self.rollouts = data, meter, stages, rollouts
         self.history: list[Update] = []
         self._losses: list[Tensor] = []
         self._parts: list[Tensor] = []
@@ -128,10 +144,28 @@ class FusedTrainer(Trainer):
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Return the micro-batches of one update, and the number of valid tokens in all of them."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
+        if self.rollouts is not None:
+            batches = self._written_now(self.rollouts, batches)
         valid = torch.tensor(sum(len(batch["targets_N"]) for batch in batches), device=device)
         if self.args.world_size > 1:
             valid = self.accelerator.gather(valid).sum()
         return batches, valid.clamp_min(1)
+
+    def _written_now(
+        self, rollouts: Rollouts, planned: list[dict[str, Tensor]]
+    ) -> list[dict[str, Tensor]]:
+        """Return the batches of this update as `rollouts` has them; here, not in the data set.
+
+        A loader reads one batch ahead: that one would be written by the student of an update ago.
+        """
+        first = self.state.global_step * len(planned)
+        numbers = range(first, first + len(planned))
+        rows = [row for number in numbers for row in self.data.rows(number)]
+        written = rollouts.rows(self.state.global_step, rows)
+        if written is None:
+            return planned
+        self.data.put(numbers, written)
+        return [self.data[number] for number in numbers]
 
     def compute_loss(
         self,

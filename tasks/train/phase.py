@@ -1,7 +1,8 @@
 """What every phase of training says of itself, whichever its method."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field, field_validator
@@ -10,7 +11,7 @@ from tasks.checkpoints import Precision
 from tasks.depth import Layers
 from tasks.hyperparameters import Hyperparameters
 from tasks.progress import say
-from tasks.records import Row
+from tasks.records import TRAIN, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +28,8 @@ class Trained(NamedTuple):
     history: "list[Update]"
     rows: int
     """Rows that were learnt from."""
+    figures: Mapping[str, float] = MappingProxyType({})
+    """What else the summary says of this run."""
 
 
 class Phase(Hyperparameters):
@@ -53,8 +56,7 @@ class Phase(Hyperparameters):
 
     def start_folder(self, seed: int) -> Path:
         """Return the checkpoint that the phase starts from."""
-        folder = MODELS / self.start
-        return folder / f"seed-{seed}" if self.start.startswith("train/") else folder
+        return checkpoint_of(MODELS / self.start, seed)
 
     def load_start(self, seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Load what the phase starts from, without the layers that it does not keep.
@@ -100,3 +102,8 @@ class Phase(Hyperparameters):
             left_out = len(rows) - len(found)
             say(f"{left_out} rows left out: no answer, or more than {self.max_tokens} tokens")
         return found
+
+
+def checkpoint_of(path: Path, seed: int) -> Path:
+    """Return the checkpoint at a path: a phase of training has one for each seed."""
+    return path / f"seed-{seed}" if path.is_relative_to(TRAIN) else path

@@ -26,10 +26,11 @@ from tasks.errors import UserError
 from tasks.params import EachOf
 from tasks.records import TRAIN, Lesson, Response, Row, read_rows, write_json
 from tasks.train.kd import Kd
+from tasks.train.on_policy import OnPolicy
 from tasks.train.phase import Phase, Trained
 from tasks.train.sft import Sft
 
-Method = Annotated[Sft | Kd, Field(discriminator="method")]
+Method = Annotated[Sft | Kd | OnPolicy, Field(discriminator="method")]
 
 
 def run(item: str, phase: Annotated[Method, EachOf("train")], seeds: list[int]) -> None:
@@ -50,6 +51,7 @@ def run(item: str, phase: Annotated[Method, EachOf("train")], seeds: list[int]) 
         losses.append(final_loss(trained))
         summary |= {"rows": trained.rows, "updates": len(trained.history)}
         summary[f"final_loss of seed {seed}"] = round(losses[-1], 4)
+        summary |= {f"{name} of seed {seed}": n for name, n in trained.figures.items()}
         say(f"{item}, seed {seed}: loss {losses[-1]:.4f} over the last updates")
     summary["final_loss"] = round(fmean(losses), 4)
     write_json(TRAIN / item / "summary.json", summary)
