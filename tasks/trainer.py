@@ -103,7 +103,7 @@ def fit(
     stages = [examples[batch[0]].stage for batch in batches]
     longest = max(len(example.ids) for example in examples)
     with attention(model, hyperparameters, longest), tempfile.TemporaryDirectory() as scratch:
-        arguments = _arguments(hyperparameters, len(batches), seed, scratch)
+        arguments = TrainingArguments(**options(hyperparameters, len(batches), seed, scratch))
         meter = Meter(what, len(batches))
         trainer = FusedTrainer(learner, arguments, data, meter, stages, rollouts=rollouts)
         trainer.train()
@@ -126,7 +126,7 @@ class FusedTrainer(Trainer):
     ) -> None:
         super().__init__(learner, arguments, train_dataset=data)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Follow(self))
+        self.add_callback(Follow(self))
         self.loss_is_scaled_for_ga = True
         self.data, self.meter, self.stages, self.rollouts = data, meter, stages, rollouts
         self.history: list[Update] = []
@@ -213,59 +213,63 @@ class FusedTrainer(Trainer):
         self._parts.clear()
 
 
-class _Follow(TrainerCallback):
+class Follow(TrainerCallback):
     """Tells the meter and the history of each update."""
 
-    def __init__(self, trainer: FusedTrainer) -> None:
+    def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Close the update."""
         self.trainer.close_update(kwargs["optimizer"].param_groups[0]["lr"])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Count it."""
         self.trainer.meter.advance()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Say that it is over."""
         self.trainer.meter.finish()
 
 
-def _arguments(
+def options(
     hyperparameters: Hyperparameters, updates: int, seed: int, scratch: str
-) -> TrainingArguments:
+) -> dict[str, Any]:
+    """Return the options of transformers' TrainingArguments, and of what TRL derives from them."""
     on_gpu = torch.cuda.is_available()
     at_once = hyperparameters.rows_at_once
-    return TrainingArguments(
-        output_dir=scratch,
-        use_cpu=not on_gpu,
-        bf16=hyperparameters.precision == "bfloat16",
-        per_device_train_batch_size=at_once,
-        gradient_accumulation_steps=math.ceil(hyperparameters.batch_size / at_once),
-        max_steps=updates,
-        learning_rate=hyperparameters.learning_rate,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(
+    return {
+        "output_dir": scratch,
+        "use_cpu": not on_gpu,
+        "bf16": hyperparameters.precision == "bfloat16",
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": math.ceil(hyperparameters.batch_size / at_once),
+        "max_steps": updates,
+        "learning_rate": hyperparameters.learning_rate,
+        "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(
             hyperparameters.schedule, hyperparameters.schedule
         ),
-        warmup_steps=round(hyperparameters.warmup * updates),
-        weight_decay=hyperparameters.weight_decay,
-        adam_beta1=hyperparameters.betas[0],
-        adam_beta2=hyperparameters.betas[1],
-        max_grad_norm=hyperparameters.clip,
-        optim="adamw_torch_fused",
-        seed=seed,
-        report_to="none",
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        eval_strategy="no",
-        disable_tqdm=True,
-        log_level="error",
-        remove_unused_columns=False,
-        dataloader_pin_memory=on_gpu,
-        ddp_find_unused_parameters=False,
-    )
+        "warmup_steps": round(hyperparameters.warmup * updates),
+        "weight_decay": hyperparameters.weight_decay,
+        "adam_beta1": hyperparameters.betas[0],
+        "adam_beta2": hyperparameters.betas[1],
+        "max_grad_norm": hyperparameters.clip,
+        "optim": "adamw_torch_fused",
+        "seed": seed,
+        "report_to": "none",
+        "logging_strategy": "no",
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "disable_tqdm": True,
+        "log_level": "error",
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": on_gpu,
+        "ddp_find_unused_parameters": False,
+    }

@@ -24,13 +24,14 @@ from pydantic import Field
 
 from tasks.errors import UserError
 from tasks.params import EachOf
-from tasks.records import TRAIN, Lesson, Response, Row, read_rows, write_json
+from tasks.records import TRAIN, Lesson, Pair, Response, Row, read_rows, write_json
+from tasks.train.dpo import Dpo
 from tasks.train.kd import Kd
 from tasks.train.on_policy import OnPolicy
 from tasks.train.phase import Phase, Trained
 from tasks.train.sft import Sft
 
-Method = Annotated[Sft | Kd | OnPolicy, Field(discriminator="method")]
+Method = Annotated[Sft | Kd | OnPolicy | Dpo, Field(discriminator="method")]
 
 
 def run(item: str, phase: Annotated[Method, EachOf("train")], seeds: list[int]) -> None:
@@ -75,8 +76,8 @@ def _train(item: str, phase: Phase, rows: Sequence[Row], seed: int) -> Trained:
     return trained
 
 
-def rows_of(path: Path) -> list[Row]:
-    """Read rows of whichever kind the file holds: lessons, responses or plain rows.
+def rows_of(path: Path) -> list[Any]:
+    """Read rows of whichever kind the file holds: lessons, responses, plain rows or pairs.
 
     Raises:
         UserError: there is no such file, or no row in it.
@@ -86,7 +87,8 @@ def rows_of(path: Path) -> list[Row]:
     first = path.open("rb").readline()
     if not first:
         raise UserError("there are no rows to learn from", where=str(path))
-    kind = Lesson if b'"stage":' in first else Response if b'"teacher":' in first else Row
+    kinds: dict[bytes, Any] = {b'"chosen":': Pair, b'"stage":': Lesson, b'"teacher":': Response}
+    kind = next((kind for mark, kind in kinds.items() if mark in first), Row)
     return list(read_rows(path, kind))
 
 
