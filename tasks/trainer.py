@@ -67,6 +67,7 @@ def fit(
     vocabulary: int | None = None,
     teacher: PreTrainedModel | None = None,
     rollouts: Rollouts | None = None,
+    learner: nn.Module | None = None,
 ) -> list[Update]:
     """Train `model` in place (its weights end as float32, in eval mode) and return the history.
 
@@ -81,6 +82,7 @@ def fit(
         vocabulary: number of real ids (`len(tokenizer)`) where the head is padded to be wider.
         teacher: a model that is asked for its distributions on every batch, in place of signals.
         rollouts: what writes the rows of an update just before it, in place of the planned ones.
+        learner: what gives the loss of a batch, where that is more than `model` alone.
 
     Raises:
         UserError: the loss or its gradient is not finite: names the rows; no rows to learn from; a
@@ -88,7 +90,8 @@ def fit(
     """
     if not examples:
         raise UserError("there is nothing to learn: no row has an answer", where=what)
-    if signals is None and teacher is None and any(isinstance(term, Divergence) for term in terms):
+    taught = signals or teacher or learner
+    if taught is None and any(isinstance(term, Divergence) for term in terms):
         raise UserError(
             "a soft term needs a teacher's signals", where=what, mend="targets: data/capture/…"
         )
@@ -116,7 +119,7 @@ class FusedTrainer(Trainer):
 
     def __init__(
         self,
-        learner: Learner,
+        learner: nn.Module,
         arguments: TrainingArguments,
         data: Batches,
         meter: Meter,

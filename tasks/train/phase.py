@@ -30,6 +30,8 @@ class Trained(NamedTuple):
     """Rows that were learnt from."""
     figures: Mapping[str, float] = MappingProxyType({})
     """What else the summary says of this run."""
+    others: "Mapping[str, PreTrainedModel]" = MappingProxyType({})
+    """Models that were trained beside the student and are kept, by name."""
 
 
 class Phase(Hyperparameters):
@@ -64,14 +66,20 @@ class Phase(Hyperparameters):
         Raises:
             UserError: the checkpoint is damaged, or has no such layer.
         """
+        return self.load_layers(seed, self.keep_layers)
+
+    def load_layers(
+        self, seed: int, layers: Layers | None
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """Load what the phase starts from, with these of its layers, or all."""
         from tasks import checkpoints
         from tasks.depth import chosen
         from tasks.shape.layers import keep_layers, layers_of
 
         model, tokenizer = checkpoints.load(self.start_folder(seed))
-        if self.keep_layers is not None:
+        if layers is not None:
             depth = len(layers_of(model))
-            keep_layers(model, chosen(self.keep_layers, depth, "train.<phase>.keep_layers"))
+            keep_layers(model, chosen(layers, depth, "train.<phase>.keep_layers"))
         return model, tokenizer
 
     def train(

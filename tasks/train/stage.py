@@ -3,6 +3,7 @@
 In:  models/<from>, <rows> and <targets> of the phase in params.yaml
 Out: models/train/<phase>/seed-<n>/             the trained checkpoint
      models/train/<phase>/seed-<n>/history.csv  a line for each update
+     models/train/<phase>/<name>/seed-<n>/      a model that was trained beside it, where kept
      models/train/<phase>/summary.json
 
 Lines of history.csv:
@@ -27,11 +28,12 @@ from tasks.params import EachOf
 from tasks.records import TRAIN, Lesson, Pair, Response, Row, read_rows, write_json
 from tasks.train.dpo import Dpo
 from tasks.train.kd import Kd
+from tasks.train.mutual import Mutual
 from tasks.train.on_policy import OnPolicy
 from tasks.train.phase import Phase, Trained
 from tasks.train.sft import Sft
 
-Method = Annotated[Sft | Kd | OnPolicy | Dpo, Field(discriminator="method")]
+Method = Annotated[Sft | Kd | OnPolicy | Dpo | Mutual, Field(discriminator="method")]
 
 
 def run(item: str, phase: Annotated[Method, EachOf("train")], seeds: list[int]) -> None:
@@ -73,6 +75,9 @@ def _train(item: str, phase: Phase, rows: Sequence[Row], seed: int) -> Trained:
     }
     checkpoints.save(model, tokenizer, folder, provenance, precision=phase.save_precision)
     _write_history(folder / "history.csv", trained)
+    for name, other in trained.others.items():
+        beside = TRAIN / item / name / f"seed-{seed}"
+        checkpoints.save(other, tokenizer, beside, provenance, precision=phase.save_precision)
     return trained
 
 
