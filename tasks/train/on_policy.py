@@ -46,6 +46,8 @@ class OnPolicy(Phase):
                 "nobody knows beforehand what the student will write: targets must be a teacher "
                 f"that can be asked, such as models/adapt/main, not {self.targets}"
             )
+        if 0 < self.sampling.replay < self.batch_size:
+            raise ValueError("sampling.replay must hold the answers of one update at least")
         if any(term.type == "hard" for term in self.terms):
             raise ValueError(
                 "a hard term would teach the student its own answers: give divergences alone"
