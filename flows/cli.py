@@ -47,6 +47,7 @@ def options(
     "`cohobate run --stage filter --dry-run` · `cohobate run --recipe recipes/hinton-kd.yaml`"
 )
 def run(
+    *,
     stage: Stage = None,
     settings: Settings = None,
     recipe: Recipe = None,
