@@ -100,7 +100,7 @@ def fit(
     check_head(model)
     batches = plan(examples, hyperparameters, seed)
     data = Batches(examples, batches, hyperparameters.rows_at_once, signals)
-    learner = Learner(
+    learner = learner or Learner(
         model, terms, hyperparameters.chunk_tokens, signals, vocabulary, teacher=teacher
     )
     stages = [examples[batch[0]].stage for batch in batches]
