@@ -60,7 +60,12 @@ def start(project: Path, make_model: Callable[..., Any], tokenizer: Any) -> None
     write_rows(FILTER / "kept.jsonl", kept)
     checkpoints.save(make_model(tokenizer, seed=1), tokenizer, ADAPT / "main", {})
     checkpoints.save(make_model(tokenizer, seed=2, layers=2), tokenizer, SHAPE, {})
-    capture("main", Teacher(model="tiny"), CaptureParams(top_k=64, precision="float32", threads=1))
+    signals = {"type": "top_k", "k": 64}
+    capture(
+        "main",
+        Teacher(model="tiny"),
+        CaptureParams(signals=signals, precision="float32", threads=1),
+    )
 
 
 def train(sink: Callable[..., None] = lambda event: None, **changes: Any) -> list[dict[str, str]]:
