@@ -29,6 +29,11 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Edit params.yaml first. May be repeated."),
 ]
 
+Recipe = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Write this recipe into params.yaml first."),
+]
+
 
 @app.callback()
 def options(
@@ -40,11 +45,13 @@ def options(
 
 @app.command(
     epilog="Examples: `cohobate run` · `cohobate run --set seeds=[1,2,3]` · "
-    "`cohobate run --stage filter --dry-run`"
+    "`cohobate run --stage filter --dry-run` · `cohobate run --recipe recipes/hinton-kd.yaml`"
 )
 def run(
+    *,
     stage: Stage = None,
     settings: Settings = None,
+    recipe: Recipe = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would run and why; run nothing.")] = False,
     workspace: Workspace = "shared",
     as_json: Json = False,
@@ -56,11 +63,11 @@ def run(
     if dry_run:
         from flows.plan import plan
 
-        with overrides.for_now(root, settings or []):
+        with overrides.for_now(root, settings or [], recipe):
             _show_plan(plan(root, stage), as_json)
             _show_prices(root)
         return
-    for change in overrides.apply(root, settings or []):
+    for change in overrides.apply(root, settings or [], recipe):
         err.print(f"params.yaml: {change}", highlight=False)
     outcome = running.run_round(root, stage, err, workspace)
     if as_json:
@@ -141,6 +148,20 @@ def show_params(
     document = params.load(project_root() / params.PARAMS)
     whole.check(document)
     print_json(document) if as_json else out.print("params.yaml: ok")
+
+
+@app.command("recipes", epilog="Example: `cohobate recipes`, then `cohobate run --recipe FILE`")
+def list_recipes(as_json: Json = False) -> None:
+    """List the recipes: known ways to distil, each an overlay on params.yaml."""
+    from flows import recipes
+
+    found = recipes.listed(project_root())
+    if as_json:
+        print_json(found)
+        return
+    width = max(map(len, found), default=0)
+    for path, what in found.items():
+        out.print(f"{path:<{width}}  {plain(what)}", highlight=False)
 
 
 @app.command(epilog="Example: `cohobate doctor`")

@@ -1,4 +1,4 @@
-"""`--set train.kd.updates=300`: edits of params.yaml that keep its comments and order."""
+"""`--set train.kd.updates=300` and `--recipe`: edits of params.yaml that keep its comments."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,26 +8,28 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from flows import recipes
 from tasks import params, schema
 from tasks.params import ParamsError, nearest
 
 
-def apply(root: Path, settings: list[str]) -> list[str]:
-    """Write `key=value` settings into params.yaml; return a line for each that changed something.
+def apply(root: Path, settings: list[str], recipe: str | None = None) -> list[str]:
+    """Write a recipe, then `key=value` settings, into params.yaml; return a line for each change.
 
     The file is what a round is made from, whichever door it enters by, so a setting is an edit:
     git shows it, and `dvc repro` afterwards sees the same params.
 
     Raises:
-        ParamsError: no `=`, a key that is not there, or a value that the schema refuses; the file
-            is then untouched.
+        ParamsError: no such recipe, no `=`, a key that is not there, or a value that the schema
+            refuses; the file is then untouched.
     """
     path = root / params.PARAMS
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
     document = yaml.load(path.read_text())
-    changes = [change for setting in settings if (change := _set(document, setting))]
+    changes = recipes.lay_over(document, recipes.read(root, recipe)) if recipe else []
+    changes += [change for setting in settings if (change := _set(document, setting))]
     schema.check(_plain(document))
     if changes:
         text = StringIO()
@@ -37,12 +39,12 @@ def apply(root: Path, settings: list[str]) -> list[str]:
 
 
 @contextmanager
-def for_now(root: Path, settings: list[str]) -> Iterator[list[str]]:
-    """Apply settings for the length of a block, then put params.yaml back as it was."""
+def for_now(root: Path, settings: list[str], recipe: str | None = None) -> Iterator[list[str]]:
+    """Apply a recipe and settings for the length of a block, then put params.yaml back."""
     path = root / params.PARAMS
     before = path.read_bytes()
     try:
-        yield apply(root, settings)
+        yield apply(root, settings, recipe)
     finally:
         path.write_bytes(before)
 

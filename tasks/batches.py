@@ -8,6 +8,7 @@ Shapes: B batch, S sequence, N valid tokens, K stored ids.
 """
 
 import hashlib
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -150,6 +151,7 @@ class Batches(Dataset[dict[str, Any]]):
         teaching: Brings | None,
     ) -> None:
         self.examples, self.teaching = examples, teaching
+        self._instead: dict[int, list[Example]] = {}
         starts = [
             (update, start)
             for update, batch in enumerate(batches)
@@ -184,4 +186,10 @@ class Batches(Dataset[dict[str, Any]]):
 
     def rows(self, number: int) -> list[Example]:
         """Return the examples of a micro-batch."""
-        return [self.examples[i] for i in self.micro[number]]
+        return self._instead.get(number) or [self.examples[i] for i in self.micro[number]]
+
+    def put(self, numbers: Sequence[int], rows: Sequence[Example]) -> None:
+        """Let the micro-batches of one update hold these rows instead of the planned ones."""
+        size = math.ceil(len(rows) / len(numbers))
+        parts = (list(rows[n * size : (n + 1) * size]) for n in range(len(numbers)))
+        self._instead = dict(zip(numbers, parts, strict=True))

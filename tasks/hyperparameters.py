@@ -65,7 +65,7 @@ class Hyperparameters(Section):
     """Longest row, prompt and completion together; longer ones are left out and counted."""
     checkpoint_every: int = Field(500, ge=0)
     """Updates between two training checkpoints, from which a killed run goes on. A run of fewer
-    updates has none: it is as quick to train again. 0: never."""
+    updates has none: it is as quick to train again; nor have on_policy and dpo. 0: never."""
     threads: int = Field(2, ge=1)
     """CPU threads; part of what decides the bytes of the result."""
 

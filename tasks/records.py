@@ -140,11 +140,12 @@ def read_rows(path: Path, kind: type[R]) -> Iterator[R]:
             yield kind.model_validate_json(line)
 
 
-def row_kind(path: Path) -> type[Row]:
-    """Return which kind of rows a file holds: lessons, responses or plain rows."""
+def row_kind(path: Path) -> type[Any]:
+    """Return which kind of rows a file holds: pairs, lessons, responses or plain rows."""
     with path.open("rb") as lines:
         first = lines.readline()
-    return Lesson if b'"stage":' in first else Response if b'"teacher":' in first else Row
+    kinds = {b'"chosen":': Pair, b'"stage":': Lesson, b'"teacher":': Response}
+    return next((kind for mark, kind in kinds.items() if mark in first), Row)
 
 
 def write_rows(path: Path, rows: Iterable[BaseModel]) -> int:

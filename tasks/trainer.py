@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,6 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -36,8 +33,9 @@ from tasks import resuming, training_state, workers
 from tasks.batches import Batches, Example, fingerprint, plan
 from tasks.divergences import Hard
 from tasks.errors import UserError
+from tasks.following import Follow, Resume
 from tasks.heads import check_head
-from tasks.history import Curves, Update
+from tasks.history import Update
 from tasks.hyperparameters import Hyperparameters
 from tasks.learner import Learner, attention, freeze
 from tasks.progress import Meter, say
@@ -45,6 +43,13 @@ from tasks.resuming import Keeper
 from tasks.seen import blocks_of
 from tasks.teaching import Teaching
 from tasks.token_losses import Exact
+
+
+class Rollouts(Protocol):
+    """What writes the rows of an update when its turn has come."""
+
+    def rows(self, update: int, planned: list[Example]) -> list[Example] | None:
+        """Return the rows of the update (counted from 0); None for those that were planned."""
 
 
 def fit(
@@ -57,6 +62,8 @@ def fit(
     what: str,
     teaching: Teaching | None = None,
     vocabulary: int | None = None,
+    rollouts: Rollouts | None = None,
+    learner: Any = None,
 ) -> list[Update]:
     """Train `model` in place (its weights end as float32, in eval mode) and return the history.
 
@@ -69,6 +76,10 @@ def fit(
         what: name of this run in the progress, such as `train kd, seed 1`.
         teaching: where the teacher's distributions come from; every soft term needs it.
         vocabulary: number of real ids (`len(tokenizer)`) where the head is padded to be wider.
+        rollouts: what writes the rows of an update just before it, in place of the planned ones.
+            Such a run keeps no training checkpoints: what has been written is nowhere but here.
+        learner: what gives the loss of a batch, where that is more than `model` alone: a module
+            with `names`, as `Learner` has them.
 
     Raises:
         UserError: the loss or its gradient is not finite: names the rows; no rows to learn from; a
@@ -76,7 +87,8 @@ def fit(
     """
     if not examples:
         raise UserError("there is nothing to learn: no row has an answer", where=what)
-    if teaching is None and any(not isinstance(term, Hard) for term in terms):
+    taught = teaching or learner
+    if taught is None and any(not isinstance(term, Hard) for term in terms):
         raise UserError(
             "a soft term needs a teacher's signals", where=what, mend="targets: data/capture/…"
         )
@@ -87,7 +99,7 @@ def fit(
     shares = [workers.share(batch) for batch in batches]
     data = Batches(examples, shares, hyperparameters.rows_at_once, teaching)
     stages = [examples[batch[0]].stage for batch in batches]
-    keeper = _keeper(hyperparameters, examples, len(batches))
+    keeper = None if rollouts else _keeper(hyperparameters, examples, len(batches))
     longest = max(len(example.ids) for example in examples)
     still = blocks_of(model)[: hyperparameters.freeze.layers]
     with (
@@ -97,9 +109,11 @@ def fit(
         tempfile.TemporaryDirectory() as scratch,
     ):
         chunk, compiled = hyperparameters.chunk_tokens, hyperparameters.compiled
-        learner = Learner(model, terms, chunk, teaching, vocabulary, compiled=compiled)
-        arguments = _arguments(hyperparameters, len(batches), seed, scratch)
-        trainer = FusedTrainer(learner, arguments, data, what, stages, keeper=keeper)
+        learner = learner or Learner(model, terms, chunk, teaching, vocabulary, compiled=compiled)
+        arguments = TrainingArguments(**options(hyperparameters, len(batches), seed, scratch))
+        trainer = FusedTrainer(
+            learner, arguments, data, what, stages, keeper=keeper, rollouts=rollouts
+        )
         trainer.finish()
     model.eval().requires_grad_(True)
     return trainer.history
@@ -123,21 +137,23 @@ class FusedTrainer(Trainer):
 
     def __init__(
         self,
-        learner: Learner,
+        learner: Any,
         arguments: TrainingArguments,
         data: Batches,
         what: str,
         stages: Sequence[int],
         *,
         keeper: Keeper | None = None,
+        rollouts: Rollouts | None = None,
     ) -> None:
         super().__init__(learner, arguments, train_dataset=data)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Follow(self))
+        self.add_callback(Follow(self))
+        self.add_callback(Resume(self))
         self.loss_is_scaled_for_ga = True
         self.learner, self.data, self.what, self.stages = learner, data, what, stages
         self.names = learner.names
-        self.keeper = keeper
+        self.keeper, self.rollouts = keeper, rollouts
         self.saved = workers.first_decides(keeper.newest) if keeper else None
         about = training_state.read(self.saved) if self.saved else {"history": []}
         self.history = [Update(**update) for update in about["history"]]
@@ -167,9 +183,27 @@ class FusedTrainer(Trainer):
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Return the micro-batches of one update, and the number of valid tokens in all of them."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
+        if self.rollouts is not None:
+            batches = self._written_now(self.rollouts, batches)
         valid = torch.tensor(sum(len(batch["targets_N"]) for batch in batches), device=device)
         self._valid = int(workers.total(valid))
         return batches, workers.total(valid).clamp_min(1)
+
+    def _written_now(
+        self, rollouts: Rollouts, planned: list[dict[str, Tensor]]
+    ) -> list[dict[str, Tensor]]:
+        """Return the batches of this update as `rollouts` has them; here, not in the data set.
+
+        A loader reads one batch ahead: that one would be written by the student of an update ago.
+        """
+        first = self.state.global_step * len(planned)
+        numbers = range(first, first + len(planned))
+        rows = [row for number in numbers for row in self.data.rows(number)]
+        written = rollouts.rows(self.state.global_step, rows)
+        if written is None:
+            return planned
+        self.data.put(numbers, written)
+        return [self.data[number] for number in numbers]
 
     def compute_loss(
         self,
@@ -259,83 +293,41 @@ class FusedTrainer(Trainer):
         )
 
 
-class _Follow(TrainerCallback):
-    """Tells the meter, the history and the curves of each update; and when to restore and save."""
-
-    def __init__(self, trainer: FusedTrainer) -> None:
-        self.trainer = trainer
-        self.curves: Curves | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.trainer.restore()
-        run = resuming.current()
-        if run is not None and workers.rank() == 0:
-            self.curves = Curves(run.name, self.trainer.start + 1)
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        saved = self.trainer.saved
-        if saved and state.global_step == self.trainer.start:  # whatever was drawn since then
-            training_state.restore_random(training_state.read(saved)["random"][workers.rank()])
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        update = self.trainer.close_update(kwargs["optimizer"].param_groups[0]["lr"])
-        if self.curves is not None:
-            self.curves.draw(update)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.trainer.meter.advance(note=self.trainer.note())
-        self.trainer.save()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.trainer.meter.finish()
-        if self.curves is not None:
-            self.curves.close()
-
-
-def _arguments(
+def options(
     hyperparameters: Hyperparameters, updates: int, seed: int, scratch: str
-) -> TrainingArguments:
+) -> dict[str, Any]:
+    """Return the options of transformers' TrainingArguments, and of what TRL derives from them."""
     on_gpu = torch.cuda.is_available()
     share = hyperparameters.batch_size // workers.count()
     at_once = min(hyperparameters.rows_at_once, share)
-    return TrainingArguments(
-        output_dir=scratch,
-        use_cpu=not on_gpu,
-        bf16=hyperparameters.precision == "bfloat16",
-        per_device_train_batch_size=at_once,
-        gradient_accumulation_steps=math.ceil(share / at_once),
-        max_steps=updates,
-        learning_rate=hyperparameters.learning_rate,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(
+    return {
+        "output_dir": scratch,
+        "use_cpu": not on_gpu,
+        "bf16": hyperparameters.precision == "bfloat16",
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": math.ceil(share / at_once),
+        "max_steps": updates,
+        "learning_rate": hyperparameters.learning_rate,
+        "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(
             hyperparameters.schedule, hyperparameters.schedule
         ),
-        warmup_steps=round(hyperparameters.warmup * updates),
-        weight_decay=hyperparameters.weight_decay,
-        adam_beta1=hyperparameters.betas[0],
-        adam_beta2=hyperparameters.betas[1],
-        max_grad_norm=hyperparameters.clip,
-        optim={"adamw": "adamw_torch_fused"}.get(
+        "warmup_steps": round(hyperparameters.warmup * updates),
+        "weight_decay": hyperparameters.weight_decay,
+        "adam_beta1": hyperparameters.betas[0],
+        "adam_beta2": hyperparameters.betas[1],
+        "max_grad_norm": hyperparameters.clip,
+        "optim": {"adamw": "adamw_torch_fused"}.get(
             hyperparameters.optimiser, hyperparameters.optimiser
         ),
-        seed=seed,
-        report_to="none",
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        eval_strategy="no",
-        disable_tqdm=True,
-        log_level="error",
-        remove_unused_columns=False,
-        dataloader_pin_memory=on_gpu,
-        ddp_find_unused_parameters=False,
-    )
+        "seed": seed,
+        "report_to": "none",
+        "logging_strategy": "no",
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "disable_tqdm": True,
+        "log_level": "error",
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": on_gpu,
+        "ddp_find_unused_parameters": False,
+    }

@@ -27,7 +27,7 @@ def check_phases(phases: Mapping[str, "Phase"], teachers: Teachers, form: Form) 
 def _check_start(key: str, phases: Mapping[str, "Phase"], teachers: Teachers) -> None:
     chain = [key]
     while (start := phases[chain[-1]].start).startswith("train/"):
-        name = start.removeprefix("train/")
+        name = start.split("/")[1]  # what follows is a model trained beside
         where = f"params.yaml, train.{chain[-1]}.from"
         if name not in phases:
             mend = "from: shape, or the name of a phase"

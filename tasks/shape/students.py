@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from tasks import checkpoints, sources
 from tasks.checkpoints import Precision
+from tasks.depth import Layers, chosen
 from tasks.errors import UserError
 from tasks.outlines import Outline, outline_of
 from tasks.params import Section
@@ -27,19 +28,6 @@ class Pins(NamedTuple):
 
     teachers: Mapping[str, Any]
     student: Mapping[str, Any]
-
-
-class Uniform(Section):
-    """So many layers, evenly spaced, the first and the last among them."""
-
-    uniform: int = Field(ge=1)
-    """Number of layers."""
-
-    def of(self, depth: int) -> list[int]:
-        """Return the positions of the layers in a model of `depth` layers."""
-        if self.uniform == 1:
-            return [depth - 1]
-        return [round(n * (depth - 1) / (self.uniform - 1)) for n in range(self.uniform)]
 
 
 class Important(Section):
@@ -127,7 +115,7 @@ class TeacherLayers(Start):
     type: Literal["teacher_layers"]
     of: str = Field("data/preflight", pattern="^(data/preflight|models/adapt/[a-z0-9-]{1,64})$")  # type: ignore[assignment]
     """`data/preflight`: the teacher as it came; `models/adapt/<teacher>`: as it was tuned."""
-    layers: Annotated[tuple[int, ...], Field(min_length=1)] | Uniform | Important
+    layers: Layers | Important
     """Positions of the layers, from 0 and in this order; `{uniform: n}`; or `{important: n}`."""
     width: Width | None = None
     """How many heads and neurons each layer keeps; all when not given."""
@@ -159,22 +147,13 @@ class TeacherLayers(Start):
         Raises:
             UserError: the teacher has no such layer.
         """
-        if isinstance(self.layers, Important):
-            ranked = sorted(range(depth), key=lambda n: (-scores[n] if scores else 0, n))
-            found = sorted(ranked[: self.layers.important])
-            if len(found) < self.layers.important:
-                found.append(depth)
-        elif isinstance(self.layers, Uniform):
-            found = self.layers.of(depth)
-        else:
-            found = list(self.layers)
-        wrong = [n for n in found if not 0 <= n < depth]
-        if wrong or len(set(found)) < len(found):
-            raise UserError(
-                f"the teacher has {depth} layers (0 to {depth - 1}): cannot take {wrong or found}",
-                where="params.yaml, section shape.layers",
-            )
-        return found
+        where = "section shape.layers"
+        if not isinstance(self.layers, Important):
+            return chosen(self.layers, depth, where)
+        ranked = sorted(range(depth), key=lambda n: (-scores[n] if scores else 0, n))
+        found = sorted(ranked[: self.layers.important])
+        missing = range(depth, self.layers.important)
+        return chosen((*found, *missing), depth, where)
 
     def preview(self, lender: Outline | None) -> tuple[Outline, dict[str, Any]]:
         """Return the model that the student speaks like, and what the student will be."""

@@ -12,7 +12,7 @@ from tasks.divergences import Hard, Term
 from tasks.errors import UserError
 from tasks.features import Attention, Feature, FeatureTerm
 from tasks.records import Row
-from tasks.train.phase import Phase, Trained
+from tasks.train.phase import Phase, Trained, checkpoint_of
 from tasks.uld import Uld
 
 if TYPE_CHECKING:
@@ -118,11 +118,7 @@ class Kd(Phase):
         above = Path(self.targets)
         named = {name: above / name for name in self.teachers} if self.teachers else {}
         folders = named or {above.name: above}
-        trained = f"seed-{seed}"
-        return {
-            name: folder / trained if (folder / trained).is_dir() else folder
-            for name, folder in folders.items()
-        }
+        return {name: checkpoint_of(folder, seed) for name, folder in folders.items()}
 
     def _stored(
         self,

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from tasks.checkpoints import Precision
+from tasks.depth import Layers
 from tasks.hyperparameters import Hyperparameters
 from tasks.progress import say
-from tasks.records import Row
+from tasks.records import TRAIN, Row
 from tasks.resuming import content_of
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Trained(NamedTuple):
     """Rows that were learnt from."""
     notes: Mapping[str, Any] = MappingProxyType({})
     """What else the method has to say in the summary."""
+    others: "Mapping[str, PreTrainedModel]" = MappingProxyType({})
+    """Models that were trained beside the student and are kept, by name."""
 
 
 class Phase(Hyperparameters):
@@ -42,6 +45,9 @@ class Phase(Hyperparameters):
     """The rows, such as `data/order/train.jsonl` or `data/collect/labelled.jsonl`."""
     targets: str
     """Where the targets are: the rows' own file, or a signal store such as `data/capture/main`."""
+    keep_layers: Layers | None = None
+    """Layers of the start that the phase goes on with, the others being dropped before it trains;
+    a chain of such phases is progressive layer dropping. All of them when not given."""
     save_precision: Precision = "bfloat16"
     """Number format of the weights on disk."""
     workers: int = Field(1, ge=1)
@@ -65,8 +71,29 @@ class Phase(Hyperparameters):
 
     def start_folder(self, seed: int) -> Path:
         """Return the checkpoint that the phase starts from."""
-        folder = MODELS / self.start
-        return folder / f"seed-{seed}" if self.start.startswith("train/") else folder
+        return checkpoint_of(MODELS / self.start, seed)
+
+    def load_start(self, seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """Load what the phase starts from, without the layers that it does not keep.
+
+        Raises:
+            UserError: the checkpoint is damaged, or has no such layer.
+        """
+        return self.load_layers(seed, self.keep_layers)
+
+    def load_layers(
+        self, seed: int, layers: Layers | None
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """Load what the phase starts from, with these of its layers, or all."""
+        from tasks import checkpoints
+        from tasks.depth import chosen
+        from tasks.shape.layers import keep_layers, layers_of
+
+        model, tokenizer = checkpoints.load(self.start_folder(seed))
+        if layers is not None:
+            depth = len(layers_of(model))
+            keep_layers(model, chosen(layers, depth, "train.<phase>.keep_layers"))
+        return model, tokenizer
 
     def params(self) -> dict[str, Any]:
         """Return the params that decide the outcome, as JSON values."""
@@ -105,3 +132,18 @@ class Phase(Hyperparameters):
             left_out = len(rows) - len(found)
             say(f"{left_out} rows left out: no answer, or more than {self.max_tokens} tokens")
         return found
+
+
+class Undivided(Phase):
+    """A phase that one process trains."""
+
+    @model_validator(mode="after")
+    def _one_worker(self) -> "Undivided":
+        if self.workers > 1:
+            raise ValueError("only sft and kd are divided among workers: workers must be 1")
+        return self
+
+
+def checkpoint_of(path: Path, seed: int) -> Path:
+    """Return the checkpoint at a path: a phase of training has one for each seed."""
+    return path / f"seed-{seed}" if path.is_relative_to(TRAIN) else path

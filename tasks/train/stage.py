@@ -3,6 +3,7 @@
 In:  models/<from>, <rows> and <targets> of the phase in params.yaml
 Out: models/train/<phase>/seed-<n>/             the trained checkpoint
      models/train/<phase>/seed-<n>/history.csv  a line for each update
+     models/train/<phase>/<name>/seed-<n>/      a model that was trained beside it, where kept
      models/train/<phase>/summary.json
 
 Lines of history.csv, a column for each term of the loss:
@@ -24,12 +25,15 @@ from tasks import resuming
 from tasks.errors import UserError
 from tasks.history import write_history
 from tasks.params import EachOf
-from tasks.records import TRAIN, Row, read_rows, row_kind, write_json
+from tasks.records import TRAIN, read_rows, row_kind, write_json
+from tasks.train.dpo import Dpo
 from tasks.train.kd import Kd
+from tasks.train.mutual import Mutual
+from tasks.train.on_policy import OnPolicy
 from tasks.train.phase import Phase, Trained
 from tasks.train.sft import Sft
 
-Method = Annotated[Sft | Kd, Field(discriminator="method")]
+Method = Annotated[Sft | Kd | OnPolicy | Dpo | Mutual, Field(discriminator="method")]
 
 
 def run(item: str, phase: Annotated[Method, EachOf("train")], seeds: list[int]) -> None:
@@ -70,7 +74,7 @@ def _train(item: str, phase: Phase, seed: int) -> Trained:
     from tasks import checkpoints, workers
 
     start = phase.start_folder(seed)
-    model, tokenizer = checkpoints.load(start)
+    model, tokenizer = phase.load_start(seed)
     rows = rows_of(Path(phase.rows))
     with resuming.resumable(f"{item}/seed-{seed}", *phase.decided_by(seed)):
         trained = phase.train(model, tokenizer, rows, seed=seed, what=f"train {item}, seed {seed}")
@@ -84,11 +88,14 @@ def _train(item: str, phase: Phase, seed: int) -> Trained:
         }
         checkpoints.save(model, tokenizer, folder, provenance, precision=phase.save_precision)
         write_history(folder / "history.csv", trained.history)
+        for name, other in trained.others.items():
+            beside = TRAIN / item / name / f"seed-{seed}"
+            checkpoints.save(other, tokenizer, beside, provenance, precision=phase.save_precision)
     return trained
 
 
-def rows_of(path: Path) -> list[Row]:
-    """Read rows of whichever kind the file holds: lessons, responses or plain rows.
+def rows_of(path: Path) -> list[Any]:
+    """Read rows of whichever kind the file holds: lessons, responses, plain rows or pairs.
 
     Raises:
         UserError: there is no such file, or no row in it.

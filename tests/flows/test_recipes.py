@@ -1,0 +1,102 @@
+"""Every recipe is params that the schema takes and a graph that DVC can walk."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from flows import overrides, recipes
+from tasks import params
+from tasks.params import ParamsError
+from tests.tiny_project import ROOT
+
+RECIPES = list(recipes.listed(ROOT))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def repository(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(root)
+    (root / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc/config", root / ".dvc")
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    return root
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_says_what_it_is_and_can_be_laid_twice(root: Path, recipe: str) -> None:
+    head = (root / recipe).read_text().splitlines()
+    assert all(line.startswith("# ") for line in head[:3]) and head[0].endswith(".")
+    assert any("Cost on the default task" in line for line in head)
+    assert overrides.apply(root, [], recipe)
+    assert overrides.apply(root, [], recipe) == []
+
+
+def test_every_recipe_makes_a_graph_whose_student_exists(repository: Path) -> None:
+    from tasks import versioning
+
+    before = (repository / "params.yaml").read_bytes()
+    for recipe in RECIPES:
+        overrides.apply(repository, [], recipe)
+        document = params.load(repository / "params.yaml")
+        nodes = {node.address: node for node in versioning.stages(repository)}
+        for name, phase in document["train"].items():
+            upstream = nodes[f"train@{name}"].upstream
+            for path in (f"models/{phase['from']}", phase["rows"], phase["targets"]):
+                maker, item = path.split("/")[1:3] if path.count("/") > 1 else (path[7:], "")
+                wanted = f"{maker}@{item}" if f"{maker}@{item}" in nodes else maker
+                assert wanted in upstream, f"{recipe}: {name} waits for nobody who makes {path}"
+        for role in ("baseline", "student"):
+            assert document["evaluate"][role] in document["train"], recipe
+        (repository / "params.yaml").write_bytes(before)
+
+
+def write(root: Path, text: str) -> str:
+    (root / "recipes/mine.yaml").write_text(text)
+    return "recipes/mine.yaml"
+
+
+def test_a_mapping_is_merged_and_null_deletes(root: Path) -> None:
+    mine = write(root, "# mine\ntrain: {kd: null, baseline: {updates: 7}}\nseeds: [3]\n")
+    before = params.load(root / "params.yaml")["train"]["baseline"]
+    changes = overrides.apply(root, ["seeds=[4]"], mine)
+    assert "train.kd: removed" in changes
+    assert f"train.baseline.updates: {before['updates']} -> 7" in changes
+    document = params.load(root / "params.yaml")
+    assert set(document["train"]) == {"baseline"} and document["seeds"] == [4]
+    assert document["train"]["baseline"] == {**before, "updates": 7}
+    assert "# the best of" in (root / "params.yaml").read_text()  # comments stay
+
+
+def test_another_type_takes_the_place_of_the_whole(root: Path) -> None:
+    overrides.apply(root, [], write(root, "# mine\nshape: {type: random, layers: 2}\n"))
+    assert params.load(root / "params.yaml")["shape"] == {"type": "random", "layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("# mine\ntrian: {}\n", "did you mean 'train'"),
+        ("# mine\ntrain: {kd: {updatse: 3}}\n", "did you mean 'updates'"),
+        ("- 1\n", "a mapping"),
+        ("a: [\n", "not YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_and_the_file_untouched(root: Path, text: str, says: str) -> None:
+    before = (root / "params.yaml").read_bytes()
+    with pytest.raises(ParamsError, match=says):
+        overrides.apply(root, [], write(root, text))
+    assert (root / "params.yaml").read_bytes() == before
+
+
+def test_a_recipe_that_is_not_there_is_told_the_nearest(root: Path) -> None:
+    with pytest.raises(ParamsError, match=r"did you mean 'recipes/hinton-kd\.yaml'"):
+        overrides.apply(root, [], "recipes/hinton.yaml")
