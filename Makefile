@@ -20,7 +20,7 @@ distill: setup  ## one whole round on the embedded default
 
 test: setup  ## everything CI runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: setup  ## what takes minutes: real models, twenty kills
 	$(BIN)/pytest -m "slow or faults"
