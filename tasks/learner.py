@@ -162,3 +162,25 @@ def attention(
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def learning(
+    model: PreTrainedModel, hyperparameters: Hyperparameters, longest: int, seed: int
+) -> Iterator[None]:
+    """Let a model learn within the block; its weights end as float32, in eval mode.
+
+    Args:
+        model: changed in place: what is frozen, adapted and rounded is as `hyperparameters` says.
+        longest: tokens of the longest row.
+        seed: of an adapter's first values.
+    """
+    freeze(model.float(), hyperparameters.freeze)
+    still = blocks_of(model)[: hyperparameters.freeze.layers]
+    with (
+        attention(model, hyperparameters, longest),
+        hyperparameters.adapter.attached(model, still, seed),
+        hyperparameters.quantisation.rounding(model),
+    ):
+        yield
+    model.eval().requires_grad_(True)

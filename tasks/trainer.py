@@ -37,10 +37,9 @@ from tasks.following import Follow, Resume
 from tasks.heads import check_head
 from tasks.history import Update
 from tasks.hyperparameters import Hyperparameters
-from tasks.learner import Learner, attention, freeze
+from tasks.learner import Learner, learning
 from tasks.progress import Meter, say
 from tasks.resuming import Keeper
-from tasks.seen import blocks_of
 from tasks.teaching import Teaching
 from tasks.token_losses import Exact
 
@@ -93,7 +92,6 @@ def fit(
             "a soft term needs a teacher's signals", where=what, mend="targets: data/capture/…"
         )
     torch.set_num_threads(hyperparameters.threads)
-    freeze(model.float(), hyperparameters.freeze)
     check_head(model)
     batches = plan(examples, hyperparameters, seed)
     shares = [workers.share(batch) for batch in batches]
@@ -101,11 +99,8 @@ def fit(
     stages = [examples[batch[0]].stage for batch in batches]
     keeper = None if rollouts else _keeper(hyperparameters, examples, len(batches))
     longest = max(len(example.ids) for example in examples)
-    still = blocks_of(model)[: hyperparameters.freeze.layers]
     with (
-        attention(model, hyperparameters, longest),
-        hyperparameters.adapter.attached(model, still, seed),
-        hyperparameters.quantisation.rounding(model),
+        learning(model, hyperparameters, longest, seed),
         tempfile.TemporaryDirectory() as scratch,
     ):
         chunk, compiled = hyperparameters.chunk_tokens, hyperparameters.compiled
@@ -115,7 +110,6 @@ def fit(
             learner, arguments, data, what, stages, keeper=keeper, rollouts=rollouts
         )
         trainer.finish()
-    model.eval().requires_grad_(True)
     return trainer.history
 
 

@@ -74,8 +74,7 @@ class Mutual(Undivided):
     ) -> Trained:
         """Train `model` as the first peer, and the others beside it."""
         from tasks.heads import check_head
-        from tasks.learner import attention, freeze
-        from tasks.seen import blocks_of
+        from tasks.learner import learning
         from tasks.train.cohort import Cohort
         from tasks.trainer import fit
 
@@ -83,16 +82,11 @@ class Mutual(Undivided):
         others = [self.load_layers(seed, peer.keep_layers)[0] for peer in self.peers[1:]]
         for number, peer in enumerate(self.peers):
             _jitter([model, *others][number], peer.jitter, seed * len(self.peers) + number)
-        for other in others:
-            freeze(other.float(), self.freeze)
-            check_head(other)
         longest = max((len(row.ids) for row in examples), default=0)
         with ExitStack() as stack:
             for other in others:
-                still = blocks_of(other)[: self.freeze.layers]
-                stack.enter_context(attention(other, self, longest))
-                stack.enter_context(self.adapter.attached(other, still, seed))
-                stack.enter_context(self.quantisation.rounding(other))
+                check_head(other)
+                stack.enter_context(learning(other, self, longest, seed))
             history = fit(
                 model,
                 examples,
@@ -109,8 +103,6 @@ class Mutual(Undivided):
                     compiled=self.compiled,
                 ),
             )
-        for other in others:
-            other.eval().requires_grad_(True)
         kept = {f"peer-{n}": other for n, other in enumerate(others, start=2) if self.keep_peers}
         return Trained(history, len(examples), others=kept)
 

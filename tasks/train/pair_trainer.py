@@ -19,9 +19,8 @@ from tasks.batches import Example, plan
 from tasks.errors import UserError
 from tasks.following import Follow
 from tasks.history import Update
-from tasks.learner import attention, freeze
+from tasks.learner import learning
 from tasks.progress import Meter
-from tasks.seen import blocks_of
 from tasks.train.phase import Trained
 from tasks.trainer import options
 
@@ -47,16 +46,12 @@ def fit_pairs(
     if not chosen:
         raise UserError("there is nothing to learn: no pair is short enough", where=what)
     torch.set_num_threads(how.threads)
-    freeze(model.float(), how.freeze)
     batches = plan(chosen, how, seed)
     longest = max(len(row.ids) for row in [*chosen, *rejected])
     config, generation = model.config, model.generation_config
     before = config.pad_token_id, config.use_cache, generation.pad_token_id
-    still = blocks_of(model)[: how.freeze.layers]
     with (
-        attention(model, how, longest),
-        how.adapter.attached(model, still, seed),
-        how.quantisation.rounding(model),
+        learning(model, how, longest, seed),
         tempfile.TemporaryDirectory() as scratch,
         warnings.catch_warnings(),
     ):
@@ -73,7 +68,6 @@ def fit_pairs(
         trainer.train()
         del model.forward  # TRL's, which can give log-probabilities instead of logits
     config.pad_token_id, config.use_cache, generation.pad_token_id = before
-    model.eval().requires_grad_(True)
     return Trained(trainer.history, len(chosen), trainer.figures())
 
 

@@ -59,6 +59,20 @@ def test_every_recipe_makes_a_graph_whose_student_exists(repository: Path) -> No
         (repository / "params.yaml").write_bytes(before)
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_preflight_lets_the_phases_of_every_recipe_through(root: Path, recipe: str) -> None:
+    from tasks.capture.stage import CaptureParams
+    from tasks.preflight.phases import check_phases
+    from tasks.teachers import Teacher
+    from tasks.train.stage import Method
+
+    overrides.apply(root, [], recipe)
+    document = params.load(root / "params.yaml")
+    phases = {k: params.validated(Method, p, f"train.{k}") for k, p in document["train"].items()}
+    teachers = {key: Teacher.model_validate(of) for key, of in document["teachers"].items()}
+    check_phases(phases, teachers, CaptureParams.model_validate(document["capture"]).signals)
+
+
 def write(root: Path, text: str) -> str:
     (root / "recipes/mine.yaml").write_text(text)
     return "recipes/mine.yaml"
@@ -73,7 +87,7 @@ def test_a_mapping_is_merged_and_null_deletes(root: Path) -> None:
     document = params.load(root / "params.yaml")
     assert set(document["train"]) == {"baseline"} and document["seeds"] == [4]
     assert document["train"]["baseline"] == {**before, "updates": 7}
-    assert "# the best of" in (root / "params.yaml").read_text()  # comments stay
+    assert "# one student a seed" in (root / "params.yaml").read_text()  # comments stay
 
 
 def test_another_type_takes_the_place_of_the_whole(root: Path) -> None:

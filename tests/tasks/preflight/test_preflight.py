@@ -233,6 +233,14 @@ def test_phases_that_cannot_work_are_refused_with_the_mend(look, train, signals,
     assert not MODELS.exists()
 
 
+def test_a_phase_may_start_from_a_model_that_was_trained_beside_another(look):
+    rows = KD["rows"]
+    peers = {"method": "mutual", "targets": rows, "peers": [{}, {"jitter": 0.1}]}
+    both = {key: value for key, value in KD.items() if key != "terms"} | peers
+    look(train={"both": both, "on": KD | {"from": "train/both/peer-2"}})
+    assert MODELS.exists()
+
+
 def test_phases_that_can_work_pass(look, capsys):
     after = {"method": "sft", "from": "train/a", "rows": "x.jsonl", "targets": "x.jsonl"}
     look(train={"a": KD, "b": after | {"epochs": 1, "max_tokens": 200}})
