@@ -45,7 +45,7 @@ def _check_start(key: str, phases: Mapping[str, "Phase"], teachers: Teachers) ->
         raise UserError(
             f"no teacher is called {teacher!r}{nearest(teacher, teachers)}", where=where
         )
-    if stage not in ("shape", "adapt"):
+    if stage not in ("shape", "adapt", "champion"):
         raise UserError(
             f"a phase cannot start from {start!r}",
             where=where,

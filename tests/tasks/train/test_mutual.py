@@ -64,7 +64,7 @@ def test_every_peer_is_trained_by_low_rank_updates(round_so_far) -> None:
         ours, theirs = model.model.layers[1], started.model.layers[last]
         assert ours.input_layernorm.weight.equal(theirs.input_layernorm.weight)
         change = (ours.mlp.up_proj.weight - theirs.mlp.up_proj.weight).float()
-        assert int((torch.linalg.svdvals(change) > 1e-4).sum()) == 2
+        assert int((torch.linalg.svdvals(change) > 0.05).sum()) == 2  # saved in bfloat16
 
 
 @pytest.mark.parametrize("count", [2, 3])
