@@ -30,10 +30,7 @@ def main() -> None:
     """Write docs/*.png."""
     report = (ROOT / "reports/report.html").as_uri()
     shoot(report, "report.png", (1280, 1500))
-    shoot(report, "report-dark.png", (1280, 1500), "--blink-settings=preferredColorScheme=0")
     shoot(report, "report-phone.png", (390, 1400))
-    shoot(f"{report}#robustness", "report-robustness.png", (1280, 1500))
-    shoot(f"{report}#money", "report-cost.png", (1280, 1500))
     with prefect_ui():
         run = latest_round()
         shoot(f"{SERVER}/runs/flow-run/{run}", "prefect-graph.png", (1400, 900))

@@ -24,9 +24,7 @@ def apply(root: Path, settings: list[str], recipe: str | None = None) -> list[st
             refuses; the file is then untouched.
     """
     path = root / params.PARAMS
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
+    yaml = _as_it_is_written()
     document = yaml.load(path.read_text())
     changes = recipes.lay_over(document, recipes.read(root, recipe)) if recipe else []
     changes += [change for setting in settings if (change := _set(document, setting))]
@@ -47,6 +45,16 @@ def for_now(root: Path, settings: list[str], recipe: str | None = None) -> Itera
         yield apply(root, settings, recipe)
     finally:
         path.write_bytes(before)
+
+
+def _as_it_is_written() -> YAML:
+    """Return a YAML that writes what it did not change as params.yaml has it."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.brace_single_entry_mapping_in_flow_sequence = True
+    return yaml
 
 
 def _set(document: Any, setting: str) -> str | None:
