@@ -55,7 +55,7 @@ def chain_of(phases: dict[str, Any], student: str) -> list[str]:
     """Return the phases that lead to the student, the last first."""
     chain = [student]
     while (start := phases[chain[-1]]["from"]).startswith("train/"):
-        chain.append(start.removeprefix("train/"))
+        chain.append(start.split("/")[1])  # what follows is a model trained beside
     return chain
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import overrides, recipes
+from flows import overrides, recipes, succession
 from tasks import params
 from tasks.params import ParamsError
 from tests.tiny_project import ROOT
@@ -56,6 +56,9 @@ def test_every_recipe_makes_a_graph_whose_student_exists(repository: Path) -> No
                 assert wanted in upstream, f"{recipe}: {name} waits for nobody who makes {path}"
         for role in ("baseline", "student"):
             assert document["evaluate"][role] in document["train"], recipe
+        phases, student = document["train"], document["evaluate"]["student"]
+        behind = succession.updates_of(phases, succession.chain_of(phases, student))
+        assert behind == phases[document["evaluate"]["baseline"]]["updates"], recipe
         (repository / "params.yaml").write_bytes(before)
 
 
