@@ -46,6 +46,7 @@ def prepare(worktree: Path, last: RoundRecord | None) -> list[str]:
         settings += [f"collect.replay.path={replay}", f"collect.replay.rows={rounds.replay}"]
         tracked.append(replay)
     changes = overrides.apply(worktree, settings)
+    _keep_only(worktree, tracked)
     if tracked:
         storage.bring(worktree, tracked)
     return changes
@@ -77,14 +78,14 @@ def promote(worktree: Path, number: int) -> str:
     student = Path("models/train") / phase / f"seed-{verdict(worktree)['seed']}"
     storage.bring_outputs(worktree, [f"train@{phase}"])  # it was perhaps trained elsewhere
     champion = CHAMPION / f"round-{number:04d}"
-    _replace(worktree, champion, worktree / student)
+    _keep(worktree, champion, worktree / student)
     return champion.as_posix()
 
 
 def hand_on_prompts(worktree: Path, number: int) -> None:
     """Keep the prompts on which the student is furthest off, for the next round."""
     storage.bring_outputs(worktree, ["mine"])
-    _replace(worktree, REPLAY / f"round-{number:04d}.jsonl", worktree / HARDEST)
+    _keep(worktree, REPLAY / f"round-{number:04d}.jsonl", worktree / HARDEST)
 
 
 def next_batch(worktree: Path) -> int:
@@ -96,14 +97,24 @@ def next_batch(worktree: Path) -> int:
     return batch + 1 if left >= size else 0
 
 
-def _replace(worktree: Path, path: Path, source: Path) -> None:
-    """Track a copy of `source` as `path`, the only thing that its folder has."""
-    folder = worktree / path.parent
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    copy = shutil.copytree if source.is_dir() else shutil.copyfile
-    copy(source, worktree / path)
+def _keep(worktree: Path, path: Path, source: Path) -> None:
+    """Track a copy of `source` as `path`, beside what the round itself came from."""
+    target = worktree / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
     storage.track(worktree, path)
+
+
+def _keep_only(worktree: Path, used: list[Path]) -> None:
+    """Forget what the round before used and this one does not; its own commit still has it."""
+    for folder in (CHAMPION, REPLAY):
+        for pointer in (worktree / folder).glob("*.dvc"):
+            if folder / pointer.stem not in used:
+                pointer.unlink()
 
 
 def _replay(worktree: Path) -> Path | None:
