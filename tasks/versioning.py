@@ -53,7 +53,7 @@ def stages(root: Path) -> list[StageNode]:
 
     with open_repo(root) as repo:
         graph = repo.index.graph
-        return [_node(stage, graph) for stage in plan_repro(graph)]
+        return [_node(stage, graph) for stage in plan_repro(graph) if _is_stage(stage)]
 
 
 def reproduce(
@@ -258,9 +258,14 @@ def open_repo(root: Path) -> Iterator[Any]:
         raise UserError(f"DVC: {_root_cause(error)}", where=str(root), mend="dvc doctor") from error
 
 
+def _is_stage(stage: Any) -> bool:
+    """Say whether dvc.yaml names it: DVC's graph holds tracked files (`<path>.dvc`) as well."""
+    return hasattr(stage, "name")
+
+
 def _node(stage: Any, graph: Any) -> StageNode:
     # `addressing` has the path of dvc.yaml in it when the current folder is another
-    upstream = sorted(other.name for other in graph.successors(stage))
+    upstream = sorted(other.name for other in graph.successors(stage) if _is_stage(other))
     outs = tuple(out.def_path for out in stage.outs)
     return StageNode(stage.name, stage.desc or "", tuple(upstream), outs)
 

@@ -219,3 +219,12 @@ def test_a_file_of_which_no_good_copy_is_left_is_named(with_remote: Path) -> Non
     (with_remote / "params.yaml").write_text("knob: 2\n")
     with pytest.raises(UserError, match=r"first\.txt"):
         versioning.reproduce(with_remote, "second", body)
+
+
+def test_a_tracked_file_is_an_input_and_no_stage(project: Path) -> None:
+    storage.track(project, Path("source.txt"))
+    nodes = versioning.stages(project)
+    assert {node.address for node in nodes} == {"aside", "first", "second"}
+    assert {node.address: node.upstream for node in nodes}["second"] == ("first",)
+    assert versioning.reproduce(project, "first", body) == "ran"
+    assert versioning.reproduce(project, "first", body) == "unchanged"
