@@ -25,7 +25,9 @@ def push(root: Path, addresses: list[str]) -> int:
 
 def bring_inputs(root: Path, address: str) -> None:
     """Have what a stage reads in the workspace: what other stages wrote, and what DVC tracks."""
-    with open_repo(root) as repo:
+    from dvc.repo import lock_repo
+
+    with open_repo(root) as repo, lock_repo(repo):
         (stage,) = repo.stage.collect(address)
         wanted = [dep.fs_path for dep in stage.deps if writers(repo, dep)]
         if wanted:
@@ -34,7 +36,9 @@ def bring_inputs(root: Path, address: str) -> None:
 
 def bring_outputs(root: Path, addresses: list[str]) -> None:
     """Have the outputs of stages in the workspace, as dvc.lock names them."""
-    with open_repo(root) as repo:
+    from dvc.repo import lock_repo
+
+    with open_repo(root) as repo, lock_repo(repo):  # other stages may be writing dvc.lock
         stages = [stage for address in addresses for stage in repo.stage.collect(address)]
         absent = [stage.addressing for stage in stages if not all(o.exists for o in stage.outs)]
         if absent:

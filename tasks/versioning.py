@@ -49,9 +49,10 @@ def stages(root: Path) -> list[StageNode]:
     Raises:
         UserError: dvc.yaml, params.yaml or dvc.lock cannot be read.
     """
+    from dvc.repo import lock_repo
     from dvc.repo.reproduce import plan_repro
 
-    with open_repo(root) as repo:
+    with open_repo(root) as repo, lock_repo(repo):
         graph = repo.index.graph
         return [_node(stage, graph) for stage in plan_repro(graph) if _is_stage(stage)]
 
@@ -129,7 +130,10 @@ def reasons(root: Path) -> dict[str, list[str]]:
 
 def lock_entry(root: Path, address: str) -> Any:
     """Return what dvc.lock says of a stage, as plain values; None where it says nothing."""
-    return _lock_document(root).get("stages", {}).get(address)
+    from dvc.repo import lock_repo
+
+    with open_repo(root) as repo, lock_repo(repo):  # else it could be read while it is written
+        return _lock_document(root).get("stages", {}).get(address)
 
 
 def summary(root: Path, address: str) -> dict[str, Any]:
