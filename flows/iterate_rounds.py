@@ -20,7 +20,7 @@ from flows.placement import StageResult
 from flows.round_history import WORKTREES, History, RoundRecord, tag_of
 from flows.stopping import reason_to_stop
 from flows.workspaces import Kind
-from tasks import params, schema, storage
+from tasks import params, schema, storage, versioning
 from tasks.errors import UserError
 from tasks.rounds import Rounds, Stop
 
@@ -70,6 +70,8 @@ def one_round(history: History, base: str, workspace: Kind = "shared") -> RoundR
         log.info("params.yaml: %s", change)
     results = distill_round(worktree, workspace=workspace)
     record = _conclude(history, number, worktree, last, results)
+    if storage.absent_from_remote(worktree):  # a round that died between a stage and its push
+        storage.push(worktree, [node.address for node in versioning.stages(worktree)])
     if absent := storage.absent_from_remote(worktree):
         told = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
         mend = "dvc push, then cohobate resume"
