@@ -1,14 +1,11 @@
-"""Where the objects of DVC lie: cache and remotes, and what a worktree or a node is told of them.
-
-Beside `tasks/versioning.py` the only file that imports dvc.
-"""
+"""Where the objects of DVC lie: cache and remotes, and what a worktree or a node is told of them."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
-from tasks.versioning import has_remote, open_repo, writers
+from tasks.versioning import configuration, has_remote, locked_repo, open_repo, writers
 
 
 def push(root: Path, addresses: list[str]) -> int:
@@ -25,9 +22,7 @@ def push(root: Path, addresses: list[str]) -> int:
 
 def bring_inputs(root: Path, address: str) -> None:
     """Have what a stage reads in the workspace: what other stages wrote, and what DVC tracks."""
-    from dvc.repo import lock_repo
-
-    with open_repo(root) as repo, lock_repo(repo):
+    with locked_repo(root) as repo:
         (stage,) = repo.stage.collect(address)
         wanted = [dep.fs_path for dep in stage.deps if writers(repo, dep)]
         if wanted:
@@ -36,9 +31,7 @@ def bring_inputs(root: Path, address: str) -> None:
 
 def bring_outputs(root: Path, addresses: list[str]) -> None:
     """Have the outputs of stages in the workspace, as dvc.lock names them."""
-    from dvc.repo import lock_repo
-
-    with open_repo(root) as repo, lock_repo(repo):  # other stages may be writing dvc.lock
+    with locked_repo(root) as repo:
         stages = [stage for address in addresses for stage in repo.stage.collect(address)]
         absent = [stage.addressing for stage in stages if not all(o.exists for o in stage.outs)]
         if absent:
@@ -78,11 +71,8 @@ def make_standalone(
     folder: Path, remotes: dict[str, dict[str, Any]], default: str, cache: Path
 ) -> None:
     """Make a copy of the project's files a DVC workspace of its own, without git."""
-    from dvc.config import Config
-
     (folder / ".dvc").mkdir(exist_ok=True)
-    config = Config(str(folder / ".dvc"))
-    with config.edit("local") as local:
+    with configuration(folder).edit("local") as local:
         local["core"] |= {"no_scm": True, "remote": default}
         local["cache"]["dir"] = str(cache)
         local["remote"] |= remotes

@@ -49,10 +49,9 @@ def stages(root: Path) -> list[StageNode]:
     Raises:
         UserError: dvc.yaml, params.yaml or dvc.lock cannot be read.
     """
-    from dvc.repo import lock_repo
     from dvc.repo.reproduce import plan_repro
 
-    with open_repo(root) as repo, lock_repo(repo):
+    with locked_repo(root) as repo:
         graph = repo.index.graph
         return [_node(stage, graph) for stage in plan_repro(graph) if _is_stage(stage)]
 
@@ -130,9 +129,7 @@ def reasons(root: Path) -> dict[str, list[str]]:
 
 def lock_entry(root: Path, address: str) -> Any:
     """Return what dvc.lock says of a stage, as plain values; None where it says nothing."""
-    from dvc.repo import lock_repo
-
-    with open_repo(root) as repo, lock_repo(repo):  # else it could be read while it is written
+    with locked_repo(root):
         return _lock_document(root).get("stages", {}).get(address)
 
 
@@ -148,10 +145,9 @@ def summary(root: Path, address: str) -> dict[str, Any]:
 
 def merge_into_lock(root: Path, address: str, entry: Any) -> None:
     """Write a stage's entry, made in another workspace, where `dvc repro` would have written it."""
-    from dvc.repo import lock_repo
     from dvc.utils.serialize import modify_yaml
 
-    with open_repo(root) as repo, lock_repo(repo):
+    with locked_repo(root) as repo:
         new = address not in locked_stages(root)
         with modify_yaml(str(root / "dvc.lock")) as document:
             document.setdefault("schema", "2.0")
@@ -260,6 +256,22 @@ def open_repo(root: Path) -> Iterator[Any]:
         raise UserError("DVC's lock file is torn", where=".dvc/tmp/rwlock", mend=mend) from error
     except DvcException as error:
         raise UserError(f"DVC: {_root_cause(error)}", where=str(root), mend="dvc doctor") from error
+
+
+@contextmanager
+def locked_repo(root: Path) -> Iterator[Any]:
+    """Open the DVC repository for what reads dvc.lock: other stages may be writing it."""
+    from dvc.repo import lock_repo
+
+    with open_repo(root) as repo, lock_repo(repo):
+        yield repo
+
+
+def configuration(folder: Path) -> Any:
+    """Return DVC's configuration of a folder, which need not be a repository yet."""
+    from dvc.config import Config
+
+    return Config(str(folder / ".dvc"))
 
 
 def _is_stage(stage: Any) -> bool:
