@@ -1,4 +1,4 @@
-"""Where the objects of DVC lie: cache and remotes, and what a worktree or a node is told of them."""
+"""Where the objects of DVC lie: cache, remotes, and what worktrees and nodes are told of them."""
 
 import shutil
 from pathlib import Path
