@@ -14,12 +14,12 @@ import time
 from functools import partial
 
 from benchmarks.outcome import parser, tell
-from tasks.contamination import Contamination, bigrams_of, words_of
 from tasks.filter.duplicates import NearDuplicates
 from tasks.filter.near_duplicates import bands
 from tasks.filter.verdicts import Context, Refused
-from tasks.records import Response, row_id
-from tasks.verifiers import Task
+from tasks.judging.verifiers import Task
+from tasks.rows.contamination import Contamination, bigrams_of, words_of
+from tasks.rows.records import Response, row_id
 
 SIMILARITY, PERMUTATIONS = 0.8, 128
 

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-from tasks import checkpoints, sources
 from tasks.collect.examples import Example
 from tasks.collect.wordnet import WordNet
-from tasks.decoding import Batching, Decoding, Request, decode, plan, stop_ids
-from tasks.records import Message
+from tasks.models import checkpoints, sources
+from tasks.models.decoding import Batching, Decoding, Request, decode, plan, stop_ids
+from tasks.models.side_by_side import side_by_side
+from tasks.rows.records import Message
+from tasks.rows.text import prompt_ids
 from tasks.shape.layers import keep_layers
-from tasks.side_by_side import side_by_side
-from tasks.text import prompt_ids
 
 THREADS = 2
 TARGET = 2.0

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.outcome import parser, tell
-from tasks.records import GENERATE, UNLABELLED, Response, Row, read_rows, write_rows
+from tasks.rows.records import GENERATE, UNLABELLED, Response, Row, read_rows, write_rows
 
 ROOT = Path(__file__).parents[1]
 LABELS = ("animal", "plant", "person", "act", "feeling")

@@ -13,10 +13,10 @@ import time
 from math import exp
 
 from benchmarks.outcome import parser, tell
-from tasks import checkpoints, sources
-from tasks.likelihood import Likelihood
-from tasks.records import Row, row_id
-from tasks.text import encode
+from tasks.models import checkpoints, sources
+from tasks.models.likelihood import Likelihood
+from tasks.rows.records import Row, row_id
+from tasks.rows.text import encode
 
 TEXT = "the small animal lives under a tree and eats roots of plants that grow near rivers"
 WORDS = TEXT.split()

@@ -132,10 +132,10 @@ def ours(
     """Return the loss of the trainer's `Learner`."""
     import torch
 
-    from tasks.divergences import ForwardKL
-    from tasks.learner import Learner
-    from tasks.targets import TopK
-    from tasks.teaching import Live
+    from tasks.learning.learner import Learner
+    from tasks.losses.divergences import ForwardKL
+    from tasks.losses.targets import TopK
+    from tasks.teaching.origins import Live
 
     tokens, vocabulary = ROWS * (LENGTH - setting.answer), setting.vocabulary
     positions = torch.arange(setting.answer - 1, LENGTH - 1) + LENGTH * torch.arange(ROWS)[:, None]

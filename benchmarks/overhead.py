@@ -26,7 +26,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 from benchmarks.outcome import parser, tell
-from tasks.versioning import locked_stages
+from tasks.lineage.versioning import locked_stages
 from tests import tiny_project
 from tests.prefect_server import prefect_server
 from tests.tiny_project import run

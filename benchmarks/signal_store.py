@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks import checkpoints, sources
-from tasks.batches import Example
 from tasks.capture.shards import ShardWriter, publish
 from tasks.capture.teacher_pass import dice_of
-from tasks.heads import Head
-from tasks.signal_forms import Form, Signals, StoredDraws, StoredHidden, StoredTopK
-from tasks.signals import Origin, SignalStore
-from tasks.vocabularies import template_hash, vocabulary_hash
+from tasks.learning.batches import Example
+from tasks.models import checkpoints, sources
+from tasks.models.heads import Head
+from tasks.models.vocabularies import template_hash, vocabulary_hash
+from tasks.signals.forms import Form, Signals, StoredDraws, StoredHidden, StoredTopK
+from tasks.signals.store import Origin, SignalStore
 
 ROOT = Path(__file__).parents[1]
 LENGTH, REPEATS, BATCH = 128, 120, 32

@@ -32,7 +32,7 @@ BATCH = 8
 
 def rows_of(folder: Path, answers: str, count: int) -> list[Any]:
     """Return rows of the round as conversations."""
-    from tasks.records import Message, Row, read_rows, row_id
+    from tasks.rows.records import Message, Row, read_rows, row_id
 
     found = []
     for row in read_rows(folder / "data/collect/labelled.jsonl", Row):
@@ -51,7 +51,7 @@ def rows_of(folder: Path, answers: str, count: int) -> list[Any]:
 
 def tokens_of(tokenizer: Any, rows: Sequence[Any]) -> int:
     """Return how many tokens the rows have."""
-    from tasks.text import encode_all
+    from tasks.rows.text import encode_all
 
     return sum(len(row.ids) for row in encode_all(tokenizer, rows))
 
@@ -62,7 +62,7 @@ def stock(loop: str, folder: Path, rows: Sequence[Any], updates: int) -> tuple[f
     from trl import SFTConfig, SFTTrainer
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    from tasks import checkpoints
+    from tasks.models import checkpoints
 
     model, tokenizer = checkpoints.load(folder / "models/shape", attention="eager")
     tokens = tokens_of(tokenizer, rows)
@@ -111,13 +111,13 @@ def stock(loop: str, folder: Path, rows: Sequence[Any], updates: int) -> tuple[f
 
 def ours(loop: str, folder: Path, rows: Sequence[Any], updates: int) -> tuple[float, int]:
     """Run our trainer; return its seconds and the tokens that it saw."""
-    from tasks import checkpoints
-    from tasks.batches import examples_of
-    from tasks.divergences import ForwardKL, Hard
-    from tasks.hyperparameters import Freeze, Hyperparameters
-    from tasks.teaching import Live
-    from tasks.text import encode_all
-    from tasks.trainer import fit
+    from tasks.learning.batches import examples_of
+    from tasks.learning.hyperparameters import Freeze, Hyperparameters
+    from tasks.learning.trainer import fit
+    from tasks.losses.divergences import ForwardKL, Hard
+    from tasks.models import checkpoints
+    from tasks.rows.text import encode_all
+    from tasks.teaching.origins import Live
 
     model, tokenizer = checkpoints.load(folder / "models/shape")
     examples = examples_of(rows, encode_all(tokenizer, rows))

@@ -1,8 +1,8 @@
 """One pass over the DAG: a named Prefect task for each stage of dvc.yaml, with the same arrows.
 
 Prefect says when and keeps the record, Ray runs the stage (`flows/placement.py`), DVC decides
-whether there is anything to do (`tasks/versioning.py`). After this flow `dvc repro` has nothing to
-do, and the other way round.
+whether there is anything to do (`tasks/lineage/versioning.py`). After this flow `dvc repro` has
+nothing to do, and the other way round.
 """
 
 from pathlib import Path
@@ -18,11 +18,12 @@ from flows.placement import StageLostError, StageResult
 from flows.selection import resources_for, wanted
 from flows.watching import StageStarted, watcher
 from flows.workspaces import Kind
-from tasks import params, schema, storage, versioning
+from tasks import params, schema
 from tasks.evaluate.report import render
+from tasks.lineage import storage, versioning
+from tasks.lineage.versioning import StageNode
 from tasks.progress import Advance, Event
 from tasks.resources import Resources
-from tasks.versioning import StageNode
 
 
 def _only_when_lost(task: object, run: object, state: State[StageResult]) -> bool:

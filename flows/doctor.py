@@ -75,7 +75,7 @@ def _params(root: Path) -> Iterator[Finding]:
 
 
 def _dvc(root: Path) -> Iterator[Finding]:
-    from tasks import versioning
+    from tasks.lineage import versioning
 
     try:
         count = len(versioning.stages(root))
@@ -138,7 +138,7 @@ def _holders(held: Any) -> list[Any]:
 
 
 def _remote(root: Path) -> Iterator[Finding]:
-    from tasks import storage
+    from tasks.lineage import storage
 
     try:
         where = storage.reach_default_remote(root)

@@ -9,7 +9,7 @@ from tasks.generate.openai_batch import OpenAIBatch
 from tasks.generate.prices import Prompt
 from tasks.generate.stage import GenerateParams
 from tasks.generate.templates import Exchange, Template, template_of
-from tasks.records import UNLABELLED, Row, read_rows, row_id
+from tasks.rows.records import UNLABELLED, Row, read_rows, row_id
 from tasks.teachers import Teacher
 
 

@@ -20,8 +20,9 @@ from flows.placement import StageResult
 from flows.round_history import WORKTREES, History, RoundRecord, tag_of
 from flows.stopping import reason_to_stop
 from flows.workspaces import Kind
-from tasks import params, schema, storage, versioning
+from tasks import params, schema
 from tasks.errors import UserError
+from tasks.lineage import storage, versioning
 from tasks.rounds import Rounds, Stop
 
 

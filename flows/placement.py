@@ -24,9 +24,9 @@ from typing import Any
 from flows import workspaces
 from flows.workspaces import Kind, Parcel, Returned, packed
 from tasks.errors import UserError
+from tasks.lineage.versioning import Outcome
 from tasks.progress import Event, Say, reporting_to
 from tasks.resources import Resources
-from tasks.versioning import Outcome
 
 
 @dataclass(frozen=True)
@@ -229,8 +229,8 @@ def _run_versioned(
 
 
 def _brought_up_to_date(root: Path, address: str, parcel: Parcel | None) -> StageResult:
-    from tasks import storage, versioning
     from tasks.__main__ import run_stage as body
+    from tasks.lineage import storage, versioning
 
     own = [0.0]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import versioning
+from tasks.lineage import versioning
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def iterate(
 ) -> None:
     """Run rounds of distillation here, each from the champion of those before."""
     from flows import running
-    from tasks import versioning
+    from tasks.lineage import versioning
 
     root = project_root()
     _warn_of_uncommitted(root, base)

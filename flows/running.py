@@ -13,9 +13,10 @@ from rich.console import Console
 from flows.selection import resources_for, wanted
 from flows.services import use_services
 from flows.workspaces import Kind
-from tasks import params, schema, versioning
+from tasks import params, schema
+from tasks.lineage import versioning
+from tasks.lineage.versioning import StageNode
 from tasks.resources import Resources
-from tasks.versioning import StageNode
 
 
 def run_round(

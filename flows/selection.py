@@ -4,8 +4,8 @@ from typing import Any
 
 from tasks import params
 from tasks.errors import UserError
+from tasks.lineage.versioning import StageNode
 from tasks.resources import Resources
-from tasks.versioning import StageNode
 
 
 def wanted(nodes: list[StageNode], only: str | None) -> list[StageNode]:

@@ -7,8 +7,9 @@ from typing import Any
 
 from flows import overrides
 from flows.round_history import RoundRecord
-from tasks import params, storage
+from tasks import params
 from tasks.challenge.stage import VERDICT
+from tasks.lineage import storage
 from tasks.mine.stage import HARDEST
 from tasks.rounds import Rounds
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from tasks import storage, versioning
 from tasks.errors import UserError
+from tasks.lineage import storage, versioning
 
 Kind = Literal["shared", "isolated"]
 """`shared`: nodes see the driver's folder. `isolated`: they do not."""

@@ -1,4 +1,6 @@
-"""What a round does: one folder a stage, named by its verb. Nothing here knows Prefect."""
+"""What a round does: a folder a stage, named by its verb, and the rooms they share.
+
+Nothing here knows Prefect."""
 
 import os
 

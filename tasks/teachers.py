@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from tasks import sources
+from tasks.models import sources
 from tasks.params import Section
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")

@@ -1,7 +1,7 @@
 """The teacher, tuned to the task on the labelled rows, or taken as it came.
 
 In:  the teacher's model as preflight pinned it (data/preflight/models.json), data/collect
-Out: models/adapt/<teacher>, a checkpoint (tasks/checkpoints.py), and its summary.json:
+Out: models/adapt/<teacher>, a checkpoint (tasks/models/checkpoints.py), and its summary.json:
 
     {"dev_accuracy": 0.802, "dev_rows": 500, "rows": 1000, "tuned": true}
 
@@ -14,15 +14,15 @@ import json
 from itertools import islice
 from typing import Annotated, Any
 
-from tasks import checkpoints
 from tasks.adapt.tuning import Tuning
-from tasks.decoding import Decoding
 from tasks.errors import UserError
+from tasks.judging.verifiers import Task
+from tasks.models import checkpoints
+from tasks.models.decoding import Decoding
 from tasks.params import EachOf
 from tasks.progress import say, track
-from tasks.records import ADAPT, DEV, ENDPOINT, MODELS, Row, read_rows, write_json
+from tasks.rows.records import ADAPT, DEV, ENDPOINT, MODELS, Row, read_rows, write_json
 from tasks.teachers import Teacher
-from tasks.verifiers import Task
 
 
 def run(
@@ -69,7 +69,7 @@ def _describe(item: str, teacher: Teacher, adapt: Tuning) -> None:
 
 def _dev_accuracy(item: str, adapt: Tuning, task: Task) -> dict[str, Any]:
     """Let the published teacher answer dev rows; return nothing where none has an answer."""
-    from tasks.decoding import answers
+    from tasks.models.decoding import answers
 
     known = (row for row in read_rows(DEV, Row) if row.answer is not None)
     rows = list(islice(known, adapt.dev_rows))

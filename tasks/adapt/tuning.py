@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tasks import checkpoints, resuming
-from tasks.checkpoints import Precision
 from tasks.errors import UserError
-from tasks.hyperparameters import Hyperparameters
+from tasks.learning import resuming
+from tasks.learning.hyperparameters import Hyperparameters
+from tasks.models import checkpoints
+from tasks.models.checkpoints import Precision
 from tasks.params import Section
 from tasks.progress import say
-from tasks.records import LABELLED, Row, read_rows
+from tasks.rows.records import LABELLED, Row, read_rows
 
 
 class Untuned(Section):
@@ -51,10 +52,10 @@ class Sft(Hyperparameters):
         Raises:
             UserError: no labelled row, or a loss that is not finite.
         """
-        from tasks.batches import examples_of
-        from tasks.divergences import Hard
-        from tasks.text import encode_all
-        from tasks.trainer import fit
+        from tasks.learning.batches import examples_of
+        from tasks.learning.trainer import fit
+        from tasks.losses.divergences import Hard
+        from tasks.rows.text import encode_all
 
         rows = list(read_rows(LABELLED, Row))[: self.rows]
         if not rows:

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tasks import checkpoints
-from tasks.batches import Example
 from tasks.errors import UserError
-from tasks.heads import Head
+from tasks.learning.batches import Example
+from tasks.models import checkpoints
+from tasks.models.heads import Head
 from tasks.progress import say
-from tasks.records import write_json
-from tasks.signal_forms import Signals
-from tasks.signals import ABOUT, HEAD, INDEX, ROW, VOCABULARY, Origin, ids_hash, row_hash
+from tasks.rows.records import write_json
+from tasks.signals.forms import Signals
+from tasks.signals.store import ABOUT, HEAD, INDEX, ROW, VOCABULARY, Origin, ids_hash, row_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,7 +1,7 @@
 """The teacher's distribution over the next token, at every token of the rows that were kept.
 
 In:  models/adapt/<teacher>, data/filter/kept.jsonl
-Out: data/capture/<teacher>/     a signal store (tasks/signals.py says how it lies on disk)
+Out: data/capture/<teacher>/     a signal store (tasks/signals/store.py says how it lies on disk)
      data/capture/<teacher>/summary.json
 
 What the store says of one row, at the first token of its answer (top_k, K = 3):
@@ -18,9 +18,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tasks.checkpoints import Precision
+from tasks.models.checkpoints import Precision
 from tasks.params import EachOf, Section
-from tasks.signal_forms import Form, StoredTopK
+from tasks.signals.forms import Form, StoredTopK
 from tasks.teachers import Teacher
 
 
@@ -29,7 +29,7 @@ class CaptureParams(Section):
 
     signals: Form = StoredTopK(type="top_k")
     """What is kept of each distribution: `{type: top_k, k: 32}`, `{type: sampled, draws: 64}` or
-    `{type: hidden}` (tasks/signal_forms.py says which losses each allows)."""
+    `{type: hidden}` (tasks/signals/forms.py says which losses each allows)."""
     batch_tokens: int = Field(2048, ge=1)
     """Tokens, padding included, that go through the teacher at once."""
     chunk_tokens: int = Field(512, ge=1)
@@ -56,7 +56,7 @@ def run(item: str, teacher: Annotated[Teacher, EachOf("teachers")], capture: Cap
     """
     from tasks.capture.teacher_pass import capture_signals
     from tasks.progress import say
-    from tasks.records import ADAPT, CAPTURE, FILTER, write_json
+    from tasks.rows.records import ADAPT, CAPTURE, FILTER, write_json
 
     folder = CAPTURE / item
     if not teacher.signals:

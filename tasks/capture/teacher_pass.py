@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tasks import checkpoints
-from tasks.batches import Example, examples_of
 from tasks.capture.shards import WORK, ShardWriter, figures_of, key_of, publish, windows
 from tasks.errors import UserError
-from tasks.heads import Head
+from tasks.learning.batches import Example, examples_of
+from tasks.models import checkpoints
+from tasks.models.heads import Head
+from tasks.models.side_by_side import side_by_side
+from tasks.models.vocabularies import template_hash, vocabulary_hash
 from tasks.progress import Meter, say
-from tasks.records import Response
-from tasks.side_by_side import side_by_side
-from tasks.signal_forms import Signals
-from tasks.signals import Origin, row_hash
-from tasks.text import encode_all, pad_right
-from tasks.vocabularies import template_hash, vocabulary_hash
+from tasks.rows.records import Response
+from tasks.rows.text import encode_all, pad_right
+from tasks.signals.forms import Signals
+from tasks.signals.store import Origin, row_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

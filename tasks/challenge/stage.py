@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from tasks import checkpoints
 from tasks.challenge.guards import Guards
-from tasks.decoding import Batching, Decoding, answers
 from tasks.errors import UserError
 from tasks.evaluate.bootstrap import Bootstrap
 from tasks.evaluate.efficiency import Footprint, footprint
+from tasks.judging.verifiers import Task
+from tasks.models import checkpoints
+from tasks.models.decoding import Batching, Decoding, answers
 from tasks.params import Section
 from tasks.progress import say, track
-from tasks.records import DEV, TRAIN, Row, read_rows, write_json
-from tasks.verifiers import Task
+from tasks.rows.records import DEV, TRAIN, Row, read_rows, write_json
 
 if TYPE_CHECKING:
     import numpy as np

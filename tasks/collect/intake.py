@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from tasks.collect.examples import Example, NoExampleError, SetAside, clipped
 from tasks.collect.split import Pool, Split
 from tasks.collect.template import Prompt
-from tasks.records import Row, prompt_text, row_id
-from tasks.row_view import RowView
+from tasks.rows.records import Row, prompt_text, row_id
+from tasks.rows.row_view import RowView
 
 
 class Source(Protocol):

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from tasks.errors import UserError
 from tasks.params import Section
-from tasks.records import Row, read_rows
+from tasks.rows.records import Row, read_rows
 
 
 class Replay(Section):

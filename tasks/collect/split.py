@@ -15,9 +15,9 @@ from itertools import islice
 from pydantic import Field
 
 from tasks.collect.examples import Example
-from tasks.contamination import Contamination
 from tasks.params import Section
-from tasks.records import Row
+from tasks.rows.contamination import Contamination
+from tasks.rows.records import Row
 
 _MARKS = {"": 0, "train": 0, "dev": 1, "test": 2, "ood": 3}
 _NO_ANSWER = 0

@@ -33,7 +33,7 @@ from tasks.collect.wordnet import WordNet
 from tasks.errors import UserError
 from tasks.params import Section
 from tasks.progress import say
-from tasks.records import (
+from tasks.rows.records import (
     COLLECT,
     DEV,
     LABELLED,

@@ -8,7 +8,7 @@ from pydantic import ValidationError, field_validator
 
 from tasks.collect.examples import MAX_CHARACTERS, NoExampleError, storable, text_of
 from tasks.params import Section
-from tasks.records import Message
+from tasks.rows.records import Message
 
 Prompt = str | tuple[Message, ...]
 

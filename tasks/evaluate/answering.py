@@ -7,8 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import checkpoints
-from tasks.decoding import Answer, answers
 from tasks.evaluate import predictions
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.efficiency import footprint
@@ -19,10 +17,12 @@ from tasks.evaluate.readings import Reader
 from tasks.evaluate.robustness import PERTURBED, Variant
 from tasks.evaluate.served import write_served
 from tasks.evaluate.settings import EvaluateParams
+from tasks.judging.verifiers import Verifier
+from tasks.models import checkpoints
+from tasks.models.decoding import Answer, answers
 from tasks.progress import say, track
-from tasks.records import Row, write_rows
-from tasks.text import Encoded, encode_all, prompt_ids
-from tasks.verifiers import Verifier
+from tasks.rows.records import Row, write_rows
+from tasks.rows.text import Encoded, encode_all, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

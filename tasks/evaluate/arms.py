@@ -11,7 +11,7 @@ from typing import Literal
 from tasks.errors import UserError
 from tasks.params import nearest
 from tasks.progress import say
-from tasks.records import ADAPT, SHAPE, TRAIN
+from tasks.rows.records import ADAPT, SHAPE, TRAIN
 
 Role = Literal["teacher", "initial", "baseline", "student", "other"]
 TEACHER, INITIAL = "teacher", "initial"

@@ -14,7 +14,7 @@ from tasks.evaluate.mistakes import CLUSTERS, ERRORS, Mistake
 from tasks.evaluate.robustness import ROBUSTNESS, Scores, longest, read_variants
 from tasks.evaluate.router import ROUTED, ROUTER, write_curve
 from tasks.evaluate.settings import EvaluateParams
-from tasks.records import EVALUATE, ORDER, Lesson, Row, read_rows, write_json, write_rows
+from tasks.rows.records import EVALUATE, ORDER, Lesson, Row, read_rows, write_json, write_rows
 
 FORGETTING = EVALUATE / "forgetting.json"
 MEMORISATION = EVALUATE / "memorisation.json"

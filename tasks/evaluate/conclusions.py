@@ -10,9 +10,9 @@ from tasks.evaluate.bootstrap import Bootstrap
 from tasks.evaluate.findings import Findings, Measured
 from tasks.evaluate.predictions import Predictions
 from tasks.evaluate.settings import EvaluateParams
+from tasks.judging.verifiers import Verifier
 from tasks.progress import say
-from tasks.records import EVALUATE, REPORTS, Row, write_json
-from tasks.verifiers import Verifier
+from tasks.rows.records import EVALUATE, REPORTS, Row, write_json
 
 ARMS = EVALUATE / "arms.json"
 METRICS = REPORTS / "metrics.json"

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from tasks.params import Section
-from tasks.records import EVALUATE, REPORTS
+from tasks.rows.records import EVALUATE, REPORTS
 
 SERVED = EVALUATE / "served.json"
 COST = REPORTS / "cost.json"

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from tasks.errors import UserError
 from tasks.params import Section
-from tasks.records import CAPTURE, FILTER, Response, read_rows
-from tasks.text import Encoded, encode_all
+from tasks.rows.records import CAPTURE, FILTER, Response, read_rows
+from tasks.rows.text import Encoded, encode_all
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,9 +105,9 @@ class Stored(Section):
         Raises:
             UserError: nothing is stored of this teacher, or for another tokenizer.
         """
-        from tasks.batches import examples_of
-        from tasks.signals import SignalStore
-        from tasks.targets import TopK
+        from tasks.learning.batches import examples_of
+        from tasks.losses.targets import TopK
+        from tasks.signals.store import SignalStore
 
         store = SignalStore(CAPTURE / name)
         rows = self._rows(FILTER / "kept.jsonl", name)

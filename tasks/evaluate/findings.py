@@ -10,7 +10,7 @@ from tasks.evaluate.efficiency import Footprint
 from tasks.evaluate.fidelity import Agreement, Fidelity
 from tasks.evaluate.gate import Gate
 from tasks.evaluate.predictions import Predictions
-from tasks.verifiers import Verifier
+from tasks.judging.verifiers import Verifier
 
 Verdict = Literal["yes", "within noise", "no"]
 

@@ -33,7 +33,7 @@ class Forgetting(Section):
         tokenizer."""
         from math import log
 
-        from tasks.text import Encoded
+        from tasks.rows.text import Encoded
 
         ids = [list(found) for found in reader.tokenizer(list(passages)).input_ids]
         texts = [Encoded(one[:1], one[1:]) for one in ids]  # the first token is given

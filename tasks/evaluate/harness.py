@@ -14,13 +14,13 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from tasks import checkpoints
-from tasks.checkpoints import Precision
 from tasks.errors import UserError
 from tasks.evaluate.arms import Arm
+from tasks.models import checkpoints
+from tasks.models.checkpoints import Precision
 from tasks.params import Section
 from tasks.progress import say
-from tasks.records import EVALUATE, write_json
+from tasks.rows.records import EVALUATE, write_json
 
 HARNESS = EVALUATE / "harness.json"
 

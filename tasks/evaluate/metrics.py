@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_che
 
 from pydantic import Field
 
+from tasks.judging.verifiers import Verifier
 from tasks.params import Section
-from tasks.verifiers import Verifier
 
 if TYPE_CHECKING:
     from tasks.evaluate.readings import Reader
-    from tasks.records import Row
-    from tasks.text import Encoded
+    from tasks.rows.records import Row
+    from tasks.rows.text import Encoded
 
 
 @runtime_checkable

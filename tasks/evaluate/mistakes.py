@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.params import Section
-from tasks.records import EVALUATE, Message, Row, prompt_text
+from tasks.rows.records import EVALUATE, Message, Row, prompt_text
 
 ERRORS = EVALUATE / "errors.jsonl"
 CLUSTERS = EVALUATE / "clusters.json"

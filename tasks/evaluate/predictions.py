@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from tasks.decoding import Answer
 from tasks.errors import UserError
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.bootstrap import Floats
 from tasks.evaluate.metrics import AnswerMetric
-from tasks.records import EVALUATE, TEST, Row, read_rows, write_rows
-from tasks.verifiers import Verifier
+from tasks.judging.verifiers import Verifier
+from tasks.models.decoding import Answer
+from tasks.rows.records import EVALUATE, TEST, Row, read_rows, write_rows
 
 PREDICTIONS = EVALUATE / "predictions"
 

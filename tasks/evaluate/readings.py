@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tasks.heads import Head
-from tasks.side_by_side import side_by_side
-from tasks.text import Encoded, pad_right
+from tasks.models.heads import Head
+from tasks.models.side_by_side import side_by_side
+from tasks.rows.text import Encoded, pad_right
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

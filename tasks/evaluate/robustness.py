@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks.evaluate.bootstrap import Bootstrap, Floats, Interval, difference_apart
 from tasks.evaluate.perturbations import TEXT, Perturbation
 from tasks.params import Section
-from tasks.records import COLLECT, EVALUATE, Message, Row, read_rows
+from tasks.rows.records import COLLECT, EVALUATE, Message, Row, read_rows
 
 OUT_OF_DISTRIBUTION = COLLECT / "ood.jsonl"
 ROBUSTNESS = EVALUATE / "robustness.json"

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from tasks.evaluate.bootstrap import Bootstrap, Floats
 from tasks.params import Section
-from tasks.records import EVALUATE
+from tasks.rows.records import EVALUATE
 
 ROUTER = EVALUATE / "router.csv"
 ROUTED = EVALUATE / "router.json"

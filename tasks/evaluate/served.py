@@ -5,8 +5,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tasks.evaluate.cost import SERVED
-from tasks.records import GENERATE, Response, Row, read_rows, write_json
-from tasks.text import encode_all
+from tasks.rows.records import GENERATE, Response, Row, read_rows, write_json
+from tasks.rows.text import encode_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,8 +2,6 @@
 
 from pydantic import Field, model_validator
 
-from tasks.checkpoints import Precision
-from tasks.decoding import Batching, Decoding
 from tasks.evaluate.cost import Prices
 from tasks.evaluate.fidelity import FidelityOn, Live
 from tasks.evaluate.forgetting import Forgetting
@@ -15,6 +13,8 @@ from tasks.evaluate.mistakes import Mistakes
 from tasks.evaluate.robustness import Robustness
 from tasks.evaluate.router import Router
 from tasks.evaluate.timing import Timing
+from tasks.models.checkpoints import Precision
+from tasks.models.decoding import Batching, Decoding
 from tasks.params import Section
 
 

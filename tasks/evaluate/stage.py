@@ -18,7 +18,7 @@ Out, not hashed: reports/timings.json, cost.json (measured), report.html, report
 """
 
 from tasks.evaluate.settings import EvaluateParams
-from tasks.verifiers import Task
+from tasks.judging.verifiers import Task
 
 
 def run(evaluate: EvaluateParams, task: Task, seeds: list[int]) -> None:
@@ -30,7 +30,7 @@ def run(evaluate: EvaluateParams, task: Task, seeds: list[int]) -> None:
     from tasks.evaluate.conclusions import METRICS, write_conclusions
     from tasks.evaluate.predictions import test_rows
     from tasks.evaluate.report import render
-    from tasks.records import REPORTS, write_json
+    from tasks.rows.records import REPORTS, write_json
 
     torch.set_num_threads(evaluate.threads)
     arms = arms_on_disk(evaluate.teacher, evaluate.baseline, evaluate.student, seeds)

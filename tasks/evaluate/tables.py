@@ -10,7 +10,7 @@ from typing import Any
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.findings import Findings
 from tasks.evaluate.predictions import Prediction
-from tasks.records import EVALUATE, Row
+from tasks.rows.records import EVALUATE, Row
 
 GROUPS = EVALUATE / "groups.csv"
 INTERVALS = EVALUATE / "intervals.csv"

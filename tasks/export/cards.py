@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.export.form import Form
 from tasks.export.student import Student, lineage
-from tasks.records import COLLECT, EVALUATE, FILTER, GENERATE, MODELS, Row, prompt_text
+from tasks.rows.records import COLLECT, EVALUATE, FILTER, GENERATE, MODELS, Row, prompt_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tasks.errors import UserError
 from tasks.params import Section
-from tasks.records import Message
+from tasks.rows.records import Message
 
 
 class Tolerance(Section):

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks import checkpoints
 from tasks.errors import UserError
 from tasks.export.form import Form, Questions, Tolerance, not_installed
+from tasks.models import checkpoints
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,8 +8,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks import checkpoints
 from tasks.export.form import Form, Questions, Tolerance, not_installed
+from tasks.models import checkpoints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,7 @@ class Onnx(Form):
             import onnxruntime
         except ImportError as error:
             raise not_installed("onnxruntime", self.type) from error
-        from tasks.text import prompt_ids
+        from tasks.rows.text import prompt_ids
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = questions.threads

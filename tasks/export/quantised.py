@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from tasks import checkpoints
 from tasks.export.form import Form, Questions, Tolerance, not_installed
 from tasks.export.safetensors import answered
+from tasks.models import checkpoints
 
 
 class Quantised(Form):
@@ -50,7 +50,7 @@ class Quantised(Form):
         checkpoints.load_tokenizer(student).save_pretrained(folder)
 
     def answers(self, folder: Path, questions: Questions) -> list[str]:
-        """Answer with tasks/decoding.py, which every stage answers with."""
+        """Answer with tasks/models/decoding.py, which every stage answers with."""
         return answered(folder, "bfloat16", questions)
 
 

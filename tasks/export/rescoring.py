@@ -8,8 +8,8 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.export.form import Form, Questions
-from tasks.records import DEV, Row, read_rows
-from tasks.verifiers import Verifier
+from tasks.judging.verifiers import Verifier
+from tasks.rows.records import DEV, Row, read_rows
 
 
 def dev_sample(rows: int) -> list[Row]:

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from tasks import checkpoints
-from tasks.checkpoints import Precision
-from tasks.decoding import Decoding, answers
 from tasks.export.form import Form, Questions, Tolerance
+from tasks.models import checkpoints
+from tasks.models.checkpoints import Precision
+from tasks.models.decoding import Decoding, answers
 
 
 class Safetensors(Form):
@@ -43,7 +43,7 @@ class Safetensors(Form):
         checkpoints.copy_parts(student, folder)
 
     def answers(self, folder: Path, questions: Questions) -> list[str]:
-        """Answer with tasks/decoding.py, which every stage answers with."""
+        """Answer with tasks/models/decoding.py, which every stage answers with."""
         return answered(folder, self.precision, questions)
 
 

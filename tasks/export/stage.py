@@ -18,8 +18,6 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from tasks import checkpoints
-from tasks.checkpoints import Precision
 from tasks.errors import UserError
 from tasks.export.cards import Exported, RoundFiles, write_dataset, write_model_card
 from tasks.export.form import Questions
@@ -30,10 +28,12 @@ from tasks.export.quantised import Int4, Int8
 from tasks.export.rescoring import Check, dev_sample
 from tasks.export.safetensors import Safetensors, answered
 from tasks.export.student import Choice, Student, evaluated, lineage
+from tasks.judging.verifiers import Task
+from tasks.models import checkpoints
+from tasks.models.checkpoints import Precision
 from tasks.params import Section
 from tasks.progress import say
-from tasks.records import EXPORT, EXPORTED_DATA, write_json
-from tasks.verifiers import Task
+from tasks.rows.records import EXPORT, EXPORTED_DATA, write_json
 
 AnyForm = Annotated[Safetensors | Gguf | Onnx | Int8 | Int4, Field(discriminator="type")]
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tasks import checkpoints
 from tasks.errors import UserError
-from tasks.records import EVALUATE
+from tasks.models import checkpoints
+from tasks.rows.records import EVALUATE
 
 Choice = Literal["best_on_dev", "first"]
 ROLES = ("teacher", "initial", "baseline", "student")

@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
-from tasks.records import Response
-from tasks.votes import hash_of, votes_of
+from tasks.judging.votes import hash_of, votes_of
+from tasks.rows.records import Response
 
 
 class Verified(Filter):

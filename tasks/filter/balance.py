@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from tasks.errors import UserError
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
-from tasks.records import Response
+from tasks.rows.records import Response
 
 
 class Confidence(Filter):

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tasks.filter.near_duplicates import shared_bands
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
-from tasks.records import Response, prompt_text
+from tasks.rows.records import Response, prompt_text
 
 _NEAR = "near-duplicate of an earlier prompt"
 

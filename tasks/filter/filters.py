@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tasks.contamination import SIMILARITY, WORDS, words_of
 from tasks.filter.agreement import Agreement, Verified
 from tasks.filter.balance import ClassBalance, Confidence
 from tasks.filter.duplicates import ExactDuplicates, NearDuplicates
@@ -19,7 +18,8 @@ from tasks.filter.judged import Judged, Rewarded
 from tasks.filter.meaning import Diversity, SemanticDuplicates
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
 from tasks.filter.wording import Boilerplate, Language, Repetition, Schema
-from tasks.records import Response, prompt_text
+from tasks.rows.contamination import SIMILARITY, WORDS, words_of
+from tasks.rows.records import Response, prompt_text
 
 
 class Contaminated(Filter):

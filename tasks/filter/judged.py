@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tasks.checkpoints import Precision
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
-from tasks.judge import Judge
-from tasks.records import Response
+from tasks.judging.judge import Judge
+from tasks.models.checkpoints import Precision
+from tasks.rows.records import Response
 
 _WINDOW = 512
 
@@ -78,7 +78,7 @@ class Rewarded(Filter):
 
     def over(self, rows: Rows, context: Context) -> Keep:
         """Score all rows with the model that `filter.scorer` names; return what compares."""
-        from tasks.rewards import RewardModel
+        from tasks.judging.rewards import RewardModel
 
         model = RewardModel.of(context.scorer(), self.precision)
         rewards = array("d", model.scores((row.prompt, row.answer or "") for row in rows))

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from tasks.errors import UserError
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
-from tasks.records import Response, prompt_text
+from tasks.rows.records import Response, prompt_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,7 +147,7 @@ def _embedded(rows: Rows, of: Text, threads: int) -> "np.ndarray":
     """Return the embeddings of the rows, float16: 768 bytes a row."""
     import numpy as np
 
-    from tasks.embeddings import embeddings, encoder
+    from tasks.models.embeddings import embeddings, encoder
 
     def text(row: Response) -> str:
         texts = {"prompt": prompt_text(row.prompt), "answer": row.answer or ""}

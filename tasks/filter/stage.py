@@ -23,15 +23,16 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from tasks import sources
-from tasks.contamination import Contamination
 from tasks.errors import UserError
 from tasks.filter.filters import AnyFilter, Contaminated
 from tasks.filter.picture import funnel_svg
 from tasks.filter.verdicts import Context, Filter, Refused
+from tasks.judging.verifiers import Task
+from tasks.models import sources
 from tasks.params import Section
 from tasks.progress import say, track
-from tasks.records import (
+from tasks.rows.contamination import Contamination
+from tasks.rows.records import (
     DEV,
     FILTER,
     GENERATE,
@@ -46,8 +47,7 @@ from tasks.records import (
     write_json,
     write_rows,
 )
-from tasks.row_view import RowView
-from tasks.verifiers import Task
+from tasks.rows.row_view import RowView
 
 
 class FilterParams(Section):

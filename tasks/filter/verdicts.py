@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from tasks.contamination import Contamination
+from tasks.judging.verifiers import Task
 from tasks.params import Section
-from tasks.records import Response
-from tasks.verifiers import Task
+from tasks.rows.contamination import Contamination
+from tasks.rows.records import Response
 
 
 @dataclass(frozen=True)

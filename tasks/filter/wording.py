@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from tasks.contamination import words_of
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
-from tasks.records import Response, prompt_text
+from tasks.rows.contamination import words_of
+from tasks.rows.records import Response, prompt_text
 
 _REFUSALS = (
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b",

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from tasks.decoding import Answer, Decoding
-from tasks.records import Message
+from tasks.models.decoding import Answer, Decoding
+from tasks.rows.records import Message
 
 
 class Ask(NamedTuple):

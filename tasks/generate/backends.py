@@ -13,9 +13,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tasks import checkpoints
-from tasks.checkpoints import Precision
-from tasks.decoding import (
+from tasks.generate.asks import Answering, Ask, Batch
+from tasks.generate.endpoint import check_weights
+from tasks.generate.openai import OpenAI
+from tasks.generate.openai_batch import OpenAIBatch
+from tasks.generate.vllm import Vllm
+from tasks.models import checkpoints
+from tasks.models.checkpoints import Precision
+from tasks.models.decoding import (
     Answer,
     Batching,
     Decoding,
@@ -25,13 +30,8 @@ from tasks.decoding import (
     plan,
     stop_ids,
 )
-from tasks.generate.asks import Answering, Ask, Batch
-from tasks.generate.endpoint import check_weights
-from tasks.generate.openai import OpenAI
-from tasks.generate.openai_batch import OpenAIBatch
-from tasks.generate.vllm import Vllm
 from tasks.params import Section
-from tasks.text import prompt_ids
+from tasks.rows.text import prompt_ids
 
 
 class Transformers(Section):
@@ -56,7 +56,7 @@ class Transformers(Section):
         """Load the teacher; return the function that answers.
 
         Its batches depend on the asks alone, and the asks that an interrupted run left over make
-        the remaining batches of the whole run (see `tasks.decoding.plan`).
+        the remaining batches of the whole run (see `tasks.models.decoding.plan`).
 
         Raises:
             UserError: the weights are not here.
@@ -83,7 +83,7 @@ class Transformers(Section):
             from tasks.generate.fan_out import over_workers
 
             return over_workers(Writer, checkpoint, self.precision, self.workers, self.gpus_each)
-        from tasks.side_by_side import side_by_side
+        from tasks.models.side_by_side import side_by_side
 
         writer = Writer(checkpoint, self.precision)
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, JsonValue, SecretStr, ValidationError, model_validator
 
-from tasks import checkpoints
-from tasks.decoding import Answer, Bought, Decoding
 from tasks.errors import UserError
 from tasks.generate.asks import Ask
 from tasks.generate.failures import Again, Refused, Service
 from tasks.generate.prices import Price
+from tasks.models import checkpoints
+from tasks.models.decoding import Answer, Bought, Decoding
 from tasks.params import Section
-from tasks.records import ENDPOINT
+from tasks.rows.records import ENDPOINT
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.checkpoints import Precision
-from tasks.decoding import Answer, Decoding, Request
 from tasks.errors import UserError
+from tasks.models.checkpoints import Precision
+from tasks.models.decoding import Answer, Decoding, Request
 
 if TYPE_CHECKING:
     from tasks.generate.backends import Writer

@@ -11,7 +11,16 @@ from tasks.generate.asks import Answering, Ask, Unanswered
 from tasks.generate.ledger import Ledger, key_of
 from tasks.generate.templates import Exchange, Prompt, Step, Template
 from tasks.progress import Meter, say
-from tasks.records import ADAPT, GENERATE, UNLABELLED, Response, Row, prompt_text, read_rows, row_id
+from tasks.rows.records import (
+    ADAPT,
+    GENERATE,
+    UNLABELLED,
+    Response,
+    Row,
+    prompt_text,
+    read_rows,
+    row_id,
+)
 
 if TYPE_CHECKING:
     from tasks.generate.stage import GenerateParams

@@ -21,9 +21,9 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from tasks.decoding import Answer, Bought
 from tasks.generate.asks import Batch, Unanswered
 from tasks.generate.places import Journal
+from tasks.models.decoding import Answer, Bought
 from tasks.progress import say
 
 

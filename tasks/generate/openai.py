@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from tasks.decoding import Answer, Bought, Decoding
 from tasks.errors import UserError
 from tasks.generate.asks import Answering, Ask, Batch, Unanswered, driven
 from tasks.generate.endpoint import Endpoint, Place, place_of
 from tasks.generate.failures import Again, Refused
 from tasks.generate.pace import Limits, Pace
 from tasks.generate.prices import Budget, Price, most_tokens
+from tasks.models.decoding import Answer, Bought, Decoding
 from tasks.progress import say
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from tasks.decoding import Answer, Decoding
 from tasks.errors import UserError
 from tasks.generate.asks import Answering, Ask, Batch, Unanswered, driven
 from tasks.generate.endpoint import Endpoint, Place, place_of
 from tasks.generate.failures import Again, Refused
 from tasks.generate.prices import Budget, Price
+from tasks.models.decoding import Answer, Decoding
 from tasks.progress import say
 
 if TYPE_CHECKING:

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
-from tasks.decoding import Decoding
 from tasks.errors import UserError
 from tasks.generate.asks import Ask
+from tasks.models.decoding import Decoding
 from tasks.params import Section
-from tasks.records import Message, prompt_text
+from tasks.rows.records import Message, prompt_text
 
 Prompt = str | tuple[Message, ...]
 _MILLION = 1_000_000

@@ -24,8 +24,6 @@ that are added to a window that was answered already make batches of their own.
 
 from pydantic import Field
 
-from tasks import checkpoints
-from tasks.decoding import Decoding
 from tasks.errors import UserError
 from tasks.generate.backends import Backend, Transformers
 from tasks.generate.endpoint import place_of
@@ -33,8 +31,10 @@ from tasks.generate.interview import Interview
 from tasks.generate.ledger import Ledger, key_of
 from tasks.generate.places import journal_of
 from tasks.generate.templates import template_of
+from tasks.models import checkpoints
+from tasks.models.decoding import Decoding
 from tasks.params import Section
-from tasks.records import ADAPT, ENDPOINT, GENERATE, UNLABELLED, write_json, write_rows
+from tasks.rows.records import ADAPT, ENDPOINT, GENERATE, UNLABELLED, write_json, write_rows
 
 
 class GenerateParams(Section):

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from ruamel.yaml import YAML
 
-from tasks.decoding import Answer
 from tasks.errors import UserError
+from tasks.models.decoding import Answer
 from tasks.params import Section, nearest, validated
-from tasks.records import Message, Response, Row, prompt_text, row_id
+from tasks.rows.records import Message, Response, Row, prompt_text, row_id
 
 if TYPE_CHECKING:
     from jinja2.sandbox import SandboxedEnvironment

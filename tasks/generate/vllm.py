@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tasks import checkpoints
-from tasks.checkpoints import Precision
-from tasks.decoding import Answer, Completion, Decoding, as_text
 from tasks.errors import UserError
 from tasks.generate.asks import Answering, Ask, Batch
 from tasks.generate.endpoint import check_weights, seed_of
+from tasks.models import checkpoints
+from tasks.models.checkpoints import Precision
+from tasks.models.decoding import Answer, Completion, Decoding, as_text
 from tasks.params import Section
-from tasks.text import prompt_ids
+from tasks.rows.text import prompt_ids
 
 
 class Vllm(Section):

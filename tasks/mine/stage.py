@@ -21,7 +21,7 @@ from pydantic import Field
 from tasks.challenge.stage import VERDICT
 from tasks.params import Section
 from tasks.progress import say, track
-from tasks.records import FILTER, TRAIN, Response, Row, read_rows, write_json, write_rows
+from tasks.rows.records import FILTER, TRAIN, Response, Row, read_rows, write_json, write_rows
 
 MINE = Path("data/mine")
 HARDEST = MINE / "hardest.jsonl"
@@ -56,7 +56,7 @@ def run(mine: MineParams) -> None:
 
 
 def _regrets(mine: MineParams, rows: list[Response]) -> list[float]:
-    from tasks.likelihood import Likelihood
+    from tasks.models.likelihood import Likelihood
 
     seed = json.loads(VERDICT.read_text())["seed"]
     folder = TRAIN / mine.student / f"seed-{seed}"

@@ -12,15 +12,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tasks import sources
-from tasks.checkpoints import Precision
 from tasks.errors import UserError
-from tasks.likelihood import Likelihood
+from tasks.judging.verifiers import Task
+from tasks.judging.votes import votes_of
+from tasks.models import sources
+from tasks.models.checkpoints import Precision
+from tasks.models.likelihood import Likelihood
 from tasks.params import Section
-from tasks.records import GENERATE, Response, prompt_text
-from tasks.row_view import RowView
-from tasks.verifiers import Task
-from tasks.votes import votes_of
+from tasks.rows.records import GENERATE, Response, prompt_text
+from tasks.rows.row_view import RowView
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tasks.errors import UserError
+from tasks.judging.verifiers import Task
 from tasks.order.difficulty import Context, Difficulty
 from tasks.order.schedule import Schedule
 from tasks.params import Section
 from tasks.progress import say, track
-from tasks.records import FILTER, ORDER, Lesson, Response, write_json, write_rows
-from tasks.row_view import RowView
-from tasks.verifiers import Task
+from tasks.rows.records import FILTER, ORDER, Lesson, Response, write_json, write_rows
+from tasks.rows.row_view import RowView
 
 KEPT = FILTER / "kept.jsonl"
 

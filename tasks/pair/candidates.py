@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tasks import sources
-from tasks.checkpoints import Precision
-from tasks.decoding import Decoding
 from tasks.errors import UserError
+from tasks.models import sources
+from tasks.models.checkpoints import Precision
+from tasks.models.decoding import Decoding
 from tasks.pair.ranking import Candidate, Candidates, Ranking
 from tasks.params import Section
-from tasks.records import FILTER, GENERATE, LABELLED, Dropped, Response, Row, read_rows
-from tasks.row_view import RowView
+from tasks.rows.records import FILTER, GENERATE, LABELLED, Dropped, Response, Row, read_rows
+from tasks.rows.row_view import RowView
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,7 +102,7 @@ class TeacherVersusStudent(Ranked):
 
     def candidates(self) -> Iterator[Candidates]:
         """Yield both answers to each prompt, where they differ."""
-        from tasks import checkpoints
+        from tasks.models import checkpoints
 
         origin: Literal["ground_truth", "teacher"] = "teacher"
         rows: Iterable[Row] = read_rows(FILTER / "kept.jsonl", Response)
@@ -121,7 +121,7 @@ class TeacherVersusStudent(Ranked):
                     yield Candidates(row.id, row.prompt, row.group, answers)
 
     def _answers(self, model: "PreTrainedModel", tokenizer: Any, rows: list[Row]) -> list[str]:
-        from tasks import decoding
+        from tasks.models import decoding
 
         found = [""] * len(rows)
         prompts = [row.prompt for row in rows]

@@ -15,11 +15,11 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from tasks.checkpoints import Precision
-from tasks.judge import Contest, Judge, Outcome, tally
+from tasks.judging.judge import Contest, Judge, Outcome, tally
+from tasks.judging.verifiers import Task
+from tasks.models.checkpoints import Precision
 from tasks.params import Section
-from tasks.records import Message
-from tasks.verifiers import Task
+from tasks.rows.records import Message
 
 Origin = Literal["ground_truth", "teacher", "student"]
 
@@ -153,7 +153,7 @@ class Rewarded(Section):
 
     def open(self, known: Known) -> Scoring:
         """Load the model; return what scores."""
-        from tasks.rewards import RewardModel
+        from tasks.judging.rewards import RewardModel
 
         model = RewardModel.of(known.judge(), self.precision)
 

@@ -20,13 +20,13 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from tasks import sources
 from tasks.errors import UserError
+from tasks.judging.verifiers import Task
+from tasks.models import sources
 from tasks.pair.candidates import NoPairs, Pairing, Ranked
 from tasks.pair.ranking import Candidates, Known, Scores
 from tasks.progress import Meter, say
-from tasks.records import LABELLED, PAIR, Pair, Row, read_rows, write_json, write_rows
-from tasks.verifiers import Task
+from tasks.rows.records import LABELLED, PAIR, Pair, Row, read_rows, write_json, write_rows
 
 PAIRS = PAIR / "pairs.jsonl"
 _WINDOW = 256

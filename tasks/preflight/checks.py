@@ -1,7 +1,7 @@
 """What must hold between the models of a round; each check says what to do about it."""
 
 from tasks.errors import UserError
-from tasks.outlines import Outline, difference
+from tasks.models.outlines import Outline, difference
 from tasks.teachers import Teacher
 
 _PROBE = "A probe: naïve 2+2=4,  tabs\tand\nlines, 漢字, don't — «ok»?"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from tasks.errors import UserError
 from tasks.params import nearest
 from tasks.progress import say
-from tasks.signal_forms import Form
+from tasks.signals.forms import Form
 from tasks.teachers import Teachers
 
 if TYPE_CHECKING:

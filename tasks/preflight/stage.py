@@ -10,15 +10,15 @@ Out: data/preflight/models.json, what they are, pinned: later stages refuse any 
 
 from typing import Any
 
-from tasks import sources
 from tasks.capture.stage import CaptureParams
 from tasks.errors import UserError
-from tasks.outlines import Outline, outline_of
+from tasks.models import sources
+from tasks.models.outlines import Outline, outline_of
 from tasks.preflight.capacity import check_capacity
 from tasks.preflight.checks import check_signals, check_terms, check_width
 from tasks.preflight.phases import check_lengths, check_phases
 from tasks.progress import say
-from tasks.records import MODELS, write_json
+from tasks.rows.records import MODELS, write_json
 from tasks.shape.students import Student
 from tasks.teachers import Teacher, Teachers
 from tasks.train.stage import Method

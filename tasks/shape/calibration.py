@@ -21,10 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.errors import UserError
 from tasks.progress import track
-from tasks.records import Row, row_kind
-from tasks.row_view import RowView
+from tasks.rows.records import Row, row_kind
+from tasks.rows.row_view import RowView
+from tasks.rows.text import encode_all, pad_right
 from tasks.shape.layers import layers_of
-from tasks.text import encode_all, pad_right
 
 _BATCH = 16
 

@@ -2,7 +2,7 @@
 
 In:  data/preflight/models.json; models/adapt/<teacher> where its tuned layers are taken; the rows
      by which the student is cut, where it is cut by rows
-Out: models/shape, a checkpoint (tasks/checkpoints.py), and its summary.json:
+Out: models/shape, a checkpoint (tasks/models/checkpoints.py), and its summary.json:
 
     {"layers": 4, "parameters": 42472512, "parameters_of_embeddings": 28311552,
      "vocabulary": 49152, "width": 576}
@@ -11,10 +11,10 @@ Out: models/shape, a checkpoint (tasks/checkpoints.py), and its summary.json:
 import json
 from pathlib import Path
 
-from tasks import checkpoints
 from tasks.errors import UserError
+from tasks.models import checkpoints
 from tasks.progress import say
-from tasks.records import MODELS, SHAPE, write_json
+from tasks.rows.records import MODELS, SHAPE, write_json
 from tasks.shape.students import Pins, Student
 from tasks.teachers import Teachers
 

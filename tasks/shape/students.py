@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from tasks import checkpoints, sources
-from tasks.checkpoints import Precision
-from tasks.depth import Layers, chosen
 from tasks.errors import UserError
-from tasks.outlines import Outline, outline_of
+from tasks.models import checkpoints, sources
+from tasks.models.checkpoints import Precision
+from tasks.models.depth import Layers, chosen
+from tasks.models.outlines import Outline, outline_of
 from tasks.params import Section
 from tasks.progress import say
 from tasks.teachers import Teacher
@@ -78,7 +78,7 @@ class Start(Section):
         """Leave the model only the tokens that are wanted; return the tokenizer of these."""
         if self.vocabulary == "whole":
             return tokenizer
-        from tasks.records import read_rows, row_kind
+        from tasks.rows.records import read_rows, row_kind
         from tasks.shape.vocabulary import trim
 
         return trim(model, tokenizer, read_rows(Path(self.rows), row_kind(Path(self.rows))))

@@ -17,11 +17,11 @@ from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks import checkpoints
 from tasks.errors import UserError
-from tasks.records import Row
-from tasks.text import encode_all
-from tasks.vocabularies import ids_within
+from tasks.models import checkpoints
+from tasks.models.vocabularies import ids_within
+from tasks.rows.records import Row
+from tasks.rows.text import encode_all
 
 _BYTES = {f"<0x{n:02X}>" for n in range(256)}.union(pre_tokenizers.ByteLevel.alphabet())
 

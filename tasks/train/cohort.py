@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tasks.divergences import Divergence, Term
-from tasks.fused_head import fused_head_loss
-from tasks.heads import Head
-from tasks.history import names_of
-from tasks.targets import LiveTeacher, Targets
+from tasks.learning.history import names_of
+from tasks.losses.divergences import Divergence, Term
+from tasks.losses.fused_head import fused_head_loss
+from tasks.losses.targets import LiveTeacher, Targets
+from tasks.models.heads import Head
 
 
 class Cohort(nn.Module):

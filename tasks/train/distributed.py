@@ -3,7 +3,7 @@
 Every worker does the same work on the same files (the round's folder is on a disk that all see),
 and learns its share of each update's rows; the first one writes checkpoints and publishes. A worker
 that is lost takes the others down with it, and all start again at the newest training checkpoint
-(tasks/resuming.py): Ray's own checkpoints are not used.
+(tasks/learning/resuming.py): Ray's own checkpoints are not used.
 """
 
 import logging
@@ -64,7 +64,7 @@ def run(work: Callable[[], Trained], workers: int, replacements: int) -> Trained
 
 def _do(config: dict[str, Any]) -> None:
     """Run in each worker."""
-    from tasks import workers
+    from tasks.learning import workers
 
     os.chdir(config["root"])
     first = workers.rank() == 0

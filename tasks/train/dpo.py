@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.records import Row
+from tasks.rows.records import Row
 from tasks.train.phase import Trained, Undivided
 
 if TYPE_CHECKING:

@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.checkpoints import Precision
-from tasks.combining import Combining, Mixture, Progressive
-from tasks.divergences import Hard, Term
 from tasks.errors import UserError
-from tasks.features import Attention, Feature, FeatureTerm
-from tasks.records import Row
+from tasks.losses.divergences import Hard, Term
+from tasks.losses.features import Attention, Feature, FeatureTerm
+from tasks.losses.uld import Uld
+from tasks.models.checkpoints import Precision
+from tasks.rows.records import Row
+from tasks.teaching.combining import Combining, Mixture, Progressive
 from tasks.train.phase import Phase, Trained, checkpoint_of
-from tasks.uld import Uld
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tasks.batches import Example
-    from tasks.crossing import Crossing
-    from tasks.teaching import Live, Stored
+    from tasks.learning.batches import Example
+    from tasks.teaching.crossing import Crossing
+    from tasks.teaching.origins import Live, Stored
 
 Share = Annotated[float, Field(gt=0)]
 
@@ -68,8 +68,8 @@ class Kd(Phase):
         what: str,
     ) -> Trained:
         """Train against the teacher or teachers in `targets`: checkpoints, or signal stores."""
-        from tasks.teaching import Live
-        from tasks.trainer import fit
+        from tasks.learning.trainer import fit
+        from tasks.teaching.origins import Live
 
         examples = self.examples(tokenizer, rows)
         teaching = self.teaching(model, tokenizer, rows, examples, seed)
@@ -126,8 +126,8 @@ class Kd(Phase):
         tokenizer: "PreTrainedTokenizerBase",
         examples: "Sequence[Example]",
     ) -> "Stored":
-        from tasks.signals import SignalStore
-        from tasks.teaching import Stored
+        from tasks.signals.store import SignalStore
+        from tasks.teaching.origins import Stored
 
         for term in self.terms:
             if isinstance(term, Feature | Uld):
@@ -160,7 +160,7 @@ class Kd(Phase):
         rows: Sequence[Row],
         examples: "Sequence[Example]",
     ) -> "Crossing":
-        from tasks.crossing import Crossing
+        from tasks.teaching.crossing import Crossing
 
         others = [t.type for t in self.terms if not isinstance(t, Uld | Hard)]
         if others or len(folders) > 1 or self.progressive:
@@ -175,7 +175,7 @@ class Kd(Phase):
         return crossing
 
     def _load(self, folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        from tasks import checkpoints
+        from tasks.models import checkpoints
 
         return checkpoints.load(
             folder,
@@ -199,8 +199,8 @@ class Kd(Phase):
         examples: "Sequence[Example]",
         seed: int,
     ) -> "Live":
-        from tasks.matching import Matching
-        from tasks.teaching import Live, shared_vocabulary, within
+        from tasks.losses.matching import Matching
+        from tasks.teaching.origins import Live, shared_vocabulary, within
 
         if self.features and len(folders) > 1:
             raise UserError(f"{self.features[0].type} needs one teacher, not several")

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.depth import Layers
-from tasks.divergences import ForwardKL, Hard, Term
+from tasks.losses.divergences import ForwardKL, Hard, Term
+from tasks.models.depth import Layers
 from tasks.params import Section
-from tasks.records import Row
+from tasks.rows.records import Row
 from tasks.train.phase import Trained, Undivided
 
 if TYPE_CHECKING:
@@ -73,10 +73,10 @@ class Mutual(Undivided):
         what: str,
     ) -> Trained:
         """Train `model` as the first peer, and the others beside it."""
-        from tasks.heads import check_head
-        from tasks.learner import learning
+        from tasks.learning.learner import learning
+        from tasks.learning.trainer import fit
+        from tasks.models.heads import check_head
         from tasks.train.cohort import Cohort
-        from tasks.trainer import fit
 
         examples = self.examples(tokenizer, rows)
         others = [self.load_layers(seed, peer.keep_layers)[0] for peer in self.peers[1:]]

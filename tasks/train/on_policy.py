@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.divergences import ReverseKL, Term
 from tasks.errors import UserError
+from tasks.losses.divergences import ReverseKL, Term
 from tasks.progress import say
-from tasks.records import Row
+from tasks.rows.records import Row
 from tasks.train.phase import Trained, Undivided, checkpoint_of
 from tasks.train.sampling import Constant, Sampling, Schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tasks.batches import Example
-    from tasks.teaching import Live
+    from tasks.learning.batches import Example
+    from tasks.teaching.origins import Live
 
 
 class OnPolicy(Undivided):
@@ -65,8 +65,8 @@ class OnPolicy(Undivided):
         what: str,
     ) -> Trained:
         """Train against the teacher at `targets`, which must share the student's vocabulary."""
+        from tasks.learning.trainer import fit
         from tasks.train.rollouts import StudentText
-        from tasks.trainer import fit
 
         examples = self.prompts(tokenizer, rows) if self._own_text_alone else None
         if examples is None:
@@ -119,8 +119,8 @@ class OnPolicy(Undivided):
         Raises:
             UserError: it gives the ids other meanings than the student does.
         """
-        from tasks import checkpoints
-        from tasks.teaching import Live, shared_vocabulary
+        from tasks.models import checkpoints
+        from tasks.teaching.origins import Live, shared_vocabulary
 
         folder = checkpoint_of(Path(self.targets), seed)
         model, theirs = checkpoints.load(

@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from tasks.batches import Example, plan
 from tasks.errors import UserError
-from tasks.following import Follow
-from tasks.history import Update
-from tasks.learner import learning
+from tasks.learning.batches import Example, plan
+from tasks.learning.following import Follow
+from tasks.learning.history import Update
+from tasks.learning.learner import learning
+from tasks.learning.trainer import options
 from tasks.progress import Meter
 from tasks.train.phase import Trained
-from tasks.trainer import options
 
 if TYPE_CHECKING:
     from tasks.train.dpo import Dpo

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.checkpoints import Precision
-from tasks.depth import Layers
-from tasks.hyperparameters import Hyperparameters
+from tasks.learning.hyperparameters import Hyperparameters
+from tasks.learning.resuming import content_of
+from tasks.models.checkpoints import Precision
+from tasks.models.depth import Layers
 from tasks.progress import say
-from tasks.records import TRAIN, Row
-from tasks.resuming import content_of
+from tasks.rows.records import TRAIN, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tasks.batches import Example
-    from tasks.history import Update
+    from tasks.learning.batches import Example
+    from tasks.learning.history import Update
 
 MODELS = Path("models")
 _NO_MATTER = {"checkpoint_every", "replacements"}  # to the outcome
@@ -85,8 +85,8 @@ class Phase(Hyperparameters):
         self, seed: int, layers: Layers | None
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Load what the phase starts from, with these of its layers, or all."""
-        from tasks import checkpoints
-        from tasks.depth import chosen
+        from tasks.models import checkpoints
+        from tasks.models.depth import chosen
         from tasks.shape.layers import keep_layers, layers_of
 
         model, tokenizer = checkpoints.load(self.start_folder(seed))
@@ -124,8 +124,8 @@ class Phase(Hyperparameters):
         self, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]
     ) -> "list[Example]":
         """Return the rows as token ids; those without answer and the too long are left out."""
-        from tasks.batches import examples_of
-        from tasks.text import encode_all
+        from tasks.learning.batches import examples_of
+        from tasks.rows.text import encode_all
 
         found = examples_of(rows, encode_all(tokenizer, rows), self.max_tokens)
         if len(found) < len(rows):

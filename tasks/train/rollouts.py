@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tasks.batches import Batches, Example
-from tasks.decoding import Completion, Request, decode, plan, stop_ids
-from tasks.divergences import Hard
-from tasks.learner import Learner
+from tasks.learning.batches import Batches, Example
+from tasks.learning.learner import Learner
+from tasks.losses.divergences import Hard
+from tasks.models.decoding import Completion, Request, decode, plan, stop_ids
 from tasks.train.sampling import Sampling, Schedule
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tasks.decoding import Batching, Decoding
+from tasks.models.decoding import Batching, Decoding
 from tasks.params import Section
 
 

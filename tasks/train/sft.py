@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
-from tasks.divergences import Hard
-from tasks.records import Row
+from tasks.losses.divergences import Hard
+from tasks.rows.records import Row
 from tasks.train.phase import Phase, Trained
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Sft(Phase):
         what: str,
     ) -> Trained:
         """Train on the answers' tokens and the end of sequence after them."""
-        from tasks.trainer import fit
+        from tasks.learning.trainer import fit
 
         examples = self.examples(tokenizer, rows)
         history = fit(

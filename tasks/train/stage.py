@@ -21,11 +21,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tasks import resuming
 from tasks.errors import UserError
-from tasks.history import write_history
+from tasks.learning import resuming
+from tasks.learning.history import write_history
 from tasks.params import EachOf
-from tasks.records import TRAIN, read_rows, row_kind, write_json
+from tasks.rows.records import TRAIN, read_rows, row_kind, write_json
 from tasks.train.dpo import Dpo
 from tasks.train.kd import Kd
 from tasks.train.mutual import Mutual
@@ -71,7 +71,8 @@ def _train_together(item: str, phase: Phase, seed: int) -> Trained:
 
 
 def _train(item: str, phase: Phase, seed: int) -> Trained:
-    from tasks import checkpoints, workers
+    from tasks.learning import workers
+    from tasks.models import checkpoints
 
     start = phase.start_folder(seed)
     model, tokenizer = phase.load_start(seed)

@@ -1,12 +1,12 @@
 """The price of a round is told before it starts."""
 
 from flows.estimate import outlooks
-from tasks.decoding import Decoding
 from tasks.generate.openai import OpenAI
 from tasks.generate.openai_batch import OpenAIBatch
 from tasks.generate.prices import Price
 from tasks.generate.stage import GenerateParams
-from tasks.records import UNLABELLED
+from tasks.models.decoding import Decoding
+from tasks.rows.records import UNLABELLED
 from tasks.teachers import Teacher
 from tests.loopback_teacher import write_prompts
 

@@ -41,7 +41,7 @@ def test_a_recipe_says_what_it_is_and_can_be_laid_twice(root: Path, recipe: str)
 
 
 def test_every_recipe_makes_a_graph_whose_student_exists(repository: Path) -> None:
-    from tasks import versioning
+    from tasks.lineage import versioning
 
     before = (repository / "params.yaml").read_bytes()
     for recipe in RECIPES:

@@ -4,7 +4,7 @@ import pytest
 
 from flows.selection import resources_for, wanted
 from tasks.errors import UserError
-from tasks.versioning import StageNode
+from tasks.lineage.versioning import StageNode
 
 
 def node(address: str, *upstream: str) -> StageNode:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks import checkpoints
-from tasks.records import GENERATE, TEST, Response, Row, read_rows, write_rows
-from tasks.signals import INDEX
+from tasks.models import checkpoints
+from tasks.rows.records import GENERATE, TEST, Response, Row, read_rows, write_rows
+from tasks.signals.store import INDEX
 
 
 def shuffle_signals(store: Path, seed: int = 0) -> float:

@@ -15,7 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tasks.__main__ import run_stage
-from tasks.records import CAPTURE, FILTER, LABELLED, Row, read_rows, write_rows
+from tasks.rows.records import CAPTURE, FILTER, LABELLED, Row, read_rows, write_rows
 from tests import tiny_project
 
 SYLLABLES = [consonant + vowel for consonant in "bdgkl" for vowel in "aeio"]

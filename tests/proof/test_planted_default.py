@@ -14,7 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tasks.__main__ import run_stage
-from tasks.records import CAPTURE
+from tasks.rows.records import CAPTURE
 from tests.tiny_project import ROOT, put
 
 ROUND = Path(os.environ.get("COHOBATE_ROUND", ROOT))

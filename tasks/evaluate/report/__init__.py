@@ -7,7 +7,7 @@ again from what is.
 from pathlib import Path
 
 from tasks.evaluate.cost import COST
-from tasks.records import REPORTS
+from tasks.rows.records import REPORTS
 
 
 def render(root: Path = Path(), against: str = "") -> Path:
@@ -25,7 +25,7 @@ def render(root: Path = Path(), against: str = "") -> Path:
     from tasks.evaluate.report import figures
     from tasks.evaluate.report.round_files import RoundFiles
     from tasks.evaluate.report.view import view
-    from tasks.records import write_json
+    from tasks.rows.records import write_json
 
     templates = Environment(
         loader=PackageLoader("tasks.evaluate.report", "."),

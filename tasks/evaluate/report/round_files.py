@@ -19,7 +19,7 @@ from tasks.evaluate.robustness import ROBUSTNESS
 from tasks.evaluate.router import ROUTED, ROUTER
 from tasks.evaluate.tables import GROUPS, LOSSES, RELIABILITY, SAMPLES
 from tasks.params import validated
-from tasks.records import COLLECT, FILTER, MODELS, ORDER, REPORTS
+from tasks.rows.records import COLLECT, FILTER, MODELS, ORDER, REPORTS
 
 TIMINGS = REPORTS / "timings.json"
 STAGE_SECONDS = REPORTS / "stages.json"

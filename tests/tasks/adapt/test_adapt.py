@@ -5,17 +5,17 @@ import json
 import pytest
 import torch
 
-from tasks import checkpoints
 from tasks.adapt.stage import run
 from tasks.adapt.tuning import Tuning
 from tasks.capture.stage import CaptureParams
 from tasks.errors import UserError
+from tasks.judging.verifiers import Label, Task
+from tasks.models import checkpoints
 from tasks.params import validated
 from tasks.preflight.stage import run as preflight
-from tasks.records import ADAPT, DEV, LABELLED, MODELS, Row, row_id, write_json, write_rows
+from tasks.rows.records import ADAPT, DEV, LABELLED, MODELS, Row, row_id, write_json, write_rows
 from tasks.shape.students import TeacherLayers
 from tasks.teachers import Teacher
-from tasks.verifiers import Label, Task
 
 TASK = Task(verifier=Label(type="label"))
 MAIN = ADAPT / "main"

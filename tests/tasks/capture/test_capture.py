@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from tasks import checkpoints
 from tasks.capture.stage import CaptureParams, run
 from tasks.errors import UserError
-from tasks.records import ADAPT, CAPTURE, FILTER, Response, row_id, write_rows
-from tasks.signals import SignalStore
+from tasks.models import checkpoints
+from tasks.rows.records import ADAPT, CAPTURE, FILTER, Response, row_id, write_rows
+from tasks.signals.store import SignalStore
 from tasks.teachers import Teacher
 
 TEACHER = Teacher(model="tiny")
@@ -54,8 +54,8 @@ def expected(model, tokenizer, row: Response, temperature: float = 1.0) -> torch
 
 
 def stored(store: SignalStore, tokenizer, row: Response):
-    from tasks.batches import examples_of
-    from tasks.text import encode_all
+    from tasks.learning.batches import examples_of
+    from tasks.rows.text import encode_all
 
     (example,) = store.attach(examples_of([row], encode_all(tokenizer, [row])), tokenizer)
     return store.targets(store.read([example.signal]))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks import checkpoints
 from tasks.capture import teacher_pass
 from tasks.capture.shards import WORK
 from tasks.capture.stage import CaptureParams, run
-from tasks.records import ADAPT, CAPTURE, FILTER, Response, row_id, write_rows
+from tasks.models import checkpoints
+from tasks.rows.records import ADAPT, CAPTURE, FILTER, Response, row_id, write_rows
 from tasks.teachers import Teacher
 from tests.tiny_project import ROOT
 

@@ -8,8 +8,8 @@ from tasks.challenge.guards import Guards
 from tasks.challenge.stage import VERDICT, ChallengeParams, judge, run
 from tasks.errors import UserError
 from tasks.evaluate.efficiency import Footprint
-from tasks.records import DEV, Row, row_id, write_rows
-from tasks.verifiers import Task
+from tasks.judging.verifiers import Task
+from tasks.rows.records import DEV, Row, row_id, write_rows
 
 
 def footprint(parameters: int = 100, flops: int = 10) -> Footprint:
@@ -56,7 +56,7 @@ def test_a_student_that_grew_is_refused_by_name() -> None:
 
 
 def test_both_answer_the_dev_rows(project: Path, model, tokenizer) -> None:
-    from tasks import checkpoints
+    from tasks.models import checkpoints
 
     for folder in ("models/shape", "models/train/kd/seed-1"):
         checkpoints.save(model, tokenizer, Path(folder), {})

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tasks.collect.stage import CollectParams, run
 from tasks.errors import UserError
 from tasks.params import ParamsError, validated
-from tasks.records import COLLECT, DEV, LABELLED, TEST, UNLABELLED, Row, read_rows
+from tasks.rows.records import COLLECT, DEV, LABELLED, TEST, UNLABELLED, Row, read_rows
 
 SIZES = {"labelled": 6, "unlabelled": 30, "dev": 3, "test": 5}
 ANSWERED = (LABELLED, DEV, TEST)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tasks.collect.stage import CollectParams, run
 from tasks.params import validated
-from tasks.records import COLLECT, DEV, LABELLED, TEST, UNLABELLED, Row, read_rows
+from tasks.rows.records import COLLECT, DEV, LABELLED, TEST, UNLABELLED, Row, read_rows
 
 GOOD = 400
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]

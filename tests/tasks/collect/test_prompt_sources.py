@@ -10,7 +10,7 @@ from tasks.collect.recognised import Recognised
 from tasks.collect.stage import CollectParams, run
 from tasks.errors import UserError
 from tasks.params import ParamsError, validated
-from tasks.records import (
+from tasks.rows.records import (
     COLLECT,
     DEV,
     LABELLED,

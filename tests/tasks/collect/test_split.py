@@ -3,8 +3,8 @@ from hypothesis import strategies as st
 
 from tasks.collect.examples import Example
 from tasks.collect.split import Parts, Pool, Split
-from tasks.contamination import Contamination
-from tasks.records import Row, row_id
+from tasks.rows.contamination import Contamination
+from tasks.rows.records import Row, row_id
 
 SIZES = {"labelled": 5, "unlabelled": 50, "dev": 4, "test": 6}
 

@@ -3,7 +3,7 @@ from pydantic import ValidationError
 
 from tasks.collect.examples import MAX_CHARACTERS, NoExampleError
 from tasks.collect.template import Template
-from tasks.records import Message
+from tasks.rows.records import Message
 
 TURNS = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 

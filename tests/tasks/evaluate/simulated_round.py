@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.decoding import Answer
 from tasks.evaluate.arms import Arm, arms_on_disk
 from tasks.evaluate.conclusions import write_conclusions
 from tasks.evaluate.cost import SERVED
@@ -18,7 +17,9 @@ from tasks.evaluate.findings import Measured
 from tasks.evaluate.predictions import Prediction, scored, write
 from tasks.evaluate.robustness import PERTURBED, Variant
 from tasks.evaluate.settings import EvaluateParams
-from tasks.records import (
+from tasks.judging.verifiers import Label
+from tasks.models.decoding import Answer
+from tasks.rows.records import (
     ADAPT,
     COLLECT,
     FILTER,
@@ -34,7 +35,6 @@ from tasks.records import (
     write_json,
     write_rows,
 )
-from tasks.verifiers import Label
 
 LABELS = ["animal", "artifact", "person", "plant", "act", "food", "location", "state", "body"]
 KINDS = ["small rodent", "tool for cutting", "ruler", "flowering shrub", "sudden movement"]

@@ -13,9 +13,9 @@ from tasks.evaluate.perturbations import Case, Distractor, Paraphrase, Typos
 from tasks.evaluate.robustness import Robustness, Scores, longest
 from tasks.evaluate.router import Router
 from tasks.evaluate.settings import EvaluateParams
+from tasks.judging.verifiers import Label
 from tasks.params import ParamsError, validated
-from tasks.records import Message, Row
-from tasks.verifiers import Label
+from tasks.rows.records import Message, Row
 
 TEMPLATE = "Definition: {text}\nCategory:"
 WAYS = (

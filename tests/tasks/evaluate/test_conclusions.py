@@ -13,7 +13,7 @@ from tasks.evaluate.gate import Gate
 from tasks.evaluate.metrics import ExactMatch, TokenF1, Verified
 from tasks.evaluate.predictions import Prediction, Predictions
 from tasks.evaluate.settings import EvaluateParams
-from tasks.verifiers import Exact, Label
+from tasks.judging.verifiers import Exact, Label
 
 PARAMS = EvaluateParams(bootstrap=1000)
 PROMISED = [

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from simulated_round import LABELS, read
 
-from tasks import checkpoints
 from tasks.evaluate.metrics import LabelAccuracy, Perplexity, Verified
 from tasks.evaluate.perturbations import Case, Distractor
 from tasks.evaluate.robustness import PERTURBED, Robustness
 from tasks.evaluate.settings import EvaluateParams
 from tasks.evaluate.stage import run
 from tasks.evaluate.timing import Timing
-from tasks.records import TEST, Row, row_id, write_rows
-from tasks.verifiers import Label, Task
+from tasks.judging.verifiers import Label, Task
+from tasks.models import checkpoints
+from tasks.rows.records import TEST, Row, row_id, write_rows
 
 PARAMS = EvaluateParams(
     bootstrap=200,

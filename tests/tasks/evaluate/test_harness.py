@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 from simulated_round import read
 
-from tasks import checkpoints, params
-from tasks.decoding import Decoding, answers
+from tasks import params
 from tasks.errors import UserError
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.harness import Harness, means
 from tasks.evaluate.metrics import ExactMatch
+from tasks.judging.verifiers import Label
+from tasks.models import checkpoints
+from tasks.models.decoding import Decoding, answers
 from tasks.params import ParamsError
-from tasks.records import Row, row_id, write_rows
-from tasks.verifiers import Label
+from tasks.rows.records import Row, row_id, write_rows
 
 TASK = """
 task: round_test

@@ -13,9 +13,9 @@ from tasks.evaluate.forgetting import Forgetting
 from tasks.evaluate.metrics import LabelAccuracy, Perplexity
 from tasks.evaluate.readings import Reader
 from tasks.evaluate.timing import Timing
-from tasks.records import CAPTURE, FILTER, Response, Row, write_rows
-from tasks.text import Encoded, encode_all
-from tasks.verifiers import Exact, Label
+from tasks.judging.verifiers import Exact, Label
+from tasks.rows.records import CAPTURE, FILTER, Response, Row, write_rows
+from tasks.rows.text import Encoded, encode_all
 
 
 def llama(**config: Any) -> Any:

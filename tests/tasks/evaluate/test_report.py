@@ -16,7 +16,7 @@ from tasks.evaluate.report import figures, render
 from tasks.evaluate.report.charts import Scale, thinned
 from tasks.evaluate.robustness import Robustness
 from tasks.evaluate.settings import EvaluateParams
-from tasks.records import write_json
+from tasks.rows.records import write_json
 
 PARAMS = EvaluateParams(
     bootstrap=500,

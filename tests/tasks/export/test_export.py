@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from tasks import checkpoints, params
+from tasks import params
 from tasks.errors import UserError
 from tasks.export.stage import ExportParams, run
+from tasks.judging.verifiers import Label, Task
+from tasks.models import checkpoints
 from tasks.params import ParamsError
-from tasks.records import DEV, EXPORT, FILTER, Response, Row, row_id, write_json, write_rows
-from tasks.verifiers import Label, Task
+from tasks.rows.records import DEV, EXPORT, FILTER, Response, Row, row_id, write_json, write_rows
 
 TASK = Task(verifier=Label(type="label"))
 TEACHER = {

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from tasks.filter.picture import funnel_svg
-from tasks.judge import Judge
-from tasks.likelihood import Likelihood
+from tasks.judging.judge import Judge
+from tasks.models.likelihood import Likelihood
 from tests.tasks.filter.test_filters import context, judged, response
 
 ROWS = [response(f" answer {n}", f"p{n}") for n in range(6)]
@@ -51,7 +51,7 @@ def test_a_judge_is_asked_where_the_verifier_does_not_know(monkeypatch):
 
 def test_rewards(monkeypatch):
     scores = SimpleNamespace(scores=lambda asked: iter([0.1, 2.0, -1.0, 0.3, 0.2, 5.0]))
-    monkeypatch.setattr("tasks.rewards.RewardModel.of", lambda *_: scores)
+    monkeypatch.setattr("tasks.judging.rewards.RewardModel.of", lambda *_: scores)
     low = "its reward is low"
     by_value = judged({"type": "reward", "min_reward": 0.2}, ROWS)
     assert by_value == [low, "kept", low, "kept", "kept", "kept"]

@@ -5,8 +5,9 @@ import pytest
 
 from tasks.errors import UserError
 from tasks.filter.stage import FilterParams, run
+from tasks.judging.verifiers import Task
 from tasks.params import ParamsError, validated
-from tasks.records import (
+from tasks.rows.records import (
     DEV,
     FILTER,
     GENERATE,
@@ -19,7 +20,6 @@ from tasks.records import (
     row_id,
     write_rows,
 )
-from tasks.verifiers import Task
 
 TASK = Task(verifier={"type": "label"})
 FILTERS = [

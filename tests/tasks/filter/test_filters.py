@@ -3,12 +3,12 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.contamination import Contamination
 from tasks.errors import UserError
 from tasks.filter.filters import AnyFilter, Contaminated
 from tasks.filter.verdicts import KEPT, Context, Filter, Refused
-from tasks.records import Message, Response, row_id
-from tasks.verifiers import Task
+from tasks.judging.verifiers import Task
+from tasks.rows.contamination import Contamination
+from tasks.rows.records import Message, Response, row_id
 
 EVALUATION = ["a small furry animal that lives under the ground in the gardens of Europe"]
 

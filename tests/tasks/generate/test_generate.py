@@ -5,15 +5,15 @@ import shutil
 
 import pytest
 
-from tasks import checkpoints
-from tasks.decoding import Batching, Decoding
 from tasks.errors import UserError
 from tasks.generate import backends
 from tasks.generate.backends import Transformers
 from tasks.generate.ledger import Ledger
 from tasks.generate.places import LEDGER
 from tasks.generate.stage import GenerateParams, run
-from tasks.records import (
+from tasks.models import checkpoints
+from tasks.models.decoding import Batching, Decoding
+from tasks.rows.records import (
     ADAPT,
     GENERATE,
     UNLABELLED,

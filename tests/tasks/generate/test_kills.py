@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.records import GENERATE
+from tasks.rows.records import GENERATE
 from tests.loopback_teacher import publish_address, write_prompts
 
 ROOT = Path(__file__).parents[3]

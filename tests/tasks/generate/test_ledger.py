@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from tasks.decoding import Answer
 from tasks.errors import UserError
 from tasks.generate import ledger as ledgers
 from tasks.generate.ledger import key_of
 from tasks.generate.places import journal_of
+from tasks.models.decoding import Answer
 
 
 def Ledger(teacher, folder):  # noqa: N802

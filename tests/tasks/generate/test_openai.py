@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from tasks.decoding import Decoding
 from tasks.errors import UserError
 from tasks.generate.openai import OpenAI
 from tasks.generate.places import LEDGER
 from tasks.generate.prices import Price
 from tasks.generate.stage import GenerateParams, run
-from tasks.records import GENERATE, UNLABELLED, Message, Response, Row, read_rows, write_rows
+from tasks.models.decoding import Decoding
+from tasks.rows.records import GENERATE, UNLABELLED, Message, Response, Row, read_rows, write_rows
 from tests.loopback_teacher import (
     FAULTS,
     KEY,

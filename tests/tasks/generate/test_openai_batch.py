@@ -2,11 +2,11 @@
 
 import pytest
 
-from tasks.decoding import Decoding
 from tasks.errors import UserError
 from tasks.generate.openai_batch import OpenAIBatch
 from tasks.generate.stage import GenerateParams, run
-from tasks.records import GENERATE, Response, read_rows
+from tasks.models.decoding import Decoding
+from tasks.rows.records import GENERATE, Response, read_rows
 from tests.loopback_teacher import LoopbackTeacher, answer_to, publish_address, write_prompts
 
 RESPONSES = GENERATE / "main" / "responses.jsonl"

@@ -5,11 +5,11 @@ import subprocess
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
-from tasks.decoding import Answer, Bought
 from tasks.errors import UserError
 from tasks.generate.asks import Unanswered
 from tasks.generate.ledger import Ledger
 from tasks.generate.places import LEDGER, VARIABLE, Objects, journal_of
+from tasks.models.decoding import Answer, Bought
 
 TEACHER = "0123456789abcdef" * 4
 

@@ -5,13 +5,13 @@ import re
 
 import pytest
 
-from tasks.decoding import Decoding
 from tasks.errors import UserError
 from tasks.generate import templates
 from tasks.generate.openai import OpenAI
 from tasks.generate.stage import GenerateParams, run
 from tasks.generate.templates import FOLDER, template_of
-from tasks.records import (
+from tasks.models.decoding import Decoding
+from tasks.rows.records import (
     GENERATE,
     UNLABELLED,
     Message,

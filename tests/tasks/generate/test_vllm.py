@@ -6,11 +6,20 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from tasks.decoding import Decoding
 from tasks.errors import UserError
 from tasks.generate.stage import GenerateParams, run
 from tasks.generate.vllm import Vllm
-from tasks.records import ADAPT, GENERATE, UNLABELLED, Response, Row, read_rows, row_id, write_rows
+from tasks.models.decoding import Decoding
+from tasks.rows.records import (
+    ADAPT,
+    GENERATE,
+    UNLABELLED,
+    Response,
+    Row,
+    read_rows,
+    row_id,
+    write_rows,
+)
 from tests.loopback_teacher import publish_address
 
 

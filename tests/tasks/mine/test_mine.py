@@ -5,11 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks import checkpoints
 from tasks.challenge.stage import VERDICT
 from tasks.mine.stage import HARDEST, MINE, MineParams, run
-from tasks.records import FILTER, TRAIN, Response, Row, read_rows, row_id, write_json, write_rows
-from tasks.text import encode
+from tasks.models import checkpoints
+from tasks.rows.records import (
+    FILTER,
+    TRAIN,
+    Response,
+    Row,
+    read_rows,
+    row_id,
+    write_json,
+    write_rows,
+)
+from tasks.rows.text import encode
 
 
 def response(prompt: str, answer: str, logprob: float | None, sample: int = 0) -> Response:

@@ -8,12 +8,21 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from tasks.errors import UserError
+from tasks.judging.verifiers import Task
 from tasks.order.difficulty import Context, Difficulty
 from tasks.order.schedule import EasyToHard, Mixed, Shuffled
 from tasks.order.stage import OrderParams, run
 from tasks.params import validated
-from tasks.records import FILTER, GENERATE, ORDER, Lesson, Response, read_rows, row_id, write_rows
-from tasks.verifiers import Task
+from tasks.rows.records import (
+    FILTER,
+    GENERATE,
+    ORDER,
+    Lesson,
+    Response,
+    read_rows,
+    row_id,
+    write_rows,
+)
 
 TASK = Task(verifier={"type": "label"})
 LOSSES = [0.5, 0.1, 0.9, 0.3, 0.7, 0.2, 0.1]
@@ -101,7 +110,7 @@ def test_the_pass_rate_counts_all_samples_that_were_drawn(project):
 
 
 def test_what_a_student_finds_hard(checkpoint):
-    from tasks.likelihood import Likelihood
+    from tasks.models.likelihood import Likelihood
 
     asked = Likelihood.of(checkpoint, "float32", 1)
     exact = {"scorer": str(checkpoint), "precision": "float32", "threads": 1}

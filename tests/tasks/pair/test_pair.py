@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import pytest
 
 from tasks.errors import UserError
-from tasks.judge import Judge
+from tasks.judging.judge import Judge
+from tasks.judging.verifiers import Task
 from tasks.pair.candidates import Pairing
 from tasks.pair.stage import run
 from tasks.params import ParamsError, validated
-from tasks.records import (
+from tasks.rows.records import (
     FILTER,
     GENERATE,
     LABELLED,
@@ -22,7 +23,6 @@ from tasks.records import (
     row_id,
     write_rows,
 )
-from tasks.verifiers import Task
 
 TASK = Task(verifier={"type": "label"})
 SAMPLES = {
@@ -163,7 +163,9 @@ def test_the_students_own_answers_are_the_rejected_ones(project, checkpoint):
 
 def test_a_reward_model_ranks(project, monkeypatch):
     scores = lambda asked: (float(len(answer)) for _, answer in asked)  # noqa: E731
-    monkeypatch.setattr("tasks.rewards.RewardModel.of", lambda *_: SimpleNamespace(scores=scores))
+    monkeypatch.setattr(
+        "tasks.judging.rewards.RewardModel.of", lambda *_: SimpleNamespace(scores=scores)
+    )
     pairs, _ = paired(type="best_vs_worst", by={"type": "reward"}, judge="judge")
     assert told(pairs)[1] == ("p2", " animal", " plant", 1.0)
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks import checkpoints
 from tasks.capture.stage import CaptureParams
 from tasks.errors import UserError
-from tasks.outlines import outline_of
+from tasks.models import checkpoints
+from tasks.models.outlines import outline_of
 from tasks.params import validated
 from tasks.preflight import capacity
 from tasks.preflight.stage import run
-from tasks.records import MODELS
+from tasks.rows.records import MODELS
 from tasks.shape.students import Student
 from tasks.teachers import Teacher
 from tasks.train.stage import Method

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from tasks import checkpoints
 from tasks.capture.stage import CaptureParams
-from tasks.depth import Uniform
 from tasks.errors import UserError
+from tasks.models import checkpoints
+from tasks.models.depth import Uniform
 from tasks.params import ParamsError, validated
 from tasks.preflight.stage import run as preflight
-from tasks.records import ADAPT, LABELLED, MODELS, SHAPE, Row, row_id, write_rows
+from tasks.rows.records import ADAPT, LABELLED, MODELS, SHAPE, Row, row_id, write_rows
 from tasks.shape.layers import keep_layers, layers_of
 from tasks.shape.stage import run
 from tasks.shape.students import Student

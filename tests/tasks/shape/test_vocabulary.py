@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from tasks import checkpoints
 from tasks.capture.stage import CaptureParams
 from tasks.capture.stage import run as capture
 from tasks.errors import UserError
-from tasks.records import (
+from tasks.models import checkpoints
+from tasks.models.vocabularies import ids_within
+from tasks.rows.records import (
     ADAPT,
     FILTER,
     ORDER,
@@ -19,10 +20,9 @@ from tasks.records import (
     row_id,
     write_rows,
 )
+from tasks.rows.text import encode_all
 from tasks.shape.vocabulary import restore, trim, trimmed_tokenizer
 from tasks.teachers import Teacher
-from tasks.text import encode_all
-from tasks.vocabularies import ids_within
 
 TEXTS = ["a small plant", "Definition: a person", " animal animal", "small Category:"]
 ROWS = [Row(id=row_id(t), prompt=t, answer=" animal") for t in TEXTS]

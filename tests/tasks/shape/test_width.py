@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tasks import checkpoints
 from tasks.errors import UserError
-from tasks.records import Row, row_id
+from tasks.models import checkpoints
+from tasks.rows.records import Row, row_id
 from tasks.shape.calibration import importance_of, projections
 from tasks.shape.layers import layers_of
 from tasks.shape.width import keep_widths

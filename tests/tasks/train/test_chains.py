@@ -2,9 +2,9 @@
 
 import pytest
 
-from tasks import checkpoints
 from tasks.errors import UserError
-from tasks.records import TRAIN, write_rows
+from tasks.models import checkpoints
+from tasks.rows.records import TRAIN, write_rows
 from tasks.train.stage import run
 from tests.tasks.train.test_dpo import DPO, PAIRS, pairs
 from tests.tasks.train.test_on_policy import ON_POLICY

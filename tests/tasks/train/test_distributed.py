@@ -16,10 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tasks import checkpoints, resuming
 from tasks.errors import UserError
+from tasks.learning import resuming
+from tasks.models import checkpoints
 from tasks.progress import Advance, Say, reporting_to
-from tasks.records import SHAPE, TRAIN
+from tasks.rows.records import SHAPE, TRAIN
 from tasks.train.stage import run
 from tests.tasks.train.test_workers import CURVE_TOLERANCE, KD, difference, phase, start
 

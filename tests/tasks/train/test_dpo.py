@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from tasks import checkpoints
 from tasks.errors import UserError
+from tasks.models import checkpoints
 from tasks.params import ParamsError, validated
-from tasks.records import SHAPE, TRAIN, Pair, row_id, write_rows
+from tasks.rows.records import SHAPE, TRAIN, Pair, row_id, write_rows
 from tasks.train.stage import Method, rows_of, run
 from tests.tasks.train.test_train import SFT, digests, history, phase, round_so_far
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from tasks import checkpoints
-from tasks.batches import Batches
-from tasks.divergences import ForwardKL, Hard
+from tasks.learning.batches import Batches
+from tasks.losses.divergences import ForwardKL, Hard
+from tasks.models import checkpoints
 from tasks.params import ParamsError, validated
-from tasks.records import ADAPT, TRAIN
+from tasks.rows.records import ADAPT, TRAIN
 from tasks.train.stage import Method, run
 from tests.tasks.train.test_on_policy import prompts
 from tests.tasks.train.test_train import SFT, digests, history, phase, round_so_far

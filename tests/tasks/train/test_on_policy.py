@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import checkpoints
-from tasks.batches import Example
 from tasks.errors import UserError
+from tasks.learning.batches import Example
+from tasks.models import checkpoints
 from tasks.params import ParamsError, validated
-from tasks.records import ADAPT, SHAPE, TRAIN
+from tasks.rows.records import ADAPT, SHAPE, TRAIN
 from tasks.train.sampling import Adaptive, Constant, Sampling, Schedule
 from tasks.train.stage import Method, run
 from tests.tasks.train.test_train import SFT, digests, history, phase, round_so_far
@@ -75,10 +75,10 @@ def test_the_student_comes_closer_to_the_teacher_on_its_own_text(round_so_far) -
 
 def test_the_loss_is_the_divergence_from_the_live_teacher(make_model, tokenizer) -> None:
     """Against a float64 reference over the whole vocabulary, token by token."""
-    from tasks.batches import Batches
-    from tasks.divergences import ReverseKL
-    from tasks.learner import Learner
-    from tasks.teaching import Live
+    from tasks.learning.batches import Batches
+    from tasks.learning.learner import Learner
+    from tasks.losses.divergences import ReverseKL
+    from tasks.teaching.origins import Live
 
     student, teacher = make_model(tokenizer, seed=1), make_model(tokenizer, seed=2)
     rows = text_of(student, tokenizer, Constant()).write(prompts(), "a draw")
@@ -192,7 +192,7 @@ def test_held_out_rows_are_not_learnt_from(round_so_far) -> None:
 
 
 def test_rows_without_answers_will_do_where_none_is_learnt_from(round_so_far) -> None:
-    from tasks.records import UNLABELLED, write_rows
+    from tasks.rows.records import UNLABELLED, write_rows
     from tests.tasks.train.test_train import labelled
 
     bare = [row.model_copy(update={"answer": None, "origin": "none"}) for row in labelled()]

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from tasks import checkpoints, resuming
 from tasks.errors import UserError
+from tasks.learning import resuming
+from tasks.models import checkpoints
 from tasks.progress import Advance, Say, reporting_to
-from tasks.records import LABELLED, SHAPE, TRAIN, Row, row_id, write_rows
+from tasks.rows.records import LABELLED, SHAPE, TRAIN, Row, row_id, write_rows
 from tasks.train.stage import Method, run
 
 UPDATES, EVERY = 7, 2
@@ -139,9 +140,9 @@ def test_killed_at_each_update_it_ends_with_the_same_bytes(
 
 
 STEPS = {
-    "before anything is written": "tasks.training_state.save_file",
-    "with all files written": "tasks.checkpoints._seal",
-    "while the files are synced": "tasks.checkpoints._sync",
+    "before anything is written": "tasks.learning.training_state.save_file",
+    "with all files written": "tasks.models.checkpoints._seal",
+    "while the files are synced": "tasks.models.checkpoints._sync",
     "before the rename": "pathlib.Path.rename",
 }
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from tasks import checkpoints
 from tasks.capture.stage import CaptureParams
 from tasks.capture.stage import run as capture
 from tasks.errors import UserError
+from tasks.models import checkpoints
 from tasks.params import ParamsError, validated
-from tasks.records import (
+from tasks.rows.records import (
     ADAPT,
     FILTER,
     LABELLED,

@@ -10,11 +10,22 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from tasks import checkpoints, resuming
 from tasks.capture.stage import CaptureParams
 from tasks.capture.stage import run as capture
+from tasks.learning import resuming
+from tasks.models import checkpoints
 from tasks.params import ParamsError, validated
-from tasks.records import ADAPT, FILTER, LABELLED, SHAPE, TRAIN, Response, Row, row_id, write_rows
+from tasks.rows.records import (
+    ADAPT,
+    FILTER,
+    LABELLED,
+    SHAPE,
+    TRAIN,
+    Response,
+    Row,
+    row_id,
+    write_rows,
+)
 from tasks.teachers import Teacher
 from tasks.train.stage import Method, _train, run
 

@@ -1,0 +1,1 @@
+"""What an answer is worth: verifiers, judges, reward models, votes."""

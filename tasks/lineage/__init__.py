@@ -1,0 +1,1 @@
+"""What outputs are worth and where their copies lie: the seam to DVC."""

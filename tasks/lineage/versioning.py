@@ -1,0 +1,310 @@
+"""What a stage's files are worth: skip, restore or run, and where copies lie. Imports dvc alone.
+
+The seam: DVC's own `Repo.reproduce` of one stage, with its shell command replaced by a call of the
+stage's function in this process. Every rule of skipping, run-cache, restoring and locking stays
+DVC's, and dvc.lock comes out byte for byte as from `dvc repro`. `dvc.stage.run.cmd_run` is a
+private name: tests/tasks/test_versioning.py is its contract.
+"""
+
+import json
+import logging
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
+
+from tasks.errors import UserError
+from tasks.lineage.sound_files import damaged_files, drop_damaged
+
+Outcome = Literal["unchanged", "restored", "ran"]
+DOOR = ["python", "-m", "tasks"]
+BUSY_SECONDS = 60.0
+"""How long a stage waits for another process that is at its files, before it gives up."""
+
+
+@dataclass(frozen=True)
+class StageNode:
+    """One stage of dvc.yaml with the stages it waits for."""
+
+    address: str
+    """`filter`, `train@kd`."""
+    description: str
+    upstream: tuple[str, ...]
+    outs: tuple[str, ...]
+    """Output paths, relative to the project's root."""
+
+    @property
+    def name(self) -> str:
+        """The stage without its item: `train` of `train@kd`."""
+        return self.address.partition("@")[0]
+
+
+def stages(root: Path) -> list[StageNode]:
+    """Return the graph of dvc.yaml, each stage after those it waits for, in `dvc repro`'s order.
+
+    Raises:
+        UserError: dvc.yaml, params.yaml or dvc.lock cannot be read.
+    """
+    from dvc.repo.reproduce import plan_repro
+
+    with locked_repo(root) as repo:
+        graph = repo.index.graph
+        return [_node(stage, graph) for stage in plan_repro(graph) if _is_stage(stage)]
+
+
+def reproduce(
+    root: Path, address: str, body: Callable[[str], None], *, outputs_elsewhere: bool = False
+) -> Outcome:
+    """Bring one stage up to date by DVC's rules, calling `body(address)` where it must run.
+
+    The stages it waits for must be up to date. Safe to call for different stages at once, from
+    several processes; the current folder must be `root`.
+
+    Args:
+        root: The workspace.
+        address: The stage.
+        body: Runs the stage's function.
+        outputs_elsewhere: Outputs of an unchanged stage need not lie here: the remote has them.
+
+    Raises:
+        UserError: DVC refuses; whatever `body` raises passes through unchanged.
+    """
+    from dvc.exceptions import ReproductionError
+    from dvc.lock import LockError
+    from dvc.repo import lock_repo
+    from dvc.stage import run as dvc_run
+
+    ran: list[str] = []
+
+    def in_process(stage: Any, dry: bool = False, run_env: Any = None) -> None:
+        _mend_inputs(repo, stage)
+        ran.append(stage.addressing)
+        command = shlex.split(stage.cmd) if isinstance(stage.cmd, str) else []
+        if command[:3] == DOOR:
+            body(command[3])
+        else:  # a stage of the user's own that is a shell command
+            shell(stage, dry=dry, run_env=run_env)
+
+    shell = dvc_run.cmd_run
+    deadline = time.monotonic() + BUSY_SECONDS
+    with open_repo(root) as repo, patch.object(dvc_run, "cmd_run", in_process):
+        with lock_repo(repo):  # else dvc.lock could be read while another stage writes it
+            new = address not in locked_stages(root)
+            # What is merely missing DVC pulls, and then says that nothing changed.
+            outs = [out for stage in repo.stage.collect(address) for out in stage.outs]
+            missing = not outputs_elsewhere and any(not out.exists for out in outs)
+        while True:
+            try:
+                changed = repo.reproduce(
+                    [address],
+                    single_item=True,
+                    pull=has_remote(repo),
+                    allow_missing=outputs_elsewhere,
+                )
+                if new:
+                    _place_in_lock(repo, address)
+                if not ran and (changed or missing):
+                    _mend(repo, [out for st in repo.stage.collect(address) for out in st.outs])
+                return "ran" if ran else "restored" if changed or missing else "unchanged"
+            except ReproductionError as error:
+                busy = isinstance(error.__cause__, LockError) and not ran
+                if not busy or time.monotonic() > deadline:
+                    raise error.__cause__ or error from None
+                time.sleep(0.5)  # what a killed round left behind still has its files
+
+
+def reasons(root: Path) -> dict[str, list[str]]:
+    """Return why each changed stage is out of date, as DVC sees it now, without running anything.
+
+    A stage that is merely downstream of a changed one is not listed.
+    """
+    with open_repo(root) as repo:
+        status: dict[str, list[Any]] = repo.status()
+    return {address: [*_explain(entries)] for address, entries in status.items()}
+
+
+def lock_entry(root: Path, address: str) -> Any:
+    """Return what dvc.lock says of a stage, as plain values; None where it says nothing."""
+    with locked_repo(root):
+        return _lock_document(root).get("stages", {}).get(address)
+
+
+def summary(root: Path, address: str) -> dict[str, Any]:
+    """Return the key figures that a stage wrote beside its outputs."""
+    for out in (lock_entry(root, address) or {}).get("outs", []):
+        path = root / out["path"] / "summary.json"
+        if path.exists():
+            figures: dict[str, Any] = json.loads(path.read_text())
+            return figures
+    return {}
+
+
+def merge_into_lock(root: Path, address: str, entry: Any) -> None:
+    """Write a stage's entry, made in another workspace, where `dvc repro` would have written it."""
+    from dvc.utils.serialize import modify_yaml
+
+    with locked_repo(root) as repo:
+        new = address not in locked_stages(root)
+        with modify_yaml(str(root / "dvc.lock")) as document:
+            document.setdefault("schema", "2.0")
+            document.setdefault("stages", {})[address] = entry
+        if new:
+            _place_in_lock(repo, address)
+
+
+def _mend_inputs(repo: Any, stage: Any) -> None:
+    """Compare what a stage is about to read with what dvc.lock says of it, byte for byte."""
+    for dep in stage.deps:
+        if outs := writers(repo, dep):
+            _mend(repo, outs, below=dep.fs_path)
+
+
+def _mend(repo: Any, outs: list[Any], below: str = "") -> None:
+    """Fetch files again whose bytes are not those that they were saved as.
+
+    DVC trusts its cache, and files that it took from there: a flipped bit would go unnoticed.
+
+    Raises:
+        UserError: a file is damaged, and so is every copy of it, or there is none.
+    """
+    for out in outs:
+        if not (wrong := [path for path in damaged_files(out) if path.startswith(below)]):
+            continue
+        logging.getLogger(__name__).warning("damaged, fetched again: %s", ", ".join(wrong))
+        drop_damaged(out, wrong)
+        if has_remote(repo):
+            repo.fetch(targets=[out.fs_path])
+        try:
+            out.checkout(force=True)
+            wrong = damaged_files(out)
+        except Exception as error:  # whatever DVC makes of an object that is nowhere
+            raise _lost(wrong, str(error)) from error
+        if wrong:
+            raise _lost(wrong, "its bytes are not what dvc.lock says")
+
+
+def _lost(paths: list[str], why: str) -> UserError:
+    return UserError(
+        f"damaged, and there is no good copy: {', '.join(Path(path).name for path in paths)}",
+        where=f"{paths[0]} ({why})",
+        mend="delete it, and run the stage again that writes it: dvc repro --force <stage>",
+    )
+
+
+def writers(repo: Any, dep: Any) -> list[Any]:
+    """Return the outputs, of stages or tracked, that a dependency is, is part of, or holds."""
+    try:
+        found: list[Any] = repo.find_outs_by_path(dep.fs_path, strict=False)
+    except Exception:  # DVC has an error of its own for: it is no output
+        return []
+    return [out for out in found if out.use_cache]
+
+
+def _place_in_lock(repo: Any, address: str) -> None:
+    """Move a stage that is new in dvc.lock to where one `dvc repro` would have written it.
+
+    DVC appends a stage when it ends, so stages that run side by side land in whatever order they
+    end in; the file is a result, and a result must not depend on a race.
+    """
+    from dvc.repo import lock_repo
+    from dvc.repo.reproduce import plan_repro
+    from dvc.utils.serialize import modify_yaml
+
+    with lock_repo(repo):
+        order = [stage.addressing for stage in plan_repro(repo.index.graph)]
+        later = set(order[order.index(address) + 1 :])
+        with modify_yaml(str(Path(repo.root_dir) / "dvc.lock")) as document:
+            entries = document["stages"]
+            behind = [name for name in entries if name in later]
+            for name in behind:  # in the order they have
+                entries[name] = entries.pop(name)
+
+
+def locked_stages(root: Path) -> list[str]:
+    """Return the stages that dvc.lock knows, in its order."""
+    return [*_lock_document(root).get("stages", {})]
+
+
+def _lock_document(root: Path) -> Any:
+    from dvc.utils.serialize import load_yaml
+
+    lock = root / "dvc.lock"
+    return load_yaml(str(lock)) if lock.exists() else {}
+
+
+@contextmanager
+def open_repo(root: Path) -> Iterator[Any]:
+    """Open the DVC repository; its errors become errors for people."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.rwlock import RWLockFileCorruptedError
+
+    logging.getLogger("dvc").setLevel(logging.WARNING)
+    try:
+        # Waiting for the lock: parallel stages of one round share it for moments at a time.
+        repo = Repo(str(root), _wait_for_lock=True)
+        try:
+            yield repo
+        finally:
+            repo.close()
+    except RWLockFileCorruptedError as error:  # a process was killed while it wrote the file
+        mend = "when no other dvc or cohobate runs here: rm .dvc/tmp/rwlock"
+        raise UserError("DVC's lock file is torn", where=".dvc/tmp/rwlock", mend=mend) from error
+    except DvcException as error:
+        raise UserError(f"DVC: {_root_cause(error)}", where=str(root), mend="dvc doctor") from error
+
+
+@contextmanager
+def locked_repo(root: Path) -> Iterator[Any]:
+    """Open the DVC repository for what reads dvc.lock: other stages may be writing it."""
+    from dvc.repo import lock_repo
+
+    with open_repo(root) as repo, lock_repo(repo):
+        yield repo
+
+
+def configuration(folder: Path) -> Any:
+    """Return DVC's configuration of a folder, which need not be a repository yet."""
+    from dvc.config import Config
+
+    return Config(str(folder / ".dvc"))
+
+
+def _is_stage(stage: Any) -> bool:
+    """Say whether dvc.yaml names it: DVC's graph holds tracked files (`<path>.dvc`) as well."""
+    return hasattr(stage, "name")
+
+
+def _node(stage: Any, graph: Any) -> StageNode:
+    # `addressing` has the path of dvc.yaml in it when the current folder is another
+    upstream = sorted(other.name for other in graph.successors(stage) if _is_stage(other))
+    outs = tuple(out.def_path for out in stage.outs)
+    return StageNode(stage.name, stage.desc or "", tuple(upstream), outs)
+
+
+def has_remote(repo: Any) -> bool:
+    """Say whether `push` has somewhere to go."""
+    return bool(repo.config["core"].get("remote"))
+
+
+def _explain(entries: list[Any]) -> Iterator[str]:
+    for entry in entries:
+        if isinstance(entry, str):  # "changed command", "always changed"
+            yield entry
+            continue
+        for kind, things in entry.items():
+            for thing, state in things.items():
+                if isinstance(state, dict):  # params.yaml: {train.kd.updates: modified}
+                    yield from (f"{name} {how}" for name, how in state.items())
+                else:
+                    yield f"{thing} {'is ' if 'outs' in kind else ''}{state}"
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)

@@ -1,0 +1,1 @@
+"""What a student's error is: divergences and features, over one fused head."""

@@ -1,0 +1,1 @@
+"""Language models as the stages meet them: where from, on disk, their parts, their answers."""

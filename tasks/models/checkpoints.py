@@ -1,0 +1,258 @@
+"""Model, tokenizer and provenance as one folder on disk, published whole or not at all.
+
+A checkpoint is a Hugging Face folder (safetensors, config, tokenizer) with two files more:
+`provenance.json`, what it was made from, and `manifest.json`, the size and sha256 of every other
+file. The manifest is written last, in a staging folder that is then renamed: a folder that bears
+the name is finished, and `verify` names the file that was damaged since.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tasks.errors import UserError
+from tasks.rows.records import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MANIFEST = "manifest.json"
+PROVENANCE = "provenance.json"
+Precision = Literal["float32", "bfloat16"]
+"""Number format of weights or of matrix products."""
+_PARTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+# Where a model was loaded from, and how: it would make the same model another one elsewhere.
+_PLACES = ("_name_or_path", "name_or_path", "_model_name_or_path", "_commit_hash")
+_VOLATILE = (*_PLACES, "is_local", "local_files_only")
+
+
+def load(
+    folder: Path,
+    *,
+    precision: Precision = "float32",
+    attention: Literal["eager", "sdpa"] = "sdpa",
+    device: str = "cpu",
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Load a verified checkpoint, its weights cast to `precision`, ready for inference.
+
+    Raises:
+        UserError: the folder is damaged, or does not hold every weight of the model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    if (folder / MANIFEST).exists():
+        verify(folder)
+    logging.disable_progress_bar()
+    options = {"attn_implementation": attention, "use_safetensors": True, "local_files_only": True}
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, precision), output_loading_info=True, **options
+        )
+    except Exception as error:  # safetensors, json and transformers each raise their own
+        raise UserError(f"cannot load the model: {error}", where=str(folder)) from error
+    if absent := sorted(loaded["missing_keys"]) + sorted(map(str, loaded["mismatched_keys"])):
+        raise UserError(f"weights are missing or misshapen: {absent[:3]}", where=str(folder))
+    return model.eval().to(device), load_tokenizer(folder)
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a model folder; `load` has verified it where it is a checkpoint."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise UserError(f"cannot load the tokenizer: {error}", where=str(folder)) from error
+
+
+def accelerator() -> str:
+    """Return the device on which a model answers quickest here: a GPU where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def save(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    provenance: dict[str, Any],
+    *,
+    precision: Precision = "float32",
+) -> str:
+    """Publish a checkpoint with its weights stored in `precision`; return its fingerprint."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    dtype = getattr(torch, precision)
+    stored: dict[Any, Any] = {}  # tied weights share memory, and must still do so after the cast
+    state = {
+        name: stored.setdefault((weight.data_ptr(), weight.shape), weight.detach().to(dtype))
+        for name, weight in model.state_dict().items()
+    }
+    tokenizer.backend_tokenizer.no_padding()  # else what was padded last ends in tokenizer.json
+    tokenizer.backend_tokenizer.no_truncation()
+    with staged(folder) as partial:
+        model.save_pretrained(partial, state_dict=state)
+        tokenizer.save_pretrained(partial)
+        _rewrite(partial / "config.json", {"dtype": precision})
+        for name in ("config.json", "generation_config.json"):
+            _end_like(tokenizer, partial / name)
+        write_json(partial / PROVENANCE, provenance)
+    return fingerprint(folder)
+
+
+def copy(source: Path, folder: Path, provenance: dict[str, Any]) -> str:
+    """Publish an unchanged model as a checkpoint of its own; return its fingerprint."""
+    with staged(folder) as partial:
+        copy_parts(source, partial)
+        write_json(partial / PROVENANCE, provenance)
+    return fingerprint(folder)
+
+
+def copy_parts(source: Path, folder: Path) -> None:
+    """Copy the files of a model, and no others, to another folder."""
+    for path in parts(source):
+        shutil.copyfile(path, folder / path.name)
+
+
+def parts(folder: Path) -> list[Path]:
+    """Return the files of a model folder that belong to the model; safetensors only."""
+    found = {path for pattern in _PARTS for path in folder.glob(pattern)}
+    return sorted(p for p in found if p.name not in (MANIFEST, PROVENANCE, "summary.json"))
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`; sealed with a manifest, it takes that name at the end.
+
+    A staging folder that a killed process left behind is cleared first. Nothing changes at
+    `folder` when the body fails.
+    """
+    partial, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _seal(partial)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        _sync(folder.parent)
+    except Exception as error:
+        if _disk_is_full(error):
+            raise UserError("the disk is full: no checkpoint written", where=str(folder)) from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Tell it by the number, or by the words of a library that keeps no number."""
+    kinds = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    said = str(error)
+    return getattr(error, "errno", None) in kinds or any(os.strerror(n) in said for n in kinds)
+
+
+def verify(folder: Path) -> str:
+    """Compare every file with the manifest; return the checkpoint's fingerprint.
+
+    Raises:
+        UserError: naming the file that is missing, truncated or altered.
+    """
+    for name, expected in _manifest(folder).items():
+        path = folder / name
+        if not path.exists():
+            raise _damaged(folder, f"{name} is missing")
+        if (size := path.stat().st_size) < expected["bytes"]:
+            raise _damaged(folder, f"{name} is truncated: {size} of {expected['bytes']} bytes")
+        if _sha256(path) != expected["sha256"]:
+            raise _damaged(folder, f"{name} is altered: its sha256 is not the manifest's")
+    return fingerprint(folder)
+
+
+def fingerprint(folder: Path) -> str:
+    """Return what identifies a model's content: the sha256 of its manifest, or of all its parts."""
+    if (folder / MANIFEST).exists():
+        return _sha256(folder / MANIFEST)
+    return _checksum({path.name: _sha256(path) for path in parts(folder)})
+
+
+def _seal(partial: Path) -> None:
+    files = {}
+    for path in sorted(partial.iterdir()):
+        _rewrite(path, {})
+        path.chmod(0o644)
+        _sync(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    write_json(partial / MANIFEST, {"files": files, "checksum": _checksum(files)})
+    _sync(partial / MANIFEST)
+    _sync(partial)
+
+
+def _rewrite(path: Path, changes: dict[str, Any]) -> None:
+    """Strip a configuration of what depends on where the model came from."""
+    if path.name not in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        return
+    kept = {k: v for k, v in json.loads(path.read_text()).items() if k not in _VOLATILE}
+    write_json(path, kept | changes)
+
+
+def _end_like(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
+    """Let a model end its answers with the token that it was taught to end them with."""
+    if not path.exists():
+        return
+    shipped = json.loads(path.read_text()).get("eos_token_id")
+    if tokenizer.eos_token_id not in (shipped if isinstance(shipped, list) else [shipped]):
+        _rewrite(path, {"eos_token_id": tokenizer.eos_token_id})
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.exists():
+        raise _damaged(folder, f"{MANIFEST} is missing")
+    try:
+        manifest = json.loads(path.read_bytes())
+        files: dict[str, Any] = manifest["files"]
+        sound = manifest["checksum"] == _checksum(files)
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise _damaged(folder, f"{MANIFEST} is altered or truncated")
+    return files
+
+
+def _checksum(files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(folder: Path, what: str) -> UserError:
+    return UserError(
+        f"damaged checkpoint: {what}",
+        where=str(folder),
+        mend="run the stage again that wrote it, or `dvc checkout` the folder",
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,256 @@
+"""Batched decoding on local models: equal lengths together, no padding, finished rows leave.
+
+Prompts are sorted by length. Those of a batch are read together up to the length of the shortest;
+the few tokens that longer ones have more are fed one by one while the shorter already write. So
+there is neither padding nor a mask, every row sits at the same position, and greedy answers are
+those of one-by-one decoding (token-identical in float32; in bfloat16 a batch of another size can
+round differently, and turn an answer where two tokens are all but tied).
+
+What a batch yields is a function of that batch alone. `plan` cuts batches so that dropping whole
+batches leaves the others as they are: work resumed in whole batches repeats a clean run exactly.
+
+Shapes: B rows still being written, S sequence, V vocabulary, K top-k.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import Field
+
+from tasks.params import Section
+from tasks.rows.records import Message
+from tasks.rows.text import prompt_ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SPREAD = 32  # rows of a batch may differ in length by one token in so many
+_LEAVE = 0.75  # finished rows are cut out once only this share is still being written
+
+
+class Decoding(Section):
+    """How the next token is chosen, and how many there may be."""
+
+    max_tokens: int = Field(16, ge=1)
+    """Most tokens of an answer, the closing one included."""
+    temperature: float = Field(0.0, ge=0)
+    """0 takes the likeliest token (greedy); 1 samples from the model's distribution as it is."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Samples among the likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Of the samples; each prompt and sample has its own random numbers, whatever its batch."""
+
+
+class Batching(Section):
+    """How many rows are in memory at once."""
+
+    rows: int = Field(64, ge=1)
+    """Most rows of a batch."""
+    tokens: int = Field(8192, ge=1)
+    """Most tokens of a batch, prompts and answers together."""
+
+
+class Request(NamedTuple):
+    """A prompt to be answered."""
+
+    ids: list[int]
+    draw: str = ""
+    """Names the random numbers of a sampled answer, such as `<row id>/<sample>`."""
+
+
+class Completion(NamedTuple):
+    """What a model wrote."""
+
+    ids: list[int]
+    """Ids of the answer, with the closing one where the model ended it itself."""
+    finish: Literal["stop", "length"]
+    logprob: float | None
+    """Mean log-probability of these ids (nats a token, at temperature 1); None without any."""
+    top: "list[tuple[Tensor, Tensor]]"
+    """For each id, the K likeliest ids and their log-probabilities; empty unless asked for."""
+
+
+class Bought(NamedTuple):
+    """What an answer took, as the service counts."""
+
+    prompt_tokens: int
+    answer_tokens: int
+    cost: float
+    """US dollars, those of replies included that had to be thrown away before."""
+
+
+class Answer(NamedTuple):
+    """What a model wrote, as text."""
+
+    text: str
+    finish: Literal["stop", "length"]
+    logprob: float | None
+    bought: Bought | None = None
+    """What a service charged for it; None where it was computed here."""
+    tokens: tuple[tuple[str, float, Mapping[str, float]], ...] | None = None
+    """For each token its text, its log-probability and those of the likeliest in its place, where
+    a service was asked for them."""
+
+
+def answers(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[str | tuple[Message, ...]],
+    how: Decoding,
+    batching: Batching | None = None,
+    *,
+    threads: int = 1,
+) -> Iterator[tuple[int, Answer]]:
+    """Yield (position in `prompts`, answer), batch after batch, not in the order of `prompts`.
+
+    On a CPU `threads` batches are answered side by side; the answers do not depend on it.
+    """
+    from tasks.models.side_by_side import side_by_side
+
+    requests = [Request(ids, str(n)) for n, ids in enumerate(prompt_ids(tokenizer, prompts))]
+    stop = stop_ids(model, tokenizer)
+
+    def write(batch: list[int]) -> list[Completion]:
+        return decode(model, [requests[n] for n in batch], how, stop)
+
+    batches = plan(requests, how, batching or Batching())
+    for batch, written in side_by_side(write, batches, threads):
+        yield from zip(batch, (as_text(tokenizer, w) for w in written), strict=True)
+
+
+def plan(requests: Sequence[Request], how: Decoding, batching: Batching) -> list[list[int]]:
+    """Return the positions of the requests of each batch: like lengths together, short first."""
+    order = sorted(range(len(requests)), key=lambda n: (len(requests[n].ids), n))
+    batches: list[list[int]] = []
+    for n in order:
+        longest = len(requests[n].ids)
+        most = min(batching.rows, batching.tokens // (longest + how.max_tokens))
+        shortest = len(requests[batches[-1][0]].ids) if batches else 0
+        if batches and len(batches[-1]) < most and longest - shortest <= shortest // _SPREAD:
+            batches[-1].append(n)
+        else:
+            batches.append([n])
+    return batches
+
+
+def decode(
+    model: "PreTrainedModel",
+    requests: Sequence[Request],
+    how: Decoding,
+    stop: frozenset[int],
+    *,
+    top_k: int = 0,
+) -> list[Completion]:
+    """Answer one batch of requests.
+
+    A prompt that leaves no room in the model's context is answered with nothing (`length`).
+
+    Args:
+        model: any causal LM of transformers.
+        requests: prompts of about the same length; what `plan` put together.
+        how: how the next token is chosen.
+        stop: ids that end an answer.
+        top_k: keep so many of the likeliest ids of every token written.
+    """
+    import torch
+
+    rows = [_Row(request, _room(model, request, how), how) for request in requests]
+    if writing := [row for row in rows if row.room > 0]:
+        with torch.inference_mode():
+            _write(model, writing, how, stop, top_k)
+    return [row.completion(stop) for row in rows]
+
+
+def stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """Return the ids that end an answer: the tokenizer's, and those the model was shipped with."""
+    shipped = getattr(model.generation_config, "eos_token_id", None)
+    several = shipped if isinstance(shipped, list) else [shipped]
+    return frozenset(n for n in [tokenizer.eos_token_id, *several] if n is not None)
+
+
+def as_text(tokenizer: "PreTrainedTokenizerBase", written: Completion) -> Answer:
+    """Return a completion as text, without the id that ended it."""
+    ids = written.ids[:-1] if written.finish == "stop" else written.ids
+    text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return Answer(text, written.finish, written.logprob)
+
+
+class _Row:
+    """A request while it is being answered."""
+
+    def __init__(self, request: Request, room: int, how: Decoding) -> None:
+        self.prompt, self.room = request.ids, room
+        self.written: list[int] = []
+        self.logprobs: list[float] = []
+        self.top: list[tuple[Tensor, Tensor]] = []
+        self.dice = random.Random(f"{how.seed}/{request.draw}")
+
+    def finished(self, stop: frozenset[int]) -> bool:
+        return len(self.written) >= self.room or (bool(self.written) and self.written[-1] in stop)
+
+    def completion(self, stop: frozenset[int]) -> Completion:
+        ended = bool(self.written) and self.written[-1] in stop
+        mean = sum(self.logprobs) / len(self.logprobs) if self.logprobs else None
+        return Completion(self.written, "stop" if ended else "length", mean, self.top)
+
+
+def _room(model: "PreTrainedModel", request: Request, how: Decoding) -> int:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(how.max_tokens, (context or 1 << 62) - len(request.ids))
+
+
+def _write(
+    model: "PreTrainedModel", rows: list[_Row], how: Decoding, stop: frozenset[int], top_k: int
+) -> None:
+    import torch
+
+    from tasks.models.kv_cache import cache_for
+
+    cache = cache_for(model)
+    read = min(len(row.prompt) for row in rows)
+    ids_BS = torch.tensor([row.prompt[:read] for row in rows], device=model.device)
+    while True:
+        out = model(input_ids=ids_BS, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        ready = [n for n, r in enumerate(rows) if len(r.prompt) <= read and not r.finished(stop)]
+        _extend([rows[n] for n in ready], out.logits[ready, -1].float(), how, top_k)
+        alive = [n for n, row in enumerate(rows) if not row.finished(stop)]
+        if not alive:
+            return
+        if len(alive) <= _LEAVE * len(rows):  # each cut copies the cache: not at every step
+            rows = [rows[n] for n in alive]
+            cache.batch_select_indices(torch.tensor(alive, device=model.device))
+        following = [r.prompt[read] if len(r.prompt) > read else r.written[-1] for r in rows]
+        ids_BS = torch.tensor(following, device=model.device)[:, None]
+        read += 1
+
+
+def _extend(rows: list[_Row], logits_BV: "Tensor", how: Decoding, top_k: int) -> None:
+    """Add the next id to each row."""
+    logp_BV = logits_BV.log_softmax(-1)
+    if how.temperature == 0:
+        chosen_B = logits_BV.argmax(-1)  # not of logp, where rounding can make a tie
+    else:
+        chosen_B = _sampled(logits_BV, how, [row.dice.random() for row in rows])
+    chosen_logp = logp_BV.gather(1, chosen_B[:, None])[:, 0].tolist()
+    for row, token, logprob in zip(rows, chosen_B.tolist(), chosen_logp, strict=True):
+        row.written.append(token)
+        row.logprobs.append(logprob)
+    if top_k:
+        top_BK = logp_BV.topk(top_k, dim=-1)
+        for row, ids_K, logp_K in zip(rows, top_BK.indices, top_BK.values, strict=True):
+            row.top.append((ids_K, logp_K))
+
+
+def _sampled(logits_BV: "Tensor", how: Decoding, draws: list[float]) -> "Tensor":
+    """Draw by the inverse of the cumulative distribution: one number a row decides its token."""
+    import torch
+
+    falling = (logits_BV.double() / how.temperature).softmax(-1).sort(dim=-1, descending=True)
+    outside_BV = falling.values.cumsum(-1) - falling.values >= how.top_p
+    mass_BV = falling.values.masked_fill(outside_BV, 0.0).cumsum(-1)
+    drawn_B1 = torch.tensor(draws, dtype=torch.float64, device=logits_BV.device)[:, None]
+    rank_B1 = torch.searchsorted(mass_BV, drawn_B1 * mass_BV[:, -1:], right=True)
+    last_B1 = (~outside_BV).sum(-1, keepdim=True) - 1
+    return falling.indices.gather(1, torch.minimum(rank_B1, last_B1))[:, 0]

@@ -1,0 +1,1 @@
+"""Rows of text: their kinds and files, their token ids, what they may not give away."""

@@ -1,0 +1,1 @@
+"""Where targets come from: stored signals or live teachers, one or several, any tokenizer."""

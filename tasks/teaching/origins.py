@@ -1,0 +1,197 @@
+"""Where a phase's targets come from: stored signals or live teachers, one or several.
+
+A source has two sides. `bring` runs where rows are read, and gives what a micro-batch needs beside
+its own ids; `teach` runs beside the student, and gives what the student is to predict.
+
+Shapes: B batch, S sequence, N valid tokens, D width, M teachers.
+"""
+
+# ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from tasks.errors import UserError
+from tasks.learning.batches import Brings, Example
+from tasks.losses.targets import LiveTeacher, SeveralLive, SeveralStored, Teacher, TopK
+from tasks.models.heads import Head, check_head
+from tasks.models.seen import Seen, look
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tasks.losses.matching import Matching
+    from tasks.signals.store import SignalStore
+    from tasks.teaching.combining import Combining, Progressive
+
+
+class Batch(NamedTuple):
+    """One micro-batch as the student reads it."""
+
+    ids_BS: Tensor
+    positions_N: Tensor
+    targets_N: Tensor
+    brought: Mapping[str, Any]
+    """What `bring` gave of it."""
+
+    @property
+    def row_N(self) -> Tensor:  # noqa: N802
+        """Number of the row that each valid token belongs to."""
+        return self.positions_N // self.ids_BS.shape[1]
+
+
+class Teaching(Brings, Protocol):
+    """A source of targets."""
+
+    matching: "Matching | None"
+    """What of the teacher's inside is compared; None with stored signals."""
+
+    progressive: "Progressive | None"
+    """How the target moves towards the teacher's; None: it is the teacher's from the start."""
+
+    def teach(self, batch: Batch) -> tuple[Teacher, Seen | None]:
+        """Return the targets of the valid tokens, and what the teacher's pass shows."""
+        ...
+
+
+class Stored:
+    """Signal stores, one a teacher."""
+
+    matching: "Matching | None" = None
+
+    def __init__(
+        self,
+        stores: Mapping[str, "SignalStore"],
+        combining: "Combining | None" = None,
+        shares: Sequence[float] = (),
+        progressive: "Progressive | None" = None,
+    ) -> None:
+        self.stores, self.combining, self.shares = dict(stores), combining, shares
+        self.progressive = progressive
+        self._places: dict[str, dict[str, int]] = {}
+
+    def attach(
+        self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
+    ) -> list[Example]:
+        """Find the rows in every store.
+
+        Raises:
+            UserError: a store is of other rows, ids, or another tokenizer.
+        """
+        for name, store in self.stores.items():
+            found = store.attach(examples, tokenizer)
+            self._places[name] = {row.key: row.signal for row in found}
+        return list(examples)
+
+    def bring(self, rows: Sequence[Example]) -> dict[str, Any]:
+        """Return the rows' signals of each store, as tensors."""
+        found: dict[str, Any] = {
+            name: store.read([self._places[name][row.key] for row in rows])
+            for name, store in self.stores.items()
+        }
+        routes = self.combining.routes_of(rows, list(self.stores)) if self.combining else {}
+        return {"stored": found} | routes
+
+    def teach(self, batch: Batch) -> tuple[Teacher, Seen | None]:
+        """Return the stored distributions."""
+        brought = batch.brought["stored"]
+        told = [store.targets(brought[name]) for name, store in self.stores.items()]
+        if self.combining is None:
+            return told[0], None
+        tops = [teacher for teacher in told if isinstance(teacher, TopK)]
+        if len(tops) < len(told):
+            mend = "capture.signals: {type: top_k, ...}, or live teachers"
+            raise UserError("several stores are combined in the form top_k alone", mend=mend)
+        return SeveralStored(tuple(tops), self.combining.weights(tops, batch, self.shares)), None
+
+
+@dataclass
+class Live:
+    """Frozen teachers at hand: each runs over the micro-batch's rows, in its own precision."""
+
+    models: dict[str, "PreTrainedModel"]
+    vocabulary: int
+    """Number of ids that the student and all of them share."""
+    combining: "Combining | None" = None
+    shares: Sequence[float] = ()
+    """Weight of each teacher, where there are several."""
+    matching: "Matching | None" = None
+    progressive: "Progressive | None" = None
+    _heads: dict[str, Head] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for model in self.models.values():
+            check_head(model.eval().requires_grad_(False))
+
+    def bring(self, rows: Sequence[Example]) -> dict[str, Any]:
+        """Return which teacher each row goes to, where that is a choice of the rows."""
+        return self.combining.routes_of(rows, list(self.models)) if self.combining else {}
+
+    def teach(self, batch: Batch) -> tuple[Teacher, Seen | None]:
+        """Run the teachers and return their hidden rows at the valid tokens."""
+        if self.combining is None:
+            (name,) = self.models
+            return self._pass(name, batch, None)
+        route_B = batch.brought.get("route_B")
+        told = []
+        for number, name in enumerate(self.models):
+            chosen_B = None if route_B is None else route_B == number
+            told.append(self._pass(name, batch, chosen_B)[0])
+        weights_NM = self.combining.weights(told, batch, self.shares)
+        return SeveralLive(tuple(told), weights_NM, self.combining.averages), None
+
+    @torch.no_grad()
+    def _pass(self, name: str, batch: Batch, chosen_B: Tensor | None) -> tuple[LiveTeacher, Seen]:
+        model, ids_BS = self.models[name], batch.ids_BS
+        if model.device != ids_BS.device:
+            model.to(ids_BS.device)  # type: ignore[arg-type]
+        if name not in self._heads:
+            self._heads[name] = Head.of(model, self.vocabulary)
+        parts = self.matching.parts if self.matching else frozenset()
+        if chosen_B is not None and not chosen_B.any():
+            width = self._heads[name].weight_VD.shape[1]
+            nothing_ND = torch.zeros(len(batch.positions_N), width, device=ids_BS.device)
+            return LiveTeacher(nothing_ND.to(model.dtype), self._heads[name]), Seen(nothing_ND)
+        with torch.autocast(ids_BS.device.type, enabled=False):
+            seen = look(model, ids_BS if chosen_B is None else ids_BS[chosen_B], parts)
+        hidden_BSD = seen.last_BSD
+        if chosen_B is not None:
+            whole_BSD = hidden_BSD.new_zeros(*ids_BS.shape, hidden_BSD.shape[-1])
+            hidden_BSD = whole_BSD.masked_scatter(chosen_B[:, None, None], hidden_BSD)
+        hidden_ND = hidden_BSD.flatten(0, 1)[batch.positions_N]
+        return LiveTeacher(hidden_ND, self._heads[name]), seen
+
+
+def shared_vocabulary(
+    student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase", teacher_name: str
+) -> int:
+    """Return how many ids, from 0, both tokenizers have; each must mean the same string to both.
+
+    Raises:
+        UserError: an id is another string to the teacher.
+    """
+    sides = [{n: text for text, n in t.get_vocab().items()} for t in (student, teacher)]
+    shared = min(map(len, sides))
+    for number in range(shared):
+        ours, theirs = (side.get(number) for side in sides)
+        if ours != theirs:
+            raise UserError(
+                f"id {number} is {ours!r} to the student and {theirs!r} to the teacher",
+                where=teacher_name,
+                mend="a term {type: uld} compares models of two tokenizers; or train on its text",
+            )
+    return shared
+
+
+def within(examples: Sequence[Example], vocabulary: int) -> None:
+    """Refuse rows with a token that not every model has."""
+    for row in examples:
+        if row.ids.max() >= vocabulary:
+            raise UserError(
+                f"token {int(row.ids.max())} is not among the {vocabulary} ids that both share",
+                where=f"row {row.key}",
+            )

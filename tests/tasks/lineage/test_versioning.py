@@ -1,0 +1,230 @@
+"""The contract of the one private name that the flow leans on, and what a stage is worth."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import UserError
+from tasks.lineage import storage, versioning
+
+DVC_YAML = """
+stages:
+  first:
+    cmd: python -m tasks first
+    deps: [source.txt]
+    outs: [out/first.txt]
+  second:
+    cmd: python -m tasks second
+    deps: [out/first.txt]
+    params: [knob]
+    outs: [out/second.txt]
+  aside:
+    cmd: python -m tasks aside
+    deps: [source.txt]
+    outs: [out/aside.txt]
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A DVC project of three stages whose commands a module called `tasks` of its own answers."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text(DVC_YAML)
+    (tmp_path / "params.yaml").write_text("knob: 1\n")
+    (tmp_path / "source.txt").write_text("spirit\n")
+    package = tmp_path / "tasks"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(
+        "import sys, pathlib\n"
+        "name = sys.argv[1]\n"
+        "knob = pathlib.Path('params.yaml').read_text() if name == 'second' else ''\n"
+        "pathlib.Path('out').mkdir(exist_ok=True)\n"
+        "pathlib.Path(f'out/{name}.txt').write_text(f'{name} {knob}')\n"
+    )
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+        subprocess.run([*_tool(command)], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def _tool(command: list[str]) -> list[str]:
+    tool = Path(sys.executable).parent / command[0]
+    return [str(tool) if tool.exists() else command[0], *command[1:]]
+
+
+def body(address: str) -> None:
+    knob = Path("params.yaml").read_text() if address == "second" else ""
+    Path("out").mkdir(exist_ok=True)
+    Path(f"out/{address}.txt").write_text(f"{address} {knob}")
+
+
+def in_process(project: Path) -> dict[str, str]:
+    nodes = versioning.stages(project)
+    # the other way round where the arrows allow it, as parallel stages may end
+    order = sorted(nodes, key=lambda n: (len(n.upstream), n.address == "first"))
+    return {n.address: versioning.reproduce(project, n.address, body) for n in order}
+
+
+def dvc_repro(project: Path) -> str:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        _tool(["dvc", "repro"]), cwd=project, check=True, capture_output=True, text=True,
+        env=environment,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_both_doors_write_the_same_lock_and_leave_each_other_nothing(project: Path) -> None:
+    dvc_repro(project)
+    by_dvc = (project / "dvc.lock").read_bytes()
+    assert set(in_process(project).values()) == {"unchanged"}
+    subprocess.run(["rm", "-rf", ".dvc/cache", "dvc.lock", "out"], cwd=project, check=True)
+    assert set(in_process(project).values()) == {"ran"}
+    assert (project / "dvc.lock").read_bytes() == by_dvc
+    assert "Running stage" not in dvc_repro(project)
+
+
+def test_a_changed_param_runs_and_changed_back_is_restored(project: Path) -> None:
+    in_process(project)
+    first = (project / "dvc.lock").read_bytes()
+    (project / "params.yaml").write_text("knob: 2\n")
+    assert in_process(project) == {"first": "unchanged", "second": "ran", "aside": "unchanged"}
+    (project / "params.yaml").write_text("knob: 1\n")
+    assert in_process(project) == {"first": "unchanged", "second": "restored", "aside": "unchanged"}
+    assert (project / "dvc.lock").read_bytes() == first
+
+
+def test_deleted_outputs_are_restored(project: Path) -> None:
+    in_process(project)
+    (project / "out/first.txt").unlink()
+    assert in_process(project) == {"first": "restored", "second": "unchanged", "aside": "unchanged"}
+    assert (project / "out/first.txt").read_text() == "first "
+
+
+def test_deleted_outputs_are_restored_where_there_is_a_remote_too(project: Path) -> None:
+    remote = project.parent / "remote"
+    subprocess.run(_tool(["dvc", "remote", "add", "-q", "-d", "r", str(remote)]), check=True)
+    in_process(project)
+    (project / "out/first.txt").unlink()
+    assert in_process(project)["first"] == "restored"
+    assert (project / "out/first.txt").read_text() == "first "
+
+
+def test_the_error_of_a_stage_passes_through_and_nothing_is_locked(project: Path) -> None:
+    def fails(address: str) -> None:
+        raise UserError(f"{address} is not possible", mend="try something else")
+
+    with pytest.raises(UserError, match="first is not possible"):
+        versioning.reproduce(project, "first", fails)
+    assert versioning.locked_stages(project) == []
+    assert versioning.reproduce(project, "first", body) == "ran"
+
+
+def test_reasons_say_what_changed(project: Path) -> None:
+    in_process(project)
+    assert versioning.reasons(project) == {}
+    (project / "params.yaml").write_text("knob: 3\n")
+    assert versioning.reasons(project) == {"second": ["knob modified"]}
+
+
+def test_a_torn_lock_file_is_named_with_its_mend(project: Path) -> None:
+    in_process(project)
+    (project / ".dvc/tmp/rwlock").write_text('{"read":')
+    with pytest.raises(UserError, match=r"rm .dvc/tmp/rwlock"):
+        versioning.reproduce(project, "first", body)
+
+
+def test_push_copies_outputs_and_run_cache(project: Path) -> None:
+    in_process(project)
+    assert storage.push(project, ["first"]) == 0  # no remote, nothing to do
+    remote = project.parent / "remote"
+    subprocess.run(_tool(["dvc", "remote", "add", "-q", "-d", "r", str(remote)]), check=True)
+    sent = storage.push(project, ["first", "second", "aside"])
+    assert sent == 6  # an output and its record in the run-cache, for each of the three
+    subprocess.run(["rm", "-rf", ".dvc/cache", "out"], cwd=project, check=True)
+    assert set(in_process(project).values()) == {"restored"}
+
+
+def test_a_stage_waits_for_a_process_that_is_at_its_files(project: Path) -> None:
+    in_process(project)
+    (project / "source.txt").write_text("more spirit\n")
+    holder = subprocess.Popen(["sleep", "2"])
+    held = {str(project / "out/first.txt"): {"pid": holder.pid, "cmd": "a killed round's worker"}}
+    (project / ".dvc/tmp/rwlock").write_text(json.dumps({"write": held, "read": {}}))
+    reaper = threading.Thread(target=holder.wait)  # or it stays a zombie, which still has its pid
+    reaper.start()
+    assert versioning.reproduce(project, "first", body) == "ran"
+    assert holder.returncode == 0
+    reaper.join()
+
+
+def damage(path: Path) -> None:
+    """Flip a bit, in a way that DVC's own bookkeeping does not see."""
+    before = path.stat()
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def objects(project: Path, folder: str = ".dvc/cache") -> dict[str, Path]:
+    """The cached copy of each output, by its content's first word."""
+    files = [path for path in (project / folder / "files").rglob("*") if path.is_file()]
+    return {path.read_text().split()[0]: path for path in files}
+
+
+@pytest.fixture
+def with_remote(project: Path) -> Path:
+    command = ["dvc", "remote", "add", "-q", "-d", "store", str(project.parent / "store")]
+    subprocess.run(_tool(command), cwd=project, check=True)
+    for address in ("first", "second"):
+        versioning.reproduce(project, address, body)
+    storage.push(project, ["first", "second"])
+    return project
+
+
+def test_a_bit_that_flipped_in_an_input_is_found_and_the_file_fetched_again(
+    with_remote: Path,
+) -> None:
+    good = (with_remote / "out/first.txt").read_bytes()
+    damage(objects(with_remote)["first"])
+    damage(with_remote / "out/first.txt")
+    (with_remote / "params.yaml").write_text("knob: 2\n")
+    seen = []
+    versioning.reproduce(
+        with_remote, "second", lambda a: (seen.append(Path("out/first.txt").read_bytes()), body(a))
+    )
+    assert seen == [good]
+    assert (with_remote / "out/first.txt").read_bytes() == good
+
+
+def test_a_damaged_object_is_not_restored(with_remote: Path) -> None:
+    good = (with_remote / "out/first.txt").read_bytes()
+    damage(objects(with_remote)["first"])
+    (with_remote / "out/first.txt").unlink()
+    versioning.reproduce(with_remote, "first", body)
+    assert (with_remote / "out/first.txt").read_bytes() == good
+
+
+def test_a_file_of_which_no_good_copy_is_left_is_named(with_remote: Path) -> None:
+    damage(objects(with_remote.parent / "store", "")["first"])
+    damage(objects(with_remote)["first"])
+    damage(with_remote / "out/first.txt")
+    (with_remote / "params.yaml").write_text("knob: 2\n")
+    with pytest.raises(UserError, match=r"first\.txt"):
+        versioning.reproduce(with_remote, "second", body)
+
+
+def test_a_tracked_file_is_an_input_and_no_stage(project: Path) -> None:
+    storage.track(project, Path("source.txt"))
+    nodes = versioning.stages(project)
+    assert {node.address for node in nodes} == {"aside", "first", "second"}
+    assert {node.address: node.upstream for node in nodes}["second"] == ("first",)
+    assert versioning.reproduce(project, "first", body) == "ran"
+    assert versioning.reproduce(project, "first", body) == "unchanged"
