@@ -1,9 +1,10 @@
-"""Filters on how often: no answer and no group is more than a share, nor the teacher least sure."""
+"""Filters on how many: of one answer or group, of what the teacher is least sure of, by lot."""
 
 from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection
+from hashlib import sha256
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -44,6 +45,20 @@ class Confidence(Filter):
             return KEPT if sure else Refused("the teacher was not sure", row.logprob)
 
         return keep
+
+
+class Sample(Filter):
+    """Keep a share of the rows by lot: the control that a filter of the same size has to beat."""
+
+    type: Literal["sample"]
+    share: float = Field(gt=0, lt=1)
+    """Of the rows that reach this filter; a lot each, so the number is near it, not equal."""
+    seed: int = 0
+
+    def keep(self, row: Response) -> Verdict:
+        """Draw a row's lot from its prompt: other rows do not change it."""
+        lot = sha256(f"{self.seed} {row.id}".encode()).digest()
+        return KEPT if int.from_bytes(lot[:8], "big") < self.share * 2**64 else Refused("by lot")
 
 
 class ClassBalance(Filter):

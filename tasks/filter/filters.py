@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tasks.filter.agreement import Agreement, Verified
-from tasks.filter.balance import ClassBalance, Confidence
+from tasks.filter.balance import ClassBalance, Confidence, Sample
 from tasks.filter.duplicates import ExactDuplicates, NearDuplicates
 from tasks.filter.instruction_following import InstructionFollowing
 from tasks.filter.judged import Judged, Rewarded
@@ -90,6 +90,7 @@ AnyFilter = Annotated[
     | Boilerplate
     | Repetition
     | Language
+    | Sample
     | Confidence
     | Verified
     | ExactDuplicates

@@ -46,6 +46,16 @@ def test_length():
     ]
 
 
+def test_a_sample_draws_each_row_by_itself():
+    rows = [response(prompt=f"prompt {number}") for number in range(2000)]
+    half = judged({"type": "sample", "share": 0.5}, rows)
+    assert 940 < half.count("kept") < 1060
+    assert half[:100] == judged({"type": "sample", "share": 0.5}, rows[:100])
+    assert half != judged({"type": "sample", "share": 0.5, "seed": 1}, rows)
+    less = judged({"type": "sample", "share": 0.25}, rows)
+    assert all(a == "kept" for a, b in zip(half, less, strict=True) if b == "kept")
+
+
 def test_inadmissible_asks_the_verifier():
     rows = [response(" Animal"), response(" big cat"), response(" 7 plants"), response("")]
     no_label, no_number = "no admissible answer (label)", "no admissible answer (numeric)"
