@@ -59,8 +59,9 @@ class NearDuplicates(Filter):
         def pairs(row: Response) -> set[str]:
             return context.evaluation.pairs(prompt_text(row.prompt))
 
-        tokens = (list(pairs(row)) or [row.id] for row in rows)
-        shared = shared_bands(tokens, self.similarity, self.permutations)
+        words = (context.evaluation.content(prompt_text(row.prompt)) for row in rows)
+        phrases = context.evaluation.phrases
+        shared = shared_bands(words, phrases, self.similarity, self.permutations)
         by_band: defaultdict[int, list[int]] = defaultdict(list)
         verdicts: dict[str, Verdict] = {}  # another answer goes the way of its prompt
         places = count()
@@ -71,7 +72,7 @@ class NearDuplicates(Filter):
                 return KEPT
             if row.id not in verdicts:
                 near = {other for band in shared[place] for other in by_band[band]}
-                said = pairs(row)
+                said = pairs(row) if near else set()
                 alike = (_jaccard(said, pairs(rows[other])) for other in sorted(near))
                 twin = next((s for s in alike if s >= self.similarity), None)
                 verdicts[row.id] = KEPT if twin is None else Refused(_NEAR, round(twin, 4))
