@@ -115,10 +115,11 @@ def _mixed(some: "np.ndarray", others: "np.ndarray") -> "np.ndarray":
     """Return a 32-bit hash of each two numbers: multiply and xor-shift."""
     import numpy as np
 
-    mixed = some * np.uint64(0x9E3779B97F4A7C15) + others
+    mixed: np.ndarray = some * np.uint64(0x9E3779B97F4A7C15) + others
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    return (mixed >> np.uint64(32)).astype(np.uint32)
+    mixed >>= np.uint64(32)
+    return mixed.astype(np.uint32)
 
 
 def _band_hashes(
