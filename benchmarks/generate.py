@@ -27,6 +27,7 @@ from tasks.rows.text import prompt_ids
 from tasks.shape.layers import keep_layers
 
 THREADS = 2
+ROWS = 16  # at once: 64 prompts are few, and each thread should have some
 TARGET = 2.0
 
 
@@ -48,11 +49,12 @@ def transformers_generate(model, tokenizer, ids, tokens, size):
 def ours(model, tokenizer, ids, tokens):
     """Return the new ids of each prompt, decoded as `generate` does it."""
     how, stop = Decoding(max_tokens=tokens), stop_ids(model, tokenizer)
+    batching = Batching(rows=ROWS)
     requests = [Request(row) for row in ids]
     found = {}
     for batch, written in side_by_side(
-        lambda batch: decode(model, [requests[n] for n in batch], how, stop),
-        plan(requests, how, Batching()),
+        lambda batch: decode(model, [requests[n] for n in batch], how, stop, batching),
+        plan(requests, how, batching),
         THREADS,
     ):
         found |= dict(zip(batch, (w.ids for w in written), strict=True))
