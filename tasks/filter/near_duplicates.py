@@ -43,7 +43,7 @@ def bands(similarity: float, permutations: int) -> tuple[int, int]:
 
 def shared_bands(
     texts: Iterable[list[str]], ignored: Set[str], similarity: float, permutations: int
-) -> dict[int, list[int]]:
+) -> "dict[int, array[int]]":
     """Return, for each row that shares a band with another one, the hashes of the bands shared.
 
     A hash carries the number of its band, so that those of different bands never meet.
@@ -58,7 +58,7 @@ def shared_bands(
     import numpy as np
 
     number, width = bands(similarity, permutations)
-    shared: defaultdict[int, list[int]] = defaultdict(list)
+    shared: defaultdict[int, array[int]] = defaultdict(lambda: array("Q"))
     ignored_T = _hashed([word for pair in sorted(ignored) for word in pair.split(" ")]).reshape(
         -1, 2
     )
