@@ -51,7 +51,7 @@ def test_greedy_tokens_are_those_of_generate_one_by_one(model, tokenizer, reques
     assert {w.finish for w in written} == {"stop", "length"}
 
 
-@pytest.mark.parametrize("rows", [2, 5, 64])
+@pytest.mark.parametrize("rows", [3, 64])
 def test_answers_of_unlike_length_take_the_slots_of_those_that_ended(
     model, tokenizer, requests, rows
 ):
