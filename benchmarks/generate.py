@@ -1,22 +1,21 @@
-"""P6: batched decoding here against `generate` of transformers on padded batches (greedy, float32).
+"""Batched decoding against `generate` of transformers on padded batches, greedy (target P6).
 
-    python benchmarks/generate.py                    the packaged teacher and a model of 4 layers
-    python benchmarks/generate.py --check            exit code 1 unless all tokens agree, and 2x
+    python -m benchmarks.generate [--only small] [--answers mixed] [--check]
 
-Both get the same prompts in the same order and two threads; transformers gets the better of the
-batch sizes that are tried. Rounds alternate between the two, and the middle ratio counts.
+The packaged teacher and a model of four of its layers, in float32. Both sides get the same prompts
+in the same order and two threads; transformers gets the better of the batch sizes that are tried.
+`short` answers are those to one kind of question; `mixed` ones are a word or a page. CPU seconds of
+this process count, of rounds that alternate between the two the middle ratio; the clock's ratio
+stands beside it. All tokens must agree.
 """
 
-import argparse
-import json
 import random
-import statistics
 import sys
 import time
-from pathlib import Path
 
 import torch
 
+from benchmarks.outcome import parser, tell
 from tasks.collect.examples import Example
 from tasks.collect.wordnet import WordNet
 from tasks.models import checkpoints, sources
@@ -27,7 +26,12 @@ from tasks.rows.text import prompt_ids
 from tasks.shape.layers import keep_layers
 
 THREADS = 2
+ROWS = 16  # at once: 64 prompts are few, and each thread should have some
 TARGET = 2.0
+ASKED = {
+    "short": (48, ["Answer in a few words."]),
+    "mixed": (256, ["Answer in one word.", "Answer in a sentence.", "Explain it at length."]),
+}
 
 
 def transformers_generate(model, tokenizer, ids, tokens, size):
@@ -48,11 +52,12 @@ def transformers_generate(model, tokenizer, ids, tokens, size):
 def ours(model, tokenizer, ids, tokens):
     """Return the new ids of each prompt, decoded as `generate` does it."""
     how, stop = Decoding(max_tokens=tokens), stop_ids(model, tokenizer)
+    batching = Batching(rows=ROWS)
     requests = [Request(row) for row in ids]
     found = {}
     for batch, written in side_by_side(
-        lambda batch: decode(model, [requests[n] for n in batch], how, stop),
-        plan(requests, how, Batching()),
+        lambda batch: decode(model, [requests[n] for n in batch], how, stop, batching),
+        plan(requests, how, batching),
         THREADS,
     ):
         found |= dict(zip(batch, (w.ids for w in written), strict=True))
@@ -60,40 +65,47 @@ def ours(model, tokenizer, ids, tokens):
 
 
 def seconds_of(work, *arguments):
-    start = time.perf_counter()
+    """Return CPU seconds, seconds by the clock, and what came out."""
+    start = time.process_time(), time.perf_counter()
     result = work(*arguments)
-    return time.perf_counter() - start, result
+    return time.process_time() - start[0], time.perf_counter() - start[1], result
 
 
-def compare(name, model, tokenizer, prompts, given):
-    ids = prompt_ids(tokenizer, prompts)
-    whole = (model, tokenizer, ids, given.tokens)
-    warm = (model, tokenizer, ids[:8], 4)
-    tried = {size: seconds_of(transformers_generate, *whole, size)[0] for size in given.sizes}
-    size = min(tried, key=tried.get)
-    ours(*warm)
-    pairs, agree = [], 0
-    for _ in range(given.rounds):
-        ours_seconds, ours_ids = seconds_of(ours, *whole)
-        peer_seconds, peer_ids = seconds_of(transformers_generate, *whole, size)
-        pairs.append((peer_seconds, ours_seconds))
-        agree = sum(a == b for a, b in zip(ours_ids, peer_ids, strict=True))
-    ratios = sorted(peer / own for peer, own in pairs)
-    written = sum(map(len, ours_ids))
+def compare(name, model, tokenizer, chosen):
+    tokens, styles = ASKED[chosen.answers]
+    tokens = chosen.tokens or tokens
+    ids = prompt_ids(tokenizer, questions(chosen.prompts, styles))
+    whole = (model, tokenizer, ids, tokens)
+    ours(model, tokenizer, ids[:8], 4)
+    peers = {size: seconds_of(transformers_generate, *whole, size) for size in chosen.sizes}
+    size = min(peers, key=lambda size: peers[size][0])
+    rounds = [(peers[size], seconds_of(ours, *whole))]
+    for _ in range(chosen.rounds - 1):
+        peer = seconds_of(transformers_generate, *whole, size)
+        rounds.append((peer, seconds_of(ours, *whole)))
+    rounds.sort(key=lambda pair: pair[0][0] / pair[1][0])
+    (peer_cpu, peer_wall, theirs), (own_cpu, own_wall, mine) = rounds[len(rounds) // 2]
     return {
-        "model": name, "prompts": len(ids), "tokens": written, "identical": agree,
-        "peer batch": size, "peer s": round(statistics.median(p for p, _ in pairs), 2),
-        "ours s": round(statistics.median(o for _, o in pairs), 2),
-        "ratio": round(ratios[len(ratios) // 2], 2),
-    }  # fmt: skip
+        "model": name,
+        "prompts": len(ids),
+        "tokens": sum(map(len, mine)),
+        "shortest": min(map(len, mine)),
+        "longest": max(map(len, mine)),
+        "identical": sum(a == b for a, b in zip(mine, theirs, strict=True)),
+        "peer batch": size,
+        "peer cpu s": peer_cpu,
+        "ours cpu s": own_cpu,
+        "cpu ratio": peer_cpu / own_cpu,
+        "clock ratio": peer_wall / own_wall,
+    }
 
 
-def questions(count):
+def questions(count, styles):
     """Return questions about glosses of WordNet, in an order of their own."""
     found = WordNet(type="wordnet", path="tasks/collect/wordnet.py").examples()
     texts = [example.columns["text"] for example in found if isinstance(example, Example)]
     drawn = random.Random(0).sample(texts, count)
-    asked = (f"What is this? {text}. Answer in a few words." for text in drawn)
+    asked = [f"What is this? {text}. {styles[n % len(styles)]}" for n, text in enumerate(drawn)]
     return [(Message(role="user", content=content),) for content in asked]
 
 
@@ -102,28 +114,26 @@ def small(model):
     return model
 
 
-def main():
-    options = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    options = parser(__doc__, "generate")
     options.add_argument("--prompts", type=int, default=64)
-    options.add_argument("--tokens", type=int, default=48)
+    options.add_argument("--answers", choices=list(ASKED), default="short")
+    options.add_argument("--tokens", type=int, help="another limit of an answer's length")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--sizes", type=int, nargs="+", default=[16, 64])
     options.add_argument("--only", choices=["teacher", "small"])
-    options.add_argument("--out", type=Path, default=Path("benchmarks/generate.json"))
-    options.add_argument("--check", action="store_true")
-    given = options.parse_args()
-    prompts = questions(given.prompts)
-    rows = []
+    chosen = options.parse_args()
+    lines, targets = [], {}
     for name in ("teacher", "small"):
-        if given.only in (None, name):
+        if chosen.only in (None, name):
             model, tokenizer = checkpoints.load(sources.resolve(sources.PACKAGED))
             model = small(model) if name == "small" else model
-            rows.append(compare(name, model, tokenizer, prompts, given))
-            print("  ".join(f"{k}: {v}" for k, v in rows[-1].items()), flush=True)
-    given.out.write_text(json.dumps({"target": TARGET, "rows": rows}, indent=2) + "\n")
-    met = all(row["ratio"] >= TARGET and row["identical"] == row["prompts"] for row in rows)
-    sys.exit(0 if met or not given.check else 1)
+            line = compare(name, model, tokenizer, chosen)
+            lines.append(line)
+            targets[f"{name}: times as fast"] = (line["cpu ratio"], ">=", TARGET)
+            targets[f"{name}: same tokens"] = (line["identical"] / line["prompts"], ">=", 1.0)
+    return tell(chosen, lines, targets)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

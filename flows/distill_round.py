@@ -14,6 +14,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import artifacts, placement, stage_seconds
+from flows.api_keys import keys_for
 from flows.placement import StageLostError, StageResult
 from flows.selection import resources_for, wanted
 from flows.watching import StageStarted, watcher
@@ -48,7 +49,8 @@ def run_stage(
 
     watch(node.address, StageStarted())
     try:
-        result = placement.run_stage(root, node.address, resources, hear, workspace)
+        keys = keys_for(node, params.load(root / params.PARAMS))
+        result = placement.run_stage(root, node.address, resources, hear, workspace, keys=keys)
     except Exception as error:
         watch(node.address, error)
         log.error("%s", error)

@@ -19,9 +19,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from flows import workspaces
+from flows.api_keys import ApiKeys, in_environment
 from flows.workspaces import Kind, Parcel, Returned, packed
 from tasks.errors import UserError
 from tasks.lineage.versioning import Outcome
@@ -106,6 +108,8 @@ def run_stage(
     resources: Resources,
     on_event: Callable[[Event], None],
     workspace: Kind = "shared",
+    *,
+    keys: ApiKeys = MappingProxyType({}),
 ) -> StageResult:
     """Run one stage on the cluster, handing its events on as they come; block until it ends.
 
@@ -119,7 +123,7 @@ def run_stage(
     if not ray.is_initialized():  # Ray would quietly start a cluster of its own
         raise StageFailedError(f"{address}: the round was stopped", mend="cohobate run")
     parcel = workspaces.parcel(root) if workspace == "isolated" else None
-    stream = _submit(root, address, resources, parcel)
+    stream = _submit(root, address, resources, parcel, keys)
     _live.append(stream)
     try:
         for reference in stream:
@@ -173,7 +177,9 @@ def check_capacity(wanted: dict[str, Resources]) -> None:
             )
 
 
-def _submit(root: Path, address: str, resources: Resources, parcel: Parcel | None) -> Any:
+def _submit(
+    root: Path, address: str, resources: Resources, parcel: Parcel | None, keys: ApiKeys
+) -> Any:
     import ray
 
     counts = _as_ray_counts(resources)
@@ -186,7 +192,7 @@ def _submit(root: Path, address: str, resources: Resources, parcel: Parcel | Non
         max_calls=0,
         num_returns="streaming",
     )(_stage_on_node)
-    return place.options(name=address).remote(str(root), address, parcel)
+    return place.options(name=address).remote(str(root), address, parcel, dict(keys))
 
 
 def _as_ray_counts(resources: Resources) -> dict[str, float]:
@@ -196,11 +202,11 @@ def _as_ray_counts(resources: Resources) -> dict[str, float]:
 
 
 def _stage_on_node(
-    root: str, address: str, parcel: Parcel | None
+    root: str, address: str, parcel: Parcel | None, keys: ApiKeys
 ) -> Iterator[Event | StageResult | _Failure]:
     """Run in the worker: the stage in a thread, its events yielded as they come."""
     messages: queue.SimpleQueue[Event | StageResult | _Failure] = queue.SimpleQueue()
-    given = (Path(root), address, parcel, messages.put)
+    given = (Path(root), address, parcel, keys, messages.put)
     runner = threading.Thread(target=_run_versioned, args=given)
     runner.start()
     while True:
@@ -215,10 +221,11 @@ def _run_versioned(
     root: Path,
     address: str,
     parcel: Parcel | None,
+    keys: ApiKeys,
     send: Callable[[Event | StageResult | _Failure], None],
 ) -> None:
     try:
-        with reporting_to(send), _warnings_to(send):
+        with reporting_to(send), _warnings_to(send), in_environment(keys):
             send(_brought_up_to_date(root, address, parcel))
     except UserError as error:
         send(_Failure(error, traceback.format_exc()))

@@ -26,7 +26,9 @@ class Teacher(Section):
     """Address of an OpenAI-compatible service (`https://api.example.com/v1`) that runs the model.
     Its weights are not here: it is not tuned and lends no layers, it teaches by its text."""
     key: str = Field("", pattern="^([A-Za-z_][A-Za-z0-9_]*)?$")
-    """Name of the environment variable that holds the service's API key; empty: it needs none."""
+    """Name of the environment variable that holds the service's API key; empty: it needs none.
+    Where `EXAMPLE_API_KEY` is not set, the flow asks Prefect for the Secret block
+    `example-api-key`."""
     revision: str = ""
     """Branch, tag or commit on the hub. Preflight pins the commit that it stands for."""
     licence: str = "unknown"

@@ -59,9 +59,11 @@ class NearDuplicates(Filter):
         def pairs(row: Response) -> set[str]:
             return context.evaluation.pairs(prompt_text(row.prompt))
 
-        tokens = (list(pairs(row)) or [row.id] for row in rows)
-        shared = shared_bands(tokens, self.similarity, self.permutations)
-        by_band: defaultdict[int, list[int]] = defaultdict(list)
+        words = (context.evaluation.content(prompt_text(row.prompt)) for row in rows)
+        phrases = context.evaluation.phrases
+        shared = shared_bands(words, phrases, self.similarity, self.permutations)
+        first: dict[int, int] = {}  # kept row of each band; more are rare, and a list each is dear
+        further: defaultdict[int, list[int]] = defaultdict(list)
         verdicts: dict[str, Verdict] = {}  # another answer goes the way of its prompt
         places = count()
 
@@ -70,13 +72,16 @@ class NearDuplicates(Filter):
             if place not in shared:
                 return KEPT
             if row.id not in verdicts:
-                near = {other for band in shared[place] for other in by_band[band]}
-                said = pairs(row)
+                bands = [band for band in shared[place] if band in first]
+                near = {first[band] for band in bands}
+                near.update(*(further[band] for band in bands if band in further))
+                said = pairs(row) if near else set()
                 alike = (_jaccard(said, pairs(rows[other])) for other in sorted(near))
                 twin = next((s for s in alike if s >= self.similarity), None)
                 verdicts[row.id] = KEPT if twin is None else Refused(_NEAR, round(twin, 4))
                 for band in shared[place] if twin is None else ():
-                    by_band[band].append(place)
+                    if first.setdefault(band, place) != place:
+                        further[band].append(place)
             return verdicts[row.id]
 
         return keep
@@ -89,6 +94,6 @@ def _jaccard(some: set[str], others: set[str]) -> float:
 def _repeated_ids(rows: Rows) -> frozenset[str]:
     import numpy as np
 
-    ids = array("Q", (int(row.id, 16) for row in rows))
-    values, counts = np.unique(np.asarray(ids), return_counts=True)
-    return frozenset(f"{int(value):016x}" for value in values[counts > 1])
+    ids = np.asarray(array("Q", (int(row.id, 16) for row in rows)))
+    ids.sort()  # in place: ids are all that is held of the rows
+    return frozenset(f"{value:016x}" for value in ids[1:][ids[1:] == ids[:-1]].tolist())

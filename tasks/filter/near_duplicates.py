@@ -1,19 +1,21 @@
 """Which rows may be near-duplicates: MinHash sketches, cut into bands.
 
 MinHash: Broder, "On the resemblance and containment of documents", 1997. Banding: Leskovec,
-Rajaraman, Ullman, "Mining of Massive Datasets", section 3.4. A sketch is thrown away once its bands
-are hashed, and the hashes wait on disk: one band of all rows at a time is in memory.
+Rajaraman, Ullman, "Mining of Massive Datasets", section 3.4. Words are hashed once and all else is
+arithmetic on whole chunks of rows: not even the pairs of words are ever strings. A sketch is thrown
+away once its bands are hashed, and the hashes wait on disk: one band of all rows is in memory.
 
-Shapes: N rows, P permutations, B bands, R permutations a band.
+Shapes: N rows, T pairs of words of all rows, B bands.
 """
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator, Set
+from itertools import islice
 from math import ceil, log, log1p
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING
+from zlib import crc32
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,42 +42,101 @@ def bands(similarity: float, permutations: int) -> tuple[int, int]:
 
 
 def shared_bands(
-    token_sets: Iterable[list[str]], similarity: float, permutations: int
-) -> dict[int, list[int]]:
+    texts: Iterable[list[str]], ignored: Set[str], similarity: float, permutations: int
+) -> "dict[int, array[int]]":
     """Return, for each row that shares a band with another one, the hashes of the bands shared.
 
     A hash carries the number of its band, so that those of different bands never meet.
+
+    Args:
+        texts: the words of each row; the pairs of neighbours are what rows have in common, as
+            `tasks.rows.contamination.bigrams_of` has them.
+        ignored: pairs, with a space between their words, that count for nothing.
+        similarity: Jaccard similarity from which two rows are to be found.
+        permutations: most permutations of a sketch.
     """
     import numpy as np
 
     number, width = bands(similarity, permutations)
-    shared: defaultdict[int, list[int]] = defaultdict(list)
+    shared: defaultdict[int, array[int]] = defaultdict(lambda: array("Q"))
+    ignored_T = _hashed([word for pair in sorted(ignored) for word in pair.split(" ")]).reshape(
+        -1, 2
+    )
+    ignored_T = _mixed(ignored_T[:, 0], ignored_T[:, 1])
     with TemporaryFile() as spool:
-        for chunk in _chunks(token_sets):
-            spool.write(_band_hashes(chunk, number, width).tobytes())
+        first = 0
+        for chunk in _chunks(texts):
+            pairs_T, starts_N = _own_pairs(chunk, ignored_T, first)
+            spool.write(_band_hashes(pairs_T, starts_N, number, width).tobytes())
+            first += len(chunk)
         for band in range(number):
             hashes_N = _column(spool, band, number)
-            order_N = np.argsort(hashes_N, kind="stable")
+            order_N = np.argsort(hashes_N)
             same = np.flatnonzero(np.diff(hashes_N[order_N]) == 0)
-            for row in order_N[np.union1d(same, same + 1)].tolist():
-                shared[row].append(band << 32 | int(hashes_N[row]))
+            rows = order_N[np.union1d(same, same + 1)]
+            for row, value in zip(rows.tolist(), hashes_N[rows].tolist(), strict=True):
+                shared[row].append(band << 32 | value)
     return shared
 
 
-def _band_hashes(token_sets: list[list[str]], number: int, width: int) -> "np.ndarray":
+def _own_pairs(
+    texts: list[list[str]], ignored_T: "np.ndarray", first: int
+) -> "tuple[np.ndarray, np.ndarray]":
+    """Return 32-bit hashes of the rows' pairs, (T,), and where those of each row begin, (N,).
+
+    A row without pairs of its own gets one that no other has, for which `first` numbers the rows.
+    """
+    import numpy as np
+
+    words = [""]  # before the first word, behind the last one, and so between two rows
+    for text in texts:
+        words += text
+        words.append("")
+    hashes = _hashed(words)
+    pairs_T = _mixed(hashes[:-1], hashes[1:])
+    counts_N = np.fromiter(map(len, texts), np.int64, len(texts)) + 1
+    starts_N = np.cumsum(counts_N) - counts_N
+    own_T = np.isin(pairs_T, ignored_T, invert=True)
+    own_T[starts_N[counts_N == 1]] = False  # nothing but the edges of no text
+    alone = np.flatnonzero(~np.logical_or.reduceat(own_T, starts_N))
+    own_T[starts_N[alone]] = True
+    numbers = (alone + first).astype(np.uint64)
+    pairs_T[starts_N[alone]] = _mixed(numbers, ~numbers)
+    return pairs_T[own_T], np.cumsum(own_T)[starts_N] - own_T[starts_N]
+
+
+def _hashed(words: list[str]) -> "np.ndarray":
+    import numpy as np
+
+    return np.fromiter(map(crc32, map(str.encode, words)), np.uint64, len(words))
+
+
+def _mixed(some: "np.ndarray", others: "np.ndarray") -> "np.ndarray":
+    """Return a 32-bit hash of each two numbers: multiply and xor-shift."""
+    import numpy as np
+
+    mixed: np.ndarray = some * np.uint64(0x9E3779B97F4A7C15) + others
+    mixed ^= mixed >> np.uint64(29)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed >>= np.uint64(32)
+    return mixed.astype(np.uint32)
+
+
+def _band_hashes(
+    pairs_T: "np.ndarray", starts_N: "np.ndarray", number: int, width: int
+) -> "np.ndarray":
     """Return a 32-bit hash of each band of each row, (N, B)."""
     import numpy as np
-    from rensa import RMinHash
 
-    sketches = RMinHash.digest_matrix_from_token_sets(token_sets, number * width, _SEED)
-    values = chain.from_iterable(sketches.to_rows())
-    flat = np.fromiter(values, np.uint32, len(token_sets) * number * width)
-    sketches_NBR = flat.reshape(-1, number, width)
-    mixed_NB = np.zeros(sketches_NBR.shape[:2], dtype=np.uint64)
-    for place in range(width):  # multiply and xor-shift: 64 well-mixed bits
-        mixed_NB = (mixed_NB ^ sketches_NBR[:, :, place]) * np.uint64(0x9E3779B97F4A7C15)
-        mixed_NB ^= mixed_NB >> np.uint64(29)
-    return mixed_NB.astype(np.uint32)
+    dice = np.random.default_rng(_SEED)
+    hashes_NB = np.empty((len(starts_N), number), dtype=np.uint32)
+    for band in range(number):
+        mixed_N = np.zeros(len(starts_N), dtype=np.uint64)
+        for factor, shift in dice.integers(1 << 32, size=(width, 2), dtype=np.uint32):
+            smallest_N = np.minimum.reduceat(pairs_T * (factor | np.uint32(1)) + shift, starts_N)
+            mixed_N = _mixed(mixed_N, smallest_N.astype(np.uint64)).astype(np.uint64)
+        hashes_NB[:, band] = mixed_N
+    return hashes_NB
 
 
 def _column(spool: IO[bytes], band: int, number: int) -> "np.ndarray":
@@ -89,7 +150,7 @@ def _column(spool: IO[bytes], band: int, number: int) -> "np.ndarray":
     return np.asarray(hashes)
 
 
-def _chunks(token_sets: Iterable[list[str]]) -> Iterator[list[list[str]]]:
-    rest = iter(token_sets)
+def _chunks(texts: Iterable[list[str]]) -> Iterator[list[list[str]]]:
+    rest = iter(texts)
     while chunk := list(islice(rest, _CHUNK)):
         yield chunk

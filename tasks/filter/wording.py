@@ -69,15 +69,21 @@ class Schema(Filter):
 
 
 class Language(Filter):
-    """Refuse rows in another language than those wanted (py3langid, after Lui & Baldwin 2012)."""
+    """Refuse rows in another language than those wanted (py3langid, after Lui & Baldwin 2012).
+
+    A row is refused where the language is surely another, not where it is unsure: of short texts
+    it often is. On 7,000 English glosses of WordNet (ten words in the middle) a bound of 0.5
+    refused one in ten, 0.01 one in 7,000; either found all of 47 sentences in 14 other languages.
+    """
 
     type: Literal["language"]
     wanted: tuple[str, ...] = Field(min_length=1)
     """ISO 639-1 codes, such as [en, de]."""
     of: Literal["prompt", "answer", "both"] = "answer"
     """Which text is looked at."""
-    min_probability: float = Field(0.5, gt=0, lt=1)
-    """Lowest probability of the wanted languages together."""
+    min_probability: float = Field(0.01, gt=0, lt=1)
+    """Lowest probability of the wanted languages together; the higher, the more short rows are
+    refused although they are in one of them."""
     min_characters: int = Field(20, ge=1)
     """Shorter texts are kept: a word or two belong to many languages."""
 

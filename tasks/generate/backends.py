@@ -82,10 +82,11 @@ class Transformers(Section):
         if self.workers > 1:
             from tasks.generate.fan_out import over_workers
 
-            return over_workers(Writer, checkpoint, self.precision, self.workers, self.gpus_each)
+            opened = (checkpoint.resolve(), self.precision, self.batching)
+            return over_workers(Writer, opened, self.workers, self.gpus_each)
         from tasks.models.side_by_side import side_by_side
 
-        writer = Writer(checkpoint, self.precision)
+        writer = Writer(checkpoint, self.precision, self.batching)
 
         def here(batches: list[list[Request]], how: Decoding) -> Iterator[list[Answer]]:
             for _, written in side_by_side(lambda b: writer.write(b, how), batches, self.threads):
@@ -97,16 +98,16 @@ class Transformers(Section):
 class Writer:
     """A teacher in memory."""
 
-    def __init__(self, checkpoint: Path, precision: Precision) -> None:
+    def __init__(self, checkpoint: Path, precision: Precision, batching: Batching) -> None:
         device = checkpoints.accelerator()
         self.model, self.tokenizer = checkpoints.load(
             checkpoint, precision=precision, device=device
         )
-        self.stop = stop_ids(self.model, self.tokenizer)
+        self.stop, self.batching = stop_ids(self.model, self.tokenizer), batching
 
     def write(self, batch: Sequence[Request], how: Decoding) -> list[Answer]:
         """Answer one batch."""
-        written = decode(self.model, batch, how, self.stop)
+        written = decode(self.model, batch, how, self.stop, self.batching)
         return [as_text(self.tokenizer, completion) for completion in written]
 
 

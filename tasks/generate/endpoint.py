@@ -6,15 +6,16 @@ Two backends speak so: `openai` asks prompt by prompt, `openai-batch` hands in w
 import hashlib
 import json
 import os
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, Field, JsonValue, SecretStr, ValidationError, model_validator
 
 from tasks.errors import UserError
-from tasks.generate.asks import Ask
+from tasks.generate.asks import Answering, Ask, Batch, driven
 from tasks.generate.failures import Again, Refused, Service
-from tasks.generate.prices import Price
+from tasks.generate.prices import Budget, Price
 from tasks.models import checkpoints
 from tasks.models.decoding import Answer, Bought, Decoding
 from tasks.params import Section
@@ -57,6 +58,14 @@ class Place(NamedTuple):
 
         key = self.secret().get_secret_value() or "none"  # None would look in the environment
         return AsyncOpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=None)
+
+
+class Run(Protocol):
+    """A run against a service: its budget, its deadline, and what it knows by then."""
+
+    def stream(self, asks: Sequence[Ask], how: Decoding) -> AsyncGenerator[Batch]:
+        """Yield outcomes as they come."""
+        ...
 
 
 def place_of(checkpoint: Path) -> Place:
@@ -106,6 +115,11 @@ class Endpoint(Section):
     """What the service charges."""
     cap: float | None = Field(None, ge=0)
     """US dollars that this teacher may cost, in all rounds that share the ledger."""
+    request_seconds: float = Field(180.0, gt=0)
+    """Seconds by which a request must be answered as a whole, or a file taken."""
+    run_seconds: float | None = Field(None, gt=0)
+    """Seconds by which a run must end. What it has by then is kept, and what it handed in goes on:
+    the next run collects it."""
 
     @model_validator(mode="after")
     def _a_cap_needs_a_price(self) -> "Endpoint":
@@ -114,6 +128,19 @@ class Endpoint(Section):
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         return self
+
+    def open(self, checkpoint: Path, spent: float = 0.0) -> Answering:
+        """Return the function that answers.
+
+        Raises:
+            UserError: the teacher is a model on this machine, or its API key is not set.
+        """
+        run = self.run(place_of(checkpoint), Budget(self.cap, spent))
+        return lambda asks, how: driven(run.stream(asks, how))
+
+    def run(self, place: Place, budget: Budget) -> "Run":
+        """Return a run against the service."""
+        raise NotImplementedError
 
     def decided_by(self) -> list[Any]:
         """Return what of this backend decides an answer, and so belongs to its key."""

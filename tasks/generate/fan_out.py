@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import UserError
 from tasks.models.checkpoints import Precision
-from tasks.models.decoding import Answer, Decoding, Request
+from tasks.models.decoding import Answer, Batching, Decoding, Request
 
 if TYPE_CHECKING:
     from tasks.generate.backends import Writer
 
 
 def over_workers(
-    writer: "type[Writer]", checkpoint: Path, precision: Precision, workers: int, gpus: float
+    writer: "type[Writer]", opened: tuple[Path, Precision, Batching], workers: int, gpus: float
 ) -> Callable[[list[list[Request]], Decoding], Iterator[list[Answer]]]:
-    """Start the workers; return the function that answers batches in their order.
+    """Start the workers, each with what it is `opened` on; return what answers batches in order.
 
     A worker answers one batch at a time with one thread, as a thread of a single process does, so
     the rows do not depend on the number of workers.
@@ -27,7 +27,7 @@ def over_workers(
     if not ray.is_initialized():
         ray.init(address="local", include_dashboard=False, log_to_driver=False)
     started: Any = ray.remote(num_gpus=gpus)(_single_threaded(writer))
-    pool = ActorPool([started.remote(checkpoint.resolve(), precision) for _ in range(workers)])
+    pool = ActorPool([started.remote(*opened) for _ in range(workers)])
 
     def answers(batches: list[list[Request]], how: Decoding) -> Iterator[list[Answer]]:
         try:

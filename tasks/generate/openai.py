@@ -7,15 +7,14 @@ has it safe in the ledger: a kill at any moment loses no more than what was in f
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from tasks.errors import UserError
-from tasks.generate.asks import Answering, Ask, Batch, Unanswered, driven
-from tasks.generate.endpoint import Endpoint, Place, place_of
+from tasks.generate.asks import Ask, Batch, Unanswered
+from tasks.generate.endpoint import Endpoint, Place
 from tasks.generate.failures import Again, Refused
 from tasks.generate.pace import Limits, Pace
 from tasks.generate.prices import Budget, Price, most_tokens
@@ -40,23 +39,10 @@ class OpenAI(Endpoint):
     """Most seconds between tries, where the service does not say how long to wait."""
     longest_wait: float = Field(300.0, ge=0)
     """Most seconds that a service may ask to wait; beyond them the run ends."""
-    request_seconds: float = Field(120.0, gt=0)
-    """Seconds by which a try must have the whole answer."""
-    run_seconds: float | None = Field(None, gt=0)
-    """Seconds by which a run must end. What it has by then is kept."""
 
-    def open(self, checkpoint: Path, spent: float = 0.0) -> Answering:
-        """Return the function that answers.
-
-        Raises:
-            UserError: the teacher is a model on this machine, or its API key is not set.
-        """
-        purchase = Purchase(self, place_of(checkpoint), Budget(self.cap, spent))
-
-        def answers(asks: Sequence[Ask], how: Decoding) -> Iterator[Batch]:
-            return driven(purchase.stream(asks, how))
-
-        return answers
+    def run(self, place: Place, budget: Budget) -> "Purchase":
+        """Return a run against the service."""
+        return Purchase(self, place, budget)
 
 
 class Purchase:

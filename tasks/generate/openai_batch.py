@@ -9,17 +9,16 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
 from tasks.errors import UserError
-from tasks.generate.asks import Answering, Ask, Batch, Unanswered, driven
-from tasks.generate.endpoint import Endpoint, Place, place_of
+from tasks.generate.asks import Ask, Batch, Unanswered
+from tasks.generate.endpoint import Endpoint, Place
 from tasks.generate.failures import Again, Refused
 from tasks.generate.prices import Budget, Price
 from tasks.models.decoding import Answer, Decoding
@@ -45,23 +44,10 @@ class OpenAIBatch(Endpoint):
     """Most prompts of one file."""
     attempts: int = Field(3, ge=1)
     """How often what failed is handed in again."""
-    request_seconds: float = Field(300.0, gt=0)
-    """Seconds by which the service must have answered a look, or taken a file."""
-    run_seconds: float | None = Field(None, gt=0)
-    """Seconds by which a run must end. The batches go on; the next run collects them."""
 
-    def open(self, checkpoint: Path, spent: float = 0.0) -> Answering:
-        """Return the function that answers.
-
-        Raises:
-            UserError: the teacher is a model on this machine, or its API key is not set.
-        """
-        hand_in = HandIn(self, place_of(checkpoint), Budget(self.cap, spent))
-
-        def answers(asks: Sequence[Ask], how: Decoding) -> Iterator[Batch]:
-            return driven(hand_in.stream(asks, how))
-
-        return answers
+    def run(self, place: Place, budget: Budget) -> "HandIn":
+        """Return a run against the service."""
+        return HandIn(self, place, budget)
 
 
 class HandIn:

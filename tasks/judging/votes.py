@@ -30,12 +30,16 @@ def votes_of(
         ids.append(int(row.id, 16))
         answers.append(hash_of(answer_of(row)))
     order_N = np.argsort(np.asarray(ids), kind="stable")
-    ids_N, answers_N = np.asarray(ids)[order_N], np.asarray(answers)[order_N]
+    ids_N = np.asarray(ids)[order_N]
+    again_N = np.concatenate(([False], ids_N[1:] == ids_N[:-1], [False]))[: len(ids_N) + 1]
+    several_N = again_N[:-1] | again_N[1:]  # as the one before, or the one after
+    ids_N, order_N = ids_N[several_N], order_N[several_N]
+    answers_N = np.asarray(answers)[order_N]
     starts = np.flatnonzero(np.concatenate(([True], ids_N[1:] != ids_N[:-1]))[: len(ids_N)])
-    ends = np.append(starts[1:], len(ids_N))
-    several = np.flatnonzero(ends - starts > 1)
+    parts = np.split(answers_N, starts[1:])[: len(starts)]
     return {
-        f"{int(ids_N[starts[n]]):016x}": _commonest(answers_N[starts[n] : ends[n]]) for n in several
+        f"{int(ids_N[start]):016x}": _commonest(part)
+        for start, part in zip(starts, parts, strict=True)
     }
 
 

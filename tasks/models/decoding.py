@@ -1,10 +1,13 @@
-"""Batched decoding on local models: equal lengths together, no padding, finished rows leave.
+"""Batched decoding on local models: like lengths together, finished rows leave.
 
-Prompts are sorted by length. Those of a batch are read together up to the length of the shortest;
-the few tokens that longer ones have more are fed one by one while the shorter already write. So
-there is neither padding nor a mask, every row sits at the same position, and greedy answers are
-those of one-by-one decoding (token-identical in float32; in bfloat16 a batch of another size can
-round differently, and turn an answer where two tokens are all but tied).
+Prompts are sorted by length. Short answers (a class, a number) are written without padding or mask:
+the prompts of a batch are read together up to the length of the shortest, and the few tokens that
+longer ones have more are fed one by one while the shorter already write, so that every row sits at
+the same position. Longer answers end at unlike times: there a batch is several times what is in
+memory at once, and the next prompt takes the place of a row that ended (`tasks.models.refill`).
+Either way greedy answers are those of one-by-one decoding (token-identical in float32; in bfloat16
+a batch of another size can round differently, and turn an answer where two tokens are all but
+tied).
 
 What a batch yields is a function of that batch alone. `plan` cuts batches so that dropping whole
 batches leaves the others as they are: work resumed in whole batches repeats a clean run exactly.
@@ -13,7 +16,7 @@ Shapes: B rows still being written, S sequence, V vocabulary, K top-k.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
@@ -26,8 +29,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_SPREAD = 32  # rows of a batch may differ in length by one token in so many
-_LEAVE = 0.75  # finished rows are cut out once only this share is still being written
+_SHORT = 16  # tokens of an answer, up to which the rows of a batch end at much the same time
+_SPREAD = 32  # prompts of short answers may differ in length by one token in so many,
+_WIDE = 2  # those of longer ones by so many times
+_REFILLS = 4  # times that a slot is taken in a batch of longer answers
+LEAVE = 0.75  # finished rows are cut out once only this share is still being written
 
 
 class Decoding(Section):
@@ -47,9 +53,13 @@ class Batching(Section):
     """How many rows are in memory at once."""
 
     rows: int = Field(64, ge=1)
-    """Most rows of a batch."""
+    """Most rows at once."""
     tokens: int = Field(8192, ge=1)
-    """Most tokens of a batch, prompts and answers together."""
+    """Most tokens at once, prompts and answers together."""
+
+    def slots(self, longest: int, how: Decoding) -> int:
+        """Return how many rows there may be at once if the longest prompt has so many tokens."""
+        return min(self.rows, self.tokens // (longest + how.max_tokens))
 
 
 class Request(NamedTuple):
@@ -109,13 +119,14 @@ def answers(
     """
     from tasks.models.side_by_side import side_by_side
 
+    batching = batching or Batching()
     requests = [Request(ids, str(n)) for n, ids in enumerate(prompt_ids(tokenizer, prompts))]
     stop = stop_ids(model, tokenizer)
 
     def write(batch: list[int]) -> list[Completion]:
-        return decode(model, [requests[n] for n in batch], how, stop)
+        return decode(model, [requests[n] for n in batch], how, stop, batching)
 
-    batches = plan(requests, how, batching or Batching())
+    batches = plan(requests, how, batching)
     for batch, written in side_by_side(write, batches, threads):
         yield from zip(batch, (as_text(tokenizer, w) for w in written), strict=True)
 
@@ -126,9 +137,10 @@ def plan(requests: Sequence[Request], how: Decoding, batching: Batching) -> list
     batches: list[list[int]] = []
     for n in order:
         longest = len(requests[n].ids)
-        most = min(batching.rows, batching.tokens // (longest + how.max_tokens))
+        most = batching.slots(longest, how) * (1 if how.max_tokens <= _SHORT else _REFILLS)
         shortest = len(requests[batches[-1][0]].ids) if batches else 0
-        if batches and len(batches[-1]) < most and longest - shortest <= shortest // _SPREAD:
+        alike = shortest // _SPREAD if how.max_tokens <= _SHORT else shortest * (_WIDE - 1)
+        if batches and len(batches[-1]) < most and longest - shortest <= alike:
             batches[-1].append(n)
         else:
             batches.append([n])
@@ -140,6 +152,7 @@ def decode(
     requests: Sequence[Request],
     how: Decoding,
     stop: frozenset[int],
+    batching: Batching,
     *,
     top_k: int = 0,
 ) -> list[Completion]:
@@ -152,14 +165,28 @@ def decode(
         requests: prompts of about the same length; what `plan` put together.
         how: how the next token is chosen.
         stop: ids that end an answer.
+        batching: what `plan` was given.
         top_k: keep so many of the likeliest ids of every token written.
     """
     import torch
 
-    rows = [_Row(request, _room(model, request, how), how) for request in requests]
-    if writing := [row for row in rows if row.room > 0]:
-        with torch.inference_mode():
-            _write(model, writing, how, stop, top_k)
+    from tasks.models.refill import can_refill, write_refilling
+
+    rows = [Row(request, _room(model, request, how), how) for request in requests]
+    writing = [row for row in rows if row.room > 0]
+    if not writing:
+        return [row.completion(stop) for row in rows]
+    slots = max(1, batching.slots(max(len(row.prompt) for row in writing), how))
+
+    def write(some: list[Row], logits_BV: "Tensor") -> None:
+        _extend(some, logits_BV, how, top_k)
+
+    with torch.inference_mode():
+        if how.max_tokens > _SHORT and can_refill(model):
+            write_refilling(model, writing, slots, lambda row: row.finished(stop), write)
+        else:
+            for start in range(0, len(writing), slots):
+                _write(model, writing[start : start + slots], stop, write)
     return [row.completion(stop) for row in rows]
 
 
@@ -177,7 +204,7 @@ def as_text(tokenizer: "PreTrainedTokenizerBase", written: Completion) -> Answer
     return Answer(text, written.finish, written.logprob)
 
 
-class _Row:
+class Row:
     """A request while it is being answered."""
 
     def __init__(self, request: Request, room: int, how: Decoding) -> None:
@@ -188,9 +215,11 @@ class _Row:
         self.dice = random.Random(f"{how.seed}/{request.draw}")
 
     def finished(self, stop: frozenset[int]) -> bool:
+        """Say whether the answer has ended."""
         return len(self.written) >= self.room or (bool(self.written) and self.written[-1] in stop)
 
     def completion(self, stop: frozenset[int]) -> Completion:
+        """Return what was written."""
         ended = bool(self.written) and self.written[-1] in stop
         mean = sum(self.logprobs) / len(self.logprobs) if self.logprobs else None
         return Completion(self.written, "stop" if ended else "length", mean, self.top)
@@ -202,7 +231,10 @@ def _room(model: "PreTrainedModel", request: Request, how: Decoding) -> int:
 
 
 def _write(
-    model: "PreTrainedModel", rows: list[_Row], how: Decoding, stop: frozenset[int], top_k: int
+    model: "PreTrainedModel",
+    rows: list[Row],
+    stop: frozenset[int],
+    write: Callable[[list[Row], "Tensor"], None],
 ) -> None:
     import torch
 
@@ -214,11 +246,11 @@ def _write(
     while True:
         out = model(input_ids=ids_BS, past_key_values=cache, use_cache=True, logits_to_keep=1)
         ready = [n for n, r in enumerate(rows) if len(r.prompt) <= read and not r.finished(stop)]
-        _extend([rows[n] for n in ready], out.logits[ready, -1].float(), how, top_k)
+        write([rows[n] for n in ready], out.logits[ready, -1].float())
         alive = [n for n, row in enumerate(rows) if not row.finished(stop)]
         if not alive:
             return
-        if len(alive) <= _LEAVE * len(rows):  # each cut copies the cache: not at every step
+        if len(alive) <= LEAVE * len(rows):  # each cut copies the cache: not at every step
             rows = [rows[n] for n in alive]
             cache.batch_select_indices(torch.tensor(alive, device=model.device))
         following = [r.prompt[read] if len(r.prompt) > read else r.written[-1] for r in rows]
@@ -226,7 +258,7 @@ def _write(
         read += 1
 
 
-def _extend(rows: list[_Row], logits_BV: "Tensor", how: Decoding, top_k: int) -> None:
+def _extend(rows: list[Row], logits_BV: "Tensor", how: Decoding, top_k: int) -> None:
     """Add the next id to each row."""
     logp_BV = logits_BV.log_softmax(-1)
     if how.temperature == 0:

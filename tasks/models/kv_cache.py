@@ -51,6 +51,20 @@ class RoomyLayer(DynamicLayer):
         self._values_BHSD = self._values_BHSD[indices]
         self._show(self.get_seq_length())
 
+    def cut(self, length: int) -> None:
+        """Keep only the newest `length` tokens."""
+        start = self.get_seq_length() - length
+        for full_BHSD in (self._keys_BHSD, self._values_BHSD):
+            full_BHSD[:, :, :length] = full_BHSD[:, :, start : start + length].clone()
+        self._show(length)
+
+    def put(self, places: list[int], other: "RoomyLayer") -> None:
+        """Put the rows of another layer in place of some, its newest token beside theirs."""
+        end = self.get_seq_length()
+        start = end - other.get_seq_length()
+        self._keys_BHSD[places, :, start:end] = other.keys
+        self._values_BHSD[places, :, start:end] = other.values
+
     def _show(self, end: int) -> None:
         self.keys = self._keys_BHSD[:, :, :end]
         self.values = self._values_BHSD[:, :, :end]

@@ -87,9 +87,10 @@ class StudentText:
         training = self.model.training
         self.model.eval()
         with self._precision():
-            for batch in plan(requests, self.sampling.decoding, self.sampling.batching):
+            how, batching = self.sampling.decoding, self.sampling.batching
+            for batch in plan(requests, how, batching):
                 asked = [requests[n] for n in batch]
-                answers = decode(self.model, asked, self.sampling.decoding, self.stop)
+                answers = decode(self.model, asked, how, self.stop, batching)
                 for n, answer in zip(batch, answers, strict=True):
                     found[n] = self._example(rows[n], answer)
         self.model.train(training)

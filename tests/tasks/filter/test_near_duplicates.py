@@ -3,6 +3,7 @@ import random
 import pytest
 
 from tasks.filter.near_duplicates import bands, shared_bands
+from tasks.rows.contamination import bigrams_of
 
 VOCABULARY = [f"t{n}" for n in range(4000)]
 
@@ -21,26 +22,57 @@ def test_bands_find_a_pair_at_the_threshold_and_spare_the_others(similarity, per
     assert wider < 0.99  # no wider band would do
 
 
+def near(texts, ignored=frozenset()):
+    return shared_bands(texts, ignored, 0.8, 128)
+
+
 def test_similar_pairs_share_a_band_and_strangers_do_not():
     drawn = random.Random(0)
     rows, pairs = [], []
     for number in range(300):
-        tokens = drawn.sample(VOCABULARY, 40)
-        twin = [*tokens[:38], f"a{number}", f"b{number}"]  # Jaccard similarity 38 / 42
+        said = drawn.sample(VOCABULARY, 60)
+        twin = [*said[:58], f"a{number}", f"b{number}"]
         pairs.append((len(rows), len(rows) + 1))
-        rows += [tokens, twin]
-    strangers = [drawn.sample(VOCABULARY, 40) for _ in range(1200)]
-    shared = shared_bands([*rows, *strangers], 0.8, 128)
+        rows += [said, twin]
+    some, other = (bigrams_of(said) for said in rows[:2])
+    assert 0.8 < len(some & other) / len(some | other) < 0.95
+    strangers = [drawn.sample(VOCABULARY, 60) for _ in range(1200)]
+    shared = near([*rows, *strangers])
     hits = sum(bool(set(shared.get(a, [])) & set(shared.get(b, []))) for a, b in pairs)
     assert hits >= 297
     assert not [place for place in shared if place >= len(rows)]
 
 
-def test_bands_do_not_depend_on_the_order_of_tokens_or_the_chunk_of_a_row():
-    rows = [[f"{n}", f"{n}x", f"{n}y"] for n in range(1500)]
-    again = [row[::-1] for row in rows]
-    shared = shared_bands([*rows, *again], 0.8, 128)
-    assert all(
-        shared[n] == shared[n + 1500] and len(shared[n]) == bands(0.8, 128)[0] for n in range(1500)
-    )
-    assert shared_bands([], 0.8, 128) == {}
+def test_a_band_is_shared_as_often_as_the_similarity_says():
+    drawn = random.Random(1)
+    texts = []
+    for _ in range(2000):  # 42 pairs of 60 in common
+        said = drawn.sample(VOCABULARY, 50)
+        texts += [said, [*said[:42], *drawn.sample(VOCABULARY, 8)]]
+    some, other = (bigrams_of(said) for said in texts[:2])
+    similarity = len(some & other) / len(some | other)
+    assert 0.68 < similarity < 0.74
+    number, width = bands(0.8, 128)
+    shared = near(texts)
+    hits = [len(set(shared.get(n, [])) & set(shared.get(n + 1, []))) for n in range(0, 4000, 2)]
+    assert sum(hits) / 2000 / number == pytest.approx(similarity**width, abs=0.02)
+
+
+def test_bands_do_not_depend_on_the_chunk_of_a_row_or_on_how_often_it_says_a_pair():
+    rows = [[f"{n}", f"{n}x", f"{n}y"] for n in range(3000)]
+    again = [row * 2 for row in rows]  # one pair more
+    shared = near([*rows, *rows, [], []])
+    assert all(shared[n] == shared[n + 3000] for n in range(3000))
+    assert all(len(shared[n]) == bands(0.8, 128)[0] for n in range(3000))
+    assert 6000 not in shared and 6001 not in shared  # nothing said is nothing in common
+    assert len(near([*again, *[row * 3 for row in rows]])) == 6000
+    assert near([]) == {}
+
+
+def test_ignored_pairs_count_for_nothing_wherever_they_stand():
+    texts = [["a", "native", "of", place, "town"] for place in ("rome", "oslo")]
+    inner = {"a native", "native of", " a"}
+    assert near(texts, inner) == {}
+    everything = set().union(*map(bigrams_of, texts))
+    assert near([texts[0], texts[0]], everything) == {}
+    assert near([texts[0], texts[0]], everything - {"town "}) != {}

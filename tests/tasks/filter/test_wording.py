@@ -44,6 +44,30 @@ def test_language():
         judged({"type": "language", "wanted": ["English"]}, [])
 
 
+def test_language_of_short_texts():
+    glosses = [  # where py3langid is surest of another language
+        "German baroque composer (1681-1767)",
+        "orange; lemon; lime; etc.",
+        "consort of Dumuzi (Tammuz)",
+        "a genus of Stichaeidae",
+        "a particular service",
+    ]
+    foreign = [
+        "Un petit animal qui vit dans les arbres",
+        "La casa está cerca del mar",
+        "Un piccolo animale che vive nel bosco",
+        "Een klein dier dat in het bos leeft",
+        "Kot śpi na kanapie",
+        "Amanhã vamos ao mercado",
+        "猫在沙发上睡觉猫在沙发上睡觉猫在沙发上睡觉",
+    ]
+    rows = [response(text) for text in (*glosses, *foreign)]
+    found = judged({"type": "language", "wanted": ["en"], "min_characters": 18}, rows)
+    assert found == ["kept"] * len(glosses) + ["not in en"] * len(foreign)
+    strict = judged({"type": "language", "wanted": ["en"], "min_probability": 0.9}, rows)
+    assert strict.count("kept") < len(glosses)
+
+
 DECLINING = [
     "I'm sorry, but I can't help with that request.",
     "I am sorry, but I cannot answer.",

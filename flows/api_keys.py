@@ -1,0 +1,53 @@
+"""API keys for stages that ask a service: from the environment, or from a Prefect Secret block.
+
+`key: EXAMPLE_API_KEY` of a teacher names the environment variable. Where it is not set, the block
+`example-api-key` of the Prefect server is asked (`prefect block create secret`, or its UI). A key
+is handed to the worker as an argument that prints as stars, put into the stage's environment, and
+taken out again: it stands in no params, no Ray runtime environment, no log and no result.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+from pydantic import SecretStr
+
+from tasks.lineage.versioning import StageNode
+
+ApiKeys = Mapping[str, SecretStr]
+"""Keys by the names of their environment variables."""
+
+
+def keys_for(node: StageNode, document: Mapping[str, Any]) -> ApiKeys:
+    """Return the keys that a stage needs and that are known here: those of the teacher it asks."""
+    if node.name != "generate":
+        return {}
+    name = document["teachers"][node.address.partition("@")[2]].get("key", "")
+    found = os.environ.get(name) or _of_block(name) if name else None
+    return {name: SecretStr(found)} if found else {}
+
+
+@contextmanager
+def in_environment(keys: ApiKeys) -> Iterator[None]:
+    """Set the variables for the block; leave the environment as it was."""
+    before = {name: os.environ.get(name) for name in keys}
+    os.environ.update({name: key.get_secret_value() for name, key in keys.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _of_block(name: str) -> str | None:
+    from prefect.blocks.system import Secret
+
+    try:
+        block = cast(Secret[str], Secret.load(name.lower().replace("_", "-")))
+    except ValueError:  # there is none: the stage itself says what is missing
+        return None
+    return str(block.get())
