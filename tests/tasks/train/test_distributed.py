@@ -76,31 +76,39 @@ def test_more_workers_than_slots_are_refused(start: None, cluster: None) -> None
         train(workers=4)
 
 
+def killer_of(victims: list[int], killed: list[float]) -> threading.Thread:
+    """Kill these workers with -9, one after the other, each once there are new checkpoints."""
+
+    def kill() -> None:
+        seen: set[str] = set()
+        for victim in victims:
+            while len(new := {str(p) for p in resuming.TRAINING.rglob("update-*")} - seen) < 2:
+                time.sleep(0.02)
+            seen |= new
+            ours = psutil.Process().children(recursive=True)
+            mine = sorted(p.pid for p in ours if "RayTrainWorker" in " ".join(p.cmdline()))
+            os.kill(mine[victim], signal.SIGKILL)
+            killed.append(time.monotonic())
+
+    return threading.Thread(target=kill, daemon=True)
+
+
 @pytest.mark.faults
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_worker_is_replaced_and_nothing_changes(
-    start: None, cluster: None, victim: int
-) -> None:
+def test_killed_workers_are_replaced_and_nothing_changes(start: None, cluster: None) -> None:
     many = {"updates": 400, "checkpoint_every": 20, "workers": 2}
     train(**many)
     clean = weights()
-    killed: list[int] = []
+    killed: list[float] = []
+    went_on: list[tuple[float, int]] = []
 
-    def kill() -> None:
-        while len(list(resuming.TRAINING.rglob("update-*"))) < 2:
-            time.sleep(0.02)
-        ours = psutil.Process().children(recursive=True)
-        mine = sorted(p.pid for p in ours if "RayTrainWorker" in " ".join(p.cmdline()))
-        os.kill(mine[victim], signal.SIGKILL)
-        killed.append(mine[victim])
+    def sink(event: Any) -> None:
+        if isinstance(event, Say) and "goes on after update" in event.text:
+            went_on.append((time.monotonic(), int(event.text.rsplit(" ", 1)[1])))
 
-    killer = threading.Thread(target=kill)
+    killer = killer_of([0, 1], killed)
     killer.start()
-    said: list[Any] = []
-    began = time.monotonic()
-    train(said.append, **many)
-    killer.join()
-    assert killed
-    assert any(isinstance(e, Say) and "goes on after update" in e.text for e in said)
+    train(sink, **many)
+    assert len(killed) == len(went_on) == 2
+    assert all(on - at < 120 for at, (on, _) in zip(killed, went_on, strict=True))
+    assert [update % 20 for _, update in went_on] == [0, 0] and went_on[0][1] < went_on[1][1]
     assert weights() == clean
-    assert time.monotonic() - began < 120
