@@ -7,8 +7,8 @@ conversations, taken two ways: short answers (a definition asks for its category
 category asks for a definition). Both sides see the same rows, batch sizes, number of updates and
 precision (bfloat16), learn from the answers alone, train every weight, attend eagerly (quickest on
 a CPU), and run in a process of their own with one thread. Tokens are those of prompt and answer,
-without padding; time is that of `train()` and `fit()`. DistillationTrainer has the student answer
-for every update, as our on-policy phase does: there the tokens are those that were written too.
+without padding; time is the CPU's in `train()` and `fit()`. DistillationTrainer has the student
+answer for every update, as our on-policy phase does: there the tokens are those written too.
 """
 
 import argparse
@@ -115,9 +115,9 @@ def stock(loop: str, rows: Sequence[Any], updates: int) -> tuple[float, float]:
         if packed:
             lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
             tokens = updates * sum(lengths) / len(lengths)
-        start = time.perf_counter()
+        start = time.process_time()
         trainer.train()
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         if kind == "distillation":
             tokens = trainer.state.num_input_tokens_seen
         return seconds, tokens
@@ -194,12 +194,12 @@ def ours(loop: str, rows: Sequence[Any], updates: int) -> tuple[float, float]:
         text = StudentText(
             model, tokenizer, how, Constant(share=1), seed=1, updates=updates, autocast=True
         )
-    start = time.perf_counter()
+    start = time.process_time()
     fit(
         model, examples, terms, chosen,
         seed=1, what=loop, vocabulary=size, rollouts=text, **options,  # type: ignore[arg-type]
     )  # fmt: skip
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     if text is None:
         return seconds, tokens_of(tokenizer, rows)
     asked = sum(row.prompt_length for row in examples)
@@ -247,7 +247,7 @@ def main() -> int:
         print(f"  {answers} {loop}: {figures['seconds']:.1f} s", file=sys.stderr, flush=True)
     keys = ["seconds", "tokens", "tokens_per_second", "peak_mb"]
     rows = [[a, loop, *(f[k] for k in keys)] for a, x in found.items() for loop, f in x.items()]
-    print(table(["answers", "loop", "s", "tokens", "tokens/s", "peak MB"], rows))
+    print(table(["answers", "loop", "CPU s", "tokens", "tokens/s", "peak MB"], rows))
     judged = [
         (name, ratio := speed(found[a][mine]) / speed(found[a][peer]), wanted, ratio >= wanted)
         for name, a, mine, peer, wanted in TARGETS

@@ -51,19 +51,23 @@ class Size:
     """Of the MLP of a layer."""
     heads: int
     vocabulary: int
+    keys: int = 0
+    """Width of the keys of a layer, all heads that share none together."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any], parameters: int, embeddings: int, layers: int) -> "Size":
         """Return the size of a model, by its configuration."""
         width = int(config["hidden_size"])
+        heads = int(config.get("num_attention_heads") or 1)
         return cls(
             parameters,
             embeddings,
             layers,
             width,
             int(config.get("intermediate_size") or 4 * width),
-            int(config.get("num_attention_heads") or 1),
+            heads,
             int(config["vocab_size"]),
+            width * int(config.get("num_key_value_heads") or heads) // heads,
         )
 
     def with_layers(self, layers: int) -> "Size":

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tasks.capture.stage import CaptureParams
+from tasks.generate.backends import Transformers
+from tasks.generate.stage import GenerateParams
 from tasks.learning.hyperparameters import Hyperparameters
 from tasks.learning.memory import (
     BASE,
@@ -59,7 +61,7 @@ class Memory:
         self.teachers, self.student, self.phases = teachers, student, phases
         self.resources = resources
 
-    def check(self, adapt: Any, capture: CaptureParams) -> None:
+    def check(self, adapt: Any, generate: GenerateParams, capture: CaptureParams) -> None:
         """Tell what every stage takes.
 
         Raises:
@@ -69,6 +71,9 @@ class Memory:
             for key, size in self.teachers.items():
                 self._tell(f"adapt@{key}", [footprint(size, adapt, n) for n in _lengths(adapt)])
         for key, size in self.teachers.items():
+            backend = generate.backend_of(key)
+            if isinstance(backend, Transformers):
+                self._tell(f"generate@{key}", [answered(size, backend)])
             self._tell(f"capture@{key}", [captured(size, capture)])
         for key, phase in self.phases.items():
             self._tell(f"train@{key}", [self.of_phase(phase, n) for n in _lengths(phase)])
@@ -135,6 +140,19 @@ def captured(size: Size, how: CaptureParams) -> Parts:
         ROWS: how.threads * how.batch_tokens * a_token,
         LOGITS: how.threads * how.chunk_tokens * size.vocabulary * 12,
     }
+
+
+def answered(size: Size, how: Transformers) -> Parts:
+    """Return what a teacher takes that answers: the keys and values of a batch, and one token."""
+    wide, batch = _WIDE[how.precision], how.batching
+    a_token = 2 * wide * size.layers * size.keys + 4 * (4 * size.width + 3 * size.neurons)
+    one = {
+        BASE: PROGRAM,
+        WEIGHTS: wide * size.parameters,
+        ROWS: how.threads * batch.tokens * a_token,
+        LOGITS: how.threads * batch.rows * size.vocabulary * 12,
+    }
+    return {part: how.workers * amount for part, amount in one.items()}
 
 
 def _lengths(how: Hyperparameters) -> tuple[int, int]:

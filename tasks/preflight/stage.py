@@ -13,6 +13,7 @@ from typing import Any
 from tasks.adapt.tuning import Tuning
 from tasks.capture.stage import CaptureParams
 from tasks.errors import UserError
+from tasks.generate.stage import GenerateParams
 from tasks.models import sources
 from tasks.models.outlines import Outline, outline_of
 from tasks.params import PARAMS, load
@@ -30,7 +31,9 @@ from tasks.train.stage import Method
 def run(
     teachers: Teachers,
     shape: Student,
+    *,
     adapt: Tuning,
+    generate: GenerateParams,
     capture: CaptureParams,
     train: dict[str, Method],
 ) -> None:
@@ -62,7 +65,7 @@ def run(
     check_capacity([*sizes, record["parameters"]])
     check_lengths(train, record.get("context"))
     asked = {key: size_of(outline) for key, outline in outlines.items()}
-    Memory(asked, size_of(student, record), train, _resources()).check(adapt, capture)
+    Memory(asked, size_of(student, record), train, _resources()).check(adapt, generate, capture)
     pinned = {key: _pinned(teacher, outlines.get(key)) for key, teacher in teachers.items()}
     write_json(MODELS, {"teachers": pinned, "student": record})
     summary = {f"parameters of {key}": pinned[key]["parameters"] for key in outlines}

@@ -9,6 +9,7 @@ import pytest
 from tasks.adapt.tuning import Untuned
 from tasks.capture.stage import CaptureParams
 from tasks.errors import UserError
+from tasks.generate.stage import GenerateParams
 from tasks.learning.memory import available_memory
 from tasks.models import checkpoints
 from tasks.models.outlines import outline_of
@@ -33,7 +34,14 @@ def look(project, checkpoint):
         phases = {key: validated(Method, p, f"train.{key}") for key, p in (train or {}).items()}
         capture = CaptureParams(**({"signals": form} if form else {}))
         student = validated(Student, shape, "shape")
-        run({"main": main, **(others or {})}, student, Untuned(type="none"), capture, phases)
+        run(
+            {"main": main, **(others or {})},
+            student,
+            Untuned(type="none"),
+            GenerateParams(),
+            capture,
+            phases,
+        )
         return json.loads(MODELS.read_text())
 
     return run_with
@@ -286,7 +294,7 @@ def test_what_each_stage_takes_is_told(look, monkeypatch):
     chain["next"] = KD | {"from": "train/kd", "targets": "models/train/first"}
     look(train=chain)
     told = {line.split(":")[0]: line for line in said}
-    assert list(told) == ["capture@main", "train@first", "train@kd", "train@next"]
+    assert list(told) == ["generate@main", "capture@main", "train@first", "train@kd", "train@next"]
     assert "GiB with short rows" in told["train@kd"] and "max_tokens" in told["train@kd"]
 
 
