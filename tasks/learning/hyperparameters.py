@@ -62,8 +62,9 @@ class Hyperparameters(Section):
     chunk_tokens: int = Field(512, ge=1)
     """Tokens whose logits are in memory at once."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for what is elementwise in the loss against a live teacher; auto: on a GPU. On
-    a CPU it pays from some hundred updates of long rows: compiling takes half a minute."""
+    """torch.compile for what is elementwise in the loss against a live teacher; the numbers are
+    those of the plain path up to rounding. auto: on a GPU alone. On a CPU the compiler takes its
+    time first; benchmarks/kd_step.py measures a step both ways."""
     max_tokens: int = Field(1024, ge=2)
     """Longest row, prompt and completion together; longer ones are left out and counted."""
     checkpoint_every: int = Field(500, ge=0)

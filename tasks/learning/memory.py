@@ -20,6 +20,7 @@ PROGRAM = 700 << 20
 _MOMENTS = {"adamw": 8, "adafactor": 0, "sgd": 0}  # bytes a trained weight
 _OF_WIDTH, _OF_NEURONS, _OF_MAPS = 40, 16, 8  # bytes an activation that backward needs
 _OF_LOGIT = {False: 12, True: 24}  # bytes a logit of the chunk, without and with a live teacher
+_OF_WHOLE_LOGIT = 44  # bytes a logit where TRL makes those of every position
 
 WEIGHTS, LEARNING, ROWS, LOGITS, TEACHERS, BASE = (
     "weights",
@@ -33,7 +34,7 @@ _MENDS = {
     WEIGHTS: "a smaller student",
     LEARNING: "adapter: {type: lora}, or optimiser: adafactor",
     ROWS: "a smaller micro_batch_size",
-    LOGITS: "a smaller chunk_tokens",
+    LOGITS: "a smaller chunk_tokens (of dpo: micro_batch_size)",
     TEACHERS: "stored signals, targets: data/capture/<teacher>",
 }
 
@@ -110,6 +111,7 @@ def footprint(
     asked: Sequence[Asked] = (),
     *,
     rows: int | None = None,
+    whole_logits: bool = False,
 ) -> dict[str, int]:
     """Return the bytes of each part, at the peak of one worker.
 
@@ -119,6 +121,7 @@ def footprint(
         tokens: of the longest row.
         asked: teachers that run beside it.
         rows: in memory at once, where that is not `how.rows_at_once`.
+        whole_logits: those of every position are in memory, not those of a chunk.
     """
     rows = rows or how.rows_at_once
     moving, half = trained(size, how), how.precision == "bfloat16"
@@ -138,7 +141,8 @@ def footprint(
         WEIGHTS: 4 * size.parameters + (2 * body if half else 0),
         LEARNING: moving * (4 + _MOMENTS[how.optimiser]),
         ROWS: rows * tokens * active * a_token,
-        LOGITS: chunk * size.vocabulary * _OF_LOGIT[bool(asked)],
+        LOGITS: size.vocabulary
+        * (rows * tokens * _OF_WHOLE_LOGIT if whole_logits else chunk * _OF_LOGIT[bool(asked)]),
         TEACHERS: teachers,
     }
 
@@ -148,8 +152,8 @@ def eager(how: Hyperparameters, tokens: int) -> bool:
     return how.attention == "eager" or (how.attention == "auto" and tokens <= SHORT_ROW)
 
 
-def check_room(parts: Mapping[str, int], room: int, *, where: str, tokens: int) -> None:
-    """Refuse a run that takes more than there is.
+def check_room(what: str, parts: Mapping[str, int], room: int, *, where: str) -> None:
+    """Refuse what takes more than there is.
 
     Raises:
         UserError: with what takes the most, and how to have it take less.
@@ -160,8 +164,7 @@ def check_room(parts: Mapping[str, int], room: int, *, where: str, tokens: int) 
     most = sorted((part for part in _MENDS if parts.get(part)), key=lambda part: -parts[part])
     told = ", ".join(f"{part} {parts[part] / GIB:.1f}" for part in most)
     raise UserError(
-        f"training takes about {total / GIB:.1f} GiB with rows of {tokens} tokens, "
-        f"{room / GIB:.1f} are there ({told})",
+        f"{what} takes about {total / GIB:.1f} GiB of memory, {room / GIB:.1f} are there ({told})",
         where=where,
         mend=" or ".join(_MENDS[part] for part in most[:2]),
     )
@@ -200,7 +203,7 @@ def check_loaded(
     teachers = [Asked(size_loaded(each), 0) for each in asked]
     parts = footprint(size, how, tokens, teachers)
     parts |= {BASE: 0, WEIGHTS: parts[WEIGHTS] - 4 * size.parameters}
-    check_room(parts, room // workers, where=where, tokens=tokens)
+    check_room(f"with rows of {tokens} tokens it", parts, room // workers, where=where)
 
 
 def available_memory(

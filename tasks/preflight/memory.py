@@ -86,11 +86,12 @@ class Memory:
             room = int(asks["memory_gb"] * GIB)
         figures = [f"{sum(parts.values()) / GIB:.1f}" for parts in both]
         longest = f", {figures[-1]} with rows of max_tokens" if len(both) > 1 else ""
-        where = f"params.yaml, {stage.replace('@', '.')}"
+        section, _, key = stage.partition("@")
+        where = f"params.yaml, {section}.{key}" if section == "train" else f"params.yaml, {section}"
         if room is None or asks.get("gpus"):
             say(f"{stage}: about {figures[0]} GiB with short rows{longest}")
             return
-        check_room(both[0], room, where=where, tokens=SHORT)
+        check_room(stage, both[0], room, where=where)
         tight = "" if sum(both[-1].values()) <= room else f": {room / GIB:.1f} GiB are there"
         say(f"{stage}: about {figures[0]} GiB with short rows{longest}{tight}")
 
@@ -103,9 +104,11 @@ class Memory:
                 footprint(_kept(size, peer.keep_layers), phase, tokens) for peer in peers
             ) | {BASE: footprint(size, phase, tokens)[BASE]}
         size = _kept(size, phase.keep_layers)
-        rows = phase.rows_at_once * (2 if phase.method == "dpo" else 1)  # type: ignore[attr-defined]
+        pairs = phase.method == "dpo"  # type: ignore[attr-defined]
+        rows = phase.rows_at_once * (1 + pairs)
         share = -(-rows // phase.workers) if phase.micro_batch_size is None else rows
-        one = footprint(size, phase, tokens, list(self._asked(phase)), rows=share)
+        asked = list(self._asked(phase))
+        one = footprint(size, phase, tokens, asked, rows=share, whole_logits=pairs)
         return {part: phase.workers * amount for part, amount in one.items()}
 
     def _start(self, phase: "Phase") -> Size:

@@ -142,6 +142,7 @@ def _start(workers: int, home: str) -> None:
                 logging_level=logging.ERROR,
                 _node_ip_address="127.0.0.1",
                 _temp_dir=home,
+                _system_config={"worker_niceness": 0},  # they are this stage: as nice as it is
             )
         except Exception as error:  # Ray raises nothing narrower
             ray.shutdown()

@@ -62,14 +62,14 @@ def test_each_choice_takes_its_part_off() -> None:
 def test_what_does_not_fit_is_refused_with_its_mend() -> None:
     parts = footprint(SMOL, chosen(batch_size=512), 1000, [Asked(SMOL)])
     total = sum(parts.values())
-    check_room(parts, total, where="here", tokens=1000)
-    with pytest.raises(UserError, match="rows of 1000 tokens") as caught:
-        check_room(parts, total - 1, where="params.yaml, train.kd", tokens=1000)
+    check_room("kd", parts, total, where="here")
+    with pytest.raises(UserError, match="kd takes about") as caught:
+        check_room("kd", parts, total - 1, where="params.yaml, train.kd")
     assert caught.value.where == "params.yaml, train.kd"
     assert "micro_batch_size" in (caught.value.mend or "")
     parts = footprint(SMOL, chosen(batch_size=1), 10)
     with pytest.raises(UserError) as caught:
-        check_room(parts, 10**6, where="here", tokens=10)
+        check_room("kd", parts, 10**6, where="here")
     assert "lora" in (caught.value.mend or "")
 
 

@@ -301,7 +301,7 @@ def test_what_each_stage_takes_is_told(look, monkeypatch):
 def test_a_phase_that_cannot_fit_is_refused_by_name(look, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 900 << 20)
     look(train={"kd": KD})
-    with pytest.raises(UserError, match="training takes about") as caught:
+    with pytest.raises(UserError, match="train@kd takes about") as caught:
         look(train={"kd": KD | {"batch_size": 200_000}})
     assert caught.value.where == "params.yaml, train.kd"
     assert "micro_batch_size" in caught.value.mend

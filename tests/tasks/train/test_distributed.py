@@ -4,7 +4,6 @@ What they do together is tested without Ray in test_workers.py.
 """
 
 import csv
-import hashlib
 import os
 import shutil
 import signal
@@ -22,7 +21,7 @@ from tasks.models import checkpoints
 from tasks.progress import Advance, Say, reporting_to
 from tasks.rows.records import SHAPE, TRAIN
 from tasks.train.stage import run
-from tests.tasks.train.test_workers import CURVE_TOLERANCE, KD, difference, phase, start
+from tests.tasks.train.test_workers import CURVE_TOLERANCE, KD, difference, phase, start, together
 
 __all__ = ["start"]  # a fixture
 
@@ -43,8 +42,44 @@ def train(sink: Callable[..., None] = lambda event: None, **changes: Any) -> lis
         return list(csv.DictReader(lines))
 
 
-def weights() -> str:
-    return hashlib.sha256((TRAIN / "kd/seed-1/model.safetensors").read_bytes()).hexdigest()
+def killer_of(victims: list[int], killed: list[float]) -> threading.Thread:
+    """Kill these workers with -9, one after the other, each once there are new checkpoints."""
+
+    def kill() -> None:
+        seen: set[str] = set()
+        for victim in victims:
+            while len(new := {str(p) for p in resuming.TRAINING.rglob("update-*")} - seen) < 2:
+                time.sleep(0.02)
+            seen |= new
+            ours = psutil.Process().children(recursive=True)
+            mine = sorted(p.pid for p in ours if "RayTrainWorker" in " ".join(p.cmdline()))
+            os.kill(mine[victim], signal.SIGKILL)
+            killed.append(time.monotonic())
+
+    return threading.Thread(target=kill, daemon=True)
+
+
+@pytest.mark.faults
+def test_killed_workers_are_replaced_and_nothing_changes(start: None) -> None:
+    """The first of the file: the clean run forks its workers, before there is any Ray here."""
+    many = {"updates": 120, "checkpoint_every": 10}
+    assert together(KD | many) == ["", ""]
+    clean = (TRAIN / "it/seed-1/model.safetensors").read_bytes()
+    shutil.rmtree(resuming.TRAINING)
+    killed: list[float] = []
+    went_on: list[tuple[float, int]] = []
+
+    def sink(event: Any) -> None:
+        if isinstance(event, Say) and "goes on after update" in event.text:
+            went_on.append((time.monotonic(), int(event.text.rsplit(" ", 1)[1])))
+
+    killer = killer_of([0, 1], killed)
+    killer.start()
+    train(sink, **many, workers=2)
+    assert len(killed) == len(went_on) == 2
+    assert all(on - at < 120 for at, (on, _) in zip(killed, went_on, strict=True))
+    assert [update % 10 for _, update in went_on] == [0, 0] and went_on[0][1] < went_on[1][1]
+    assert (TRAIN / "kd/seed-1/model.safetensors").read_bytes() == clean
 
 
 @pytest.mark.slow
@@ -74,41 +109,3 @@ def test_what_is_not_finite_stops_all_workers_and_names_its_rows(
 def test_more_workers_than_slots_are_refused(start: None, cluster: None) -> None:
     with pytest.raises(UserError, match="4 workers need as many CPU slots: the cluster has 2"):
         train(workers=4)
-
-
-def killer_of(victims: list[int], killed: list[float]) -> threading.Thread:
-    """Kill these workers with -9, one after the other, each once there are new checkpoints."""
-
-    def kill() -> None:
-        seen: set[str] = set()
-        for victim in victims:
-            while len(new := {str(p) for p in resuming.TRAINING.rglob("update-*")} - seen) < 2:
-                time.sleep(0.02)
-            seen |= new
-            ours = psutil.Process().children(recursive=True)
-            mine = sorted(p.pid for p in ours if "RayTrainWorker" in " ".join(p.cmdline()))
-            os.kill(mine[victim], signal.SIGKILL)
-            killed.append(time.monotonic())
-
-    return threading.Thread(target=kill, daemon=True)
-
-
-@pytest.mark.faults
-def test_killed_workers_are_replaced_and_nothing_changes(start: None, cluster: None) -> None:
-    many = {"updates": 400, "checkpoint_every": 20, "workers": 2}
-    train(**many)
-    clean = weights()
-    killed: list[float] = []
-    went_on: list[tuple[float, int]] = []
-
-    def sink(event: Any) -> None:
-        if isinstance(event, Say) and "goes on after update" in event.text:
-            went_on.append((time.monotonic(), int(event.text.rsplit(" ", 1)[1])))
-
-    killer = killer_of([0, 1], killed)
-    killer.start()
-    train(sink, **many)
-    assert len(killed) == len(went_on) == 2
-    assert all(on - at < 120 for at, (on, _) in zip(killed, went_on, strict=True))
-    assert [update % 20 for _, update in went_on] == [0, 0] and went_on[0][1] < went_on[1][1]
-    assert weights() == clean
