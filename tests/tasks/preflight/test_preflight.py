@@ -37,10 +37,10 @@ def look(project, checkpoint):
         run(
             {"main": main, **(others or {})},
             student,
-            Untuned(type="none"),
-            GenerateParams(),
-            capture,
-            phases,
+            adapt=Untuned(type="none"),
+            generate=GenerateParams(),
+            capture=capture,
+            train=phases,
         )
         return json.loads(MODELS.read_text())
 

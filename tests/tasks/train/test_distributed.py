@@ -109,3 +109,29 @@ def test_what_is_not_finite_stops_all_workers_and_names_its_rows(
 def test_more_workers_than_slots_are_refused(start: None, cluster: None) -> None:
     with pytest.raises(UserError, match="4 workers need as many CPU slots: the cluster has 2"):
         train(workers=4)
+
+
+@pytest.mark.parametrize(("failures", "comes_up"), [(0, True), (2, True), (3, False)])
+def test_ray_is_given_more_than_one_try_on_a_busy_machine(
+    monkeypatch: pytest.MonkeyPatch, failures: int, comes_up: bool
+) -> None:
+    import ray
+
+    from tasks.train import distributed
+
+    tries: list[int] = []
+
+    def init(**_: Any) -> None:
+        tries.append(1)
+        if len(tries) <= failures:
+            raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    if comes_up:
+        distributed._start(2, "here")
+    else:
+        with pytest.raises(UserError, match="Ray did not start") as caught:
+            distributed._start(2, "here")
+        assert "timed out" in caught.value.where
+    assert len(tries) == min(failures + 1, 3)
