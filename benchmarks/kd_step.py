@@ -1,6 +1,6 @@
 """One step of distillation, side by side with TRL's losses: targets P1, P2 and P3.
 
-    python benchmarks/kd_step.py [--vocabulary 32000 128000] [--rounds 1] [--check]
+    python -m benchmarks.kd_step [--vocabulary 32000 128000] [--steps 3] [--rounds 1] [--check]
 
 A step is the student's forward, backward and AdamW, and the teacher's forward, on right-padded rows
 whose second half is the answer. Each variant runs in a process of its own with one thread; the
@@ -35,7 +35,7 @@ TARGETS = [
     ("P3", "ours stored bf16", "trl gkd fp32", 0.25, 0.22),
 ]
 FLOOR = 1.5
-ROWS, LENGTH, TOP_K, STEPS = 8, 256, 64, 3
+ROWS, LENGTH, TOP_K = 8, 256, 64
 
 
 class Setting:
@@ -199,19 +199,19 @@ def floor(setting: Setting, **_: Any) -> Callable[[], Any]:
     return loss
 
 
-def measured(name: str, vocabulary: int) -> dict[str, float]:
+def measured(name: str, vocabulary: int, steps: int) -> dict[str, float]:
     """Measure a variant in this process."""
     kind, precision, options = VARIANTS[name]
     setting = Setting(vocabulary, precision)
-    return timed(setting.step(globals()[kind](setting, **options)), STEPS)
+    return timed(setting.step(globals()[kind](setting, **options)), steps)
 
 
-def compared(vocabulary: int, rounds: int) -> dict[str, dict[str, float]]:
+def compared(vocabulary: int, rounds: int, steps: int) -> dict[str, dict[str, float]]:
     """Measure every variant in turns, each in a process of its own; return the middle figures."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     for _ in range(rounds):
         for name, figures in found.items():
-            arguments = ["--variant", name, "--vocabulary", str(vocabulary)]
+            arguments = ["--variant", name, "--vocabulary", str(vocabulary), "--steps", str(steps)]
             figures.append(in_own_process(__file__, arguments))
             seen = figures[-1]
             told = f"{seen['cpu_seconds']:.2f} s, {seen['peak_mb']:.0f} MB"
@@ -238,17 +238,18 @@ def main() -> int:
     """Print the table and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[32_000, 128_000])
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not")
+    parser.add_argument("--rounds", type=int, default=1, help="turns of all variants")
     parser.add_argument("--variant", choices=VARIANTS)
     parser.add_argument("--check", action="store_true", help="fail where a target does not hold")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/kd_step.json"))
     chosen = parser.parse_args()
     if chosen.variant:
-        print(json.dumps(measured(chosen.variant, chosen.vocabulary[0])))
+        print(json.dumps(measured(chosen.variant, chosen.vocabulary[0], chosen.steps)))
         return 0
     results, held = {}, True
     for vocabulary in chosen.vocabulary:
-        found = compared(vocabulary, chosen.rounds)
+        found = compared(vocabulary, chosen.rounds, chosen.steps)
         base = found["trl gkd fp32"]
         rows = [
             [name, f["cpu_seconds"], f["peak_mb"], f["cpu_seconds"] / base["cpu_seconds"],
@@ -261,6 +262,7 @@ def main() -> int:
         print(table(["target", "time ratio", "peak ratio", "holds"], judged))
         held = held and all(verdict[-1] for verdict in judged)
         results[vocabulary] = {"variants": found, "targets": judged}
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(results, indent=2) + "\n")
     return 0 if held or not chosen.check else 1
 

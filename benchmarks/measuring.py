@@ -43,6 +43,7 @@ def in_own_process(script: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Run a script of this folder with one thread, and return the JSON of its last line."""
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     quiet = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore"}
+    quiet |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     root = Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, script, *arguments],

@@ -1,6 +1,6 @@
 """The signal store (P5): bytes and nats a token, and how fast it is read beside DistillKit.
 
-    .venv/bin/python benchmarks/signal_store.py [--check] [--json signal_store.json]
+    python -m benchmarks.signal_store [--check]
 
 Signals of the packaged teacher over this project's own prose. DistillKit's side is its own
 decompression of its own format, without reading the parquet file around it; where the package
@@ -193,7 +193,7 @@ def missed(found: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="fail where a target is missed")
-    parser.add_argument("--json", type=Path, default=Path("signal_store.json"))
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/signal_store.json"))
     options = parser.parse_args()
     found = measured()
     print(
@@ -208,7 +208,8 @@ def main() -> None:
                 f"{told['tokens_per_second']:>12,.0f}"
                 f"{told.get('store_mb', 0):>10.1f}{told.get('memory_taken_mb', 0):>10.1f}"
             )
-    options.json.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
     if options.check and (lost := missed(found)):
         raise SystemExit("missed: " + "; ".join(lost))
 

@@ -1,13 +1,14 @@
 """Whole training loops, side by side with TRL's trainers: target P4.
 
-    python benchmarks/train_loop.py --round FOLDER [--updates 50] [--check]
+    python -m benchmarks.train_loop [--updates 50] [--check]
 
-FOLDER holds a finished round: its shaped student and adapted teacher are the models, its rows the
-text, as conversations. Rows are taken two ways: short answers (a definition asks for its category)
-and long ones (a category asks for a definition). Both sides see the same rows, batch sizes, number
-of updates and precision (bfloat16), train every weight, and run in a process of their own with one
-thread. Tokens are those of prompt and answer, without padding; time is that of `train()` and
-`fit()`.
+The teacher is the packaged model, the student some of its layers; the text is WordNet's, as
+conversations, taken two ways: short answers (a definition asks for its category) and long ones (a
+category asks for a definition). Both sides see the same rows, batch sizes, number of updates and
+precision (bfloat16), learn from the answers alone, train every weight, attend eagerly (quickest on
+a CPU), and run in a process of their own with one thread. Tokens are those of prompt and answer,
+without padding; time is the CPU's in `train()` and `fit()`. DistillationTrainer has the student
+answer for every update, as our on-policy phase does: there the tokens are those written too.
 """
 
 import argparse
@@ -21,23 +22,38 @@ from typing import Any
 
 from benchmarks.measuring import at_rest, in_own_process, status, table
 
-LOOPS = ["trl sft padded", "trl sft packed", "ours sft", "trl gkd", "ours kd live"]
+LOOPS = [
+    ("long", "trl sft padded"),
+    ("long", "trl sft packed"),
+    ("long", "ours sft"),
+    ("long", "trl gkd"),
+    ("long", "ours kd"),
+    ("short", "trl gkd"),
+    ("short", "ours kd"),
+    ("short", "trl distillation"),
+    ("short", "ours on-policy"),
+]
 TARGETS = [
     ("SFT, long answers, against TRL packed", "long", "ours sft", "trl sft packed", 2.0),
-    ("KD, long answers, against GKDTrainer", "long", "ours kd live", "trl gkd", 3.0),
-    ("KD, short answers, against GKDTrainer", "short", "ours kd live", "trl gkd", 8.0),
+    ("KD, long answers, against GKDTrainer", "long", "ours kd", "trl gkd", 3.0),
+    ("KD, short answers, against GKDTrainer", "short", "ours kd", "trl gkd", 8.0),
+    ("on-policy, against DistillationTrainer", "short", "ours on-policy", "trl distillation", 1.0),
 ]
-BATCH = 8
+BATCH, WRITTEN = 8, 16
+LAYERS = [0, 1, 2, 3, 29]
 
 
-def rows_of(folder: Path, answers: str, count: int) -> list[Any]:
-    """Return rows of the round as conversations."""
-    from tasks.rows.records import Message, Row, read_rows, row_id
+def rows_of(answers: str, count: int) -> list[Any]:
+    """Return rows of WordNet as conversations."""
+    from tasks.collect.examples import Example
+    from tasks.collect.wordnet import WordNet
+    from tasks.rows.records import Message, Row, row_id
 
     found = []
-    for row in read_rows(folder / "data/collect/labelled.jsonl", Row):
-        text = str(row.prompt).removeprefix("Definition: ").removesuffix("\nCategory:")
-        label = str(row.answer).strip()
+    for example in WordNet(type="wordnet").examples():
+        if not isinstance(example, Example) or example.number % 29:  # from all over the file
+            continue
+        text, label = example.columns["text"], example.columns["answer"]
         if answers == "short":
             ask, answer = f"What category is this? {text}", label
         else:
@@ -45,8 +61,8 @@ def rows_of(folder: Path, answers: str, count: int) -> list[Any]:
         prompt = (Message(role="user", content=ask),)
         found.append(Row(id=row_id(prompt), prompt=prompt, answer=answer, origin="ground_truth"))
         if len(found) == count:
-            break
-    return found
+            return found
+    raise SystemExit(f"WordNet has {len(found)} such rows, not {count}: fewer --updates")
 
 
 def tokens_of(tokenizer: Any, rows: Sequence[Any]) -> int:
@@ -56,23 +72,27 @@ def tokens_of(tokenizer: Any, rows: Sequence[Any]) -> int:
     return sum(len(row.ids) for row in encode_all(tokenizer, rows))
 
 
-def stock(loop: str, folder: Path, rows: Sequence[Any], updates: int) -> tuple[float, int]:
+def student(attention: str = "sdpa") -> tuple[Any, Any]:
+    """Return some layers of the packaged model, and its tokenizer."""
+    from tasks.models import checkpoints, sources
+    from tasks.shape.layers import keep_layers
+
+    model, tokenizer = checkpoints.load(sources.resolve(sources.PACKAGED), attention=attention)
+    keep_layers(model, LAYERS)
+    return model, tokenizer
+
+
+def teacher() -> Any:
+    """Return the packaged model."""
+    from tasks.models import checkpoints, sources
+
+    return checkpoints.load(sources.resolve(sources.PACKAGED), precision="bfloat16")[0]
+
+
+def stock(loop: str, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     """Run TRL's trainer; return its seconds and the tokens that it saw."""
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
-
-    from tasks.models import checkpoints
-
-    model, tokenizer = checkpoints.load(folder / "models/shape", attention="eager")
+    model, tokenizer = student("eager")
     tokens = tokens_of(tokenizer, rows)
-    turns = [
-        [
-            {"role": "user", "content": row.prompt[0].content},
-            {"role": "assistant", "content": row.answer},
-        ]
-        for row in rows
-    ]
     with tempfile.TemporaryDirectory() as scratch:
         shared = {
             "output_dir": scratch,
@@ -85,64 +105,116 @@ def stock(loop: str, folder: Path, rows: Sequence[Any], updates: int) -> tuple[f
             "save_strategy": "no",
             "logging_strategy": "no",
             "disable_tqdm": True,
-            "max_length": 256,
         }
-        data = Dataset.from_dict({"messages": turns})
-        if loop == "trl gkd":
-            teacher, _ = checkpoints.load(folder / "models/adapt/main", precision="bfloat16")
-            options = GKDConfig(**shared, lmbda=0.0, beta=0.0)
-            trainer = GKDTrainer(
-                model, teacher, args=options, train_dataset=data, processing_class=tokenizer
-            )
-        else:
-            packed = loop == "trl sft packed"
-            options = SFTConfig(**shared, packing=packed)
-            if packed:  # as many tokens an update as the padded loop has
-                options.per_device_train_batch_size = 1
-            trainer = SFTTrainer(
-                model, args=options, train_dataset=data, processing_class=tokenizer
-            )
-            if packed:
-                tokens = sum(len(ids) for ids in trainer.train_dataset["input_ids"][:updates])
-        start = time.perf_counter()
+        kind, packed = loop.removeprefix("trl "), loop.endswith("packed")
+        if packed:  # an update is one packed row, of as many tokens as the padded loop's update
+            shared |= {"per_device_train_batch_size": 1}
+        trainer = {"gkd": gkd, "distillation": distillation}.get(kind, sft)(
+            model, tokenizer, rows, shared, tokens // updates if packed else 0
+        )
+        if packed:
+            lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
+            tokens = updates * sum(lengths) / len(lengths)
+        start = time.process_time()
         trainer.train()
-        return time.perf_counter() - start, tokens
+        seconds = time.process_time() - start
+        if kind == "distillation":
+            tokens = trainer.state.num_input_tokens_seen
+        return seconds, tokens
 
 
-def ours(loop: str, folder: Path, rows: Sequence[Any], updates: int) -> tuple[float, int]:
+def sft(model: Any, tokenizer: Any, rows: Sequence[Any], shared: Any, packed: int) -> Any:
+    """Return SFTTrainer over prompts and completions; `packed`: tokens of a packed row, or 0."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    data = Dataset.from_list(
+        [{"prompt": turns(row)[:1], "completion": turns(row)[1:]} for row in rows]
+    )
+    options = SFTConfig(**shared, max_length=packed or 256, packing=packed > 0)
+    return SFTTrainer(model, args=options, train_dataset=data, processing_class=tokenizer)
+
+
+def gkd(model: Any, tokenizer: Any, rows: Sequence[Any], shared: Any, _: int) -> Any:
+    """Return GKDTrainer on given text, forward KL."""
+    from datasets import Dataset
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    data = Dataset.from_list([{"messages": turns(row)} for row in rows])
+    options = GKDConfig(**shared, max_length=256, lmbda=0.0, beta=0.0)
+    return GKDTrainer(
+        model, teacher(), args=options, train_dataset=data, processing_class=tokenizer
+    )
+
+
+def distillation(model: Any, tokenizer: Any, rows: Sequence[Any], shared: Any, _: int) -> Any:
+    """Return DistillationTrainer: the student's own answers, reverse KL."""
+    from datasets import Dataset
+    from trl import DistillationConfig, DistillationTrainer
+
+    data = Dataset.from_list([{"prompt": turns(row)[:1]} for row in rows])
+    options = DistillationConfig(**shared, max_completion_length=WRITTEN, beta=1.0)
+    return DistillationTrainer(
+        model, teacher(), args=options, train_dataset=data, processing_class=tokenizer
+    )
+
+
+def turns(row: Any) -> list[dict[str, str]]:
+    """Return a row as a conversation of TRL's."""
+    return [
+        {"role": "user", "content": row.prompt[0].content},
+        {"role": "assistant", "content": row.answer},
+    ]
+
+
+def ours(loop: str, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     """Run our trainer; return its seconds and the tokens that it saw."""
     from tasks.learning.batches import examples_of
     from tasks.learning.hyperparameters import Freeze, Hyperparameters
     from tasks.learning.trainer import fit
-    from tasks.losses.divergences import ForwardKL, Hard
-    from tasks.models import checkpoints
+    from tasks.losses.divergences import ForwardKL, Hard, ReverseKL
     from tasks.rows.text import encode_all
     from tasks.teaching.origins import Live
+    from tasks.train.rollouts import StudentText
+    from tasks.train.sampling import Constant, Sampling
 
-    model, tokenizer = checkpoints.load(folder / "models/shape")
+    model, tokenizer = student()
     examples = examples_of(rows, encode_all(tokenizer, rows))
     chosen = Hyperparameters(
         updates=updates, batch_size=BATCH, threads=1, freeze=Freeze(embeddings=False)
     )
-    size, options, terms = len(tokenizer), {}, [Hard()]
-    if loop == "ours kd live":
-        teacher, _ = checkpoints.load(folder / "models/adapt/main", precision="bfloat16")
-        options, terms = {"teaching": Live({"main": teacher}, size)}, [ForwardKL()]
-    start = time.perf_counter()
-    fit(model, examples, terms, chosen, seed=1, what=loop, vocabulary=size, **options)  # type: ignore[arg-type]
-    return time.perf_counter() - start, tokens_of(tokenizer, rows)
+    size, options = len(tokenizer), {}
+    terms: list[Any] = [Hard()]
+    if loop != "ours sft":
+        options, terms = {"teaching": Live({"main": teacher()}, size)}, [ForwardKL()]
+    text = None
+    if loop == "ours on-policy":
+        terms = [ReverseKL()]
+        how = Sampling.model_validate({"decoding": {"max_tokens": WRITTEN, "temperature": 1.0}})
+        text = StudentText(
+            model, tokenizer, how, Constant(share=1), seed=1, updates=updates, autocast=True
+        )
+    start = time.process_time()
+    fit(
+        model, examples, terms, chosen,
+        seed=1, what=loop, vocabulary=size, rollouts=text, **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    seconds = time.process_time() - start
+    if text is None:
+        return seconds, tokens_of(tokenizer, rows)
+    asked = sum(row.prompt_length for row in examples)
+    return seconds, asked + text.counts["tokens of answers"]
 
 
-def measured(loop: str, folder: Path, answers: str, updates: int) -> dict[str, float]:
-    """Run one loop in this process."""
+def measured(loop: str, answers: str, updates: int) -> dict[str, float]:
+    """Run one loop in this process, over so many rows that none comes twice."""
     import torch
 
     torch.set_num_threads(1)
-    # one pass over the rows; packed, several short ones make a row
-    share = 16 if loop == "trl sft packed" else BATCH
-    rows = rows_of(folder, answers, share * updates)
+    rows = rows_of(answers, BATCH * updates)
     at_rest()
-    seconds, tokens = (ours if loop.startswith("ours") else stock)(loop, folder, rows, updates)
+    run = ours if loop.startswith("ours") else stock
+    seconds, tokens = run(loop, rows, updates)
     return {
         "seconds": seconds,
         "tokens": tokens,
@@ -154,35 +226,35 @@ def measured(loop: str, folder: Path, answers: str, updates: int) -> dict[str, f
 def main() -> int:
     """Print the table and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--round", type=Path, default=Path(), help="folder of a finished round")
     parser.add_argument("--updates", type=int, default=50)
-    parser.add_argument("--loop", choices=LOOPS)
+    parser.add_argument("--loop", choices=sorted({loop for _, loop in LOOPS}))
     parser.add_argument(
         "--answers", choices=["short", "long"], nargs="+", default=["short", "long"]
     )
     parser.add_argument("--check", action="store_true", help="fail where a target does not hold")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/train_loop.json"))
     chosen = parser.parse_args()
     if chosen.loop:
-        figures = measured(chosen.loop, chosen.round, chosen.answers[0], chosen.updates)
-        print(json.dumps(figures))
+        print(json.dumps(measured(chosen.loop, chosen.answers[0], chosen.updates)))
         return 0
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for answers in chosen.answers:
-        for loop in LOOPS:
-            arguments = ["--loop", loop, "--answers", answers, "--updates", str(chosen.updates)]
-            figures = in_own_process(__file__, [*arguments, "--round", str(chosen.round)])
-            found.setdefault(answers, {})[loop] = figures
-            print(f"  {answers} {loop}: {figures['seconds']:.1f} s", file=sys.stderr)
+    for answers, loop in LOOPS:
+        if answers not in chosen.answers:
+            continue
+        arguments = ["--loop", loop, "--answers", answers, "--updates", str(chosen.updates)]
+        figures = in_own_process(__file__, arguments)
+        found.setdefault(answers, {})[loop] = figures
+        print(f"  {answers} {loop}: {figures['seconds']:.1f} s", file=sys.stderr, flush=True)
     keys = ["seconds", "tokens", "tokens_per_second", "peak_mb"]
     rows = [[a, loop, *(f[k] for k in keys)] for a, x in found.items() for loop, f in x.items()]
-    print(table(["answers", "loop", "s", "tokens", "tokens/s", "peak MB"], rows))
+    print(table(["answers", "loop", "CPU s", "tokens", "tokens/s", "peak MB"], rows))
     judged = [
         (name, ratio := speed(found[a][mine]) / speed(found[a][peer]), wanted, ratio >= wanted)
         for name, a, mine, peer, wanted in TARGETS
         if a in found
     ]
     print(table(["target", "ratio", "wanted", "holds"], judged))
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps({"loops": found, "targets": judged}, indent=2) + "\n")
     return 0 if all(row[-1] for row in judged) or not chosen.check else 1
 

@@ -9,6 +9,9 @@ from tasks.learning.adapters import Adapter, Full
 from tasks.learning.quantisation import Quantisation, Unquantised
 from tasks.params import Section
 
+SHORT_ROW = 256
+"""Tokens up to which eager attention trains faster than SDPA on a CPU."""
+
 
 class Freeze(Section):
     """Weights that training leaves as they are. What lies below them needs no backward pass."""
@@ -59,13 +62,14 @@ class Hyperparameters(Section):
     chunk_tokens: int = Field(512, ge=1)
     """Tokens whose logits are in memory at once."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for what is elementwise in the loss against a live teacher; auto: on a GPU. On
-    a CPU it pays from some hundred updates of long rows: compiling takes half a minute."""
+    """torch.compile for what is elementwise in the loss against a live teacher; the numbers are
+    those of the plain path up to rounding. auto: on a GPU alone. On a CPU the compiler takes its
+    time first; benchmarks/kd_step.py measures a step both ways."""
     max_tokens: int = Field(1024, ge=2)
     """Longest row, prompt and completion together; longer ones are left out and counted."""
     checkpoint_every: int = Field(500, ge=0)
-    """Updates between two training checkpoints, from which a killed run goes on. A run of fewer
-    updates has none: it is as quick to train again; nor have on_policy and dpo. 0: never."""
+    """Updates between two training checkpoints, from which a killed run goes on, whatever its
+    method. A run of fewer updates has none: it is as quick to train again. 0: never."""
     threads: int = Field(2, ge=1)
     """CPU threads; part of what decides the bytes of the result."""
 

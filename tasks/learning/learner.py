@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from tasks.errors import UserError
 from tasks.learning.history import names_of
-from tasks.learning.hyperparameters import Freeze, Hyperparameters
+from tasks.learning.hyperparameters import SHORT_ROW, Freeze, Hyperparameters
 from tasks.losses.distances import row_alphas
 from tasks.losses.divergences import Distillm2
 from tasks.losses.features import Place
@@ -26,9 +26,6 @@ from tasks.models.seen import blocks_of, look
 from tasks.teaching.origins import Batch, Teaching
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-SHORT_ROW = 256
-"""Tokens up to which eager attention trains faster than SDPA on a CPU."""
 
 
 class Learner(nn.Module):

@@ -7,7 +7,7 @@ The loop is transformers' Trainer. What is ours: the hidden rows of the completi
 the head, fused with the loss (tasks/losses/fused_head.py); the loss is a mean over the valid
 tokens of the whole update, over all workers; a loss or gradient that is not finite stops
 everything at once; and a run goes on from verified checkpoints of its own
-(tasks/learning/resuming.py).
+(tasks/learning/continuing.py).
 
 Shapes: N valid tokens, T terms.
 """
@@ -27,21 +27,21 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainingArguments,
-    set_seed,
 )
 
 from tasks.errors import UserError
-from tasks.learning import resuming, training_state, workers
-from tasks.learning.batches import Batches, Example, fingerprint, plan
+from tasks.learning import workers
+from tasks.learning.batches import Batches, Example, plan
+from tasks.learning.continuing import Continuing, keeper_of
 from tasks.learning.following import Follow, Resume
 from tasks.learning.history import Update
 from tasks.learning.hyperparameters import Hyperparameters
 from tasks.learning.learner import Learner, learning
+from tasks.learning.memory import check_loaded
 from tasks.learning.resuming import Keeper
 from tasks.losses.divergences import Hard
 from tasks.losses.token_losses import Exact
 from tasks.models.heads import check_head
-from tasks.progress import Meter, say
 from tasks.teaching.origins import Teaching
 
 
@@ -50,6 +50,12 @@ class Rollouts(Protocol):
 
     def rows(self, update: int, planned: list[Example]) -> list[Example] | None:
         """Return the rows of the update (counted from 0); None for those that were planned."""
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the rows of later updates depend on, as JSON values."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
 
 
 def fit(
@@ -77,29 +83,24 @@ def fit(
         teaching: where the teacher's distributions come from; every soft term needs it.
         vocabulary: number of real ids (`len(tokenizer)`) where the head is padded to be wider.
         rollouts: what writes the rows of an update just before it, in place of the planned ones.
-            Such a run keeps no training checkpoints: what has been written is nowhere but here.
         learner: what gives the loss of a batch, where that is more than `model` alone: a module
             with `names`, as `Learner` has them.
 
     Raises:
         UserError: the loss or its gradient is not finite: names the rows; no rows to learn from; a
-            soft term without signals; or a head that is more than a linear map.
+            soft term without signals; more memory is needed than there is; or a head that is more
+            than a linear map.
     """
-    if not examples:
-        raise UserError("there is nothing to learn: no row has an answer", where=what)
-    taught = teaching or learner
-    if taught is None and any(not isinstance(term, Hard) for term in terms):
-        raise UserError(
-            "a soft term needs a teacher's signals", where=what, mend="targets: data/capture/…"
-        )
+    _check_there_is_something_to_learn(examples, terms, teaching or learner, what)
     torch.set_num_threads(hyperparameters.threads)
     check_head(model)
+    longest = max(len(example.ids) for example in examples)
     batches = plan(examples, hyperparameters, seed)
     shares = [workers.share(batch) for batch in batches]
     data = Batches(examples, shares, hyperparameters.rows_at_once, teaching)
     stages = [examples[batch[0]].stage for batch in batches]
-    keeper = None if rollouts else _keeper(hyperparameters, examples, len(batches))
-    longest = max(len(example.ids) for example in examples)
+    _check_memory(model, hyperparameters, longest, teaching, what)
+    keeper = keeper_of(hyperparameters, examples, len(batches))
     with (
         learning(model, hyperparameters, longest, seed),
         tempfile.TemporaryDirectory() as scratch,
@@ -114,21 +115,33 @@ def fit(
     return trainer.history
 
 
-def _keeper(
-    hyperparameters: Hyperparameters, examples: Sequence[Example], updates: int
-) -> Keeper | None:
-    run, every = resuming.current(), hyperparameters.checkpoint_every
-    if run is None or not 0 < every <= updates:
-        return None
-    return run.keeper(every, fingerprint(examples))
+def _check_there_is_something_to_learn(
+    examples: Sequence[Example], terms: Sequence[Exact], taught: Any, what: str
+) -> None:
+    if not examples:
+        raise UserError("there is nothing to learn: no row has an answer", where=what)
+    if taught is None and any(not isinstance(term, Hard) for term in terms):
+        raise UserError(
+            "a soft term needs a teacher's signals", where=what, mend="targets: data/capture/…"
+        )
 
 
-class FusedTrainer(Trainer):
-    """transformers' Trainer with its loss, its order of rows, its watch, and its way to resume.
+def _check_memory(
+    model: PreTrainedModel,
+    hyperparameters: Hyperparameters,
+    longest: int,
+    teaching: Teaching | None,
+    what: str,
+) -> None:
+    """Refuse, before the first update, what would end for lack of memory."""
+    if torch.cuda.is_available():
+        return  # a GPU says so itself, at once
+    asked = list(getattr(teaching, "models", {}).values())
+    check_loaded(model, hyperparameters, longest, asked, where=what, workers=workers.count())
 
-    Trainer's own way to resume trains on in silence when a file of the state is missing. Here the
-    state was verified as a whole, and is set just before the first update that is still to come.
-    """
+
+class FusedTrainer(Continuing, Trainer):
+    """transformers' Trainer with its loss, its order of rows, its watch, and its way to resume."""
 
     def __init__(
         self,
@@ -148,24 +161,18 @@ class FusedTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.learner, self.data, self.what, self.stages = learner, data, what, stages
         self.names = learner.names
-        self.keeper, self.rollouts = keeper, rollouts
-        self.saved = workers.first_decides(keeper.newest) if keeper else None
-        about = training_state.read(self.saved) if self.saved else {"history": []}
-        self.history = [Update(**update) for update in about["history"]]
-        self.start = len(self.history)
-        self.meter = Meter(what, len(stages), self.start)
+        self.rollouts = rollouts
+        remembered = self.go_on(keeper, what, len(stages))
+        if rollouts is not None and remembered:
+            rollouts.restore(remembered)
         self._losses: list[Tensor] = []
         self._parts: list[Tensor] = []
         self._norm, self._valid = math.nan, 0
         self._began, self._read = time.monotonic(), 0
 
-    def finish(self) -> None:
-        """Train what is still to be trained of the run."""
-        if self.saved:
-            say(f"{self.what}: goes on after update {self.start}")
-            training_state.restore_weights(self.saved, self.learner)
-        if self.start < len(self.stages):
-            self.train()
+    def remembered(self) -> dict[str, Any]:
+        """Return what has been written, and how often."""
+        return self.rollouts.state() if self.rollouts is not None else {}
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Return the planned micro-batches in their order, from the first still to come."""
@@ -263,29 +270,6 @@ class FusedTrainer(Trainer):
         terms = ", ".join(f"{name} {loss:.3f}" for name, loss in update.terms.items())
         pace = self._read * workers.count() / max(time.monotonic() - self._began, 1e-9)
         return f"stage {update.stage}, loss {update.loss:.3f} ({terms}), {pace:,.0f} tokens/s"
-
-    def restore(self) -> None:
-        """Set what Trainer has made anew, but for random numbers, to what was saved."""
-        self.state.global_step = self.start
-        if self.saved:
-            training_state.restore_optimizer(self.saved, self.optimizer, self.lr_scheduler)
-        elif workers.rank():  # each worker drops out units of its own
-            set_seed(self.args.seed + workers.rank() * 1_000_003)
-
-    def save(self) -> None:
-        """Write a checkpoint after this update, where one is due."""
-        step = self.state.global_step
-        if self.keeper is None or not self.keeper.due(step, len(self.stages)):
-            return
-        about = {
-            "history": [update._asdict() for update in self.history],
-            "random": workers.all_of(training_state.random_state()),
-        }
-        state = (self.learner, self.optimizer, self.lr_scheduler, about)
-        keeper = self.keeper
-        workers.first_decides(
-            lambda: keeper.write(step, lambda folder: training_state.write(folder, *state))
-        )
 
 
 def options(

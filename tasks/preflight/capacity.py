@@ -1,16 +1,17 @@
 """Whether this machine has the room that the models alone will surely take.
 
-A lower bound: activations, optimiser and rows come on top. What stages elsewhere have is not known
-here. Nothing of it is recorded: it is a fact about the machine, not about the round.
+A lower bound; what training and the teacher's stages take is in memory.py. What stages elsewhere
+have is not known here. Nothing of it is recorded: it is a fact about the machine, not about the
+round.
 """
 
 import shutil
 from pathlib import Path
 
 from tasks.errors import UserError
+from tasks.learning.memory import GIB, available_memory
 from tasks.progress import say
 
-GIB = 1 << 30
 _BYTES_STORED = 2 * 2  # bfloat16, in the project and in the cache of versions
 _BYTES_ANSWERING = 2
 _BYTES_TUNING = 4 + 4  # float32 weights, and gradients of them all
@@ -45,20 +46,3 @@ def check_capacity(parameters: list[int]) -> None:
             f"memory is tight: tuning every weight of the largest model takes {tuning / GIB:.1f} "
             f"GiB, {memory / GIB:.1f} are available here"
         )
-
-
-def available_memory(
-    meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")
-) -> int | None:
-    """Return the bytes that this process could still take; None where the system does not say."""
-    if not meminfo.exists():
-        return None
-    lines = dict(line.split(":") for line in meminfo.read_text().splitlines() if ":" in line)
-    found = int(lines["MemAvailable"].split()[0]) * 1024
-    try:  # a container's own limit; its page cache can be given up
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        stats = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return min(found, limit - used + int(stats["inactive_file"]))
-    except (OSError, ValueError, KeyError):
-        return found

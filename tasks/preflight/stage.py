@@ -10,12 +10,16 @@ Out: data/preflight/models.json, what they are, pinned: later stages refuse any 
 
 from typing import Any
 
+from tasks.adapt.tuning import Tuning
 from tasks.capture.stage import CaptureParams
 from tasks.errors import UserError
+from tasks.generate.stage import GenerateParams
 from tasks.models import sources
 from tasks.models.outlines import Outline, outline_of
+from tasks.params import PARAMS, load
 from tasks.preflight.capacity import check_capacity
 from tasks.preflight.checks import check_signals, check_terms, check_width
+from tasks.preflight.memory import Memory, size_of
 from tasks.preflight.phases import check_lengths, check_phases
 from tasks.progress import say
 from tasks.rows.records import MODELS, write_json
@@ -25,7 +29,13 @@ from tasks.train.stage import Method
 
 
 def run(
-    teachers: Teachers, shape: Student, capture: CaptureParams, train: dict[str, Method]
+    teachers: Teachers,
+    shape: Student,
+    *,
+    adapt: Tuning,
+    generate: GenerateParams,
+    capture: CaptureParams,
+    train: dict[str, Method],
 ) -> None:
     """Look at every model and phase, and refuse what cannot work.
 
@@ -54,12 +64,19 @@ def run(
     sizes = [outline.parameters() for outline in outlines.values()]
     check_capacity([*sizes, record["parameters"]])
     check_lengths(train, record.get("context"))
+    asked = {key: size_of(outline) for key, outline in outlines.items()}
+    Memory(asked, size_of(student, record), train, _resources()).check(adapt, generate, capture)
     pinned = {key: _pinned(teacher, outlines.get(key)) for key, teacher in teachers.items()}
     write_json(MODELS, {"teachers": pinned, "student": record})
     summary = {f"parameters of {key}": pinned[key]["parameters"] for key in outlines}
     summary |= {"parameters of the student": record["parameters"]}
     write_json(MODELS.with_name("summary.json"), summary | {"vocabulary": len(student.vocabulary)})
     say(" · ".join(f"{what}: {count / 1e6:.1f}M" for what, count in summary.items()))
+
+
+def _resources() -> dict[str, Any]:
+    """What stages ask of Ray: no input of this stage, and nothing of it is recorded."""
+    return (load().get("resources") or {}) if PARAMS.exists() else {}
 
 
 def _pinned(teacher: Teacher, outline: Outline | None) -> dict[str, Any]:

@@ -9,9 +9,10 @@ Shapes: B batch, S sequence, N valid tokens, D width, M teachers.
 # ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from tasks.learning.batches import Brings, Example
 from tasks.losses.targets import LiveTeacher, SeveralLive, SeveralStored, Teacher, TopK
 from tasks.models.heads import Head, check_head
 from tasks.models.seen import Seen, look
+from tasks.models.vocabularies import ids_within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -121,6 +123,8 @@ class Live:
     """Weight of each teacher, where there are several."""
     matching: "Matching | None" = None
     progressive: "Progressive | None" = None
+    ids_V: Mapping[str, Tensor] = field(default_factory=dict)
+    """The id that a teacher gives each of the student's, where these are numbered otherwise."""
     _heads: dict[str, Head] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -150,7 +154,9 @@ class Live:
         if model.device != ids_BS.device:
             model.to(ids_BS.device)  # type: ignore[arg-type]
         if name not in self._heads:
-            self._heads[name] = Head.of(model, self.vocabulary)
+            self._heads[name] = self._head(name)
+        if name in self.ids_V:
+            ids_BS = self.ids_V[name].to(ids_BS.device)[ids_BS]
         parts = self.matching.parts if self.matching else frozenset()
         if chosen_B is not None and not chosen_B.any():
             width = self._heads[name].weight_VD.shape[1]
@@ -164,6 +170,32 @@ class Live:
             hidden_BSD = whole_BSD.masked_scatter(chosen_B[:, None, None], hidden_BSD)
         hidden_ND = hidden_BSD.flatten(0, 1)[batch.positions_N]
         return LiveTeacher(hidden_ND, self._heads[name]), seen
+
+    def _head(self, name: str) -> Head:
+        """Return a teacher's head over the student's ids.
+
+        Where these are some of its own, the distribution is its own given that it says one of them.
+        """
+        if name not in self.ids_V:
+            return Head.of(self.models[name], self.vocabulary)
+        head = Head.of(self.models[name])
+        ids_V = self.ids_V[name].to(head.weight_VD.device)
+        bias_V = None if head.bias_V is None else head.bias_V[ids_V]
+        return replace(head, weight_VD=head.weight_VD[ids_V], bias_V=bias_V)
+
+
+def understood(
+    student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase", teacher_name: str
+) -> tuple[int, Tensor | None]:
+    """Return how many of the student's ids a teacher knows, and, of a trimmed student, as which.
+
+    Raises:
+        UserError: an id is another string to the teacher, and not all strings are among its own.
+    """
+    ids = ids_within(teacher.get_vocab(), student.get_vocab())
+    if ids is None or (ids < 0).any() or (ids == np.arange(len(ids))).all():
+        return shared_vocabulary(student, teacher, teacher_name), None
+    return len(ids), torch.from_numpy(ids)
 
 
 def shared_vocabulary(

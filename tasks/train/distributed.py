@@ -20,6 +20,10 @@ from tasks.errors import UserError
 from tasks.progress import Event, emit, reporting_to
 from tasks.train.phase import Trained
 
+_STARTS = 3
+_PATIENCE = "300"
+"""Seconds in which a worker must have started; Ray's minute is short for two that import torch."""
+
 
 def run(work: Callable[[], Trained], workers: int, replacements: int) -> Trained:
     """Do `work` in so many workers together; return what the first one returns.
@@ -37,6 +41,7 @@ def run(work: Callable[[], Trained], workers: int, replacements: int) -> Trained
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
 
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _PATIENCE)
     with _cluster(workers), tempfile.TemporaryDirectory(prefix="cohobate-train-") as scratch:
         on_gpu = ray.cluster_resources().get("GPU", 0) > 0
         _check_room("GPU" if on_gpu else "CPU", workers)
@@ -108,23 +113,43 @@ def _cluster(workers: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     home = tempfile.mkdtemp(prefix="cohobate-ray-")
-    ray.init(
-        address="local",
-        num_cpus=workers,
-        include_dashboard=False,
-        object_store_memory=128 * 2**20,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=home,
-    )
+    _start(workers, home)
     try:
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _start(workers: int, home: str) -> None:
+    """Start a local cluster; again where the machine was too busy for Ray's half a minute.
+
+    Raises:
+        UserError: it did not come up.
+    """
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for _ in range(_STARTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                object_store_memory=128 * 2**20,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=home,
+                _system_config={"worker_niceness": 0},  # they are this stage: as nice as it is
+            )
+        except Exception as error:  # Ray raises nothing narrower
+            ray.shutdown()
+            reason = str(error)
+        else:
+            return
+    raise UserError("Ray did not start", where=reason[:500], mend="try again, or workers: 1")
 
 
 def _check_room(kind: str, workers: int) -> None:

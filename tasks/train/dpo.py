@@ -2,8 +2,8 @@
 
 Rafailov et al. 2023, "Direct Preference Optimization". On pairs that a teacher chose this is the
 last step of Zephyr (Tunstall et al. 2023). The loss is TRL's, under TRL's names; what the student
-said before training (the reference) is asked once, before the first update: no second model is
-ever in memory.
+said before training (the reference) is asked once, before the first update, and kept on disk
+(tasks/train/references.py): no second model is ever in memory.
 """
 
 from collections.abc import Sequence

@@ -200,18 +200,20 @@ class Kd(Phase):
         seed: int,
     ) -> "Live":
         from tasks.losses.matching import Matching
-        from tasks.teaching.origins import Live, shared_vocabulary, within
+        from tasks.teaching.origins import Live, understood, within
 
         if self.features and len(folders) > 1:
             raise UserError(f"{self.features[0].type} needs one teacher, not several")
         loaded = {name: self._load(folder) for name, folder in folders.items()}
-        vocabulary = min(
-            shared_vocabulary(tokenizer, theirs, str(folders[name]))
+        known = {
+            name: understood(tokenizer, theirs, str(folders[name]))
             for name, (_, theirs) in loaded.items()
-        )
+        }
+        vocabulary = min(count for count, _ in known.values())
         within(examples, vocabulary)
         teachers = {name: teacher for name, (teacher, _) in loaded.items()}
         matching = None
         if self.features:
             matching = Matching(self.features, model, next(iter(teachers.values())), seed)
-        return Live(teachers, vocabulary, matching=matching, **self._several)
+        ids_V = {name: ids for name, (_, ids) in known.items() if ids is not None}
+        return Live(teachers, vocabulary, matching=matching, ids_V=ids_V, **self._several)

@@ -120,17 +120,18 @@ class OnPolicy(Undivided):
             UserError: it gives the ids other meanings than the student does.
         """
         from tasks.models import checkpoints
-        from tasks.teaching.origins import Live, shared_vocabulary
+        from tasks.teaching.origins import Live, understood
 
         folder = checkpoint_of(Path(self.targets), seed)
         model, theirs = checkpoints.load(
             folder, precision=self.precision, device=checkpoints.accelerator()
         )
-        shared = shared_vocabulary(tokenizer, theirs, str(folder))
+        shared, ids = understood(tokenizer, theirs, str(folder))
         if shared < len(tokenizer):
             raise UserError(
                 f"the student may write {len(tokenizer)} ids, of which the teacher has {shared}",
                 where=f"{folder}, and models/{self.start}",
                 mend="shape a student with the teacher's tokenizer",
             )
-        return Live({folder.name: model}, len(tokenizer))
+        numbers = {} if ids is None else {folder.name: ids}
+        return Live({folder.name: model}, len(tokenizer), ids_V=numbers)

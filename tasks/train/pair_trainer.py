@@ -17,12 +17,14 @@ from trl import DPOConfig, DPOTrainer
 
 from tasks.errors import UserError
 from tasks.learning.batches import Example, plan
-from tasks.learning.following import Follow
+from tasks.learning.continuing import Continuing, keeper_of
+from tasks.learning.following import Follow, Resume
 from tasks.learning.history import Update
 from tasks.learning.learner import learning
+from tasks.learning.resuming import Keeper
 from tasks.learning.trainer import options
-from tasks.progress import Meter
 from tasks.train.phase import Trained
+from tasks.train.references import Both, References
 
 if TYPE_CHECKING:
     from tasks.train.dpo import Dpo
@@ -59,56 +61,74 @@ def fit_pairs(
         warnings.simplefilter("ignore", FutureWarning)
         trainer = PairTrainer(
             model,
+            References.of(how, seed, chosen, rejected),
             args=_arguments(how, len(batches), seed, scratch),
             train_dataset=_data_set(chosen, rejected),
             processing_class=copy.deepcopy(tokenizer),  # TRL gives it a padding token
         )
         pairs = list(zip(chosen, rejected, strict=True))
-        trainer.follow(pairs, batches, Meter(what, len(batches)))
-        trainer.train()
+        both = [row for pair in pairs for row in pair]
+        trainer.follow(pairs, batches, keeper_of(how, both, len(batches)), what)
+        trainer.finish()
         del model.forward  # TRL's, which can give log-probabilities instead of logits
     config.pad_token_id, config.use_cache, generation.pad_token_id = before
     return Trained(trainer.history, len(chosen), trainer.figures())
 
 
-class PairTrainer(DPOTrainer):
+class PairTrainer(Continuing, DPOTrainer):
     """DPOTrainer that takes pairs as they are, in a planned order, and stops at what is not finite.
 
     What overrides a private method of TRL 1.16 or transformers 5.23 says so; the tests of the
     phase hold each of them.
     """
 
-    history: list[Update]
-    start = 0
+    def __init__(self, model: PreTrainedModel, references: References, **options: Any) -> None:
+        self.references = references
+        super().__init__(model, **options)
+        self.learner = model
+        self.remove_callback(PrinterCallback)
+        self.add_callback(Follow(self))
+        self.add_callback(Resume(self))
 
     def follow(
         self,
         pairs: Sequence[tuple[Example, Example]],
         batches: Sequence[Sequence[int]],
-        meter: Meter,
+        keeper: Keeper | None,
+        what: str,
     ) -> None:
-        """Say which pairs each update takes, and who is told of it."""
-        self.pairs, self.batches, self.meter = pairs, batches, meter
-        self.history, self._losses, self._norm = [], list[Tensor](), math.nan
+        """Say which pairs each update takes, and where the run is kept from which it goes on."""
+        self.pairs, self.batches = pairs, batches
+        self._losses, self._norm = list[Tensor](), math.nan
         self._told: dict[str, list[float]] = {"accuracies": [], "margins": []}
-        self.remove_callback(PrinterCallback)
-        self.add_callback(Follow(self))
+        self._told |= self.go_on(keeper, what, len(batches))
+
+    def remembered(self) -> dict[str, Any]:
+        """Return what is told at the end."""
+        return self._told
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         """Private in TRL: leave the pairs as they are, cut into tokens as for every method."""
         return dataset
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """Private in TRL: ask the reference once, without its progress bars and cache files."""
-        loader = DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
-        parts = [self.compute_ref_log_probs(self.model, self._prepare_inputs(b)) for b in loader]
-        for side, logps in zip(("chosen", "rejected"), zip(*parts, strict=True), strict=True):
-            dataset = dataset.add_column(f"ref_{side}_logps", torch.cat(logps).tolist())
+        """Private in TRL: ask the reference once, and keep what it said where a rerun finds it."""
+
+        def ask() -> Both:
+            loader = DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
+            model = self.model
+            parts = [self.compute_ref_log_probs(model, self._prepare_inputs(b)) for b in loader]
+            chosen, rejected = zip(*parts, strict=True)
+            return torch.cat(chosen), torch.cat(rejected)
+
+        both = self.references.read_or(ask)
+        for side, logps_N in zip(("chosen", "rejected"), both, strict=True):
+            dataset = dataset.add_column(f"ref_{side}_logps", logps_N.tolist())
         return dataset
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Private in transformers: the planned order."""
-        return [pair for batch in self.batches for pair in batch]
+        """Private in transformers: the planned order, from the first update still to come."""
+        return [pair for batch in self.batches[self.start :] for pair in batch]
 
     def compute_loss(
         self,
@@ -121,7 +141,7 @@ class PairTrainer(DPOTrainer):
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self._losses.append(loss.detach())
         for name, seen in self._told.items():
-            seen.append(self._metrics["train"][f"rewards/{name}"][-1])
+            seen.append(float(self._metrics["train"][f"rewards/{name}"][-1]))
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:

@@ -14,7 +14,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,6 +78,23 @@ class StudentText:
             self.buffer.extend(own)
         return sorted([*given, *own], key=lambda row: len(row.ids))
 
+    def state(self) -> dict[str, Any]:
+        """Return what was kept, seen and counted so far; every draw is by the update's number."""
+        kept = [asdict(row) | {"ids": row.ids.tolist()} for row in self.buffer]
+        seen = {"share": self.share, "losses": self.losses, "counts": dict(self.counts)}
+        return seen | {"buffer": kept}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.share, self.losses = state["share"], list(state["losses"])
+        self.counts.clear()
+        self.counts.update(state["counts"])
+        self.buffer.clear()
+        self.buffer.extend(
+            Example(**row | {"ids": np.array(row["ids"], dtype=np.int32)})
+            for row in state["buffer"]
+        )
+
     def write(self, rows: Sequence[Example], draw: str) -> list[Example]:
         """Return the student's answers to the prompts of `rows`; the same for the same `draw`."""
         requests = [
@@ -122,10 +139,13 @@ class StudentText:
         tokens = sum(row.length for row in rows)
         learner = Learner(self.model, [Hard()], vocabulary=self.vocabulary)
         total = 0.0
+        training = self.model.training
+        self.model.eval()
         with self._precision():
             for number in range(len(data)):
                 batch = {k: tensor.to(self.model.device) for k, tensor in data[number].items()}
                 total += float(learner(**batch, divisor=tokens)[0])
+        self.model.train(training)
         return total
 
     def _precision(self) -> AbstractContextManager[Any]:

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from tasks.adapt.stage import run
-from tasks.adapt.tuning import Tuning
+from tasks.adapt.tuning import Tuning, Untuned
 from tasks.capture.stage import CaptureParams
 from tasks.errors import UserError
+from tasks.generate.stage import GenerateParams
 from tasks.judging.verifiers import Label, Task
 from tasks.models import checkpoints
 from tasks.params import validated
@@ -35,7 +36,12 @@ def rows(count, answered=True):
 def adapt(project, checkpoint):
     teacher = Teacher(model=str(checkpoint), licence="Apache-2.0", outputs_may_train=True)
     preflight(
-        {"main": teacher}, TeacherLayers(type="teacher_layers", layers=(0,)), CaptureParams(), {}
+        {"main": teacher},
+        TeacherLayers(type="teacher_layers", layers=(0,)),
+        adapt=Untuned(type="none"),
+        generate=GenerateParams(),
+        capture=CaptureParams(),
+        train={},
     )
     write_rows(LABELLED, rows(16))
     write_rows(DEV, rows(10))

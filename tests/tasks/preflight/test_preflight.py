@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from tasks.adapt.tuning import Untuned
 from tasks.capture.stage import CaptureParams
 from tasks.errors import UserError
+from tasks.generate.stage import GenerateParams
+from tasks.learning.memory import available_memory
 from tasks.models import checkpoints
 from tasks.models.outlines import outline_of
 from tasks.params import validated
-from tasks.preflight import capacity
+from tasks.preflight import capacity, memory
 from tasks.preflight.stage import run
 from tasks.rows.records import MODELS
 from tasks.shape.students import Student
@@ -31,7 +34,14 @@ def look(project, checkpoint):
         phases = {key: validated(Method, p, f"train.{key}") for key, p in (train or {}).items()}
         capture = CaptureParams(**({"signals": form} if form else {}))
         student = validated(Student, shape, "shape")
-        run({"main": main, **(others or {})}, student, capture, phases)
+        run(
+            {"main": main, **(others or {})},
+            student,
+            adapt=Untuned(type="none"),
+            generate=GenerateParams(),
+            capture=capture,
+            train=phases,
+        )
         return json.loads(MODELS.read_text())
 
     return run_with
@@ -270,17 +280,46 @@ def test_too_little_room_is_refused(monkeypatch, project):
     capacity.check_capacity([3000])
 
 
+KD = {
+    "method": "kd", "from": "shape", "rows": "data/order/train.jsonl", "updates": 2,
+    "targets": "models/adapt/main", "terms": [{"type": "forward_kl"}],
+}  # fmt: skip
+
+
+def test_what_each_stage_takes_is_told(look, monkeypatch):
+    said = []
+    monkeypatch.setattr(memory, "say", said.append)
+    sft = {k: v for k, v in KD.items() if k != "terms"} | {"method": "sft", "targets": KD["rows"]}
+    chain = {"first": sft, "kd": KD}
+    chain["next"] = KD | {"from": "train/kd", "targets": "models/train/first"}
+    look(train=chain)
+    told = {line.split(":")[0]: line for line in said}
+    assert list(told) == ["generate@main", "capture@main", "train@first", "train@kd", "train@next"]
+    assert "GiB with short rows" in told["train@kd"] and "max_tokens" in told["train@kd"]
+
+
+def test_a_phase_that_cannot_fit_is_refused_by_name(look, monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda: 900 << 20)
+    look(train={"kd": KD})
+    with pytest.raises(UserError, match="train@kd takes about") as caught:
+        look(train={"kd": KD | {"batch_size": 200_000}})
+    assert caught.value.where == "params.yaml, train.kd"
+    assert "micro_batch_size" in caught.value.mend
+    Path("params.yaml").write_text("resources: {train@kd: {memory_gb: 4000}}\n")
+    look(train={"kd": KD | {"batch_size": 200_000}})
+
+
 def test_a_containers_limit_counts(tmp_path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 100 kB\nMemAvailable:   80 kB\n")
-    assert capacity.available_memory(meminfo, tmp_path) == 80 * 1024
+    assert available_memory(meminfo, tmp_path) == 80 * 1024
     (tmp_path / "memory.max").write_text("70000\n")
     (tmp_path / "memory.current").write_text("50000\n")
     (tmp_path / "memory.stat").write_text("anon 20000\ninactive_file 10000\n")
-    assert capacity.available_memory(meminfo, tmp_path) == 30000
+    assert available_memory(meminfo, tmp_path) == 30000
     (tmp_path / "memory.max").write_text("max\n")
-    assert capacity.available_memory(meminfo, tmp_path) == 80 * 1024
-    assert capacity.available_memory(tmp_path / "none", tmp_path) is None
+    assert available_memory(meminfo, tmp_path) == 80 * 1024
+    assert available_memory(tmp_path / "none", tmp_path) is None
 
 
 BEHIND = {"model": "large-1", "endpoint": "http://127.0.0.1:9/v1"}

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from tasks.adapt.tuning import Untuned
 from tasks.capture.stage import CaptureParams
 from tasks.errors import UserError
+from tasks.generate.stage import GenerateParams
 from tasks.models import checkpoints
 from tasks.models.depth import Uniform
 from tasks.params import ParamsError, validated
@@ -30,7 +32,14 @@ def build(project, checkpoint, make_model, tokenizer):
 
     def built(**shape: Any):
         student = validated(Student, shape, "shape")
-        preflight(teachers, student, CaptureParams(), {})
+        preflight(
+            teachers,
+            student,
+            adapt=Untuned(type="none"),
+            generate=GenerateParams(),
+            capture=CaptureParams(),
+            train={},
+        )
         run(student, teachers)
         return checkpoints.load(SHAPE)
 

@@ -1,5 +1,6 @@
 """Targets of one or several teachers, live and stored, against whole logits of every model."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from tasks.learning.learner import Learner
 from tasks.losses.divergences import Distillm2, ForwardKL, Hard, ReverseKL, Term
 from tasks.models.heads import Head
 from tasks.models.vocabularies import template_hash, vocabulary_hash
+from tasks.rows.records import Row
+from tasks.shape.vocabulary import trim
 from tasks.signals.forms import StoredTopK
 from tasks.signals.store import Origin, SignalStore
 from tasks.teaching.combining import Best, MeanLogits, Mixture, Progressive, Route
-from tasks.teaching.origins import Live, Stored, shared_vocabulary, within
+from tasks.teaching.origins import Live, Stored, shared_vocabulary, understood, within
 
 
 def examples() -> list[Example]:
@@ -224,6 +227,29 @@ def test_padded_vocabularies_are_compared_on_the_shared_ids(make_model, tokenize
             q, p = (logits_of(m, row)[:, :size].softmax(-1) for m in (student, teacher))
             expected.append(forward_kl(p, q))
     assert float(loss) == pytest.approx(float(mean_over_tokens(expected)), rel=1e-5)
+
+
+def test_a_trimmed_student_is_taught_by_what_the_teacher_says_of_its_tokens(
+    make_model, tokenizer
+) -> None:
+    """The teacher reads its own ids of the same tokens; its distribution is over the student's."""
+    whole = make_model(tokenizer, seed=2)
+    student = make_model(tokenizer, seed=1, layers=2)
+    words = [Row(id="1", prompt="Definition: a small thing\nCategory:", answer=" animal")]
+    trimmed = trim(student, tokenizer, words)
+    assert len(trimmed) < len(tokenizer)
+    count, ids_V = understood(trimmed, tokenizer, "here")
+    assert count == len(trimmed) and ids_V is not None
+    live = Live({"one": whole}, count, ids_V={"one": ids_V})
+    loss = loss_of(student, [ForwardKL()], live)
+    expected = []
+    with torch.no_grad():
+        for row in examples():
+            read = replace(row, ids=ids_V.numpy()[row.ids])
+            p = logits_of(whole, read)[:, ids_V].softmax(-1)
+            expected.append(forward_kl(p, logits_of(student, row).softmax(-1)))
+    assert float(loss) == pytest.approx(float(mean_over_tokens(expected)), rel=1e-5)
+    assert understood(tokenizer, tokenizer, "here") == (len(tokenizer), None)
 
 
 def test_an_id_that_is_another_string_is_refused(make_tokenizer) -> None:

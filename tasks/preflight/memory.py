@@ -1,0 +1,176 @@
+"""What each training phase, and each stage of a teacher, will take of memory: told, or refused.
+
+How long the rows will be is not known yet. A phase that does not fit even with short rows is
+refused here; one that would not with rows of `max_tokens` is told of, and refused once its rows
+are known (tasks/learning/trainer.py). Like all of preflight's look at the machine, nothing of it is
+recorded.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tasks.capture.stage import CaptureParams
+from tasks.generate.backends import Transformers
+from tasks.generate.stage import GenerateParams
+from tasks.learning.hyperparameters import Hyperparameters
+from tasks.learning.memory import (
+    BASE,
+    GIB,
+    LOGITS,
+    PROGRAM,
+    ROWS,
+    WEIGHTS,
+    Asked,
+    Size,
+    available_memory,
+    check_room,
+    footprint,
+)
+from tasks.models.depth import Layers, chosen
+from tasks.models.outlines import Outline
+from tasks.progress import say
+
+if TYPE_CHECKING:
+    from tasks.train.phase import Phase
+
+SHORT = 32
+"""Tokens of a row that is surely not longer than the round's longest."""
+_WIDE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+Parts = dict[str, int]
+
+
+def size_of(outline: Outline, record: Mapping[str, Any] | None = None) -> Size:
+    """Return the size of a model; `record`: of the student that is made of it."""
+    told = record or outline.facts()
+    return Size.of(
+        outline.config, told["parameters"], told["parameters_of_embeddings"], told["layers"]
+    )
+
+
+class Memory:
+    """The models of a round by their sizes, and what is done with them."""
+
+    def __init__(
+        self,
+        teachers: Mapping[str, Size],
+        student: Size,
+        phases: "Mapping[str, Phase]",
+        resources: Mapping[str, Any],
+    ) -> None:
+        self.teachers, self.student, self.phases = teachers, student, phases
+        self.resources = resources
+
+    def check(self, adapt: Any, generate: GenerateParams, capture: CaptureParams) -> None:
+        """Tell what every stage takes.
+
+        Raises:
+            UserError: one takes more than there is even with short rows.
+        """
+        if isinstance(adapt, Hyperparameters):
+            for key, size in self.teachers.items():
+                self._tell(f"adapt@{key}", [footprint(size, adapt, n) for n in _lengths(adapt)])
+        for key, size in self.teachers.items():
+            backend = generate.backend_of(key)
+            if isinstance(backend, Transformers):
+                self._tell(f"generate@{key}", [answered(size, backend)])
+            self._tell(f"capture@{key}", [captured(size, capture)])
+        for key, phase in self.phases.items():
+            self._tell(f"train@{key}", [self.of_phase(phase, n) for n in _lengths(phase)])
+
+    def _tell(self, stage: str, both: list[Parts]) -> None:
+        """Say what a stage takes with short and with the longest rows; refuse what cannot be."""
+        asks = self.resources.get(stage, self.resources.get(stage.split("@", maxsplit=1)[0])) or {}
+        room = available_memory()
+        if asks.get("memory_gb"):
+            room = int(asks["memory_gb"] * GIB)
+        figures = [f"{sum(parts.values()) / GIB:.1f}" for parts in both]
+        longest = f", {figures[-1]} with rows of max_tokens" if len(both) > 1 else ""
+        section, _, key = stage.partition("@")
+        where = f"params.yaml, {section}.{key}" if section == "train" else f"params.yaml, {section}"
+        if room is None or asks.get("gpus"):
+            say(f"{stage}: about {figures[0]} GiB with short rows{longest}")
+            return
+        check_room(stage, both[0], room, where=where)
+        tight = "" if sum(both[-1].values()) <= room else f": {room / GIB:.1f} GiB are there"
+        say(f"{stage}: about {figures[0]} GiB with short rows{longest}{tight}")
+
+    def of_phase(self, phase: "Phase", tokens: int) -> Parts:
+        """Return the parts of a phase with rows of so many tokens, all its workers together."""
+        size = self._start(phase)
+        peers = getattr(phase, "peers", None)
+        if peers:
+            return _sum(
+                footprint(_kept(size, peer.keep_layers), phase, tokens) for peer in peers
+            ) | {BASE: footprint(size, phase, tokens)[BASE]}
+        size = _kept(size, phase.keep_layers)
+        pairs = phase.method == "dpo"  # type: ignore[attr-defined]
+        rows = phase.rows_at_once * (1 + pairs)
+        share = -(-rows // phase.workers) if phase.micro_batch_size is None else rows
+        asked = list(self._asked(phase))
+        one = footprint(size, phase, tokens, asked, rows=share, whole_logits=pairs)
+        return {part: phase.workers * amount for part, amount in one.items()}
+
+    def _start(self, phase: "Phase") -> Size:
+        stage, _, name = phase.start.partition("/")
+        if stage == "adapt":
+            return self.teachers.get(name, self.student)
+        if stage == "train":
+            above = self.phases[name.split("/")[0]]
+            return _kept(self._start(above), above.keep_layers)
+        return self.student
+
+    def _asked(self, phase: "Phase") -> Iterator[Asked]:
+        """Yield the teachers that are in memory while the phase trains."""
+        stage, _, name = phase.targets.partition("/")[2].partition("/")
+        if not phase.targets.startswith("models/"):
+            return
+        wide = _WIDE[getattr(phase, "teacher_precision", phase.precision)]
+        for key in getattr(phase, "teachers", None) or (name,):
+            if stage == "train":
+                phases = self.phases.get(key.split("/")[0])
+                yield Asked(self._start(phases) if phases else self.student, wide)
+            else:
+                yield Asked(self.teachers.get(key, self.student), wide)
+
+
+def captured(size: Size, how: CaptureParams) -> Parts:
+    """Return what one pass of a teacher takes: no gradient, and the logits of one chunk."""
+    a_token = 4 * (4 * size.width + 3 * size.neurons)
+    return {
+        BASE: PROGRAM,
+        WEIGHTS: _WIDE[how.precision] * size.parameters,
+        ROWS: how.threads * how.batch_tokens * a_token,
+        LOGITS: how.threads * how.chunk_tokens * size.vocabulary * 12,
+    }
+
+
+def answered(size: Size, how: Transformers) -> Parts:
+    """Return what a teacher takes that answers: the keys and values of a batch, and one token."""
+    wide, batch = _WIDE[how.precision], how.batching
+    a_token = 2 * wide * size.layers * size.keys + 4 * (4 * size.width + 3 * size.neurons)
+    one = {
+        BASE: PROGRAM,
+        WEIGHTS: wide * size.parameters,
+        ROWS: how.threads * batch.tokens * a_token,
+        LOGITS: how.threads * batch.rows * size.vocabulary * 12,
+    }
+    return {part: how.workers * amount for part, amount in one.items()}
+
+
+def _lengths(how: Hyperparameters) -> tuple[int, int]:
+    return min(SHORT, how.max_tokens), how.max_tokens
+
+
+def _kept(size: Size, layers: Layers | None) -> Size:
+    if layers is None:
+        return size
+    return size.with_layers(len(chosen(layers, size.layers, "train.<phase>.keep_layers")))
+
+
+def _sum(parts: "Iterator[Parts]") -> Parts:
+    found: Parts = {}
+    for some in parts:
+        for part, amount in some.items():
+            found[part] = found.get(part, 0) + amount
+    return found
