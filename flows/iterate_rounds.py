@@ -14,9 +14,8 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from flows import artifacts, succession
+from flows import artifacts, budget, succession
 from flows.distill_round import distill_round
-from flows.placement import StageResult
 from flows.round_history import WORKTREES, History, RoundRecord, tag_of
 from flows.stopping import reason_to_stop
 from flows.workspaces import Kind
@@ -69,8 +68,8 @@ def one_round(history: History, base: str, workspace: Kind = "shared") -> RoundR
     storage.share_storage(history.root, worktree)
     for change in succession.prepare(worktree, last):
         log.info("params.yaml: %s", change)
-    results = distill_round(worktree, workspace=workspace)
-    record = _conclude(history, number, worktree, last, results)
+    distill_round(worktree, workspace=workspace)
+    record = _conclude(history, number, worktree, last)
     if storage.absent_from_remote(worktree):  # a round that died between a stage and its push
         storage.push(worktree, [node.address for node in versioning.stages(worktree)])
     if absent := storage.absent_from_remote(worktree):
@@ -84,11 +83,7 @@ def one_round(history: History, base: str, workspace: Kind = "shared") -> RoundR
 
 
 def _conclude(
-    history: History,
-    number: int,
-    worktree: Path,
-    last: RoundRecord | None,
-    results: dict[str, StageResult],
+    history: History, number: int, worktree: Path, last: RoundRecord | None
 ) -> RoundRecord:
     """Promote or refuse, hand the prompts on, and say what the round came to."""
     verdict = succession.verdict(worktree)
@@ -112,7 +107,7 @@ def _conclude(
         updates=behind,
         dev={name: verdict[name] for name in ("champion", "challenger", "gain")},
         test=scores | {name: metrics[name] for name in ("retention", "retention_low")},
-        seconds=round(sum(result.seconds for result in results.values()), 1),
+        **budget.spent(worktree, last),
     )
 
 
