@@ -100,6 +100,8 @@ def distill_round(
         storage.bring_outputs(root, [node.address for node in nodes if _shown(node)])
         render(root)  # a view of hashed files and of this run's times: no stage, no hash
         artifacts.show_report(root)
+        artifacts.show_losses(root)
+        artifacts.show_samples(root)
     return results
 
 

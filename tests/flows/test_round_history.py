@@ -130,7 +130,7 @@ def test_two_rounds_are_compared_by_params_scores_and_outputs(root: Path) -> Non
     found = differences(history, 1, 2)
     assert found["params"] == {"seeds": ([1], [1, 2])}
     assert found["scores"] == {"score": (1, 2)}
-    assert found["stages"] == {"train m": ("a1" + "0" * 10, "a2" + "0" * 10)}
+    assert found["stages"] == {"train m": ("a1" + "0" * 30, "a2" + "0" * 30)}
 
 
 @pytest.mark.parametrize(
