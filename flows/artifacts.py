@@ -8,14 +8,17 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import (
+    create_image_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
 )
 
+from flows import pictures
 from flows.placement import StageResult
 from flows.round_history import RoundRecord, tag_of
+from tasks.evaluate.report.round_files import RoundFiles
 from tasks.progress import Advance
 
 _EVERY_SECONDS = 2.0
@@ -80,23 +83,66 @@ def show_report(root: Path) -> None:
         create_markdown_artifact(report.read_text(), "report", "The round's report")
 
 
-def show_promotion(record: RoundRecord, last: RoundRecord | None) -> None:
-    """Publish how champion and challenger compare, and where the round is kept."""
-    before = last.champion if last else "the student before any teaching"
+def show_losses(root: Path) -> None:
+    """Publish the loss curves of all phases and seeds as a picture."""
+    found = {
+        f"{phase}, seed {seed}": [(line["step"], line["loss"]) for line in curve]
+        for phase, seeds in RoundFiles(root).losses.items()
+        for seed, curve in seeds.items()
+    }
+    if found:
+        picture = pictures.curves(found, "update", "loss")
+        create_image_artifact(picture, "losses", "Loss at each update")
+
+
+def show_samples(root: Path) -> None:
+    """Publish sample rows with everyone's answer."""
     rows = [
-        ("champion before", before, record.dev["champion"]),
-        ("challenger", tag_of(record.number), record.dev["challenger"]),
+        {"kind": row["kind"], "prompt": row["prompt"], "reference": row["reference"]}
+        | {arm: answer["answer"] for arm, answer in row["answers"].items()}
+        for row in RoundFiles(root).samples
     ]
+    if rows:
+        create_table_artifact(
+            rows, "samples", "Sample rows, drawn for where the student won or lost"
+        )
+
+
+def show_promotion(verdict: dict[str, Any], record: RoundRecord, last: RoundRecord | None) -> None:
+    """Publish how champion and challenger compare on the dev rows: a table and a picture."""
+    before = last.champion if last else "the student before any teaching"
+    names = {"champion": before, "challenger": tag_of(record.number)}
     lines = [
         f"## {tag_of(record.number)}: {'promoted' if record.promoted else 'champion kept'}",
         f"{record.why}.",
-        "| | | score on the dev rows |\n|---|---|---|",
-        *(f"| {what} | `{which}` | {score:.3f} |" for what, which, score in rows),
-        f"\nKept as git tag `{tag_of(record.number)}`, made from `{record.base[:12]}`; "
-        f"the student in use is now `{record.champion}`.",
+        "| | | score on the dev rows | 95 % interval |\n|---|---|---|---|",
+        *(_scored(role, name, verdict["intervals"][role]) for role, name in names.items()),
+        f"\nThe student in use is now `{record.champion}`.",
     ]
     text = "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:])
     create_markdown_artifact(text, "champion", "Champion against challenger")
+    scores = {f"{role}\n{name}": verdict["intervals"][role] for role, name in names.items()}
+    picture = pictures.intervals(scores, "score on the dev rows, with its 95 % interval")
+    create_image_artifact(picture, "champion-picture", "Champion against challenger")
+
+
+def _scored(role: str, name: str, score: dict[str, float]) -> str:
+    told = f"{score['mean']:.3f} | [{score['low']:.3f}, {score['high']:.3f}]"
+    return f"| {role} | `{name}` | {told} |"
+
+
+def show_lineage(record: RoundRecord, commit: str, hashes: dict[str, str]) -> None:
+    """Publish where a round is kept: git's tag and commits, and DVC's hash of every output."""
+    tag = tag_of(record.number)
+    lines = [
+        f"| git tag | git commit | made from |\n|---|---|---|\n| `{tag}` | `{commit}` | "
+        f"`{record.base}` |",
+        f"`git checkout {tag} && dvc pull` brings its files, `cohobate show {record.number}` its "
+        "report.",
+        "| stage and output | DVC's MD5 |\n|---|---|\n"
+        + "\n".join(f"| {name} | `{value}` |" for name, value in hashes.items()),
+    ]
+    create_markdown_artifact("\n\n".join(lines), "lineage", f"Where {tag} is kept")
 
 
 def _key(address: str, what: str) -> str:

@@ -56,6 +56,7 @@ def run_stage(
         log.error("%s", error)
         raise
     log.info("%s in %.1f s, %d files pushed", result.outcome, result.seconds, result.pushed)
+    stage_seconds.record(root, node.address, result)
     artifacts.show_stage(node.address, result)
     if node.name == "filter":
         storage.bring_outputs(root, [node.address])
@@ -95,13 +96,14 @@ def distill_round(
         except BaseException:  # Ctrl-C, or cancelled in the UI: the remote work must stop too
             placement.stop_all()
             raise
-    stage_seconds.record(root, results)
     if errors:
         raise errors[0]
     if "evaluate" in results:
         storage.bring_outputs(root, [node.address for node in nodes if _shown(node)])
         render(root)  # a view of hashed files and of this run's times: no stage, no hash
         artifacts.show_report(root)
+        artifacts.show_losses(root)
+        artifacts.show_samples(root)
     return results
 
 

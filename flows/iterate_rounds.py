@@ -10,13 +10,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger
+from pydantic import BaseModel
 
-from flows import artifacts, succession
+from flows import artifacts, budget, overrides, succession
 from flows.distill_round import distill_round
-from flows.placement import StageResult
+from flows.round_diff import outputs
 from flows.round_history import WORKTREES, History, RoundRecord, tag_of
 from flows.stopping import reason_to_stop
 from flows.workspaces import Kind
@@ -24,6 +25,11 @@ from tasks import params, schema
 from tasks.errors import UserError
 from tasks.lineage import storage, versioning
 from tasks.rounds import Rounds, Stop
+
+if TYPE_CHECKING:
+    Params = BaseModel
+else:  # the form that the UI shows is made of it
+    Params = schema.partial_model()
 
 
 @flow(persist_result=False, log_prints=False)
@@ -33,6 +39,8 @@ def iterate_rounds(
     base: str = "HEAD",
     stop: Stop | None = None,
     workspace: Kind = "shared",
+    *,
+    changes: Params | None = None,
 ) -> list[dict[str, Any]]:
     """Run rounds until so many are done or a stop rule holds.
 
@@ -42,6 +50,7 @@ def iterate_rounds(
         base: Commit or branch whose code and params a new round uses.
         stop: When to end before; what params.yaml says under `rounds.stop` when not given.
         workspace: `isolated` where the nodes of the cluster do not see `root`.
+        changes: What these rounds change of params.yaml; their commits have it.
 
     Returns:
         What each round came to, as `reports/round.json` has it.
@@ -56,39 +65,40 @@ def iterate_rounds(
             if why := _reason_to_stop(history, stop):
                 get_run_logger().info("no further round: %s", why)
                 break
-            done.append(one_round(history, base, workspace).model_dump())
+            done.append(one_round(history, base, workspace, changes).model_dump())
     return done
 
 
-def one_round(history: History, base: str, workspace: Kind = "shared") -> RoundRecord:
+def one_round(
+    history: History, base: str, workspace: Kind = "shared", changes: BaseModel | None = None
+) -> RoundRecord:
     """Run the next round, or the one that died, to its commit and tag."""
     log = get_run_logger()
     last = history.last()
     number, worktree, died = history.open(base)
     log.info("%s %s in %s", "taking up" if died else "starting", tag_of(number), worktree)
     storage.share_storage(history.root, worktree)
-    for change in succession.prepare(worktree, last):
+    wished = overrides.lay_over(worktree, changes) if changes else []
+    for change in [*wished, *succession.prepare(worktree, last)]:
         log.info("params.yaml: %s", change)
-    results = distill_round(worktree, workspace=workspace)
-    record = _conclude(history, number, worktree, last, results)
+    distill_round(worktree, workspace=workspace)
+    record = _conclude(history, number, worktree, last)
     if storage.absent_from_remote(worktree):  # a round that died between a stage and its push
         storage.push(worktree, [node.address for node in versioning.stages(worktree)])
     if absent := storage.absent_from_remote(worktree):
         told = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
         mend = "dvc push, then cohobate resume"
         raise UserError(f"not on the DVC remote: {told}", where=str(worktree), mend=mend)
-    artifacts.show_promotion(record, last)
+    verdict = succession.verdict(worktree)
     commit = history.close(worktree, record, _message(record))
+    artifacts.show_promotion(verdict, record, last)
+    artifacts.show_lineage(record, commit, outputs(history, number))
     log.info("%s is commit %s: %s", tag_of(number), commit[:12], record.why)
     return record
 
 
 def _conclude(
-    history: History,
-    number: int,
-    worktree: Path,
-    last: RoundRecord | None,
-    results: dict[str, StageResult],
+    history: History, number: int, worktree: Path, last: RoundRecord | None
 ) -> RoundRecord:
     """Promote or refuse, hand the prompts on, and say what the round came to."""
     verdict = succession.verdict(worktree)
@@ -112,7 +122,7 @@ def _conclude(
         updates=behind,
         dev={name: verdict[name] for name in ("champion", "challenger", "gain")},
         test=scores | {name: metrics[name] for name in ("retention", "retention_low")},
-        seconds=round(sum(result.seconds for result in results.values()), 1),
+        **budget.spent(worktree, last),
     )
 
 

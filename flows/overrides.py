@@ -6,6 +6,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from flows import recipes
@@ -23,17 +24,36 @@ def apply(root: Path, settings: list[str], recipe: str | None = None) -> list[st
         ParamsError: no such recipe, no `=`, a key that is not there, or a value that the schema
             refuses; the file is then untouched.
     """
-    path = root / params.PARAMS
+    with _edited(root) as (document, changes):
+        changes.extend(recipes.lay_over(document, recipes.read(root, recipe)) if recipe else [])
+        changes.extend(change for setting in settings if (change := _set(document, setting)))
+    return changes
+
+
+def lay_over(root: Path, wished: BaseModel) -> list[str]:
+    """Write what was set of a partial params.yaml into the whole; return a line for each change.
+
+    Raises:
+        ParamsError: the schema refuses the whole; the file is then untouched.
+    """
+    with _edited(root) as (document, changes):
+        given = wished.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+        changes.extend(recipes.lay_over(document, given))
+    return changes
+
+
+@contextmanager
+def _edited(root: Path) -> Iterator[tuple[Any, list[str]]]:
+    """Yield params.yaml and a list of changes; write the one if there is any of the other."""
+    path, changes = root / params.PARAMS, list[str]()
     yaml = _as_it_is_written()
     document = yaml.load(path.read_text())
-    changes = recipes.lay_over(document, recipes.read(root, recipe)) if recipe else []
-    changes += [change for setting in settings if (change := _set(document, setting))]
+    yield document, changes
     schema.check(_plain(document))
     if changes:
         text = StringIO()
         yaml.dump(document, text)
         path.write_text(text.getvalue())
-    return changes
 
 
 @contextmanager

@@ -14,7 +14,7 @@ Changes = dict[str, tuple[Any, Any]]
 def differences(history: History, one: int, other: int) -> dict[str, Changes]:
     """Return, under `params`, `scores` and `stages`, what is not the same in both rounds."""
     found = {}
-    for title, read in {"params": _params, "scores": _scores, "stages": _outputs}.items():
+    for title, read in {"params": _params, "scores": _scores, "stages": outputs}.items():
         before, after = (read(history, history.record(number).number) for number in (one, other))
         found[title] = _changes(before, after)
     return found
@@ -37,11 +37,11 @@ def _scores(history: History, number: int) -> dict[str, Any]:
     return {name: value for name, value in _leaves(test | dev) if isinstance(value, int | float)}
 
 
-def _outputs(history: History, number: int) -> dict[str, Any]:
+def outputs(history: History, number: int) -> dict[str, str]:
     """Return the hash of what each stage wrote."""
     stages = _yaml(history.file(tag_of(number), "dvc.lock"))["stages"]
     return {
-        f"{name} {out['path']}": out["md5"][:12]
+        f"{name} {out['path']}": out["md5"]
         for name, stage in stages.items()
         for out in stage.get("outs", [])
     }

@@ -45,9 +45,11 @@ class RoundRecord(BaseModel):
     test: dict[str, Any]
     """Scores on the test rows: teacher, baseline, student, retention."""
     seconds: float
-    """Wall time of the stages that ran."""
+    """What its stages took, those of attempts that died included; side by side, each counts."""
     money: float = 0.0
-    """What the teachers' answers cost."""
+    """US dollars that the teachers' ledgers grew by since the round before."""
+    ledgers: dict[str, float] = {}
+    """US dollars in each ledger by its end, those that it did not use included."""
     rolled_back_to: int | None = None
     """Set where a person took an earlier round's champion back into use."""
 

@@ -16,9 +16,10 @@ class Stop(Section):
     without_gain: int | None = Field(None, ge=1)
     """So many rounds in a row promoted no student."""
     hours: float | None = Field(None, gt=0)
-    """Wall time of all rounds together."""
+    """What the stages of all rounds took together; of those side by side each counts."""
     money: float | None = Field(None, gt=0)
-    """What the teachers' answers of all rounds cost, in the currency of their prices."""
+    """US dollars that the teachers' answers of all rounds cost, by the ledgers. It is looked at
+    between rounds; within one `cap` of the teacher's backend holds."""
 
 
 class Rounds(Section):

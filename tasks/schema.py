@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
 
 from tasks.params import TASKS, ParamsError, Reads, nearest, reads_of, stage_function, validated
 from tasks.resources import Resources
@@ -35,6 +35,13 @@ def check(document: dict[str, Any]) -> None:
         if name not in document:
             raise ParamsError(f"the section {name} is missing", where="params.yaml")
         validated(annotation, document[name], name)
+
+
+def partial_model() -> type[BaseModel]:
+    """Return a model of which every section may be left out: what a run changes of params.yaml."""
+    fields: dict[str, Any] = {name: (kind | None, None) for name, kind in sections().items()}
+    strict = ConfigDict(frozen=True, extra="forbid")
+    return create_model("Params", __config__=strict, **fields)
 
 
 def json_schema() -> dict[str, Any]:

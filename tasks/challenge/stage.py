@@ -6,7 +6,8 @@ Out: reports/challenge.json, which `dvc metrics show` reads too:
 
     {"promote": true, "why": "+8.2 points [+4.9, +11.6] on 500 dev rows", "seed": 2,
      "champion": 0.641, "challenger": 0.723, "gain": {"low": 0.049, "mean": 0.082, "high": 0.116},
-     "by_seed": {"1": 0.721, "2": 0.725}, "growth": {"flops_per_token": 1.0, …}}
+     "by_seed": {"1": 0.721, "2": 0.725}, "growth": {"flops_per_token": 1.0, …},
+     "intervals": {"champion": {"low": 0.601, "mean": 0.641, "high": 0.680}, "challenger": {…}}}
 
 The test rows have no part in this: they are looked at once a round, and choose nothing.
 """
@@ -88,7 +89,8 @@ def judge(
         "challenger": np.stack([scores[name] for name in by_seed]),
         "champion": scores["champion"][None],
     }
-    gain = Bootstrap(both, draws=10_000, seed=0).difference("challenger", "champion")
+    drawn = Bootstrap(both, draws=10_000, seed=0)
+    gain = drawn.difference("challenger", "champion")
     growth = challenge.guards.growth(sizes[best], sizes["champion"])
     told = f"{100 * gain.mean:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
     told += f" on {len(scores['champion'])} dev rows"
@@ -101,6 +103,7 @@ def judge(
         "challenger": round(float(np.mean(list(by_seed.values()))), 6),
         "by_seed": {name: round(score, 6) for name, score in by_seed.items()},
         "gain": gain.rounded(),
+        "intervals": {name: drawn.score(name).rounded() for name in both},
         "growth": growth,
     }
 

@@ -42,6 +42,9 @@ def journal_of(teacher: str, chosen: str = "") -> "Journal":
 class Journal(ABC):
     """Bytes that are only ever added to."""
 
+    name: str
+    """Says which teacher's it is, wherever it lies."""
+
     @abstractmethod
     def open(self) -> None:
         """Make ready to read and append."""
@@ -67,7 +70,7 @@ class File(Journal):
     """A file on disk."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.name = path, path.stem
 
     def __str__(self) -> str:
         return str(self.path)
@@ -114,6 +117,7 @@ class Objects(Journal):
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix.removeprefix("s3://")
+        self.name = self.prefix.rpartition("/")[2]
 
     def __str__(self) -> str:
         return f"s3://{self.prefix}"

@@ -30,6 +30,7 @@ from tasks.generate.endpoint import place_of
 from tasks.generate.interview import Interview
 from tasks.generate.ledger import Ledger, key_of
 from tasks.generate.places import journal_of
+from tasks.generate.spending import noted
 from tasks.generate.templates import template_of
 from tasks.models import checkpoints
 from tasks.models.decoding import Decoding
@@ -79,7 +80,8 @@ def run(item: str, generate: GenerateParams) -> None:
             mend="cohobate run --set generate.decoding.temperature=0.7",
         )
     folder = GENERATE / item
-    with Ledger(journal_of(identity(item), generate.ledger)) as ledger:
+    journal = journal_of(identity(item), generate.ledger)
+    with Ledger(journal) as ledger, noted(item, ledger):
         interview = Interview(item, generate, template_of(generate.template), ledger)
         write_rows(folder / "responses.jsonl", interview.responses())
     write_rows(folder / "failed.jsonl", interview.failed)

@@ -1,5 +1,6 @@
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def commit(root: Path, message: str) -> str:
     return git(root, "rev-parse", "HEAD")
 
 
-def record(number: int, base: str = "", promoted: bool = True, **more) -> RoundRecord:
+def record(number: int, base: str = "", promoted: bool = True, **more: Any) -> RoundRecord:
     dev = {"champion": 0.1, "challenger": 0.2, "gain": {"mean": 0.1, "low": 0.0, "high": 0.2}}
     scores = {"student": {"score": 0.5}, "retention": 0.9, "retention_low": 0.85}
     given = {
@@ -129,7 +130,7 @@ def test_two_rounds_are_compared_by_params_scores_and_outputs(root: Path) -> Non
     found = differences(history, 1, 2)
     assert found["params"] == {"seeds": ([1], [1, 2])}
     assert found["scores"] == {"score": (1, 2)}
-    assert found["stages"] == {"train m": ("a1" + "0" * 10, "a2" + "0" * 10)}
+    assert found["stages"] == {"train m": ("a1" + "0" * 30, "a2" + "0" * 30)}
 
 
 @pytest.mark.parametrize(

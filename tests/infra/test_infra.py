@@ -3,10 +3,17 @@
 import inspect
 import json
 import re
+from collections.abc import Iterator
 from importlib import import_module
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+import click
+import jsonschema
+import kubernetes_validate
 import pytest
+from prefect.cli.deploy._models import DeploymentConfig, PrefectYamlModel, RawScheduleConfig
 from ruamel.yaml import YAML
 
 INFRA = Path(__file__).parents[2] / "infra"
@@ -70,3 +77,95 @@ def test_the_s3_policy_grants_no_deletion_and_no_other_prefix() -> None:
             assert "*" not in action
             assert "Delete" not in action
         assert statement["Resource"].endswith(("BUCKET", "BUCKET/cohobate/*"))
+
+
+def refusals(schema: dict[str, Any], document: Any) -> list[str]:
+    kind = jsonschema.validators.validator_for(schema)
+    return [f"{[*e.path]}: {e.message}" for e in kind(schema).iter_errors(document)]
+
+
+def test_compose_is_what_the_compose_specification_asks_for() -> None:
+    vendored = files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json"
+    schema = json.loads(vendored.read_text())
+    (compose,) = documents("compose.yaml")
+    assert refusals(schema, compose) == []
+    compose["services"]["prefect"]["prots"] = []
+    assert refusals(schema, compose)
+
+
+def test_the_ray_cluster_is_what_rays_own_schema_asks_for() -> None:
+    schema = json.loads((files("ray.autoscaler") / "ray-schema.json").read_text())
+    (cluster,) = documents("ray-cluster.yaml")
+    assert refusals(schema, cluster) == []
+    assert refusals(schema, cluster | {"max_worker": 4})
+
+
+def known_options(command: str, known: set[str]) -> None:
+    for word in re.findall(r"--[a-z-]+", command):
+        assert word in known, f"ray start has no {word}"
+
+
+def test_what_is_said_to_ray_start_are_options_that_it_has() -> None:
+    start = import_module("ray.scripts.scripts").start
+    known = {name for p in start.params if isinstance(p, click.Option) for name in p.opts}
+    (cluster,) = documents("ray-cluster.yaml")
+    for command in (*cluster["head_start_ray_commands"], *cluster["worker_start_ray_commands"]):
+        known_options(command, known | {"--force"})
+    (compose,) = documents("compose.yaml")
+    for name in ("ray-head", "ray-worker"):
+        known_options(" ".join(compose["services"][name]["command"]), known)
+    (ray,) = documents("kubernetes/raycluster.yaml")
+    for group in (ray["spec"]["headGroupSpec"], *ray["spec"]["workerGroupSpecs"]):
+        assert {f"--{name}" for name in group["rayStartParams"]} <= known
+
+
+def kubernetes_resources() -> Iterator[dict[str, Any]]:
+    """Yield what Kubernetes itself knows: KubeRay's own kind by the pods that it is made of."""
+    for path in sorted((INFRA / "kubernetes").glob("*.yaml")):
+        for document in documents(f"kubernetes/{path.name}"):
+            if document["kind"] != "RayCluster":
+                yield document
+                continue
+            spec = document["spec"]
+            for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+                name = {"name": group.get("groupName", "head")}
+                yield {"apiVersion": "v1", "kind": "Pod", "metadata": name, **group["template"]}
+
+
+@pytest.mark.parametrize("resource", kubernetes_resources(), ids=lambda r: r["metadata"]["name"])
+def test_kubernetes_takes_it(resource: dict[str, Any]) -> None:
+    version = kubernetes_validate.latest_version()
+    kubernetes_validate.validate(resource, version, strict=True)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(resource | {"sepc": {}}, version, strict=True)
+
+
+def test_prefect_knows_every_key_of_prefect_yaml() -> None:
+    (document,) = documents("prefect.yaml")
+    PrefectYamlModel.model_validate(document)
+    ours = {"definitions"}  # anchors
+    assert set(document) - ours <= fields(PrefectYamlModel)
+    for deployment in document["deployments"]:
+        DeploymentConfig.model_validate(deployment)
+        assert set(deployment) <= fields(DeploymentConfig)
+        for schedule in deployment.get("schedules", []):
+            RawScheduleConfig.model_validate(schedule)
+
+
+def fields(model: Any) -> set[str]:
+    known = model.model_fields
+    return {*known, *(field.alias for field in known.values() if field.alias)}
+
+
+def test_the_s3_policy_has_the_shape_of_one_and_names_what_s3_can_do() -> None:
+    service = import_module("botocore.session").get_session().get_service_model("s3")
+    permissions = {"ListBucket", "ListMultipartUploadParts"}  # of ListObjectsV2 and ListParts
+    policy = json.loads((INFRA / "s3-policy.json").read_text())
+    assert policy.pop("Version") == "2012-10-17" and set(policy) == {"Statement"}
+    for statement in policy["Statement"]:
+        assert set(statement) - {"Sid", "Condition"} == {"Effect", "Action", "Resource"}
+        assert statement["Sid"].isalnum() and statement["Effect"] == "Allow"
+        actions = statement["Action"]
+        for action in [actions] if isinstance(actions, str) else actions:
+            prefix, _, name = action.partition(":")
+            assert prefix == "s3" and name in permissions | set(service.operation_names)

@@ -32,6 +32,8 @@ def test_a_clear_gain_promotes_the_best_seed() -> None:
     assert found["promote"]
     assert found["seed"] == 2
     assert found["gain"]["low"] > 0
+    for name, score in found["intervals"].items():
+        assert score["low"] < found[name] == score["mean"] < score["high"]
     assert found["challenger"] == pytest.approx(np.mean([*found["by_seed"].values()]), abs=1e-6)
 
 

@@ -1,0 +1,79 @@
+"""What the Prefect UI is given of a round."""
+
+import csv
+import struct
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import artifacts, pictures
+from tasks.evaluate.tables import LOSSES, SAMPLES
+from tasks.rows.records import write_json
+from tests.flows.test_round_history import record
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What was published, by key."""
+    found: dict[str, Any] = {}
+    for kind in ("image", "markdown", "table"):
+        monkeypatch.setattr(
+            artifacts,
+            f"create_{kind}_artifact",
+            lambda content, key, description: found.update({key: content}),
+        )
+    return found
+
+
+def size_of(picture: str) -> tuple[int, int]:
+    kind, _, content = picture.partition(",")
+    assert kind == "data:image/png;base64"
+    image = b64decode(content)
+    assert image.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", image[16:24])
+    return width, height
+
+
+def test_champion_and_challenger_are_compared_with_their_intervals(shown: dict[str, Any]) -> None:
+    verdict = {
+        "intervals": {
+            "champion": {"low": 0.6, "mean": 0.641, "high": 0.68},
+            "challenger": {"low": 0.7, "mean": 0.733, "high": 0.775},
+        }
+    }
+    artifacts.show_promotion(verdict, record(2), record(1))
+    assert (
+        "| champion | `models/champion/round-0001` | 0.641 | [0.600, 0.680] |" in shown["champion"]
+    )
+    assert "| challenger | `round-0002` | 0.733 | [0.700, 0.775] |" in shown["champion"]
+    assert size_of(shown["champion-picture"]) == size_of(
+        pictures.intervals(verdict["intervals"], "score")
+    )
+
+
+def test_loss_curves_and_sample_rows_are_there_once_they_are(
+    project: Path, shown: dict[str, Any]
+) -> None:
+    artifacts.show_losses(project)
+    artifacts.show_samples(project)
+    assert shown == {}
+    LOSSES.mkdir(parents=True)
+    with (LOSSES / "kd-seed-1.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("step", "loss", "stage"), (1, 2.5, 0), (2, 1.5, 0)])
+    answers = {"kd": {"answer": " plant", "score": 1.0, "confidence": 0.9}}
+    row = {"kind": "won", "prompt": "an oak", "reference": " plant", "answers": answers}
+    write_json(SAMPLES, [row])
+    artifacts.show_losses(project)
+    artifacts.show_samples(project)
+    assert size_of(shown["losses"])[0] > 500
+    assert shown["samples"] == [
+        {"kind": "won", "prompt": "an oak", "reference": " plant", "kd": " plant"}
+    ]
+
+
+def test_a_round_links_its_tag_its_commits_and_every_hash(shown: dict[str, Any]) -> None:
+    artifacts.show_lineage(record(3, base="b" * 40), "c" * 40, {"train@kd models/kd": "a" * 32})
+    for wanted in ("round-0003", "b" * 40, "c" * 40, f"| train@kd models/kd | `{'a' * 32}` |"):
+        assert wanted in shown["lineage"]

@@ -1,0 +1,69 @@
+"""A deployment's form is made of the models behind params.yaml; its values reach a round."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.utilities.callables import parameter_schema
+
+from flows import overrides
+from flows.iterate_rounds import Params, iterate_rounds
+from tasks import params, schema
+from tasks.params import ParamsError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_section_of_params_yaml_is_in_the_form() -> None:
+    form = parameter_schema(iterate_rounds).model_dump()
+    offered = form["definitions"]["Params"]["properties"]
+    assert set(offered) == set(schema.sections())
+    mine = form["definitions"]["MineParams"]["properties"]
+    assert mine["rows"]["type"] == "integer"
+    assert "description" in mine["rows"]
+
+
+def test_what_the_form_sets_is_laid_over_params_yaml(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    before = params.load(tmp_path / "params.yaml")
+    wished = Params.model_validate({"mine": {"rows": 7}, "rounds": {"stop": {"hours": 3}}})
+    changes = overrides.lay_over(tmp_path, wished)
+    assert changes == ["mine.rows: 0 -> 7", "rounds.stop.hours: (none) -> 3"]
+    after = params.load(tmp_path / "params.yaml")
+    assert after["rounds"] == before["rounds"] | {"stop": before["rounds"]["stop"] | {"hours": 3}}
+    assert {k: v for k, v in after.items() if k not in ("mine", "rounds")} == {
+        k: v for k, v in before.items() if k not in ("mine", "rounds")
+    }
+    assert overrides.lay_over(tmp_path, wished) == []  # a round that died is taken up
+
+
+def test_what_the_whole_refuses_changes_nothing(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text().replace("mine: {", "mien: {")
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ParamsError, match="mien"):
+        overrides.lay_over(tmp_path, Params.model_validate({"seeds": [1, 2]}))
+    assert (tmp_path / "params.yaml").read_text() == text
+
+
+@pytest.mark.round
+def test_a_server_holds_the_form_and_refuses_what_it_does_not_allow(
+    prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    with get_client(sync_client=True) as client:
+        flow = client.create_flow(iterate_rounds)
+        made = client.create_deployment(
+            flow, name="form", enforce_parameter_schema=True,
+            parameter_openapi_schema=parameter_schema(iterate_rounds).model_dump(),
+        )  # fmt: skip
+        held: dict[str, Any] = client.read_deployment(made).parameter_openapi_schema
+        assert set(held["definitions"]["Params"]["properties"]) == set(schema.sections())
+        fine = {"changes": {"rounds": {"stop": {"hours": 3}}, "seeds": [1, 2]}}
+        run = client.create_flow_run_from_deployment(made, parameters=fine)
+        assert run.parameters["changes"] == fine["changes"]
+        for wrong in ({"seeds": "many"}, {"mien": {}}, {"rounds": {"stop": {"hours": -1}}}):
+            with pytest.raises(PrefectHTTPStatusError, match="Validation failed"):
+                client.create_flow_run_from_deployment(made, parameters={"changes": wrong})
