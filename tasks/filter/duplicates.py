@@ -61,8 +61,8 @@ class NearDuplicates(Filter):
 
         words = (context.evaluation.content(prompt_text(row.prompt)) for row in rows)
         phrases = context.evaluation.phrases
-        shared = shared_bands(words, phrases, self.similarity, self.permutations)
-        first: dict[int, int] = {}  # kept row of each band; more are rare, and a list each is dear
+        shared, groups = shared_bands(words, phrases, self.similarity, self.permutations)
+        first = array("q", [-1]) * groups  # kept row of each group; more are rare
         further: defaultdict[int, list[int]] = defaultdict(list)
         verdicts: dict[str, Verdict] = {}  # another answer goes the way of its prompt
         places = count()
@@ -72,16 +72,18 @@ class NearDuplicates(Filter):
             if place not in shared:
                 return KEPT
             if row.id not in verdicts:
-                bands = [band for band in shared[place] if band in first]
-                near = {first[band] for band in bands}
-                near.update(*(further[band] for band in bands if band in further))
+                known = [group for group in shared[place] if first[group] >= 0]
+                near = {first[group] for group in known}
+                near.update(*(further[group] for group in known if group in further))
                 said = pairs(row) if near else set()
                 alike = (_jaccard(said, pairs(rows[other])) for other in sorted(near))
                 twin = next((s for s in alike if s >= self.similarity), None)
                 verdicts[row.id] = KEPT if twin is None else Refused(_NEAR, round(twin, 4))
-                for band in shared[place] if twin is None else ():
-                    if first.setdefault(band, place) != place:
-                        further[band].append(place)
+                for group in shared[place] if twin is None else ():
+                    if first[group] < 0:
+                        first[group] = place
+                    else:
+                        further[group].append(place)
             return verdicts[row.id]
 
         return keep

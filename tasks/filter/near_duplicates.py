@@ -43,10 +43,10 @@ def bands(similarity: float, permutations: int) -> tuple[int, int]:
 
 def shared_bands(
     texts: Iterable[list[str]], ignored: Set[str], similarity: float, permutations: int
-) -> "dict[int, array[int]]":
-    """Return, for each row that shares a band with another one, the hashes of the bands shared.
+) -> "tuple[dict[int, array[int]], int]":
+    """Return, for each row that shares a band with another one, the groups that it is in.
 
-    A hash carries the number of its band, so that those of different bands never meet.
+    A group is of the rows that share one band; groups are numbered, and their count is returned.
 
     Args:
         texts: the words of each row; the pairs of neighbours are what rows have in common, as
@@ -58,7 +58,8 @@ def shared_bands(
     import numpy as np
 
     number, width = bands(similarity, permutations)
-    shared: defaultdict[int, array[int]] = defaultdict(lambda: array("Q"))
+    shared: defaultdict[int, array[int]] = defaultdict(lambda: array("I"))
+    groups = 0
     ignored_T = _hashed([word for pair in sorted(ignored) for word in pair.split(" ")]).reshape(
         -1, 2
     )
@@ -74,9 +75,11 @@ def shared_bands(
             order_N = np.argsort(hashes_N)
             same = np.flatnonzero(np.diff(hashes_N[order_N]) == 0)
             rows = order_N[np.union1d(same, same + 1)]
-            for row, value in zip(rows.tolist(), hashes_N[rows].tolist(), strict=True):
-                shared[row].append(band << 32 | value)
-    return shared
+            numbers = np.cumsum(np.diff(hashes_N[rows], prepend=hashes_N[rows[:1]]) != 0) + groups
+            for row, group in zip(rows.tolist(), numbers.tolist(), strict=True):
+                shared[row].append(group)
+            groups = int(numbers[-1]) + 1 if len(numbers) else groups
+    return shared, groups
 
 
 def _own_pairs(

@@ -23,7 +23,9 @@ def test_bands_find_a_pair_at_the_threshold_and_spare_the_others(similarity, per
 
 
 def near(texts, ignored=frozenset()):
-    return shared_bands(texts, ignored, 0.8, 128)
+    shared, groups = shared_bands(texts, ignored, 0.8, 128)
+    assert set().union(*shared.values()) == set(range(groups))
+    return shared
 
 
 def test_similar_pairs_share_a_band_and_strangers_do_not():
