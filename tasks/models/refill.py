@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers.cache_utils import DynamicCache
 
 _TOGETHER = 8  # new prompts are read once one slot in so many is free
-_SLACK = 2  # times the columns that are needed, from which the cache is cut
+_SLACK = 1.25  # times the columns that are needed, from which the cache is cut
 
 
 def can_refill(model: "PreTrainedModel") -> bool:
