@@ -53,9 +53,9 @@ def computed(monkeypatch):
     asked = []
     real = backends.decode
 
-    def counting(model, requests, how, stop):
+    def counting(model, requests, how, stop, batching):
         asked.extend(request.draw for request in requests)
-        return real(model, requests, how, stop)
+        return real(model, requests, how, stop, batching)
 
     monkeypatch.setattr(backends, "decode", counting)
     return asked
