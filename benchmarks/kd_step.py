@@ -1,6 +1,6 @@
 """One step of distillation, side by side with TRL's losses: targets P1, P2 and P3.
 
-    python -m benchmarks.kd_step [--vocabulary 32000 128000] [--steps 3] [--rounds 1] [--check]
+    python -m benchmarks.kd_step [--vocabulary 32000 128000] [--steps 3] [--compiled] [--check]
 
 A step is the student's forward, backward and AdamW, and the teacher's forward, on right-padded rows
 whose second half is the answer. Each variant runs in a process of its own with one thread; the
@@ -206,9 +206,13 @@ def measured(name: str, vocabulary: int, steps: int) -> dict[str, float]:
     return timed(setting.step(globals()[kind](setting, **options)), steps)
 
 
-def compared(vocabulary: int, rounds: int, steps: int) -> dict[str, dict[str, float]]:
+def compared(
+    vocabulary: int, rounds: int, steps: int, compiled: bool
+) -> dict[str, dict[str, float]]:
     """Measure every variant in turns, each in a process of its own; return the middle figures."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
+    found: dict[str, list[dict[str, float]]] = {
+        name: [] for name in VARIANTS if compiled or not name.endswith("compiled")
+    }
     for _ in range(rounds):
         for name, figures in found.items():
             arguments = ["--variant", name, "--vocabulary", str(vocabulary), "--steps", str(steps)]
@@ -240,6 +244,7 @@ def main() -> int:
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[32_000, 128_000])
     parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not")
     parser.add_argument("--rounds", type=int, default=1, help="turns of all variants")
+    parser.add_argument("--compiled", action="store_true", help="ours compiled too: minutes more")
     parser.add_argument("--variant", choices=VARIANTS)
     parser.add_argument("--check", action="store_true", help="fail where a target does not hold")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/kd_step.json"))
@@ -249,7 +254,7 @@ def main() -> int:
         return 0
     results, held = {}, True
     for vocabulary in chosen.vocabulary:
-        found = compared(vocabulary, chosen.rounds, chosen.steps)
+        found = compared(vocabulary, chosen.rounds, chosen.steps, chosen.compiled)
         base = found["trl gkd fp32"]
         rows = [
             [name, f["cpu_seconds"], f["peak_mb"], f["cpu_seconds"] / base["cpu_seconds"],

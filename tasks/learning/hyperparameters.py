@@ -64,7 +64,7 @@ class Hyperparameters(Section):
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for what is elementwise in the loss against a live teacher; the numbers are
     those of the plain path up to rounding. auto: on a GPU alone. On a CPU the compiler takes its
-    time first; benchmarks/kd_step.py measures a step both ways."""
+    time first; `benchmarks/kd_step.py --compiled` measures a step both ways."""
     max_tokens: int = Field(1024, ge=2)
     """Longest row, prompt and completion together; longer ones are left out and counted."""
     checkpoint_every: int = Field(500, ge=0)
