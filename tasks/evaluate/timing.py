@@ -41,6 +41,7 @@ class Timing(Section):
         import torch
 
         batches = {name: self._batch(prompts[name]) for name in models}
+        first = next(iter(batches.values()))
         single: dict[str, list[float]] = {name: [] for name in models}
         together: dict[str, list[float]] = {name: [] for name in models}
         memory = {name: self._peak_bytes(model, batches[name]) for name, model in models.items()}
@@ -66,9 +67,9 @@ class Timing(Section):
                 }
                 for name in models
             },
-            "prompt_tokens": batches["teacher"].shape[1],
+            "prompt_tokens": first.shape[1],
             "new_tokens": self.new_tokens,
-            "batch": len(batches["teacher"]),
+            "batch": len(first),
             "threads": torch.get_num_threads(),
             "machine": _machine(),
         }

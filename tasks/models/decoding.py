@@ -95,7 +95,8 @@ class Answer(NamedTuple):
     """What a model wrote, as text."""
 
     text: str
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "unanswered"]
+    """`unanswered`: a service gave no answer, and the text is empty."""
     logprob: float | None
     bought: Bought | None = None
     """What a service charged for it; None where it was computed here."""

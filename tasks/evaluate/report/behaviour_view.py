@@ -44,10 +44,9 @@ def cost(worked_out: dict[str, Any] | None) -> dict[str, Any] | None:
     million, even = worked_out["cost_per_million_tokens"], worked_out["break_even_tokens"]
     far = 2.5 * even if even else 1e6
     x = Scale(0.0, far, far / 4)
-    ends = {
-        "teacher": (0.0, million["teacher"] * far / 1e6),
-        "student": (worked_out["cost"], worked_out["cost"] + million["student"] * far / 1e6),
-    }
+    ends = {"student": (worked_out["cost"], worked_out["cost"] + million["student"] * far / 1e6)}
+    if million["teacher"] is not None:
+        ends |= {"teacher": (0.0, million["teacher"] * far / 1e6)}
     y = Scale.around([0.0, *(end for both in ends.values() for end in both)], wanted=4)
     return worked_out | {
         "lines": {

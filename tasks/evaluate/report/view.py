@@ -146,7 +146,13 @@ def not_measured(metrics: dict[str, Any], by_role: dict[str, Any], files: RoundF
             "intervals allow for that (Student's t), and are wide for it."
         )
     found.append("Luck in tuning the teacher: it was tuned once, and its own seed is not varied.")
-    if student["fidelity"] is None:
+    if by_role["teacher"]["footprint"] is None:
+        found.append(
+            "The teacher, but for its answers: its weights are not here. No parameters, bytes, "
+            "FLOPs, latency, memory, perplexity or loss on general text of it, no ratio to them, "
+            "and no divergence of the student from its token distributions."
+        )
+    elif student["fidelity"] is None:
         found.append("Divergence from the teacher's token distributions: vocabularies differ.")
     if student["calibration_error"] is None:
         found.append("Calibration: the answers came without confidence.")
@@ -188,7 +194,7 @@ def _efficiency(by_role: dict[str, Any], timings: dict[str, Any] | None) -> Tabl
     ]
     if timings is None:
         return counted
-    slow, fast = timings["models"]["teacher"], timings["models"]["student"]
+    slow, fast = timings["models"].get("teacher"), timings["models"]["student"]
     latency, memory = figures.milliseconds, figures.size
     timed = [
         _pair("Latency, median", slow, fast, "latency_ms_p50", latency),
@@ -201,7 +207,7 @@ def _efficiency(by_role: dict[str, Any], timings: dict[str, Any] | None) -> Tabl
 
 def _pair(
     what: str,
-    teacher: dict[str, Any],
+    teacher: dict[str, Any] | None,
     student: dict[str, Any],
     key: str,
     write: Callable[[float], str],
@@ -209,7 +215,12 @@ def _pair(
     more: bool = False,
 ) -> dict[str, Any]:
     """Return one figure of both models; `more` says that more of it is better."""
-    one, other = teacher[key], student[key]
+    other = student[key]
+    if teacher is None:
+        unknown = {"teacher": "–", "teacher_width": 0.0, "ratio": figures.times(None)}
+        known = {"student": write(other), "student_width": 100.0}
+        return {"what": what, **unknown, **known, "better": "", "timed": False}
+    one = teacher[key]
     most = max(one, other) or 1
     above, below = (other, one) if more else (one, other)
     return {
