@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tasks.errors import UserError
 from tasks.params import Section
-from tasks.rows.records import Message
+from tasks.rows.records import Message, Row
 
 
 class Tolerance(Section):
@@ -19,6 +19,9 @@ class Tolerance(Section):
     agreement: float = Field(0.98, ge=0, le=1)
     """On at least this share of the rows its greedy answer is the original's to the letter, white
     space at the ends aside."""
+    loss: float = Field(0.05, ge=0)
+    """By so many nats a token its mean loss on the rows' right answers may rise, where its runtime
+    gives the probabilities."""
 
 
 class Questions(NamedTuple):
@@ -62,6 +65,13 @@ class Form(Section):
     def answers(self, folder: Path, questions: Questions) -> list[str]:
         """Open what was written, as its users will, and answer greedily."""
         raise NotImplementedError
+
+    def losses(self, folder: Path, rows: Sequence[Row], threads: int) -> list[float] | None:
+        """Open what was written; return the mean loss of each row's right answer, nats a token.
+
+        None where what opens it gives no probabilities of a text that it is shown.
+        """
+        return None
 
 
 def not_installed(library: str, form: str, extra: str = "export") -> UserError:
