@@ -55,6 +55,11 @@ def milliseconds(value: float) -> str:
     return f"{_three(value)} ms"
 
 
+def joules(value: float) -> str:
+    """Write an energy: `0.42 J`, `38.1 mJ`."""
+    return f"{_three(value)} J" if value >= 1 else f"{_three(1e3 * value)} mJ"
+
+
 def figure(value: object) -> str:
     """Write any key figure of a stage's summary."""
     if value is None:

@@ -172,9 +172,18 @@ def not_measured(metrics: dict[str, Any], by_role: dict[str, Any], files: RoundF
     return [
         *found,
         "What tuning cost the teacher in general knowledge: the teacher as it came is not asked.",
-        "Energy: no meter is read. The machine's hours stand for it, in the price of one.",
+        *_energy_not_known(files.timings),
         "Harm, bias against people, and privacy of the training text.",
     ]
+
+
+def _energy_not_known(timings: dict[str, Any] | None) -> list[str]:
+    """Say what is not known of energy: of the whole round always, of a token where no meter is."""
+    told = (timings or {}).get("energy", {})
+    price = "The machine's hours stand for it, in the price of one."
+    if "joules_per_token" in told:
+        return [f"Energy of the whole round: a meter was read for a token served alone. {price}"]
+    return [f"Energy: {told.get('why_not', 'it was not asked for')}. {price}"]
 
 
 def _named(arm: dict[str, Any]) -> dict[str, Any]:
@@ -202,6 +211,9 @@ def _efficiency(by_role: dict[str, Any], timings: dict[str, Any] | None) -> Tabl
         _pair("Peak memory", slow, fast, "peak_memory_bytes", memory),
         _pair("Tokens per second", slow, fast, "tokens_per_second", figures.short, more=True),
     ]
+    if each := timings.get("energy", {}).get("joules_per_token"):
+        used = [{"joules": each[role]} if role in each else None for role in ("teacher", "student")]
+        timed.append(_pair("Energy of a token", used[0], used[1] or {}, "joules", figures.joules))
     return counted + [pair | {"timed": True} for pair in timed]
 
 

@@ -12,7 +12,7 @@ from simulated_round import LABELS, read
 from tasks.errors import UserError
 from tasks.evaluate.metrics import LabelAccuracy, Perplexity, Verified
 from tasks.evaluate.perturbations import Case
-from tasks.evaluate.robustness import Robustness
+from tasks.evaluate.robustness import ROBUSTNESS, Robustness
 from tasks.evaluate.settings import EvaluateParams
 from tasks.evaluate.stage import run
 from tasks.evaluate.timing import Timing
@@ -80,6 +80,7 @@ def test_its_answers_are_scored_and_the_rest_is_said_not_to_be_known(
     assert metrics["teacher"]["score"] == pytest.approx(17 / 18, abs=1e-6)
     assert metrics["retention"] == pytest.approx(metrics["student"]["score"] / (17 / 18), abs=1e-5)
     assert metrics["robustness"]["case"]["teacher_drop"] > 0.5
+    assert {"teacher", "baseline", "student"} == set(read(str(ROBUSTNESS))[0]["score"])
     unknown = ("parameters_ratio", "bytes_ratio", "speedup", "fidelity")
     assert [metrics[name] for name in unknown] == [None] * 4
     assert metrics["forgetting"]["bits_per_byte_teacher"] is None
