@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.export.form import Form, Questions, Tolerance, not_installed
 from tasks.models import checkpoints
+from tasks.models.decoding import never_said
 from tasks.rows.records import Row
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from tasks.rows.text import Encoded
 
 GRAPH = "model.onnx"
-_NEVER = -1e9
-"""Logit of a token that is never said: a graph has no list of such."""
 
 
 class Onnx(Form):
@@ -128,19 +127,20 @@ def _traced(model: Any) -> Any:
     import torch
 
     class Logits(torch.nn.Module):
-        """The model, of all its outputs the logits alone; of tokens that it never says, none."""
+        """The model, of all its outputs the logits alone; −∞ for tokens that it never says."""
 
-        never: "Tensor"
+        never_V: "Tensor"
 
         def __init__(self) -> None:
             super().__init__()
             self.model = model
-            never = torch.tensor(model.generation_config.suppress_tokens or [], dtype=torch.long)
-            self.register_buffer("never", never)
+            self.silent = bool(model.generation_config.suppress_tokens)
+            if self.silent:
+                self.register_buffer("never_V", never_said(model))
 
         def forward(self, input_ids: "Tensor") -> "Tensor":
             logits_BSV: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
-            return logits_BSV.index_fill(-1, self.never, _NEVER) if len(self.never) else logits_BSV
+            return logits_BSV + self.never_V if self.silent else logits_BSV
 
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of operators that no graph here has
