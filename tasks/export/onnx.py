@@ -129,18 +129,16 @@ def _traced(model: Any) -> Any:
     class Logits(torch.nn.Module):
         """The model, of all its outputs the logits alone; −∞ for tokens that it never says."""
 
-        never: "Tensor"
+        never: "Tensor | None"
 
         def __init__(self) -> None:
             super().__init__()
             self.model = model
-            self.silent = bool(model.generation_config.suppress_tokens)
-            if self.silent:
-                self.register_buffer("never", torch.as_tensor(never_said(model)))
+            self.register_buffer("never", never_said(model))
 
         def forward(self, input_ids: "Tensor") -> "Tensor":
             logits_BSV: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
-            return logits_BSV + self.never if self.silent else logits_BSV
+            return logits_BSV if self.never is None else logits_BSV + self.never
 
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of operators that no graph here has

@@ -129,13 +129,15 @@ class Likelihood:
         from torch.nn import functional as F
 
         head, never_V = self.model.get_output_embeddings(), never_said(self.model)
+
+        def logits_of(hidden_ND: "Tensor") -> "Tensor":
+            logits_NV: Tensor = head(hidden_ND).float()
+            return logits_NV if never_V is None else logits_NV + never_V
+
         parts = (torch.split(whole, _HEAD_TOKENS) for whole in (hidden_ND, targets_N))
         chunks = zip(*parts, strict=True)
         return torch.cat(
-            [
-                F.cross_entropy(head(h).float() + never_V, t, reduction="none").cpu()
-                for h, t in chunks
-            ]
+            [F.cross_entropy(logits_of(h), t, reduction="none").cpu() for h, t in chunks]
         )
 
 
