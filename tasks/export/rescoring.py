@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -45,7 +45,8 @@ class Rescored:
     bytes: int
     """Of all files of the form."""
     loss: float | None
-    """Mean loss on the right answers, nats a token; None where its runtime gives none."""
+    """Mean loss on the right answers that it can say, nats a token; None where its runtime gives
+    none."""
     original_loss: float
 
     def figures(self) -> dict[str, Any]:
@@ -119,14 +120,16 @@ class Check:
         answers = form.answers(folder, self.questions)
         same = [a.strip() == b.strip() for a, b in zip(answers, original.answers, strict=True)]
         losses = form.losses(folder, self.rows, self.questions.threads)
+        pairs = [*zip(losses or original.losses, original.losses, strict=True)]
+        said = [pair for pair in pairs if isfinite(pair[0])]  # else with tokens that are never said
         found = Rescored(
             self.score(answers),
             self.score(original.answers),
             sum(same) / len(same),
             len(same),
             sum(path.stat().st_size for path in folder.iterdir()),
-            None if losses is None else fmean(losses),
-            fmean(original.losses),
+            fmean(loss for loss, _ in said) if losses and said else None,
+            fmean(loss for _, loss in said or pairs),
         )
         found.refuse_drift(form)
         return found

@@ -276,6 +276,14 @@ class TestTrimmedVocabulary:
         assert len(model.get_input_embeddings().weight) == len(trimmed)
         assert not [path for path in EXPORT.parent.iterdir() if path.name.startswith(".whole")]
 
+    def test_right_answers_in_tokens_that_it_never_says_are_left_out(self, trimmed: Any) -> None:
+        [first, *others] = [Row.model_validate_json(x) for x in DEV.read_text().splitlines()]
+        write_rows(DEV, [first.model_copy(update={"answer": " animal"}), *others])
+        assert " animal" not in (first.answer or "")
+        run(chosen(), TASK, self.TRIMMED)
+        told = read("models/export/safetensors/provenance.json")["rescored"]
+        assert told["log_prob_drift"] == 0.0 and told["perplexity"] < 1e9
+
     def test_it_can_leave_as_it_is(self, trimmed: Any) -> None:
         run(chosen(vocabulary="used"), TASK, self.TRIMMED)
         source = Path("models/train/kd/seed-2/model.safetensors")
