@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from pydantic import Field
 
@@ -53,6 +53,18 @@ class Form(Section):
     def usage(self) -> str:
         """How to run it, as the model card says it (Markdown)."""
         raise NotImplementedError
+
+    def for_restored(self) -> Self:
+        """Return it with room for a student that got a whole vocabulary back, unless room was given.
+
+        Prompts with tokens that it never learnt were cut into smaller ones before, and are read
+        otherwise now.
+        """
+        if "tolerance" in self.model_fields_set:
+            return self
+        score, least, loss = self.tolerance.score, self.tolerance.agreement, self.tolerance.loss
+        room = Tolerance(score=max(score, 0.02), agreement=min(least, 0.9), loss=max(loss, 0.05))
+        return self.model_copy(update={"tolerance": room})
 
     def write(self, student: Path, folder: Path) -> None:
         """Write the checkpoint `student` in this form to the empty folder `folder`.

@@ -97,10 +97,11 @@ def run(export: ExportParams, task: Task, shape: Shape) -> None:
     summary: dict[str, Any] = {"phase": student.phase, "seed": seed, "dev_rows": len(rows)}
     summary["original score"] = round(check.score(said), 6)
     with ExitStack() as published:  # all of them at its end, or none
-        source = student.by_seed[seed]
+        source, forms = student.by_seed[seed], export.forms
         if shape.vocabulary == "used" and export.vocabulary == "whole":
             source = published.enter_context(whole(source, shape))
-        for form in export.forms:
+            forms = tuple(form.for_restored() for form in forms)
+        for form in forms:
             partial = published.enter_context(checkpoints.staged(EXPORT / form.name))
             form.write(source, partial)
             figures = check.rescored(form, partial, original).figures()
