@@ -55,7 +55,7 @@ class Form(Section):
         raise NotImplementedError
 
     def for_restored(self) -> Self:
-        """Return it with room for a student that got a whole vocabulary back, unless room was given.
+        """Return it with room for a student that got a vocabulary back, unless room was given.
 
         Prompts with tokens that it never learnt were cut into smaller ones before, and are read
         otherwise now.
