@@ -40,7 +40,7 @@ def test_joules_a_token_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         return 64
 
     found = energy.joules({"teacher": work, "student": work}, 2.0, meter)
-    assert found == {"teacher": pytest.approx(3.6 / 64, rel=1e-3), "student": 0.1 * 3.6 / 64}
+    assert found == pytest.approx({"teacher": 3.6 / 64, "student": 0.36 / 64}, rel=1e-3)
     assert meter.started == ["teacher 0", "student 0", "teacher 1", "student 1"]
 
 
