@@ -11,7 +11,7 @@ from typing import Literal
 from tasks.errors import UserError
 from tasks.params import nearest
 from tasks.progress import say
-from tasks.rows.records import ADAPT, SHAPE, TRAIN
+from tasks.rows.records import ADAPT, ENDPOINT, SHAPE, TRAIN
 
 Role = Literal["teacher", "initial", "baseline", "student", "other"]
 TEACHER, INITIAL = "teacher", "initial"
@@ -28,11 +28,20 @@ class Arm:
     """By seed; the teacher and the initial student have one checkpoint and no seed: key 0."""
 
     @property
+    def has_weights(self) -> bool:
+        """Whether its weights are here: a teacher behind an endpoint has but an address."""
+        return not any((folder / ENDPOINT).exists() for folder in self.checkpoints.values())
+
+    @property
     def column(self) -> str:
         """What the arm is called in tables by role: its role, or its phase where it has none."""
         if self.role != "other":
             return self.role
         return f"phase {self.name}" if self.name in ("baseline", "student") else self.name
+
+    def called(self, seed: int) -> str:
+        """Return what one checkpoint is called in the log."""
+        return f"{self.name} seed {seed}" if seed else self.name
 
     def predictions(self, seed: int) -> Path:
         """Return where the answers of one checkpoint lie, below `data/evaluate/predictions`."""

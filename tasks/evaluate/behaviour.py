@@ -11,7 +11,7 @@ import numpy as np
 
 from tasks.evaluate.findings import Findings, Measured
 from tasks.evaluate.mistakes import CLUSTERS, ERRORS, Mistake
-from tasks.evaluate.robustness import ROBUSTNESS, Scores, longest, read_variants
+from tasks.evaluate.robustness import ROBUSTNESS, VARIED, Scores, longest, read_variants
 from tasks.evaluate.router import ROUTED, ROUTER, write_curve
 from tasks.evaluate.settings import EvaluateParams
 from tasks.rows.records import EVALUATE, ORDER, Lesson, Row, read_rows, write_json, write_rows
@@ -45,7 +45,7 @@ def _robustness(
     scores, name = findings.predictions.scores(findings.metric), findings.names
     places = {row.id: place for place, row in enumerate(rows)}
     table = Scores(
-        test={role: scores[name[role]] for role in ("teacher", "student")},
+        test={role: scores[name[role]] for role in VARIED},
         variants=read_variants(),
         chosen=[places[row.id] for row in params.robustness.chosen(rows)],
         long=longest(rows, params.robustness.longest),

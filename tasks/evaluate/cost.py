@@ -25,9 +25,16 @@ class Prices(Section):
     machine_hour: float = Field(0.10, ge=0)
     """One hour of the machine that distils and serves."""
     teacher_million_in: float = Field(0.0, ge=0)
-    """A million prompt tokens of a teacher behind an API."""
+    """A million prompt tokens of a teacher behind an API; 0 for both: generate.backend.price."""
     teacher_million_out: float = Field(0.0, ge=0)
     """A million tokens written by it. 0: the teacher runs on the machine itself."""
+
+    def completed(self, price: Mapping[str, float] | None) -> "Prices":
+        """Return the prices with those of the teacher's service, where none are given here."""
+        if self.teacher_million_in or self.teacher_million_out or not price:
+            return self
+        found = {"teacher_million_in": price["input"], "teacher_million_out": price["output"]}
+        return self.model_copy(update=found)
 
     def work_out(
         self,
@@ -35,7 +42,12 @@ class Prices(Section):
         stages: Mapping[str, Mapping[str, Any]],
         timings: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Return what the round cost, what a million tokens cost, and the break-even volume."""
+        """Return what the round cost, what a million tokens cost, and the break-even volume.
+
+        What the teacher's tokens cost is None where its weights are not here and no price is known.
+        """
+        if (priced := self.completed(served.get("price"))) != self:
+            return priced.work_out({**served, "price": None}, stages, timings)
         seconds = {
             name: stage.get("own_seconds", stage["seconds"]) for name, stage in stages.items()
         }
@@ -48,10 +60,10 @@ class Prices(Section):
         speed = {name: model["tokens_per_second"] for name, model in timings["models"].items()}
         million = {name: self.machine_hour / 3600 / s * 1e6 for name, s in speed.items()}
         answer = served["request"]["answer_tokens"]
-        if self.teacher_million_out:
+        if answer and (self.teacher_million_in or self.teacher_million_out):
             prompts = served["request"]["prompt_tokens"] / answer * self.teacher_million_in
             million["teacher"] = self.teacher_million_out + prompts
-        saved = (million["teacher"] - million["student"]) / 1e6
+        saved = (million["teacher"] - million["student"]) / 1e6 if "teacher" in million else 0.0
         even = (machine_cost + tokens_cost) / saved if saved > 0 else None
         return {
             "currency": self.currency,
@@ -61,9 +73,10 @@ class Prices(Section):
             "teacher_tokens": taught,
             "teacher_tokens_cost": _money(tokens_cost),
             "cost": _money(machine_cost + tokens_cost),
-            "cost_per_million_tokens": {name: _money(cost) for name, cost in million.items()},
+            "cost_per_million_tokens": {"teacher": None}
+            | {name: _money(cost) for name, cost in million.items()},
             "break_even_tokens": None if even is None else round(even),
-            "break_even_requests": None if even is None else round(even / answer),
+            "break_even_requests": None if even is None or not answer else round(even / answer),
             "answer_tokens": answer,
         }
 

@@ -19,7 +19,8 @@ Verdict = Literal["yes", "within noise", "no"]
 class Measured:
     """What running a checkpoint of an arm told, beside its answers."""
 
-    footprint: Footprint
+    footprint: Footprint | None
+    """None of a teacher whose weights are not here."""
     fidelity: dict[int, Fidelity]
     """By seed; empty where the vocabularies differ, and for the teacher itself."""
     readings: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -117,7 +118,7 @@ class Findings:
             "agreement": round(predictions.same_answer(arm.name, "teacher", self.verifier), 6),
             "fidelity": _mean_fidelity(list(measured.fidelity.values())),
             "calibration_error": None if error is None else round(error, 6),
-            "footprint": measured.footprint.model_dump(),
+            "footprint": measured.footprint and measured.footprint.model_dump(),
         }
 
 
@@ -134,6 +135,8 @@ def _brief(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ratio(row: dict[str, Any], other: dict[str, Any], what: str) -> float | None:
+    if not (row["footprint"] and other["footprint"]):
+        return None
     above, below = row["footprint"][what], other["footprint"][what]
     return round(above / below, 6) if below else None
 

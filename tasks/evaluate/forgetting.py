@@ -2,8 +2,10 @@
 
 The text that comes along, `general.txt`, is the openings of works long in the public domain
 (Carroll 1865, Austen 1813, Melville 1851, Darwin 1859, Lincoln 1863, the Constitution of the United
-States 1787, Doyle 1891, Smith 1776), a paragraph each. Every model has met them: read the
-differences between models, not the losses. They are few: small differences are noise.
+States 1787, Doyle 1891, Smith 1776), a paragraph each. No licence is needed: all of it was
+published before 1900, by authors who died in 1930 at the latest, or by a government. Every model
+has met them: read the differences between models, not the losses. They are few: small differences
+are noise.
 """
 
 from collections.abc import Sequence

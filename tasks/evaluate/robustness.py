@@ -25,6 +25,8 @@ from tasks.rows.records import COLLECT, EVALUATE, Message, Row, read_rows
 OUT_OF_DISTRIBUTION = COLLECT / "ood.jsonl"
 ROBUSTNESS = EVALUATE / "robustness.json"
 PERTURBED = EVALUATE / "perturbed.jsonl"
+VARIED = ("teacher", "baseline", "student")
+"""Who answers the prompts that are not test rows as they stand."""
 
 
 class Variant(BaseModel):

@@ -1,10 +1,14 @@
 """How many tokens were asked of the teacher for this round, and how many a request takes."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tasks.evaluate.cost import SERVED
+from tasks.generate.backends import Backend
+from tasks.generate.endpoint import Endpoint
+from tasks.models.decoding import Answer
 from tasks.rows.records import GENERATE, Response, Row, read_rows, write_json
 from tasks.rows.text import encode_all
 
@@ -26,6 +30,30 @@ def write_served(tokenizer: "PreTrainedTokenizerBase", requests: Iterable[Row]) 
     asked = _tokens(tokenizer, requests)
     mean = {name: round(asked[name] / asked["rows"], 4) for name in asked if name != "rows"}
     write_json(SERVED, {"taught": taught, "request": mean})
+
+
+def write_bought(backend: Backend, requests: Sequence[Answer]) -> None:
+    """Write data/evaluate/served.json as a service counted, with its prices.
+
+    Args:
+        backend: where the teacher's answers come from.
+        requests: its answers to the test prompts: what serving is like.
+    """
+    told = [json.loads(path.read_bytes()) for path in sorted(GENERATE.glob("*/summary.json"))]
+    names = {"rows": "responses", "prompt_tokens": "prompt_tokens"}
+    names |= {"answer_tokens": "completion_tokens"}
+    taught = {name: sum(one.get(key, 0) for one in told) for name, key in names.items()}
+    bought = [answer.bought for answer in requests if answer.bought]
+    mean = {
+        name: round(sum(getattr(one, name) for one in bought) / max(len(bought), 1), 4)
+        for name in ("prompt_tokens", "answer_tokens")
+    }
+    price = backend.price if isinstance(backend, Endpoint) else None
+    found: dict[str, Any] = {"taught": taught, "request": mean}
+    if price and isinstance(backend, Endpoint):
+        share = backend.share
+        found["price"] = {"input": price.input * share, "output": price.output * share}
+    write_json(SERVED, found)
 
 
 def _tokens(tokenizer: "PreTrainedTokenizerBase", rows: Iterable[Row]) -> dict[str, Any]:

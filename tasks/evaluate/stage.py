@@ -14,19 +14,22 @@ Out, hashed: reports/metrics.json, and below data/evaluate
     errors.jsonl     where the student fails and the teacher does not, for the next round
     clusters.json    what those rows are about
     served.json      tokens asked of the teacher, and tokens of a request
+Of a teacher behind an endpoint the answers alone are scored: bought through the ledger of
+`generate`, within its cap. What needs its weights stays out, and the report says so.
 Out, not hashed: reports/timings.json, cost.json (measured), report.html, report.md (rendered).
 """
 
 from tasks.evaluate.settings import EvaluateParams
+from tasks.generate.stage import GenerateParams
 from tasks.judging.verifiers import Task
 
 
-def run(evaluate: EvaluateParams, task: Task, seeds: list[int]) -> None:
+def run(evaluate: EvaluateParams, task: Task, seeds: list[int], generate: GenerateParams) -> None:
     """Answer, score, compare, time, and render the report."""
     import torch
 
     from tasks.evaluate.answering import Examination
-    from tasks.evaluate.arms import arms_on_disk
+    from tasks.evaluate.arms import Arm, arms_on_disk
     from tasks.evaluate.conclusions import METRICS, write_conclusions
     from tasks.evaluate.predictions import test_rows
     from tasks.evaluate.report import render
@@ -35,12 +38,11 @@ def run(evaluate: EvaluateParams, task: Task, seeds: list[int]) -> None:
     torch.set_num_threads(evaluate.threads)
     arms = arms_on_disk(evaluate.teacher, evaluate.baseline, evaluate.student, seeds)
     rows = test_rows()
-    examination = Examination(evaluate, task.verifier, rows)
+    examination = Examination(evaluate, task.verifier, rows, generate)
     measured = examination.sit(arms)
     write_conclusions(evaluate, task.verifier, arms, rows, measured)
-    evaluate.harness.measure(arms, evaluate.precision, METRICS)
-    teacher, student = (
-        next(iter(arm.checkpoints.values())) for arm in arms if arm.role in ("teacher", "student")
-    )
-    write_json(REPORTS / "timings.json", examination.time(teacher, student))
+    here = [arm for arm in arms if arm.has_weights]
+    evaluate.harness.measure(here, evaluate.precision, METRICS)
+    timed: dict[str, Arm] = {arm.role: arm for arm in here if arm.role in ("teacher", "student")}
+    write_json(REPORTS / "timings.json", examination.time(timed))
     render()

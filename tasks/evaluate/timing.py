@@ -1,4 +1,4 @@
-"""Latency, throughput and memory of teacher and student, measured in turns in one run.
+"""Latency, throughput, memory and energy of teacher and student, measured in turns in one run.
 
 These figures vary from run to run: they go to `reports/timings.json`, which nothing hashes. Both
 models do the same work: read a prompt and write a fixed number of tokens.
@@ -8,11 +8,12 @@ Shapes: B batch, S sequence.
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
+from tasks.evaluate import energy
 from tasks.params import Section
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ class Timing(Section):
     """How long to measure, and on what work."""
 
     seconds: float = 5.0
-    """Time to spend; at least two runs of each kind are made, whatever they take."""
+    """Time to spend, and as much again where energy is read; at least two runs of each kind are
+    made, whatever they take."""
     new_tokens: int = 8
     """Tokens written after each prompt."""
     batch: int = 8
@@ -33,7 +35,7 @@ class Timing(Section):
     def measure(
         self, models: Mapping[str, "PreTrainedModel"], prompts: Mapping[str, list[list[int]]]
     ) -> dict[str, Any]:
-        """Return for each model its latency, throughput and memory, and what was measured on.
+        """Return each model's latency, throughput, memory and energy, and what was measured on.
 
         `prompts` are the same texts for each model, in its own tokens; they are cut to the same
         length.
@@ -41,6 +43,7 @@ class Timing(Section):
         import torch
 
         batches = {name: self._batch(prompts[name]) for name in models}
+        first = next(iter(batches.values()))
         single: dict[str, list[float]] = {name: [] for name in models}
         together: dict[str, list[float]] = {name: [] for name in models}
         memory = {name: self._peak_bytes(model, batches[name]) for name, model in models.items()}
@@ -53,7 +56,9 @@ class Timing(Section):
                 if turn % 3 == 0 or turn < 2:
                     together[name].append(self._timed(model, prompts_BS))
             turn += 1
+        works = {name: self._work(model, batches[name]) for name, model in models.items()}
         return {
+            "energy": energy.measured(works, self.seconds),
             "models": {
                 name: {
                     "latency_ms_p50": round(1e3 * median(single[name]), 2),
@@ -66,9 +71,9 @@ class Timing(Section):
                 }
                 for name in models
             },
-            "prompt_tokens": batches["teacher"].shape[1],
+            "prompt_tokens": first.shape[1],
             "new_tokens": self.new_tokens,
-            "batch": len(batches["teacher"]),
+            "batch": len(first),
             "threads": torch.get_num_threads(),
             "machine": _machine(),
         }
@@ -77,6 +82,15 @@ class Timing(Section):
         start = time.perf_counter()
         _write(model, prompts_BS, self.new_tokens)
         return time.perf_counter() - start
+
+    def _work(self, model: "PreTrainedModel", prompts_BS: "Tensor") -> Callable[[], int]:
+        """Return what writes one batch, and says how many tokens that were."""
+
+        def write() -> int:
+            _write(model, prompts_BS, self.new_tokens)
+            return len(prompts_BS) * self.new_tokens
+
+        return write
 
     def _batch(self, prompts: list[list[int]]) -> "Tensor":
         import torch

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from pydantic import Field
 
 from tasks.errors import UserError
 from tasks.params import Section
-from tasks.rows.records import Message
+from tasks.rows.records import Message, Row
 
 
 class Tolerance(Section):
@@ -19,6 +19,9 @@ class Tolerance(Section):
     agreement: float = Field(0.98, ge=0, le=1)
     """On at least this share of the rows its greedy answer is the original's to the letter, white
     space at the ends aside."""
+    loss: float = Field(0.05, ge=0)
+    """By so many nats a token its mean loss on the rows' right answers may rise, where its runtime
+    gives the probabilities."""
 
 
 class Questions(NamedTuple):
@@ -51,6 +54,18 @@ class Form(Section):
         """How to run it, as the model card says it (Markdown)."""
         raise NotImplementedError
 
+    def for_restored(self) -> Self:
+        """Return it with room for a student that got a vocabulary back, unless room was given.
+
+        Prompts with tokens that it never learnt were cut into smaller ones before, and are read
+        otherwise now.
+        """
+        if "tolerance" in self.model_fields_set:
+            return self
+        score, least, loss = self.tolerance.score, self.tolerance.agreement, self.tolerance.loss
+        room = Tolerance(score=max(score, 0.02), agreement=min(least, 0.9), loss=max(loss, 0.05))
+        return self.model_copy(update={"tolerance": room})
+
     def write(self, student: Path, folder: Path) -> None:
         """Write the checkpoint `student` in this form to the empty folder `folder`.
 
@@ -62,6 +77,13 @@ class Form(Section):
     def answers(self, folder: Path, questions: Questions) -> list[str]:
         """Open what was written, as its users will, and answer greedily."""
         raise NotImplementedError
+
+    def losses(self, folder: Path, rows: Sequence[Row], threads: int) -> list[float] | None:
+        """Open what was written; return the mean loss of each row's right answer, nats a token.
+
+        None where what opens it gives no probabilities of a text that it is shown.
+        """
+        return None
 
 
 def not_installed(library: str, form: str, extra: str = "export") -> UserError:

@@ -1,18 +1,23 @@
 """The student as an ONNX graph: ids in, logits out, for runtimes that know no Python.
 
-Shapes: B batch, S sequence, V vocabulary.
+Shapes: B batch, S sequence, N answer tokens, V vocabulary.
 """
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.export.form import Form, Questions, Tolerance, not_installed
 from tasks.models import checkpoints
+from tasks.models.decoding import never_said
+from tasks.rows.records import Row
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from tasks.rows.text import Encoded
 
 GRAPH = "model.onnx"
 
@@ -65,21 +70,43 @@ class Onnx(Form):
 
     def answers(self, folder: Path, questions: Questions) -> list[str]:
         """Answer prompt after prompt with onnxruntime."""
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise not_installed("onnxruntime", self.type) from error
         from tasks.rows.text import prompt_ids
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = questions.threads
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(folder / GRAPH), options)
+        session = self._session(folder, questions.threads)
         tokenizer = checkpoints.load_tokenizer(folder)
         return [
             tokenizer.decode(_greedy(session, ids, questions.max_tokens, tokenizer.eos_token_id))
             for ids in prompt_ids(tokenizer, questions.prompts)
         ]
+
+    def losses(self, folder: Path, rows: Sequence[Row], threads: int) -> list[float]:
+        """Read answer after answer with onnxruntime."""
+        from tasks.rows.text import encode_all
+
+        session = self._session(folder, threads)
+        tokenizer = checkpoints.load_tokenizer(folder)
+        return [_loss(session, text) for text in encode_all(tokenizer, rows)]
+
+    def _session(self, folder: Path, threads: int) -> Any:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise not_installed("onnxruntime", self.type) from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(str(folder / GRAPH), options)
+
+
+def _loss(session: Any, text: "Encoded") -> float:
+    """Return the mean loss of an answer's tokens after its prompt, in nats."""
+    import numpy as np
+
+    (logits_BSV,) = session.run(None, {"input_ids": np.array([text.ids[:-1]])})
+    logits_NV = logits_BSV[0, len(text.prompt_ids) - 1 :].astype(np.float64)
+    logits_NV -= logits_NV.max(axis=1, keepdims=True)
+    logp_NV = logits_NV - np.log(np.exp(logits_NV).sum(axis=1, keepdims=True))
+    return float(-logp_NV[np.arange(len(logp_NV)), text.completion_ids].mean())
 
 
 def _greedy(session: Any, prompt: list[int], most: int, end: int) -> list[int]:
@@ -100,15 +127,18 @@ def _traced(model: Any) -> Any:
     import torch
 
     class Logits(torch.nn.Module):
-        """The model, of all its outputs the logits alone."""
+        """The model, of all its outputs the logits alone; −∞ for tokens that it never says."""
+
+        never: "Tensor | None"
 
         def __init__(self) -> None:
             super().__init__()
             self.model = model
+            self.register_buffer("never", never_said(model))
 
         def forward(self, input_ids: "Tensor") -> "Tensor":
             logits_BSV: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
-            return logits_BSV
+            return logits_BSV if self.never is None else logits_BSV + self.never
 
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of operators that no graph here has

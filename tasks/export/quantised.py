@@ -1,11 +1,13 @@
 """The student with its linear layers in few bits, by torchao; transformers opens it as it is."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from tasks.export.form import Form, Questions, Tolerance, not_installed
-from tasks.export.safetensors import answered
+from tasks.export.safetensors import answered, read_losses
 from tasks.models import checkpoints
+from tasks.rows.records import Row
 
 
 class Quantised(Form):
@@ -52,6 +54,10 @@ class Quantised(Form):
     def answers(self, folder: Path, questions: Questions) -> list[str]:
         """Answer with tasks/models/decoding.py, which every stage answers with."""
         return answered(folder, "bfloat16", questions)
+
+    def losses(self, folder: Path, rows: Sequence[Row], threads: int) -> list[float]:
+        """Read the answers with tasks/models/likelihood.py."""
+        return read_losses(folder, "bfloat16", rows, threads)
 
 
 class Int8(Quantised):

@@ -3,8 +3,10 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp, isfinite
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from tasks.errors import UserError
 from tasks.export.form import Form, Questions
@@ -42,6 +44,10 @@ class Rescored:
     rows: int
     bytes: int
     """Of all files of the form."""
+    loss: float | None
+    """Mean loss on the right answers that it can say, nats a token; None where its runtime gives
+    none."""
+    original_loss: float
 
     def figures(self) -> dict[str, Any]:
         """Return the figures as they go into files."""
@@ -51,25 +57,44 @@ class Rescored:
             "agreement": round(self.agreement, 6),
             "dev_rows": self.rows,
             "bytes": self.bytes,
+            "perplexity": None if self.loss is None else round(exp(self.loss), 6),
+            "original_perplexity": round(exp(self.original_loss), 6),
+            "log_prob_drift": None if self.loss is None else round(-self.rise, 6),
         }
+
+    @property
+    def rise(self) -> float:
+        """By how much the loss rose, where it is known."""
+        return 0.0 if self.loss is None else self.loss - self.original_loss
 
     def refuse_drift(self, form: Form) -> None:
         """Refuse a form that is not what it was made from.
 
         Raises:
-            UserError: it lost more of its score, or agrees on fewer rows, than its tolerance says.
+            UserError: it lost more of its score, agrees on fewer rows, or finds the right answers
+                less likely, than its tolerance says.
         """
         allowed, lost = form.tolerance, self.original - self.score
-        if lost <= allowed.score + 1e-9 and self.agreement >= allowed.agreement - 1e-9:
+        near = lost <= allowed.score + 1e-9 and self.agreement >= allowed.agreement - 1e-9
+        if near and self.rise <= allowed.loss + 1e-9:
             return
         raise UserError(
             f"the form {form.name} drifts from the original: score {self.score:.4f} against "
             f"{self.original:.4f} (may fall by {allowed.score:g}), the same answer on "
-            f"{self.agreement:.2%} of {self.rows} dev rows (at least {allowed.agreement:.2%}); "
-            "nothing is published",
+            f"{self.agreement:.2%} of {self.rows} dev rows (at least {allowed.agreement:.2%}), "
+            f"loss on the right answers higher by {self.rise:.4f} nats a token (at most "
+            f"{allowed.loss:g}); nothing is published",
             where="params.yaml, export.forms",
             mend="take another form, or widen its tolerance there",
         )
+
+
+class Original(NamedTuple):
+    """What the checkpoint that is exported makes of the sample."""
+
+    answers: Sequence[str]
+    losses: Sequence[float]
+    """Mean loss of each right answer, in nats a token."""
 
 
 @dataclass(frozen=True)
@@ -86,20 +111,25 @@ class Check:
         right = sum(self.verifier.correct(answer, row.answer or "") for row, answer in pairs)
         return right / len(self.rows)
 
-    def rescored(self, form: Form, folder: Path, original: Sequence[str]) -> Rescored:
+    def rescored(self, form: Form, folder: Path, original: "Original") -> Rescored:
         """Open what `form` wrote to `folder` and compare its answers with the original's.
 
         Raises:
             UserError: it drifts beyond the form's tolerance.
         """
         answers = form.answers(folder, self.questions)
-        same = [a.strip() == b.strip() for a, b in zip(answers, original, strict=True)]
+        same = [a.strip() == b.strip() for a, b in zip(answers, original.answers, strict=True)]
+        losses = form.losses(folder, self.rows, self.questions.threads)
+        pairs = [*zip(losses or original.losses, original.losses, strict=True)]
+        said = [pair for pair in pairs if isfinite(pair[0])]  # else with tokens that are never said
         found = Rescored(
             self.score(answers),
-            self.score(original),
+            self.score(original.answers),
             sum(same) / len(same),
             len(same),
             sum(path.stat().st_size for path in folder.iterdir()),
+            fmean(loss for loss, _ in said) if losses and said else None,
+            fmean(loss for _, loss in said or pairs),
         )
         found.refuse_drift(form)
         return found

@@ -1,5 +1,6 @@
 """The student as transformers reads it: the checkpoint's own weights, to the byte."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -7,6 +8,7 @@ from tasks.export.form import Form, Questions, Tolerance
 from tasks.models import checkpoints
 from tasks.models.checkpoints import Precision
 from tasks.models.decoding import Decoding, answers
+from tasks.rows.records import Row
 
 
 class Safetensors(Form):
@@ -15,7 +17,7 @@ class Safetensors(Form):
     type: Literal["safetensors"]
     precision: Precision = "bfloat16"
     """Number format in which it is opened for the check, like the original."""
-    tolerance: Tolerance = Tolerance(score=0, agreement=1)
+    tolerance: Tolerance = Tolerance(score=0, agreement=1, loss=0.001)
 
     @property
     def name(self) -> str:
@@ -45,6 +47,19 @@ class Safetensors(Form):
     def answers(self, folder: Path, questions: Questions) -> list[str]:
         """Answer with tasks/models/decoding.py, which every stage answers with."""
         return answered(folder, self.precision, questions)
+
+    def losses(self, folder: Path, rows: Sequence[Row], threads: int) -> list[float]:
+        """Read the answers with tasks/models/likelihood.py."""
+        return read_losses(folder, self.precision, rows, threads)
+
+
+def read_losses(
+    folder: Path, precision: Precision, rows: Sequence[Row], threads: int
+) -> list[float]:
+    """Return a checkpoint's mean loss on each row's answer, in nats a token."""
+    from tasks.models.likelihood import Likelihood
+
+    return [*Likelihood.of(folder, precision, threads).answer_losses(rows)]
 
 
 def answered(folder: Path, precision: Precision, questions: Questions) -> list[str]:

@@ -1,20 +1,22 @@
 """The student as it is used elsewhere: in the forms asked for, each checked, with cards.
 
 In:  data/evaluate (which checkpoints, and how they scored), models/train/<student>/seed-<n>,
-     data/collect/dev.jsonl; for the cards data/preflight, data/collect, data/generate, data/filter
+     data/collect/dev.jsonl; models/adapt where the student's vocabulary was cut from a teacher's;
+     for the cards data/preflight, data/collect, data/generate, data/filter
 Out: models/export/<form>/     the model in one form, its card README.md, provenance.json, manifest
      models/export/summary.json
      data/export/              the training data of the round, its card README.md and NOTICE.txt
 
 provenance.json of a form holds what it came to beside the checkpoint that it was made from:
 
-    {"rescored": {"agreement": 1.0, "bytes": 95563413, "dev_rows": 500, "original_score": 0.772,
+    {"rescored": {"agreement": 1.0, "bytes": 95563413, "dev_rows": 500, "log_prob_drift": 0.0,
+                  "original_perplexity": 2.41, "original_score": 0.772, "perplexity": 2.41,
                   "score": 0.772}, "source": {"fingerprint": "31e0…", "provenance": {…}}, …}
 """
 
 import shutil
 from contextlib import ExitStack
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,19 +27,21 @@ from tasks.export.gguf import Gguf
 from tasks.export.onnx import Onnx
 from tasks.export.push import Push
 from tasks.export.quantised import Int4, Int8
-from tasks.export.rescoring import Check, dev_sample
-from tasks.export.safetensors import Safetensors, answered
+from tasks.export.rescoring import Check, Original, dev_sample
+from tasks.export.safetensors import Safetensors, answered, read_losses
 from tasks.export.student import Choice, Student, evaluated, lineage
+from tasks.export.vocabulary import whole
 from tasks.judging.verifiers import Task
 from tasks.models import checkpoints
 from tasks.models.checkpoints import Precision
 from tasks.params import Section
 from tasks.progress import say
 from tasks.rows.records import EXPORT, EXPORTED_DATA, write_json
+from tasks.shape.students import Student as Shape
 
 AnyForm = Annotated[Safetensors | Gguf | Onnx | Int8 | Int4, Field(discriminator="type")]
 
-SHOWN = ("score", "agreement", "bytes")
+SHOWN = ("score", "agreement", "log_prob_drift", "bytes")
 """What the summary says of each form."""
 
 
@@ -50,6 +54,9 @@ class ExportParams(Section):
     """Which checkpoint. Best is said by dev alone: the test's figures stay those of unseen rows."""
     dev_rows: int = Field(500, ge=1)
     """So many dev rows are answered for the choice of the seed and to check each form."""
+    vocabulary: Literal["whole", "used"] = "whole"
+    """Of a student whose vocabulary was trimmed: all that it was cut from, so that the teacher's
+    tokenizer serves it; or what it has, which is smaller."""
     max_tokens: int = Field(8, ge=1)
     """Most tokens of each of these answers."""
     precision: Precision = "bfloat16"
@@ -67,7 +74,7 @@ class ExportParams(Section):
         return self
 
 
-def run(export: ExportParams, task: Task) -> None:
+def run(export: ExportParams, task: Task, shape: Shape) -> None:
     """Choose the checkpoint, write it in every form, check each, and publish all or nothing.
 
     Raises:
@@ -83,20 +90,27 @@ def run(export: ExportParams, task: Task) -> None:
     rows = dev_sample(export.dev_rows)
     questions = Questions([row.prompt for row in rows], export.max_tokens, export.threads)
     check = Check(rows, questions, task.verifier)
-    seed, original = _chosen(export, student, check)
+    seed, said = _chosen(export, student, check)
+    read = read_losses(student.by_seed[seed], export.precision, rows, export.threads)
+    original = Original(said, read)
     shutil.rmtree(EXPORT, ignore_errors=True)
     summary: dict[str, Any] = {"phase": student.phase, "seed": seed, "dev_rows": len(rows)}
-    summary["original score"] = round(check.score(original), 6)
+    summary["original score"] = round(check.score(said), 6)
     with ExitStack() as published:  # all of them at its end, or none
-        for form in export.forms:
+        source, forms = student.by_seed[seed], export.forms
+        if shape.vocabulary == "used" and export.vocabulary == "whole":
+            source = published.enter_context(whole(source, shape))
+            forms = tuple(form.for_restored() for form in forms)
+        for form in forms:
             partial = published.enter_context(checkpoints.staged(EXPORT / form.name))
-            form.write(student.by_seed[seed], partial)
+            form.write(source, partial)
             figures = check.rescored(form, partial, original).figures()
             write_model_card(partial, Exported(form, seed, figures, rows[0]), student, files)
             record = {"form": form.model_dump(mode="json"), "rescored": figures}
             record["source"] = lineage(student.by_seed[seed])
             write_json(partial / checkpoints.PROVENANCE, record)
-            summary |= {f"{form.name} {what}": figures[what] for what in SHOWN}
+            shown = {what: figures[what] for what in SHOWN if figures[what] is not None}
+            summary |= {f"{form.name} {what}": figure for what, figure in shown.items()}
             say(f"{form.name}: the same answer on {figures['agreement']:.1%} of {len(rows)} rows")
     write_json(EXPORT / "summary.json", summary)
     write_dataset(EXPORTED_DATA, files)

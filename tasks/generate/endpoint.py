@@ -147,6 +147,11 @@ class Endpoint(Section):
         return ["endpoint", self.api, self.logprobs, self.top_logprobs, self.extra]
 
     @property
+    def share(self) -> float:
+        """Share of the full price that its answers cost."""
+        return 1.0
+
+    @property
     def path(self) -> str:
         """Return where a request goes, below the endpoint's address."""
         return "/chat/completions" if self.api == "chat" else "/completions"

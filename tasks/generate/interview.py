@@ -1,6 +1,6 @@
 """One teacher is asked about all prompts, step by step, but for what the ledger knows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +8,11 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import UserError
 from tasks.generate.asks import Answering, Ask, Unanswered
+from tasks.generate.endpoint import Endpoint
 from tasks.generate.ledger import Ledger, key_of
+from tasks.generate.prices import Price
 from tasks.generate.templates import Exchange, Prompt, Step, Template
+from tasks.models.decoding import Answer, Decoding
 from tasks.progress import Meter, say
 from tasks.rows.records import (
     ADAPT,
@@ -23,6 +26,7 @@ from tasks.rows.records import (
 )
 
 if TYPE_CHECKING:
+    from tasks.generate.backends import Backend
     from tasks.generate.stage import GenerateParams
 
 _POOL = 1000  # prompts that `seeds` draws from
@@ -53,6 +57,7 @@ class Interview:
         self.prompts = self.computed = self.known = self.unanswered = 0
         self.written = self.finished = 0
         self.logprob = 0.0
+        self.prompt_tokens = self.answer_tokens = 0
         self._answering: Answering | None = None
         self._pool = [prompt_text(row.prompt) for row in islice(self._rows(), _POOL)]
 
@@ -98,6 +103,11 @@ class Interview:
         }
         if self.failed:
             figures["failed"] = len(self.failed)
+        if isinstance(self.backend, Endpoint) and self.prompt_tokens:
+            used = (self.prompt_tokens, self.answer_tokens)
+            figures |= {"prompt_tokens": used[0], "completion_tokens": used[1]}
+            price = self.backend.price or Price()
+            figures["cost_usd"] = round(price.of(*used, self.backend.share), 6)
         return figures
 
     def _ask(self, step: Step, exchanges: Sequence[Exchange], meter: Meter) -> list[Exchange]:
@@ -115,6 +125,7 @@ class Interview:
                 self.unanswered += 1
                 continue
             answer = self.ledger[ask.key]
+            self._count_tokens(answer)
             if not (heard := step.hear(exchange, prompt, answer)):
                 self._fail(step, exchange, _NO_FORM, answer.text)
             following += heard
@@ -124,19 +135,20 @@ class Interview:
         """Have the asks answered into the ledger; return why some were not."""
         spent = self.ledger.spent
         self._answering = self._answering or self.backend.open(ADAPT / self.teacher, spent)
-        failures: dict[str, str] = {}
-        for batch in self._answering(asks, self.params.decoding):
-            self.ledger.append(batch)
-            failed = {k: one.reason for k, one in batch.items() if isinstance(one, Unanswered)}
-            failures |= failed
-            self.computed += len(batch) - len(failed)
-            meter.advance(len(batch))
+        failures = answered_into(
+            self.ledger, self._answering, asks, self.params.decoding, meter.advance
+        )
+        self.computed += len(asks) - len(failures)
         return failures
 
     def _wanted(self, exchange: Exchange, prompt: Prompt) -> Ask:
-        decided_by = [self.backend.decided_by(), self.params.decoding.model_dump(), _plain(prompt)]
-        draw = f"{exchange.row.id}/{exchange.sample}"
-        return Ask(key_of(*decided_by, exchange.sample), prompt, draw)
+        return ask_of(self.backend, self.params.decoding, exchange.row, prompt, exchange.sample)
+
+    def _count_tokens(self, answer: Answer) -> None:
+        """Count what the service counted, whether it was bought now or in a run before."""
+        if answer.bought:
+            self.prompt_tokens += answer.bought.prompt_tokens
+            self.answer_tokens += answer.bought.answer_tokens
 
     def _fail(self, step: Step, exchange: Exchange, reason: str, reply: str | None = None) -> None:
         row, sample = exchange.row, exchange.sample
@@ -161,6 +173,28 @@ class Interview:
             return len(self.template.roots)
         with UNLABELLED.open("rb") as lines:
             return sum(1 for _ in islice(lines, self.params.rows))
+
+
+def ask_of(backend: "Backend", how: Decoding, row: Row, prompt: Prompt, sample: int = 0) -> Ask:
+    """Return the ask for an answer to `prompt`, under the key of all that decides it."""
+    decided_by = [backend.decided_by(), how.model_dump(), _plain(prompt)]
+    return Ask(key_of(*decided_by, sample), prompt, f"{row.id}/{sample}")
+
+
+def answered_into(
+    ledger: Ledger,
+    answering: Answering,
+    asks: Sequence[Ask],
+    how: Decoding,
+    advance: Callable[[int], None],
+) -> dict[str, str]:
+    """Have the asks answered into the ledger, batch after batch; return why some were not."""
+    failures: dict[str, str] = {}
+    for batch in answering(asks, how):
+        ledger.append(batch)
+        failures |= {k: one.reason for k, one in batch.items() if isinstance(one, Unanswered)}
+        advance(len(batch))
+    return failures
 
 
 def _plain(prompt: Prompt) -> Any:

@@ -45,6 +45,11 @@ class OpenAIBatch(Endpoint):
     attempts: int = Field(3, ge=1)
     """How often what failed is handed in again."""
 
+    @property
+    def share(self) -> float:
+        """Share of the full price that its answers cost."""
+        return self.price.batch if self.price else 1.0
+
     def run(self, place: Place, budget: Budget) -> "HandIn":
         """Return a run against the service."""
         return HandIn(self, place, budget)

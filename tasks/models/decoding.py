@@ -95,7 +95,8 @@ class Answer(NamedTuple):
     """What a model wrote, as text."""
 
     text: str
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "unanswered"]
+    """`unanswered`: a service gave no answer, and the text is empty."""
     logprob: float | None
     bought: Bought | None = None
     """What a service charged for it; None where it was computed here."""
@@ -178,8 +179,10 @@ def decode(
         return [row.completion(stop) for row in rows]
     slots = max(1, batching.slots(max(len(row.prompt) for row in writing), how))
 
+    never_V = never_said(model)
+
     def write(some: list[Row], logits_BV: "Tensor") -> None:
-        _extend(some, logits_BV, how, top_k)
+        _extend(some, logits_BV if never_V is None else logits_BV + never_V, how, top_k)
 
     with torch.inference_mode():
         if how.max_tokens > _SHORT and can_refill(model):
@@ -256,6 +259,23 @@ def _write(
         following = [r.prompt[read] if len(r.prompt) > read else r.written[-1] for r in rows]
         ids_BS = torch.tensor(following, device=model.device)[:, None]
         read += 1
+
+
+def never_said(model: "PreTrainedModel") -> "Tensor | None":
+    """Return −∞ at the ids that the model's generation configuration suppresses, 0 elsewhere.
+
+    None where it suppresses nothing, as all models do whose vocabulary was never trimmed.
+    """
+    import torch
+
+    manners = getattr(model, "generation_config", None)
+    suppressed = getattr(manners, "suppress_tokens", None)
+    if not suppressed:
+        return None
+    width = model.get_output_embeddings().weight.shape[0]
+    never_V = torch.zeros(width, device=model.device)
+    never_V[suppressed] = float("-inf")
+    return never_V
 
 
 def _extend(rows: list[Row], logits_BV: "Tensor", how: Decoding, top_k: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.models.checkpoints import Precision
-from tasks.models.decoding import Batching
+from tasks.models.decoding import Batching, never_said
 from tasks.rows.records import Row
 from tasks.rows.text import encode_all, pad_right
 
@@ -128,11 +128,16 @@ class Likelihood:
         import torch
         from torch.nn import functional as F
 
-        head = self.model.get_output_embeddings()
+        head, never_V = self.model.get_output_embeddings(), never_said(self.model)
+
+        def logits_of(hidden_ND: "Tensor") -> "Tensor":
+            logits_NV: Tensor = head(hidden_ND).float()
+            return logits_NV if never_V is None else logits_NV + never_V
+
         parts = (torch.split(whole, _HEAD_TOKENS) for whole in (hidden_ND, targets_N))
         chunks = zip(*parts, strict=True)
         return torch.cat(
-            [F.cross_entropy(head(h).float(), t, reduction="none").cpu() for h, t in chunks]
+            [F.cross_entropy(logits_of(h), t, reduction="none").cpu() for h, t in chunks]
         )
 
 

@@ -66,6 +66,13 @@ def restore(
     if ids is None:
         raise UserError("not the model that this one's vocabulary is a part of", where=str(whole))
     at = torch.from_numpy(ids)
+    ours, theirs = (m.get_input_embeddings().weight.shape[1] for m in (model, lender))
+    if ours != theirs:
+        raise UserError(
+            f"rows of {theirs} numbers cannot be lent to a model that is {ours} wide",
+            where=str(whole),
+            mend="cohobate run --set export.vocabulary=used",
+        )
     for side in ("input", "output"):
         ours, theirs = (getattr(m, f"get_{side}_embeddings")() for m in (model, lender))
         theirs.weight.data[at] = ours.weight.detach().to(theirs.weight.dtype)

@@ -5,6 +5,7 @@ from typing import Any
 from tasks.evaluate.report import figures
 from tasks.evaluate.report.charts import Scale, polyline, thinned
 from tasks.evaluate.report.round_files import RoundFiles, Table
+from tasks.evaluate.robustness import VARIED
 
 ROLES = ("teacher", "student")
 
@@ -18,6 +19,7 @@ def robustness(table: Table) -> dict[str, Any] | None:
     return {
         "zero": scale.at(0.0),
         "ticks": [(scale.at(tick), _points(tick)) for tick in scale.ticks],
+        "roles": [role for role in VARIED if role in table[0]["score"]],
         "rows": [
             line | {"at": {r: {e: scale.at(x) for e, x in line["drop"][r].items()} for r in ROLES}}
             for line in table
@@ -44,10 +46,9 @@ def cost(worked_out: dict[str, Any] | None) -> dict[str, Any] | None:
     million, even = worked_out["cost_per_million_tokens"], worked_out["break_even_tokens"]
     far = 2.5 * even if even else 1e6
     x = Scale(0.0, far, far / 4)
-    ends = {
-        "teacher": (0.0, million["teacher"] * far / 1e6),
-        "student": (worked_out["cost"], worked_out["cost"] + million["student"] * far / 1e6),
-    }
+    ends = {"student": (worked_out["cost"], worked_out["cost"] + million["student"] * far / 1e6)}
+    if million["teacher"] is not None:
+        ends |= {"teacher": (0.0, million["teacher"] * far / 1e6)}
     y = Scale.around([0.0, *(end for both in ends.values() for end in both)], wanted=4)
     return worked_out | {
         "lines": {

@@ -36,7 +36,7 @@ def _earlier(root: Path, against: str) -> Any:
         if not path.exists():
             raise UserError("no round was evaluated there", where=str(path))
         return json.loads(path.read_text())
-    command = ["git", "show", "--end-of-options", f"{against}:{METRICS.as_posix()}"]
+    command = ["git", "show", "--end-of-options", f"{against}:./{METRICS.as_posix()}"]
     told = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if told.returncode:
         raise UserError(

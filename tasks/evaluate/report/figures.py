@@ -3,9 +3,9 @@
 MINUS = "−"
 
 
-def points(share: float) -> str:
-    """Write a share of 1 in percent points: 0.6772 is `67.7`."""
-    return _signless(f"{100 * share:.1f}")
+def points(share: float | None) -> str:
+    """Write a share of 1 in percent points: 0.6772 is `67.7`, or a dash where it is unknown."""
+    return "–" if share is None else _signless(f"{100 * share:.1f}")
 
 
 def signed(share: float) -> str:
@@ -19,16 +19,20 @@ def count(number: float) -> str:
     return f"{round(number):,}".replace("-", MINUS)
 
 
-def short(number: float) -> str:
-    """Write a large number in three digits: 134515008 is `135 M`."""
+def short(number: float | None) -> str:
+    """Write a large number in three digits: 134515008 is `135 M`; a dash where it is unknown."""
+    if number is None:
+        return "–"
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(number) >= size:
             return f"{_three(number / size)} {unit}"
     return _three(number)
 
 
-def size(count_of_bytes: float) -> str:
-    """Write a size on disk or in memory: `269 MB` (decimal units)."""
+def size(count_of_bytes: float | None) -> str:
+    """Write a size on disk or in memory: `269 MB` (decimal units); a dash where it is unknown."""
+    if count_of_bytes is None:
+        return "–"
     text = short(count_of_bytes)
     return f"{text}B" if " " in text else f"{text} B"
 
@@ -51,8 +55,15 @@ def milliseconds(value: float) -> str:
     return f"{_three(value)} ms"
 
 
+def joules(value: float) -> str:
+    """Write an energy: `0.42 J`, `38.1 mJ`."""
+    return f"{_three(value)} J" if value >= 1 else f"{_three(1e3 * value)} mJ"
+
+
 def figure(value: object) -> str:
     """Write any key figure of a stage's summary."""
+    if value is None:
+        return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -6,6 +6,10 @@ from tasks.evaluate.report import figures
 from tasks.evaluate.report.charts import Scale, boundaries, polyline, thinned
 from tasks.evaluate.report.round_files import Table
 
+FIRST = 0.05
+"""Share of the updates whose loss may lie above the panel: it falls from a height that would leave
+the rest of the curve flat."""
+
 
 def scores(arms: Table) -> dict[str, Any]:
     """Return each arm's score and interval on one axis, with the teacher's as a mark."""
@@ -50,7 +54,7 @@ def losses(losses: dict[str, dict[int, Table]], arms: Table) -> Table:
         curves = {seed: thinned(curve) for seed, curve in seeds.items()}
         everything = [point for curve in curves.values() for point in curve]
         x = Scale.around([0.0, *(step for step, _ in everything)], wanted=4, tight=True)
-        y = Scale.around([loss for _, loss in everything], wanted=4)
+        y = Scale.around([loss for step, loss in everything if step > FIRST * x.high], wanted=4)
         last = {seed: curve[-1][1] for seed, curve in curves.items()}
         panels.append(
             {
@@ -60,6 +64,7 @@ def losses(losses: dict[str, dict[int, Table]], arms: Table) -> Table:
                 "lines": [polyline(curve, x, y) for curve in curves.values()],
                 "x_ticks": [(x.at(tick), figures.count(tick)) for tick in x.ticks],
                 "y_ticks": [(y.at(tick), f"{tick:g}") for tick in y.ticks],
+                "cut": any(loss > y.high for _, loss in everything),
                 "stages": [x.at(step) for step in boundaries(next(iter(seeds.values())))],
                 "steps": figures.count(max(step["step"] for c in seeds.values() for step in c)),
                 "last": ", ".join(f"{loss:.3f}" for loss in last.values()),

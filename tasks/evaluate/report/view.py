@@ -146,7 +146,13 @@ def not_measured(metrics: dict[str, Any], by_role: dict[str, Any], files: RoundF
             "intervals allow for that (Student's t), and are wide for it."
         )
     found.append("Luck in tuning the teacher: it was tuned once, and its own seed is not varied.")
-    if student["fidelity"] is None:
+    if by_role["teacher"]["footprint"] is None:
+        found.append(
+            "The teacher, but for its answers: its weights are not here. No parameters, bytes, "
+            "FLOPs, latency, memory, perplexity or loss on general text of it, no ratio to them, "
+            "and no divergence of the student from its token distributions."
+        )
+    elif student["fidelity"] is None:
         found.append("Divergence from the teacher's token distributions: vocabularies differ.")
     if student["calibration_error"] is None:
         found.append("Calibration: the answers came without confidence.")
@@ -166,9 +172,18 @@ def not_measured(metrics: dict[str, Any], by_role: dict[str, Any], files: RoundF
     return [
         *found,
         "What tuning cost the teacher in general knowledge: the teacher as it came is not asked.",
-        "Energy: no meter is read. The machine's hours stand for it, in the price of one.",
+        *_energy_not_known(files.timings),
         "Harm, bias against people, and privacy of the training text.",
     ]
+
+
+def _energy_not_known(timings: dict[str, Any] | None) -> list[str]:
+    """Say what is not known of energy: of the whole round always, of a token where no meter is."""
+    told = (timings or {}).get("energy", {})
+    price = "The machine's hours stand for it, in the price of one."
+    if "joules_per_token" in told:
+        return [f"Energy of the whole round: a meter was read for a token served alone. {price}"]
+    return [f"Energy: {told.get('why_not', 'it was not asked for')}. {price}"]
 
 
 def _named(arm: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +203,7 @@ def _efficiency(by_role: dict[str, Any], timings: dict[str, Any] | None) -> Tabl
     ]
     if timings is None:
         return counted
-    slow, fast = timings["models"]["teacher"], timings["models"]["student"]
+    slow, fast = timings["models"].get("teacher"), timings["models"]["student"]
     latency, memory = figures.milliseconds, figures.size
     timed = [
         _pair("Latency, median", slow, fast, "latency_ms_p50", latency),
@@ -196,12 +211,15 @@ def _efficiency(by_role: dict[str, Any], timings: dict[str, Any] | None) -> Tabl
         _pair("Peak memory", slow, fast, "peak_memory_bytes", memory),
         _pair("Tokens per second", slow, fast, "tokens_per_second", figures.short, more=True),
     ]
+    if each := timings.get("energy", {}).get("joules_per_token"):
+        used = [{"joules": each[role]} if role in each else None for role in ("teacher", "student")]
+        timed.append(_pair("Energy of a token", used[0], used[1] or {}, "joules", figures.joules))
     return counted + [pair | {"timed": True} for pair in timed]
 
 
 def _pair(
     what: str,
-    teacher: dict[str, Any],
+    teacher: dict[str, Any] | None,
     student: dict[str, Any],
     key: str,
     write: Callable[[float], str],
@@ -209,7 +227,12 @@ def _pair(
     more: bool = False,
 ) -> dict[str, Any]:
     """Return one figure of both models; `more` says that more of it is better."""
-    one, other = teacher[key], student[key]
+    other = student[key]
+    if teacher is None:
+        unknown = {"teacher": "–", "teacher_width": 0.0, "ratio": figures.times(None)}
+        known = {"student": write(other), "student_width": 100.0}
+        return {"what": what, **unknown, **known, "better": "", "timed": False}
+    one = teacher[key]
     most = max(one, other) or 1
     above, below = (other, one) if more else (one, other)
     return {

@@ -127,9 +127,11 @@ class SimulatedRound:
         variants = [
             Variant(
                 variant=name, id=row.id, prompt=row.prompt,
-                answers={"teacher": [" act"], "student": [" act"] * len(self.seeds)},
+                answers={"teacher": [" act"]}
+                | dict.fromkeys(("baseline", "student"), [" act"] * len(self.seeds)),
                 scores={
                     "teacher": one(row, self.teacher - 0.1)[:1],
+                    "baseline": one(row, self.baseline - 0.2),
                     "student": one(row, self.student - 0.2),
                 },
             )

@@ -14,6 +14,7 @@ from tasks.evaluate.robustness import PERTURBED, Robustness
 from tasks.evaluate.settings import EvaluateParams
 from tasks.evaluate.stage import run
 from tasks.evaluate.timing import Timing
+from tasks.generate.stage import GenerateParams
 from tasks.judging.verifiers import Label, Task
 from tasks.models import checkpoints
 from tasks.rows.records import TEST, Row, row_id, write_rows
@@ -51,7 +52,7 @@ def trained(project: Path, make_model: Callable[..., Any], tokenizer: Any) -> Pa
 
 
 def test_the_stage_answers_scores_and_reports(trained: Path) -> None:
-    run(PARAMS, TASK, [1, 2])
+    run(PARAMS, TASK, [1, 2], GenerateParams())
     metrics, arms = read("reports/metrics.json"), read("data/evaluate/arms.json")
     assert metrics["test_rows"] == 18
     assert metrics["seeds"] == 2
@@ -82,7 +83,7 @@ def test_the_stage_answers_scores_and_reports(trained: Path) -> None:
 
 def test_running_it_again_gives_the_same_bytes(trained: Path) -> None:
     def hashed() -> dict[str, bytes]:
-        run(PARAMS, TASK, [1, 2])
+        run(PARAMS, TASK, [1, 2], GenerateParams())
         files = [*Path("data/evaluate").rglob("*.*"), Path("reports/metrics.json")]
         return {str(path): path.read_bytes() for path in files}
 
@@ -95,6 +96,6 @@ def test_another_vocabulary_is_not_compared(
     other = make_tokenizer(vocabulary=280)
     checkpoints.save(make_model(other, layers=2), other, Path("models/train/kd/seed-1"), {})
     checkpoints.save(make_model(other, layers=2), other, Path("models/train/kd/seed-2"), {})
-    run(PARAMS, TASK, [1, 2])
+    run(PARAMS, TASK, [1, 2], GenerateParams())
     assert read("reports/metrics.json")["fidelity"] is None
     assert "vocabularies differ" in Path("reports/report.html").read_text()

@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -140,6 +141,28 @@ def test_two_rounds_are_compared(project: Path) -> None:
     assert "| student.score |" in Path("reports/report.md").read_text()
     with pytest.raises(UserError, match="no round to compare with"):
         render(against="round-9999")
+
+
+def test_a_round_is_compared_with_a_tag_in_git(project: Path) -> None:
+    """The project is a folder of its repository; the tag is what a round leaves."""
+
+    def git(*command: str) -> None:
+        named = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+        subprocess.run(["git", *named, *command], check=True, capture_output=True)
+
+    rendered(seeds=(1,))
+    now = Path("reports/metrics.json").read_text()
+    earlier = read("reports/metrics.json")
+    earlier["student"]["score"] -= 0.125
+    write_json(Path("reports/metrics.json"), earlier)
+    git("init", "-q", "..")
+    git("add", "reports/metrics.json")
+    git("commit", "-qm", "a round")
+    git("tag", "round-0006")
+    Path("reports/metrics.json").write_text(now)
+    page = Page(render(against="round-0006").read_text())
+    section = page.text.split("Against round-0006")[1].split("reports/metrics.json")[0]
+    assert "student.score" in section and "0.125" in section
 
 
 def test_one_seed_is_said_plainly(project: Path) -> None:

@@ -10,13 +10,26 @@ import pytest
 
 from tasks import params
 from tasks.errors import UserError
-from tasks.export.stage import ExportParams, run
+from tasks.export.rescoring import Rescored
+from tasks.export.stage import AnyForm, ExportParams, run
 from tasks.judging.verifiers import Label, Task
 from tasks.models import checkpoints
 from tasks.params import ParamsError
-from tasks.rows.records import DEV, EXPORT, FILTER, Response, Row, row_id, write_json, write_rows
+from tasks.rows.records import (
+    ADAPT,
+    DEV,
+    EXPORT,
+    FILTER,
+    Response,
+    Row,
+    row_id,
+    write_json,
+    write_rows,
+)
+from tasks.shape.students import Student as Shape
 
 TASK = Task(verifier=Label(type="label"))
+SHAPE = params.validated(Shape, {"type": "teacher_layers", "layers": [0, 1]}, "shape")
 TEACHER = {
     "model": "someone/teacher",
     "revision": "9f8a",
@@ -113,7 +126,7 @@ def hashed(*folders: str) -> dict[str, str]:
 
 
 def test_the_seed_that_is_best_on_dev_leaves_the_house(evaluated: Path) -> None:
-    run(chosen(), TASK)
+    run(chosen(), TASK, SHAPE)
     source = Path("models/train/kd/seed-2")
     exported = Path("models/export/safetensors")
     checkpoints.verify(exported)
@@ -131,19 +144,19 @@ def test_the_seed_that_is_best_on_dev_leaves_the_house(evaluated: Path) -> None:
 
 @pytest.mark.parametrize(("asked", "seed"), [("first", 1), (2, 2)])
 def test_another_seed_can_be_asked_for(evaluated: Path, asked: str | int, seed: int) -> None:
-    run(chosen(seed=asked), TASK)
+    run(chosen(seed=asked), TASK, SHAPE)
     assert read("models/export/summary.json")["seed"] == seed
 
 
 def test_a_seed_that_was_not_trained_is_refused(evaluated: Path) -> None:
     with pytest.raises(UserError, match="no student was trained with seed 7"):
-        run(chosen(seed=7), TASK)
+        run(chosen(seed=7), TASK, SHAPE)
 
 
 def test_the_same_round_is_exported_to_the_same_bytes(evaluated: Path) -> None:
-    run(chosen(), TASK)
+    run(chosen(), TASK, SHAPE)
     first = hashed("models/export", "data/export")
-    run(chosen(), TASK)
+    run(chosen(), TASK, SHAPE)
     assert hashed("models/export", "data/export") == first
 
 
@@ -155,7 +168,7 @@ def test_a_form_that_drifts_is_refused_and_nothing_is_published(evaluated: Path)
     ]
     pytest.importorskip("xllamacpp")
     with pytest.raises(UserError, match=r"gguf-q4_0 drifts from the original.*nothing is pub") as e:
-        run(chosen(forms=forms), TASK)
+        run(chosen(forms=forms), TASK, SHAPE)
     assert "tolerance" in e.value.mend
     assert not [*EXPORT.glob("*")] and not [*EXPORT.glob(".*")]
     assert not Path("data/export").exists()
@@ -164,7 +177,7 @@ def test_a_form_that_drifts_is_refused_and_nothing_is_published(evaluated: Path)
 def test_without_dev_rows_nothing_is_exported(evaluated: Path) -> None:
     DEV.write_text("")
     with pytest.raises(UserError, match="no dev row has an answer"):
-        run(chosen(), TASK)
+        run(chosen(), TASK, SHAPE)
 
 
 def test_the_same_form_twice_is_refused() -> None:
@@ -173,7 +186,7 @@ def test_the_same_form_twice_is_refused() -> None:
 
 
 def test_the_model_card_says_what_a_stranger_must_know(evaluated: Path) -> None:
-    run(chosen(), TASK)
+    run(chosen(), TASK, SHAPE)
     card = Path("models/export/safetensors/README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n") and "- someone/teacher\n" in card
     for said in (
@@ -201,7 +214,7 @@ def test_a_failed_gate_and_forbidding_terms_are_said_aloud(evaluated: Path) -> N
     models = read("data/preflight/models.json")
     models["teachers"]["main"] |= terms
     write_json(Path("data/preflight/models.json"), models)
-    run(chosen(), TASK)
+    run(chosen(), TASK, SHAPE)
     for card in ("models/export/safetensors/README.md", "data/export/README.md"):
         text = Path(card).read_text()
         assert "**are not known to be allowed to** train other models" in text
@@ -213,8 +226,86 @@ def test_a_failed_gate_and_forbidding_terms_are_said_aloud(evaluated: Path) -> N
 
 
 def test_the_dataset_goes_with_its_card_and_notice(evaluated: Path) -> None:
-    run(chosen(), TASK)
+    run(chosen(), TASK, SHAPE)
     assert Path("data/export/train.jsonl").read_bytes() == Path(FILTER / "kept.jsonl").read_bytes()
     assert Path("data/export/NOTICE.txt").read_text() == "keep this notice\n"
     card = Path("data/export/README.md").read_text()
     assert "8 answers" in card and "| length | 9 | 1 | too \\| long: 1 |" in card
+
+
+class TestTrimmedVocabulary:
+    """A student that kept only the tokens of its rows leaves with its teacher's tokenizer."""
+
+    TRIMMED = params.validated(
+        Shape,
+        {"type": "teacher_layers", "layers": [0, 1], "vocabulary": "used",
+         "rows": "data/filter/kept.jsonl"},
+        "shape",
+    )  # fmt: skip
+
+    @pytest.fixture
+    def trimmed(self, evaluated: Path, make_model: Callable[..., Any], tokenizer: Any) -> Any:
+        """Two seeds of a student without most of the tokens that its teacher has."""
+        from tasks.shape.vocabulary import trim
+
+        checkpoints.save(make_model(tokenizer, layers=4), tokenizer, ADAPT / "main", {})
+        rows = [Row.model_validate_json(line) for line in DEV.read_text().splitlines()]
+        for seed in (1, 2):
+            folder = Path(f"models/train/kd/seed-{seed}")
+            told = read(str(folder / "provenance.json"))
+            model, whole = checkpoints.load(folder)
+            its = trim(model, whole, [row.model_copy(update={"answer": " a"}) for row in rows])
+            assert len(its) < len(whole)
+            checkpoints.save(model, its, folder, told, precision="bfloat16")
+        prompts = [row.prompt for row in rows]
+        said = greedy(Path("models/train/kd/seed-2"), prompts)
+        right = [r.model_copy(update={"answer": a}) for r, a in zip(rows, said, strict=True)]
+        write_rows(DEV, right)
+        return tokenizer
+
+    def test_it_is_restored_and_answers_as_it_did(self, trimmed: Any) -> None:
+        pytest.importorskip("onnxruntime")
+        loose = {"score": 0.5, "agreement": 0.5, "loss": 1}  # in float32 random weights waver
+        forms = [{"type": "safetensors"}, {"type": "onnx", "tolerance": loose}]
+        run(chosen(forms=forms), TASK, self.TRIMMED)
+        for name in ("safetensors", "onnx"):
+            its = checkpoints.load_tokenizer(EXPORT / name)
+            assert its.get_vocab() == trimmed.get_vocab()
+        told = read("models/export/safetensors/provenance.json")["rescored"]
+        assert told["agreement"] == 1.0
+        assert told["log_prob_drift"] == pytest.approx(0.0, abs=1e-4)
+        model, _ = checkpoints.load(EXPORT / "safetensors")
+        assert len(model.get_input_embeddings().weight) == len(trimmed)
+        assert not [path for path in EXPORT.parent.iterdir() if path.name.startswith(".whole")]
+
+    def test_right_answers_in_tokens_that_it_never_says_are_left_out(self, trimmed: Any) -> None:
+        [first, *others] = [Row.model_validate_json(x) for x in DEV.read_text().splitlines()]
+        write_rows(DEV, [first.model_copy(update={"answer": " animal"}), *others])
+        assert " animal" not in (first.answer or "")
+        run(chosen(), TASK, self.TRIMMED)
+        told = read("models/export/safetensors/provenance.json")["rescored"]
+        assert told["log_prob_drift"] == pytest.approx(0.0, abs=1e-4)
+        assert told["perplexity"] < 1e9
+
+    def test_it_can_leave_as_it_is(self, trimmed: Any) -> None:
+        run(chosen(vocabulary="used"), TASK, self.TRIMMED)
+        source = Path("models/train/kd/seed-2/model.safetensors")
+        assert (EXPORT / "safetensors/model.safetensors").read_bytes() == source.read_bytes()
+
+    def test_the_teacher_must_be_there(self, trimmed: Any) -> None:
+        (ADAPT / "main/config.json").unlink()
+        with pytest.raises(UserError, match="whose vocabulary was trimmed is not here"):
+            run(chosen(), TASK, self.TRIMMED)
+
+
+def test_a_form_that_finds_the_right_answers_less_likely_is_refused() -> None:
+    form = params.validated(AnyForm, {"type": "int8"}, "export.forms")
+    near = Rescored(0.8, 0.8, 1.0, 8, 10, loss=0.54, original_loss=0.5)
+    near.refuse_drift(form)
+    assert near.figures()["log_prob_drift"] == pytest.approx(-0.04)
+    far = Rescored(0.8, 0.8, 1.0, 8, 10, loss=0.56, original_loss=0.5)
+    with pytest.raises(UserError, match=r"higher by 0.0600 nats a token \(at most 0.05\)"):
+        far.refuse_drift(form)
+    silent = Rescored(0.8, 0.8, 1.0, 8, 10, loss=None, original_loss=0.5)
+    silent.refuse_drift(form)
+    assert silent.figures()["perplexity"] is None

@@ -15,7 +15,7 @@ from tasks.export.form import Form, Questions
 from tasks.export.safetensors import answered
 from tasks.export.stage import AnyForm
 from tasks.models import checkpoints
-from tasks.rows.records import Message
+from tasks.rows.records import Message, Row
 
 WORDS = ["a small", " animal", " plant", "Definition:", " person", "q", " zz", "naïve 漢字", "1 23"]
 PROMPTS = [f"{one}{two}\nCategory:" for one in WORDS for two in WORDS[:3]]
@@ -187,3 +187,25 @@ def test_torchao_is_near_the_original_after_a_reload(
         )
     assert least < torch.cosine_similarity(one, other, dim=0) < 1 - 1e-7
     assert len(chosen.answers(tmp_path, Questions(PROMPTS, 6, 1))) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "onnx", "gguf"])
+def test_losses_are_those_of_the_original_where_a_runtime_gives_them(
+    checkpoint: Path, tmp_path: Path, kind: str
+) -> None:
+    from tasks.export.safetensors import read_losses
+
+    pytest.importorskip({"onnx": "onnxruntime", "gguf": "xllamacpp"}.get(kind, "safetensors"))
+    rows = [
+        Row(id=prompt, prompt=prompt, answer=f" {word} b")
+        for prompt in PROMPTS[:4]
+        for word in WORDS[:2]
+    ]
+    chosen = form(type=kind, **({"precision": "float32"} if kind == "safetensors" else {}))
+    (tmp_path / "out").mkdir()
+    chosen.write(checkpoint, tmp_path / "out")
+    found = chosen.losses(tmp_path / "out", rows, 1)
+    if kind == "gguf":
+        assert found is None
+    else:
+        assert found == pytest.approx(read_losses(checkpoint, "float32", rows, 1), abs=1e-4)

@@ -1,0 +1,55 @@
+"""Who sits the test: a model in memory, or a teacher that is somewhere else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.evaluate.readings import Reader
+from tasks.evaluate.settings import EvaluateParams
+from tasks.generate.asked import asked
+from tasks.generate.stage import GenerateParams
+from tasks.models import checkpoints
+from tasks.models.decoding import Answer, answers
+from tasks.progress import track
+from tasks.rows.records import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory, how it reads text, and what it has read."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    reader: Reader
+    params: EvaluateParams
+
+    @classmethod
+    def of(cls, params: EvaluateParams, folder: Path) -> "Loaded":
+        """Load a checkpoint in the precision of the test."""
+        model, tokenizer = checkpoints.load(folder, precision=params.precision)
+        size, threads = params.batching.rows, params.threads
+        return cls(model, tokenizer, Reader(model, tokenizer, batch=size, threads=threads), params)
+
+    def answers(self, rows: Sequence[Row], what: str) -> list[Answer]:
+        """Return the model's answer to each row."""
+        prompts = [row.prompt for row in rows]
+        how, batching, threads = self.params.decoding, self.params.batching, self.params.threads
+        decoded = answers(self.model, self.tokenizer, prompts, how, batching, threads=threads)
+        found = dict(track(decoded, total=len(prompts), what=what))
+        return [found[place] for place in range(len(prompts))]
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A teacher whose weights are not here: it answers, for money, and that is all."""
+
+    params: EvaluateParams
+    generate: GenerateParams
+
+    def answers(self, rows: Sequence[Row], what: str) -> list[Answer]:
+        """Return the service's answer to each row, out of the ledger where it was bought before."""
+        return asked(self.params.teacher, self.generate, rows, self.params.decoding, what)
