@@ -1,4 +1,4 @@
-"""What a round survives, and what is said of what it does not: with a real server, Ray and kill -9."""
+"""What a round survives, and what it says where it cannot: a real server, Ray and kill -9."""
 
 import random
 import subprocess
