@@ -19,6 +19,14 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 PORT = 4217
 SERVER = f"http://127.0.0.1:{PORT}"
+ARTIFACTS = {
+    "filter-funnel": "prefect-funnel.png",
+    "losses": "prefect-losses.png",
+    "champion": "prefect-champion.png",
+    "champion-picture": "prefect-champion-picture.png",
+    "lineage": "prefect-lineage.png",
+}
+"""Of the newest of each kind; what no round here has made yet is left out."""
 BROWSER = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -34,8 +42,14 @@ def main() -> None:
     with prefect_ui():
         run = latest_round()
         shoot(f"{SERVER}/runs/flow-run/{run}", "prefect-graph.png", (1400, 900))
-        funnel = newest_artifact("filter-funnel")
-        shoot(f"{SERVER}/artifacts/artifact/{funnel}", "prefect-funnel.png", (1400, 700))
+        for key, name in ARTIFACTS.items():
+            for artifact in ask("artifacts/filter", {"artifacts": {"key": {"any_": [key]}}})[:1]:
+                shoot(f"{SERVER}/artifacts/artifact/{artifact['id']}", name, (1400, 700))
+        for deployment in ask(
+            "deployments/filter", {"deployments": {"name": {"any_": ["nightly"]}}}
+        ):
+            form = f"{SERVER}/deployments/deployment/{deployment['id']}/run"
+            shoot(form, "prefect-form.png", (1400, 2400))
 
 
 def shoot(url: str, name: str, size: tuple[int, int], *more: str) -> None:
@@ -70,11 +84,6 @@ def latest_round() -> str:
     """Return the id of the newest flow run that did some work."""
     runs = ask("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 20})
     return max(runs, key=lambda run: run["total_run_time"])["id"]
-
-
-def newest_artifact(key: str) -> str:
-    """Return the id of the newest artifact of that key."""
-    return ask("artifacts/filter", {"artifacts": {"key": {"any_": [key]}}})[0]["id"]
 
 
 def ask(route: str, query: dict[str, Any]) -> list[dict[str, Any]]:

@@ -157,7 +157,19 @@ def _ray_command(port: int) -> list[str]:
     here += ["--ray-client-server-port=0"]  # that one would listen on every address
     sizes = ["--object-store-memory=134217728", f"--num-cpus={os.cpu_count() or 1}"]
     ray = str(Path(sys.executable).with_name("ray"))
-    return [ray, "start", *here, "--include-dashboard=false", "--disable-usage-stats", *sizes]
+    plain = ["--include-dashboard=false", "--disable-usage-stats"]
+    return [ray, "start", *here, *agent_ports(), *plain, *sizes]
+
+
+def agent_ports() -> list[str]:
+    """Choose the ports of Ray's agents: it gives up on those that take 15 s to tell their own."""
+    agents = (
+        "metrics-export",
+        "dashboard-agent-listen",
+        "dashboard-agent-grpc",
+        "runtime-env-agent",
+    )
+    return [f"--{agent}-port={_free_port()}" for agent in agents]
 
 
 def _worker_command() -> list[str]:

@@ -1,5 +1,6 @@
 """A Prefect server on loopback with a database of its own."""
 
+import json
 import os
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.tiny_project import BIN
 
@@ -20,22 +22,53 @@ def free_port() -> int:
         return port
 
 
-@contextmanager
-def prefect_server(home: Path) -> Iterator[str]:
-    """Start a server; yield the address of its API once it answers."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", f"--port={port}"]
-    quiet = {"PREFECT_HOME": str(home), "DO_NOT_TRACK": "1", "PREFECT_UI_ENABLED": "false"}
-    process = subprocess.Popen(command, env=os.environ | quiet, stdout=subprocess.DEVNULL)
-    try:
+class Server:
+    """A server that can be killed and started again, at the same address and with what it knew."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.port = home, free_port()
+        self.url = f"http://127.0.0.1:{self.port}/api"
+
+    def __enter__(self) -> "Server":
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+    def start(self) -> None:
+        """Start it, and return once it answers."""
+        command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1"]
+        quiet = {"PREFECT_HOME": str(self.home), "DO_NOT_TRACK": "1", "PREFECT_UI_ENABLED": "false"}
+        self.process = subprocess.Popen(
+            [*command, f"--port={self.port}"], env=os.environ | quiet, stdout=subprocess.DEVNULL
+        )
         for _ in range(240):
             try:
-                urllib.request.urlopen(f"{url}/health", timeout=5)
+                urllib.request.urlopen(f"{self.url}/health", timeout=5)
                 break
             except OSError:
                 time.sleep(0.5)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(30)
+
+    def kill(self) -> None:
+        """Kill it as -9 does: it says goodbye to nobody."""
+        self.process.kill()
+        self.process.wait(30)
+
+
+@contextmanager
+def prefect_server(home: Path) -> Iterator[str]:
+    """Start a server; yield the address of its API once it answers."""
+    with Server(home) as server:
+        yield server.url
+
+
+def api(server: str, route: str, query: dict[str, Any]) -> Any:
+    """Ask the server's API."""
+    request = urllib.request.Request(
+        f"{server}/{route}",
+        data=json.dumps(query).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    return json.load(urllib.request.urlopen(request, timeout=30))

@@ -12,11 +12,20 @@ def push(root: Path, addresses: list[str]) -> int:
     """Copy the outputs of stages, and the run-cache, to the default remote; return the files sent.
 
     Zero without a default remote.
+
+    Raises:
+        UserError: the remote was not reached, however often it was asked.
     """
+    from botocore.exceptions import BotoCoreError
+
     with open_repo(root) as repo:
         if not has_remote(repo):
             return 0
-        sent: int = repo.push(targets=addresses, run_cache=True)
+        try:
+            sent: int = repo.push(targets=addresses, run_cache=True)
+        except (OSError, BotoCoreError) as error:
+            mend = "check that the remote answers (cohobate doctor), then run again"
+            raise UserError(f"not pushed: {error}", where=".dvc/config", mend=mend) from error
         return sent
 
 

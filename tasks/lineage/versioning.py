@@ -8,6 +8,7 @@ private name: tests/tasks/test_versioning.py is its contract.
 
 import json
 import logging
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,10 @@ Outcome = Literal["unchanged", "restored", "ran"]
 DOOR = ["python", "-m", "tasks"]
 BUSY_SECONDS = 60.0
 """How long a stage waits for another process that is at its files, before it gives up."""
+
+ATTEMPTS = "2"
+"""Times that botocore asks S3, below s3fs, which asks five times: twenty seconds without a server
+are outlived, and one that is gone is told after forty, not four minutes."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +249,7 @@ def open_repo(root: Path) -> Iterator[Any]:
     from dvc.rwlock import RWLockFileCorruptedError
 
     logging.getLogger("dvc").setLevel(logging.WARNING)
+    os.environ.setdefault("AWS_MAX_ATTEMPTS", ATTEMPTS)
     try:
         # Waiting for the lock: parallel stages of one round share it for moments at a time.
         repo = Repo(str(root), _wait_for_lock=True)

@@ -2,14 +2,19 @@
 
 import contextlib
 import os
+import select
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from flows.services import agent_ports
 from tests.prefect_server import free_port
 from tests.tiny_project import BIN
 
@@ -32,17 +37,39 @@ def moto_server() -> Path:
     return server
 
 
-class S3:
-    """A server with one bucket; it can be frozen, as a network that is gone."""
+class S3(socketserver.ThreadingTCPServer):
+    """The way to an S3 server with one bucket; it can be cut, as when the server is gone."""
 
-    def __init__(self, port: int, process: subprocess.Popen) -> None:
-        self.url, self._process = f"http://127.0.0.1:{port}", process
+    daemon_threads = True
 
-    def freeze(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
+    def __init__(self, behind: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Relay)
+        self.behind, self.refused = behind, 0
+        self.there = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
-    def thaw(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
+    def vanish(self) -> None:
+        """Break what is open, and refuse what comes."""
+        self.there.clear()
+
+    def come_back(self) -> None:
+        self.there.set()
+
+
+class _Relay(socketserver.BaseRequestHandler):
+    server: S3
+
+    def handle(self) -> None:
+        if not self.server.there.is_set():
+            self.server.refused += 1
+            return
+        with socket.create_connection(("127.0.0.1", self.server.behind)) as upstream:
+            ends = {self.request: upstream, upstream: self.request}
+            while self.server.there.is_set():
+                for ready in select.select(list(ends), [], [], 0.2)[0]:
+                    if not (data := ready.recv(2**16)):
+                        return
+                    ends[ready].sendall(data)
 
 
 @contextlib.contextmanager
@@ -50,15 +77,18 @@ def s3() -> Iterator[S3]:
     port = free_port()
     command = [str(moto_server()), "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    server = S3(port, process)
     try:
         for _ in range(200):
             with contextlib.suppress(OSError):
-                put = urllib.request.Request(f"{server.url}/bucket", method="PUT")
+                put = urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT")
                 urllib.request.urlopen(put, timeout=5)
                 break
             time.sleep(0.2)
-        yield server
+        with S3(port) as way:
+            threading.Thread(target=way.serve_forever, daemon=True).start()
+            way.come_back()
+            yield way
+            way.shutdown()
     finally:
         process.kill()
         process.wait()
@@ -72,23 +102,26 @@ def two_nodes(folder: Path) -> Iterator[str]:
     """
     port = free_port()
     address = f"127.0.0.1:{port}"
-    common = ["--num-cpus=2", "--disable-usage-stats", "--block", "--include-dashboard=false"]
-    head = ["--head", f"--port={port}", "--node-ip-address=127.0.0.1", '--resources={"head":9}']
+    common = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--block"]
+    head = ["--head", f"--port={port}", "--include-dashboard=false", '--resources={"head":9}']
     second = [f"--address={address}", '--resources={"second":9}']
     started = []
-    for name, where in (("head", head), ("second", second)):
-        environment = os.environ | CREDENTIALS | {"COHOBATE_WORKSPACES": str(folder / name)}
-        keep = common if name == "head" else common[:-1]
-        process = subprocess.Popen(
-            [str(BIN / "ray"), "start", *where, *keep, "--object-store-memory=100000000"],
-            env=environment,
-            stdout=(folder / f"{name}.log").open("wb"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        started.append(process)
-        time.sleep(8)
     try:
+        for name, where in (("head", head), ("second", second)):
+            environment = os.environ | CREDENTIALS | {"COHOBATE_WORKSPACES": str(folder / name)}
+            log = folder / f"{name}.log"
+            process = subprocess.Popen(
+                [str(BIN / "ray"), "start", *where, *common, *agent_ports()],
+                env=environment,
+                stdout=log.open("wb"),
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            started.append(process)
+            deadline = time.monotonic() + 120
+            while "Ray runtime started" not in log.read_text():
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
         yield address
     finally:
         for process in reversed(started):

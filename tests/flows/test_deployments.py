@@ -31,7 +31,7 @@ def test_what_the_form_sets_is_laid_over_params_yaml(tmp_path: Path) -> None:
     before = params.load(tmp_path / "params.yaml")
     wished = Params.model_validate({"mine": {"rows": 7}, "rounds": {"stop": {"hours": 3}}})
     changes = overrides.lay_over(tmp_path, wished)
-    assert changes == ["mine.rows: 0 -> 7", "rounds.stop.hours: (none) -> 3"]
+    assert changes == ["mine.rows: 0 -> 7", "rounds.stop.hours: (none) -> 3.0"]
     after = params.load(tmp_path / "params.yaml")
     assert after["rounds"] == before["rounds"] | {"stop": before["rounds"]["stop"] | {"hours": 3}}
     assert {k: v for k, v in after.items() if k not in ("mine", "rounds")} == {

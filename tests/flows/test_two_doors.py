@@ -1,18 +1,17 @@
 """`dvc repro` and the flow are two doors into one house: same skips, same lock, byte for byte."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import tiny_project
+from tests.prefect_server import api
 from tests.tiny_project import BIN, outcomes, run
 
 pytestmark = pytest.mark.round
@@ -138,12 +137,3 @@ def test_a_failing_stage_is_said_truthfully(
     states = {task["name"]: task["state_type"] for task in tasks}
     assert states["collect"] == "FAILED"
     assert states["filter"] == "PENDING"  # NotReady: it never ran
-
-
-def api(server: str, route: str, query: dict) -> Any:
-    request = urllib.request.Request(
-        f"{server}/{route}",
-        data=json.dumps(query).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    return json.load(urllib.request.urlopen(request, timeout=30))

@@ -1,0 +1,115 @@
+"""A project whose rounds are real and whose stages are not: no model, a second or two each.
+
+Worktrees, gate, commits and tags, Prefect and Ray are the project's own. Each stage leaves a line
+in a file beside the project, so that a test can count how often it ran.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from flows.round_history import git
+from tests.tiny_project import BIN, ROOT
+
+STAGES = """\
+stages:
+  collect:
+    cmd: python stand_in.py collect
+    deps: [stand_in.py]
+    params: [collect]
+    outs: [data/collect]
+  train:
+    foreach: ${train}
+    do:
+      cmd: python stand_in.py train ${key}
+      deps: [data/collect]
+      params: ["train.${key}"]
+      outs: ["models/train/${key}"]
+  verdict:
+    cmd: python stand_in.py verdict
+    deps: [models/train]
+    metrics:
+      - reports/metrics.json: {cache: false}
+      - reports/challenge.json: {cache: false}
+  mine:
+    cmd: python stand_in.py mine
+    deps: [models/train]
+    outs: [data/mine]
+"""
+STAND_IN = """\
+import json, os, pathlib, psutil, sys, time
+
+stage = sys.argv[1]
+with open(os.environ["RAN"], "a") as log:
+    log.write(stage + "\\n")
+mode = pathlib.Path(os.environ["RAN"]).with_name("mode")
+how = mode.read_text() if mode.exists() else ""
+if how == "crash " + stage:
+    worker = next(p for p in psutil.Process().parents() if p.name().startswith("ray::"))
+    worker.kill()
+    sys.exit(1)
+time.sleep(float(how.split()[1]) if how.startswith("slow") and stage == "train" else 0.1)
+
+
+def write(path, value):
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+if stage == "collect":
+    write("data/collect/summary.json", {"unused": 10**9})
+if stage == "train":
+    write(f"models/train/{sys.argv[2]}/seed-1/weights.json", sys.argv[2])
+if stage == "verdict":
+    gain = {"mean": 0.1, "low": 0.05, "high": 0.2}
+    write("reports/challenge.json", {"promote": True, "why": "so", "seed": 1, "champion": 0.4,
+          "challenger": 0.5, "gain": gain, "intervals": {"champion": gain, "challenger": gain}})
+    arms = dict.fromkeys(("teacher", "initial", "baseline", "student"), {"score": 0.5})
+    gate = {"gate": {"passed": True}, "gain_over_baseline": gain}
+    write("reports/metrics.json", {**arms, **gate, "retention": 0.9, "retention_low": 0.8})
+if stage == "mine":
+    write("data/mine/hardest.jsonl", {})
+"""
+
+
+def build(folder: Path) -> Path:
+    """Lay the project out, committed."""
+    root = folder / "project"
+    for name in (".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", "params.yaml"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    (root / "infra").mkdir()
+    shutil.copy(ROOT / "infra/prefect.yaml", root / "infra/prefect.yaml")
+    (root / "dvc.yaml").write_text(STAGES)
+    (root / "stand_in.py").write_text(STAND_IN)
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "a project")
+    return root
+
+
+def environment(root: Path, **more: str) -> dict[str, str]:
+    """Return what its processes need to know."""
+    path = f"{BIN}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "RAN": str(root.parent / "ran"), **more}
+
+
+def start(root: Path, *words: str, **more: str) -> subprocess.Popen[str]:
+    """Start one of the environment's commands in the project, in a process group of its own."""
+    return subprocess.Popen(
+        [str(BIN / words[0]), *words[1:]],
+        cwd=root,
+        env=environment(root, **more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ran(root: Path) -> list[str]:
+    """Return the stages that ran so far, in order."""
+    log = root.parent / "ran"
+    return log.read_text().split() if log.exists() else []

@@ -1,0 +1,177 @@
+"""What a round survives, and what it says where it cannot: a real server, Ray and kill -9."""
+
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flows.round_history import History
+from flows.services import Services
+from tests.flows import quick_project
+from tests.flows.quick_project import ran, start
+from tests.prefect_server import Server, api
+
+pytestmark = [pytest.mark.round, pytest.mark.faults]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return quick_project.build(tmp_path)
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+    told = process.communicate(timeout=240)[0]
+    return process.returncode, told
+
+
+def newest_flow(server: str) -> dict[str, Any]:
+    query = {"sort": "START_TIME_DESC", "limit": 10}
+    return next(
+        f for f in api(server, "flow_runs/filter", query) if f["parent_task_run_id"] is None
+    )
+
+
+def task_states(server: str) -> dict[str, dict[str, Any]]:
+    """Return the newest tasks of stages, by name."""
+    found = api(server, "task_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", "limit": 6})
+    return {task["name"]: task for task in reversed(found)}
+
+
+def test_16_a_stage_that_always_crashes_ends_in_a_terminal_state(
+    root: Path, prefect_server: str
+) -> None:
+    (root.parent / "mode").write_text("crash train")
+    code, told = finished(start(root, "cohobate", "run", PREFECT_API_URL=prefect_server))
+    assert code == 1
+    assert "its worker died" in told and "Traceback" not in told
+    assert ran(root).count("train") == 4  # two phases, each retried once
+    states = task_states(prefect_server)
+    assert {states[f"train {phase}"]["state_type"] for phase in ("kd", "baseline")} == {"FAILED"}
+    assert states["collect"]["state_type"] == "COMPLETED"
+    assert newest_flow(prefect_server)["state_type"] == "FAILED"
+
+
+def test_12_two_at_once_make_two_rounds_one_after_the_other(
+    root: Path, prefect_server: str
+) -> None:
+    (root.parent / "mode").write_text("slow 5")
+    two = [start(root, "cohobate", "iterate", PREFECT_API_URL=prefect_server) for _ in range(2)]
+    ends = sorted(finished(process) for process in two)
+    assert [code for code, _ in ends] == [0, 1]
+    assert "another process is running rounds here" in ends[1][1]
+    assert History(root).numbers() == [1]
+    assert ran(root).count("train") == 2
+    assert History(root).unfinished() == []
+
+
+def outage(root: Path, server: Server, after: float) -> None:
+    """Kill the server -9 while a round runs, and start it again; the round must end well."""
+    (root.parent / "mode").write_text("slow 6")
+    process = start(root, "cohobate", "run", "--json", PREFECT_API_URL=server.url)
+    deadline = time.monotonic() + 120
+    while "train" not in ran(root):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(after)
+    server.kill()
+    time.sleep(4)
+    server.start()
+    code, told = finished(process)
+    assert code == 0, told
+
+
+def settled(server: str) -> dict[str, str]:
+    """Return the state of each task of the newest round once the server has heard all."""
+    for _ in range(60):
+        flow = newest_flow(server)
+        of_it = {"flow_runs": {"id": {"any_": [flow["id"]]}}}
+        states = {t["name"]: t["state_type"] for t in api(server, "task_runs/filter", of_it)}
+        if {flow["state_type"], *states.values()} == {"COMPLETED"}:
+            break
+        time.sleep(0.5)
+    return states | {"the flow": flow["state_type"]}
+
+
+def test_14_the_server_dies_in_mid_flow_and_every_state_is_right_in_the_end(
+    tmp_path: Path,
+) -> None:
+    dice, landed = random.Random(14), 0
+    with Server(tmp_path / "prefect") as server:
+        for number in range(3):
+            root = quick_project.build(tmp_path / str(number))
+            outage(root, server, dice.uniform(0, 5))
+            landed += 1
+            assert settled(server.url) == dict.fromkeys(
+                ("collect", "train baseline", "train kd", "verdict", "mine", "the flow"),
+                "COMPLETED",
+            )
+            assert sorted(ran(root)) == ["collect", "mine", "train", "train", "verdict"]
+    print(f"{landed} servers killed in mid-flow, all states right")
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Path]:
+    """A project with its own Prefect server, Ray, worker, deployments and automations."""
+    root = quick_project.build(tmp_path)
+    code, told = finished(start(root, "cohobate", "up"))
+    assert code == 0, told
+    yield root
+    finished(start(root, "cohobate", "down"))
+
+
+def services(root: Path) -> Services:
+    return Services.model_validate_json((root / ".cohobate/services.json").read_text())
+
+
+def wait_for(ready: Any, seconds: float) -> float:
+    """Wait until `ready()` is true; return the seconds that it took."""
+    began = time.monotonic()
+    while not ready():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.5)
+    return time.monotonic() - began
+
+
+def flow_states(root: Path) -> list[str]:
+    """Return the states of all runs of rounds, the newest first."""
+    query = {"sort": "EXPECTED_START_TIME_DESC", "flows": {"name": {"any_": ["iterate-rounds"]}}}
+    found = api(services(root).prefect_url, "flow_runs/filter", query)
+    return [run["state_type"] for run in found if not run["auto_scheduled"]]
+
+
+def test_13_a_round_that_died_with_its_runner_is_seen_and_taken_up(up: Path) -> None:
+    (up.parent / "mode").write_text("slow 600")
+    assert finished(start(up, "cohobate", "trigger", "on-demand"))[0] == 0
+    wait_for(lambda: "train" in ran(up), 120)
+    runner = psutil.Process(services(up).pids["worker"])
+    for process in [runner, *runner.children(recursive=True)]:
+        process.kill()
+    seen = wait_for(lambda: "CRASHED" in flow_states(up), 120)
+    (up.parent / "mode").write_text("")
+    assert finished(start(up, "cohobate", "up"))[0] == 0  # a runner again
+    wait_for(lambda: History(up).numbers() == [1], 180)  # the automation asked for it
+    assert finished(start(up, "cohobate", "trigger", "on-demand", "--wait"))[0] == 0
+    assert History(up).numbers() == [1, 2]
+    assert History(up).unfinished() == []
+    print(f"1 runner and flow killed: seen after {seen:.0f} s, taken up, the next round ran")
+
+
+@pytest.mark.parametrize("name", ["nightly", "on-demand"])
+def test_12_two_runs_of_a_deployment_at_once(up: Path, name: str) -> None:
+    (up.parent / "mode").write_text("slow 10")
+    for _ in range(2):
+        assert finished(start(up, "cohobate", "trigger", name))[0] == 0
+    terminal = {"COMPLETED", "CANCELLED", "FAILED", "CRASHED"}
+    wait_for(lambda: len(flow_states(up)) == 2 and set(flow_states(up)) <= terminal, 200)
+    states = flow_states(up)
+    done = states.count("COMPLETED")
+    assert done >= 1 and set(states) <= {"COMPLETED", "CANCELLED"}
+    assert History(up).numbers() == [*range(1, done + 1)]  # none lost
+    assert ran(up).count("verdict") == done  # none twice
+    assert History(up).unfinished() == []
+    print(f"2 runs of {name} at once: {states}")
