@@ -6,6 +6,7 @@ can read: whoever may submit to Ray or Prefect may run code here.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import secrets
@@ -154,7 +155,8 @@ def _prefect_command(port: int) -> list[str]:
 
 def _ray_command(port: int) -> list[str]:
     here = ["--head", "--block", f"--node-ip-address={LOOPBACK}", f"--port={port}"]
-    here += ["--ray-client-server-port=0"]  # that one would listen on every address
+    if importlib.util.find_spec("grpc"):  # Ray's client server then starts, asked for or not
+        here += [f"--ray-client-server-port={_free_port()}"]
     sizes = ["--object-store-memory=134217728", f"--num-cpus={os.cpu_count() or 1}"]
     ray = str(Path(sys.executable).with_name("ray"))
     plain = ["--include-dashboard=false", "--disable-usage-stats"]
@@ -181,6 +183,8 @@ def _start(root: Path, services: Services, name: str, command: list[str]) -> Non
     log.parent.mkdir(exist_ok=True)
     port = services.prefect_url.removesuffix("/api")
     quiet = {"PREFECT_UI_API_URL": f"{port}/api", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    # without this Ray takes 127.0.0.1 for the machine's own address, which others reach
+    quiet["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     with log.open("ab") as out:
         process = subprocess.Popen(
             command,

@@ -36,6 +36,7 @@ WEIGHTS, LEARNING, ROWS, LOGITS, TEACHERS, BASE = (
     "live teachers",
     "the program",
 )
+_TOO_HIGH = 4 / 3
 _MENDS = {
     WEIGHTS: "a smaller student",
     LEARNING: "adapter: {type: lora}, or optimiser: adafactor",
@@ -159,13 +160,13 @@ def eager(how: Hyperparameters, tokens: int) -> bool:
 
 
 def check_room(what: str, parts: Mapping[str, int], room: int, *, where: str) -> None:
-    """Refuse what takes more than there is.
+    """Refuse what surely takes more than there is: an estimate may be a third too high.
 
     Raises:
         UserError: with what takes the most, and how to have it take less.
     """
     total = sum(parts.values())
-    if total <= room:
+    if total <= _TOO_HIGH * room:
         return
     most = sorted((part for part in _MENDS if parts.get(part)), key=lambda part: -parts[part])
     told = ", ".join(f"{part} {parts[part] / GIB:.1f}" for part in most)

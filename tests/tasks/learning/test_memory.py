@@ -62,9 +62,9 @@ def test_each_choice_takes_its_part_off() -> None:
 def test_what_does_not_fit_is_refused_with_its_mend() -> None:
     parts = footprint(SMOL, chosen(batch_size=512), 1000, [Asked(SMOL)])
     total = sum(parts.values())
-    check_room("kd", parts, total, where="here")
+    check_room("kd", parts, total * 3 // 4 + 1, where="here")
     with pytest.raises(UserError, match="kd takes about") as caught:
-        check_room("kd", parts, total - 1, where="params.yaml, train.kd")
+        check_room("kd", parts, total * 3 // 4 - 1, where="params.yaml, train.kd")
     assert caught.value.where == "params.yaml, train.kd"
     assert "micro_batch_size" in (caught.value.mend or "")
     parts = footprint(SMOL, chosen(batch_size=1), 10)
