@@ -1,0 +1,43 @@
+"""The two commands of a fresh clone: services on loopback alone, and a round through them."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.round_history import History
+from flows.services import Services
+from tests.flows import quick_project
+from tests.flows.quick_project import start
+
+pytestmark = pytest.mark.round
+
+
+def listening(group: int) -> set[str]:
+    """Return the addresses on which a process and those below it listen."""
+    leader = psutil.Process(group)
+    return {
+        socket.laddr.ip
+        for process in (leader, *leader.children(recursive=True))
+        for socket in process.net_connections("tcp")
+        if socket.status == psutil.CONN_LISTEN
+    }
+
+
+def test_up_listens_on_loopback_alone_runs_a_round_and_goes_down(tmp_path: Path) -> None:
+    root = quick_project.build(tmp_path)
+    for words in (["up"], ["trigger", "nightly", "--wait"]):
+        process = start(root, "cohobate", *words)
+        told = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, told
+        if words == ["up"]:
+            text = (root / ".cohobate/services.json").read_text()
+            services = Services.model_validate_json(text)
+            heard = {name: listening(pid) for name, pid in services.pids.items()}
+            token = root / ".cohobate/ray-token"
+            assert heard["prefect"] == {"127.0.0.1"}
+            assert heard["ray"] <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+            assert token.stat().st_mode & 0o777 == 0o600
+    assert History(root).numbers() == [1]
+    start(root, "cohobate", "down").wait(timeout=60)
+    assert not any(psutil.pid_exists(pid) for pid in services.pids.values())
