@@ -31,6 +31,7 @@ POOL = "cohobate"
 LOOPBACK = "127.0.0.1"
 SERVICES = STATE / "services.json"
 _TOKEN = STATE / "ray-token"
+_TRIES = 3
 
 
 class Services(BaseModel):
@@ -99,9 +100,8 @@ def up(root: Path, say: Callable[[str], None]) -> Services:
         say(f"Prefect   http://{LOOPBACK}:{prefect}")
         _start(root, services, "prefect", _prefect_command(prefect))
         say(f"Ray       {services.ray_address}")
-        _start(root, services, "ray", _ray_command(ray))
+        _start_ray(root, services, say)
         _wait(root, services, "prefect", lambda: _answers(f"{services.prefect_url}/health"))
-        _wait(root, services, "ray", lambda: _runs(root, services, "ray", "health-check"))
         pool = ["work-pool", "create", POOL, "--type", "process", "--overwrite"]
         prefect_command(root, services, *pool)
         prefect_command(root, services, "work-pool", "set-concurrency-limit", POOL, "1")
@@ -172,6 +172,21 @@ def agent_ports() -> list[str]:
         "runtime-env-agent",
     )
     return [f"--{agent}-port={_free_port()}" for agent in agents]
+
+
+def _start_ray(root: Path, services: Services, say: Callable[[str], None]) -> None:
+    """Start Ray, again where a busy machine made one of its parts late: it then gives up whole."""
+    command = _ray_command(int(services.ray_address.rpartition(":")[2]))
+    for left in reversed(range(_TRIES)):
+        _start(root, services, "ray", command)
+        try:
+            _wait(root, services, "ray", lambda: _runs(root, services, "ray", "health-check"))
+            return
+        except UserError:
+            if not left:
+                raise
+            say("Ray was late, and is started once more")
+            _signal(services.pids["ray"], signal.SIGKILL)
 
 
 def _worker_command() -> list[str]:

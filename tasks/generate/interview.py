@@ -56,7 +56,7 @@ class Interview:
         self.failed: list[Failed] = []
         self.prompts = self.computed = self.known = self.unanswered = 0
         self.written = self.finished = 0
-        self.logprob = 0.0
+        self.measured, self.logprob = 0, 0.0
         self.prompt_tokens = self.answer_tokens = 0
         self._answering: Answering | None = None
         self._pool = [prompt_text(row.prompt) for row in islice(self._rows(), _POOL)]
@@ -99,8 +99,9 @@ class Interview:
         figures: dict[str, Any] = {
             "responses": self.written,
             "finished": round(self.finished / written, 4),
-            "mean_logprob": round(self.logprob / written, 4),
         }
+        if self.measured:  # not every service tells
+            figures["mean_logprob"] = round(self.logprob / self.measured, 4)
         if self.failed:
             figures["failed"] = len(self.failed)
         if isinstance(self.backend, Endpoint) and self.prompt_tokens:
@@ -158,6 +159,7 @@ class Interview:
     def _counted(self, response: Response) -> Response:
         self.written += 1
         self.finished += response.finish == "stop"
+        self.measured += response.logprob is not None
         self.logprob += response.logprob or 0.0
         return response
 
