@@ -30,6 +30,8 @@ from tasks.errors import UserError
 POOL = "cohobate"
 LOOPBACK = "127.0.0.1"
 SERVICES = STATE / "services.json"
+_LOGS = STATE / "logs"
+_RAY_LOG = _LOGS / "ray.log"
 _TOKEN = STATE / "ray-token"
 _TRIES = 3
 
@@ -51,6 +53,8 @@ class Services(BaseModel):
         return {
             "PREFECT_API_URL": self.prefect_url,
             "RAY_ADDRESS": self.ray_address,
+            # without this Ray takes 127.0.0.1 for the machine's own address, which others reach
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str((root / _TOKEN).absolute()),
         }
@@ -99,9 +103,9 @@ def up(root: Path, say: Callable[[str], None]) -> Services:
     try:
         say(f"Prefect   http://{LOOPBACK}:{prefect}")
         _start(root, services, "prefect", _prefect_command(prefect))
+        _wait(root, services, "prefect", lambda: _answers(f"{services.prefect_url}/health"))
         say(f"Ray       {services.ray_address}")
         _start_ray(root, services, say)
-        _wait(root, services, "prefect", lambda: _answers(f"{services.prefect_url}/health"))
         pool = ["work-pool", "create", POOL, "--type", "process", "--overwrite"]
         prefect_command(root, services, *pool)
         prefect_command(root, services, "work-pool", "set-concurrency-limit", POOL, "1")
@@ -178,9 +182,10 @@ def _start_ray(root: Path, services: Services, say: Callable[[str], None]) -> No
     """Start Ray, again where a busy machine made one of its parts late: it then gives up whole."""
     command = _ray_command(int(services.ray_address.rpartition(":")[2]))
     for left in reversed(range(_TRIES)):
+        (root / _RAY_LOG).unlink(missing_ok=True)
         _start(root, services, "ray", command)
         try:
-            _wait(root, services, "ray", lambda: _runs(root, services, "ray", "health-check"))
+            _wait(root, services, "ray", lambda: _ray_runs(root, services))
             return
         except UserError:
             if not left:
@@ -194,12 +199,10 @@ def _worker_command() -> list[str]:
 
 
 def _start(root: Path, services: Services, name: str, command: list[str]) -> None:
-    log = root / STATE / "logs" / f"{name}.log"
+    log = root / _LOGS / f"{name}.log"
     log.parent.mkdir(exist_ok=True)
     port = services.prefect_url.removesuffix("/api")
     quiet = {"PREFECT_UI_API_URL": f"{port}/api", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
-    # without this Ray takes 127.0.0.1 for the machine's own address, which others reach
-    quiet["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     with log.open("ab") as out:
         process = subprocess.Popen(
             command,
@@ -218,7 +221,7 @@ def _wait(root: Path, services: Services, name: str, ready: Callable[[], bool]) 
     deadline = time.monotonic() + 180
     while not ready():
         if not _alive(services.pids[name]) or time.monotonic() > deadline:
-            log = STATE / "logs" / f"{name}.log"
+            log = _LOGS / f"{name}.log"
             last = (root / log).read_text(errors="replace").strip().splitlines()[-1:]
             raise UserError(
                 f"{name} did not come up: {' '.join(last)}", where=str(log), mend="cohobate doctor"
@@ -234,9 +237,12 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _runs(root: Path, services: Services, tool: str, *words: str) -> bool:
-    command = [str(Path(sys.executable).with_name(tool)), *words]
-    command += ["--address", services.ray_address]
+def _ray_runs(root: Path, services: Services) -> bool:
+    """Ask Ray how it is once its log says that it started: asking is not cheap."""
+    if b"Ray runtime started" not in (root / _RAY_LOG).read_bytes():
+        return False
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "health-check", "--address", services.ray_address]
     environment = os.environ | services.environment(root)
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
     return done.returncode == 0

@@ -1,5 +1,6 @@
 """The two commands of a fresh clone: services on loopback alone, and a round through them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -10,7 +11,7 @@ from flows.services import Services
 from tests.flows import quick_project
 from tests.flows.quick_project import start
 
-pytestmark = pytest.mark.round
+pytestmark = [pytest.mark.round, pytest.mark.slow]
 
 
 def listening(group: int) -> set[str]:
@@ -24,11 +25,17 @@ def listening(group: int) -> set[str]:
     }
 
 
-def test_up_listens_on_loopback_alone_runs_a_round_and_goes_down(tmp_path: Path) -> None:
-    root = quick_project.build(tmp_path)
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    project = quick_project.build(tmp_path)
+    yield project
+    start(project, "cohobate", "down").wait(timeout=60)
+
+
+def test_up_listens_on_loopback_alone_runs_a_round_and_goes_down(root: Path) -> None:
     for words in (["up"], ["trigger", "nightly", "--wait"]):
         process = start(root, "cohobate", *words)
-        told = process.communicate(timeout=300)[0]
+        told = process.communicate(timeout=600)[0]
         assert process.returncode == 0, told
         if words == ["up"]:
             text = (root / ".cohobate/services.json").read_text()
