@@ -82,7 +82,7 @@ def rows() -> list[dict[str, str]]:
     return [{"text": text, "answer": kind} for text, kind in found.items()]
 
 
-def run(folder: Path, *command: str, timeout: int = 300, **env: str) -> subprocess.CompletedProcess:
+def run(folder: Path, *command: str, timeout: int = 900, **env: str) -> subprocess.CompletedProcess:
     """Run one of the environment's own commands in a project, as a person would."""
     path = f"{BIN}:{os.environ['PATH']}"
     return subprocess.run(
