@@ -1,11 +1,12 @@
 """One choice of a round at a time: the same round with each variant of it, compared in pairs.
 
-    python benchmarks/variants.py benchmarks/variants/filters.yaml
+    python -m benchmarks.variants benchmarks/variants/filters.yaml
 
 A variant is an overlay on params.yaml, as a recipe is. The rounds run one after the other in this
-folder; what a variant does not touch is restored, and params.yaml is put back at the end. Three
-seeds each; the intervals hold for other test rows and other seeds, and the differences are those
-of the same test rows (tasks/evaluate/bootstrap.py). Nothing is chosen here: all is shown.
+folder; what a variant does not touch is restored. params.yaml is put back at the end, and the next
+`cohobate run` puts back the outputs. Three seeds each; the intervals hold for other test rows and
+other seeds, and the differences are those of the same test rows (tasks/evaluate/bootstrap.py).
+Nothing is chosen here: all is shown.
 """
 
 import json

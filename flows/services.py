@@ -164,18 +164,7 @@ def _ray_command(port: int) -> list[str]:
     sizes = ["--object-store-memory=134217728", f"--num-cpus={os.cpu_count() or 1}"]
     ray = str(Path(sys.executable).with_name("ray"))
     plain = ["--include-dashboard=false", "--disable-usage-stats"]
-    return [ray, "start", *here, *agent_ports(), *plain, *sizes]
-
-
-def agent_ports() -> list[str]:
-    """Choose the ports of Ray's agents: it gives up on those that take 15 s to tell their own."""
-    agents = (
-        "metrics-export",
-        "dashboard-agent-listen",
-        "dashboard-agent-grpc",
-        "runtime-env-agent",
-    )
-    return [f"--{agent}-port={_free_port()}" for agent in agents]
+    return [ray, "start", *here, *plain, *sizes]
 
 
 def _start_ray(root: Path, services: Services, say: Callable[[str], None]) -> None:

@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from flows.services import agent_ports
 from tests.prefect_server import free_port
 from tests.tiny_project import BIN
 
@@ -111,7 +110,7 @@ def two_nodes(folder: Path) -> Iterator[str]:
             environment = os.environ | CREDENTIALS | {"COHOBATE_WORKSPACES": str(folder / name)}
             log = folder / f"{name}.log"
             process = subprocess.Popen(
-                [str(BIN / "ray"), "start", *where, *common, *agent_ports()],
+                [str(BIN / "ray"), "start", *where, *common],
                 env=environment,
                 stdout=log.open("wb"),
                 stderr=subprocess.STDOUT,

@@ -19,6 +19,7 @@ from tasks.models import checkpoints
 from tasks.progress import Advance, Say, reporting_to
 from tasks.rows.records import LABELLED, SHAPE, TRAIN, Row, row_id, write_rows
 from tasks.train.stage import Method, run
+from tests.tasks.learning.test_resuming import damage
 
 UPDATES, EVERY = 7, 2
 SFT = {
@@ -166,17 +167,6 @@ def test_killed_at_each_step_of_writing_a_checkpoint(
     said: list[Any] = []
     assert train(said.append) == clean
     assert resumed_after(said) == (which - 1) * EVERY
-
-
-def damage(path: Path, how: str) -> None:
-    content = bytearray(path.read_bytes())
-    if how == "missing":
-        path.unlink()
-    elif how == "truncated":
-        path.write_bytes(content[: len(content) // 2])
-    else:
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
 
 
 FILES = ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
