@@ -25,6 +25,11 @@ def listening(group: int) -> set[str]:
     }
 
 
+def runs(pid: int) -> bool:
+    """Say whether a process is there, and is no zombie that waits to be reaped."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Path]:
     project = quick_project.build(tmp_path)
@@ -47,4 +52,4 @@ def test_up_listens_on_loopback_alone_runs_a_round_and_goes_down(root: Path) -> 
             assert token.stat().st_mode & 0o777 == 0o600
     assert History(root).numbers() == [1]
     start(root, "cohobate", "down").wait(timeout=60)
-    assert not any(psutil.pid_exists(pid) for pid in services.pids.values())
+    assert not any(runs(pid) for pid in services.pids.values())
