@@ -21,9 +21,14 @@ ApiKeys = Mapping[str, SecretStr]
 
 def keys_for(node: StageNode, document: Mapping[str, Any]) -> ApiKeys:
     """Return the keys that a stage needs and that are known here: those of the teacher it asks."""
-    if node.name != "generate":
-        return {}
-    name = document["teachers"][node.address.partition("@")[2]].get("key", "")
+    match node.name:
+        case "generate":
+            teacher = node.address.partition("@")[2]
+        case "evaluate":  # a teacher behind an API sits the test too
+            teacher = document["evaluate"]["teacher"]
+        case _:
+            return {}
+    name = document["teachers"][teacher].get("key", "")
     found = os.environ.get(name) or _of_block(name) if name else None
     return {name: SecretStr(found)} if found else {}
 

@@ -10,6 +10,7 @@ from tasks.errors import UserError
 from tasks.generate.interview import answered_into, ask_of
 from tasks.generate.ledger import Ledger
 from tasks.generate.places import journal_of
+from tasks.generate.spending import noted
 from tasks.generate.stage import GenerateParams, identity
 from tasks.models.decoding import Answer, Decoding
 from tasks.progress import Meter, say
@@ -34,7 +35,8 @@ def asked(
     """
     backend = generate.backend_of(teacher)
     asks = [ask_of(backend, how, row, row.prompt) for row in rows]
-    with Ledger(journal_of(identity(teacher), generate.ledger)) as ledger:
+    journal = journal_of(identity(teacher), generate.ledger)
+    with Ledger(journal) as ledger, noted(teacher, ledger):
         missing = {ask.key: ask for ask in asks if ask.key not in ledger}
         failures: dict[str, str] = {}
         if missing:

@@ -1,7 +1,7 @@
 """What a round's answers cost, told to whoever decides whether there is a next round.
 
-A ledger knows what its teacher ever cost, over all rounds. Here each `generate` notes, outside all
-that is hashed, what its ledger stood at before the round asked for anything, and now:
+A ledger knows what its teacher ever cost, over all rounds. Here each stage that asks a teacher
+notes, outside all that is hashed, what its ledger stood at before the round asked, and now:
 
     reports/spent/main.json     {"ledger": "5be1…", "before": 1.25, "after": 1.75}
 """

@@ -14,7 +14,7 @@ from tasks.lineage.versioning import StageNode
 
 KEY = "sk-only-the-service-may-know"
 NAME = "COHOBATE_TEST_API_KEY"
-TEACHERS = {"teachers": {"main": {"key": NAME}, "local": {}}}
+TEACHERS = {"teachers": {"main": {"key": NAME}, "local": {}}, "evaluate": {"teacher": "main"}}
 
 
 def node(address: str) -> StageNode:
@@ -27,6 +27,7 @@ def test_the_environment_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert keys[NAME].get_secret_value() == KEY
     assert KEY not in repr(keys) and KEY not in str(keys)
     assert pickle.loads(pickle.dumps(keys))[NAME].get_secret_value() == KEY
+    assert api_keys.keys_for(node("evaluate"), TEACHERS) == keys
     assert api_keys.keys_for(node("generate@local"), TEACHERS) == {}
     assert api_keys.keys_for(node("filter"), TEACHERS) == {}
 

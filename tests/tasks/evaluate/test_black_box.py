@@ -104,6 +104,9 @@ def test_it_costs_what_the_service_counts(round_: Path) -> None:
     assert cost["teacher_tokens_cost"] == pytest.approx((500 * 100 + 250 * 400) / 1e6)
     assert cost["cost_per_million_tokens"]["teacher"] == 400 + 10 / 5 * 100
     assert cost["break_even_tokens"] > 0
+    spent = read("reports/spent/main.json")
+    asked = (18 + 6) * (10 * 100 + 5 * 400) / 1e6  # the round's budget has the test's answers too
+    assert spent["after"] - spent["before"] == pytest.approx(asked)
 
 
 def test_no_answer_is_bought_twice_and_the_bytes_are_the_same(
