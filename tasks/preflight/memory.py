@@ -92,7 +92,8 @@ class Memory:
             say(f"{stage}: about {figures[0]} GiB with short rows{longest}")
             return
         check_room(stage, both[0], room, where=where)
-        tight = "" if sum(both[-1].values()) <= room else f": {room / GIB:.1f} GiB are there"
+        fits = sum(both[-1].values()) <= room
+        tight = "" if fits else f" (none so long would fit: {room / GIB:.1f} are there)"
         say(f"{stage}: about {figures[0]} GiB with short rows{longest}{tight}")
 
     def of_phase(self, phase: "Phase", tokens: int) -> Parts:

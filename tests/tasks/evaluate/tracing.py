@@ -24,7 +24,7 @@ AXES = ("axis", "ys", "grid")
 VOID = ("meta", "br", "hr", "line", "path", "polyline", "img")
 PROSE = {
     "header": {"95"}, "arms": {"95"}, "cost": {"95"}, "fidelity": {"100"}, "groups": {"30"},
-    "robustness": {"95"},
+    "robustness": {"95"}, "absent": {"2", "3"},
 }  # fmt: skip
 """Numbers of sentences that no file decides."""
 
