@@ -74,6 +74,9 @@ def ray_cluster(
     Workers import the code that lies in `root`: a round's own, whatever this process runs.
     The local one listens on loopback alone and has a slot for each core, or as many as the most
     demanding stage of `wanted` asks for: slots are a count, not a promise.
+
+    Raises:
+        UserError: Ray did not start, or does not answer.
     """
     import ray
 
@@ -97,9 +100,21 @@ def ray_cluster(
         if workspace == "isolated":
             quiet["runtime_env"] = {"working_dir": str(stack.enter_context(packed(root)))}
         with contextlib.chdir(root):  # Ray puts the driver's folder on its workers' path
-            ray.init(**where, **quiet)
+            _connect(where | quiet)
         stack.callback(ray.shutdown)
         yield
+
+
+def _connect(options: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray raises no class of its own where a part of it is late
+        ray.shutdown()
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        mend = "cohobate doctor; a busy machine starts Ray too slowly: then simply again"
+        raise UserError(f"Ray: {first}", where=options["address"], mend=mend) from error
 
 
 def run_stage(

@@ -50,6 +50,14 @@ class Divergence(Section):
     on_stored_signals: ClassVar[bool] = True
     """Whether the K ids and the bucket of all others are enough to define it."""
 
+    @property
+    def teaches_from_nothing(self) -> bool:
+        """Whether it moves a student that gives the teacher's tokens next to no probability.
+
+        Of the others every slope has the factor q, and is nothing there.
+        """
+        return False
+
     @model_validator(mode="after")
     def _refuse_collapse(self) -> Divergence:
         if self.tail == "renormalise" and not self.works_without_tail:
@@ -104,6 +112,11 @@ class ForwardKL(Divergence):
     type: Literal["forward_kl"] = "forward_kl"
     works_without_tail: ClassVar[bool] = True
 
+    @property
+    def teaches_from_nothing(self) -> bool:
+        """Its slope has the factor p, whatever q is."""
+        return True
+
     def per_token(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return KL(p‖q), (N,)."""
         return kl(logp_NC, logq_NC)
@@ -140,6 +153,11 @@ class JensenShannon(Divergence):
     beta: float = Field(0.5, ge=0, le=1)
     """β: share of the teacher in the mixture."""
 
+    @property
+    def teaches_from_nothing(self) -> bool:
+        """Only where it is the forward KL."""
+        return self.beta == 0
+
     def per_token(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return the generalised Jensen-Shannon divergence, (N,)."""
         if self.beta in (0, 1):
@@ -163,6 +181,11 @@ class SkewForwardKL(Divergence):
     type: Literal["skew_forward_kl"] = "skew_forward_kl"
     alpha: float = Field(0.1, ge=0, lt=1)
     """α: share of the teacher in what it is compared with."""
+
+    @property
+    def teaches_from_nothing(self) -> bool:
+        """Only where it is the forward KL."""
+        return self.alpha == 0
 
     def per_token(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return the skewed forward KL, (N,)."""
@@ -200,6 +223,11 @@ class AdaptiveKL(Divergence):
     type: Literal["adaptive_kl"] = "adaptive_kl"
     head_mass: float = Field(0.5, gt=0, lt=1)
     """Cumulative teacher probability that makes the head."""
+
+    @property
+    def teaches_from_nothing(self) -> bool:
+        """Where p and q differ most it is the forward KL."""
+        return True
 
     def per_token(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return the adaptively weighted KL, (N,)."""
@@ -248,6 +276,11 @@ class LogitMse(Divergence):
 
     type: Literal["logit_mse"] = "logit_mse"
     on_stored_signals: ClassVar[bool] = False
+
+    @property
+    def teaches_from_nothing(self) -> bool:
+        """Its slope is the gap itself."""
+        return True
 
     def per_token(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return the mean over the ids, (N,)."""

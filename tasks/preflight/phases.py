@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tasks.errors import UserError
-from tasks.params import nearest
+from tasks.losses.divergences import Divergence
+from tasks.params import Section, nearest
 from tasks.progress import say
 from tasks.signals.forms import Form
 from tasks.teachers import Teachers
@@ -88,3 +89,27 @@ def check_lengths(phases: Mapping[str, "Phase"], context: int | None) -> None:
                 f"train.{key}.max_tokens is {phase.max_tokens}: the student was made for rows of "
                 f"{context} tokens"
             )
+
+
+def check_beginnings(phases: Mapping[str, "Phase"], student: str) -> None:
+    """Say which phases ask of an untrained student what moves only one that can speak already.
+
+    Args:
+        phases: by name.
+        student: how the student is made, `shape.type`.
+    """
+    if student == "pretrained":
+        return
+    for key, phase in phases.items():
+        terms = getattr(phase, "terms", ())
+        if phase.start == "shape" and terms and not any(map(_teaches_from_nothing, terms)):
+            told = " and ".join(term.type for term in terms)
+            say(
+                f"train.{key} starts from an untrained student, and {told} moves hardly anything "
+                "where the student gives the teacher's tokens no probability: from: train/<a phase "
+                "of sft>, or add {type: forward_kl} to its terms"
+            )
+
+
+def _teaches_from_nothing(term: Section) -> bool:
+    return not isinstance(term, Divergence) or term.teaches_from_nothing

@@ -20,7 +20,7 @@ from tasks.params import PARAMS, load
 from tasks.preflight.capacity import check_capacity
 from tasks.preflight.checks import check_signals, check_terms, check_width
 from tasks.preflight.memory import Memory, size_of
-from tasks.preflight.phases import check_lengths, check_phases
+from tasks.preflight.phases import check_beginnings, check_lengths, check_phases
 from tasks.progress import say
 from tasks.rows.records import MODELS, write_json
 from tasks.shape.students import Student
@@ -64,6 +64,7 @@ def run(
     sizes = [outline.parameters() for outline in outlines.values()]
     check_capacity([*sizes, record["parameters"]])
     check_lengths(train, record.get("context"))
+    check_beginnings(train, shape.type)
     asked = {key: size_of(outline) for key, outline in outlines.items()}
     Memory(asked, size_of(student, record), train, _resources()).check(adapt, generate, capture)
     pinned = {key: _pinned(teacher, outlines.get(key)) for key, teacher in teachers.items()}

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import select
 import signal
 import socket
@@ -94,20 +95,27 @@ def s3() -> Iterator[S3]:
 
 
 @contextlib.contextmanager
-def two_nodes(folder: Path) -> Iterator[str]:
-    """Start a head and a worker node whose folders are apart; yield the address.
+def two_nodes(folder: Path) -> Iterator[dict[str, str]]:
+    """Start a head and a worker node whose folders are apart; yield what a driver needs to know.
 
-    Custom resources say which is which: `head` and `second`.
+    Custom resources say which is which: `head` and `second`. Ray asks for a token.
     """
     port = free_port()
     address = f"127.0.0.1:{port}"
+    token = folder / "ray-token"
+    token.write_text(secrets.token_hex(32))
+    known = CREDENTIALS | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+    }
     common = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--block"]
     head = ["--head", f"--port={port}", "--include-dashboard=false", '--resources={"head":9}']
+    head += [f"--ray-client-server-port={free_port()}"]
     second = [f"--address={address}", '--resources={"second":9}']
     started = []
     try:
         for name, where in (("head", head), ("second", second)):
-            environment = os.environ | CREDENTIALS | {"COHOBATE_WORKSPACES": str(folder / name)}
+            environment = os.environ | known | {"COHOBATE_WORKSPACES": str(folder / name)}
             log = folder / f"{name}.log"
             process = subprocess.Popen(
                 [str(BIN / "ray"), "start", *where, *common],
@@ -121,7 +129,7 @@ def two_nodes(folder: Path) -> Iterator[str]:
             while "Ray runtime started" not in log.read_text():
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)
-        yield address
+        yield known | {"RAY_ADDRESS": address}
     finally:
         for process in reversed(started):
             with contextlib.suppress(ProcessLookupError):

@@ -45,9 +45,9 @@ def store() -> Iterator[cluster.S3]:
 
 
 @pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    with cluster.two_nodes(tmp_path) as address:
-        yield address, tmp_path
+def nodes(tmp_path: Path) -> Iterator[tuple[dict[str, str], Path]]:
+    with cluster.two_nodes(tmp_path) as known:
+        yield known, tmp_path
 
 
 def apart(alone: Path, folder: Path, store: cluster.S3) -> Path:
@@ -82,12 +82,12 @@ def test_a_round_on_two_nodes_writes_the_lock_of_one_machine_whatever_befalls_it
     tmp_path: Path,
     alone: Path,
     store: cluster.S3,
-    nodes: tuple[str, Path],
+    nodes: tuple[dict[str, str], Path],
     prefect_server: str,
 ) -> None:
-    address, folder = nodes
+    known, folder = nodes
     root = apart(alone, tmp_path, store)
-    where = {**cluster.CREDENTIALS, "RAY_ADDRESS": address, "PREFECT_API_URL": prefect_server}
+    where = {**known, "PREFECT_API_URL": prefect_server}
     command = [str(BIN / "cohobate"), "run", "--json", "--workspace", "isolated"]
     with (tmp_path / "round.log").open("w+") as log:
         process = subprocess.Popen(

@@ -258,6 +258,30 @@ def test_phases_that_can_work_pass(look, capsys):
     assert "train.a.max_tokens is 1024" in said and "train.b.max_tokens" not in said
 
 
+@pytest.mark.parametrize(
+    ("terms", "told"),
+    [
+        ([{"type": "reverse_kl"}], "reverse_kl moves hardly anything"),
+        ([{"type": "total_variation"}], "total_variation moves"),
+        ([{"type": "jensen_shannon"}, {"type": "skew_reverse_kl"}], "_shannon and skew_reverse_kl"),
+        ([{"type": "jensen_shannon", "beta": 0}], ""),
+        ([{"type": "reverse_kl"}, {"type": "hard"}], ""),
+        ([{"type": "adaptive_kl"}], ""),
+    ],
+)
+def test_a_divergence_that_teaches_nothing_to_an_untrained_student_is_told(
+    look, publish, tokenizer, capsys, terms, told
+):
+    look(train={"a": KD | {"terms": terms}})
+    said = capsys.readouterr().err
+    assert told in said and ("moves hardly" in said) == bool(told)
+    look(
+        {"type": "pretrained", "model": publish("small", tokenizer)},
+        train={"a": KD | {"terms": terms}},
+    )
+    assert "moves hardly" not in capsys.readouterr().err
+
+
 def test_signals_of_a_teacher_that_gives_none_are_refused(look, checkpoint):
     quiet = Teacher(model=str(checkpoint), signals=False, **TERMS)
     phase = KD | {"targets": "data/capture/quiet"}
