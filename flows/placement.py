@@ -263,7 +263,7 @@ def _brought_up_to_date(root: Path, address: str, parcel: Parcel | None) -> Stag
 
     started = time.monotonic()
     if parcel:
-        root = workspaces.opened(parcel, _CODE, address)
+        root = workspaces.opened(parcel, _BROUGHT, address)
     os.chdir(root)  # a worker runs one stage at a time
     if parcel:
         storage.bring_inputs(root, address)
@@ -309,6 +309,6 @@ def _as_failed(address: str, failure: _Failure) -> StageFailedError:
     return failed
 
 
-_CODE = Path(__file__).parents[1]
-"""Where this code lies: on a node without a shared disk, what Ray brought there."""
+_BROUGHT = Path.cwd()
+"""In a worker, before its first stage: the folder of small files that Ray brought."""
 _live: list[Any] = []

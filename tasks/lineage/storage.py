@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
-from tasks.lineage.versioning import configuration, has_remote, locked_repo, open_repo, writers
+from tasks.lineage.versioning import (
+    configuration,
+    has_remote,
+    locked_repo,
+    open_repo,
+    patiently,
+    writers,
+)
 
 
 def push(root: Path, addresses: list[str]) -> int:
@@ -33,9 +40,11 @@ def bring_inputs(root: Path, address: str) -> None:
     """Have what a stage reads in the workspace: what other stages wrote, and what DVC tracks."""
     with locked_repo(root) as repo:
         (stage,) = repo.stage.collect(address)
-        wanted = [dep.fs_path for dep in stage.deps if writers(repo, dep)]
+        read = [(dep.fs_path, out.fs_path) for dep in stage.deps for out in writers(repo, dep)]
+        # part of an output, or a folder that outputs lie in, which is none itself: the narrower
+        wanted = sorted({max(paths, key=len) for paths in read})
         if wanted:
-            repo.pull(targets=wanted, force=True)
+            patiently(lambda: repo.pull(targets=wanted, force=True))
 
 
 def bring_outputs(root: Path, addresses: list[str]) -> None:
@@ -44,13 +53,13 @@ def bring_outputs(root: Path, addresses: list[str]) -> None:
         stages = [stage for address in addresses for stage in repo.stage.collect(address)]
         absent = [stage.addressing for stage in stages if not all(o.exists for o in stage.outs)]
         if absent:
-            repo.pull(targets=absent, force=True)
+            patiently(lambda: repo.pull(targets=absent, force=True))
 
 
 def bring(root: Path, paths: list[Path]) -> None:
     """Have the tracked `paths` in the workspace, from the cache or the remote."""
     with open_repo(root) as repo:
-        repo.pull(targets=[f"{root / path}.dvc" for path in paths])
+        patiently(lambda: repo.pull(targets=[f"{root / path}.dvc" for path in paths]))
 
 
 def track(root: Path, path: Path) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -29,6 +30,8 @@ BUSY_SECONDS = 60.0
 ATTEMPTS = "2"
 """Times that botocore asks S3, below s3fs, which asks five times: twenty seconds without a server
 are outlived, and one that is gone is told after forty, not four minutes."""
+PATIENCE = 30.0
+"""Seconds in which downloads that failed are asked for again: DVC gives each up at once."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ def _mend(repo: Any, outs: list[Any], below: str = "") -> None:
         logging.getLogger(__name__).warning("damaged, fetched again: %s", ", ".join(wrong))
         drop_damaged(out, wrong)
         if has_remote(repo):
-            repo.fetch(targets=[out.fs_path])
+            patiently(partial(repo.fetch, targets=[out.fs_path]))
         try:
             out.checkout(force=True)
             wrong = damaged_files(out)
@@ -200,10 +203,23 @@ def _lost(paths: list[str], why: str) -> UserError:
     )
 
 
+def patiently(download: Callable[[], object]) -> None:
+    """Call what downloads from a remote, and again while it is out of reach.
+
+    Raises:
+        DownloadError: it stayed so; what the remote does not have is another error, told at once.
+    """
+    from dvc.exceptions import DownloadError
+    from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+    again, end = retry_if_exception_type(DownloadError), stop_after_delay(PATIENCE)
+    Retrying(retry=again, stop=end, wait=wait_fixed(2), reraise=True)(download)
+
+
 def writers(repo: Any, dep: Any) -> list[Any]:
     """Return the outputs, of stages or tracked, that a dependency is, is part of, or holds."""
     try:
-        found: list[Any] = repo.find_outs_by_path(dep.fs_path, strict=False)
+        found: list[Any] = repo.find_outs_by_path(dep.fs_path, strict=False, recursive=True)
     except Exception:  # DVC has an error of its own for: it is no output
         return []
     return [out for out in found if out.use_cache]

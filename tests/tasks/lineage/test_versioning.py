@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from dvc.exceptions import DownloadError
 
 from tasks.errors import UserError
 from tasks.lineage import storage, versioning
@@ -221,6 +223,27 @@ def test_a_file_of_which_no_good_copy_is_left_is_named(with_remote: Path) -> Non
         versioning.reproduce(with_remote, "second", body)
 
 
+def test_inputs_are_brought_whether_outputs_hold_them_or_they_hold_outputs(
+    with_remote: Path,
+) -> None:
+    told = (with_remote / "dvc.yaml").read_text()
+    (with_remote / "dvc.yaml").write_text(
+        told + "  all:\n    cmd: python -m tasks all\n    deps: [out]\n    outs: [all.txt]\n"
+    )
+    shutil.rmtree(with_remote / "out")
+    shutil.rmtree(with_remote / ".dvc/cache")
+    storage.bring_inputs(with_remote, "second")
+    assert [path.name for path in (with_remote / "out").iterdir()] == ["first.txt"]
+    with pytest.raises(UserError, match=r"aside\.txt"):  # it has not run yet
+        storage.bring_inputs(with_remote, "all")
+    versioning.reproduce(with_remote, "aside", body)
+    storage.push(with_remote, ["aside"])
+    shutil.rmtree(with_remote / "out")
+    storage.bring_inputs(with_remote, "all")
+    found = sorted(path.name for path in (with_remote / "out").iterdir())
+    assert found == ["aside.txt", "first.txt", "second.txt"]
+
+
 def test_a_tracked_file_is_an_input_and_no_stage(project: Path) -> None:
     storage.track(project, Path("source.txt"))
     nodes = versioning.stages(project)
@@ -228,3 +251,22 @@ def test_a_tracked_file_is_an_input_and_no_stage(project: Path) -> None:
     assert {node.address: node.upstream for node in nodes}["second"] == ("first",)
     assert versioning.reproduce(project, "first", body) == "ran"
     assert versioning.reproduce(project, "first", body) == "unchanged"
+
+
+def test_a_download_that_fails_is_asked_for_again_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    left = [DownloadError(1), DownloadError(1)]
+
+    def download() -> None:
+        if left:
+            raise left.pop()
+
+    versioning.patiently(download)
+    assert not left
+    monkeypatch.setattr(versioning, "PATIENCE", 0)
+    left = [DownloadError(1), DownloadError(1)]
+    with pytest.raises(DownloadError):
+        versioning.patiently(download)
+    assert len(left) == 1

@@ -270,7 +270,7 @@ def test_phases_that_can_work_pass(look, capsys):
     ],
 )
 def test_a_divergence_that_teaches_nothing_to_an_untrained_student_is_told(
-    look, publish, tokenizer, capsys, terms, told
+    look, publish, tokenizer, capsys, *, terms, told
 ):
     look(train={"a": KD | {"terms": terms}})
     said = capsys.readouterr().err
