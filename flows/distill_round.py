@@ -109,7 +109,8 @@ def distill_round(
 
 def _shown(node: StageNode) -> bool:
     """Say whether the report shows what a stage wrote: small files, never weights or signals."""
-    return all(out.startswith("data/") for out in node.outs) and node.name != "capture"
+    small = all(out.startswith(("data/", "reports/")) for out in node.outs)
+    return small and node.name != "capture"
 
 
 def _submit(
