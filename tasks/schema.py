@@ -1,6 +1,6 @@
 """The whole of params.yaml as one schema, derived from what the stages' functions read."""
 
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
 
@@ -39,7 +39,9 @@ def check(document: dict[str, Any]) -> None:
 
 def partial_model() -> type[BaseModel]:
     """Return a model of which every section may be left out: what a run changes of params.yaml."""
-    fields: dict[str, Any] = {name: (kind | None, None) for name, kind in sections().items()}
+    fields: dict[str, Any] = {
+        name: (_alternatives(kind) | None, None) for name, kind in sections().items()
+    }
     strict = ConfigDict(frozen=True, extra="forbid")
     return create_model("Params", __config__=strict, **fields)
 
@@ -56,6 +58,11 @@ def json_schema() -> dict[str, Any]:
         "required": sorted(sections()),
         **shared,
     }
+
+
+def _alternatives(kind: Any) -> Any:
+    """Return the classes that a section may be, side by side: Prefect's form names each."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def _whole(reads: Reads) -> Any:
