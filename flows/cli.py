@@ -215,13 +215,15 @@ def _show_prices(root: Path) -> None:
     """Say on stderr what the teachers behind endpoints will cost."""
     from flows.estimate import outlooks
     from tasks import params
+    from tasks.evaluate.settings import EvaluateParams
     from tasks.generate.stage import GenerateParams
     from tasks.teachers import Teachers
 
     document = params.load(root / params.PARAMS)
     teachers = params.validated(Teachers, document["teachers"], "teachers")
     generate = params.validated(GenerateParams, document["generate"], "generate")
-    for line in outlooks(teachers, generate, root):
+    evaluate = params.validated(EvaluateParams, document["evaluate"], "evaluate")
+    for line in outlooks(teachers, generate, evaluate, root):
         err.print(line, highlight=False)
 
 

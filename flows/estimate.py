@@ -4,19 +4,30 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
+from tasks.evaluate.settings import EvaluateParams
 from tasks.generate.endpoint import Endpoint
 from tasks.generate.openai_batch import OpenAIBatch
 from tasks.generate.prices import Prompt
 from tasks.generate.stage import GenerateParams
 from tasks.generate.templates import Exchange, Template, template_of
-from tasks.rows.records import UNLABELLED, Row, read_rows, row_id
+from tasks.rows.records import TEST, UNLABELLED, Row, read_rows, row_id
 from tasks.teachers import Teacher
 
 
 def outlooks(
-    teachers: Mapping[str, Teacher], generate: GenerateParams, root: Path
+    teachers: Mapping[str, Teacher],
+    generate: GenerateParams,
+    evaluate: EvaluateParams,
+    root: Path,
 ) -> Iterator[str]:
-    """Yield a line for each teacher that has a price; what the ledger holds is not taken off."""
+    """Yield what each teacher that has a price will cost; what the ledger holds is not taken off.
+
+    Args:
+        teachers: by key.
+        generate: what they are asked to teach.
+        evaluate: one of them sits the test too.
+        root: the project, whose collected rows are the prompts.
+    """
     for key, teacher in teachers.items():
         backend = generate.backend_of(key)
         if not teacher.endpoint or not isinstance(backend, Endpoint):
@@ -31,6 +42,9 @@ def outlooks(
         share = backend.price.batch if isinstance(backend, OpenAIBatch) else 1.0
         prompts = _prompts(template, generate, root)
         yield f"{key}: {backend.price.outlook(prompts, generate.decoding, share)}"
+        if key == evaluate.teacher and (root / TEST).exists():
+            told = backend.price.outlook(_of_the_test(evaluate, root), evaluate.decoding, share)
+            yield f"{key}, for the test: {told}"
 
 
 def _prompts(template: Template, generate: GenerateParams, root: Path) -> Iterator[Prompt]:
@@ -41,3 +55,10 @@ def _prompts(template: Template, generate: GenerateParams, root: Path) -> Iterat
         for sample in range(generate.samples):
             asked = template.steps[0].ask(Exchange(row, sample), ())
             yield from [asked] * len(template.steps)
+
+
+def _of_the_test(evaluate: EvaluateParams, root: Path) -> list[Prompt]:
+    """Return the test's prompts and their variants, each once, as the ledger buys them."""
+    rows = list(read_rows(root / TEST, Row))
+    variants = [row for _, row in evaluate.robustness.variants(rows)]
+    return [*dict.fromkeys(row.prompt for row in [*rows, *variants])]

