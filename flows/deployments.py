@@ -81,7 +81,7 @@ def follow(run: FlowRun, hear: Callable[[str], None]) -> FlowRun:
             now = client.read_flow_run(run.id)
             for line in sorted(asyncio.run(_lines(run)), key=lambda line: line.timestamp):
                 if line.id not in seen and line.name in _SAID_BY_US:
-                    if line.task_run_id not in names:
+                    if line.task_run_id and line.task_run_id not in names:
                         names[line.task_run_id] = client.read_task_run(line.task_run_id).name
                     hear(f"{names[line.task_run_id]:<14}  {line.message}")
                 seen.add(line.id)
