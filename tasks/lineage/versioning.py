@@ -104,13 +104,16 @@ def reproduce(
             new = address not in locked_stages(root)
             # What is merely missing DVC pulls, and then says that nothing changed.
             outs = [out for stage in repo.stage.collect(address) for out in stage.outs]
-            missing = not outputs_elsewhere and any(not out.exists for out in outs)
+            absent = [out for out in outs if not out.exists and not outputs_elsewhere]
+            missing = bool(absent)
+            # What git keeps is pulled from nowhere: DVC finds it by its run-cache, unless it pulls.
+            pull = has_remote(repo) and all(out.use_cache for out in absent)
         while True:
             try:
                 changed = repo.reproduce(
                     [address],
                     single_item=True,
-                    pull=has_remote(repo),
+                    pull=pull,
                     allow_missing=outputs_elsewhere,
                 )
                 if new:

@@ -1,12 +1,19 @@
 """A deployment's form is made of the models behind params.yaml; its values reach a round."""
 
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.callables import parameter_schema
 
 from flows import overrides
@@ -15,6 +22,13 @@ from tasks import params, schema
 from tasks.params import ParamsError
 
 ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def client_of(url: str) -> Iterator[SyncPrefectClient]:
+    """Talk to this server, not to the one that Prefect would start for itself."""
+    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+        yield client
 
 
 def test_every_section_of_params_yaml_is_in_the_form() -> None:
@@ -49,11 +63,8 @@ def test_what_the_whole_refuses_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.round
-def test_a_server_holds_the_form_and_refuses_what_it_does_not_allow(
-    prefect_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
-    with get_client(sync_client=True) as client:
+def test_a_server_holds_the_form_and_refuses_what_it_does_not_allow(prefect_server: str) -> None:
+    with client_of(prefect_server) as client:
         flow = client.create_flow(iterate_rounds)
         made = client.create_deployment(
             flow, name="form", enforce_parameter_schema=True,
@@ -67,3 +78,19 @@ def test_a_server_holds_the_form_and_refuses_what_it_does_not_allow(
         for wrong in ({"seeds": "many"}, {"mien": {}}, {"rounds": {"stop": {"hours": -1}}}):
             with pytest.raises(PrefectHTTPStatusError, match="Validation failed"):
                 client.create_flow_run_from_deployment(made, parameters={"changes": wrong})
+
+
+@pytest.mark.round
+def test_a_schedule_makes_runs(prefect_server: str) -> None:
+    """Prefect's scheduler is a service apart, which can fail while all else works."""
+    every_minute = DeploymentScheduleCreate(
+        schedule=IntervalSchedule(interval=timedelta(minutes=1))
+    )
+    with client_of(prefect_server) as client:
+        flow = client.create_flow(iterate_rounds)
+        made = client.create_deployment(flow, name="often", schedules=[every_minute])
+        deadline = time.monotonic() + 90  # it looks every minute
+        while not client.get_scheduled_flow_runs_for_deployments([made]):
+            assert time.monotonic() < deadline, "no run was scheduled"
+            time.sleep(1)
+        client.delete_deployment(made)

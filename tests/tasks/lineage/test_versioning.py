@@ -117,6 +117,20 @@ def test_deleted_outputs_are_restored_where_there_is_a_remote_too(project: Path)
     assert (project / "out/first.txt").read_text() == "first "
 
 
+def test_a_deleted_file_that_git_keeps_is_restored_where_there_is_a_remote_too(
+    with_remote: Path,
+) -> None:
+    told = (with_remote / "dvc.yaml").read_text()
+    uncached = "    metrics: [out/aside.txt: {cache: false}]"
+    (with_remote / "dvc.yaml").write_text(told.replace("    outs: [out/aside.txt]", uncached))
+    assert versioning.reproduce(with_remote, "aside", body) == "ran"
+    storage.push(with_remote, ["aside"])
+    before = (with_remote / "out/aside.txt").read_bytes()
+    (with_remote / "out/aside.txt").unlink()
+    assert versioning.reproduce(with_remote, "aside", pytest.fail) == "restored"
+    assert (with_remote / "out/aside.txt").read_bytes() == before
+
+
 def test_the_error_of_a_stage_passes_through_and_nothing_is_locked(project: Path) -> None:
     def fails(address: str) -> None:
         raise UserError(f"{address} is not possible", mend="try something else")
