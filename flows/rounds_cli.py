@@ -70,7 +70,7 @@ def rounds(as_json: Json = False) -> None:
     if as_json:
         print_json([record.model_dump() for record in records])
         return
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0))
     for name in ("round", "promoted", "champion", "challenger", "gain on dev", "test", "retention"):
         table.add_column(name, no_wrap=True)
     for record in records:

@@ -40,7 +40,8 @@ class Server:
     def start(self) -> None:
         """Start it, and return once it answers."""
         command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1"]
-        quiet = {"PREFECT_HOME": str(self.home), "DO_NOT_TRACK": "1", "PREFECT_UI_ENABLED": "false"}
+        quiet = {"PREFECT_HOME": str(self.home), "PREFECT_UI_ENABLED": "false"}
+        quiet |= {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
         self.process = subprocess.Popen(
             [*command, f"--port={self.port}"], env=os.environ | quiet, stdout=subprocess.DEVNULL
         )
