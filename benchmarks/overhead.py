@@ -10,7 +10,7 @@ in for. Reference for P8: `dvc repro`, in turns.
 |---|---|
 | P7 | ≤ 3 s a stage beyond its own function; the heavy libraries imported once a worker |
 | P8 | a round with nothing to do ≤ `dvc repro` + 2 s; a restored one ≤ 3 times the flow's no-op |
-| – | 1, 4 and 8 rounds at once on one server with SQLite: no task run without a final state |
+| – | 1, 4 and 8 rounds at once on one server with SQLite and one Ray: no task run without an end |
 """
 
 import json
@@ -28,6 +28,7 @@ from urllib.request import Request, urlopen
 from benchmarks.outcome import parser, tell
 from tests import tiny_project
 from tests.flows import quick_project
+from tests.flows.cluster import two_nodes
 from tests.prefect_server import prefect_server
 from tests.tiny_project import run
 
@@ -46,11 +47,20 @@ def main() -> int:
         os.environ["PREFECT_API_URL"] = url
         root = _project(Path(folder))
         lines, targets = _one_round(root)
+        _hear(targets)
         for measure in (_no_op, _restored):
-            targets |= measure(root)
-        for count in given.at_once:
-            targets |= _at_once(Path(folder), url, count)
+            targets |= _hear(measure(root))
+        with two_nodes(Path(folder)) as known:  # as many Rays as rounds would be the slower ones
+            os.environ |= known
+            for count in given.at_once:
+                targets |= _hear(_at_once(Path(folder), url, count))
     return tell(given, lines, targets)
+
+
+def _hear(targets: Targets) -> Targets:
+    for name, (found, _, _) in targets.items():
+        print(f"  {name}: {found:.2f}", file=sys.stderr, flush=True)
+    return targets
 
 
 def _project(folder: Path) -> Path:

@@ -184,7 +184,7 @@ def decode(
     def write(some: list[Row], logits_BV: "Tensor") -> None:
         _extend(some, logits_BV if never_V is None else logits_BV + never_V, how, top_k)
 
-    with torch.inference_mode():
+    with torch.no_grad():  # in inference mode autocast would cast every weight anew for each token
         if how.max_tokens > _SHORT and can_refill(model):
             write_refilling(model, writing, slots, lambda row: row.finished(stop), write)
         else:

@@ -12,8 +12,8 @@ Without a buffer, r < φ always writes anew (GKD, Agarwal et al. 2023, algorithm
 
 import random
 from collections import Counter, deque
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,42 @@ import torch
 from tasks.learning.batches import Batches, Example
 from tasks.learning.learner import Learner
 from tasks.losses.divergences import Hard
-from tasks.models.decoding import Completion, Request, decode, plan, stop_ids
+from tasks.models.decoding import Batching, Completion, Decoding, Request, decode, stop_ids
 from tasks.train.sampling import Sampling, Schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+SPREAD = 32
+"""Tokens by which the prompts of a batch may differ: the longer ones are read on token by token,
+and a pass over all rows of an update costs little more than one over a few of them."""
+
+
+def together(requests: Sequence[Request], how: Decoding, batching: Batching) -> list[list[int]]:
+    """Return which requests are answered in one batch: few batches, as an update has few rows."""
+    batches: list[list[int]] = []
+    for n in sorted(range(len(requests)), key=lambda n: (len(requests[n].ids), n)):
+        size = len(requests[n].ids)
+        near = batches and size - len(requests[batches[-1][0]].ids) <= SPREAD
+        if near and len(batches[-1]) < batching.slots(size, how):
+            batches[-1].append(n)
+        else:
+            batches.append([n])
+    return batches
+
+
+@contextmanager
+def cast_once(model: "PreTrainedModel") -> Iterator[None]:
+    """Let autocast keep its casts of frozen weights too, which else it makes anew at every pass."""
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    for weight in frozen:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
 
 
 class StudentText:
@@ -103,9 +134,9 @@ class StudentText:
         found: list[Example] = list(rows)
         training = self.model.training
         self.model.eval()
-        with self._precision():
+        with self._precision(), cast_once(self.model):
             how, batching = self.sampling.decoding, self.sampling.batching
-            for batch in plan(requests, how, batching):
+            for batch in together(requests, how, batching):
                 asked = [requests[n] for n in batch]
                 answers = decode(self.model, asked, how, self.stop, batching)
                 for n, answer in zip(batch, answers, strict=True):

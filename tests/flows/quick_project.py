@@ -38,14 +38,16 @@ stages:
     outs: [data/mine]
 """
 STAND_IN = """\
-import json, os, pathlib, psutil, sys, time
+import json, pathlib, sys, time
 
-stage = sys.argv[1]
-with open(os.environ["RAN"], "a") as log:
+stage, folder = sys.argv[1], pathlib.Path({folder!r})
+with (folder / "ran").open("a") as log:
     log.write(stage + "\\n")
-mode = pathlib.Path(os.environ["RAN"]).with_name("mode")
+mode = folder / "mode"
 how = mode.read_text() if mode.exists() else ""
 if how == "crash " + stage:
+    import psutil
+
     worker = next(p for p in psutil.Process().parents() if p.name().startswith("ray::"))
     worker.kill()
     sys.exit(1)
@@ -83,17 +85,17 @@ def build(folder: Path) -> Path:
     (root / "infra").mkdir()
     shutil.copy(ROOT / "infra/prefect.yaml", root / "infra/prefect.yaml")
     (root / "dvc.yaml").write_text(STAGES)
-    (root / "stand_in.py").write_text(STAND_IN)
+    (root / "stand_in.py").write_text(STAND_IN.replace("{folder!r}", repr(str(folder))))
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message", "a project")
     return root
 
 
-def environment(root: Path, **more: str) -> dict[str, str]:
+def environment(**more: str) -> dict[str, str]:
     """Return what its processes need to know."""
     path = f"{BIN}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "RAN": str(root.parent / "ran"), **more}
+    return {**os.environ, "PATH": path, **more}
 
 
 def start(root: Path, *words: str, **more: str) -> subprocess.Popen[str]:
@@ -101,7 +103,7 @@ def start(root: Path, *words: str, **more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [str(BIN / words[0]), *words[1:]],
         cwd=root,
-        env=environment(root, **more),
+        env=environment(**more),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
