@@ -1,4 +1,7 @@
-"""What a round survives, and what it says where it cannot: a real server, Ray and kill -9."""
+"""What a round survives, and what it says where it cannot: a real server, Ray and kill -9.
+
+Without the marker `faults` are those that take a minute, so that every run of the tests has some.
+"""
 
 import random
 import subprocess
@@ -16,7 +19,7 @@ from tests.flows import quick_project
 from tests.flows.quick_project import ran, start
 from tests.prefect_server import Server, api
 
-pytestmark = [pytest.mark.round, pytest.mark.faults]
+pytestmark = pytest.mark.round
 
 
 @pytest.fixture
@@ -97,6 +100,7 @@ def settled(server: str) -> dict[str, str]:
     return states | {"the flow": flow["state_type"]}
 
 
+@pytest.mark.faults
 def test_14_the_server_dies_in_mid_flow_and_every_state_is_right_in_the_end(
     tmp_path: Path,
 ) -> None:
@@ -144,6 +148,7 @@ def flow_states(root: Path) -> list[str]:
     return [run["state_type"] for run in found if not run["auto_scheduled"]]
 
 
+@pytest.mark.faults
 def test_13_a_round_that_died_with_its_runner_is_seen_and_taken_up(up: Path) -> None:
     (up.parent / "mode").write_text("slow 600")
     assert finished(start(up, "cohobate", "trigger", "on-demand"))[0] == 0
@@ -161,6 +166,7 @@ def test_13_a_round_that_died_with_its_runner_is_seen_and_taken_up(up: Path) -> 
     print(f"1 runner and flow killed: seen after {seen:.0f} s, taken up, the next round ran")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("name", ["nightly", "on-demand"])
 def test_12_two_runs_of_a_deployment_at_once(up: Path, name: str) -> None:
     (up.parent / "mode").write_text("slow 10")
