@@ -34,6 +34,7 @@ _LOGS = STATE / "logs"
 _RAY_LOG = _LOGS / "ray.log"
 _TOKEN = STATE / "ray-token"
 _TRIES = 3
+_ALL = ("prefect", "ray", "worker")
 
 
 class Services(BaseModel):
@@ -46,7 +47,7 @@ class Services(BaseModel):
 
     def alive(self) -> bool:
         """Say whether every process is there."""
-        return all(_alive(pid) for pid in self.pids.values())
+        return all(name in self.pids and _alive(self.pids[name]) for name in _ALL)
 
     def environment(self, root: Path) -> dict[str, str]:
         """Return the variables that point Prefect and Ray at these services."""
@@ -84,28 +85,25 @@ def use_services(root: Path) -> None:
 def up(root: Path, say: Callable[[str], None]) -> Services:
     """Start what does not run yet, wait until each answers, and return it.
 
+    What lives goes on: a server that has just seen a round crash has still to act on it.
+
     Raises:
         UserError: one of them did not come up; the others are stopped again.
     """
-    if services := running_services(root):
+    services = _survivors(root)
+    if services.alive():
         return services
-    down(root)  # what is left of services that died in part
     use_project_server(root)
-    token = root / _TOKEN
-    token.parent.mkdir(exist_ok=True)
-    token.unlink(missing_ok=True)
-    with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
-    prefect, ray = _free_port(), _free_port()
-    services = Services(
-        prefect_url=f"http://{LOOPBACK}:{prefect}/api", ray_address=f"{LOOPBACK}:{ray}", pids={}
-    )
     try:
-        say(f"Prefect   http://{LOOPBACK}:{prefect}")
-        _start(root, services, "prefect", _prefect_command(prefect))
-        _wait(root, services, "prefect", lambda: _answers(f"{services.prefect_url}/health"))
+        say(f"Prefect   {services.prefect_url.removesuffix('/api')}")
+        if "prefect" not in services.pids:
+            port = int(services.prefect_url.removesuffix("/api").rpartition(":")[2])
+            _start(root, services, "prefect", _prefect_command(port))
+            _wait(root, services, "prefect", lambda: _answers(f"{services.prefect_url}/health"))
         say(f"Ray       {services.ray_address}")
-        _start_ray(root, services, say)
+        if "ray" not in services.pids:
+            _write_token(root)
+            _start_ray(root, services, say)
         pool = ["work-pool", "create", POOL, "--type", "process", "--overwrite"]
         prefect_command(root, services, *pool)
         prefect_command(root, services, "work-pool", "set-concurrency-limit", POOL, "1")
@@ -116,6 +114,40 @@ def up(root: Path, say: Callable[[str], None]) -> Services:
         down(root)
         raise
     return services
+
+
+def _survivors(root: Path) -> Services:
+    """Return what `up` started and lives, with addresses for the rest; what died is swept away.
+
+    The worker was told where the other two are: it goes when one of them goes.
+    """
+    services = Services(
+        prefect_url=f"http://{LOOPBACK}:{_free_port()}/api",
+        ray_address=f"{LOOPBACK}:{_free_port()}",
+        pids={},
+    )
+    path = root / SERVICES
+    if not path.exists():
+        return services
+    known = Services.model_validate_json(path.read_text())
+    lost = {name for name in _ALL if name not in known.pids or not _alive(known.pids[name])}
+    lost |= {"worker"} if lost else set()
+    for name in lost & known.pids.keys():
+        _signal(known.pids[name], signal.SIGKILL)
+    if "prefect" not in lost:
+        services.prefect_url = known.prefect_url
+    if "ray" not in lost:
+        services.ray_address = known.ray_address
+    services.pids = {name: pid for name, pid in known.pids.items() if name not in lost}
+    return services
+
+
+def _write_token(root: Path) -> None:
+    token = root / _TOKEN
+    token.parent.mkdir(exist_ok=True)
+    token.unlink(missing_ok=True)
+    with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
 
 
 def down(root: Path) -> list[str]:
