@@ -77,6 +77,8 @@ def one_round(
     last = history.last()
     number, worktree, died = history.open(base)
     log.info("%s %s in %s", "taking up" if died else "starting", tag_of(number), worktree)
+    if died:
+        versioning.drop_torn_lock(worktree)
     storage.share_storage(history.root, worktree)
     wished = overrides.lay_over(worktree, changes) if changes else []
     for change in [*wished, *succession.prepare(worktree, last)]:
