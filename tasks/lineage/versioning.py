@@ -286,7 +286,7 @@ def open_repo(root: Path) -> Iterator[Any]:
 def drop_torn_lock(root: Path) -> None:
     """Delete DVC's list of who is at which files, where a kill -9 tore it.
 
-    Only where nobody else can be at the files: as in a round that its lock has let one process into.
+    Only where nobody else can be at the files: in a round, whose lock lets in one process.
     """
     path = root / ".dvc/tmp/rwlock"
     try:
