@@ -102,11 +102,9 @@ def reproduce(
     with open_repo(root) as repo, patch.object(dvc_run, "cmd_run", in_process):
         with lock_repo(repo):  # else dvc.lock could be read while another stage writes it
             new = address not in locked_stages(root)
-            # What is merely missing DVC pulls, and then says that nothing changed.
             outs = [out for stage in repo.stage.collect(address) for out in stage.outs]
             absent = [out for out in outs if not out.exists and not outputs_elsewhere]
-            missing = bool(absent)
-            # What git keeps is pulled from nowhere: DVC finds it by its run-cache, unless it pulls.
+            # What is merely missing DVC pulls, and says that nothing changed; not what git keeps.
             pull = has_remote(repo) and all(out.use_cache for out in absent)
         while True:
             try:
@@ -118,9 +116,9 @@ def reproduce(
                 )
                 if new:
                     _place_in_lock(repo, address)
-                if not ran and (changed or missing):
+                if not ran and (changed or absent):
                     _mend(repo, [out for st in repo.stage.collect(address) for out in st.outs])
-                return "ran" if ran else "restored" if changed or missing else "unchanged"
+                return "ran" if ran else "restored" if changed or absent else "unchanged"
             except ReproductionError as error:
                 busy = isinstance(error.__cause__, LockError) and not ran
                 if not busy or time.monotonic() > deadline:

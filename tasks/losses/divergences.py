@@ -49,14 +49,13 @@ class Divergence(Section):
     """Whether minimising it over the stored ids alone keeps the student on those ids."""
     on_stored_signals: ClassVar[bool] = True
     """Whether the K ids and the bucket of all others are enough to define it."""
+    pulls: ClassVar[bool] = False
+    """Whether its slope has the factor p; of the others it has q, and is nothing where q is."""
 
     @property
     def teaches_from_nothing(self) -> bool:
-        """Whether it moves a student that gives the teacher's tokens next to no probability.
-
-        Of the others every slope has the factor q, and is nothing there.
-        """
-        return False
+        """Whether it moves a student that gives the teacher's tokens next to no probability."""
+        return self.pulls
 
     @model_validator(mode="after")
     def _refuse_collapse(self) -> Divergence:
@@ -111,11 +110,7 @@ class ForwardKL(Divergence):
 
     type: Literal["forward_kl"] = "forward_kl"
     works_without_tail: ClassVar[bool] = True
-
-    @property
-    def teaches_from_nothing(self) -> bool:
-        """Its slope has the factor p, whatever q is."""
-        return True
+    pulls: ClassVar[bool] = True
 
     def per_token(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return KL(p‖q), (N,)."""
@@ -223,11 +218,7 @@ class AdaptiveKL(Divergence):
     type: Literal["adaptive_kl"] = "adaptive_kl"
     head_mass: float = Field(0.5, gt=0, lt=1)
     """Cumulative teacher probability that makes the head."""
-
-    @property
-    def teaches_from_nothing(self) -> bool:
-        """Where p and q differ most it is the forward KL."""
-        return True
+    pulls: ClassVar[bool] = True
 
     def per_token(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return the adaptively weighted KL, (N,)."""
@@ -276,11 +267,7 @@ class LogitMse(Divergence):
 
     type: Literal["logit_mse"] = "logit_mse"
     on_stored_signals: ClassVar[bool] = False
-
-    @property
-    def teaches_from_nothing(self) -> bool:
-        """Its slope is the gap itself."""
-        return True
+    pulls: ClassVar[bool] = True
 
     def per_token(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return the mean over the ids, (N,)."""
