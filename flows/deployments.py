@@ -33,7 +33,7 @@ from tasks.errors import UserError
 PREFECT_YAML = "infra/prefect.yaml"
 FLOW_OF = {"in-place": "distill-round"}
 """Flows of the deployments; all others are of `iterate-rounds`."""
-_SAID_BY_US = ("prefect.flow_runs", "prefect.task_runs")
+_OF_RUNS = ("prefect.flow_runs", "prefect.task_runs")
 SILENT_AFTER = timedelta(seconds=90)
 """A run whose heartbeat is missing for so long is taken for dead; it beats every 30 s."""
 
@@ -72,7 +72,7 @@ def trigger(name: str, parameters: dict[str, Any]) -> FlowRun:
 def follow(run: FlowRun, hear: Callable[[str], None]) -> FlowRun:
     """Wait until a run ends, handing on what its flows and stages say, as they say it.
 
-    What Prefect says of its own doings stays in the UI; a stage's line begins with its name.
+    What its worker says stays in the UI; a stage's line begins with its name.
     """
     seen: set[UUID] = set()
     names: dict[UUID | None, str] = {None: ""}
@@ -80,7 +80,7 @@ def follow(run: FlowRun, hear: Callable[[str], None]) -> FlowRun:
         while True:
             now = client.read_flow_run(run.id)
             for line in sorted(asyncio.run(_lines(run)), key=lambda line: line.timestamp):
-                if line.id not in seen and line.name in _SAID_BY_US:
+                if line.id not in seen and line.name in _OF_RUNS:
                     if line.task_run_id and line.task_run_id not in names:
                         names[line.task_run_id] = client.read_task_run(line.task_run_id).name
                     hear(f"{names[line.task_run_id]:<14}  {line.message}")

@@ -132,8 +132,17 @@ def answers(
         yield from zip(batch, (as_text(tokenizer, w) for w in written), strict=True)
 
 
-def plan(requests: Sequence[Request], how: Decoding, batching: Batching) -> list[list[int]]:
-    """Return the positions of the requests of each batch: like lengths together, short first."""
+def plan(
+    requests: Sequence[Request], how: Decoding, batching: Batching, near: int = 0
+) -> list[list[int]]:
+    """Return the positions of the requests of each batch: like lengths together, short first.
+
+    Args:
+        requests: prompts.
+        how: how long the answers may be.
+        batching: how many rows there may be at once.
+        near: tokens by which the prompts of a batch may differ however short they are.
+    """
     order = sorted(range(len(requests)), key=lambda n: (len(requests[n].ids), n))
     batches: list[list[int]] = []
     for n in order:
@@ -141,7 +150,7 @@ def plan(requests: Sequence[Request], how: Decoding, batching: Batching) -> list
         most = batching.slots(longest, how) * (1 if how.max_tokens <= _SHORT else _REFILLS)
         shortest = len(requests[batches[-1][0]].ids) if batches else 0
         alike = shortest // _SPREAD if how.max_tokens <= _SHORT else shortest * (_WIDE - 1)
-        if batches and len(batches[-1]) < most and longest - shortest <= alike:
+        if batches and len(batches[-1]) < most and longest - shortest <= max(alike, near):
             batches[-1].append(n)
         else:
             batches.append([n])

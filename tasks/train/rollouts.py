@@ -23,7 +23,7 @@ import torch
 from tasks.learning.batches import Batches, Example
 from tasks.learning.learner import Learner
 from tasks.losses.divergences import Hard
-from tasks.models.decoding import Batching, Completion, Decoding, Request, decode, stop_ids
+from tasks.models.decoding import Completion, Request, decode, plan, stop_ids
 from tasks.train.sampling import Sampling, Schedule
 
 if TYPE_CHECKING:
@@ -33,19 +33,6 @@ if TYPE_CHECKING:
 SPREAD = 32
 """Tokens by which the prompts of a batch may differ: the longer ones are read on token by token,
 and a pass over all rows of an update costs little more than one over a few of them."""
-
-
-def together(requests: Sequence[Request], how: Decoding, batching: Batching) -> list[list[int]]:
-    """Return which requests are answered in one batch: few batches, as an update has few rows."""
-    batches: list[list[int]] = []
-    for n in sorted(range(len(requests)), key=lambda n: (len(requests[n].ids), n)):
-        size = len(requests[n].ids)
-        near = batches and size - len(requests[batches[-1][0]].ids) <= SPREAD
-        if near and len(batches[-1]) < batching.slots(size, how):
-            batches[-1].append(n)
-        else:
-            batches.append([n])
-    return batches
 
 
 @contextmanager
@@ -136,7 +123,7 @@ class StudentText:
         self.model.eval()
         with self._precision(), cast_once(self.model):
             how, batching = self.sampling.decoding, self.sampling.batching
-            for batch in together(requests, how, batching):
+            for batch in plan(requests, how, batching, near=SPREAD):
                 asked = [requests[n] for n in batch]
                 answers = decode(self.model, asked, how, self.stop, batching)
                 for n, answer in zip(batch, answers, strict=True):

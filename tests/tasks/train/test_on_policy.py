@@ -11,10 +11,10 @@ import torch
 from tasks.errors import UserError
 from tasks.learning.batches import Example
 from tasks.models import checkpoints
-from tasks.models.decoding import Batching, Decoding, Request
+from tasks.models.decoding import Batching, Decoding, Request, plan
 from tasks.params import ParamsError, validated
 from tasks.rows.records import ADAPT, SHAPE, TRAIN
-from tasks.train.rollouts import SPREAD, cast_once, together
+from tasks.train.rollouts import SPREAD, cast_once
 from tasks.train.sampling import Adaptive, Constant, Sampling, Schedule
 from tasks.train.stage import Method, run
 from tests.tasks.train.test_train import SFT, digests, history, phase, round_so_far
@@ -120,8 +120,9 @@ def test_writing_leaves_the_mode_of_training_alone(model, tokenizer) -> None:
 def test_an_update_is_answered_in_few_batches(model) -> None:
     lengths = [5, 90, 5 + SPREAD, 7, 5 + SPREAD + 1]
     requests = [Request([1] * length) for length in lengths]
-    assert together(requests, Decoding(), Batching()) == [[0, 3, 2], [4], [1]]
-    assert together(requests, Decoding(), Batching(rows=2)) == [[0, 3], [2, 4], [1]]
+    how = Decoding(max_tokens=16)
+    assert plan(requests, how, Batching(), near=SPREAD) == [[0, 3, 2], [4], [1]]
+    assert plan(requests, how, Batching(rows=2), near=SPREAD) == [[0, 3], [2, 4], [1]]
 
 
 def test_frozen_weights_are_frozen_again_after_an_answer(model) -> None:
