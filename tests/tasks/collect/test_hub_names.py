@@ -1,0 +1,81 @@
+"""Names on the hub, as prompt source and as teacher, against a hub on loopback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.loopback_hub import COMMIT, LoopbackHub, serving
+
+ROWS = 30
+
+
+@pytest.fixture
+def hub(tmp_path, checkpoint):
+    questions = tmp_path / "questions"
+    questions.mkdir()
+    (questions / "README.md").write_text("# Questions\n")
+    for part, first in (("train", 0), ("test", 1000)):
+        rows = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(first, first + ROWS)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (questions / f"{part}.jsonl").write_text(lines)
+    with serving({"datasets/org/questions": questions, "models/org/tiny": checkpoint}) as server:
+        yield server
+
+
+def online(hub: LoopbackHub, home: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` where that is the hub: its address is read when its library is imported."""
+    seen = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | seen | {"HF_HUB_DISABLE_XET": "1"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+READ = """
+from tasks.collect.hugging_face import Hub
+source = Hub(type="hub", name="org/{name}", revision="{commit}", part="test")
+rows = list(source.examples())
+print(len(rows), rows[0].number, rows[0].columns, source.release())
+"""
+
+
+def test_a_data_set_on_the_hub_is_read_at_its_commit(hub, tmp_path):
+    done = online(hub, tmp_path / "home", READ.format(name="questions", commit=COMMIT))
+    assert done.returncode == 0, done.stderr + "\n".join(hub.asked)
+    assert done.stdout.strip() == (
+        f"{ROWS} 1 {{'question': '1000 + 1?', 'answer': '1001'}} org/questions@{COMMIT[:12]}"
+    )
+    assert not any("/main/" in asked for asked in hub.asked)
+
+
+def test_another_commit_and_an_unknown_name_are_named(hub, tmp_path):
+    for name, commit in (("questions", "d" * 40), ("answers", COMMIT)):
+        done = online(hub, tmp_path / "home", READ.format(name=name, commit=commit))
+        assert f"UserError: cannot read the data set org/{name}" in done.stderr
+
+
+RESOLVE = """
+from tasks.models import checkpoints, sources
+folder = sources.resolve("org/tiny", "main")
+print(folder)
+checkpoints.load(folder)
+print(sources.origin("org/tiny", folder))
+"""
+
+
+def test_a_teacher_on_the_hub_is_fetched_once_and_pinned(hub, tmp_path, checkpoint):
+    done = online(hub, tmp_path / "home", RESOLVE)
+    assert done.returncode == 0, done.stderr + "\n".join(hub.asked)
+    folder, pinned = done.stdout.strip().splitlines()[-2:]
+    assert pinned == str({"model": "org/tiny", "revision": COMMIT})
+    weights = "model.safetensors"
+    assert (Path(folder) / weights).read_bytes() == (checkpoint / weights).read_bytes()
+    fetched = len([asked for asked in hub.asked if asked.startswith("GET")])
+    online(hub, tmp_path / "home", RESOLVE)
+    again = [asked for asked in hub.asked if asked.startswith("GET")][fetched:]
+    assert not any("resolve" in asked for asked in again), again
