@@ -4,11 +4,13 @@
 
 The teacher is the packaged model, the student some of its layers; the text is WordNet's, as
 conversations, taken two ways: short answers (a definition asks for its category) and long ones (a
-category asks for a definition). Both sides see the same rows, batch sizes, number of updates and
-precision (bfloat16), learn from the answers alone, train every weight, attend eagerly (quickest on
-a CPU), and run in a process of their own with one thread. Tokens are those of prompt and answer,
-without padding; time is the CPU's in `train()` and `fit()`. DistillationTrainer has the student
-answer for every update, as our on-policy phase does: there the tokens are those written too.
+category asks for a definition). `wide` are the short ones with the vocabulary of both models
+widened to 131,072 ids, as those of today are. Both sides see the same rows, batch sizes, number of
+updates and precision (bfloat16), learn from the answers alone, train every weight, attend eagerly
+(quickest on a CPU), and run in a process of their own with one thread. Tokens are those of prompt
+and answer, without padding; time is the CPU's in `train()` and `fit()`. DistillationTrainer has the
+student answer for every update, as our on-policy phase does: there the tokens are those written
+too.
 """
 
 import argparse
@@ -18,29 +20,47 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.measuring import at_rest, in_own_process, status, table
 
+KINDS = ["long", "short", "wide"]
+
+
+class Loop(NamedTuple):
+    """A training loop over rows of a kind, so many an update."""
+
+    answers: str
+    batch: int
+    name: str
+
+
 LOOPS = [
-    ("long", "trl sft padded"),
-    ("long", "trl sft packed"),
-    ("long", "ours sft"),
-    ("long", "trl gkd"),
-    ("long", "ours kd"),
-    ("short", "trl gkd"),
-    ("short", "ours kd"),
-    ("short", "trl distillation"),
-    ("short", "ours on-policy"),
+    Loop("long", 8, "trl sft padded"),
+    Loop("long", 8, "trl sft packed"),
+    Loop("long", 8, "ours sft"),
+    Loop("long", 8, "trl gkd"),
+    Loop("long", 8, "ours kd"),
+    Loop("long", 32, "trl gkd"),
+    Loop("long", 32, "ours kd"),
+    Loop("short", 8, "trl gkd"),
+    Loop("short", 8, "ours kd"),
+    Loop("wide", 8, "trl gkd"),
+    Loop("wide", 8, "ours kd"),
+    Loop("short", 8, "trl distillation"),
+    Loop("short", 8, "ours on-policy"),
 ]
 TARGETS = [
-    ("SFT, long answers, against TRL packed", "long", "ours sft", "trl sft packed", 2.0),
-    ("KD, long answers, against GKDTrainer", "long", "ours kd", "trl gkd", 3.0),
-    ("KD, short answers, against GKDTrainer", "short", "ours kd", "trl gkd", 8.0),
-    ("on-policy, against DistillationTrainer", "short", "ours on-policy", "trl distillation", 1.0),
+    ("SFT, against TRL packed", "long", 8, "ours sft", "trl sft packed", 2.0),
+    ("KD, against GKDTrainer", "long", 8, "ours kd", "trl gkd", 3.0),
+    ("KD, against GKDTrainer", "long", 32, "ours kd", "trl gkd", 3.0),
+    ("KD, against GKDTrainer", "short", 8, "ours kd", "trl gkd", 3.0),
+    ("KD, against GKDTrainer", "wide", 8, "ours kd", "trl gkd", 8.0),
+    ("on-policy, against DistillationTrainer", "short", 8, "ours on-policy", "trl distillation", 1),
 ]
-BATCH, WRITTEN = 8, 16
+WRITTEN = 16
 LAYERS = [0, 1, 2, 3, 29]
+WIDE = 131_072
 
 
 def rows_of(answers: str, count: int) -> list[Any]:
@@ -54,7 +74,7 @@ def rows_of(answers: str, count: int) -> list[Any]:
         if not isinstance(example, Example) or example.number % 29:  # from all over the file
             continue
         text, label = example.columns["text"], example.columns["answer"]
-        if answers == "short":
+        if answers != "long":
             ask, answer = f"What category is this? {text}", label
         else:
             ask, answer = f"Define something of the category {label}.", text
@@ -72,31 +92,39 @@ def tokens_of(tokenizer: Any, rows: Sequence[Any]) -> int:
     return sum(len(row.ids) for row in encode_all(tokenizer, rows))
 
 
-def student(attention: str = "sdpa") -> tuple[Any, Any]:
+def student(answers: str, attention: str = "sdpa") -> tuple[Any, Any]:
     """Return some layers of the packaged model, and its tokenizer."""
     from tasks.models import checkpoints, sources
     from tasks.shape.layers import keep_layers
 
     model, tokenizer = checkpoints.load(sources.resolve(sources.PACKAGED), attention=attention)
     keep_layers(model, LAYERS)
-    return model, tokenizer
+    return widened(model, answers), tokenizer
 
 
-def teacher() -> Any:
+def teacher(answers: str) -> Any:
     """Return the packaged model."""
     from tasks.models import checkpoints, sources
 
-    return checkpoints.load(sources.resolve(sources.PACKAGED), precision="bfloat16")[0]
+    model = checkpoints.load(sources.resolve(sources.PACKAGED), precision="bfloat16")[0]
+    return widened(model, answers)
 
 
-def stock(loop: str, rows: Sequence[Any], updates: int) -> tuple[float, float]:
+def widened(model: Any, answers: str) -> Any:
+    """Return the model with as many ids as `answers` asks for."""
+    if answers == "wide":
+        model.resize_token_embeddings(WIDE, mean_resizing=False)
+    return model
+
+
+def stock(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     """Run TRL's trainer; return its seconds and the tokens that it saw."""
-    model, tokenizer = student("eager")
+    model, tokenizer = student(loop.answers, "eager")
     tokens = tokens_of(tokenizer, rows)
     with tempfile.TemporaryDirectory() as scratch:
         shared = {
             "output_dir": scratch,
-            "per_device_train_batch_size": BATCH,
+            "per_device_train_batch_size": loop.batch,
             "max_steps": updates,
             "use_cpu": True,
             "bf16": True,
@@ -106,12 +134,13 @@ def stock(loop: str, rows: Sequence[Any], updates: int) -> tuple[float, float]:
             "logging_strategy": "no",
             "disable_tqdm": True,
         }
-        kind, packed = loop.removeprefix("trl "), loop.endswith("packed")
+        kind, packed = loop.name.removeprefix("trl "), loop.name.endswith("packed")
         if packed:  # an update is one packed row, of as many tokens as the padded loop's update
             shared |= {"per_device_train_batch_size": 1}
-        trainer = {"gkd": gkd, "distillation": distillation}.get(kind, sft)(
-            model, tokenizer, rows, shared, tokens // updates if packed else 0
-        )
+        if kind in TAUGHT:
+            trainer = TAUGHT[kind](model, teacher(loop.answers), tokenizer, rows, shared)
+        else:
+            trainer = sft(model, tokenizer, rows, shared, tokens // updates if packed else 0)
         if packed:
             lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
             tokens = updates * sum(lengths) / len(lengths)
@@ -135,7 +164,7 @@ def sft(model: Any, tokenizer: Any, rows: Sequence[Any], shared: Any, packed: in
     return SFTTrainer(model, args=options, train_dataset=data, processing_class=tokenizer)
 
 
-def gkd(model: Any, tokenizer: Any, rows: Sequence[Any], shared: Any, _: int) -> Any:
+def gkd(model: Any, taught_by: Any, tokenizer: Any, rows: Sequence[Any], shared: Any) -> Any:
     """Return GKDTrainer on given text, forward KL."""
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
@@ -143,11 +172,13 @@ def gkd(model: Any, tokenizer: Any, rows: Sequence[Any], shared: Any, _: int) ->
     data = Dataset.from_list([{"messages": turns(row)} for row in rows])
     options = GKDConfig(**shared, max_length=256, lmbda=0.0, beta=0.0)
     return GKDTrainer(
-        model, teacher(), args=options, train_dataset=data, processing_class=tokenizer
+        model, taught_by, args=options, train_dataset=data, processing_class=tokenizer
     )
 
 
-def distillation(model: Any, tokenizer: Any, rows: Sequence[Any], shared: Any, _: int) -> Any:
+def distillation(
+    model: Any, taught_by: Any, tokenizer: Any, rows: Sequence[Any], shared: Any
+) -> Any:
     """Return DistillationTrainer: the student's own answers, reverse KL."""
     from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer
@@ -155,8 +186,11 @@ def distillation(model: Any, tokenizer: Any, rows: Sequence[Any], shared: Any, _
     data = Dataset.from_list([{"prompt": turns(row)[:1]} for row in rows])
     options = DistillationConfig(**shared, max_completion_length=WRITTEN, beta=1.0)
     return DistillationTrainer(
-        model, teacher(), args=options, train_dataset=data, processing_class=tokenizer
+        model, taught_by, args=options, train_dataset=data, processing_class=tokenizer
     )
+
+
+TAUGHT = {"gkd": gkd, "distillation": distillation}
 
 
 def turns(row: Any) -> list[dict[str, str]]:
@@ -167,7 +201,7 @@ def turns(row: Any) -> list[dict[str, str]]:
     ]
 
 
-def ours(loop: str, rows: Sequence[Any], updates: int) -> tuple[float, float]:
+def ours(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     """Run our trainer; return its seconds and the tokens that it saw."""
     from tasks.learning.batches import examples_of
     from tasks.learning.hyperparameters import Freeze, Hyperparameters
@@ -178,17 +212,17 @@ def ours(loop: str, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     from tasks.train.rollouts import StudentText
     from tasks.train.sampling import Constant, Sampling
 
-    model, tokenizer = student()
+    model, tokenizer = student(loop.answers)
     examples = examples_of(rows, encode_all(tokenizer, rows))
     chosen = Hyperparameters(
-        updates=updates, batch_size=BATCH, threads=1, freeze=Freeze(embeddings=False)
+        updates=updates, batch_size=loop.batch, threads=1, freeze=Freeze(embeddings=False)
     )
-    size, options = len(tokenizer), {}
+    size, options = model.config.vocab_size, {}
     terms: list[Any] = [Hard()]
-    if loop != "ours sft":
-        options, terms = {"teaching": Live({"main": teacher()}, size)}, [ForwardKL()]
+    if loop.name != "ours sft":
+        options, terms = {"teaching": Live({"main": teacher(loop.answers)}, size)}, [ForwardKL()]
     text = None
-    if loop == "ours on-policy":
+    if loop.name == "ours on-policy":
         terms = [ReverseKL()]
         how = Sampling.model_validate({"decoding": {"max_tokens": WRITTEN, "temperature": 1.0}})
         text = StudentText(
@@ -197,7 +231,7 @@ def ours(loop: str, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     start = time.process_time()
     fit(
         model, examples, terms, chosen,
-        seed=1, what=loop, vocabulary=size, rollouts=text, **options,  # type: ignore[arg-type]
+        seed=1, what=loop.name, vocabulary=size, rollouts=text, **options,  # type: ignore[arg-type]
     )  # fmt: skip
     seconds = time.process_time() - start
     if text is None:
@@ -206,14 +240,14 @@ def ours(loop: str, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     return seconds, asked + text.counts["tokens of answers"]
 
 
-def measured(loop: str, answers: str, updates: int) -> dict[str, float]:
+def measured(loop: Loop, updates: int) -> dict[str, float]:
     """Run one loop in this process, over so many rows that none comes twice."""
     import torch
 
     torch.set_num_threads(1)
-    rows = rows_of(answers, BATCH * updates)
+    rows = rows_of(loop.answers, loop.batch * updates)
     at_rest()
-    run = ours if loop.startswith("ours") else stock
+    run = ours if loop.name.startswith("ours") else stock
     seconds, tokens = run(loop, rows, updates)
     return {
         "seconds": seconds,
@@ -227,35 +261,36 @@ def main() -> int:
     """Print the table and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--updates", type=int, default=50)
-    parser.add_argument("--loop", choices=sorted({loop for _, loop in LOOPS}))
-    parser.add_argument(
-        "--answers", choices=["short", "long"], nargs="+", default=["short", "long"]
-    )
+    parser.add_argument("--loop", choices=sorted({loop.name for loop in LOOPS}))
+    parser.add_argument("--batch", type=int, default=8, help="of that one loop")
+    parser.add_argument("--answers", choices=KINDS, nargs="+", default=KINDS)
     parser.add_argument("--check", action="store_true", help="fail where a target does not hold")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/train_loop.json"))
     chosen = parser.parse_args()
     if chosen.loop:
-        print(json.dumps(measured(chosen.loop, chosen.answers[0], chosen.updates)))
+        loop = Loop(chosen.answers[0], chosen.batch, chosen.loop)
+        print(json.dumps(measured(loop, chosen.updates)))
         return 0
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for answers, loop in LOOPS:
-        if answers not in chosen.answers:
+    found: dict[Loop, dict[str, float]] = {}
+    for loop in LOOPS:
+        if loop.answers not in chosen.answers:
             continue
-        arguments = ["--loop", loop, "--answers", answers, "--updates", str(chosen.updates)]
-        figures = in_own_process(__file__, arguments)
-        found.setdefault(answers, {})[loop] = figures
-        print(f"  {answers} {loop}: {figures['seconds']:.1f} s", file=sys.stderr, flush=True)
+        arguments = ["--loop", loop.name, "--answers", loop.answers, "--batch", str(loop.batch)]
+        found[loop] = in_own_process(__file__, [*arguments, "--updates", str(chosen.updates)])
+        print(f"  {loop}: {found[loop]['seconds']:.1f} s", file=sys.stderr, flush=True)
     keys = ["seconds", "tokens", "tokens_per_second", "peak_mb"]
-    rows = [[a, loop, *(f[k] for k in keys)] for a, x in found.items() for loop, f in x.items()]
-    print(table(["answers", "loop", "CPU s", "tokens", "tokens/s", "peak MB"], rows))
-    judged = [
-        (name, ratio := speed(found[a][mine]) / speed(found[a][peer]), wanted, ratio >= wanted)
-        for name, a, mine, peer, wanted in TARGETS
-        if a in found
-    ]
-    print(table(["target", "ratio", "wanted", "holds"], judged))
+    rows = [[*loop, *(figures[key] for key in keys)] for loop, figures in found.items()]
+    print(table(["answers", "batch", "loop", "CPU s", "tokens", "tokens/s", "peak MB"], rows))
+    judged = []
+    for name, answers, batch, mine, peer, wanted in TARGETS:
+        if answers in chosen.answers:
+            of = {loop: speed(found[Loop(answers, batch, loop)]) for loop in (mine, peer)}
+            ratio = of[mine] / of[peer]
+            judged.append((name, answers, batch, ratio, wanted, ratio >= wanted))
+    print(table(["target", "answers", "batch", "ratio", "wanted", "holds"], judged))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(json.dumps({"loops": found, "targets": judged}, indent=2) + "\n")
+    loops = [loop._asdict() | figures for loop, figures in found.items()]
+    chosen.out.write_text(json.dumps({"loops": loops, "targets": judged}, indent=2) + "\n")
     return 0 if all(row[-1] for row in judged) or not chosen.check else 1
 
 

@@ -20,13 +20,10 @@ ROOT = HERE.parent
 PORT = 4217
 SERVER = f"http://127.0.0.1:{PORT}"
 ARTIFACTS = {
-    "filter-funnel": "prefect-funnel.png",
-    "losses": "prefect-losses.png",
-    "champion": "prefect-champion.png",
-    "champion-picture": "prefect-champion-picture.png",
-    "lineage": "prefect-lineage.png",
+    "filter-funnel": ("prefect-funnel.png", 700),
+    "champion-picture": ("prefect-champion-picture.png", 560),
 }
-"""Of the newest of each kind; what no round here has made yet is left out."""
+"""File and height of the newest of each kind; what no round here has made yet is left out."""
 BROWSER = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -36,20 +33,22 @@ BROWSER = [
 
 def main() -> None:
     """Write docs/*.png."""
-    report = (ROOT / "reports/report.html").as_uri()
-    shoot(report, "report.png", (1280, 1500))
-    shoot(report, "report-phone.png", (390, 1400))
+    if (report := ROOT / "reports/report.html").exists():
+        shoot(report.as_uri(), "report.png", (1280, 1500))
+        shoot(report.as_uri(), "report-phone.png", (390, 1400))
     with prefect_ui():
         run = latest_round()
         shoot(f"{SERVER}/runs/flow-run/{run}", "prefect-graph.png", (1400, 900))
-        for key, name in ARTIFACTS.items():
-            for artifact in ask("artifacts/filter", {"artifacts": {"key": {"any_": [key]}}})[:1]:
-                shoot(f"{SERVER}/artifacts/artifact/{artifact['id']}", name, (1400, 700))
+        for key, (name, height) in ARTIFACTS.items():
+            newest = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": 1}
+            for artifact in ask("artifacts/filter", newest):
+                page = f"{SERVER}/artifacts/artifact/{artifact['id']}"
+                shoot(page, name, (1400, height))
         for deployment in ask(
             "deployments/filter", {"deployments": {"name": {"any_": ["nightly"]}}}
         ):
             form = f"{SERVER}/deployments/deployment/{deployment['id']}/run"
-            shoot(form, "prefect-form.png", (1400, 2400))
+            shoot(form, "prefect-form.png", (1400, 1100))
 
 
 def shoot(url: str, name: str, size: tuple[int, int], *more: str) -> None:

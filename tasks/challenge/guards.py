@@ -1,8 +1,9 @@
 """What a promotion must not cost, in figures that are the same on every machine."""
 
+from collections.abc import Mapping
+
 from pydantic import Field
 
-from tasks.evaluate.efficiency import Footprint
 from tasks.params import Section
 
 
@@ -14,15 +15,18 @@ class Guards(Section):
     flops_per_token: float = Field(1.0, ge=1)
     """Work for each token. Stands for latency, which differs from run to run and so has no place
     in a verdict that must come out the same."""
+    bits_per_byte: float = Field(1.5, ge=1)
+    """Loss on general text: what it has forgotten of language at large."""
 
-    def growth(self, challenger: Footprint, champion: Footprint) -> dict[str, float]:
-        """Return the ratios that are guarded."""
+    def growth(
+        self, challenger: Mapping[str, float], champion: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Return the ratios that are guarded, from the figures of both."""
         return {
-            name: round(getattr(challenger, name) / getattr(champion, name), 6)
-            for name in type(self).model_fields
+            name: round(challenger[name] / champion[name], 6) for name in type(self).model_fields
         }
 
-    def broken(self, growth: dict[str, float]) -> list[str]:
+    def broken(self, growth: Mapping[str, float]) -> list[str]:
         """Return a line for each guard that does not hold."""
         return [
             f"{name}: {ratio:.2f} times the champion's, at most {getattr(self, name):.2f} allowed"

@@ -6,7 +6,7 @@ Out: reports/challenge.json, which `dvc metrics show` reads too:
 
     {"promote": true, "why": "+8.2 points [+4.9, +11.6] on 500 dev rows", "seed": 2,
      "champion": 0.641, "challenger": 0.723, "gain": {"low": 0.049, "mean": 0.082, "high": 0.116},
-     "by_seed": {"1": 0.721, "2": 0.725}, "growth": {"flops_per_token": 1.0, …},
+     "by_seed": {"1": 0.721, "2": 0.725}, "growth": {"bits_per_byte": 1.05, …},
      "intervals": {"champion": {"low": 0.601, "mean": 0.641, "high": 0.680}, "challenger": {…}}}
 
 The test rows have no part in this: they are looked at once a round, and choose nothing.
@@ -21,7 +21,9 @@ from pydantic import Field
 from tasks.challenge.guards import Guards
 from tasks.errors import UserError
 from tasks.evaluate.bootstrap import Bootstrap
-from tasks.evaluate.efficiency import Footprint, footprint
+from tasks.evaluate.efficiency import footprint
+from tasks.evaluate.forgetting import Forgetting
+from tasks.evaluate.readings import Reader
 from tasks.judging.verifiers import Task
 from tasks.models import checkpoints
 from tasks.models.decoding import Batching, Decoding, answers
@@ -49,6 +51,8 @@ class ChallengeParams(Section):
     """By how much the lower end of the gain's interval must exceed zero."""
     guards: Guards = Guards()
     """What must not get worse for it."""
+    general: Forgetting = Forgetting()
+    """The general text on which forgetting is guarded."""
     decoding: Decoding = Decoding(max_tokens=8)
     batching: Batching = Batching()
     threads: int = Field(2, ge=1)
@@ -66,10 +70,10 @@ def run(challenge: ChallengeParams, task: Task, seeds: list[int]) -> None:
         raise UserError("no dev row has an answer", where=str(DEV), mend="give collect.split.dev")
     folders = {str(seed): TRAIN / challenge.student / f"seed-{seed}" for seed in seeds}
     folders["champion"] = Path(challenge.champion)
-    scores, sizes = {}, {}
+    scores, figures = {}, {}
     for name, folder in folders.items():
-        scores[name], sizes[name] = _sit(challenge, task, folder, rows, name)
-    verdict = judge(challenge, scores, sizes)
+        scores[name], figures[name] = _sit(challenge, task, folder, rows, name)
+    verdict = judge(challenge, scores, figures)
     write_json(VERDICT, verdict)
     say(f"{'promote' if verdict['promote'] else 'keep the champion'}: {verdict['why']}")
 
@@ -77,9 +81,15 @@ def run(challenge: ChallengeParams, task: Task, seeds: list[int]) -> None:
 def judge(
     challenge: ChallengeParams,
     scores: Mapping[str, "NDArray[np.float64]"],
-    sizes: Mapping[str, Footprint],
+    figures: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """Return the verdict from the scores of each row, under `champion` and under each seed."""
+    """Return the verdict from the scores of each row and from what is guarded.
+
+    Args:
+        challenge: what the challenger must show.
+        scores: of each row, under `champion` and under each seed.
+        figures: under the same names, those that `Guards` has ratios of.
+    """
     import numpy as np
 
     by_seed = {name: float(found.mean()) for name, found in scores.items() if name != "champion"}
@@ -91,7 +101,7 @@ def judge(
     }
     drawn = Bootstrap(both, draws=10_000, seed=0)
     gain = drawn.difference("challenger", "champion")
-    growth = challenge.guards.growth(sizes[best], sizes["champion"])
+    growth = challenge.guards.growth(figures[best], figures["champion"])
     told = f"{100 * gain.mean:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
     told += f" on {len(scores['champion'])} dev rows"
     broken = challenge.guards.broken(growth)
@@ -110,7 +120,8 @@ def judge(
 
 def _sit(
     challenge: ChallengeParams, task: Task, folder: Path, rows: list[Row], name: str
-) -> "tuple[NDArray[np.float64], Footprint]":
+) -> "tuple[NDArray[np.float64], dict[str, float]]":
+    """Return a model's score on each row, and its figures that are guarded."""
     import numpy as np
 
     device = checkpoints.accelerator()
@@ -121,4 +132,8 @@ def _sit(
     found = np.zeros(len(rows))
     for place, answer in track(said, total=len(rows), what=f"{name} on dev rows"):
         found[place] = task.verifier.correct(answer.text, rows[place].answer or "")
-    return found, footprint(model, folder, _CONTEXT)
+    reader = Reader(model, tokenizer, threads=threads)
+    general = challenge.general.measure(reader, challenge.general.passages())
+    size = footprint(model, folder, _CONTEXT)
+    guarded = {name: float(getattr(size, name)) for name in ("parameters", "flops_per_token")}
+    return found, guarded | {"bits_per_byte": general["bits_per_byte"]}

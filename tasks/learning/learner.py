@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tasks.errors import UserError
+from tasks.learning.embedding_gradient import added_in_place
 from tasks.learning.history import names_of
 from tasks.learning.hyperparameters import SHORT_ROW, Freeze, Hyperparameters
 from tasks.losses.distances import row_alphas
@@ -178,6 +179,7 @@ def learning(
         attention(model, hyperparameters, longest),
         hyperparameters.adapter.attached(model, still, seed),
         hyperparameters.quantisation.rounding(model),
+        added_in_place(model),
     ):
         yield
     model.eval().requires_grad_(True)

@@ -87,7 +87,7 @@ class _FusedHead(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             product_VD = head.weight(dtype)
             slope_ND = torch.empty_like(hidden_ND, dtype=dtype)
-            slope_VD = _zeros(weight_VD, wide) if ctx.needs_input_grad[1] else None
+            slope_VD: Tensor | None = None
             slope_V = _zeros(bias_V, wide) if ctx.needs_input_grad[2] else None
             losses_NT = hidden_ND.new_empty(len(hidden_ND), len(terms), dtype=wide)
             for part in targets.parts(chunk_tokens):
@@ -105,24 +105,33 @@ class _FusedHead(torch.autograd.Function):
                         slope_V += slope_NV.sum(0)
                     product_NV[block] = slope_NV
                 torch.mm(product_NV, product_VD, out=slope_ND[part])
-                if slope_VD is not None:
-                    _add_product(slope_VD, product_NV, rows_ND)
+                if ctx.needs_input_grad[1]:
+                    slope_VD = _plus_product(slope_VD, product_NV, rows_ND, wide)
                 del product_NV, chunk  # before the next ones are made
-        ctx.slopes = (slope_ND.to(hidden_ND.dtype), slope_VD, slope_V)
+            if ctx.needs_input_grad[1] and slope_VD is None:  # no valid token
+                slope_VD = _zeros(weight_VD, wide)
+        ctx.save_for_backward(slope_ND.to(hidden_ND.dtype), slope_VD, slope_V)
         ctx.mark_non_differentiable(losses_NT)
         return losses_NT.sum() / divisor, losses_NT
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> Any:  # type: ignore[override]
-        slopes = [None if s is None else s * slope for s in ctx.slopes]
+        slopes = ctx.saved_tensors
+        if slope != 1:  # a copy of what is as large as the head costs more than to look
+            slopes = [None if s is None else s * slope for s in slopes]
         return *slopes, *[None] * 6
 
 
-def _add_product(total_VD: Tensor, slope_NV: Tensor, rows_ND: Tensor) -> None:
+def _plus_product(
+    total_VD: Tensor | None, slope_NV: Tensor, rows_ND: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return total + slopeᵀ rows in `dtype`; the first is written, not added to zeros."""
+    if total_VD is None:
+        return (slope_NV.T @ rows_ND).to(dtype)
     if total_VD.dtype == slope_NV.dtype:
-        total_VD.addmm_(slope_NV.T, rows_ND)
-    else:
-        total_VD += slope_NV.T @ rows_ND
+        return total_VD.addmm_(slope_NV.T, rows_ND)
+    total_VD += slope_NV.T @ rows_ND
+    return total_VD
 
 
 def _zeros(like: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -38,18 +38,22 @@ class Head:
         return cls(weight_VD, bias_V, scale, getattr(config, "final_logit_softcapping", None))
 
     @cached_property
-    def _frozen(self) -> dict[torch.dtype, Tensor]:
+    def _casts(self) -> dict[torch.dtype, Tensor]:
         return {}
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight in the dtype of the products; a frozen one is cast only once."""
+        """Return the weight in the dtype of the products, until it is asked for again.
+
+        A frozen one is cast only once; one that learns is cast anew, to where it was: on a CPU
+        fresh memory costs more than the cast.
+        """
         if self.weight_VD.dtype == dtype:
             return self.weight_VD.detach()
-        if self.weight_VD.requires_grad:
-            return self.weight_VD.detach().to(dtype)
-        if dtype not in self._frozen:
-            self._frozen[dtype] = self.weight_VD.detach().to(dtype)
-        return self._frozen[dtype]
+        if dtype not in self._casts:
+            self._casts[dtype] = self.weight_VD.detach().to(dtype)
+        elif self.weight_VD.requires_grad:
+            self._casts[dtype].copy_(self.weight_VD.detach())
+        return self._casts[dtype]
 
     def logits(self, hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
         """Return logits in float32 (or wider), from rows and a weight of one dtype."""

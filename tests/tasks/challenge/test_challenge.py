@@ -7,24 +7,21 @@ import pytest
 from tasks.challenge.guards import Guards
 from tasks.challenge.stage import VERDICT, ChallengeParams, judge, run
 from tasks.errors import UserError
-from tasks.evaluate.efficiency import Footprint
 from tasks.judging.verifiers import Task
 from tasks.rows.records import DEV, Row, row_id, write_rows
 
-
-def footprint(parameters: int = 100, flops: int = 10) -> Footprint:
-    return Footprint(
-        parameters=parameters, non_embedding_parameters=1, flops_per_token=flops, context=1, bytes=1
-    )
+ALIKE = {"parameters": 100.0, "flops_per_token": 10.0, "bits_per_byte": 4.0}
 
 
-def verdict(champion: float, seeds: dict[str, float], grown: int = 100, **params) -> dict:
+def verdict(
+    champion: float, seeds: dict[str, float], grown: dict[str, float] = ALIKE, **params
+) -> dict:
     dice = np.random.default_rng(0)
     rows = dice.random(400)
     scores = {name: (rows < share).astype(float) for name, share in seeds.items()}
     scores["champion"] = (rows < champion).astype(float)
-    sizes = dict.fromkeys(seeds, footprint(grown)) | {"champion": footprint()}
-    return judge(ChallengeParams(**params), scores, sizes)
+    figures = dict.fromkeys(seeds, ALIKE | grown) | {"champion": ALIKE}
+    return judge(ChallengeParams(**params), scores, figures)
 
 
 def test_a_clear_gain_promotes_the_best_seed() -> None:
@@ -50,11 +47,13 @@ def test_a_least_gain_can_be_asked_for() -> None:
     assert not verdict(0.6, {"1": 0.65}, min_gain=0.1)["promote"]
 
 
-def test_a_student_that_grew_is_refused_by_name() -> None:
-    found = verdict(0.6, {"1": 0.9}, grown=150)
+@pytest.mark.parametrize("name", ALIKE)
+def test_a_student_that_grew_or_forgot_is_refused_by_name(name: str) -> None:
+    grown = {name: 1.6 * ALIKE[name]}
+    found = verdict(0.6, {"1": 0.9}, grown)
     assert not found["promote"]
-    assert "parameters: 1.50 times the champion's" in found["why"]
-    assert verdict(0.6, {"1": 0.9}, grown=150, guards=Guards(parameters=1.5))["promote"]
+    assert f"{name}: 1.60 times the champion's" in found["why"]
+    assert verdict(0.6, {"1": 0.9}, grown, guards=Guards(**{name: 1.6}))["promote"]
 
 
 def test_both_answer_the_dev_rows(project: Path, model, tokenizer) -> None:
@@ -67,7 +66,7 @@ def test_both_answer_the_dev_rows(project: Path, model, tokenizer) -> None:
     run(ChallengeParams(threads=1), Task.model_validate({"verifier": {"type": "label"}}), [1])
     found = json.loads(VERDICT.read_text())
     assert found["gain"] == {"low": 0, "mean": 0, "high": 0}  # it met itself
-    assert found["growth"] == {"parameters": 1.0, "flops_per_token": 1.0}
+    assert found["growth"] == dict.fromkeys(ALIKE, 1.0)
     assert not found["promote"]
 
 
