@@ -49,6 +49,13 @@ class Learner(nn.Module):
         self.matching = teaching.matching if teaching else None
         self._head: Head | None = None
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients; the memory of the head's is what its next one is written to."""
+        head = self._head
+        if set_to_none and head and head.weight_VD.is_leaf and head.weight_VD.grad is not None:
+            head.keep("gradient", head.weight_VD.grad)
+        super().zero_grad(set_to_none)
+
     @property
     def names(self) -> list[str]:
         """What the columns of the losses are: the types of the terms, numbered where repeated."""

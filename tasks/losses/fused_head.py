@@ -106,7 +106,7 @@ class _FusedHead(torch.autograd.Function):
                     product_NV[block] = slope_NV
                 torch.mm(product_NV, product_VD, out=slope_ND[part])
                 if ctx.needs_input_grad[1]:
-                    slope_VD = _plus_product(slope_VD, product_NV, rows_ND, wide)
+                    slope_VD = _plus_product(slope_VD, product_NV, rows_ND, head)
                 del product_NV, chunk  # before the next ones are made
             if ctx.needs_input_grad[1] and slope_VD is None:  # no valid token
                 slope_VD = _zeros(weight_VD, wide)
@@ -122,16 +122,19 @@ class _FusedHead(torch.autograd.Function):
         return *slopes, *[None] * 6
 
 
-def _plus_product(
-    total_VD: Tensor | None, slope_NV: Tensor, rows_ND: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """Return total + slopeᵀ rows in `dtype`; the first is written, not added to zeros."""
-    if total_VD is None:
-        return (slope_NV.T @ rows_ND).to(dtype)
-    if total_VD.dtype == slope_NV.dtype:
-        return total_VD.addmm_(slope_NV.T, rows_ND)
-    total_VD += slope_NV.T @ rows_ND
-    return total_VD
+def _plus_product(total_VD: Tensor | None, slope_NV: Tensor, rows_ND: Tensor, head: Head) -> Tensor:
+    """Return total + slopeᵀ rows in float32 or wider; the first is written, not added to zeros."""
+    wide = torch.promote_types(slope_NV.dtype, torch.float32)
+    if slope_NV.dtype == wide:
+        if total_VD is not None:
+            return total_VD.addmm_(slope_NV.T, rows_ND)
+        return torch.mm(slope_NV.T, rows_ND, out=head.take("gradient", wide))
+    product_VD = torch.mm(slope_NV.T, rows_ND, out=head.take("product", slope_NV.dtype))
+    head.keep("product", product_VD)
+    if total_VD is not None:
+        return total_VD.add_(product_VD)
+    spare_VD = head.take("gradient", wide)
+    return product_VD.to(wide) if spare_VD is None else spare_VD.copy_(product_VD)
 
 
 def _zeros(like: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -38,22 +38,36 @@ class Head:
         return cls(weight_VD, bias_V, scale, getattr(config, "final_logit_softcapping", None))
 
     @cached_property
-    def _casts(self) -> dict[torch.dtype, Tensor]:
+    def _kept(self) -> dict[tuple[str, torch.dtype], Tensor]:
         return {}
+
+    def keep(self, what: str, tensor: Tensor) -> None:
+        """Keep memory as large as the head to be written again: on a CPU fresh memory is dear."""
+        if tensor.device.type == "cpu":
+            self._kept[what, tensor.dtype] = tensor
+
+    def take(self, what: str, dtype: torch.dtype) -> Tensor | None:
+        """Return memory that was kept, whatever stands in it; the caller has it alone."""
+        return self._kept.pop((what, dtype), None)
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """Return the weight in the dtype of the products, until it is asked for again.
 
-        A frozen one is cast only once; one that learns is cast anew, to where it was: on a CPU
-        fresh memory costs more than the cast.
+        A frozen one is cast only once; one that learns is cast anew, to where it was.
         """
-        if self.weight_VD.dtype == dtype:
-            return self.weight_VD.detach()
-        if dtype not in self._casts:
-            self._casts[dtype] = self.weight_VD.detach().to(dtype)
+        weight_VD = self.weight_VD.detach()
+        if weight_VD.dtype == dtype:
+            return weight_VD
+        cast_VD = self._kept.get(("cast", dtype))
+        if cast_VD is None:
+            cast_VD = weight_VD.to(dtype)
         elif self.weight_VD.requires_grad:
-            self._casts[dtype].copy_(self.weight_VD.detach())
-        return self._casts[dtype]
+            cast_VD.copy_(weight_VD)
+        if not self.weight_VD.requires_grad:
+            self._kept["cast", dtype] = cast_VD
+        else:
+            self.keep("cast", cast_VD)
+        return cast_VD
 
     def logits(self, hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
         """Return logits in float32 (or wider), from rows and a weight of one dtype."""

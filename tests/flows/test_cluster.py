@@ -39,14 +39,23 @@ def alone(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Path
 
 
 @pytest.fixture
-def store() -> Iterator[cluster.S3]:
-    with cluster.s3() as server:
+def machines() -> Iterator[cluster.Machines]:
+    with cluster.two_machines() as found:
+        yield found
+
+
+@pytest.fixture
+def store(machines: cluster.Machines) -> Iterator[cluster.S3]:
+    with cluster.s3(machines.first) as server:
         yield server
 
 
 @pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[tuple[dict[str, str], Path]]:
-    with cluster.two_nodes(tmp_path) as known:
+def nodes(
+    machines: cluster.Machines, tmp_path: Path, alone: Path
+) -> Iterator[tuple[dict[str, str], Path]]:
+    hidden = [tmp_path / "project", tmp_path / "head", alone.parent, Path("/tmp/ray")]
+    with cluster.two_nodes(machines, tmp_path, hidden) as known:
         yield known, tmp_path
 
 
