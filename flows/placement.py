@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import queue
+import signal
 import threading
 import time
 import traceback
@@ -108,6 +109,7 @@ def ray_cluster(
 def _connect(options: dict[str, Any]) -> None:
     import ray
 
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except Exception as error:  # Ray raises no class of its own where a part of it is late
@@ -115,6 +117,10 @@ def _connect(options: dict[str, Any]) -> None:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         mend = "cohobate doctor; a busy machine starts Ray too slowly: then simply again"
         raise UserError(f"Ray: {first}", where=options["address"], mend=mend) from error
+    finally:
+        # Ray's handler ends the process where it stands; Prefect's raises, and states come out true
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminated)
 
 
 def run_stage(
