@@ -108,9 +108,13 @@ def _automations() -> list[Automation]:
     """Return what the server itself does about runs that die."""
     with get_client(sync_client=True) as client:
         after_crash = client.read_deployment_by_name("iterate-rounds/after-crash").id
+        rounds = [found.id for found in client.read_deployments() if "rounds" in found.tags]
     every_run = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
-    of_rounds = ResourceSpecification(
-        {"prefect.resource.id": "prefect.tag.rounds", "prefect.resource.role": "tag"}
+    of_rounds = ResourceSpecification(  # not their subflows, which have the tags of the run too
+        {
+            "prefect.resource.id": [f"prefect.deployment.{deployment}" for deployment in rounds],
+            "prefect.resource.role": "deployment",
+        }
     )
     ends = {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")}
     return [
