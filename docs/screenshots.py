@@ -21,7 +21,7 @@ PORT = 4217
 SERVER = f"http://127.0.0.1:{PORT}"
 ARTIFACTS = {
     "filter-funnel": ("prefect-funnel.png", 700),
-    "champion-picture": ("prefect-champion-picture.png", 560),
+    "champion-picture": ("prefect-champion-picture.png", 370),
 }
 """File and height of the newest of each kind; what no round here has made yet is left out."""
 BROWSER = [
@@ -48,7 +48,7 @@ def main() -> None:
             "deployments/filter", {"deployments": {"name": {"any_": ["nightly"]}}}
         ):
             form = f"{SERVER}/deployments/deployment/{deployment['id']}/run"
-            shoot(form, "prefect-form.png", (1400, 1100))
+            shoot(form, "prefect-form.png", (1400, 1100), "--force-prefers-reduced-motion")
 
 
 def shoot(url: str, name: str, size: tuple[int, int], *more: str) -> None:
@@ -56,7 +56,7 @@ def shoot(url: str, name: str, size: tuple[int, int], *more: str) -> None:
     browser = shutil.which("chromium") or sys.exit("no chromium here: apt install chromium")
     with tempfile.TemporaryDirectory() as profile:
         options = [f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"]
-        options += [f"--screenshot={HERE / name}", "--virtual-time-budget=15000", "--timeout=20000"]
+        options += [f"--screenshot={HERE / name}", "--virtual-time-budget=40000", "--timeout=60000"]
         command = [browser, *BROWSER, *options, *more, url]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
     print(HERE / name)
@@ -80,8 +80,9 @@ def prefect_ui() -> Iterator[None]:
 
 
 def latest_round() -> str:
-    """Return the id of the newest flow run that did some work."""
-    runs = ask("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 20})
+    """Return the id of the newest round that did some work."""
+    rounds = {"name": {"any_": ["distill-round"]}}
+    runs = ask("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 20, "flows": rounds})
     return max(runs, key=lambda run: run["total_run_time"])["id"]
 
 

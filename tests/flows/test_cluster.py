@@ -64,7 +64,9 @@ def apart(alone: Path, folder: Path, store: cluster.S3) -> Path:
     root = folder / "project"
     made = {alone: {"data", "models", "reports", ".cohobate", "dvc.lock"}}
     made[alone / ".dvc"] = {"cache", "tmp"}
-    shutil.copytree(alone, root, ignore=lambda folder, _: made.get(Path(folder), set()))
+    shutil.copytree(
+        alone, root, ignore=lambda folder, _: made.get(Path(folder), set()), dirs_exist_ok=True
+    )
     yaml = tiny_project.YAML()
     document = yaml.load(root / "params.yaml")
     document["resources"] = SECOND | HEAD

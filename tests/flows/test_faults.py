@@ -181,3 +181,27 @@ def test_12_two_runs_of_a_deployment_at_once(up: Path, name: str) -> None:
     assert ran(up).count("collect") == done  # none twice
     assert History(up).unfinished() == []
     print(f"2 runs of {name} at once: {states}")
+
+
+def stages_on_ray() -> list[psutil.Process]:
+    """Return the processes in which a stage that trains is at work."""
+    return [p for p in psutil.process_iter(["name"]) if p.info["name"].startswith("ray::train")]
+
+
+@pytest.mark.faults
+def test_a_round_that_is_cancelled_stops_its_work_and_is_not_taken_up(up: Path) -> None:
+    (up.parent / "mode").write_text("slow 600")
+    assert finished(start(up, "cohobate", "trigger", "on-demand"))[0] == 0
+    wait_for(lambda: len(stages_on_ray()) == 2, 120)
+    server = services(up).prefect_url
+    flow = newest_flow(server)
+    wish = {"state": {"type": "CANCELLING", "name": "Cancelling"}}  # what the UI's button asks for
+    api(server, f"flow_runs/{flow['id']}/set_state", wish)
+    gone = wait_for(lambda: not stages_on_ray(), 10)
+    wait_for(lambda: flow_states(up) == ["CANCELLED"], 30)
+    everything = api(server, "flow_runs/filter", {"flow_runs": {"state": {"type": {"not_any_": [
+        "SCHEDULED"]}}}})  # fmt: skip
+    assert {run["state_type"] for run in everything} == {"CANCELLED"}  # the subflow too
+    time.sleep(20)
+    assert flow_states(up) == ["CANCELLED"]  # no automation took it for a crash
+    print(f"cancelled: the work on Ray was gone after {gone:.1f} s")
