@@ -141,11 +141,16 @@ def wait_for(ready: Any, seconds: float) -> float:
     return time.monotonic() - began
 
 
-def flow_states(root: Path) -> list[str]:
-    """Return the states of all runs of rounds, the newest first."""
+def asked_for(root: Path) -> list[dict[str, Any]]:
+    """Return all runs of rounds that no schedule made, the newest first."""
     query = {"sort": "EXPECTED_START_TIME_DESC", "flows": {"name": {"any_": ["iterate-rounds"]}}}
     found = api(services(root).prefect_url, "flow_runs/filter", query)
-    return [run["state_type"] for run in found if not run["auto_scheduled"]]
+    return [run for run in found if not run["auto_scheduled"]]
+
+
+def flow_states(root: Path) -> list[str]:
+    """Return their states."""
+    return [run["state_type"] for run in asked_for(root)]
 
 
 @pytest.mark.faults
@@ -194,7 +199,7 @@ def test_a_round_that_is_cancelled_stops_its_work_and_is_not_taken_up(up: Path) 
     assert finished(start(up, "cohobate", "trigger", "on-demand"))[0] == 0
     wait_for(lambda: len(stages_on_ray()) == 2, 120)
     server = services(up).prefect_url
-    flow = newest_flow(server)
+    (flow,) = asked_for(up)
     wish = {"state": {"type": "CANCELLING", "name": "Cancelling"}}  # what the UI's button asks for
     api(server, f"flow_runs/{flow['id']}/set_state", wish)
     gone = wait_for(lambda: not stages_on_ray(), 10)
