@@ -5,14 +5,25 @@ BIN    := $(VENV)/bin
 # uv does not read pip's configuration: hand it pip's folder of wheels, where there is one.
 export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || echo $$PIP_FIND_LINKS)
 
-.PHONY: setup distill test test-slow test-cluster format ui
+# LOCK=infra/requirements-ci.txt installs exactly what CI was seen to pass with, each file by its hash.
+LOCK ?=
+TORCH := $(shell grep -o 'torch==[0-9.]*' pyproject.toml)
+INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
+
+.PHONY: setup distill test test-slow test-cluster format lock ui
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: pyproject.toml
+$(VENV)/ready: pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[export,harness]" --group dev
+ifeq ($(LOCK),)
+	$(INSTALL) --editable ".[export,harness]" --group dev
+else
+	$(INSTALL) $(TORCH)
+	$(INSTALL) --no-deps --require-hashes --requirement $(LOCK)
+	$(INSTALL) --no-deps --editable .
+endif
 	@touch $@
 
 distill: setup  ## one whole round on the embedded default
@@ -30,6 +41,15 @@ test-cluster: setup  ## two Ray nodes without a shared disk, S3 that goes away
 
 format: setup
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+# torch stays out: each machine has a build of its own, for its GPU or none.
+COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --generate-hashes --no-annotate \
+	--no-header --no-emit-package torch --no-emit-find-links --no-emit-index-url \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28
+
+lock: setup  ## what CI and the image install, by version and hash
+	$(COMPILE) --output-file infra/requirements.txt
+	$(COMPILE) --extra export --extra harness --group dev --output-file infra/requirements-ci.txt
 
 ui: setup  ## the Prefect UI over the rounds of this folder
 	$(BIN)/cohobate ui

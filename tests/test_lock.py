@@ -1,0 +1,44 @@
+"""What CI and the image install is what pyproject.toml asks for, each file by its hash."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+RUN = PROJECT["project"]["dependencies"]
+MORE = PROJECT["project"]["optional-dependencies"]
+LOCKS = {
+    "infra/requirements.txt": RUN,
+    "infra/requirements-ci.txt": [
+        *RUN, *MORE["export"], *MORE["harness"], *PROJECT["dependency-groups"]["dev"]
+    ],
+}  # fmt: skip
+
+
+def locked(path: str) -> dict[str, str]:
+    """Return the version of each package; every one has a hash."""
+    found = {}
+    for entry in re.split(r"\n(?=\S)", (ROOT / path).read_text().strip()):
+        pinned = re.match(r"([\w.-]+)(?:\[[\w,-]+\])?==([\w.+]+)", entry)
+        assert pinned and "--hash=sha256:" in entry, entry
+        found[canonicalize_name(pinned[1])] = pinned[2]
+    return found
+
+
+@pytest.mark.parametrize("path", LOCKS)
+def test_every_requirement_is_locked_at_a_version_that_it_allows(path: str) -> None:
+    versions = locked(path)
+    for line in LOCKS[path]:
+        wanted = Requirement(line)
+        if wanted.name != "torch":  # each machine has a build of its own
+            assert wanted.specifier.contains(versions[canonicalize_name(wanted.name)]), line
+
+
+def test_torch_is_pinned_where_the_lock_leaves_it_out() -> None:
+    assert any(re.fullmatch(r"torch==[\d.]+", line) for line in RUN)
+    assert not any("torch" in locked(path) for path in LOCKS)
