@@ -10,7 +10,7 @@ LOCK ?=
 TORCH := $(shell grep -o 'torch==[0-9.]*' pyproject.toml)
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup distill test test-slow test-cluster format lock ui
+.PHONY: setup distill test test-slow test-cluster format lock audit ui
 
 setup: $(VENV)/ready
 
@@ -50,6 +50,9 @@ COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --generate-hash
 lock: setup  ## what CI and the image install, by version and hash
 	$(COMPILE) --output-file infra/requirements.txt
 	$(COMPILE) --extra export --extra harness --group dev --output-file infra/requirements-ci.txt
+
+audit: setup  ## known vulnerabilities of what the image installs
+	$(BIN)/uv tool run pip-audit --disable-pip --no-deps --require-hashes --requirement infra/requirements.txt
 
 ui: setup  ## the Prefect UI over the rounds of this folder
 	$(BIN)/cohobate ui

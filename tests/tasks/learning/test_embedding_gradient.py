@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tasks.learning.embedding_gradient import added_in_place
+from tasks.learning.learner import Learner
+from tests.tasks.learning.test_trainer import ALL, examples, settings, train
 
 IDS_BS = torch.tensor([[1, 2, 2, 3], [5, 0, 1, 1]])
 
@@ -55,3 +58,24 @@ def test_without_a_gradient_nothing_is_noted():
     with added_in_place(model), torch.no_grad():
         assert not model(input_ids=IDS_BS).logits.requires_grad
     assert model.get_input_embeddings().weight.grad is None
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("micro_batch_size", [8, 4])
+def test_memory_written_again_changes_no_update(monkeypatch, precision, micro_batch_size):
+    chosen = settings(freeze=ALL, precision=precision, micro_batch_size=micro_batch_size)
+    weights = []
+    for fresh in (False, True):
+        if fresh:
+            monkeypatch.setattr(Learner, "zero_grad", nn.Module.zero_grad)
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                num_attention_heads=2, tie_word_embeddings=True,
+            )
+        )  # fmt: skip
+        train(model, examples(), chosen)
+        weights.append(model.state_dict())
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
