@@ -49,6 +49,9 @@ class OnPolicy(Undivided):
             )
         if 0 < self.sampling.replay < self.batch_size:
             raise ValueError("sampling.replay must hold the answers of one update at least")
+        whole = self.adapter.type == "full" and self.quantisation.type == "none"
+        if self.sampling.writer.type == "vllm" and not whole:
+            raise ValueError("vllm writes with whole weights: no adapter, no quantisation, please")
         if any(term.type == "hard" for term in self.terms):
             raise ValueError(
                 "a hard term would teach the student its own answers: give divergences alone"

@@ -12,8 +12,8 @@ Without a buffer, r < φ always writes anew (GKD, Agarwal et al. 2023, algorithm
 
 import random
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,29 +23,12 @@ import torch
 from tasks.learning.batches import Batches, Example
 from tasks.learning.learner import Learner
 from tasks.losses.divergences import Hard
-from tasks.models.decoding import Completion, Request, decode, plan, stop_ids
+from tasks.models.decoding import Completion, Request
 from tasks.train.sampling import Sampling, Schedule
+from tasks.train.writers import writer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-SPREAD = 32
-"""Tokens by which the prompts of a batch may differ: the longer ones are read on token by token,
-and a pass over all rows of an update costs little more than one over a few of them."""
-
-
-@contextmanager
-def cast_once(model: "PreTrainedModel") -> Iterator[None]:
-    """Let autocast keep its casts of frozen weights too, which else it makes anew at every pass."""
-    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
-    for weight in frozen:
-        weight.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for weight in frozen:
-            weight.requires_grad_(False)
 
 
 class StudentText:
@@ -65,7 +48,8 @@ class StudentText:
         held_out: Sequence[Example] = (),
         vocabulary: int | None = None,
     ) -> None:
-        self.model, self.stop = model, stop_ids(model, tokenizer)
+        self.model = model
+        self.writer = writer_of(model, tokenizer, sampling, autocast=autocast)
         self.sampling, self.schedule = sampling, schedule
         self.seed, self.updates, self.beside_given = seed, updates, beside_given
         self.autocast, self.held_out, self.vocabulary = autocast, list(held_out), vocabulary
@@ -118,18 +102,11 @@ class StudentText:
         requests = [
             Request(row.ids[: row.prompt_length].tolist(), f"{draw}/{row.key}") for row in rows
         ]
-        found: list[Example] = list(rows)
         training = self.model.training
         self.model.eval()
-        with self._precision(), cast_once(self.model):
-            how, batching = self.sampling.decoding, self.sampling.batching
-            for batch in plan(requests, how, batching, near=SPREAD):
-                asked = [requests[n] for n in batch]
-                answers = decode(self.model, asked, how, self.stop, batching)
-                for n, answer in zip(batch, answers, strict=True):
-                    found[n] = self._example(rows[n], answer)
+        answers = self.writer.answers(requests)
         self.model.train(training)
-        return found
+        return [self._example(row, answer) for row, answer in zip(rows, answers, strict=True)]
 
     def _example(self, row: Example, answer: Completion) -> Example:
         ids = np.concatenate([row.ids[: row.prompt_length], np.array(answer.ids, dtype=np.int32)])

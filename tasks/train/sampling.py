@@ -60,11 +60,27 @@ class Adaptive(Section):
 Schedule = Annotated[Constant | Adaptive, Field(discriminator="type")]
 
 
+class Itself(Section):
+    """The model in training."""
+
+    type: Literal["transformers"] = "transformers"
+
+
+class Vllm(Section):
+    """vLLM on the trainer's own GPU, given the student's weights before each writing."""
+
+    type: Literal["vllm"]
+    memory: float = Field(0.3, gt=0, le=1)
+    """Share of the GPU's memory; training has the rest."""
+
+
 class Sampling(Section):
     """How the student answers while it is trained."""
 
     decoding: Decoding = Decoding(max_tokens=64, temperature=1.0)
     batching: Batching = Batching()
+    writer: Annotated[Itself | Vllm, Field(discriminator="type")] = Itself()
+    """What computes the answers."""
     replay: int = Field(0, ge=0)
     """Answers of the student that are kept to be learnt from again; 0 keeps none."""
     unfinished: Literal["learn", "mask"] = "learn"

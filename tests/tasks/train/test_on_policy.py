@@ -14,9 +14,9 @@ from tasks.models import checkpoints
 from tasks.models.decoding import Batching, Decoding, Request, plan
 from tasks.params import ParamsError, validated
 from tasks.rows.records import ADAPT, SHAPE, TRAIN
-from tasks.train.rollouts import SPREAD, cast_once
 from tasks.train.sampling import Adaptive, Constant, Sampling, Schedule
 from tasks.train.stage import Method, run
+from tasks.train.writers import SPREAD, cast_once
 from tests.tasks.train.test_train import SFT, digests, history, phase, round_so_far
 
 __all__ = ["round_so_far"]
