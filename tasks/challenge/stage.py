@@ -23,7 +23,6 @@ from tasks.errors import UserError
 from tasks.evaluate.bootstrap import Bootstrap
 from tasks.evaluate.efficiency import footprint
 from tasks.evaluate.forgetting import Forgetting
-from tasks.evaluate.readings import Reader
 from tasks.judging.verifiers import Task
 from tasks.models import checkpoints
 from tasks.models.decoding import Batching, Decoding, answers
@@ -123,6 +122,8 @@ def _sit(
 ) -> "tuple[NDArray[np.float64], dict[str, float]]":
     """Return a model's score on each row, and its figures that are guarded."""
     import numpy as np
+
+    from tasks.evaluate.readings import Reader
 
     device = checkpoints.accelerator()
     model, tokenizer = checkpoints.load(folder, precision="bfloat16", device=device)

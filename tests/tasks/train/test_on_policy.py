@@ -147,8 +147,8 @@ def test_prompts_stay_and_answers_are_marked(model, tokenizer) -> None:
 def test_unfinished_answers_are_counted_and_may_be_masked(model, tokenizer, unfinished) -> None:
     text = text_of(model, tokenizer, Constant(), sampling={"unfinished": unfinished})
     written = text.write(prompts(40), "x")
-    cut = [row for row in written if row.ids[-1] not in text.stop]
-    ended = [row for row in written if row.ids[-1] in text.stop]
+    cut = [row for row in written if row.ids[-1] not in text.writer.stop]
+    ended = [row for row in written if row.ids[-1] in text.writer.stop]
     assert ended and cut and text.counts["unfinished answers"] == len(cut)
     assert text.counts["answers"] == 40
     assert all((row.length == 0) == (unfinished == "mask") for row in cut)
