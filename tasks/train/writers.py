@@ -4,6 +4,7 @@ A writer answers with the student's weights of that very moment. To add one: a c
 here, and its params in `tasks/train/sampling.py`.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
@@ -99,17 +100,18 @@ class WithVllm:
 
         how = sampling.decoding
         self.stop = stop
-        self.engine = VLLMGeneration(
-            model,
-            Accelerator(),
-            tokenizer,
-            mode="colocate",
-            gpu_memory_utilization=chosen.memory,
-            temperature=how.temperature,
-            top_p=how.top_p,
-            max_completion_length=how.max_tokens,
-            generation_kwargs={"stop_token_ids": sorted(stop)},
-        )
+        with _environment_kept():
+            self.engine = VLLMGeneration(
+                model,
+                Accelerator(),
+                tokenizer,
+                mode="colocate",
+                gpu_memory_utilization=chosen.memory,
+                temperature=how.temperature,
+                top_p=how.top_p,
+                max_completion_length=how.max_tokens,
+                generation_kwargs={"stop_token_ids": sorted(stop)},
+            )
 
     def answers(self, requests: Sequence[Request]) -> list[Completion]:
         """Hand the weights over, then write all at once."""
@@ -125,6 +127,17 @@ class WithVllm:
             )
             for ids, logs in zip(written, logprobs, strict=True)
         ]
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Undo what is set within: RANK and its like would make later trainings think they are many."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ The stand-in decodes greedily with weights of its own, so that an answer shows w
 """
 
 import copy
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,7 +79,9 @@ def greedy(model: Any, tokenizer: Any, row: Example) -> list[int]:
 
 
 def test_answers_are_those_of_the_students_weights_right_now(model, tokenizer, engine) -> None:
+    before = dict(os.environ)
     text = StudentText(model.train(), tokenizer, SAMPLING, Constant(share=1), seed=1, updates=4)
+    assert dict(os.environ) == before, "a rank would outlive this phase"
     for update in range(2):
         found = text.rows(update, prompts())
         model.eval()
