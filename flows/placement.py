@@ -119,7 +119,8 @@ def _connect(options: dict[str, Any]) -> None:
         raise UserError(f"Ray: {first}", where=options["address"], mend=mend) from error
     finally:
         # Ray's handler ends the process where it stands; Prefect's raises, and states come out true
-        if threading.current_thread() is threading.main_thread():
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and terminated is not None:  # None: not set by Python, and not to be set by it
             signal.signal(signal.SIGTERM, terminated)
 
 
