@@ -115,7 +115,7 @@ def main() -> int:
     options.add_argument("--answers", choices=list(ASKED), nargs="+", default=list(ASKED))
     options.add_argument("--tokens", type=int, help="another limit of an answer's length")
     options.add_argument("--rounds", type=int, default=1)
-    options.add_argument("--sizes", type=int, nargs="+", default=[16, 48])
+    options.add_argument("--sizes", type=int, nargs="+", default=[16, 48, 96])
     chosen = options.parse_args()
     lines, targets = [], {}
     for kind in chosen.answers:

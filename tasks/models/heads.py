@@ -63,10 +63,8 @@ class Head:
             cast_VD = weight_VD.to(dtype)
         elif self.weight_VD.requires_grad:
             cast_VD.copy_(weight_VD)
-        if not self.weight_VD.requires_grad:
+        if not self.weight_VD.requires_grad or cast_VD.device.type == "cpu":
             self._kept["cast", dtype] = cast_VD
-        else:
-            self.keep("cast", cast_VD)
         return cast_VD
 
     def logits(self, hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ Without a buffer, r < φ always writes anew (GKD, Agarwal et al. 2023, algorithm
 import random
 from collections import Counter, deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from tasks.learning.learner import Learner
 from tasks.losses.divergences import Hard
 from tasks.models.decoding import Completion, Request
 from tasks.train.sampling import Sampling, Schedule
-from tasks.train.writers import writer_of
+from tasks.train.writers import precision_of, writer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -136,14 +135,9 @@ class StudentText:
         total = 0.0
         training = self.model.training
         self.model.eval()
-        with self._precision():
+        with precision_of(self.model, self.autocast):
             for number in range(len(data)):
                 batch = {k: tensor.to(self.model.device) for k, tensor in data[number].items()}
                 total += float(learner(**batch, divisor=tokens)[0])
         self.model.train(training)
         return total
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if not self.autocast:
-            return nullcontext()
-        return torch.autocast(self.model.device.type, torch.bfloat16)

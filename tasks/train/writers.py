@@ -62,17 +62,12 @@ class WithTransformers:
         """Write in few batches, like lengths together."""
         how, batching = self.sampling.decoding, self.sampling.batching
         found: dict[int, Completion] = {}
-        with self._precision(), cast_once(self.model):
+        with precision_of(self.model, self.autocast), cast_once(self.model):
             for batch in plan(requests, how, batching, near=SPREAD):
                 asked = [requests[n] for n in batch]
                 written = decode(self.model, asked, how, self.stop, batching)
                 found |= zip(batch, written, strict=True)
         return [found[n] for n in range(len(requests))]
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if not self.autocast:
-            return nullcontext()
-        return torch.autocast(self.model.device.type, torch.bfloat16)
 
 
 class WithVllm:
@@ -127,6 +122,11 @@ class WithVllm:
             )
             for ids, logs in zip(written, logprobs, strict=True)
         ]
+
+
+def precision_of(model: "PreTrainedModel", autocast: bool) -> AbstractContextManager[Any]:
+    """Return the block in which a student that learns in bfloat16 is asked anything."""
+    return torch.autocast(model.device.type, torch.bfloat16) if autocast else nullcontext()
 
 
 @contextmanager
