@@ -51,8 +51,16 @@ lock: setup  ## what CI and the image install, by version and hash
 	$(COMPILE) --output-file infra/requirements.txt
 	$(COMPILE) --extra export --extra harness --group dev --output-file infra/requirements-ci.txt
 
-audit: setup  ## known vulnerabilities of what the image installs
-	$(BIN)/uv tool run pip-audit --disable-pip --no-deps --require-hashes --requirement infra/requirements.txt
+# OSV_URL: another service that speaks OSV's API, such as a mirror within a closed network.
+AUDIT = $(BIN)/uv tool run pip-audit --vulnerability-service osv $(if $(OSV_URL),--osv-url $(OSV_URL)) \
+	--disable-pip --no-deps --progress-spinner off \
+	$(addprefix --ignore-vuln ,$(shell grep -oE '`(CVE|PYSEC|GHSA)-[^`]+`' infra/vulnerabilities.md | tr -d '`'))
+
+audit: setup  ## known vulnerabilities of what CI and the image install, but for those explained
+	echo $(TORCH) > $(VENV)/torch.txt
+	$(AUDIT) --requirement $(VENV)/torch.txt
+	$(AUDIT) --requirement infra/requirements.txt
+	$(AUDIT) --requirement infra/requirements-ci.txt
 
 ui: setup  ## the Prefect UI over the rounds of this folder
 	$(BIN)/cohobate ui

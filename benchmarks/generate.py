@@ -93,6 +93,7 @@ def compare(kind, model, tokenizer, chosen):
         "longest": max(map(len, mine)),
         "identical": sum(a == b for a, b in zip(mine, theirs, strict=True)),
         "peer batch": size,
+        "peer cpu s of batches": ", ".join(f"{n}: {peer[0]:.0f}" for n, peer in peers.items()),
         "peer cpu s": peer_cpu,
         "ours cpu s": own_cpu,
         "cpu ratio": peer_cpu / own_cpu,

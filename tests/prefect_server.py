@@ -6,9 +6,10 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tests.tiny_project import BIN
@@ -25,8 +26,8 @@ def free_port() -> int:
 class Server:
     """A server that can be killed and started again, at the same address and with what it knew."""
 
-    def __init__(self, home: Path) -> None:
-        self.home, self.port = home, free_port()
+    def __init__(self, home: Path, environment: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.home, self.port, self.environment = home, free_port(), environment
         self.url = f"http://127.0.0.1:{self.port}/api"
 
     def __enter__(self) -> "Server":
@@ -43,7 +44,9 @@ class Server:
         quiet = {"PREFECT_HOME": str(self.home), "PREFECT_UI_ENABLED": "false"}
         quiet |= {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
         self.process = subprocess.Popen(
-            [*command, f"--port={self.port}"], env=os.environ | quiet, stdout=subprocess.DEVNULL
+            [*command, f"--port={self.port}"],
+            env=os.environ | quiet | self.environment,
+            stdout=subprocess.DEVNULL,
         )
         for _ in range(240):
             try:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUN = PROJECT["project"]["dependencies"]
 MORE = PROJECT["project"]["optional-dependencies"]
+EXPLAINED = "infra/vulnerabilities.md"
 LOCKS = {
     "infra/requirements.txt": RUN,
     "infra/requirements-ci.txt": [
@@ -42,3 +43,9 @@ def test_every_requirement_is_locked_at_a_version_that_it_allows(path: str) -> N
 def test_torch_is_pinned_where_the_lock_leaves_it_out() -> None:
     assert any(re.fullmatch(r"torch==[\d.]+", line) for line in RUN)
     assert not any("torch" in locked(path) for path in LOCKS)
+
+
+def test_a_vulnerability_is_explained_only_while_its_package_is_locked() -> None:
+    entries = re.findall(r"^\| `.+` \| ([\w.-]+) \|", (ROOT / EXPLAINED).read_text(), re.MULTILINE)
+    assert entries
+    assert set(entries) <= {"torch"}.union(*(locked(path) for path in LOCKS))
