@@ -71,18 +71,21 @@ def seconds_of(work, *arguments):
     return time.process_time() - start[0], time.perf_counter() - start[1], result
 
 
-def compare(kind, model, tokenizer, chosen):
+def compare(kind, chosen):
+    packaged = sources.resolve(sources.PACKAGED)
+    model, tokenizer = checkpoints.load(packaged)
+    frozen = checkpoints.load(packaged, frozen=True)[0]  # as the stage loads it
     prompts, tokens, styles = ASKED[kind]
     tokens = chosen.tokens or tokens
     ids = prompt_ids(tokenizer, questions(chosen.prompts or prompts, styles))
-    whole = (model, tokenizer, ids, tokens)
-    ours(model, tokenizer, ids[:8], 4)
-    peers = {size: seconds_of(transformers_generate, *whole, size) for size in chosen.sizes}
+    whole = (tokenizer, ids, tokens)
+    ours(frozen, tokenizer, ids[:8], 4)
+    peers = {size: seconds_of(transformers_generate, model, *whole, size) for size in chosen.sizes}
     size = min(peers, key=lambda size: peers[size][0])
-    rounds = [(peers[size], seconds_of(ours, *whole))]
+    rounds = [(peers[size], seconds_of(ours, frozen, *whole))]
     for _ in range(chosen.rounds - 1):
-        peer = seconds_of(transformers_generate, *whole, size)
-        rounds.append((peer, seconds_of(ours, *whole)))
+        peer = seconds_of(transformers_generate, model, *whole, size)
+        rounds.append((peer, seconds_of(ours, frozen, *whole)))
     rounds.sort(key=lambda pair: pair[0][0] / pair[1][0])
     (peer_cpu, peer_wall, theirs), (own_cpu, own_wall, mine) = rounds[len(rounds) // 2]
     return {
@@ -120,7 +123,7 @@ def main() -> int:
     chosen = options.parse_args()
     lines, targets = [], {}
     for kind in chosen.answers:
-        line = compare(kind, *checkpoints.load(sources.resolve(sources.PACKAGED)), chosen)
+        line = compare(kind, chosen)
         lines.append(line)
         targets[f"{kind}: same tokens"] = (line["identical"] / line["prompts"], ">=", 1.0)
         if kind == "mixed":

@@ -105,11 +105,12 @@ def student(answers: str, attention: str = "sdpa") -> tuple[Any, Any]:
     return widened(model, answers), tokenizer
 
 
-def teacher(answers: str) -> Any:
-    """Return the packaged model."""
+def teacher(answers: str, *, frozen: bool = False) -> Any:
+    """Return the packaged model; `frozen`: as our stages load what only teaches."""
     from tasks.models import checkpoints, sources
 
-    model = checkpoints.load(sources.resolve(sources.PACKAGED), precision="bfloat16")[0]
+    packaged = sources.resolve(sources.PACKAGED)
+    model = checkpoints.load(packaged, precision="bfloat16", frozen=frozen)[0]
     return widened(model, answers)
 
 
@@ -223,7 +224,8 @@ def ours(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     size, options = model.config.vocab_size, {}
     terms: list[Any] = [Hard()]
     if loop.name != "ours sft":
-        options, terms = {"teaching": Live({"main": teacher(loop.answers)}, size)}, [ForwardKL()]
+        taught_by = teacher(loop.answers, frozen=True)
+        options, terms = {"teaching": Live({"main": taught_by}, size)}, [ForwardKL()]
     text = None
     if loop.name == "ours on-policy":
         terms = [ReverseKL()]

@@ -76,7 +76,9 @@ def _dev_accuracy(item: str, adapt: Tuning, task: Task) -> dict[str, Any]:
     if not rows:
         return {}
     device = checkpoints.accelerator()
-    model, tokenizer = checkpoints.load(ADAPT / item, precision="bfloat16", device=device)
+    model, tokenizer = checkpoints.load(
+        ADAPT / item, precision="bfloat16", device=device, frozen=True
+    )
     longest = max(len(tokenizer(row.answer)["input_ids"]) for row in rows) + 1
     said = answers(
         model,

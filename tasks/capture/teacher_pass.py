@@ -43,7 +43,7 @@ def capture_signals(
         UserError: no rows, or a damaged checkpoint.
     """
     model, tokenizer = checkpoints.load(
-        teacher, precision=capture.precision, device=checkpoints.accelerator()
+        teacher, precision=capture.precision, device=checkpoints.accelerator(), frozen=True
     )
     head = Head.of(model, len(tokenizer))
     origin = _origin(teacher, head, tokenizer, capture)

@@ -126,7 +126,7 @@ def _sit(
     from tasks.evaluate.readings import Reader
 
     device = checkpoints.accelerator()
-    model, tokenizer = checkpoints.load(folder, precision="bfloat16", device=device)
+    model, tokenizer = checkpoints.load(folder, precision="bfloat16", device=device, frozen=True)
     prompts = [row.prompt for row in rows]
     how, batching, threads = challenge.decoding, challenge.batching, challenge.threads
     said = answers(model, tokenizer, prompts, how, batching, threads=threads)

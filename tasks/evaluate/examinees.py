@@ -30,7 +30,7 @@ class Loaded:
     @classmethod
     def of(cls, params: EvaluateParams, folder: Path) -> "Loaded":
         """Load a checkpoint in the precision of the test."""
-        model, tokenizer = checkpoints.load(folder, precision=params.precision)
+        model, tokenizer = checkpoints.load(folder, precision=params.precision, frozen=True)
         size, threads = params.batching.rows, params.threads
         return cls(model, tokenizer, Reader(model, tokenizer, batch=size, threads=threads), params)
 

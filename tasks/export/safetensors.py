@@ -65,7 +65,7 @@ def read_losses(
 def answered(folder: Path, precision: Precision, questions: Questions) -> list[str]:
     """Return the greedy answers of a checkpoint."""
     device = checkpoints.accelerator()
-    loaded = checkpoints.load(folder, precision=precision, device=device)
+    loaded = checkpoints.load(folder, precision=precision, device=device, frozen=True)
     how = Decoding(max_tokens=questions.max_tokens)
     found = dict(answers(*loaded, questions.prompts, how, threads=questions.threads))
     return [found[place].text for place in range(len(questions.prompts))]

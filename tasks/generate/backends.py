@@ -101,7 +101,7 @@ class Writer:
     def __init__(self, checkpoint: Path, precision: Precision, batching: Batching) -> None:
         device = checkpoints.accelerator()
         self.model, self.tokenizer = checkpoints.load(
-            checkpoint, precision=precision, device=device
+            checkpoint, precision=precision, device=device, frozen=True
         )
         self.stop, self.batching = stop_ids(self.model, self.tokenizer), batching
 

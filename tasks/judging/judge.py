@@ -80,7 +80,7 @@ class Judge(Section):
         from tasks.models import checkpoints, decoding
 
         model, tokenizer = checkpoints.load(
-            folder, precision=self.precision, device=checkpoints.accelerator()
+            folder, precision=self.precision, device=checkpoints.accelerator(), frozen=True
         )
         how = Decoding(max_tokens=self.max_tokens)
 

@@ -281,20 +281,6 @@ def open_repo(root: Path) -> Iterator[Any]:
         raise UserError(f"DVC: {_root_cause(error)}", where=str(root), mend="dvc doctor") from error
 
 
-def drop_torn_lock(root: Path) -> None:
-    """Delete DVC's list of who is at which files, where a kill -9 tore it.
-
-    Only where nobody else can be at the files: in a round, whose lock lets in one process.
-    """
-    path = root / ".dvc/tmp/rwlock"
-    try:
-        json.loads(path.read_text())
-    except FileNotFoundError:
-        return
-    except ValueError:
-        path.unlink()
-
-
 @contextmanager
 def locked_repo(root: Path) -> Iterator[Any]:
     """Open the DVC repository for what reads dvc.lock: other stages may be writing it."""

@@ -38,8 +38,11 @@ def load(
     precision: Precision = "float32",
     attention: Literal["eager", "sdpa"] = "sdpa",
     device: str = "cpu",
+    frozen: bool = False,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Load a verified checkpoint, its weights cast to `precision`, ready for inference.
+
+    `frozen`: it is asked and never trained; on a CPU its weights are packed for that.
 
     Raises:
         UserError: the folder is damaged, or does not hold every weight of the model.
@@ -47,6 +50,8 @@ def load(
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
+
+    from tasks.models.packed import pack
 
     if (folder / MANIFEST).exists():
         verify(folder)
@@ -60,7 +65,10 @@ def load(
         raise UserError(f"cannot load the model: {error}", where=str(folder)) from error
     if absent := sorted(loaded["missing_keys"]) + sorted(map(str, loaded["mismatched_keys"])):
         raise UserError(f"weights are missing or misshapen: {absent[:3]}", where=str(folder))
-    return model.eval().to(device), load_tokenizer(folder)
+    model = model.eval().to(device)
+    if frozen:
+        pack(model)
+    return model, load_tokenizer(folder)
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

@@ -46,7 +46,7 @@ class Likelihood:
         from tasks.models import checkpoints
 
         device = checkpoints.accelerator()
-        model, tokenizer = checkpoints.load(folder, precision=precision, device=device)
+        model, tokenizer = checkpoints.load(folder, precision=precision, device=device, frozen=True)
         return cls(model, tokenizer, threads=threads)
 
     def answer_losses(self, rows: Iterable[Row]) -> Iterator[float]:

@@ -110,7 +110,9 @@ class TeacherVersusStudent(Ranked):
             origin, rows = "ground_truth", read_rows(LABELLED, Row)
         device = checkpoints.accelerator()
         folder = sources.watched(self.student)
-        model, tokenizer = checkpoints.load(folder, precision=self.precision, device=device)
+        model, tokenizer = checkpoints.load(
+            folder, precision=self.precision, device=device, frozen=True
+        )
         firsts = (next(same) for _, same in groupby(rows, key=lambda row: row.id))
         rest = islice(firsts, self.prompts)
         while window := list(islice(rest, _WINDOW)):

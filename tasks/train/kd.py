@@ -182,6 +182,7 @@ class Kd(Phase):
             precision=self.teacher_precision,
             attention="eager" if self.attention == "eager" else "sdpa",
             device=checkpoints.accelerator(),
+            frozen=True,
         )
 
     def _needs_live(self, what: str) -> UserError:

@@ -127,7 +127,7 @@ class OnPolicy(Undivided):
 
         folder = checkpoint_of(Path(self.targets), seed)
         model, theirs = checkpoints.load(
-            folder, precision=self.precision, device=checkpoints.accelerator()
+            folder, precision=self.precision, device=checkpoints.accelerator(), frozen=True
         )
         shared, ids = understood(tokenizer, theirs, str(folder))
         if shared < len(tokenizer):

@@ -12,7 +12,8 @@ import pytest
 from dvc.exceptions import DownloadError
 
 from tasks.errors import UserError
-from tasks.lineage import storage, versioning
+from tasks.lineage import storage, torn_lock, versioning
+from tasks.lineage.torn_lock import drop_torn_lock
 
 DVC_YAML = """
 stages:
@@ -153,9 +154,27 @@ def test_a_torn_lock_file_is_named_with_its_mend(project: Path) -> None:
     (project / ".dvc/tmp/rwlock").write_text('{"read":')
     with pytest.raises(UserError, match=r"rm .dvc/tmp/rwlock"):
         versioning.reproduce(project, "first", body)
-    versioning.drop_torn_lock(project)
+    drop_torn_lock(project)
     assert versioning.reproduce(project, "first", body) == "unchanged"
-    versioning.drop_torn_lock(project)  # of a sound one, or of none, nothing is taken
+    drop_torn_lock(project)  # of a sound one, or of none, nothing is taken
+
+
+def test_a_torn_lock_file_stays_while_someone_is_at_work(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_process(project)
+    torn = project / ".dvc/tmp/rwlock"
+    torn.write_text('{"read":')
+    other = subprocess.Popen(
+        [sys.executable, "-c", "input()", "dvc"], stdin=subprocess.PIPE, cwd=project
+    )
+    monkeypatch.setattr(torn_lock, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(torn_lock, "_COMMANDS", {"-c"})
+    drop_torn_lock(project)
+    assert torn.exists()
+    other.communicate()
+    drop_torn_lock(project)
+    assert not torn.exists()
 
 
 def test_push_copies_outputs_and_run_cache(project: Path) -> None:
