@@ -80,6 +80,13 @@ def test_modules_and_functions_stay_small() -> None:
     assert functions[len(functions) // 2] <= 15
 
 
+def test_deadlines_are_on_a_monotonic_clock() -> None:
+    """Fault 17: who counts seconds does so by time.monotonic, whatever the clock is set to."""
+    assert [
+        p for p in PRODUCT if re.search(r"\btime\.time\(|import time as|from time ", p.read_text())
+    ] == []
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_yaml_names_the_code_that_a_stage_imports(stage: str) -> None:
     named = {dep for dep in stage_blocks()[stage]["deps"] if dep.startswith("tasks/")}

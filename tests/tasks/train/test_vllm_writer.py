@@ -97,17 +97,24 @@ def test_answers_are_those_of_the_students_weights_right_now(model, tokenizer, e
     assert {"max_tokens": 6, "temperature": 1, "top_p": 1.0}.items() <= engine.samplings[0].items()
 
 
+def says_always(model: Any, token: int) -> None:
+    """Have every position of a model favour one token, whatever stands before it."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.fill_(any(part in name for part in ("norm", "embed", "lm_head")))
+        model.get_output_embeddings().weight[token] = 2
+
+
 def test_an_answer_ends_where_the_tokenizer_says(model, tokenizer, engine) -> None:
     text = StudentText(model, tokenizer, SAMPLING, Constant(share=1), seed=1, updates=4)
-    with torch.no_grad():
-        model.get_output_embeddings().weight.zero_()
-        model.get_output_embeddings().weight[tokenizer.eos_token_id] += 1
-        for norm in [m for name, m in model.named_modules() if name.endswith("model.norm")]:
-            norm.weight.abs_()
-    (answer, *_) = text.writer.answers([Request([5, 6, 7])])
-    assert answer.finish in {"stop", "length"}
-    assert (answer.ids[-1] == tokenizer.eos_token_id) == (answer.finish == "stop")
-    assert answer.logprob == pytest.approx(-1.0)
+    end = tokenizer.eos_token_id
+    says_always(model, end)
+    (ended,) = text.writer.answers([Request([5, 6, 7])])
+    assert (ended.ids, ended.finish) == ([end], "stop")
+    says_always(model, end + 1)
+    (cut,) = text.writer.answers([Request([5, 6, 7])])
+    assert (cut.ids, cut.finish) == ([end + 1] * 6, "length")
+    assert cut.logprob == pytest.approx(-1.0)
 
 
 def test_without_vllm_it_says_what_to_do(model, tokenizer) -> None:
