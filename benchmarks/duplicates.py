@@ -11,7 +11,9 @@ cutting text into words costs both the same and is told apart.
 import random
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy  # noqa: F401  both stand on it: neither pays for its import
 
@@ -112,8 +114,8 @@ def main() -> int:
     for text in texts:
         bigrams_of(words_of(text))
     cutting = time.process_time() - start
-    lines = []
-    runs = {
+    lines: list[dict[str, Any]] = []
+    runs: dict[str, Callable[..., Any]] = {
         "ours": ours,
         "datasketch": partial(datasketch, tuned=False),
         "datasketch, our recall": partial(datasketch, tuned=True),

@@ -54,7 +54,7 @@ def ours(model, tokenizer, ids, tokens):
     how, stop = Decoding(max_tokens=tokens), stop_ids(model, tokenizer)
     batching = Batching()
     requests = [Request(row) for row in ids]
-    found = {}
+    found: dict[int, list[int]] = {}
     for batch, written in side_by_side(
         lambda batch: decode(model, [requests[n] for n in batch], how, stop, batching),
         plan(requests, how, batching),

@@ -161,7 +161,7 @@ def ours(
 
     if stored:
         del setting.teacher
-    source = Kept() if stored else Live({"main": setting.teacher}, vocabulary)
+    source: Any = Kept() if stored else Live({"main": setting.teacher}, vocabulary)
     chunk = 512 if vocabulary <= 1 << 16 else 256
     learner = Learner(setting.student, [ForwardKL()], chunk, source, vocabulary, compiled=compiled)
     return lambda: learner(**batch)[0]
@@ -230,8 +230,8 @@ def verdicts(found: dict[str, dict[str, float]]) -> list[tuple[str, float, float
     """Return each target's time and memory ratios, and whether it holds."""
     said = []
     for name, ours, peer, time, memory in TARGETS:
-        ratios = [found[ours][key] / found[peer][key] for key in ("cpu_seconds", "peak_mb")]
-        said.append((name, *ratios, ratios[0] <= time and ratios[1] <= memory))
+        seconds, peak = (found[ours][key] / found[peer][key] for key in ("cpu_seconds", "peak_mb"))
+        said.append((name, seconds, peak, seconds <= time and peak <= memory))
     above = (
         found["ours stored bf16"]["cpu_seconds"] / found["floor bf16, no teacher"]["cpu_seconds"]
     )

@@ -42,8 +42,8 @@ def tell(
         told = "met" if met[name] else "MISSED"
         print(f"{name}: {_short(found)} (target {sign} {bound:g}) {told}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    told = {"lines": lines, "targets": {n: [*t, met[n]] for n, t in targets.items()}}
-    options.out.write_text(json.dumps(told, indent=2) + "\n")
+    whole = {"lines": lines, "targets": {n: [*t, met[n]] for n, t in targets.items()}}
+    options.out.write_text(json.dumps(whole, indent=2) + "\n")
     return int(options.check and not all(met.values()))
 
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from benchmarks.measuring import at_rest, in_own_process, status, table
 
@@ -95,7 +95,7 @@ def tokens_of(tokenizer: Any, rows: Sequence[Any]) -> int:
     return sum(len(row.ids) for row in encode_all(tokenizer, rows))
 
 
-def student(answers: str, attention: str = "sdpa") -> tuple[Any, Any]:
+def student(answers: str, attention: Literal["eager", "sdpa"] = "sdpa") -> tuple[Any, Any]:
     """Return some layers of the packaged model, and its tokenizer."""
     from tasks.models import checkpoints, sources
     from tasks.shape.layers import keep_layers
@@ -124,7 +124,7 @@ def widened(model: Any, answers: str) -> Any:
 def stock(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     """Run TRL's trainer; return its seconds and the tokens that it saw."""
     model, tokenizer = student(loop.answers, "eager")
-    tokens = tokens_of(tokenizer, rows)
+    tokens: float = tokens_of(tokenizer, rows)
     with tempfile.TemporaryDirectory() as scratch:
         shared = {
             "output_dir": scratch,
@@ -144,7 +144,7 @@ def stock(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
         if kind in TAUGHT:
             trainer = TAUGHT[kind](model, teacher(loop.answers), tokenizer, rows, shared)
         else:
-            trainer = sft(model, tokenizer, rows, shared, tokens // updates if packed else 0)
+            trainer = sft(model, tokenizer, rows, shared, int(tokens // updates) if packed else 0)
         if packed:
             lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
             tokens = updates * sum(lengths) / len(lengths)

@@ -45,7 +45,7 @@ class Server:
         quiet |= {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
         self.process = subprocess.Popen(
             [*command, f"--port={self.port}"],
-            env=os.environ | quiet | self.environment,
+            env={**os.environ, **quiet, **self.environment},
             stdout=subprocess.DEVNULL,
         )
         for _ in range(240):

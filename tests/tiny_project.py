@@ -98,6 +98,6 @@ def run(folder: Path, *command: str, timeout: int = 900, **env: str) -> subproce
 
 def outcomes(folder: Path, *options: str, **env: str) -> dict[str, str]:
     """Run a round through the flow; return the outcome of each stage."""
-    done = run(folder, "cohobate", "run", "--json", *options, **env)
+    done = run(folder, "cohobate", "run", "--json", *options, **env)  # type: ignore[arg-type]
     assert done.returncode in (0, 3), done.stderr  # a tiny round need not meet the gate
     return {a: stage["outcome"] for a, stage in json.loads(done.stdout)["stages"].items()}

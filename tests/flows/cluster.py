@@ -106,6 +106,9 @@ class Machines(NamedTuple):
     on_second: tuple[str, ...]
 
 
+THIS_MACHINE = Machines("127.0.0.1", "127.0.0.1", ())
+
+
 @contextlib.contextmanager
 def two_machines() -> Iterator[Machines]:
     """Make of this machine two that share a cable alone, where that is allowed (root, Linux).
@@ -131,7 +134,7 @@ def two_machines() -> Iterator[Machines]:
             inside = ("ip", "netns", "exec", name, "unshare", "--mount")
             yield Machines(ours, theirs, inside)
         else:
-            yield Machines("127.0.0.1", "127.0.0.1", ())
+            yield THIS_MACHINE
     finally:
         if shutil.which("ip"):
             _done(f"ip link del {ends[0]}")
