@@ -107,21 +107,27 @@ def ray_cluster(
 
 
 def _connect(options: dict[str, Any]) -> None:
+    """Connect to Ray; start a local one again where a busy machine made one of its parts late."""
     import ray
 
     terminated = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(**options)
-    except Exception as error:  # Ray raises no class of its own where a part of it is late
-        ray.shutdown()
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        mend = "cohobate doctor; a busy machine starts Ray too slowly: then simply again"
-        raise UserError(f"Ray: {first}", where=options["address"], mend=mend) from error
-    finally:
-        # Ray's handler ends the process where it stands; Prefect's raises, and states come out true
-        in_main = threading.current_thread() is threading.main_thread()
-        if in_main and terminated is not None:  # None: not set by Python, and not to be set by it
-            signal.signal(signal.SIGTERM, terminated)
+    for left in reversed(range(_TRIES if options["address"] == "local" else 1)):
+        try:
+            ray.init(**options)
+            break
+        except Exception as error:  # Ray raises no class of its own where a part of it is late
+            ray.shutdown()
+            if left:
+                continue
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            mend = "cohobate doctor; a busy machine starts Ray too slowly: then simply again"
+            raise UserError(f"Ray: {first}", where=options["address"], mend=mend) from error
+        finally:
+            # Ray's handler ends the process where it stands; Prefect's raises, and states come out
+            # true. None: not set by Python, and not to be set by it
+            in_main = threading.current_thread() is threading.main_thread()
+            if in_main and terminated is not None:
+                signal.signal(signal.SIGTERM, terminated)
 
 
 def run_stage(
@@ -316,6 +322,7 @@ def _as_failed(address: str, failure: _Failure) -> StageFailedError:
     return failed
 
 
+_TRIES = 3
 _BROUGHT = Path.cwd()
 """In a worker, before its first stage: the folder of small files that Ray brought."""
 _live: list[Any] = []
