@@ -50,11 +50,14 @@ def _flops(model: "PreTrainedModel", context: int) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from tasks.models.packed import unpacked
+
     used = model.config._attn_implementation
     model.set_attn_implementation("eager")  # the counter does not see into fused attention
     try:
         ids = torch.zeros((1, context), dtype=torch.long, device=model.device)
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        counting = FlopCounterMode(display=False)
+        with torch.inference_mode(), unpacked(model), counting as counter:
             model(input_ids=ids, use_cache=False)
     finally:
         model.set_attn_implementation(used)

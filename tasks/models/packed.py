@@ -12,6 +12,8 @@ Shapes: N rows, I width in, O width out.
 """
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +55,19 @@ def pack(model: Any) -> None:
         return
     for layer in layers:
         _pack(layer)
+
+
+@contextmanager
+def unpacked(model: Any) -> Iterator[None]:
+    """Within the block, take all weights as they lie: what counts products knows no others."""
+    layers = [layer for layer in model.modules() if type(layer) is PackedLinear]
+    for layer in layers:
+        layer.__class__ = nn.Linear
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__class__ = PackedLinear
 
 
 def _pack(layer: Any) -> None:
