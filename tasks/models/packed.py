@@ -60,7 +60,7 @@ def pack(model: Any) -> None:
 @contextmanager
 def unpacked(model: Any) -> Iterator[None]:
     """Within the block, take all weights as they lie: what counts products knows no others."""
-    layers = [layer for layer in model.modules() if type(layer) is PackedLinear]
+    layers: list[Any] = [layer for layer in model.modules() if type(layer) is PackedLinear]
     for layer in layers:
         layer.__class__ = nn.Linear
     try:
