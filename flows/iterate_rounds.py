@@ -24,7 +24,7 @@ from flows.workspaces import Kind
 from tasks import params, schema
 from tasks.errors import UserError
 from tasks.lineage import storage, versioning
-from tasks.lineage.torn_lock import drop_torn_lock
+from tasks.lineage.stale_lock import drop_stale_lock
 from tasks.rounds import Rounds, Stop
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def one_round(
     number, worktree, died = history.open(base)
     log.info("%s %s in %s", "taking up" if died else "starting", tag_of(number), worktree)
     if died:
-        drop_torn_lock(worktree)
+        drop_stale_lock(worktree)
     storage.share_storage(history.root, worktree)
     wished = overrides.lay_over(worktree, changes) if changes else []
     for change in [*wished, *succession.prepare(worktree, last)]:

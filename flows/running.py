@@ -15,7 +15,7 @@ from flows.services import use_services
 from flows.workspaces import Kind
 from tasks import params, schema
 from tasks.lineage import versioning
-from tasks.lineage.torn_lock import drop_torn_lock
+from tasks.lineage.stale_lock import drop_stale_lock
 from tasks.lineage.versioning import StageNode
 from tasks.resources import Resources
 
@@ -31,7 +31,7 @@ def run_round(
     document = params.load(root / params.PARAMS)
     schema.check(document)  # before anything is started
     use_quiet_server(root)
-    drop_torn_lock(root)
+    drop_stale_lock(root)
     nodes = wanted(versioning.stages(root), only)
     if workspace == "shared" and not versioning.reasons(root):  # nothing to start two servers for
         return _outcome(root, only, {node.address: ("unchanged", 0.0) for node in nodes})

@@ -12,8 +12,8 @@ import pytest
 from dvc.exceptions import DownloadError
 
 from tasks.errors import UserError
-from tasks.lineage import storage, torn_lock, versioning
-from tasks.lineage.torn_lock import drop_torn_lock
+from tasks.lineage import stale_lock, storage, versioning
+from tasks.lineage.stale_lock import drop_stale_lock
 
 DVC_YAML = """
 stages:
@@ -154,9 +154,9 @@ def test_a_torn_lock_file_is_named_with_its_mend(project: Path) -> None:
     (project / ".dvc/tmp/rwlock").write_text('{"read":')
     with pytest.raises(UserError, match=r"rm .dvc/tmp/rwlock"):
         versioning.reproduce(project, "first", body)
-    drop_torn_lock(project)
+    drop_stale_lock(project)
     assert versioning.reproduce(project, "first", body) == "unchanged"
-    drop_torn_lock(project)  # of a sound one, or of none, nothing is taken
+    drop_stale_lock(project)  # of a sound one, or of none, nothing is taken
 
 
 def test_a_torn_lock_file_stays_while_someone_is_at_work(
@@ -168,13 +168,27 @@ def test_a_torn_lock_file_stays_while_someone_is_at_work(
     other = subprocess.Popen(
         [sys.executable, "-c", "input()", "dvc"], stdin=subprocess.PIPE, cwd=project
     )
-    monkeypatch.setattr(torn_lock, "BUSY_SECONDS", 0.2)
-    monkeypatch.setattr(torn_lock, "_COMMANDS", {"-c"})
-    drop_torn_lock(project)
+    monkeypatch.setattr(stale_lock, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(stale_lock, "_COMMANDS", {"-c"})
+    drop_stale_lock(project)
     assert torn.exists()
     other.communicate()
-    drop_torn_lock(project)
+    drop_stale_lock(project)
     assert not torn.exists()
+
+
+def test_who_was_killed_stands_in_no_list_though_his_number_was_given_to_another(
+    project: Path,
+) -> None:
+    in_process(project)
+    listed = project / ".dvc/tmp/rwlock"
+    reader = {"pid": os.getpid(), "cmd": "someone else's"}  # this process lives, and is another
+    listed.write_text(json.dumps({"read": {str(project / "data.txt"): [reader]}, "write": {}}))
+    drop_stale_lock(project)
+    assert listed.exists()  # for all that can be known it is in use
+    os.utime(listed, (0, 0))  # written before this process began
+    drop_stale_lock(project)
+    assert not listed.exists()
 
 
 def test_push_copies_outputs_and_run_cache(project: Path) -> None:

@@ -1,0 +1,78 @@
+"""DVC's list of who is at which files, as a kill -9 can leave it: dropped when safe.
+
+Torn in its writing, it stops every later command. Or it names processes that are gone, whose
+numbers others have been given since: DVC would wait for those. That is the rule after a restart of
+a container, where numbers are small.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import psutil
+
+from tasks.lineage.versioning import BUSY_SECONDS
+
+_COMMANDS = {"dvc", "cohobate"}
+_CLOCK_SECONDS = 1.0
+"""How far a process's start and a file's time may be apart in their clocks."""
+
+
+def drop_stale_lock(root: Path) -> None:
+    """Delete the list where nobody stands in it, and where it is torn and nobody may stand in it.
+
+    Who stood in a torn one cannot be known any more, so whoever is at work in `root` is waited for:
+    the workers that a killed round left behind go within seconds. If one stays, the list stays too,
+    and DVC's next call says so.
+    """
+    path = root / ".dvc/tmp/rwlock"
+    deadline = time.monotonic() + BUSY_SECONDS
+    while (holders := _holders(path)) != [] and time.monotonic() < deadline:
+        if holders and any(_held(pid, path) for pid in holders):
+            return
+        if holders or not _at_work(root.resolve()):
+            path.unlink(missing_ok=True)
+            return
+        time.sleep(0.5)
+
+
+def _holders(path: Path) -> list[int] | None:
+    """Return the numbers of the processes that the list names; None where it is torn."""
+    try:
+        listed = json.loads(path.read_text())
+    except FileNotFoundError:
+        return []
+    except ValueError:
+        return None
+    readers = [one for some in listed.get("read", {}).values() for one in some]
+    return [int(one["pid"]) for one in [*readers, *listed.get("write", {}).values()] if one]
+
+
+def _held(pid: int, path: Path) -> bool:
+    """Whether the process that wrote itself into the list still lives."""
+    try:
+        return psutil.Process(pid).create_time() <= path.stat().st_mtime + _CLOCK_SECONDS
+    except (psutil.NoSuchProcess, FileNotFoundError):
+        return False
+    except psutil.Error:  # someone else's: as DVC takes it
+        return True
+
+
+def _at_work(root: Path) -> list[int]:
+    """Return the processes of others that run a stage, `dvc` or `cohobate` in or below `root`."""
+    own = psutil.Process()
+    mine = {own.pid, *(parent.pid for parent in own.parents())}
+    found = []
+    for process in psutil.process_iter(["name", "cmdline"]):
+        name, words = process.info["name"], process.info["cmdline"] or []
+        stage = name.startswith("ray::") and name != "ray::IDLE"
+        if process.pid in mine or not (
+            stage or _COMMANDS & {Path(word).name for word in words[:3]}
+        ):
+            continue
+        try:
+            if Path(process.cwd()).is_relative_to(root):
+                found.append(process.pid)
+        except psutil.Error:  # gone meanwhile, or someone else's
+            continue
+    return found
