@@ -2,7 +2,7 @@
 
 The parts are those that decide: weights, gradients and the optimiser's moments, activations that
 the backward pass needs, the logits of one chunk, the teachers that are asked. What an activation
-and a logit cost was read off runs of SmolLM2's first layers on a CPU, in MiB:
+and a logit cost was read off runs of SmolLM2's first layers on a CPU, in MiB (teachers unpacked):
 
     sft, 32 rows at once                        told 1580, measured 1160
     kd or on_policy, live teacher, 16 rows      told 2030, measured 1690 and 2020
@@ -19,6 +19,7 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.learning.hyperparameters import SHORT_ROW, Hyperparameters
+from tasks.models.checkpoints import PACKED
 
 GIB = 1 << 30
 PROGRAM = 700 << 20
@@ -84,6 +85,12 @@ class Size:
         figures = {"parameters": self.embeddings + body, "layers": layers}
         return Size(**(vars(self) | figures))
 
+    def asked(self, bytes_per_weight: int) -> int:
+        """Return the bytes of a model that is asked and never trained (tasks/models/packed.py)."""
+        maps = self.parameters - self.embeddings + self.vocabulary * self.width
+        copy = bytes_per_weight * maps
+        return bytes_per_weight * self.parameters + (copy if copy <= PACKED else 0)
+
     @property
     def tied(self) -> bool:
         """Whether embedding and head are one matrix."""
@@ -139,7 +146,7 @@ def footprint(
         a_token += _OF_MAPS * size.heads * tokens
     chunk = min(how.chunk_tokens, rows * tokens)
     teachers = sum(
-        each.bytes_per_weight * each.size.parameters
+        each.size.asked(each.bytes_per_weight)
         + rows * tokens * 4 * (2 * each.size.width + 2 * each.size.neurons)
         for each in asked
     )

@@ -26,6 +26,8 @@ MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
 Precision = Literal["float32", "bfloat16"]
 """Number format of weights or of matrix products."""
+PACKED = 2 * 2**30
+"""Bytes of linear maps up to which those of a frozen model are packed."""
 _PARTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 # Where a model was loaded from, and how: it would make the same model another one elsewhere.
 _PLACES = ("_name_or_path", "name_or_path", "_model_name_or_path", "_commit_hash")
@@ -67,7 +69,7 @@ def load(
         raise UserError(f"weights are missing or misshapen: {absent[:3]}", where=str(folder))
     model = model.eval().to(device)
     if frozen:
-        pack(model)
+        pack(model, PACKED)
     return model, load_tokenizer(folder)
 
 

@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LARGEST = 2 * 2**30
-"""Bytes of weights up to which a model is packed, as the copy comes on top of them."""
 _ROWS = {torch.bfloat16: range(1, 1025), torch.float32: range(6, 65)}
 """Where it pays. A function of the batch alone: what a batch yields stays one too."""
 _HINT = 64  # rows of the products that the library is to pack for
@@ -48,10 +46,13 @@ class PackedLinear(nn.Linear):
         return product
 
 
-def pack(model: Any) -> None:
-    """Pack the plain linear layers of a model that is asked and never trained, where it pays."""
+def pack(model: Any, largest: int) -> None:
+    """Pack the plain linear layers of a model that is asked and never trained, where it pays.
+
+    `largest`: bytes of their weights up to which it is done, as the copy comes on top of them.
+    """
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _can(layer)]
-    if sum(layer.weight.nbytes for layer in layers) > LARGEST:
+    if sum(layer.weight.nbytes for layer in layers) > largest:
         return
     for layer in layers:
         _pack(layer)

@@ -140,7 +140,7 @@ def captured(size: Size, how: CaptureParams) -> Parts:
     a_token = 4 * (4 * size.width + 3 * size.neurons)
     return {
         BASE: PROGRAM,
-        WEIGHTS: _WIDE[how.precision] * size.parameters,
+        WEIGHTS: size.asked(_WIDE[how.precision]),
         ROWS: how.threads * how.batch_tokens * a_token,
         LOGITS: how.threads * how.chunk_tokens * size.vocabulary * 12,
     }
@@ -152,7 +152,7 @@ def answered(size: Size, how: Transformers) -> Parts:
     a_token = 2 * wide * size.layers * size.keys + 4 * (4 * size.width + 3 * size.neurons)
     one = {
         BASE: PROGRAM,
-        WEIGHTS: wide * size.parameters,
+        WEIGHTS: size.asked(wide),
         ROWS: how.threads * batch.tokens * a_token,
         LOGITS: how.threads * batch.rows * size.vocabulary * 12,
     }

@@ -14,6 +14,7 @@ from tasks.evaluate.metrics import LabelAccuracy, Perplexity
 from tasks.evaluate.readings import Reader
 from tasks.evaluate.timing import Timing
 from tasks.judging.verifiers import Exact, Label
+from tasks.models.checkpoints import PACKED
 from tasks.models.packed import pack
 from tasks.rows.records import CAPTURE, FILTER, Response, Row, write_rows
 from tasks.rows.text import Encoded, encode_all
@@ -35,7 +36,7 @@ def test_a_tiny_llama_by_hand(tied: bool, packed: bool, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x" * 77)
     model = llama(tie_word_embeddings=tied)
     if packed:  # as the stage loads it
-        pack(model)
+        pack(model, PACKED)
     counted = footprint(model, tmp_path, context=10)
     # q: 8x8, k and v: 8x4 each, o: 8x8; gate, up, down: 8x16 each; two norms of 8
     matrices = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16

@@ -59,6 +59,14 @@ def test_each_choice_takes_its_part_off() -> None:
     assert footprint(SMOL, chosen(), 512)[TEACHERS] == 0 < 2 * SMOL.parameters < usual[TEACHERS]
 
 
+def test_a_teacher_is_held_twice_unless_it_is_large() -> None:
+    maps = SMOL.parameters  # embeddings and head are one matrix, of which the head is packed
+    assert SMOL.asked(2) == 2 * (SMOL.parameters + maps)
+    large = Size(7_000_000_000, 262_144_000, 32, 4096, 14336, 32, 32_000)
+    assert large.asked(2) == 2 * large.parameters
+    assert large.asked(0) == 0  # loaded already
+
+
 def test_what_does_not_fit_is_refused_with_its_mend() -> None:
     parts = footprint(SMOL, chosen(batch_size=512), 1000, [Asked(SMOL)])
     total = sum(parts.values())

@@ -7,15 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.models import packed
+from tasks.models.checkpoints import PACKED
 from tasks.models.packed import PackedLinear, pack
 
 
-def layer_of(dtype: torch.dtype, bias: bool = False) -> tuple[nn.Linear, Any]:
+def layer_of(
+    dtype: torch.dtype, bias: bool = False, largest: int = PACKED
+) -> tuple[nn.Linear, Any]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(96, 160, bias=bias)).to(dtype).eval()
     weight, offset = model[0].weight.detach().clone(), model[0].bias
-    pack(model)
+    pack(model, largest)
     return model[0], lambda x: nn.functional.linear(x, weight, offset)
 
 
@@ -74,9 +76,8 @@ def test_another_precision_and_autocast_are_left_alone() -> None:
         assert layer.double()(x.double()).dtype is torch.float64
 
 
-def test_a_model_that_fills_the_memory_is_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "LARGEST", 1000)
-    layer, _ = layer_of(torch.float32)
+def test_a_model_that_fills_the_memory_is_not_held_twice() -> None:
+    layer, _ = layer_of(torch.float32, largest=1000)
     assert type(layer) is nn.Linear
 
 
@@ -88,7 +89,7 @@ def test_a_packed_model_answers_as_before(
     ids_BS = torch.randint(3, 200, (8, 12))
     with torch.no_grad():
         wanted = model(input_ids=ids_BS).logits
-        pack(model)
+        pack(model, PACKED)
         found = model(input_ids=ids_BS).logits
     assert any(type(layer) is PackedLinear for layer in model.modules())
     close = 1e-4 if dtype is torch.float32 else 3e-2
