@@ -66,6 +66,7 @@ class RoundOnTerminal:
             line.state, line.seconds = event.outcome, event.seconds
         else:
             line.state, line.seconds = "failed", time.monotonic() - line.started
+            line.note = str(event).split("\n", 1)[0].removeprefix(f"{address}: ")
         if not self._console.is_terminal:
             self._log(address, line, event)
 
@@ -82,7 +83,7 @@ class RoundOnTerminal:
             line.told.add(event.what)
             text = f"{event.what}: {event.done} in {event.seconds:.1f} s"
         else:
-            text = "failed"
+            text = f"failed: {line.note}"
         self._console.print(f"{address:<{self._width}}  {text}", highlight=False, soft_wrap=True)
 
     def _table(self) -> Table:

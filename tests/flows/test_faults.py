@@ -59,6 +59,22 @@ def test_16_a_stage_that_always_crashes_ends_in_a_terminal_state(
     assert newest_flow(prefect_server)["state_type"] == "FAILED"
 
 
+@pytest.mark.faults
+def test_a_stage_out_of_memory_is_run_again_by_prefect_alone(
+    root: Path, prefect_server: str
+) -> None:
+    (root.parent / "mode").write_text("hog collect")
+    most = psutil.virtual_memory().percent / 100 + 0.15  # a quarter is going to be asked for
+    known = {"PREFECT_API_URL": prefect_server, "RAY_memory_usage_threshold": str(most)}
+    code, told = finished(start(root, "cohobate", "run", **known))
+    print(told)
+    assert code == 0
+    assert "OutOfMemoryError" in told
+    assert ran(root).count("collect") == 2
+    collect = task_states(prefect_server)["collect"]
+    assert (collect["state_type"], collect["run_count"]) == ("COMPLETED", 2)
+
+
 def test_12_two_at_once_make_two_rounds_one_after_the_other(
     root: Path, prefect_server: str
 ) -> None:
