@@ -264,6 +264,7 @@ def open_repo(root: Path) -> Iterator[Any]:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.rwlock import RWLockFileCorruptedError
+    from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
 
     logging.getLogger("dvc").setLevel(logging.WARNING)
     os.environ.setdefault("AWS_MAX_ATTEMPTS", ATTEMPTS)
@@ -277,8 +278,22 @@ def open_repo(root: Path) -> Iterator[Any]:
     except RWLockFileCorruptedError as error:  # a process was killed while it wrote the file
         mend = "when no other dvc or cohobate runs here: rm .dvc/tmp/rwlock"
         raise UserError("DVC's lock file is torn", where=".dvc/tmp/rwlock", mend=mend) from error
+    except (YAMLSyntaxError, YAMLValidationError) as error:
+        raise _unreadable(root / error.path, _root_cause(error)) from error
     except DvcException as error:
         raise UserError(f"DVC: {_root_cause(error)}", where=str(root), mend="dvc doctor") from error
+
+
+def _unreadable(path: Path, why: str) -> UserError:
+    """Return the error of a YAML file that DVC refuses."""
+    merging = any(
+        line.startswith("<<<<<<< ") for line in path.read_text("utf-8", "replace").split("\n")
+    )
+    why = "it has conflicts of a merge" if merging else " ".join(why.split())
+    mend = f"look at {path.name}; git diff {path.name}"
+    if path.name == "dvc.lock":
+        mend = "git checkout HEAD -- dvc.lock   (or rm dvc.lock: DVC's cache has what had run)"
+    return UserError(f"{path.name} cannot be read: {why}", where=str(path), mend=mend)
 
 
 @contextmanager

@@ -159,6 +159,25 @@ def test_a_torn_lock_file_is_named_with_its_mend(project: Path) -> None:
     drop_stale_lock(project)  # of a sound one, or of none, nothing is taken
 
 
+@pytest.mark.parametrize("how", ["torn", "in conflict", "empty"])
+def test_a_lock_that_cannot_be_read_is_named_and_its_mend_brings_all_back(
+    project: Path, how: str
+) -> None:
+    in_process(project)
+    lock = project / "dvc.lock"
+    good = lock.read_text()
+    ours_and_theirs = f"<<<<<<< HEAD\n{good}=======\n{good}>>>>>>> other\n"
+    torn = good[: good.index("path:") + 4]
+    lock.write_text({"torn": torn, "in conflict": ours_and_theirs, "empty": ""}[how])
+    with pytest.raises(UserError, match=r"dvc.lock cannot be read") as caught:
+        versioning.stages(project)
+    assert ("conflicts of a merge" in caught.value.what) == (how == "in conflict")
+    assert caught.value.mend and "rm dvc.lock" in caught.value.mend
+    lock.unlink()
+    assert set(in_process(project).values()) == {"restored"}
+    assert lock.read_text() == good
+
+
 def test_a_torn_lock_file_stays_while_someone_is_at_work(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
