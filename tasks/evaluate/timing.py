@@ -100,14 +100,15 @@ class Timing(Section):
         return torch.tensor([ids[:length] for ids in chosen])
 
     def _peak_bytes(self, model: "PreTrainedModel", prompts_BS: "Tensor") -> int:
-        """Return the bytes of the weights and the most that a batch holds beside them."""
+        """Return the bytes of the weights, and of their packed copies, and the most of a batch."""
         from tasks.evaluate.memory import Allocations
+        from tasks.models.packed import packed_bytes
 
         there = [*model.parameters(), *model.buffers()]
         with Allocations(there) as allocations:
             _write(model, prompts_BS, self.new_tokens)
         weights = sum(tensor.numel() * tensor.element_size() for tensor in there)
-        return int(weights + allocations.peak)
+        return int(weights + packed_bytes(model) + allocations.peak)
 
 
 def _write(model: "PreTrainedModel", prompts_BS: "Tensor", new_tokens: int) -> None:

@@ -58,6 +58,12 @@ def pack(model: Any, largest: int) -> None:
         _pack(layer)
 
 
+def packed_bytes(model: Any) -> int:
+    """Return what the packed copies of a model's weights take."""
+    layers = [layer for layer in model.modules() if type(layer) is PackedLinear]
+    return sum(layer.weight.nbytes for layer in layers)
+
+
 @contextmanager
 def unpacked(model: Any) -> Iterator[None]:
     """Within the block, take all weights as they lie: what counts products knows no others."""

@@ -15,7 +15,7 @@ from tasks.evaluate.readings import Reader
 from tasks.evaluate.timing import Timing
 from tasks.judging.verifiers import Exact, Label
 from tasks.models.checkpoints import PACKED
-from tasks.models.packed import pack
+from tasks.models.packed import pack, packed_bytes
 from tasks.rows.records import CAPTURE, FILTER, Response, Row, write_rows
 from tasks.rows.text import Encoded, encode_all
 
@@ -207,6 +207,12 @@ def test_the_larger_model_takes_longer_and_more_memory(
     weights = sum(p.numel() * p.element_size() for p in models["teacher"].parameters())
     assert teacher["peak_memory_bytes"] > weights
     assert student["peak_memory_bytes"] < teacher["peak_memory_bytes"]
+    pack(models["teacher"], PACKED)
+    again = timing.measure(models, {"teacher": prompts, "student": prompts})["models"]["teacher"]
+    copies = packed_bytes(models["teacher"])
+    assert again["peak_memory_bytes"] == pytest.approx(
+        teacher["peak_memory_bytes"] + copies, rel=0.1
+    )
     assert found["prompt_tokens"] == 3
     assert found["batch"] == 3
 

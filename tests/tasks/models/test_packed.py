@@ -1,5 +1,6 @@
 """Packed layers give what plain ones give, and step aside wherever something could learn."""
 
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,12 @@ from torch import nn
 
 from tasks.models.checkpoints import PACKED
 from tasks.models.packed import PackedLinear, pack
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() not in {"x86_64", "AMD64"}
+    or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="nothing is packed on this processor",
+)
 
 
 def layer_of(
