@@ -62,14 +62,7 @@ TARGETS = [
     ("KD, against GKDTrainer", "short", 32, "ours kd", "trl gkd", 3.0),
     ("KD, against GKDTrainer", "wide", 8, "ours kd", "trl gkd", 8.0),
     ("KD, against GKDTrainer", "wide", 32, "ours kd", "trl gkd", 8.0),
-    (
-        "on-policy, against DistillationTrainer",
-        "short",
-        8,
-        "ours on-policy",
-        "trl distillation",
-        1.0,
-    ),
+    ("on-policy, DistillationTrainer", "short", 8, "ours on-policy", "trl distillation", 1.0),
 ]
 WRITTEN = 16
 LAYERS = [0, 1, 2, 3, 29]

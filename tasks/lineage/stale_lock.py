@@ -27,13 +27,12 @@ def drop_stale_lock(root: Path) -> None:
     """
     path = root / ".dvc/tmp/rwlock"
     deadline = time.monotonic() + BUSY_SECONDS
-    while (holders := _holders(path)) != [] and time.monotonic() < deadline:
-        if holders and any(_held(pid, path) for pid in holders):
-            return
-        if holders or not _at_work(root.resolve()):
-            path.unlink(missing_ok=True)
+    while (holders := _holders(path)) is None and _at_work(root.resolve()):
+        if time.monotonic() > deadline:
             return
         time.sleep(0.5)
+    if holders is None or (holders and not any(_held(pid, path) for pid in holders)):
+        path.unlink(missing_ok=True)
 
 
 def _holders(path: Path) -> list[int] | None:

@@ -60,14 +60,13 @@ def pack(model: Any, largest: int) -> None:
 
 def packed_bytes(model: Any) -> int:
     """Return what the packed copies of a model's weights take."""
-    layers = [layer for layer in model.modules() if type(layer) is PackedLinear]
-    return sum(layer.weight.nbytes for layer in layers)
+    return sum(layer.weight.nbytes for layer in _packed(model))
 
 
 @contextmanager
 def unpacked(model: Any) -> Iterator[None]:
     """Within the block, take all weights as they lie: what counts products knows no others."""
-    layers: list[Any] = [layer for layer in model.modules() if type(layer) is PackedLinear]
+    layers = _packed(model)
     for layer in layers:
         layer.__class__ = nn.Linear
     try:
@@ -75,6 +74,10 @@ def unpacked(model: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.__class__ = PackedLinear
+
+
+def _packed(model: Any) -> list[Any]:
+    return [layer for layer in model.modules() if type(layer) is PackedLinear]
 
 
 def _pack(layer: Any) -> None:
