@@ -124,6 +124,7 @@ def _sit(
     import numpy as np
 
     from tasks.evaluate.readings import Reader
+    from tasks.models.seen import blocks_of
 
     device = checkpoints.accelerator()
     model, tokenizer = checkpoints.load(folder, precision="bfloat16", device=device, frozen=True)
@@ -136,5 +137,9 @@ def _sit(
     reader = Reader(model, tokenizer, threads=threads)
     general = challenge.general.measure(reader, challenge.general.passages())
     size = footprint(model, folder, _CONTEXT)
-    guarded = {name: float(getattr(size, name)) for name in ("parameters", "flops_per_token")}
-    return found, guarded | {"bits_per_byte": general["bits_per_byte"]}
+    return found, {
+        "parameters": float(size.parameters),
+        "flops_per_token": float(size.flops_per_token),
+        "blocks": float(len(blocks_of(model))),
+        "bits_per_byte": general["bits_per_byte"],
+    }

@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tasks.errors import UserError
 from tasks.judging.verifiers import Task
 from tasks.rows.records import DEV, Row, row_id, write_rows
 
-ALIKE = {"parameters": 100.0, "flops_per_token": 10.0, "bits_per_byte": 4.0}
+ALIKE = {"parameters": 100.0, "flops_per_token": 10.0, "blocks": 5.0, "bits_per_byte": 4.0}
 
 
 def verdict(
@@ -68,6 +69,23 @@ def test_both_answer_the_dev_rows(project: Path, model, tokenizer) -> None:
     assert found["gain"] == {"low": 0, "mean": 0, "high": 0}  # it met itself
     assert found["growth"] == dict.fromkeys(ALIKE, 1.0)
     assert not found["promote"]
+
+
+def test_a_deeper_student_is_seen_to_be_one(project: Path, model, tokenizer) -> None:
+    from tasks.models import checkpoints
+
+    deeper = copy.deepcopy(model.config)
+    deeper.num_hidden_layers += 1
+    if getattr(deeper, "layer_types", None):
+        deeper.layer_types = [*deeper.layer_types, deeper.layer_types[-1]]
+    checkpoints.save(model, tokenizer, Path("models/shape"), {})
+    checkpoints.save(type(model)(deeper), tokenizer, Path("models/train/kd/seed-1"), {})
+    write_rows(DEV, [Row(id=row_id("one"), prompt="one", answer="x")])
+    run(ChallengeParams(threads=1), Task.model_validate({"verifier": {"type": "label"}}), [1])
+    found = json.loads(VERDICT.read_text())
+    blocks = deeper.num_hidden_layers / (deeper.num_hidden_layers - 1)
+    assert found["growth"]["blocks"] == pytest.approx(blocks, abs=1e-6)
+    assert f"blocks: {blocks:.2f} times the champion's" in found["why"]
 
 
 def test_without_answers_there_is_nothing_to_judge_by(project: Path) -> None:
