@@ -5,10 +5,7 @@ Each round runs in a git worktree of its own and ends as a commit and a tag on t
 that died is taken up where it stopped: what its stages had finished is kept.
 """
 
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +15,7 @@ from pydantic import BaseModel
 from flows import artifacts, budget, overrides, succession
 from flows.distill_round import distill_round
 from flows.round_diff import outputs
-from flows.round_history import WORKTREES, History, RoundRecord, tag_of
+from flows.round_history import History, RoundRecord, tag_of
 from flows.stopping import reason_to_stop
 from flows.workspaces import Kind
 from tasks import params, schema
@@ -61,7 +58,7 @@ def iterate_rounds(
             the DVC remote. The round is then taken up again by the next run.
     """
     history, done = History(root.absolute()), []
-    with _alone(history.root):
+    with history.alone():
         for _ in range(rounds):
             if why := _reason_to_stop(history, stop):
                 get_run_logger().info("no further round: %s", why)
@@ -143,18 +140,3 @@ def _reason_to_stop(history: History, stop: Stop | None) -> str | None:
     schema.check(document)
     rules = stop or Rounds.model_validate(document["rounds"]).stop
     return reason_to_stop(rules, history.records())
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Let one process at a time run rounds in a project, whoever started it."""
-    path = root / WORKTREES / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                "another process is running rounds here", where=str(root), mend="cohobate rounds"
-            ) from None
-        yield

@@ -6,8 +6,10 @@ that rounds hand on: dvc.lock, the champion and the prompts to replay, as DVC tr
 reports. `git checkout round-0007 && dvc pull && dvc repro` therefore has nothing to run.
 """
 
+import fcntl
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +105,40 @@ class History:
         found = (self.root / WORKTREES).glob("round-[0-9]*")
         numbers = {int(path.name.removeprefix("round-")) for path in found}
         return sorted(numbers - set(self.numbers()))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let one process at a time run rounds in a project, whoever started it.
+
+        Raises:
+            UserError: another one does.
+        """
+        with self._lock(fcntl.LOCK_EX, attempts=5) as held:
+            if not held:
+                told, where = "another process is running rounds here", str(self.root)
+                raise UserError(told, where=where, mend="cohobate rounds")
+            yield
+
+    def at_work(self) -> bool:
+        """Tell whether a process is running rounds here."""
+        with self._lock(fcntl.LOCK_SH, attempts=1) as held:
+            return not held
+
+    @contextmanager
+    def _lock(self, kind: int, attempts: int) -> Iterator[bool]:
+        """Hold the lock of the rounds, or not; to look whether it is held takes it for a moment."""
+        path = self.root / WORKTREES / "lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = False
+        with path.open("a") as file:
+            while attempts and not held:
+                attempts -= 1
+                try:
+                    fcntl.flock(file, kind | fcntl.LOCK_NB)
+                    held = True
+                except BlockingIOError:
+                    time.sleep(0.1 if attempts else 0)
+            yield held
 
     def open(self, base: str = "HEAD") -> tuple[int, Path, bool]:
         """Return the next round's number, its worktree, and whether it is one that had died.

@@ -86,7 +86,9 @@ def rounds(as_json: Json = False) -> None:
         )
     out.print(table if records else "no round yet: cohobate iterate")
     for number in history.unfinished():
-        out.print(f"{tag_of(number)} died before its end: cohobate resume", style="yellow")
+        at_work = history.at_work()
+        told = "is at work" if at_work else "died before its end: cohobate resume"
+        out.print(f"{tag_of(number)} {told}", style="" if at_work else "yellow")
     if (last := history.last()) and last.rolled_back_to:
         out.print(f"{last.why}: the next round starts from {last.champion}", highlight=False)
 

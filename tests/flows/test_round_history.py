@@ -6,6 +6,7 @@ import pytest
 
 from flows.round_diff import differences
 from flows.round_history import History, RoundRecord, git
+from flows.rounds_cli import rounds
 from flows.stopping import reason_to_stop
 from tasks.errors import UserError
 from tasks.rounds import Stop
@@ -94,6 +95,27 @@ def test_a_round_that_died_is_taken_up_where_it_stopped(root: Path) -> None:
     assert history.open() == (number, worktree, True)
     assert (worktree / "dvc.lock").read_text() == "half way\n"
     assert (worktree / "models/champion/round-0001.dvc").exists()
+
+
+def test_a_round_at_work_is_told_from_one_that_died(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    monkeypatch.chdir(root)
+    history = History(root)
+    history.open()
+    assert not history.at_work()
+    rounds()
+    assert "round-0001 died before its end: cohobate resume" in capsys.readouterr().out
+    with history.alone():
+        assert history.at_work()
+        rounds()
+        assert "round-0001 is at work" in capsys.readouterr().out
+        with pytest.raises(UserError, match="another process"), History(root).alone():
+            pass
+    assert not history.at_work()
+    with history.alone():  # whoever only looked is not in the way
+        pass
 
 
 def test_a_rollback_brings_the_champion_of_a_round_back(root: Path) -> None:
