@@ -203,7 +203,7 @@ def _show_plan(planned: list[Any], as_json: bool) -> None:
     if as_json:
         print_json([vars(stage) for stage in planned])
         return
-    looks = {"up to date": "dim", "follows": "cyan", "changed": "yellow"}
+    looks = {"up to date": "dim", "follows": "cyan", "changed": "yellow", "new": "yellow"}
     width = max(len(stage.address) for stage in planned)
     for stage in planned:
         why = "; ".join(stage.reasons[:4]) + (" ..." if len(stage.reasons) > 4 else "")
