@@ -27,7 +27,8 @@ ARTIFACTS = {
 BROWSER = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--hide-scrollbars",
+    "--hide-scrollbars", "--force-prefers-reduced-motion",
+    "--run-all-compositor-stages-before-draw",  # else a page may be taken while it fades in
 ]  # fmt: skip
 
 
@@ -48,16 +49,16 @@ def main() -> None:
             "deployments/filter", {"deployments": {"name": {"any_": ["nightly"]}}}
         ):
             form = f"{SERVER}/deployments/deployment/{deployment['id']}/run"
-            shoot(form, "prefect-form.png", (1400, 1100), "--force-prefers-reduced-motion")
+            shoot(form, "prefect-form.png", (1400, 1100))
 
 
-def shoot(url: str, name: str, size: tuple[int, int], *more: str) -> None:
+def shoot(url: str, name: str, size: tuple[int, int]) -> None:
     """Write a screenshot of a page, after giving it time to draw itself."""
     browser = shutil.which("chromium") or sys.exit("no chromium here: apt install chromium")
     with tempfile.TemporaryDirectory() as profile:
         options = [f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"]
         options += [f"--screenshot={HERE / name}", "--virtual-time-budget=40000", "--timeout=60000"]
-        command = [browser, *BROWSER, *options, *more, url]
+        command = [browser, *BROWSER, *options, url]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
     print(HERE / name)
 
