@@ -28,10 +28,12 @@ def iterate(
 ) -> None:
     """Run rounds of distillation here, each from the champion of those before."""
     from flows import running
+    from flows.round_history import History
     from tasks.lineage import versioning
 
     root = project_root()
-    _warn_of_uncommitted(root, base)
+    with History(root).alone():  # else the refusal would stand as a failed run on the server
+        _warn_of_uncommitted(root, base)
     running.use_quiet_server(root)
     from flows.iterate_rounds import iterate_rounds
 
