@@ -32,8 +32,9 @@ def iterate(
     from tasks.lineage import versioning
 
     root = project_root()
-    with History(root).alone():  # else the refusal would stand as a failed run on the server
-        _warn_of_uncommitted(root, base)
+    with History(root).alone():
+        pass  # refused in the flow alone, it would stand as a failed run on the server
+    _warn_of_uncommitted(root, base)
     running.use_quiet_server(root)
     from flows.iterate_rounds import iterate_rounds
 
