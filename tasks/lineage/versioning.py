@@ -20,12 +20,17 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 from tasks.errors import UserError
+from tasks.lineage.lock_file import place, unreadable
 from tasks.lineage.sound_files import damaged_files, drop_damaged
 
 Outcome = Literal["unchanged", "restored", "ran"]
 DOOR = ["python", "-m", "tasks"]
 BUSY_SECONDS = 60.0
 """How long a stage waits for another process that is at its files, before it gives up."""
+
+ASKING = 0.3
+"""Seconds in which DVC asks six times for a lock that is taken. Its own 3 are long beside the
+moments for which the stages of a round hold it."""
 
 ATTEMPTS = "2"
 """Times that botocore asks S3, below s3fs, which asks five times: twenty seconds without a server
@@ -89,7 +94,8 @@ def reproduce(
     ran: list[str] = []
 
     def in_process(stage: Any, dry: bool = False, run_env: Any = None) -> None:
-        _mend_inputs(repo, stage)
+        for outs, below in around.inputs:
+            _mend(repo, outs, below)
         ran.append(stage.addressing)
         command = shlex.split(stage.cmd) if isinstance(stage.cmd, str) else []
         if command[:3] == DOOR:
@@ -101,24 +107,21 @@ def reproduce(
     deadline = time.monotonic() + BUSY_SECONDS
     with open_repo(root) as repo, patch.object(dvc_run, "cmd_run", in_process):
         with lock_repo(repo):  # else dvc.lock could be read while another stage writes it
-            new = address not in locked_stages(root)
-            outs = [out for stage in repo.stage.collect(address) for out in stage.outs]
-            absent = [out for out in outs if not out.exists and not outputs_elsewhere]
-            # What is merely missing DVC pulls, and says that nothing changed; not what git keeps.
-            pull = has_remote(repo) and all(out.use_cache for out in absent)
+            around = _surroundings(repo, address)
+        absent = [out for out in around.outs if not out.exists and not outputs_elsewhere]
+        # What is merely missing DVC pulls, and says that nothing changed; not what git keeps.
+        pull = has_remote(repo) and all(out.use_cache for out in absent)
         while True:
             try:
-                changed = repo.reproduce(
-                    [address],
-                    single_item=True,
-                    pull=pull,
-                    allow_missing=outputs_elsewhere,
-                )
-                if new:
-                    _place_in_lock(repo, address)
-                if not ran and (changed or absent):
-                    _mend(repo, [out for st in repo.stage.collect(address) for out in st.outs])
-                return "ran" if ran else "restored" if changed or absent else "unchanged"
+                options = {"pull": pull, "allow_missing": outputs_elsewhere}
+                changed = repo.reproduce([address], single_item=True, **options)
+                restored = not ran and (changed or absent)
+                with lock_repo(repo):
+                    if around.new:
+                        place(root, address, around.later)
+                    stages = repo.stage.collect(address) if restored else []
+                _mend(repo, [out for stage in stages for out in stage.outs])
+                return "ran" if ran else "restored" if restored else "unchanged"
             except ReproductionError as error:
                 busy = isinstance(error.__cause__, LockError) and not ran
                 if not busy or time.monotonic() > deadline:
@@ -139,7 +142,7 @@ def reasons(root: Path) -> dict[str, list[str]]:
 def lock_entry(root: Path, address: str) -> Any:
     """Return what dvc.lock says of a stage, as plain values; None where it says nothing."""
     with locked_repo(root):
-        return _lock_document(root).get("stages", {}).get(address)
+        return _entries(root).get(address)
 
 
 def summary(root: Path, address: str) -> dict[str, Any]:
@@ -152,24 +155,55 @@ def summary(root: Path, address: str) -> dict[str, Any]:
     return {}
 
 
+def locked_stages(root: Path) -> list[str]:
+    """Return the stages that dvc.lock knows, in its order."""
+    with locked_repo(root):
+        return [*_entries(root)]
+
+
 def merge_into_lock(root: Path, address: str, entry: Any) -> None:
     """Write a stage's entry, made in another workspace, where `dvc repro` would have written it."""
     from dvc.utils.serialize import modify_yaml
 
     with locked_repo(root) as repo:
-        new = address not in locked_stages(root)
+        around = _surroundings(repo, address)
         with modify_yaml(str(root / "dvc.lock")) as document:
             document.setdefault("schema", "2.0")
             document.setdefault("stages", {})[address] = entry
-        if new:
-            _place_in_lock(repo, address)
+        if around.new:
+            place(root, address, around.later)
 
 
-def _mend_inputs(repo: Any, stage: Any) -> None:
-    """Compare what a stage is about to read with what dvc.lock says of it, byte for byte."""
-    for dep in stage.deps:
-        if outs := writers(repo, dep):
-            _mend(repo, outs, below=dep.fs_path)
+def _entries(root: Path) -> dict[str, Any]:
+    from dvc.utils.serialize import load_yaml
+
+    lock = root / "dvc.lock"
+    found: dict[str, Any] = load_yaml(str(lock)).get("stages", {}) if lock.exists() else {}
+    return found
+
+
+@dataclass(frozen=True)
+class _Surroundings:
+    """A stage in the graph, read once: to read dvc.yaml and dvc.lock is most of what DVC does."""
+
+    outs: list[Any]
+    inputs: list[tuple[list[Any], str]]
+    """Outputs that it reads, each with the path below which it reads them."""
+    later: set[str]
+    """The stages that one `dvc repro` would run after it."""
+    new: bool
+    """Whether dvc.lock says nothing of it yet."""
+
+
+def _surroundings(repo: Any, address: str) -> _Surroundings:
+    from dvc.repo.reproduce import plan_repro
+
+    order = [stage for stage in plan_repro(repo.index.graph) if _is_stage(stage)]
+    (here,) = (at for at, stage in enumerate(order) if stage.name == address)
+    inputs = [(outs, dep.fs_path) for dep in order[here].deps if (outs := writers(repo, dep))]
+    later = {stage.name for stage in order[here + 1 :]}
+    new = address not in _entries(Path(repo.root_dir))
+    return _Surroundings(order[here].outs, inputs, later, new)
 
 
 def _mend(repo: Any, outs: list[Any], below: str = "") -> None:
@@ -226,41 +260,10 @@ def writers(repo: Any, dep: Any) -> list[Any]:
     return [out for out in found if out.use_cache]
 
 
-def _place_in_lock(repo: Any, address: str) -> None:
-    """Move a stage that is new in dvc.lock to where one `dvc repro` would have written it.
-
-    DVC appends a stage when it ends, so stages that run side by side land in whatever order they
-    end in; the file is a result, and a result must not depend on a race.
-    """
-    from dvc.repo import lock_repo
-    from dvc.repo.reproduce import plan_repro
-    from dvc.utils.serialize import modify_yaml
-
-    with lock_repo(repo):
-        order = [stage.addressing for stage in plan_repro(repo.index.graph)]
-        later = set(order[order.index(address) + 1 :])
-        with modify_yaml(str(Path(repo.root_dir) / "dvc.lock")) as document:
-            entries = document["stages"]
-            behind = [name for name in entries if name in later]
-            for name in behind:  # in the order they have
-                entries[name] = entries.pop(name)
-
-
-def locked_stages(root: Path) -> list[str]:
-    """Return the stages that dvc.lock knows, in its order."""
-    return [*_lock_document(root).get("stages", {})]
-
-
-def _lock_document(root: Path) -> Any:
-    from dvc.utils.serialize import load_yaml
-
-    lock = root / "dvc.lock"
-    return load_yaml(str(lock)) if lock.exists() else {}
-
-
 @contextmanager
 def open_repo(root: Path) -> Iterator[Any]:
     """Open the DVC repository; its errors become errors for people."""
+    from dvc import lock
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.rwlock import RWLockFileCorruptedError
@@ -268,6 +271,7 @@ def open_repo(root: Path) -> Iterator[Any]:
 
     logging.getLogger("dvc").setLevel(logging.WARNING)
     os.environ.setdefault("AWS_MAX_ATTEMPTS", ATTEMPTS)
+    lock.DEFAULT_TIMEOUT = ASKING
     try:
         # Waiting for the lock: parallel stages of one round share it for moments at a time.
         repo = Repo(str(root), _wait_for_lock=True)
@@ -279,21 +283,9 @@ def open_repo(root: Path) -> Iterator[Any]:
         mend = "when no other dvc or cohobate runs here: rm .dvc/tmp/rwlock"
         raise UserError("DVC's lock file is torn", where=".dvc/tmp/rwlock", mend=mend) from error
     except (YAMLSyntaxError, YAMLValidationError) as error:
-        raise _unreadable(root / error.path, _root_cause(error)) from error
+        raise unreadable(root / error.path, _root_cause(error)) from error
     except DvcException as error:
         raise UserError(f"DVC: {_root_cause(error)}", where=str(root), mend="dvc doctor") from error
-
-
-def _unreadable(path: Path, why: str) -> UserError:
-    """Return the error of a YAML file that DVC refuses."""
-    merging = any(
-        line.startswith("<<<<<<< ") for line in path.read_text("utf-8", "replace").split("\n")
-    )
-    why = "it has conflicts of a merge" if merging else " ".join(why.split())
-    mend = f"look at {path.name}; git diff {path.name}"
-    if path.name == "dvc.lock":
-        mend = "git checkout HEAD -- dvc.lock   (or rm dvc.lock: DVC's cache has what had run)"
-    return UserError(f"{path.name} cannot be read: {why}", where=str(path), mend=mend)
 
 
 @contextmanager
