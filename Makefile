@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 # uv does not read pip's configuration: hand it pip's folder of wheels, where there is one.
 export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || echo $$PIP_FIND_LINKS)
 
+# Some systems forbid Python to keep what it compiled: each process of a round would do it anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 # LOCK=infra/requirements-ci.txt installs exactly what CI was seen to pass with, each file by its hash.
 LOCK ?=
 TORCH := $(shell grep -o 'torch==[0-9.]*' pyproject.toml)
