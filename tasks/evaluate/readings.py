@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tasks.models.heads import Head
+from tasks.models.shared_prefix import last_hidden
 from tasks.models.side_by_side import side_by_side
 from tasks.rows.text import Encoded, pad_right
 
@@ -83,9 +84,7 @@ class Reader:
         """Right padding under a causal mask: what is kept never attends to padding."""
         ids_BS = pad_right([text.ids[:-1] for text in texts], 0).to(self.model.device)
         with torch.inference_mode():
-            hidden_BSD = self.model.get_decoder()(
-                input_ids=ids_BS, use_cache=False
-            ).last_hidden_state
+            hidden_BSD = last_hidden(self.model, ids_BS)
         return [
             hidden_SD[len(text.prompt_ids) - 1 : len(text.ids) - 1].clone()
             for text, hidden_SD in zip(texts, hidden_BSD, strict=True)

@@ -109,10 +109,11 @@ class Likelihood:
     def _measure(self, batch: list[Continuation]) -> list[float]:
         import torch
 
+        from tasks.models.shared_prefix import last_hidden
+
         with torch.inference_mode():
             ids_BS = pad_right([[*read, *judged[:-1]] for read, judged in batch], 0)
-            decoder = self.model.get_decoder()
-            hidden_BSD = decoder(ids_BS.to(self.model.device), use_cache=False).last_hidden_state
+            hidden_BSD = last_hidden(self.model, ids_BS.to(self.model.device))
             places = [  # right padding under a causal mask: nothing valid attends to it
                 (row, len(read) - 1 + n)
                 for row, (read, judged) in enumerate(batch)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tasks.errors import UserError
+from tasks.models.shared_prefix import last_hidden
 
 Part = Literal["hidden", "attention", "values"]
 
@@ -36,6 +37,8 @@ def look(model: PreTrainedModel, ids_BS: Tensor, parts: frozenset[Part] = frozen
     Raises:
         UserError: the model does not show a part that is wanted.
     """
+    if not parts:
+        return Seen(last_hidden(model, ids_BS))
     options = {"output_hidden_states": "hidden" in parts, "output_attentions": "attention" in parts}
     shown = {name: wanted for name, wanted in options.items() if wanted}
     values: list[Tensor] = []

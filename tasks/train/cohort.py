@@ -14,6 +14,7 @@ from tasks.losses.divergences import Divergence, Term
 from tasks.losses.fused_head import fused_head_loss
 from tasks.losses.targets import LiveTeacher, Targets
 from tasks.models.heads import Head
+from tasks.models.shared_prefix import last_hidden
 
 
 class Cohort(nn.Module):
@@ -44,12 +45,7 @@ class Cohort(nn.Module):
         self, *, ids_BS: Tensor, positions_N: Tensor, targets_N: Tensor, divisor: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the first peer's loss, with the gradients of all, and its losses (N, T)."""
-        hidden = [
-            peer.get_decoder()(input_ids=ids_BS, use_cache=False).last_hidden_state.flatten(0, 1)[  # type: ignore[operator]
-                positions_N
-            ]
-            for peer in self.peers
-        ]
+        hidden = [last_hidden(peer, ids_BS).flatten(0, 1)[positions_N] for peer in self.peers]
         heads = [Head.of(peer, self.vocabulary) for peer in self.peers]
         taught = [
             LiveTeacher(h_ND.detach().to(self._dtype(h_ND)), head)
