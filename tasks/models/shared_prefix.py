@@ -62,7 +62,8 @@ def _can_share(model: PreTrainedModel) -> bool:
 
 
 def _drops(model: PreTrainedModel) -> bool:
-    config = model.config.get_text_config()
-    rates = [float(getattr(config, name, 0) or 0) for name in ("attention_dropout", "attn_pdrop")]
-    rates += [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
-    return any(rates)
+    rates = model.config.get_text_config().to_dict().items()
+    elsewhere = ("summary", "classifier")  # heads of other tasks
+    said = [p for name, p in rates if "drop" in name and not name.startswith(elsewhere)]
+    built = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    return any(p for p in [*said, *built] if isinstance(p, float))

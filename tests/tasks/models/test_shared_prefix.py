@@ -24,12 +24,13 @@ WORDS, ROWS, LENGTH, SHARED = 97, 6, 40, 23
 SIZES = {"vocab_size": WORDS, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 GROUPED = SIZES | {"num_key_value_heads": 2, "intermediate_size": 64}
 STILL = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0, "bos_token_id": 1, "eos_token_id": 2}
+OPT = SIZES | {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}
 ARCHITECTURES: dict[str, Any] = {
     "llama": LlamaConfig(**GROUPED),
     "qwen3": Qwen3Config(**GROUPED, head_dim=8),
     "gpt2": GPT2Config(vocab_size=WORDS, n_embd=32, n_layer=2, n_head=4, **STILL),
     "gpt_neox": GPTNeoXConfig(**SIZES, intermediate_size=64, eos_token_id=2),
-    "opt": OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=32, dropout=0.0),
+    "opt": OPTConfig(**OPT),
     "bloom": BloomConfig(vocab_size=WORDS, hidden_size=32, n_layer=2, n_head=4),
 }
 
@@ -119,6 +120,7 @@ def test_a_window_dropout_and_recomputed_activations_rule_it_out() -> None:
     dropping = made(LlamaConfig(**GROUPED, attention_dropout=0.1))
     assert one_pass(dropping.train(), rows())
     assert not one_pass(dropping.eval(), rows())
+    assert one_pass(made(OPTConfig(**OPT | {"dropout": 0.1})).train(), rows())
     adapted = made(ARCHITECTURES["llama"]).train()
     adapted.get_decoder().layers[0].mlp.act_fn = nn.Sequential(nn.SiLU(), nn.Dropout(0.1))
     assert one_pass(adapted, rows())
