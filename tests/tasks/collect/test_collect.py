@@ -298,9 +298,7 @@ JUNK = st.lists(
 )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(JUNK, st.sampled_from(["jsonl", "csv"]))
 def test_whatever_the_bytes_every_record_is_kept_or_set_aside(monkeypatch, junk, kind):
     good = GOOD

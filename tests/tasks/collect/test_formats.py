@@ -102,7 +102,7 @@ LINES = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(LINES)
 def test_each_line_that_is_not_blank_is_one_json_record(lines):
     data = b"\n".join(lines)
@@ -113,7 +113,7 @@ def test_each_line_that_is_not_blank_is_one_json_record(lines):
     assert [n for n, _ in found] == sorted({n for n, _ in found})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.one_of(
         st.binary(max_size=300),

@@ -32,7 +32,7 @@ EXAMPLES = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(EXAMPLES, st.integers(0, 3))
 def test_nothing_leaks_from_one_part_into_another(examples, seed):
     named, parts = drawn(examples, seed)
