@@ -2,7 +2,7 @@
 
 Under a causal mask the first tokens of a row know nothing of those behind them, so what a model
 makes of a common beginning is the same in every row, and its gradient is the sum of theirs (the
-same thought for groups of rollouts: Liu et al. 2025, Prefix Grouper, arXiv 2506.05433, section 3).
+same thought for groups of rollouts: Liu et al. 2025, Prefix Grouper, arXiv 2506.05433).
 Of a chat template's rows with a short question more than half is such a beginning.
 
 Shapes: B batch, S sequence, P shared tokens, D width.
@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 WORTH = {"cpu": 64}
 """Tokens that must be saved: what a second pass costs beside its arithmetic."""
 _WORTH_ELSEWHERE = 4096
+"""On a GPU, which also waits for a second pass to be launched: an estimate, not measured."""
 
 
 def last_hidden(model: PreTrainedModel, ids_BS: Tensor) -> Tensor:
