@@ -8,6 +8,7 @@ from typing import Any
 from flows import overrides
 from flows.round_history import RoundRecord
 from tasks import params
+from tasks.challenge.latency import objection
 from tasks.challenge.stage import VERDICT
 from tasks.lineage import storage
 from tasks.mine.stage import HARDEST
@@ -67,8 +68,10 @@ def updates_of(phases: dict[str, Any], chain: list[str]) -> int:
 
 
 def verdict(worktree: Path) -> dict[str, Any]:
-    """Return what the challenge came to."""
+    """Return what the challenge came to, the clock's objection included."""
     found: dict[str, Any] = json.loads((worktree / VERDICT).read_text())
+    if slower := objection(worktree, worktree / VERDICT):
+        found |= {"promote": False, "why": f"{found['why']}; {slower}"}
     return found
 
 

@@ -16,9 +16,7 @@ class Guards(Section):
     """Work for each token."""
     blocks: float = Field(1.0, ge=1)
     """Blocks of the network: steps that wait for one another. Of two students, one with 12
-    blocks and 9 % less work took 1.28 times as long to answer as one with 6 (measured). These three
-    stand for latency, which differs from run to run and so has no place in a verdict that must come
-    out the same; timed, it is in the report."""
+    blocks and 9 % less work took 1.28 times as long to answer as one with 6 (measured)."""
     bits_per_byte: float = Field(1.5, ge=1)
     """Loss on general text: what it has forgotten of language at large."""
 

@@ -2,7 +2,8 @@
 
 In:  data/collect/dev.jsonl, models/train/<student>, and the champion's checkpoint: before any
      student was promoted that is models/shape, the student that has learnt nothing
-Out: reports/challenge.json, which `dvc metrics show` reads too:
+Out: reports/challenge.json, which `dvc metrics show` reads too; and, where the two are not built
+     alike, reports/latency.json, which nothing hashes (tasks/challenge/latency.py)
 
     {"promote": true, "why": "+8.2 points [+4.9, +11.6] on 500 dev rows", "seed": 2,
      "champion": 0.641, "challenger": 0.723, "gain": {"low": 0.049, "mean": 0.082, "high": 0.116},
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from tasks.challenge.guards import Guards
+from tasks.challenge.latency import Latency, timed_apart
 from tasks.errors import UserError
 from tasks.evaluate.bootstrap import Bootstrap
 from tasks.evaluate.efficiency import footprint
@@ -50,6 +52,8 @@ class ChallengeParams(Section):
     """By how much the lower end of the gain's interval must exceed zero."""
     guards: Guards = Guards()
     """What must not get worse for it."""
+    latency: Latency = Latency()
+    """By how much it may answer more slowly, by the clock: whoever promotes looks at it."""
     general: Forgetting = Forgetting()
     """The general text on which forgetting is guarded."""
     decoding: Decoding = Decoding(max_tokens=8)
@@ -74,6 +78,10 @@ def run(challenge: ChallengeParams, task: Task, seeds: list[int]) -> None:
         scores[name], figures[name] = _sit(challenge, task, folder, rows, name)
     verdict = judge(challenge, scores, figures)
     write_json(VERDICT, verdict)
+    if timed_apart(verdict):
+        pair = {"champion": folders["champion"], "challenger": folders[str(verdict["seed"])]}
+        prompts = [row.prompt for row in rows]
+        challenge.latency.compare(pair, prompts, challenge.threads, VERDICT)
     say(f"{'promote' if verdict['promote'] else 'keep the champion'}: {verdict['why']}")
 
 

@@ -1,17 +1,22 @@
 import copy
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tasks.challenge.guards import Guards
+from tasks.challenge.latency import COUNTED, LATENCY, Latency, objection
 from tasks.challenge.stage import VERDICT, ChallengeParams, judge, run
 from tasks.errors import UserError
+from tasks.evaluate.timing import Timing
 from tasks.judging.verifiers import Task
-from tasks.rows.records import DEV, Row, row_id, write_rows
+from tasks.rows.records import DEV, Row, row_id, write_json, write_rows
 
 ALIKE = {"parameters": 100.0, "flops_per_token": 10.0, "blocks": 5.0, "bits_per_byte": 4.0}
+COUNTED_ALIKE = dict.fromkeys(COUNTED, 1.0)
 
 
 def verdict(
@@ -86,6 +91,53 @@ def test_a_deeper_student_is_seen_to_be_one(project: Path, model, tokenizer) -> 
     blocks = deeper.num_hidden_layers / (deeper.num_hidden_layers - 1)
     assert found["growth"]["blocks"] == pytest.approx(blocks, abs=1e-6)
     assert f"blocks: {blocks:.2f} times the champion's" in found["why"]
+
+
+SMALLER = {"promote": True, "growth": {"parameters": 0.9, "flops_per_token": 1.0, "blocks": 1.0}}
+
+
+@pytest.fixture
+def timed(project: Path) -> Callable[[float], None]:
+    """Have the clock say how much slower the challenger of the verdict is."""
+
+    def write(ratio: float) -> None:
+        digest = hashlib.blake2b(VERDICT.read_bytes(), digest_size=12).hexdigest()
+        times = {"champion_ms": 10.0, "challenger_ms": 10 * ratio, "ratio": ratio, "allowed": 1.1}
+        write_json(LATENCY, {"verdict": digest} | times)
+
+    write_json(VERDICT, SMALLER)
+    return write
+
+
+def test_one_that_is_slower_by_the_clock_is_not_promoted(project: Path, timed) -> None:
+    assert objection(project, project / VERDICT) is None  # it was never timed here
+    timed(1.1)
+    assert objection(project, project / VERDICT) is None
+    timed(1.3)
+    told = "latency: 1.30 times the champion's (13.0 ms against 10.0), at most 1.10 allowed"
+    assert objection(project, project / VERDICT) == told
+
+
+@pytest.mark.parametrize("other", [{"seed": 2}, {"promote": False}, {"growth": COUNTED_ALIKE}])
+def test_the_times_of_another_verdict_do_not_count(project: Path, timed, other) -> None:
+    timed(1.3)
+    write_json(VERDICT, SMALLER | other)
+    assert objection(project, project / VERDICT) is None
+
+
+def test_two_that_are_not_built_alike_are_timed(project: Path, model, tokenizer) -> None:
+    from tasks.models import checkpoints
+
+    for name, folder in {"champion": "models/shape", "challenger": "models/new"}.items():
+        checkpoints.save(model, tokenizer, Path(folder), {"name": name})
+    folders = {"champion": Path("models/shape"), "challenger": Path("models/new")}
+    write_json(VERDICT, SMALLER)
+    latency = Latency(timing=Timing(seconds=0.1))
+    latency.compare(folders, ["one two", "three"], 1, VERDICT)
+    found = json.loads(LATENCY.read_text())
+    assert found["ratio"] == pytest.approx(found["challenger_ms"] / found["champion_ms"], abs=1e-3)
+    assert 0.2 < found["ratio"] < 5  # they are the same
+    assert found["allowed"] == 1.1
 
 
 def test_without_answers_there_is_nothing_to_judge_by(project: Path) -> None:
