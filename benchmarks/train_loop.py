@@ -111,10 +111,13 @@ def student(answers: str, attention: Literal["eager", "sdpa"] = "sdpa") -> tuple
 def teacher(answers: str, *, frozen: bool = False) -> Any:
     """Return the packaged model; `frozen`: as our stages load what only teaches."""
     from tasks.models import checkpoints, sources
+    from tasks.models.packed import pack
 
     packaged = sources.resolve(sources.PACKAGED)
-    model = checkpoints.load(packaged, precision="bfloat16", frozen=frozen)[0]
-    return widened(model, answers)
+    model = widened(checkpoints.load(packaged, precision="bfloat16")[0], answers)
+    if frozen:
+        pack(model, checkpoints.PACKED)
+    return model
 
 
 def widened(model: Any, answers: str) -> Any:

@@ -20,8 +20,8 @@ from tasks.errors import UserError
 from tasks.learning.batches import Example, examples_of
 from tasks.models import checkpoints
 from tasks.models.heads import Head
-from tasks.models.shared_prefix import last_hidden
 from tasks.models.side_by_side import side_by_side
+from tasks.models.unpadded import last_hidden
 from tasks.models.vocabularies import template_hash, vocabulary_hash
 from tasks.progress import Meter, say
 from tasks.rows.records import Response
@@ -146,7 +146,7 @@ def signals_of(
     Right padding under a causal mask: what is read never attends to padding.
     """
     ids_BS = pad_right([row.ids[:-1].tolist() for row in batch], 0).to(model.device)
-    hidden_BSD = last_hidden(model, ids_BS)
+    hidden_BSD = last_hidden(model, ids_BS, torch.tensor([len(row.ids) - 1 for row in batch]))
     width = ids_BS.shape[1]
     at_N = np.concatenate(
         [np.arange(x.prompt_length, len(x.ids)) - 1 + n * width for n, x in enumerate(batch)]

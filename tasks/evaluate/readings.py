@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from tasks.models.heads import Head
-from tasks.models.shared_prefix import last_hidden
 from tasks.models.side_by_side import side_by_side
+from tasks.models.unpadded import last_hidden
 from tasks.rows.text import Encoded, pad_right
 
 if TYPE_CHECKING:
@@ -58,11 +58,10 @@ class Reader:
 
     def log_probs(self, hidden_ND: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield which of the rows, and the log-probabilities of all ids there, (CHUNK, V)."""
-        weight_VD = self.head.weight(hidden_ND.dtype)
         for start in range(0, len(hidden_ND), CHUNK):
             some = slice(start, start + CHUNK)
             with torch.inference_mode():  # left before yielding: the mode is the whole thread's
-                logp_NV = self.head.logits(hidden_ND[some], weight_VD).log_softmax(-1)
+                logp_NV = self.head.logits(hidden_ND[some]).log_softmax(-1)
             yield some, logp_NV
 
     def answer_log_probs(self, texts: Sequence[Encoded]) -> Tensor:
@@ -84,7 +83,8 @@ class Reader:
         """Right padding under a causal mask: what is kept never attends to padding."""
         ids_BS = pad_right([text.ids[:-1] for text in texts], 0).to(self.model.device)
         with torch.inference_mode():
-            hidden_BSD = last_hidden(self.model, ids_BS)
+            lengths_B = torch.tensor([len(text.ids) - 1 for text in texts])
+            hidden_BSD = last_hidden(self.model, ids_BS, lengths_B)
         return [
             hidden_SD[len(text.prompt_ids) - 1 : len(text.ids) - 1].clone()
             for text, hidden_SD in zip(texts, hidden_BSD, strict=True)

@@ -24,6 +24,7 @@ from tasks.losses.targets import LiveTeacher, Targets, TopK, label_logp
 from tasks.losses.token_losses import Exact
 from tasks.models.heads import Head
 from tasks.models.seen import blocks_of, look
+from tasks.models.unpadded import lengths_of
 from tasks.teaching.origins import Batch, Teaching
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -78,7 +79,8 @@ class Learner(nn.Module):
         """
         if self._head is None:  # not before: moving a model to its device makes new parameters
             self._head = Head.of(self.model, self.vocabulary)
-        seen = look(self.model, ids_BS, self.matching.parts if self.matching else frozenset())
+        parts = self.matching.parts if self.matching else frozenset()
+        seen = look(self.model, ids_BS, lengths_of(positions_N, ids_BS), parts)
         hidden_ND = seen.last_BSD.flatten(0, 1)[positions_N]
         batch = Batch(ids_BS, positions_N, targets_N, brought)
         targets, taught = Targets(targets_N, by_student_N=by_student_N), None

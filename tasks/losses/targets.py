@@ -90,7 +90,7 @@ class LiveTeacher(NamedTuple):
 
     def projected(self) -> Projected:
         """Return the product of a chunk's rows with the head, (N, V) in their own dtype."""
-        return Projected(self.hidden_ND @ self.head.weight(self.hidden_ND.dtype).T, self.head)
+        return Projected(self.head.product(self.hidden_ND), self.head)
 
     def label_logp(self, ids_N: Tensor, chunk_tokens: int) -> Tensor:
         """Return log p of given ids, (N,), some rows' logits at a time."""
@@ -171,7 +171,7 @@ class Crossed(NamedTuple):
 
     def logp(self, temperature: float) -> Tensor:
         """Return the teacher's log-probabilities at a temperature, (M, V)."""
-        logits_MV = self.head.logits(self.hidden_MD, self.head.weight(self.hidden_MD.dtype))
+        logits_MV = self.head.logits(self.hidden_MD)
         return (logits_MV / temperature).log_softmax(-1)
 
     def rows(self, part: slice | Tensor) -> "Crossed":
@@ -260,6 +260,6 @@ def _labels(hidden_ND: Tensor, head: Head, ids_N: Tensor, chunk_tokens: int) -> 
         for rows_ND, ids in zip(
             torch.split(hidden_ND, chunk_tokens), torch.split(ids_N, chunk_tokens), strict=True
         ):
-            logits_NV = head.logits(rows_ND, weight_VD)
+            logits_NV = head.finished(rows_ND @ weight_VD.T)  # cast once, where it learns
             label_N = logits_NV.gather(-1, ids[:, None])[:, 0]
             yield label_N - logits_NV.logsumexp(-1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tasks.errors import UserError
+from tasks.models.packed import PackedLinear
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,23 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     """Logits are softcap · tanh(logits / softcap) (Gemma 2)."""
+    packed: Any = None
+    """The layer itself, where its weight is packed for products (tasks/models/packed.py)."""
 
     @classmethod
     def of(cls, model: Any, vocabulary: int | None = None) -> "Head":
         """Return the head of a causal LM; `vocabulary` leaves out the ids of mere padding."""
         linear, config = model.get_output_embeddings(), model.config.get_text_config()
         weight_VD, bias_V = linear.weight, getattr(linear, "bias", None)
-        if vocabulary is not None and vocabulary < len(weight_VD):
+        whole = vocabulary is None or vocabulary >= len(weight_VD)
+        packed = linear if whole and bias_V is None and isinstance(linear, PackedLinear) else None
+        if not whole:
             weight_VD = weight_VD[:vocabulary]
             bias_V = None if bias_V is None else bias_V[:vocabulary]
         scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies, Granite divides
         scale /= getattr(config, "logits_scaling", None) or 1.0
-        return cls(weight_VD, bias_V, scale, getattr(config, "final_logit_softcapping", None))
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return cls(weight_VD, bias_V, scale, softcap, packed)
 
     @cached_property
     def _kept(self) -> dict[tuple[str, torch.dtype], Tensor]:
@@ -67,9 +73,16 @@ class Head:
             self._kept["cast", dtype] = cast_VD
         return cast_VD
 
-    def logits(self, hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
-        """Return logits in float32 (or wider), from rows and a weight of one dtype."""
-        return self.finished(hidden_ND @ weight_VD.T)
+    def product(self, hidden_ND: Tensor) -> Tensor:
+        """Return h Wᵀ in the rows' dtype."""
+        if self.packed is not None and self.packed.weight.dtype == hidden_ND.dtype:
+            product_NV: Tensor = self.packed(hidden_ND)
+            return product_NV
+        return hidden_ND @ self.weight(hidden_ND.dtype).T
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Return logits in float32 (or wider)."""
+        return self.finished(self.product(hidden_ND))
 
     def finished(self, product_NV: Tensor) -> Tensor:
         """Return logits in float32 (or wider) from h Wᵀ, which may be overwritten."""
@@ -99,7 +112,7 @@ def check_head(model: Any) -> None:
     with torch.no_grad():
         hidden_ND = model.get_decoder()(input_ids=ids_BS, use_cache=False).last_hidden_state[0]
         head = Head.of(model)
-        ours, theirs = head.logits(hidden_ND, head.weight_VD), model(input_ids=ids_BS).logits[0]
+        ours, theirs = head.logits(hidden_ND), model(input_ids=ids_BS).logits[0]
     # nan_to_num: weights that are not finite are another mistake, and told elsewhere
     bound = 1e-3 if theirs.dtype == torch.float32 else 3e-2
     theirs = theirs.to(ours.dtype)

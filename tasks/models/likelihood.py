@@ -109,11 +109,12 @@ class Likelihood:
     def _measure(self, batch: list[Continuation]) -> list[float]:
         import torch
 
-        from tasks.models.shared_prefix import last_hidden
+        from tasks.models.unpadded import last_hidden
 
         with torch.inference_mode():
-            ids_BS = pad_right([[*read, *judged[:-1]] for read, judged in batch], 0)
-            hidden_BSD = last_hidden(self.model, ids_BS.to(self.model.device))
+            texts = [[*read, *judged[:-1]] for read, judged in batch]
+            ids_BS = pad_right(texts, 0).to(self.model.device)
+            hidden_BSD = last_hidden(self.model, ids_BS, torch.tensor([*map(len, texts)]))
             places = [  # right padding under a causal mask: nothing valid attends to it
                 (row, len(read) - 1 + n)
                 for row, (read, judged) in enumerate(batch)

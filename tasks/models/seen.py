@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tasks.errors import UserError
-from tasks.models.shared_prefix import last_hidden
+from tasks.models.unpadded import last_hidden
 
 Part = Literal["hidden", "attention", "values"]
 
@@ -31,14 +31,21 @@ class Seen(NamedTuple):
     """(B, S, H, E) of each block, H being the heads of keys and values."""
 
 
-def look(model: PreTrainedModel, ids_BS: Tensor, parts: frozenset[Part] = frozenset()) -> Seen:
-    """Run the body over right-padded rows; under a causal mask no token attends to padding.
+def look(
+    model: PreTrainedModel,
+    ids_BS: Tensor,
+    lengths_B: Tensor,
+    parts: frozenset[Part] = frozenset(),
+) -> Seen:
+    """Run the body over right-padded rows, of which so many tokens each matter.
+
+    Under a causal mask no token attends to padding.
 
     Raises:
         UserError: the model does not show a part that is wanted.
     """
     if not parts:
-        return Seen(last_hidden(model, ids_BS))
+        return Seen(last_hidden(model, ids_BS, lengths_B))
     options = {"output_hidden_states": "hidden" in parts, "output_attentions": "attention" in parts}
     shown = {name: wanted for name, wanted in options.items() if wanted}
     values: list[Tensor] = []

@@ -99,7 +99,7 @@ class StoredTopK(Stored):
         """
         import torch
 
-        logits_NV = head.logits(hidden_ND, head.weight(hidden_ND.dtype))
+        logits_NV = head.logits(hidden_ND)
         highest_NK, ids_NK = logits_NV.topk(self.k, -1)
         top_N1 = highest_NK[:, :1]
         others_NV = logits_NV.sub_(top_N1).exp_().scatter_(-1, ids_NK, 0)
@@ -222,7 +222,7 @@ class StoredDraws(Stored):
         """Return the drawn ids, rising, and the entropy; `dice_NS` are uniform in [0, 1)."""
         import torch
 
-        logits_NV = head.logits(hidden_ND, head.weight(hidden_ND.dtype))
+        logits_NV = head.logits(hidden_ND)
         logp_NV = logits_NV.div_(self.temperature).log_softmax(-1)
         p_NV = logp_NV.exp()
         entropy_N = -(p_NV * logp_NV).sum(-1)

@@ -21,6 +21,7 @@ from tasks.learning.batches import Brings, Example
 from tasks.losses.targets import LiveTeacher, SeveralLive, SeveralStored, Teacher, TopK
 from tasks.models.heads import Head, check_head
 from tasks.models.seen import Seen, look
+from tasks.models.unpadded import lengths_of
 from tasks.models.vocabularies import ids_within
 
 if TYPE_CHECKING:
@@ -163,7 +164,9 @@ class Live:
             nothing_ND = torch.zeros(len(batch.positions_N), width, device=ids_BS.device)
             return LiveTeacher(nothing_ND.to(model.dtype), self._heads[name]), Seen(nothing_ND)
         with torch.autocast(ids_BS.device.type, enabled=False):
-            seen = look(model, ids_BS if chosen_B is None else ids_BS[chosen_B], parts)
+            lengths_B = lengths_of(batch.positions_N, ids_BS)
+            of = slice(None) if chosen_B is None else chosen_B
+            seen = look(model, ids_BS[of], lengths_B[of], parts)
         hidden_BSD = seen.last_BSD
         if chosen_B is not None:
             whole_BSD = hidden_BSD.new_zeros(*ids_BS.shape, hidden_BSD.shape[-1])
@@ -181,7 +184,7 @@ class Live:
         head = Head.of(self.models[name])
         ids_V = self.ids_V[name].to(head.weight_VD.device)
         bias_V = None if head.bias_V is None else head.bias_V[ids_V]
-        return replace(head, weight_VD=head.weight_VD[ids_V], bias_V=bias_V)
+        return replace(head, weight_VD=head.weight_VD[ids_V], bias_V=bias_V, packed=None)
 
 
 def understood(

@@ -14,7 +14,7 @@ from tasks.losses.divergences import Divergence, Term
 from tasks.losses.fused_head import fused_head_loss
 from tasks.losses.targets import LiveTeacher, Targets
 from tasks.models.heads import Head
-from tasks.models.shared_prefix import last_hidden
+from tasks.models.unpadded import last_hidden, lengths_of
 
 
 class Cohort(nn.Module):
@@ -45,7 +45,9 @@ class Cohort(nn.Module):
         self, *, ids_BS: Tensor, positions_N: Tensor, targets_N: Tensor, divisor: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the first peer's loss, with the gradients of all, and its losses (N, T)."""
-        hidden = [last_hidden(peer, ids_BS).flatten(0, 1)[positions_N] for peer in self.peers]
+        lengths_B = lengths_of(positions_N, ids_BS)
+        passes = (last_hidden(peer, ids_BS, lengths_B) for peer in self.peers)
+        hidden = [hidden_BSD.flatten(0, 1)[positions_N] for hidden_BSD in passes]
         heads = [Head.of(peer, self.vocabulary) for peer in self.peers]
         taught = [
             LiveTeacher(h_ND.detach().to(self._dtype(h_ND)), head)

@@ -80,7 +80,7 @@ def test_stored_hidden_rows_are_the_whole_distribution(teacher, tokenizer) -> No
     store = captured(signals={"type": "hidden"})
     for row in responses():
         found = stored(store, tokenizer, row)
-        logp = found.head.logits(found.hidden_ND, found.head.weight_VD).log_softmax(-1)
+        logp = found.head.logits(found.hidden_ND).log_softmax(-1)
         reference = expected(teacher, tokenizer, row)
         assert (reference.exp() * (reference - logp)).sum(-1).max() < 1e-5
 

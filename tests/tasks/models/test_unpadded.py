@@ -1,0 +1,186 @@
+"""Padding is not read, and a common beginning once; nothing but the time shows it."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Qwen3Config,
+)
+
+from tasks.models import unpadded
+from tasks.models.seen import look
+from tasks.models.unpadded import Layout, last_hidden, lengths_of
+
+WORDS, ROWS, LENGTH, SHARED = 97, 6, 40, 23
+SIZES = {"vocab_size": WORDS, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+GROUPED = SIZES | {"num_key_value_heads": 2, "intermediate_size": 64}
+STILL = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0, "bos_token_id": 1, "eos_token_id": 2}
+OPT = SIZES | {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}
+ARCHITECTURES: dict[str, Any] = {
+    "llama": LlamaConfig(**GROUPED),
+    "qwen3": Qwen3Config(**GROUPED, head_dim=8),
+    "gpt2": GPT2Config(vocab_size=WORDS, n_embd=32, n_layer=2, n_head=4, **STILL),
+    "gpt_neox": GPTNeoXConfig(**SIZES, intermediate_size=64, eos_token_id=2),
+    "opt": OPTConfig(**OPT),
+    "bloom": BloomConfig(vocab_size=WORDS, hidden_size=32, n_layer=2, n_head=4),
+}
+
+
+def made(config: Any, attention: str = "eager") -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+
+
+LENGTHS = [40, 31, 39, 24, 23, 33]
+
+
+def rows(shared: int = SHARED) -> Tensor:
+    """Rows of unequal length, padded on the right with 0, that begin alike."""
+    dice = torch.Generator().manual_seed(1)
+    ids_BS = torch.randint(1, WORDS, (ROWS, LENGTH), generator=dice)
+    ids_BS[:, :shared] = ids_BS[:1, :shared]
+    for n, length in enumerate(LENGTHS):
+        ids_BS[n, length:] = 0
+    return ids_BS
+
+
+@pytest.fixture(autouse=True)
+def always_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(unpadded.WORTH, "cpu", 1)
+
+
+def widths(model: Any, ids_BS: Tensor, lengths: list[int]) -> tuple[Tensor, list[Any]]:
+    """What `last_hidden` returns, and the shapes of the ids that the body was given."""
+    unpadded._can(model)  # it is tried once
+    seen: list[tuple[int, ...]] = []
+    keep = lambda module, inputs, options: seen.append(tuple(inputs[0].shape))  # noqa: E731
+    handle = model.get_decoder().register_forward_pre_hook(keep, with_kwargs=True)
+    hidden_BSD = last_hidden(model, ids_BS, torch.tensor(lengths))
+    handle.remove()
+    return hidden_BSD, seen
+
+
+def gradients(model: Any) -> Tensor:
+    return torch.cat([w.grad.flatten() for w in model.parameters() if w.grad is not None])
+
+
+@pytest.mark.parametrize("sequence", [40, 60, 192])
+@pytest.mark.parametrize("shared", [0, 5, SHARED])
+@pytest.mark.parametrize("name", set(ARCHITECTURES) - {"bloom"})
+def test_hidden_states_and_gradients_are_those_of_one_pass(
+    name: str, shared: int, sequence: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(unpadded.WORTH, "cpu", -(10**6))  # even where it costs more
+    monkeypatch.setattr(unpadded, "SEQUENCE", sequence)
+    model, ids_BS = made(ARCHITECTURES[name]).train(), rows(shared)
+    slope_BSD = torch.randn(ROWS, LENGTH, 32, generator=torch.Generator().manual_seed(2))
+    real_BS = torch.arange(LENGTH) < torch.tensor(LENGTHS)[:, None]
+    whole_BSD = model.get_decoder()(ids_BS, use_cache=False).last_hidden_state
+    (whole_BSD * slope_BSD)[real_BS].sum().backward()
+    wanted = gradients(model)
+    model.zero_grad()
+    hidden_BSD, seen = widths(model, ids_BS, LENGTHS)
+    (hidden_BSD * slope_BSD)[real_BS].sum().backward()
+    assert len(seen) == 1
+    torch.testing.assert_close(hidden_BSD[real_BS], whole_BSD[real_BS], atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        gradients(model), wanted, atol=1e-5 * float(wanted.abs().max()), rtol=1e-4
+    )
+
+
+def test_nothing_is_padding_and_the_beginning_is_there_once() -> None:
+    layout = Layout.of(rows(), LENGTHS)
+    assert layout.ids_GT.shape == (1, SHARED + sum(LENGTHS) - ROWS * SHARED)
+    assert (layout.row_GT < ROWS).all()
+
+
+@pytest.mark.parametrize("sequence", [40, 90, 192])
+def test_every_token_of_a_row_has_its_place(sequence: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpadded, "SEQUENCE", sequence)
+    ids_BS = rows(5)
+    layout = Layout.of(ids_BS, LENGTHS)
+    found_BS = layout.ids_GT.flatten()[layout.place_BS]
+    for n, length in enumerate(LENGTHS):
+        assert found_BS[n, :length].equal(ids_BS[n, :length])
+        places = layout.place_BS[n, :length]
+        assert layout.position_GT.flatten()[places].equal(torch.arange(length))
+        seen = layout.mask().expand(-1, 1, -1, -1)[places // layout.ids_GT.shape[1]][:, 0]
+        own = seen[torch.arange(length), places % layout.ids_GT.shape[1]]
+        assert own.sum(-1).equal(torch.arange(1, length + 1))  # all before it, and no other
+
+
+def test_lengths_are_as_far_as_one_looks() -> None:
+    ids_BS = torch.zeros(3, 5, dtype=torch.long)
+    assert lengths_of(torch.tensor([1, 3, 2, 10]), ids_BS).tolist() == [4, 1, 1]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_model_says_the_same(attention: str, dtype: torch.dtype) -> None:
+    model, ids_BS = made(ARCHITECTURES["llama"], attention).eval().to(dtype), rows()
+    real_BS = torch.arange(LENGTH) < torch.tensor(LENGTHS)[:, None]
+    with torch.inference_mode():
+        whole_BSD = model.get_decoder()(ids_BS, use_cache=False).last_hidden_state
+        found_BSD, seen = widths(model, ids_BS, LENGTHS)
+    assert len(seen) == 1
+    assert seen != [tuple(ids_BS.shape)]
+    bound = {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}
+    torch.testing.assert_close(found_BSD[real_BS], whole_BSD[real_BS], **bound)
+
+
+def test_rows_that_are_all_the_same_are_read_once() -> None:
+    model, ids_BS = made(ARCHITECTURES["llama"]).eval(), rows()[:1].repeat(3, 1)
+    hidden_BSD, seen = widths(model, ids_BS, [LENGTH] * 3)
+    assert seen == [(1, LENGTH)]
+    torch.testing.assert_close(hidden_BSD[0], hidden_BSD[2])
+
+
+def one_pass(model: Any, ids_BS: Tensor, lengths: list[int] = LENGTHS) -> bool:
+    return widths(model, ids_BS, lengths)[1] == [tuple(ids_BS.shape)]
+
+
+def test_what_gains_too_little_is_read_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(ARCHITECTURES["llama"]).eval()
+    assert one_pass(model, rows(shared=0), [LENGTH] * ROWS)
+    assert one_pass(model, rows()[:1], [LENGTH])
+    monkeypatch.setitem(unpadded.WORTH, "cpu", ROWS * LENGTH)
+    assert one_pass(model, rows())
+
+
+def test_a_window_dropout_and_a_bias_made_of_the_mask_rule_it_out() -> None:
+    window = MistralConfig(**GROUPED, sliding_window=16)
+    assert one_pass(made(window).eval(), rows())
+    assert one_pass(made(ARCHITECTURES["bloom"]).eval(), rows())
+    dropping = made(LlamaConfig(**GROUPED, attention_dropout=0.1))
+    assert one_pass(dropping.train(), rows())
+    assert not one_pass(dropping.eval(), rows())
+    assert one_pass(made(OPTConfig(**OPT | {"dropout": 0.1})).train(), rows())
+    adapted = made(ARCHITECTURES["llama"]).train()
+    adapted.get_decoder().layers[0].mlp.act_fn = nn.Sequential(nn.SiLU(), nn.Dropout(0.1))
+    assert one_pass(adapted, rows())
+
+
+def test_activations_may_be_computed_again() -> None:
+    plain, again = (made(ARCHITECTURES["llama"]).train() for _ in range(2))
+    again.gradient_checkpointing_enable({"use_reentrant": False})
+    for model in (plain, again):
+        hidden_BSD, seen = widths(model, rows(), LENGTHS)
+        hidden_BSD.square().sum().backward()
+        assert seen != [(ROWS, LENGTH)]
+    torch.testing.assert_close(gradients(again), gradients(plain))
+
+
+def test_what_shows_its_inside_is_read_as_it_is() -> None:
+    model, lengths_B = made(ARCHITECTURES["llama"]).eval(), torch.tensor(LENGTHS)
+    seen = look(model, rows(), lengths_B, frozenset({"hidden", "values"}))
+    assert {part.shape[1] for part in (*seen.hidden, *seen.values)} == {LENGTH}
