@@ -71,8 +71,10 @@ if stage == "train":
     write(f"models/train/{sys.argv[2]}/seed-1/weights.json", sys.argv[2])
 if stage == "verdict":
     gain = {"mean": 0.1, "low": 0.05, "high": 0.2}
+    alike = dict.fromkeys(("parameters", "flops_per_token", "blocks"), 1.0)
     write("reports/challenge.json", {"promote": True, "why": "so", "seed": 1, "champion": 0.4,
-          "challenger": 0.5, "gain": gain, "intervals": {"champion": gain, "challenger": gain}})
+          "challenger": 0.5, "gain": gain, "intervals": {"champion": gain, "challenger": gain},
+          "growth": alike})
     arms = dict.fromkeys(("teacher", "initial", "baseline", "student"), {"score": 0.5})
     gate = {"gate": {"passed": True}, "gain_over_baseline": gain}
     write("reports/metrics.json", {**arms, **gate, "retention": 0.9, "retention_low": 0.8})
