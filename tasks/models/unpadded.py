@@ -4,8 +4,7 @@ Some rows lie in one sequence, their common beginning before them; a mask lets e
 beginning and its own row alone, and its position is the one in its row. So the numbers are those of
 rows that are padded, and the gradient of the beginning is the sum of theirs (the thought of the
 common beginning for groups of rollouts: Liu et al. 2025, Prefix Grouper, arXiv 2506.05433). Of a
-chat template's rows with a short question a fifth to a half is padding, and more than half of the
-rest such a beginning.
+chat template's rows with a short question more than half is such a beginning.
 
 Shapes: B rows, S tokens of the longest, G sequences, T tokens of each, N valid tokens, D width.
 """
