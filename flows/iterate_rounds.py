@@ -79,6 +79,8 @@ def one_round(
         drop_stale_lock(worktree)
     storage.share_storage(history.root, worktree)
     wished = overrides.lay_over(worktree, changes) if changes else []
+    if not succession.goes_on(worktree, last):
+        log.info("another shape than the champion's is asked for: the student begins anew")
     for change in [*wished, *succession.prepare(worktree, last)]:
         log.info("params.yaml: %s", change)
     distill_round(worktree, workspace=workspace)
@@ -105,11 +107,9 @@ def _conclude(
     before = last.champion if last else succession.FIRST_CHAMPION
     champion = succession.promote(worktree, number) if verdict["promote"] else before
     succession.hand_on_prompts(worktree, number)
-    document = params.load(worktree / params.PARAMS)
-    chain = succession.chain_of(document["train"], document["evaluate"]["student"])
     behind = last.updates if last else 0
     if verdict["promote"]:
-        behind += succession.updates_of(document["train"], chain)
+        behind = succession.updates_behind(worktree, last)
     metrics = json.loads((worktree / "reports/metrics.json").read_text())
     scores = {name: metrics[name] for name in ("teacher", "baseline", "student")}
     return RoundRecord(

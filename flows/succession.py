@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import overrides
-from flows.round_history import RoundRecord
+from flows.round_history import History, RoundRecord
 from tasks import params
 from tasks.challenge.latency import objection
 from tasks.challenge.stage import VERDICT
@@ -24,7 +24,9 @@ def prepare(worktree: Path, last: RoundRecord | None) -> list[str]:
 
     The student goes on from the champion; the baseline still starts from the student that was
     taught nothing, with as many updates as lie behind the student by now: equal, however many
-    rounds there were. Prompts are the next batch, and those that were hardest.
+    rounds there were. Where params.yaml asks for a student of another shape than the champion's,
+    that one begins anew, and has the champion to beat. Prompts are the next batch, and those that
+    were hardest.
     """
     document = params.load(worktree / params.PARAMS)
     student, baseline = document["evaluate"]["student"], document["evaluate"]["baseline"]
@@ -38,11 +40,12 @@ def prepare(worktree: Path, last: RoundRecord | None) -> list[str]:
     ]
     tracked = []
     if last and last.champion != FIRST_CHAMPION:
-        settings += [
-            f"challenge.champion={last.champion}",
-            f"train.{chain[-1]}.from={Path(last.champion).relative_to('models')}",
-            f"train.{baseline}.updates={last.updates + updates_of(document['train'], chain)}",
-        ]
+        settings.append(f"challenge.champion={last.champion}")
+        if goes_on(worktree, last):
+            settings += [
+                f"train.{chain[-1]}.from={Path(last.champion).relative_to('models')}",
+                f"train.{baseline}.updates={updates_behind(worktree, last)}",
+            ]
         tracked.append(Path(last.champion))
     if rounds.replay and (replay := _replay(worktree)):
         settings += [f"collect.replay.path={replay}", f"collect.replay.rows={rounds.replay}"]
@@ -65,6 +68,24 @@ def chain_of(phases: dict[str, Any], student: str) -> list[str]:
 def updates_of(phases: dict[str, Any], chain: list[str]) -> int:
     """Return the optimiser steps of a chain of phases."""
     return sum(phases[name].get("updates") or 0 for name in chain)
+
+
+def goes_on(worktree: Path, last: RoundRecord | None) -> bool:
+    """Say whether the champion is of the shape asked for, so that learning goes on in it."""
+    if not last or last.champion == FIRST_CHAMPION:
+        return True
+    of = Path(last.champion).name  # the round that promoted it: its tag
+    asked = History(worktree).file(of, params.PARAMS.as_posix())
+    shape = params.parse(asked, f"{of}:{params.PARAMS}")["shape"]
+    return bool(shape == params.load(worktree / params.PARAMS)["shape"])
+
+
+def updates_behind(worktree: Path, last: RoundRecord | None) -> int:
+    """Return the optimiser steps behind a round's student: the champion's too, if it goes on."""
+    document = params.load(worktree / params.PARAMS)
+    chain = chain_of(document["train"], document["evaluate"]["student"])
+    before = last.updates if last and goes_on(worktree, last) else 0
+    return before + updates_of(document["train"], chain)
 
 
 def verdict(worktree: Path) -> dict[str, Any]:

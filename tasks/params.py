@@ -95,15 +95,21 @@ def arguments(address: str, document: Mapping[str, Any]) -> dict[str, Any]:
 def load(path: Path = PARAMS) -> dict[str, Any]:
     """Read params.yaml as plain values (safe YAML: no object is ever constructed)."""
     try:
-        document = YAML(typ="safe", pure=True).load(path.read_text())
+        return parse(path.read_text(), str(path))
     except FileNotFoundError:
         raise ParamsError(
             "there is no params.yaml here", where=str(path), mend="run from the project's root"
         ) from None
+
+
+def parse(text: str, where: str) -> dict[str, Any]:
+    """Read the text of a params.yaml, which was found at `where`."""
+    try:
+        document = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
-        raise ParamsError(f"not YAML: {error}", where=str(path)) from error
+        raise ParamsError(f"not YAML: {error}", where=where) from error
     if not isinstance(document, dict):
-        raise ParamsError("expected a mapping of sections", where=str(path))
+        raise ParamsError("expected a mapping of sections", where=where)
     return document
 
 

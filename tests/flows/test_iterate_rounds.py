@@ -6,8 +6,10 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from flows.round_history import History, git
 from tests import tiny_project
@@ -23,14 +25,26 @@ LEARNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("rounds")
+GROWS = {
+    "shape.layers": [0, 1, 2, 3],
+    "train.kd.updates": 60,
+    "challenge.guards": {"parameters": 2, "flops_per_token": 2, "blocks": 2, "bits_per_byte": 10},
+    "challenge.latency": {"growth": 1.0},
+}
+"""A student twice as deep, which every guard but the clock would let pass."""
+
+
+def committed(folder: Path, settings: dict[str, Any]) -> Path:
     teacher = tiny_project.build_teacher(folder / "teacher")
-    root = tiny_project.build(folder / "project", teacher, LEARNS)
+    root = tiny_project.build(folder / "project", teacher, settings)
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message", "a project")
     return root
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return committed(tmp_path_factory.mktemp("rounds"), LEARNS)
 
 
 def iterate(root: Path, command: str = "iterate", **env: str) -> list[dict]:
@@ -88,3 +102,29 @@ def test_rounds_follow_each_other(project: Path, prefect_server: str) -> None:
     assert again.returncode == 0, again.stderr
     assert "Running stage" not in again.stdout
     assert git(clone, "status", "--porcelain") == ""
+
+
+def test_a_student_of_another_shape_begins_anew_and_must_not_be_slower(
+    tmp_path: Path, prefect_server: str
+) -> None:
+    weak = LEARNS | {"train.kd.updates": 12, "collect.split.dev": 60}
+    root, server = committed(tmp_path, weak), {"PREFECT_API_URL": prefect_server}
+    (first,) = iterate(root, **server)
+    assert first["promoted"], first["why"]
+
+    yaml = YAML()
+    document = yaml.load(root / "params.yaml")
+    for key, value in GROWS.items():
+        tiny_project.put(document, key, value)
+    yaml.dump(document, root / "params.yaml")
+    git(root, "commit", "--quiet", "--all", "--message", "twice as deep")
+    (second,) = iterate(root, **server)
+
+    params = YAML(typ="safe").load(History(root).file("round-0002", "params.yaml"))
+    assert params["train"]["kd"]["from"] == "shape"
+    assert params["train"]["baseline"]["updates"] == 4
+    assert params["challenge"]["champion"] == first["champion"]
+    assert second["dev"]["gain"]["low"] > 0, second["why"]
+    assert "latency: " in second["why"]
+    assert not second["promoted"]
+    assert (second["champion"], second["updates"]) == (first["champion"], first["updates"])
