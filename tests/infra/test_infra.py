@@ -132,7 +132,7 @@ def kubernetes_resources() -> Iterator[dict[str, Any]]:
                 yield {"apiVersion": "v1", "kind": "Pod", "metadata": name, **group["template"]}
 
 
-@pytest.mark.parametrize("resource", kubernetes_resources(), ids=lambda r: r["metadata"]["name"])
+@pytest.mark.parametrize("resource", [*kubernetes_resources()], ids=lambda r: r["metadata"]["name"])
 def test_kubernetes_takes_it(resource: dict[str, Any]) -> None:
     version = kubernetes_validate.latest_version()
     kubernetes_validate.validate(resource, version, strict=True)
