@@ -76,7 +76,7 @@ def test_17_one_round_a_slot_whatever_the_clock_does(tmp_path: Path, day: dateti
         for minutes in (25, 65, 20, 100, 40, 24 * 60, 2 * 24 * 60):  # since midnight, UTC
             clock.set(day + timedelta(minutes=minutes))
             time.sleep(4)  # the scheduler looks every second
-        for _ in range(60):
+        for _ in range(180):  # a busy machine takes its time; what is made is what counts
             found = [slot.astimezone(BERLIN) for slot in slots(server.url, day - HALF_A_DAY)]
             if len(found) >= 5:  # the third day's three ahead
                 break
