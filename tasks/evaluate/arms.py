@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from tasks.errors import UserError
+from tasks.models import checkpoints
 from tasks.params import nearest
 from tasks.progress import say
 from tasks.rows.records import ADAPT, ENDPOINT, SHAPE, TRAIN
@@ -31,6 +32,11 @@ class Arm:
     def has_weights(self) -> bool:
         """Whether its weights are here: a teacher behind an endpoint has but an address."""
         return not any((folder / ENDPOINT).exists() for folder in self.checkpoints.values())
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps that led to it, those of earlier phases and rounds included."""
+        return max(checkpoints.updates(folder) for folder in self.checkpoints.values())
 
     @property
     def column(self) -> str:

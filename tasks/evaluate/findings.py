@@ -100,6 +100,7 @@ class Findings:
             "arm": arm.name,
             "role": arm.role,
             "checkpoints": [str(path) for path in arm.checkpoints.values()],
+            "updates": arm.updates,
             "score": self.bootstrap.score(arm.name).rounded(),
             "by_seed": {
                 str(seed): round(float(mean), 6)

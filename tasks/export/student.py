@@ -45,5 +45,5 @@ def evaluated() -> Student:
 
 def lineage(folder: Path) -> dict[str, Any]:
     """Return what a checkpoint is and was made from, as its own files say."""
-    provenance = json.loads((folder / checkpoints.PROVENANCE).read_bytes())
+    provenance = checkpoints.provenance(folder)
     return {"fingerprint": checkpoints.fingerprint(folder), "provenance": provenance}

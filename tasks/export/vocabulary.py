@@ -35,7 +35,7 @@ def whole(student: Path, shape: "Student") -> Iterator[Path]:
     full = restore(model, tokenizer, lender)
     EXPORT.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=EXPORT.parent, prefix=".whole-") as scratch:
-        provenance = json.loads((student / checkpoints.PROVENANCE).read_bytes())
+        provenance = checkpoints.provenance(student)
         stored = json.loads((student / "config.json").read_bytes())["dtype"]
         checkpoints.save(model, full, Path(scratch) / "model", provenance, precision=stored)
         say(f"vocabulary: {known} tokens were learnt, all {len(full)} are given back")

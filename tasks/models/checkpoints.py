@@ -199,6 +199,17 @@ def fingerprint(folder: Path) -> str:
     return _checksum({path.name: _sha256(path) for path in parts(folder)})
 
 
+def provenance(folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint says that it was made from; nothing where it does not say."""
+    path = folder / PROVENANCE
+    return json.loads(path.read_bytes()) if path.exists() else {}
+
+
+def updates(folder: Path) -> int:
+    """Return the optimiser steps of the phases that led to a checkpoint, over all rounds."""
+    return int(provenance(folder).get("updates", 0))
+
+
 def _seal(partial: Path) -> None:
     files = {}
     for path in sorted(partial.iterdir()):

@@ -85,6 +85,7 @@ def _train(item: str, phase: Phase, seed: int) -> Trained:
             "phase": item,
             "seed": seed,
             "from": checkpoints.fingerprint(start),
+            "updates": checkpoints.updates(start) + len(trained.history),
             "params": phase.params(),
         }
         checkpoints.save(model, tokenizer, folder, provenance, precision=phase.save_precision)

@@ -88,6 +88,7 @@ def test_rounds_follow_each_other(project: Path, prefect_server: str) -> None:
     assert "from: champion/round-0001" in params
     assert "champion: models/champion/round-0001" in params
     assert f"updates: {60 + 60}" in params  # the baseline's: as many as lie behind the student
+    assert "not equal" not in history.file("round-0002", "reports/report.md")
     assert git(project, "status", "--porcelain") == ""
 
     clone = project.parent / "clone"

@@ -48,7 +48,7 @@ def view(files: RoundFiles, against: str = "") -> dict[str, Any]:
         "gate": gate(metrics),
         "arms": arms,
         "by_role": by_role,
-        "unequal": unequal_updates(files.losses, by_role),
+        "unequal": unequal_updates(by_role),
         "scores": plots.scores(arms),
         "gain": plots.gain(metrics),
         "efficiency": _efficiency(by_role, files.timings),
@@ -116,19 +116,10 @@ def gate(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def unequal_updates(
-    losses: dict[str, dict[int, Table]], by_role: dict[str, Any]
-) -> dict[str, int] | None:
+def unequal_updates(by_role: dict[str, Any]) -> dict[str, int] | None:
     """Return the updates of baseline and student where they differ: the comparison then limps."""
-    phases = {role: losses.get(by_role[role]["arm"]) for role in ("baseline", "student")}
-    if not all(phases.values()):
-        return None
-    steps = {
-        role: int(max(step["step"] for curve in seeds.values() for step in curve))
-        for role, seeds in phases.items()
-        if seeds
-    }
-    return steps if len(set(steps.values())) > 1 else None
+    found = {role: by_role[role].get("updates") for role in ("baseline", "student")}
+    return found if len(set(found.values())) > 1 else None
 
 
 def not_measured(metrics: dict[str, Any], by_role: dict[str, Any], files: RoundFiles) -> list[str]:

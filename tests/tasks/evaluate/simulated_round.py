@@ -18,6 +18,7 @@ from tasks.evaluate.predictions import Prediction, scored, write
 from tasks.evaluate.robustness import PERTURBED, Variant
 from tasks.evaluate.settings import EvaluateParams
 from tasks.judging.verifiers import Label
+from tasks.models.checkpoints import PROVENANCE
 from tasks.models.decoding import Answer
 from tasks.rows.records import (
     ADAPT,
@@ -55,6 +56,8 @@ class SimulatedRound:
     seeds: tuple[int, ...] = (1, 2, 3)
     rows: int = 400
     updates: int = 40
+    behind: int = 0
+    """Updates of earlier rounds."""
     prompt: str = "Definition: a {kind} {place}, number {n}\nCategory:"
     """Text with the places `kind`, `place` and `n`."""
 
@@ -181,6 +184,7 @@ class SimulatedRound:
 
     def _history(self, folder: Path, start: float, seed: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / PROVENANCE, {"updates": self.updates + self.behind})
         chance = random.Random(f"{folder}{seed}")
         with (folder / "history.csv").open("w", newline="") as out:
             writer = csv.writer(out, lineterminator="\n")

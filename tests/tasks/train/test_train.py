@@ -116,6 +116,7 @@ def test_a_phase_trains_a_student_for_each_seed(round_so_far, fields) -> None:
     assert summary["final_loss"] > 0
     provenance = json.loads((TRAIN / "here/seed-2/provenance.json").read_text())
     assert provenance["seed"] == 2 and provenance["params"]["from"] == "shape"
+    assert provenance["updates"] == 6
 
 
 def test_lessons_are_met_stage_after_stage(round_so_far) -> None:
@@ -137,6 +138,7 @@ def test_a_phase_goes_on_from_another_seed_by_seed(round_so_far) -> None:
     for seed in (1, 2):
         provenance = json.loads((TRAIN / f"kd/seed-{seed}/provenance.json").read_text())
         assert provenance["from"] == checkpoints.fingerprint(TRAIN / f"sft/seed-{seed}")
+        assert provenance["updates"] == 6 + checkpoints.updates(TRAIN / f"sft/seed-{seed}") == 12
 
 
 def test_distillation_moves_the_student_towards_the_teacher(round_so_far) -> None:
