@@ -6,11 +6,12 @@ The teacher is the packaged model, the student some of its layers; the text is W
 conversations, taken two ways: short answers (a definition asks for its category) and long ones (a
 category asks for a definition). `wide` are the short ones with the vocabulary of both models
 widened to 131,072 ids, as those of today are. Both sides see the same rows, batch sizes, number of
-updates and precision (bfloat16), learn from the answers alone, train every weight, attend eagerly
-(quickest on a CPU), and run in a process of their own with one thread. Tokens are those of prompt
-and answer, without padding; time is the CPU's in `train()`. DistillationTrainer has the
-student answer for every update, as our on-policy phase does: there the tokens are those written
-too. Batches are of 8 rows, which is TRL's default, and of 32, which is the default round's.
+updates and precision (bfloat16), learn from the answers alone, train every weight, attend in the
+way that is quickest for them on a CPU (TRL's eagerly), and run in a process of their own with one
+thread. Tokens are those of prompt and answer, without padding; time is the CPU's in `train()`.
+DistillationTrainer has the student answer for every update, as our on-policy phase does: there the
+tokens are those written too. Batches are of 8 rows, which is TRL's default, and of 32, which is the
+default round's.
 """
 
 import argparse

@@ -17,7 +17,7 @@ import torch
 
 from tasks.capture.shards import WORK, ShardWriter, figures_of, key_of, publish, windows
 from tasks.errors import UserError
-from tasks.learning.batches import Example, examples_of
+from tasks.learning.batches import Example, examples_of, positions_of
 from tasks.models import checkpoints
 from tasks.models.heads import Head
 from tasks.models.side_by_side import side_by_side
@@ -146,12 +146,7 @@ def signals_of(
     Right padding under a causal mask: what is read never attends to padding.
     """
     ids_BS = pad_right([row.ids[:-1].tolist() for row in batch], 0).to(model.device)
-    hidden_BSD = last_hidden(model, ids_BS, torch.tensor([len(row.ids) - 1 for row in batch]))
-    width = ids_BS.shape[1]
-    at_N = np.concatenate(
-        [np.arange(x.prompt_length, len(x.ids)) - 1 + n * width for n, x in enumerate(batch)]
-    )
-    hidden_ND = hidden_BSD.flatten(0, 1)[torch.from_numpy(at_N).to(model.device)]
+    hidden_ND = last_hidden(model, ids_BS, positions_of(batch, ids_BS.shape[1]).to(model.device))
     dice_NG = torch.from_numpy(dice_of(batch, origin)).to(model.device)
     split = (torch.split(x, chunk_tokens) for x in (hidden_ND, dice_NG))
     parts = [origin.form.measure(head, rows_ND, dice) for rows_ND, dice in zip(*split, strict=True)]

@@ -132,7 +132,7 @@ def _sit(
     import numpy as np
 
     from tasks.evaluate.readings import Reader
-    from tasks.models.seen import blocks_of
+    from tasks.models.blocks import blocks_of
 
     device = checkpoints.accelerator()
     model, tokenizer = checkpoints.load(folder, precision="bfloat16", device=device, frozen=True)

@@ -82,13 +82,12 @@ class Reader:
     def _hidden_rows(self, texts: Sequence[Encoded]) -> list[Tensor]:
         """Right padding under a causal mask: what is kept never attends to padding."""
         ids_BS = pad_right([text.ids[:-1] for text in texts], 0).to(self.model.device)
+        lengths = [len(text.completion_ids) for text in texts]
+        firsts = [n * ids_BS.shape[1] + len(x.prompt_ids) - 1 for n, x in enumerate(texts)]
+        spans = [torch.arange(a, a + n) for a, n in zip(firsts, lengths, strict=True)]
         with torch.inference_mode():
-            lengths_B = torch.tensor([len(text.ids) - 1 for text in texts])
-            hidden_BSD = last_hidden(self.model, ids_BS, lengths_B)
-        return [
-            hidden_SD[len(text.prompt_ids) - 1 : len(text.ids) - 1].clone()
-            for text, hidden_SD in zip(texts, hidden_BSD, strict=True)
-        ]
+            hidden_ND = last_hidden(self.model, ids_BS, torch.cat(spans).to(ids_BS.device))
+        return [hidden_MD.clone() for hidden_MD in torch.split(hidden_ND, lengths)]
 
 
 def _key(text: Encoded) -> _Key:

@@ -58,7 +58,8 @@ class Hyperparameters(Section):
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the matrix products; weights, optimiser and softmax are float32 always."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
-    """auto: eager on a CPU where rows are short (its backward is twice as fast), else sdpa."""
+    """auto: sdpa, with rows compared with themselves alone (tasks/models/row_attention.py); of a
+    model that cannot, eager on a CPU where rows are short: its backward is twice as fast."""
     chunk_tokens: int = Field(512, ge=1)
     """Tokens whose logits are in memory at once."""
     compile: Literal["auto", "on", "off"] = "auto"

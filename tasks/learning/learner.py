@@ -22,9 +22,10 @@ from tasks.losses.features import Place
 from tasks.losses.fused_head import fused_head_loss
 from tasks.losses.targets import LiveTeacher, Targets, TopK, label_logp
 from tasks.losses.token_losses import Exact
+from tasks.models.blocks import blocks_of
 from tasks.models.heads import Head
-from tasks.models.seen import blocks_of, look
-from tasks.models.unpadded import lengths_of
+from tasks.models.seen import look
+from tasks.models.unpadded import reads_by_rows
 from tasks.teaching.origins import Batch, Teaching
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -80,8 +81,8 @@ class Learner(nn.Module):
         if self._head is None:  # not before: moving a model to its device makes new parameters
             self._head = Head.of(self.model, self.vocabulary)
         parts = self.matching.parts if self.matching else frozenset()
-        seen = look(self.model, ids_BS, lengths_of(positions_N, ids_BS), parts)
-        hidden_ND = seen.last_BSD.flatten(0, 1)[positions_N]
+        seen = look(self.model, ids_BS, positions_N, parts)
+        hidden_ND = seen.last_ND
         batch = Batch(ids_BS, positions_N, targets_N, brought)
         targets, taught = Targets(targets_N, by_student_N=by_student_N), None
         if self.teaching is not None:
@@ -162,8 +163,9 @@ def attention(
     """Attend in the way that trains fastest for rows of this length; set it back afterwards."""
     before, wanted = model.config._attn_implementation, hyperparameters.attention
     if wanted == "auto":
+        model.set_attn_implementation("sdpa")
         short = longest <= SHORT_ROW and not torch.cuda.is_available()
-        wanted = "eager" if short else "sdpa"
+        wanted = "eager" if short and not reads_by_rows(model) else "sdpa"
     model.set_attn_implementation(wanted)
     try:
         yield

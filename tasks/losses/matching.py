@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from tasks.errors import UserError
 from tasks.losses.features import Feature, LayerMap, Place
-from tasks.models.seen import Part, Seen, blocks_of
+from tasks.models.blocks import blocks_of
+from tasks.models.seen import Part, Seen
 
 
 class Matching(nn.Module):

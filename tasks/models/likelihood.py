@@ -114,15 +114,15 @@ class Likelihood:
         with torch.inference_mode():
             texts = [[*read, *judged[:-1]] for read, judged in batch]
             ids_BS = pad_right(texts, 0).to(self.model.device)
-            hidden_BSD = last_hidden(self.model, ids_BS, torch.tensor([*map(len, texts)]))
-            places = [  # right padding under a causal mask: nothing valid attends to it
-                (row, len(read) - 1 + n)
+            places = [
+                row * ids_BS.shape[1] + len(read) - 1 + n
                 for row, (read, judged) in enumerate(batch)
                 for n in range(len(judged))
             ]
-            rows_N, columns_N = torch.tensor(places, device=hidden_BSD.device).T
+            at_N = torch.tensor(places, device=ids_BS.device)
             targets_N = torch.tensor([n for _, judged in batch for n in judged])
-            losses_N = self._losses(hidden_BSD[rows_N, columns_N], targets_N.to(hidden_BSD.device))
+            hidden_ND = last_hidden(self.model, ids_BS, at_N)
+            losses_N = self._losses(hidden_ND, targets_N.to(ids_BS.device))
         means = torch.split(losses_N, [len(judged) for _, judged in batch])
         return [float(part.double().mean()) for part in means]
 

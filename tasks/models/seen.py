@@ -1,6 +1,6 @@
 """One pass of a causal LM's body, and what was asked of it on the way.
 
-Shapes: B batch, S sequence, D width, H heads, E width of a head.
+Shapes: B batch, S sequence, N tokens looked at, D width, H heads, E width of a head.
 """
 
 # ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tasks.errors import UserError
+from tasks.models.blocks import blocks_of
 from tasks.models.unpadded import last_hidden
 
 Part = Literal["hidden", "attention", "values"]
@@ -21,7 +22,7 @@ Part = Literal["hidden", "attention", "values"]
 class Seen(NamedTuple):
     """What a pass shows; a part that was not asked for is empty."""
 
-    last_BSD: Tensor
+    last_ND: Tensor
     """What the head reads."""
     hidden: tuple[Tensor, ...] = ()
     """(B, S, D) each: the embeddings, then what each block leaves (the last one normed)."""
@@ -34,24 +35,24 @@ class Seen(NamedTuple):
 def look(
     model: PreTrainedModel,
     ids_BS: Tensor,
-    lengths_B: Tensor,
+    at_N: Tensor,
     parts: frozenset[Part] = frozenset(),
 ) -> Seen:
-    """Run the body over right-padded rows, of which so many tokens each matter.
+    """Run the body over right-padded rows; what the head reads is wanted at some tokens.
 
-    Under a causal mask no token attends to padding.
+    `at_N` counts through B·S. Under a causal mask no token attends to padding.
 
     Raises:
         UserError: the model does not show a part that is wanted.
     """
     if not parts:
-        return Seen(last_hidden(model, ids_BS, lengths_B))
+        return Seen(last_hidden(model, ids_BS, at_N))
     options = {"output_hidden_states": "hidden" in parts, "output_attentions": "attention" in parts}
     shown = {name: wanted for name, wanted in options.items() if wanted}
     values: list[Tensor] = []
     with _kept_values(model, values, "values" in parts):
         out = model.get_decoder()(input_ids=ids_BS, use_cache=False, **shown)
-    seen = Seen(out.last_hidden_state, values=tuple(values))
+    seen = Seen(out.last_hidden_state.flatten(0, 1)[at_N], values=tuple(values))
     if "hidden" in parts:
         seen = seen._replace(hidden=out.hidden_states)
     if "attention" in parts:
@@ -60,14 +61,6 @@ def look(
         if not getattr(seen, part) or any(x is None for x in getattr(seen, part)):
             raise UserError(f"{type(model).__name__} does not show its {part}", where="terms")
     return seen
-
-
-def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the stack of blocks of a causal LM."""
-    lists = [m for m in model.get_decoder().children() if isinstance(m, nn.ModuleList)]
-    if len(lists) != 1:
-        raise UserError(f"cannot tell which modules of {type(model).__name__} are its blocks")
-    return lists[0]
 
 
 @contextmanager

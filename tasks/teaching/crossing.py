@@ -16,8 +16,8 @@ from tasks.learning.batches import Example, key_of, positions_of
 from tasks.losses.targets import Crossed
 from tasks.losses.uld import groups_of
 from tasks.models.heads import Head, check_head
-from tasks.models.seen import Seen, look
-from tasks.models.unpadded import lengths_of
+from tasks.models.seen import Seen
+from tasks.models.unpadded import last_hidden
 from tasks.rows.records import Row
 from tasks.rows.text import encode_all, pad_right
 
@@ -100,9 +100,7 @@ class Crossing:
         if self._head is None:
             self._head = Head.of(self.model, len(self.tokenizer))
         with torch.autocast(device.type, enabled=False):
-            ids_BS, positions_M = brought["ids_BS"], brought["positions_M"]
-            seen = look(self.model, ids_BS, lengths_of(positions_M, ids_BS))
-        hidden_MD = seen.last_BSD.flatten(0, 1)[positions_M]
+            hidden_MD = last_hidden(self.model, brought["ids_BS"], brought["positions_M"])
         groups = (brought["group_N"], brought["group_M"])
         shared: tuple[Tensor, Tensor] = (self.shared[0].to(device), self.shared[1].to(device))
         return Crossed(hidden_MD, self._head, brought["ids_M"], *groups, shared), None

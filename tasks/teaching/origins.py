@@ -21,7 +21,6 @@ from tasks.learning.batches import Brings, Example
 from tasks.losses.targets import LiveTeacher, SeveralLive, SeveralStored, Teacher, TopK
 from tasks.models.heads import Head, check_head
 from tasks.models.seen import Seen, look
-from tasks.models.unpadded import lengths_of
 from tasks.models.vocabularies import ids_within
 
 if TYPE_CHECKING:
@@ -159,19 +158,20 @@ class Live:
         if name in self.ids_V:
             ids_BS = self.ids_V[name].to(ids_BS.device)[ids_BS]
         parts = self.matching.parts if self.matching else frozenset()
-        if chosen_B is not None and not chosen_B.any():
-            width = self._heads[name].weight_VD.shape[1]
-            nothing_ND = torch.zeros(len(batch.positions_N), width, device=ids_BS.device)
-            return LiveTeacher(nothing_ND.to(model.dtype), self._heads[name]), Seen(nothing_ND)
-        with torch.autocast(ids_BS.device.type, enabled=False):
-            lengths_B = lengths_of(batch.positions_N, ids_BS)
-            of = slice(None) if chosen_B is None else chosen_B
-            seen = look(model, ids_BS[of], lengths_B[of], parts)
-        hidden_BSD = seen.last_BSD
+        at_N, here_N = batch.positions_N, None
         if chosen_B is not None:
-            whole_BSD = hidden_BSD.new_zeros(*ids_BS.shape, hidden_BSD.shape[-1])
-            hidden_BSD = whole_BSD.masked_scatter(chosen_B[:, None, None], hidden_BSD)
-        hidden_ND = hidden_BSD.flatten(0, 1)[batch.positions_N]
+            here_N, at_N = chosen_B[batch.row_N], _among(chosen_B, batch)
+            ids_BS = ids_BS[chosen_B]
+        if len(ids_BS):
+            with torch.autocast(ids_BS.device.type, enabled=False):
+                seen = look(model, ids_BS, at_N, parts)
+        else:
+            width = self._heads[name].weight_VD.shape[1]
+            seen = Seen(torch.empty(0, width, dtype=model.dtype, device=ids_BS.device))
+        hidden_ND = seen.last_ND
+        if here_N is not None:
+            whole_ND = hidden_ND.new_zeros(len(here_N), hidden_ND.shape[-1])
+            hidden_ND = whole_ND.masked_scatter(here_N[:, None], hidden_ND)
         return LiveTeacher(hidden_ND, self._heads[name]), seen
 
     def _head(self, name: str) -> Head:
@@ -185,6 +185,14 @@ class Live:
         ids_V = self.ids_V[name].to(head.weight_VD.device)
         bias_V = None if head.bias_V is None else head.bias_V[ids_V]
         return replace(head, weight_VD=head.weight_VD[ids_V], bias_V=bias_V, packed=None)
+
+
+def _among(chosen_B: Tensor, batch: Batch) -> Tensor:
+    """Return where the valid tokens of the chosen rows are once the others are left out."""
+    new_B = chosen_B.long().cumsum(0) - 1
+    rows, width = batch.row_N, batch.ids_BS.shape[1]
+    at_N = new_B[rows] * width + batch.positions_N % width
+    return at_N[chosen_B[rows]]
 
 
 def understood(

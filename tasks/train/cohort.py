@@ -14,7 +14,7 @@ from tasks.losses.divergences import Divergence, Term
 from tasks.losses.fused_head import fused_head_loss
 from tasks.losses.targets import LiveTeacher, Targets
 from tasks.models.heads import Head
-from tasks.models.unpadded import last_hidden, lengths_of
+from tasks.models.unpadded import last_hidden
 
 
 class Cohort(nn.Module):
@@ -45,9 +45,7 @@ class Cohort(nn.Module):
         self, *, ids_BS: Tensor, positions_N: Tensor, targets_N: Tensor, divisor: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the first peer's loss, with the gradients of all, and its losses (N, T)."""
-        lengths_B = lengths_of(positions_N, ids_BS)
-        passes = (last_hidden(peer, ids_BS, lengths_B) for peer in self.peers)
-        hidden = [hidden_BSD.flatten(0, 1)[positions_N] for hidden_BSD in passes]
+        hidden = [last_hidden(peer, ids_BS, positions_N) for peer in self.peers]
         heads = [Head.of(peer, self.vocabulary) for peer in self.peers]
         taught = [
             LiveTeacher(h_ND.detach().to(self._dtype(h_ND)), head)

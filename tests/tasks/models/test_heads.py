@@ -80,4 +80,4 @@ def test_more_than_a_head_is_refused() -> None:
     model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + 1)
     with pytest.raises(UserError, match="does more"):
         check_head(model)
-    assert look(model, torch.tensor([[3, 4]]), torch.tensor([2])).last_BSD.shape == (1, 2, 32)
+    assert look(model, torch.tensor([[3, 4]]), torch.tensor([0, 1])).last_ND.shape == (2, 32)

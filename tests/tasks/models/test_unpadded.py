@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -16,7 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from tasks.models import unpadded
+from tasks.models import last_block, row_attention, unpadded
 from tasks.models.seen import look
 from tasks.models.unpadded import Layout, last_hidden, lengths_of
 
@@ -56,59 +57,75 @@ def rows(shared: int = SHARED) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def always_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(unpadded.WORTH, "cpu", 1)
+    monkeypatch.setattr(unpadded, "_worth", lambda device, room: 1)
 
 
-def widths(model: Any, ids_BS: Tensor, lengths: list[int]) -> tuple[Tensor, list[Any]]:
+def everywhere() -> Tensor:
+    """Where tokens of the rows are, counted through all with their padding."""
+    real_BS = torch.arange(LENGTH) < torch.tensor(LENGTHS)[:, None]
+    return real_BS.flatten().nonzero()[:, 0]
+
+
+def widths(model: Any, ids_BS: Tensor, at_N: Tensor | None = None) -> tuple[Tensor, list[Any]]:
     """What `last_hidden` returns, and the shapes of the ids that the body was given."""
-    unpadded._can(model)  # it is tried once
+    if not (model.training and unpadded._drops(model)):  # it is tried once
+        unpadded._room(model)
+        last_block._hooked(model)
     seen: list[tuple[int, ...]] = []
     keep = lambda module, inputs, options: seen.append(tuple(inputs[0].shape))  # noqa: E731
     handle = model.get_decoder().register_forward_pre_hook(keep, with_kwargs=True)
-    hidden_BSD = last_hidden(model, ids_BS, torch.tensor(lengths))
+    hidden_ND = last_hidden(model, ids_BS, everywhere() if at_N is None else at_N)
     handle.remove()
-    return hidden_BSD, seen
+    return hidden_ND, seen
 
 
 def gradients(model: Any) -> Tensor:
     return torch.cat([w.grad.flatten() for w in model.parameters() if w.grad is not None])
 
 
+@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("sequence", [40, 60, 192])
 @pytest.mark.parametrize("shared", [0, 5, SHARED])
 @pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n != "bloom"])
-def test_hidden_states_and_gradients_are_those_of_one_pass(
-    name: str, shared: int, sequence: int, monkeypatch: pytest.MonkeyPatch
+def test_hidden_states_and_gradients_are_those_of_one_pass(  # noqa: PLR0917
+    name: str,
+    shared: int,
+    sequence: int,
+    attention: str,
+    every: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(unpadded.WORTH, "cpu", -(10**6))  # even where it costs more
+    monkeypatch.setattr(unpadded, "_worth", lambda device, room: -(10**6))  # even where it costs
     monkeypatch.setattr(unpadded, "SEQUENCE", sequence)
-    model, ids_BS = made(ARCHITECTURES[name]).train(), rows(shared)
-    slope_BSD = torch.randn(ROWS, LENGTH, 32, generator=torch.Generator().manual_seed(2))
-    real_BS = torch.arange(LENGTH) < torch.tensor(LENGTHS)[:, None]
+    monkeypatch.setattr(unpadded, "LONG_SEQUENCE", sequence)
+    model, ids_BS = made(ARCHITECTURES[name], attention).train(), rows(shared)
+    at_N = everywhere()[::every]
+    slope_ND = torch.randn(len(at_N), 32, generator=torch.Generator().manual_seed(2))
     whole_BSD = model.get_decoder()(ids_BS, use_cache=False).last_hidden_state
-    (whole_BSD * slope_BSD)[real_BS].sum().backward()
+    whole_ND = whole_BSD.flatten(0, 1)[at_N]
+    (whole_ND * slope_ND).sum().backward()
     wanted = gradients(model)
     model.zero_grad()
-    hidden_BSD, seen = widths(model, ids_BS, LENGTHS)
-    (hidden_BSD * slope_BSD)[real_BS].sum().backward()
+    hidden_ND, seen = widths(model, ids_BS, at_N)
+    (hidden_ND * slope_ND).sum().backward()
     assert len(seen) == 1
-    torch.testing.assert_close(hidden_BSD[real_BS], whole_BSD[real_BS], atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(hidden_ND, whole_ND, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(
         gradients(model), wanted, atol=1e-5 * float(wanted.abs().max()), rtol=1e-4
     )
 
 
 def test_nothing_is_padding_and_the_beginning_is_there_once() -> None:
-    layout = Layout.of(rows(), LENGTHS)
+    layout = Layout.of(rows(), LENGTHS, 192)
     assert layout.ids_GT.shape == (1, SHARED + sum(LENGTHS) - ROWS * SHARED)
     assert (layout.row_GT < ROWS).all()
 
 
 @pytest.mark.parametrize("sequence", [40, 90, 192])
-def test_every_token_of_a_row_has_its_place(sequence: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpadded, "SEQUENCE", sequence)
+def test_every_token_of_a_row_has_its_place(sequence: int) -> None:
     ids_BS = rows(5)
-    layout = Layout.of(ids_BS, LENGTHS)
+    layout = Layout.of(ids_BS, LENGTHS, sequence)
     found_BS = layout.ids_GT.flatten()[layout.place_BS]
     for n, length in enumerate(LENGTHS):
         assert found_BS[n, :length].equal(ids_BS[n, :length])
@@ -128,32 +145,31 @@ def test_lengths_are_as_far_as_one_looks() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_frozen_model_says_the_same(attention: str, dtype: torch.dtype) -> None:
     model, ids_BS = made(ARCHITECTURES["llama"], attention).eval().to(dtype), rows()
-    real_BS = torch.arange(LENGTH) < torch.tensor(LENGTHS)[:, None]
     with torch.inference_mode():
         whole_BSD = model.get_decoder()(ids_BS, use_cache=False).last_hidden_state
-        found_BSD, seen = widths(model, ids_BS, LENGTHS)
+        found_ND, seen = widths(model, ids_BS)
     assert len(seen) == 1
     assert seen != [tuple(ids_BS.shape)]
     bound = {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}
-    torch.testing.assert_close(found_BSD[real_BS], whole_BSD[real_BS], **bound)
+    torch.testing.assert_close(found_ND, whole_BSD.flatten(0, 1)[everywhere()], **bound)
 
 
 def test_rows_that_are_all_the_same_are_read_once() -> None:
     model, ids_BS = made(ARCHITECTURES["llama"]).eval(), rows()[:1].repeat(3, 1)
-    hidden_BSD, seen = widths(model, ids_BS, [LENGTH] * 3)
+    hidden_ND, seen = widths(model, ids_BS, torch.arange(3 * LENGTH))
     assert seen == [(1, LENGTH)]
-    torch.testing.assert_close(hidden_BSD[0], hidden_BSD[2])
+    torch.testing.assert_close(hidden_ND[:LENGTH], hidden_ND[2 * LENGTH :])
 
 
-def one_pass(model: Any, ids_BS: Tensor, lengths: list[int] = LENGTHS) -> bool:
-    return widths(model, ids_BS, lengths)[1] == [tuple(ids_BS.shape)]
+def one_pass(model: Any, ids_BS: Tensor, at_N: Tensor | None = None) -> bool:
+    return widths(model, ids_BS, at_N)[1] == [tuple(ids_BS.shape)]
 
 
 def test_what_gains_too_little_is_read_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(ARCHITECTURES["llama"]).eval()
-    assert one_pass(model, rows(shared=0), [LENGTH] * ROWS)
-    assert one_pass(model, rows()[:1], [LENGTH])
-    monkeypatch.setitem(unpadded.WORTH, "cpu", ROWS * LENGTH)
+    assert one_pass(model, rows(shared=0), torch.arange(ROWS * LENGTH))
+    assert one_pass(model, rows()[:1], torch.arange(LENGTH))
+    monkeypatch.setattr(unpadded, "_worth", lambda device, room: ROWS * LENGTH)
     assert one_pass(model, rows())
 
 
@@ -174,13 +190,69 @@ def test_activations_may_be_computed_again() -> None:
     plain, again = (made(ARCHITECTURES["llama"]).train() for _ in range(2))
     again.gradient_checkpointing_enable({"use_reentrant": False})
     for model in (plain, again):
-        hidden_BSD, seen = widths(model, rows(), LENGTHS)
-        hidden_BSD.square().sum().backward()
+        hidden_ND, seen = widths(model, rows())
+        hidden_ND.square().sum().backward()
         assert seen != [(ROWS, LENGTH)]
     torch.testing.assert_close(gradients(again), gradients(plain))
 
 
 def test_what_shows_its_inside_is_read_as_it_is() -> None:
-    model, lengths_B = made(ARCHITECTURES["llama"]).eval(), torch.tensor(LENGTHS)
-    seen = look(model, rows(), lengths_B, frozenset({"hidden", "values"}))
+    model = made(ARCHITECTURES["llama"]).eval()
+    seen = look(model, rows(), everywhere(), frozenset({"hidden", "values"}))
     assert {part.shape[1] for part in (*seen.hidden, *seen.values)} == {LENGTH}
+
+
+def read(model: Any, at_N: Tensor) -> tuple[list[int], bool]:
+    """How many tokens the last MLP was given, and whether attention went row by row."""
+    given: list[int] = []
+    keep = lambda module, inputs: given.append(inputs[0].numel() // inputs[0].shape[-1])  # noqa: E731
+    last_hidden(model, rows(), at_N)  # it is tried once
+    layout = Layout.of(rows(), LENGTHS, 192)
+    mask = layout.mask_for(model)
+    handle = model.get_decoder().layers[-1].mlp.act_fn.register_forward_pre_hook(keep)
+    layout.read(model, mask, at_N)
+    handle.remove()
+    return given, getattr(mask, "used", False)
+
+
+def test_the_last_mlp_reads_what_is_looked_at_alone() -> None:
+    few = everywhere()[[3, 50, 51]]
+    model = made(ARCHITECTURES["llama"], "sdpa").eval()
+    assert read(model, few) == ([3], True)
+    assert read(model, everywhere())[0] != [3]
+    again = made(ARCHITECTURES["llama"]).train()
+    again.gradient_checkpointing_enable({"use_reentrant": False})
+    given, by_rows = read(again, few)
+    assert given != [3] and not by_rows  # it would be computed again without being asked so
+
+
+def test_an_mlp_that_looks_around_reads_all() -> None:
+    model = made(ARCHITECTURES["llama"], "sdpa").eval()
+    mlp = model.get_decoder().layers[-1].mlp
+    mlp.register_forward_hook(lambda module, inputs, out: out + inputs[0].mean(1, keepdim=True))
+    assert read(model, everywhere()[:3])[0] != [3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_long_rows_are_compared_blockwise(dtype: torch.dtype, monkeypatch: Any) -> None:
+    model = made(ARCHITECTURES["llama"], "sdpa").eval().to(dtype)
+    with torch.inference_mode():
+        whole_ND, _ = widths(model, rows())
+        monkeypatch.setattr(row_attention, "_WHOLE", 8)
+        torch.testing.assert_close(widths(model, rows())[0], whole_ND, atol=0.05, rtol=1e-5)
+
+
+def test_a_mask_that_knows_its_rows_is_a_mask_to_all_else() -> None:
+    layout = Layout.of(rows(), LENGTHS, 192)
+    known = row_attention.RowMask.of(layout.mask(), layout.rows())
+    assert type(~known) is Tensor and (~known).equal(~layout.mask())
+    query = torch.randn(1, 2, layout.ids_GT.shape[1], 8)
+    wanted = functional.scaled_dot_product_attention(query, query, query, attn_mask=layout.mask())
+    plain = functional.scaled_dot_product_attention(query, query, query, attn_mask=known)
+    assert not known.used  # no scale: nothing that transformers would ask
+    scaled = functional.scaled_dot_product_attention(
+        query, query, query, attn_mask=known, scale=8**-0.5
+    )
+    assert known.used
+    for found in (plain, scaled):
+        torch.testing.assert_close(found, wanted)
