@@ -214,7 +214,7 @@ def turns(row: Any) -> list[dict[str, str]]:
 
 def ours(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     """Run our trainer; return its seconds and the tokens that it saw."""
-    from tasks.learning.batches import examples_of
+    from tasks.learning.batches import common_beginning, examples_of
     from tasks.learning.hyperparameters import Freeze, Hyperparameters
     from tasks.learning.trainer import FusedTrainer, fit
     from tasks.losses.divergences import ForwardKL, Hard, ReverseKL
@@ -232,7 +232,8 @@ def ours(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     terms: list[Any] = [Hard()]
     if loop.name != "ours sft":
         taught_by = teacher(loop.answers, frozen=True)
-        options, terms = {"teaching": Live({"main": taught_by}, size)}, [ForwardKL()]
+        live = Live({"main": taught_by}, size, begin_P=common_beginning(examples))
+        options, terms = {"teaching": live}, [ForwardKL()]
     text = None
     if loop.name == "ours on-policy":
         terms = [ReverseKL()]

@@ -4,7 +4,7 @@ The order is shuffled anew for each epoch; within a window of some updates, rows
 come together, so that little is padding. Stages of a curriculum follow each other, and share the
 updates in proportion to their rows.
 
-Shapes: B batch, S sequence, N valid tokens, K stored ids.
+Shapes: B batch, S sequence, P tokens of a beginning, N valid tokens, K stored ids.
 """
 
 import hashlib
@@ -130,6 +130,14 @@ def positions_of(rows: Sequence[Example], width: int) -> torch.Tensor:
         np.arange(row.prompt_length - 1, len(row.ids) - 1) + n * width for n, row in enumerate(rows)
     ]
     return torch.from_numpy(np.concatenate(spans))
+
+
+def common_beginning(rows: Sequence[Example]) -> torch.Tensor:
+    """Return the tokens that all prompts begin with, each one's last token apart, (P,)."""
+    asked = [row.ids[: row.prompt_length - 1] for row in rows]
+    first = min(asked, key=len, default=np.empty(0, dtype=np.int32))
+    alike_P = np.all([ids[: len(first)] == first for ids in asked], 0)
+    return torch.from_numpy(first[: int(alike_P.cumprod().sum())]).long()
 
 
 class Brings(Protocol):

@@ -9,7 +9,8 @@ more with a live teacher's) instead of the recomputation's one more each. The id
 Kernel's fused linear cross-entropy (Hsu et al. 2024). Products run in the model's precision, the
 softmax in float32.
 
-Shapes: N valid tokens, V vocabulary, D width, K stored ids, C outcomes (K + 1), T terms.
+Shapes: N valid tokens, V vocabulary, I some of its ids, D width, K stored ids, C outcomes (K + 1),
+T terms.
 """
 
 from collections.abc import Sequence
@@ -63,6 +64,10 @@ def fused_head_loss(
         compiled,
     )
     return loss, losses_NT
+
+
+_IDS = 2048
+"""Ids whose rows of the head's slope are made at once on a CPU: they are widened in the cache."""
 
 
 class _FusedHead(torch.autograd.Function):
@@ -125,16 +130,18 @@ class _FusedHead(torch.autograd.Function):
 def _plus_product(total_VD: Tensor | None, slope_NV: Tensor, rows_ND: Tensor, head: Head) -> Tensor:
     """Return total + slopeᵀ rows in float32 or wider; the first is written, not added to zeros."""
     wide = torch.promote_types(slope_NV.dtype, torch.float32)
+    first = total_VD is None
+    if total_VD is None:
+        spare_VD, size = head.take("gradient", wide), (slope_NV.shape[1], rows_ND.shape[1])
+        total_VD = rows_ND.new_empty(size, dtype=wide) if spare_VD is None else spare_VD
     if slope_NV.dtype == wide:
-        if total_VD is not None:
-            return total_VD.addmm_(slope_NV.T, rows_ND)
-        return torch.mm(slope_NV.T, rows_ND, out=head.take("gradient", wide))
-    product_VD = torch.mm(slope_NV.T, rows_ND, out=head.take("product", slope_NV.dtype))
-    head.keep("product", product_VD)
-    if total_VD is not None:
-        return total_VD.add_(product_VD)
-    spare_VD = head.take("gradient", wide)
-    return product_VD.to(wide) if spare_VD is None else spare_VD.copy_(product_VD)
+        return torch.addmm(total_VD, slope_NV.T, rows_ND, beta=0 if first else 1, out=total_VD)
+    some = _IDS if slope_NV.device.type == "cpu" else len(total_VD)
+    for start in range(0, len(total_VD), some):
+        part = slice(start, start + some)
+        product_ID = slope_NV[:, part].T @ rows_ND
+        total_VD[part].copy_(product_ID) if first else total_VD[part].add_(product_ID)
+    return total_VD
 
 
 def _zeros(like: Tensor | None, dtype: torch.dtype) -> Tensor | None:

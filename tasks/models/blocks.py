@@ -1,4 +1,4 @@
-"""The stack of blocks of a causal language model."""
+"""The stack of blocks of a causal language model, and their heads."""
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -24,3 +24,9 @@ def has_blocks(model: PreTrainedModel) -> bool:
 
 def _stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
     return [m for m in model.get_decoder().children() if isinstance(m, nn.ModuleList)]
+
+
+def heads_of(model: PreTrainedModel) -> int:
+    """Return the number of heads of keys and values."""
+    config = model.config.get_text_config()
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)

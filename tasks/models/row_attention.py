@@ -1,14 +1,15 @@
 """Attention over rows that lie end to end: each row is compared with itself, not with all.
 
 A mask over a sequence of many rows is mostly no: attention under it does the work of the whole
-square. Here the rows' queries are stacked, (B, H, L, E), against the beginning that all share and
+square. Here the rows' queries are stacked, (B, L, H, E), against the beginning that all share and
 their own keys, which is what is looked at and little more.
 
 The mask is a tensor of its own kind: `scaled_dot_product_attention` given it goes row by row, and
 to all else it is the plain mask that it shows. So models need to know nothing of it.
 
-Shapes: G sequences, T tokens of each, B rows, S tokens of the longest, P of the common beginning,
-L = S - P, H heads, E width of a head.
+Shapes: G sequences, T tokens of each that are read, U that are looked at (those of the beginning
+whose keys and values are known, and the T), B rows, S tokens of the longest, P of the common
+beginning, L = S - P, H heads, E width of a head.
 """
 
 # ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
@@ -29,64 +30,80 @@ _WHOLE = 192
 class Rows:
     """Where rows lie in sequences."""
 
-    place_BS: Tensor
-    """Where in G·T a row's token lies; 0 for padding."""
+    key_BS: Tensor
+    """Where in G·U a row's token lies among what is looked at; 0 for padding."""
+    asking_BL: Tensor
+    """Where in G·T its own tokens lie; 0 for padding."""
     source_GT: Tensor
-    """Where a place's token is among the G·P of the beginnings and, behind them, the B·L."""
+    """Where a token is among those of the beginnings that are read and, behind them, the B·L."""
     shared: int
     """P."""
+    known: int
+    """U - T."""
+    alike: int
+    """Heads of queries that share one of keys, side by side."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Return what each token sees of the beginning and of its own row, (G, H, T, E)."""
-        sequences, heads, tokens, width = query.shape
-        rows, longest = self.place_BS.shape
-        first, own = self.shared, longest - self.shared
-        begin = _causal(query[:, :, :first], key[:, :, :first], value[:, :, :first], 0, scale)
-        asked, known, told = (
-            x.transpose(1, 2).reshape(sequences * tokens, -1).index_select(0, place_BL.flatten())
-            for x, place_BL in (
-                (query, self.place_BS[:, first:]),
-                (key, self.place_BS),
-                (value, self.place_BS),
-            )
-        )
-        seen = _causal(
-            asked.view(rows, own, heads, width).transpose(1, 2),
-            known.view(rows, longest, heads, width).transpose(1, 2),
-            told.view(rows, longest, heads, -1).transpose(1, 2),
-            first,
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        key, value = key[:, :, :: self.alike], value[:, :, :: self.alike]
+        read, shared = self.shared - self.known, self.shared
+        begin = _causal(query[:, :read], key[:, :shared], value[:, :shared], self.known, scale)
+        own = _causal(
+            _taken(query, self.asking_BL),
+            _taken(key, self.key_BS),
+            _taken(value, self.key_BS),
+            shared,
             scale,
         )
-        parts = [x.transpose(1, 2).reshape(-1, heads * x.shape[-1]) for x in (begin, seen)]
-        found = torch.cat(parts).index_select(0, self.source_GT.flatten())
-        return found.view(sequences, tokens, heads, -1).transpose(1, 2)
+        found = torch.cat([begin.flatten(0, 1), own.flatten(0, 1)])
+        return _taken(found[None], self.source_GT).transpose(1, 2)
+
+
+def _taken(x_GTHE: Tensor, place_BS: Tensor) -> Tensor:
+    """Return the tokens at some places, counted through G·T, (B, S, H, E)."""
+    sequences, tokens, heads, width = x_GTHE.shape
+    flat = x_GTHE.reshape(sequences * tokens, heads * width)
+    return flat.index_select(0, place_BS.flatten()).view(*place_BS.shape, heads, width)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, before: int, scale: float) -> Tensor:
-    """Attend where query number n sees the keys up to number `before` + n.
+    """Attend where query number n sees the keys up to number `before` + n, (B, L, H, E).
 
-    In float32, which costs as little here as bfloat16 and does not round the scores.
+    In float32, which costs as little here as bfloat16 and does not round the scores. Queries that
+    share a key are stacked: keys and values are copied once, and products have more rows.
     """
-    asked, seen = query.shape[2], key.shape[2]
+    rows, asked, heads, width = query.shape
+    seen, known, told = *key.shape[1:3], value.shape[-1]
+    alike = heads // known
     mask = torch.ones(asked, seen, dtype=torch.bool, device=query.device).tril(before)
     if seen > _WHOLE:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    none = torch.zeros((), device=query.device)
-    scores = (query.float() * scale) @ key.float().transpose(2, 3) + none.where(mask, -torch.inf)
-    return (scores.softmax(-1) @ value.float()).to(value.dtype)
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        key, value = (x.repeat_interleave(alike, 1) for x in (key, value))
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        return found.transpose(1, 2)
+    none = torch.zeros((), device=query.device).where(mask, -torch.inf)
+    none = none.repeat(alike, 1).expand(rows * known, -1, -1)
+    query = query.reshape(rows, asked, known, alike, width).permute(0, 2, 3, 1, 4)
+    query = query.float().reshape(rows * known, alike * asked, width)
+    key = key.transpose(1, 2).float().reshape(rows * known, seen, width)
+    scores = torch.baddbmm(none, query, key.transpose(1, 2), alpha=scale)
+    values = value.transpose(1, 2).float().reshape(rows * known, seen, told)
+    found = torch.bmm(scores.softmax(-1), values).view(rows, known, alike, asked, told)
+    return found.permute(0, 3, 1, 2, 4).flatten(2, 3).to(value.dtype)
 
 
 class RowMask(Tensor):
-    """Which token may look at which, (G, 1, T, T), and why: the rows."""
+    """Which token may look at which, (G, 1, T, U), and why: the rows."""
 
     rows: Rows
     used: bool
     """Whether attention went row by row."""
 
     @classmethod
-    def of(cls, mask_G1TT: Tensor, rows: Rows) -> "RowMask":
+    def of(cls, mask: Tensor, rows: Rows) -> "RowMask":
         """Return the mask as one that knows its rows."""
-        known = mask_G1TT.as_subclass(cls)
+        known = mask.as_subclass(cls)
         known.rows, known.used = rows, False
         return known
 
@@ -119,6 +136,7 @@ class RowMask(Tensor):
         enable_gqa: bool = False,
     ) -> bool:
         """Say whether attention is over the sequences as they lie, and by this mask alone."""
-        alike = query.shape[:3] == key.shape[:3] == value.shape[:3]
-        here = alike and len(query) == len(self) and query.shape[2] == self.shape[-1]
+        alike = query.shape[:2] == key.shape[:2] and key.shape[:3] == value.shape[:3]
+        places = (len(query), query.shape[2], key.shape[2])
+        here = alike and places == (len(self), self.shape[-2], self.shape[-1])
         return here and scale is not None and not (dropout_p or is_causal or enable_gqa)

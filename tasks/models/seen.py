@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tasks.errors import UserError
-from tasks.models.blocks import blocks_of
+from tasks.models.beginning import Beginning
+from tasks.models.blocks import blocks_of, heads_of
 from tasks.models.unpadded import last_hidden
 
 Part = Literal["hidden", "attention", "values"]
@@ -37,16 +38,18 @@ def look(
     ids_BS: Tensor,
     at_N: Tensor,
     parts: frozenset[Part] = frozenset(),
+    beginning: Beginning | None = None,
 ) -> Seen:
     """Run the body over right-padded rows; what the head reads is wanted at some tokens.
 
-    `at_N` counts through B·S. Under a causal mask no token attends to padding.
+    `at_N` counts through B·S. Under a causal mask no token attends to padding. What is known of a
+    `beginning` need not be read where no part is asked for.
 
     Raises:
         UserError: the model does not show a part that is wanted.
     """
     if not parts:
-        return Seen(last_hidden(model, ids_BS, at_N))
+        return Seen(last_hidden(model, ids_BS, at_N, beginning))
     options = {"output_hidden_states": "hidden" in parts, "output_attentions": "attention" in parts}
     shown = {name: wanted for name, wanted in options.items() if wanted}
     values: list[Tensor] = []
@@ -81,9 +84,3 @@ def _kept_values(model: PreTrainedModel, values: list[Tensor], wanted: bool) -> 
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def heads_of(model: PreTrainedModel) -> int:
-    """Return the number of heads of keys and values."""
-    config = model.config.get_text_config()
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from tasks.models.blocks import blocks_of, has_blocks
+from tasks.models.beginning import Beginning
+from tasks.models.blocks import blocks_of, has_blocks, heads_of
 from tasks.models.last_block import agree, only
 from tasks.models.row_attention import RowMask, Rows
 
@@ -33,19 +34,29 @@ LONG_SEQUENCE = 1024
 """The same where rows are compared with themselves: beyond it packed weights gain nothing."""
 
 
-def last_hidden(model: PreTrainedModel, ids_BS: Tensor, at_N: Tensor) -> Tensor:
+def last_hidden(
+    model: PreTrainedModel, ids_BS: Tensor, at_N: Tensor, beginning: Beginning | None = None
+) -> Tensor:
     """Return what a causal LM's head reads at some tokens of right-padded rows, (N, D).
 
     `at_N` counts through B·S. The numbers are those of a pass over all rows, up to rounding; under
     a causal mask no token attends to padding.
+
+    Args:
+        model: in any state.
+        ids_BS: the rows.
+        at_N: what is looked at.
+        beginning: what rows are expected to begin with, read before by this very model.
     """
     if model.training and _drops(model):  # chance is drawn for each token, read or not
         return _as_it_is(model, ids_BS, at_N)
     if room := _room(model):
-        layout = Layout.of(ids_BS, lengths_of(at_N, ids_BS).tolist(), room)
+        by_rows = room == LONG_SEQUENCE
+        known = _known(model, beginning, ids_BS, at_N) if beginning and by_rows else 0
+        layout = Layout.of(ids_BS, lengths_of(at_N, ids_BS).tolist(), room, known)
         saved = ids_BS.numel() - layout.ids_GT.numel()
         if saved >= _worth(ids_BS.device, room):
-            return layout.read(model, layout.mask_for(model), at_N)
+            return layout.read(model, layout.mask_for(model), at_N, beginning if known else None)
     with only(model, at_N, ids_BS.numel()):
         return _as_it_is(model, ids_BS, at_N)
 
@@ -88,50 +99,62 @@ class Layout:
     position_GT: Tensor  # noqa: N815
     """In its row."""
     place_BS: Tensor  # noqa: N815
-    """Where in G·T a row's token lies; 0 for padding."""
+    """Where in G·T a row's token lies; 0 for padding, and for what is known."""
     shared: int
     """Tokens of the common beginning, P."""
+    known: int
+    """How many of them a model has read before, so that they lie in no sequence."""
 
     @classmethod
-    def of(cls, ids_BS: Tensor, lengths: list[int], sequence: int) -> "Layout":
+    def of(cls, ids_BS: Tensor, lengths: list[int], sequence: int, known: int = 0) -> "Layout":
         """Lay rows out, in their order, evenly over sequences of about so many tokens."""
         rows, width = ids_BS.shape
         shared = _shared(ids_BS[:, : min(lengths)])
         own = [length - shared for length in lengths]
         room = max(sequence, width, 2 * shared) - shared
         count = max(1, -(-sum(own) // max(room, 1)))
-        starts, ends = _spread(own, count, shared)
+        read = shared - known
+        starts, ends = _spread(own, count, read)
         row_GT = torch.full((count, max(ends)), rows)
         position_GT = torch.zeros_like(row_GT)
-        row_GT[:, :shared], position_GT[:, :shared] = -1, torch.arange(shared)
+        row_GT[:, :read], position_GT[:, :read] = -1, torch.arange(known, shared)
         place_BS = torch.zeros(rows, width, dtype=torch.long)
         for row, (number, start) in enumerate(starts):
             stop, first = start + own[row], number * max(ends)
             row_GT[number, start:stop] = row
             position_GT[number, start:stop] = torch.arange(shared, lengths[row])
-            place_BS[row, :shared] = torch.arange(first, first + shared)
+            place_BS[row, known:shared] = torch.arange(first, first + read)
             place_BS[row, shared : lengths[row]] = torch.arange(first + start, first + stop)
         ids_GT = ids_BS.cpu()[row_GT.clamp(0, rows - 1), position_GT]
         ids_GT, row_GT, position_GT, place_BS = (
             x.to(ids_BS.device) for x in (ids_GT, row_GT, position_GT, place_BS)
         )
-        return cls(ids_GT, row_GT, position_GT, place_BS, shared)
+        return cls(ids_GT, row_GT, position_GT, place_BS, shared, known)
 
     def mask(self) -> Tensor:
-        """Return which token may look at which, (G, 1, T, T)."""
-        row_GT = self.row_GT
-        kin_GTT = (row_GT[:, None, :] == row_GT[:, :, None]) | (row_GT[:, None, :] == -1)
-        return kin_GTT.tril()[:, None]
+        """Return which token may look at which, (G, 1, T, U): U are those known and the T."""
+        row_GT, known = self.row_GT, self.known
+        seen_GU = torch.cat([row_GT.new_full((len(row_GT), known), -1), row_GT], 1)
+        kin_GTU = (seen_GU[:, None, :] == row_GT[:, :, None]) | (seen_GU[:, None, :] == -1)
+        return kin_GTU.tril(known)[:, None]
 
-    def rows(self) -> Rows:
-        """Return where attention finds what it needs when it goes row by row."""
+    def rows(self, alike: int) -> Rows:
+        """Return where attention finds what it needs when it goes row by row.
+
+        `alike`: heads of queries that share one of keys.
+        """
+        (sequences, tokens), known = self.ids_GT.shape, self.known
         count, longest = len(self.place_BS), int(self.position_GT.max()) + 1
-        first, own = self.shared, longest - self.shared
-        starts_G = torch.arange(len(self.ids_GT))[:, None] * first
-        behind_GT = starts_G.numel() * first + self.row_GT * own + self.position_GT - first
-        source_GT = torch.where(self.row_GT < 0, starts_G + self.position_GT, behind_GT)
+        read, own = self.shared - known, longest - self.shared
+        place_BS = self.place_BS[:, :longest]
+        key_BS = place_BS + (place_BS // tokens + 1) * known
+        key_BS[:, :known] = torch.arange(known)  # any sequence's: they are the same
+        starts_G1 = torch.arange(sequences)[:, None] * read
+        begun_GT = starts_G1 + self.position_GT - known
+        behind_GT = sequences * read + self.row_GT * own + self.position_GT - self.shared
+        source_GT = torch.where(self.row_GT < 0, begun_GT, behind_GT)
         source_GT = torch.where(self.row_GT < count, source_GT, 0)
-        return Rows(self.place_BS[:, :longest], source_GT, first)
+        return Rows(key_BS, place_BS[:, self.shared :], source_GT, self.shared, known, alike)
 
     def mask_for(self, model: PreTrainedModel) -> Tensor:
         """Return the mask as the model's attention takes it."""
@@ -139,18 +162,23 @@ class Layout:
         if model.config._attn_implementation == "eager":  # it adds the mask
             none = torch.zeros((), dtype=model.dtype, device=mask.device)
             return torch.where(mask, none, torch.finfo(model.dtype).min)
-        return RowMask.of(mask, self.rows()) if mask.device.type == "cpu" else mask
+        if mask.device.type != "cpu":
+            return mask
+        alike = model.config.get_text_config().num_attention_heads // heads_of(model)
+        return RowMask.of(mask, self.rows(alike))
 
-    def read(self, model: PreTrainedModel, mask: Tensor, at_N: Tensor) -> Tensor:
+    def read(
+        self, model: PreTrainedModel, mask: Tensor, at_N: Tensor, beginning: Beginning | None = None
+    ) -> Tensor:
         """Run a model's body over the sequences; return what it makes of some tokens, (N, D).
 
-        `at_N` counts through the B·S of the rows.
+        `at_N` counts through the B·S of the rows; `beginning` is what is known.
         """
         place_N = self.place_BS.flatten()[at_N]
+        before = {"past_key_values": beginning.cache} if beginning else {}
+        where = {"attention_mask": mask, "position_ids": self.position_GT}
         with only(model, place_N, self.ids_GT.numel()):
-            out = model.get_decoder()(
-                self.ids_GT, attention_mask=mask, position_ids=self.position_GT, use_cache=False
-            )
+            out = model.get_decoder()(self.ids_GT, use_cache=False, **where, **before)
         hidden_GTD: Tensor = out.last_hidden_state
         return hidden_GTD.flatten(0, 1).index_select(0, place_N)
 
@@ -184,6 +212,15 @@ def _room(model: PreTrainedModel) -> int:
         return tried[implementation]
 
 
+def _known(model: PreTrainedModel, beginning: Beginning, ids_BS: Tensor, at_N: Tensor) -> int:
+    """Return how many tokens of rows a model that goes row by row need not read again."""
+    with _ONE:
+        tried = _TRIED[model]
+        if "known" not in tried:
+            tried["known"] = _tried(model, known=1)
+    return beginning.known_of(ids_BS, at_N) if tried["known"] == LONG_SEQUENCE else 0
+
+
 def _attends_by_mask(model: PreTrainedModel) -> bool:
     """Say whether every layer looks back at all tokens, and positions are what it is told."""
     layers = DynamicCache(config=model.config).layers
@@ -192,14 +229,14 @@ def _attends_by_mask(model: PreTrainedModel) -> bool:
 
 
 @torch.no_grad()
-def _tried(model: PreTrainedModel) -> int:
+def _tried(model: PreTrainedModel, known: int = 0) -> int:
     """Try it: some models make a bias of their own out of a mask, or refuse one.
 
     What the first block leaves is compared: thirty blocks in bfloat16 make much of its rounding.
     """
     ids_BS = torch.tensor([[1, 2, 3, 4], [1, 2, 4, 3]], device=model.device)
     at_N = torch.arange(ids_BS.numel(), device=model.device)
-    layout = Layout.of(ids_BS, [4, 4], SEQUENCE)
+    layout = Layout.of(ids_BS, [4, 4], SEQUENCE, known)
     mask = layout.mask_for(model)
     left: list[Tensor] = []
     keep = lambda block, inputs, out: left.append(out[0] if isinstance(out, tuple) else out)  # noqa: E731
@@ -207,13 +244,15 @@ def _tried(model: PreTrainedModel) -> int:
     try:
         with torch.autocast(ids_BS.device.type, enabled=False):
             _as_it_is(model, ids_BS, at_N)
-            layout.read(model, mask, at_N)
+            beginning = Beginning(model, ids_BS[0, :known]) if known else None
+            layout.read(model, mask, at_N, beginning)
     except (ValueError, RuntimeError, IndexError, TypeError):
         return 0
     finally:
         handle.remove()
-    wanted_ND, found_ND = (x.flatten(0, 1) for x in left)
-    if not agree(found_ND[layout.place_BS.flatten()], wanted_ND):
+    wanted_BSD, *_, found_GTD = left
+    found_BSD = found_GTD.flatten(0, 1)[layout.place_BS]
+    if not agree(found_BSD[:, known:], wanted_BSD[:, known:]):
         return 0
     return LONG_SEQUENCE if isinstance(mask, RowMask) and mask.used else SEQUENCE
 

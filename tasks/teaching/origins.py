@@ -3,7 +3,7 @@
 A source has two sides. `bring` runs where rows are read, and gives what a micro-batch needs beside
 its own ids; `teach` runs beside the student, and gives what the student is to predict.
 
-Shapes: B batch, S sequence, N valid tokens, D width, M teachers.
+Shapes: B batch, S sequence, P tokens of a beginning, N valid tokens, D width, M teachers.
 """
 
 # ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
@@ -19,6 +19,7 @@ from torch import Tensor
 from tasks.errors import UserError
 from tasks.learning.batches import Brings, Example
 from tasks.losses.targets import LiveTeacher, SeveralLive, SeveralStored, Teacher, TopK
+from tasks.models.beginning import Beginning
 from tasks.models.heads import Head, check_head
 from tasks.models.seen import Seen, look
 from tasks.models.vocabularies import ids_within
@@ -125,7 +126,10 @@ class Live:
     progressive: "Progressive | None" = None
     ids_V: Mapping[str, Tensor] = field(default_factory=dict)
     """The id that a teacher gives each of the student's, where these are numbered otherwise."""
+    begin_P: Tensor | None = None
+    """What all rows are expected to begin with: a teacher reads it once."""
     _heads: dict[str, Head] = field(default_factory=dict)
+    _beginnings: dict[str, Beginning] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for model in self.models.values():
@@ -155,8 +159,9 @@ class Live:
             model.to(ids_BS.device)  # type: ignore[arg-type]
         if name not in self._heads:
             self._heads[name] = self._head(name)
-        if name in self.ids_V:
-            ids_BS = self.ids_V[name].to(ids_BS.device)[ids_BS]
+            if self.begin_P is not None:
+                self._beginnings[name] = Beginning(model, self._as_numbered(name, self.begin_P))
+        ids_BS = self._as_numbered(name, ids_BS)
         parts = self.matching.parts if self.matching else frozenset()
         at_N, here_N = batch.positions_N, None
         if chosen_B is not None:
@@ -164,7 +169,7 @@ class Live:
             ids_BS = ids_BS[chosen_B]
         if len(ids_BS):
             with torch.autocast(ids_BS.device.type, enabled=False):
-                seen = look(model, ids_BS, at_N, parts)
+                seen = look(model, ids_BS, at_N, parts, self._beginnings.get(name))
         else:
             width = self._heads[name].weight_VD.shape[1]
             seen = Seen(torch.empty(0, width, dtype=model.dtype, device=ids_BS.device))
@@ -173,6 +178,10 @@ class Live:
             whole_ND = hidden_ND.new_zeros(len(here_N), hidden_ND.shape[-1])
             hidden_ND = whole_ND.masked_scatter(here_N[:, None], hidden_ND)
         return LiveTeacher(hidden_ND, self._heads[name]), seen
+
+    def _as_numbered(self, name: str, ids: Tensor) -> Tensor:
+        """Return the student's ids as a teacher numbers them."""
+        return self.ids_V[name].to(ids.device)[ids] if name in self.ids_V else ids
 
     def _head(self, name: str) -> Head:
         """Return a teacher's head over the student's ids.

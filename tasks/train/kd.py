@@ -200,6 +200,7 @@ class Kd(Phase):
         examples: "Sequence[Example]",
         seed: int,
     ) -> "Live":
+        from tasks.learning.batches import common_beginning
         from tasks.losses.matching import Matching
         from tasks.teaching.origins import Live, understood, within
 
@@ -217,4 +218,11 @@ class Kd(Phase):
         if self.features:
             matching = Matching(self.features, model, next(iter(teachers.values())), seed)
         ids_V = {name: ids for name, (_, ids) in known.items() if ids is not None}
-        return Live(teachers, vocabulary, matching=matching, ids_V=ids_V, **self._several)
+        return Live(
+            teachers,
+            vocabulary,
+            matching=matching,
+            ids_V=ids_V,
+            begin_P=common_beginning(examples),
+            **self._several,
+        )

@@ -96,7 +96,7 @@ class OnPolicy(Undivided):
             seed=seed,
             what=what,
             vocabulary=len(tokenizer),
-            teaching=self.teacher(tokenizer, seed),
+            teaching=self.teacher(tokenizer, examples, seed),
             rollouts=text,
         )
         say(f"{what}: {', '.join(f'{n} {name}' for name, n in sorted(text.counts.items()))}")
@@ -116,12 +116,15 @@ class OnPolicy(Undivided):
             if example.prompt_length <= longest
         ]
 
-    def teacher(self, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "Live":
-        """Load the teacher, ready to be asked.
+    def teacher(
+        self, tokenizer: "PreTrainedTokenizerBase", examples: "Sequence[Example]", seed: int
+    ) -> "Live":
+        """Load the teacher, ready to be asked of these rows' prompts.
 
         Raises:
             UserError: it gives the ids other meanings than the student does.
         """
+        from tasks.learning.batches import common_beginning
         from tasks.models import checkpoints
         from tasks.teaching.origins import Live, understood
 
@@ -137,4 +140,5 @@ class OnPolicy(Undivided):
                 mend="shape a student with the teacher's tokenizer",
             )
         numbers = {} if ids is None else {folder.name: ids}
-        return Live({folder.name: model}, len(tokenizer), ids_V=numbers)
+        begin_P = common_beginning(examples)
+        return Live({folder.name: model}, len(tokenizer), ids_V=numbers, begin_P=begin_P)

@@ -3,7 +3,15 @@
 import numpy as np
 import torch
 
-from tasks.learning.batches import WINDOW, Batches, Example, examples_of, key_of, plan
+from tasks.learning.batches import (
+    WINDOW,
+    Batches,
+    Example,
+    common_beginning,
+    examples_of,
+    key_of,
+    plan,
+)
 from tasks.learning.hyperparameters import Hyperparameters
 from tasks.rows.records import Lesson, Row
 from tasks.rows.text import Encoded
@@ -47,6 +55,15 @@ def test_stages_follow_each_other_and_share_the_updates_by_their_rows() -> None:
 def test_fewer_rows_than_a_batch_are_met_again() -> None:
     batches = plan([example(4)] * 3, Hyperparameters(updates=4, batch_size=8), seed=1)
     assert [len(batch) for batch in batches] == [8] * 4
+
+
+def test_what_all_prompts_begin_with_ends_before_what_is_looked_at() -> None:
+    rows = [example(9, prompt=5), example(7, prompt=6)]
+    assert common_beginning(rows).tolist() == [10, 11, 12, 13]
+    rows[1].ids[2] = 0
+    assert common_beginning(rows).tolist() == [10, 11]
+    assert common_beginning([example(4, prompt=1), *rows]).tolist() == []
+    assert common_beginning([]).tolist() == []
 
 
 def test_a_micro_batch_says_where_each_completion_token_is_predicted() -> None:

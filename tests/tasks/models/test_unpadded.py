@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from tasks.models import last_block, row_attention, unpadded
+from tasks.models.beginning import Beginning
 from tasks.models.seen import look
 from tasks.models.unpadded import Layout, last_hidden, lengths_of
 
@@ -66,15 +67,19 @@ def everywhere() -> Tensor:
     return real_BS.flatten().nonzero()[:, 0]
 
 
-def widths(model: Any, ids_BS: Tensor, at_N: Tensor | None = None) -> tuple[Tensor, list[Any]]:
+def widths(
+    model: Any, ids_BS: Tensor, at_N: Tensor | None = None, beginning: Beginning | None = None
+) -> tuple[Tensor, list[Any]]:
     """What `last_hidden` returns, and the shapes of the ids that the body was given."""
+    if beginning:  # it is made when first asked for
+        last_hidden(model, ids_BS, everywhere() if at_N is None else at_N, beginning)
     if not (model.training and unpadded._drops(model)):  # it is tried once
         unpadded._room(model)
         last_block._hooked(model)
     seen: list[tuple[int, ...]] = []
     keep = lambda module, inputs, options: seen.append(tuple(inputs[0].shape))  # noqa: E731
     handle = model.get_decoder().register_forward_pre_hook(keep, with_kwargs=True)
-    hidden_ND = last_hidden(model, ids_BS, everywhere() if at_N is None else at_N)
+    hidden_ND = last_hidden(model, ids_BS, everywhere() if at_N is None else at_N, beginning)
     handle.remove()
     return hidden_ND, seen
 
@@ -114,6 +119,54 @@ def test_hidden_states_and_gradients_are_those_of_one_pass(  # noqa: PLR0917
     torch.testing.assert_close(
         gradients(model), wanted, atol=1e-5 * float(wanted.abs().max()), rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize("sequence", [40, 60, 192])
+@pytest.mark.parametrize("known", [1, 5, 19])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gpt_neox", "opt"])
+def test_what_is_known_of_the_beginning_is_not_read_again(
+    name: str, known: int, sequence: int, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpadded, "LONG_SEQUENCE", sequence)
+    model, ids_BS = made(ARCHITECTURES[name], "sdpa").eval(), rows(shared=known + 2)
+    at_N = everywhere()
+    at_N = at_N[at_N % LENGTH >= known][::every]
+    beginning = Beginning(model, ids_BS[0, :known])
+    with torch.inference_mode():
+        whole_BSD = model.get_decoder()(ids_BS, use_cache=False).last_hidden_state
+        for _ in range(2):  # what is known stays as it was
+            found_ND, ((_, length),) = widths(model, ids_BS, at_N, beginning)
+            wanted_ND = whole_BSD.flatten(0, 1)[at_N]
+            torch.testing.assert_close(found_ND, wanted_ND, atol=2e-6, rtol=1e-5)
+        widest = max(len(ids) for ids in Layout.of(ids_BS, LENGTHS, sequence).ids_GT)
+    if every == 1:
+        assert length <= widest - known
+    assert beginning.cache.get_seq_length() == known
+
+
+def test_a_beginning_that_rows_do_not_have_or_that_is_looked_at_is_read() -> None:
+    model, ids_BS = made(ARCHITECTURES["llama"], "sdpa").eval(), rows()
+    other = Beginning(model, ids_BS[0, :7] + 1)
+    longer = Beginning(model, ids_BS[0, : SHARED + 5])
+    own = Beginning(model, ids_BS[0, :7])
+    nothing = Beginning(model, ids_BS[0, :0])
+    wanted = widths(model, ids_BS)
+    for beginning in (other, longer, own, nothing):
+        found = widths(model, ids_BS, everywhere(), beginning)
+        assert found[0].equal(wanted[0]) and found[1] == wanted[1]
+    behind = everywhere()[everywhere() % LENGTH >= 7]
+    assert widths(model, ids_BS, behind, own)[1] != widths(model, ids_BS, behind)[1]
+
+
+def test_only_a_model_that_goes_row_by_row_is_asked_for_a_beginning() -> None:
+    ids_BS, behind = rows(), everywhere()[everywhere() % LENGTH >= 7]
+    window = made(MistralConfig(**GROUPED, sliding_window=16), "sdpa").eval()
+    for model in (window, made(ARCHITECTURES["llama"], "eager").eval()):
+        beginning = Beginning(model, ids_BS[0, :7])
+        found = widths(model, ids_BS, behind, beginning)
+        assert found[0].equal(widths(model, ids_BS, behind)[0])
+        assert "cache" not in vars(beginning)
 
 
 def test_nothing_is_padding_and_the_beginning_is_there_once() -> None:
@@ -244,7 +297,7 @@ def test_long_rows_are_compared_blockwise(dtype: torch.dtype, monkeypatch: Any) 
 
 def test_a_mask_that_knows_its_rows_is_a_mask_to_all_else() -> None:
     layout = Layout.of(rows(), LENGTHS, 192)
-    known = row_attention.RowMask.of(layout.mask(), layout.rows())
+    known = row_attention.RowMask.of(layout.mask(), layout.rows(1))
     assert type(~known) is Tensor and (~known).equal(~layout.mask())
     query = torch.randn(1, 2, layout.ids_GT.shape[1], 8)
     wanted = functional.scaled_dot_product_attention(query, query, query, attn_mask=layout.mask())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tasks.capture.shards import ShardWriter, publish
 from tasks.errors import UserError
-from tasks.learning.batches import Batches, Example
+from tasks.learning.batches import Batches, Example, common_beginning
 from tasks.learning.learner import Learner
 from tasks.losses.divergences import Distillm2, ForwardKL, Hard, ReverseKL, Term
 from tasks.models.heads import Head
@@ -40,8 +40,14 @@ def logits_of(model: Any, row: Example) -> Tensor:
     return logits.double()
 
 
-def loss_of(model: Any, terms: list[Term], teaching: Any, progress: float = 1.0) -> Tensor:
-    rows = examples()
+def loss_of(
+    model: Any,
+    terms: list[Term],
+    teaching: Any,
+    progress: float = 1.0,
+    rows: list[Example] | None = None,
+) -> Tensor:
+    rows = rows or examples()
     batch = Batches(rows, [range(len(rows))], len(rows), teaching)[0] | {"progress": progress}
     learner = Learner(model, terms, 5, teaching)
     loss, losses = learner(**batch, divisor=len(batch["targets_N"]))
@@ -91,6 +97,7 @@ def test_one_live_teacher_is_the_plain_computation(models, tokenizer) -> None:
     assert all(not p.requires_grad and p.grad is None for p in teacher.parameters())
 
 
+ROUTE = Route(type="route", groups={"plant": "one", "*": "two"})
 COMBINED = {
     "mixture": (Mixture(), lambda t, row: 0.7 * t[0].softmax(-1) + 0.3 * t[1].softmax(-1)),
     "mean_logits": (
@@ -98,7 +105,7 @@ COMBINED = {
         lambda t, row: (0.7 * t[0] + 0.3 * t[1]).softmax(-1),
     ),
     "route": (
-        Route(type="route", groups={"plant": "one", "*": "two"}),
+        ROUTE,
         lambda t, row: t[0 if row.group == "plant" else 1].softmax(-1),
     ),
     "best": (Best(type="best"), lambda t, row: min(t, key=lambda x: cost(x, row)).softmax(-1)),
@@ -250,6 +257,34 @@ def test_a_trimmed_student_is_taught_by_what_the_teacher_says_of_its_tokens(
             expected.append(forward_kl(p, logits_of(student, row).softmax(-1)))
     assert float(loss) == pytest.approx(float(mean_over_tokens(expected)), rel=1e-5)
     assert understood(tokenizer, tokenizer, "here") == (len(tokenizer), None)
+
+
+@pytest.mark.parametrize("combining", [None, Mixture(), ROUTE])
+@pytest.mark.parametrize("renumbered", [False, True])
+def test_a_teacher_reads_what_all_prompts_begin_with_once(
+    models, tokenizer, combining, renumbered, monkeypatch
+) -> None:
+    rows = [
+        replace(row, ids=np.concatenate([[7, 8, 9, 10], row.ids]), prompt_length=6)
+        for row in examples()
+    ]
+    begin_P = common_beginning(rows)
+    assert begin_P.tolist() == [7, 8, 9, 10]
+    some = models if combining else models[:2]
+    options: dict[str, Any] = {"combining": combining, "shares": (0.5, 0.5)} if combining else {}
+    if renumbered:
+        options["ids_V"] = {"one": torch.arange(len(tokenizer)).flip(0)}
+    plain = loss_of(models[0], [ForwardKL()], live(some, tokenizer, **options), rows=rows)
+    teaching = live(some, tokenizer, begin_P=begin_P, **options)
+    read: list[int] = []
+    models[1].get_decoder().register_forward_pre_hook(lambda _, ids: read.append(ids[0].numel()))
+    monkeypatch.setattr("tasks.models.unpadded._worth", lambda device, room: 1)
+    for _ in range(2):
+        found = loss_of(models[0], [ForwardKL()], teaching, rows=rows)
+        torch.testing.assert_close(found, plain, rtol=1e-5, atol=0)
+    assert read.count(len(begin_P)) == 1
+    taught = [row for row in rows if combining is not ROUTE or row.group == "plant"]
+    assert read[-1] == sum(len(row.ids) - 1 - len(begin_P) for row in taught)
 
 
 def test_an_id_that_is_another_string_is_refused(make_tokenizer) -> None:
