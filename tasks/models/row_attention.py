@@ -74,8 +74,8 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, before: int, scale: float
     share a key are stacked: keys and values are copied once, and products have more rows.
     """
     rows, asked, heads, width = query.shape
-    seen, known, told = *key.shape[1:3], value.shape[-1]
-    alike = heads // known
+    seen, groups, told = *key.shape[1:3], value.shape[-1]
+    alike = heads // groups
     mask = torch.ones(asked, seen, dtype=torch.bool, device=query.device).tril(before)
     if seen > _WHOLE:
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
@@ -83,13 +83,13 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, before: int, scale: float
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
         return found.transpose(1, 2)
     none = torch.zeros((), device=query.device).where(mask, -torch.inf)
-    none = none.repeat(alike, 1).expand(rows * known, -1, -1)
-    query = query.reshape(rows, asked, known, alike, width).permute(0, 2, 3, 1, 4)
-    query = query.float().reshape(rows * known, alike * asked, width)
-    key = key.transpose(1, 2).float().reshape(rows * known, seen, width)
+    none = none.repeat(alike, 1).expand(rows * groups, -1, -1)
+    query = query.reshape(rows, asked, groups, alike, width).permute(0, 2, 3, 1, 4)
+    query = query.float().reshape(rows * groups, alike * asked, width)
+    key = key.transpose(1, 2).float().reshape(rows * groups, seen, width)
     scores = torch.baddbmm(none, query, key.transpose(1, 2), alpha=scale)
-    values = value.transpose(1, 2).float().reshape(rows * known, seen, told)
-    found = torch.bmm(scores.softmax(-1), values).view(rows, known, alike, asked, told)
+    values = value.transpose(1, 2).float().reshape(rows * groups, seen, told)
+    found = torch.bmm(scores.softmax(-1), values).view(rows, groups, alike, asked, told)
     return found.permute(0, 3, 1, 2, 4).flatten(2, 3).to(value.dtype)
 
 
@@ -103,9 +103,9 @@ class RowMask(Tensor):
     @classmethod
     def of(cls, mask: Tensor, rows: Rows) -> "RowMask":
         """Return the mask as one that knows its rows."""
-        known = mask.as_subclass(cls)
-        known.rows, known.used = rows, False
-        return known
+        knowing = mask.as_subclass(cls)
+        knowing.rows, knowing.used = rows, False
+        return knowing
 
     @classmethod
     def __torch_function__(
