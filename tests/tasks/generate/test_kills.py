@@ -47,7 +47,8 @@ def counting_service(log):
 
 
 def said(log, what):
-    lines = log.read_text().splitlines() if log.exists() else []
+    whole, _, _half_written = (log.read_text() if log.exists() else "").rpartition("\n")
+    lines = whole.splitlines()
     return Counter(prompt for kind, prompt in map(json.loads, lines) if kind == what)
 
 
