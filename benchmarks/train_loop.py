@@ -1,6 +1,6 @@
 """Whole training loops, side by side with TRL's trainers: target P4.
 
-    python -m benchmarks.train_loop [--updates 50] [--check]
+    python -m benchmarks.train_loop [--answers wide] [--batch 8] [--repeat 3] [--check]
 
 The teacher is the packaged model, the student some of its layers; the text is WordNet's, as
 conversations, taken two ways: short answers (a definition asks for its category) and long ones (a
@@ -11,7 +11,7 @@ way that is quickest for them on a CPU (TRL's eagerly), and run in a process of 
 thread. Tokens are those of prompt and answer, without padding; time is the CPU's in `train()`.
 DistillationTrainer has the student answer for every update, as our on-policy phase does: there the
 tokens are those written too. Batches are of 8 rows, which is TRL's default, and of 32, which is the
-default round's.
+default round's. On a machine that others share `--repeat` takes turns and the median of each loop.
 """
 
 import argparse
@@ -21,11 +21,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, NamedTuple
 
 from benchmarks.measuring import at_rest, in_own_process, status, table
 
 KINDS = ["long", "short", "wide"]
+BATCHES = [8, 32]
 
 
 class Loop(NamedTuple):
@@ -287,29 +289,34 @@ def main() -> int:
     """Print the table and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--updates", type=int, default=50)
+    parser.add_argument("--repeat", type=int, default=1, help="turns of all loops; medians count")
     parser.add_argument("--loop", choices=sorted({loop.name for loop in LOOPS}))
-    parser.add_argument("--batch", type=int, default=8, help="of that one loop")
+    parser.add_argument("--batch", type=int, choices=BATCHES, nargs="+", default=BATCHES)
     parser.add_argument("--answers", choices=KINDS, nargs="+", default=KINDS)
     parser.add_argument("--check", action="store_true", help="fail where a target does not hold")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/train_loop.json"))
     chosen = parser.parse_args()
     if chosen.loop:
-        loop = Loop(chosen.answers[0], chosen.batch, chosen.loop)
+        loop = Loop(chosen.answers[0], chosen.batch[0], chosen.loop)
         print(json.dumps(measured(loop, chosen.updates)))
         return 0
-    found: dict[Loop, dict[str, float]] = {}
-    for loop in LOOPS:
-        if loop.answers not in chosen.answers:
-            continue
+    asked = [x for x in LOOPS if x.answers in chosen.answers and x.batch in chosen.batch]
+    turns: dict[Loop, list[dict[str, float]]] = {loop: [] for loop in asked}
+    for loop in asked * chosen.repeat:
         arguments = ["--loop", loop.name, "--answers", loop.answers, "--batch", str(loop.batch)]
-        found[loop] = in_own_process(__file__, [*arguments, "--updates", str(chosen.updates)])
-        print(f"  {loop}: {found[loop]['seconds']:.1f} s", file=sys.stderr, flush=True)
+        one = in_own_process(__file__, [*arguments, "--updates", str(chosen.updates)])
+        turns[loop].append(one)
+        print(f"  {loop}: {one['seconds']:.1f} s", file=sys.stderr, flush=True)
+    found = {
+        loop: {key: median(one[key] for one in some) for key in some[0]}
+        for loop, some in turns.items()
+    }
     keys = ["seconds", "tokens", "tokens_per_second", "peak_mb"]
     rows = [[*loop, *(figures[key] for key in keys)] for loop, figures in found.items()]
     print(table(["answers", "batch", "loop", "CPU s", "tokens", "tokens/s", "peak MB"], rows))
     judged = []
     for name, answers, batch, mine, peer, wanted in TARGETS:
-        if answers in chosen.answers:
+        if answers in chosen.answers and batch in chosen.batch:
             of = {loop: speed(found[Loop(answers, batch, loop)]) for loop in (mine, peer)}
             ratio = of[mine] / of[peer]
             judged.append((name, answers, batch, ratio, wanted, ratio >= wanted))
