@@ -301,15 +301,15 @@ def main() -> int:
         print(json.dumps(measured(loop, chosen.updates)))
         return 0
     asked = [x for x in LOOPS if x.answers in chosen.answers and x.batch in chosen.batch]
-    turns: dict[Loop, list[dict[str, float]]] = {loop: [] for loop in asked}
+    figures_of: dict[Loop, list[dict[str, float]]] = {loop: [] for loop in asked}
     for loop in asked * chosen.repeat:
         arguments = ["--loop", loop.name, "--answers", loop.answers, "--batch", str(loop.batch)]
         one = in_own_process(__file__, [*arguments, "--updates", str(chosen.updates)])
-        turns[loop].append(one)
+        figures_of[loop].append(one)
         print(f"  {loop}: {one['seconds']:.1f} s", file=sys.stderr, flush=True)
     found = {
         loop: {key: median(one[key] for one in some) for key in some[0]}
-        for loop, some in turns.items()
+        for loop, some in figures_of.items()
     }
     keys = ["seconds", "tokens", "tokens_per_second", "peak_mb"]
     rows = [[*loop, *(figures[key] for key in keys)] for loop, figures in found.items()]
