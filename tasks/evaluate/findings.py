@@ -92,6 +92,7 @@ class Findings:
     def _row(self, arm: Arm) -> dict[str, Any]:
         scores = self.predictions.scores(self.metric)[arm.name]
         kept = self.bootstrap.ratio(arm.name, "teacher")
+        gain = self.bootstrap.difference(arm.name, self.names["baseline"])
         predictions = self.predictions
         answers = [p for rows in predictions.by_arm[arm.name].values() for p in rows]
         error = predictions.calibration_error(arm.name, self.metric, self.bins)
@@ -115,6 +116,7 @@ class Findings:
                 [{"mean": found["bits_per_byte"]} for found in measured.general.values()]
             ).get("mean"),
             "retention": kept.rounded() if kept else None,
+            "gain_over_baseline": gain.rounded() if arm.role != "baseline" else None,
             "unfinished": round(sum(p.finish == "length" for p in answers) / len(answers), 6),
             "agreement": round(predictions.same_answer(arm.name, "teacher", self.verifier), 6),
             "fidelity": _mean_fidelity(list(measured.fidelity.values())),

@@ -1,6 +1,6 @@
 """What the report shows, section by section, as plain values for the templates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tasks.evaluate.report import behaviour_view, figures, plots
@@ -38,7 +38,7 @@ FEW_ROWS = 30
 
 def view(files: RoundFiles, against: str = "") -> dict[str, Any]:
     """Return everything that the templates name."""
-    metrics, arms = files.metrics, [_named(arm) for arm in files.arms]
+    metrics, arms = files.metrics, [_named(arm, files) for arm in files.arms]
     worked_out = files.cost
     by_role = {arm["role"]: arm for arm in arms if arm["role"] != "other"}
     return {
@@ -177,10 +177,38 @@ def _energy_not_known(timings: dict[str, Any] | None) -> list[str]:
     return [f"Energy: {told.get('why_not', 'it was not asked for')}. {price}"]
 
 
-def _named(arm: dict[str, Any]) -> dict[str, Any]:
+def _named(arm: dict[str, Any], files: RoundFiles) -> dict[str, Any]:
     label = ROLES.get(arm["role"], arm["arm"])
     detail = arm["arm"] if arm["role"] in ("baseline", "student") else ""
-    return arm | {"label": label, "detail": detail, "tone": arm["role"]}
+    seconds = training_seconds(arm["arm"], files.params.get("train") or {}, files.stage_seconds)
+    shown = {"label": label, "detail": detail, "tone": arm["role"], "trained_in": seconds}
+    return {"gain_over_baseline": None} | arm | shown  # rounds of before did not write it
+
+
+def training_seconds(
+    phase: str, phases: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]
+) -> float | None:
+    """Return how long all seeds of a phase trained, and those of every phase that led to it.
+
+    Args:
+        phase: its name; a model that no phase trained has no such time.
+        phases: section `train` of params.yaml.
+        stages: what reports/stages.json says.
+
+    Returns:
+        Seconds by the clock; None where the time of one of the phases is not known.
+    """
+    total = 0.0
+    for _ in phases:  # a chain is no longer than that
+        stage = stages.get(f"train@{phase}")
+        if phase not in phases or stage is None:
+            return None
+        total += float(stage.get("own_seconds", stage["seconds"]))
+        before = str(phases[phase].get("from", "")).split("/")
+        if before[0] != "train":
+            return total
+        phase = before[1]
+    return None
 
 
 def _efficiency(by_role: dict[str, Any], timings: dict[str, Any] | None) -> Table:

@@ -86,6 +86,10 @@ def test_every_phase_is_a_row(project: Path) -> None:
         ("kd", "student"), ("sft", "other"),
     ]  # fmt: skip
     assert set(arms[3]["by_seed"]) == {"1", "2", "3"}
+    assert arms[2]["gain_over_baseline"] is None
+    assert arms[3]["gain_over_baseline"] == metrics["gain_over_baseline"]
+    above = arms[4]["score"]["mean"] - arms[2]["score"]["mean"]
+    assert arms[4]["gain_over_baseline"]["mean"] == pytest.approx(above, abs=2e-6)
 
 
 def test_the_same_predictions_are_the_same_bytes(project: Path) -> None:

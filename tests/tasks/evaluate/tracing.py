@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
-from tasks.evaluate.report import figures
+from tasks.evaluate.report import figures, view
 from tasks.evaluate.report.charts import thinned
 
 NUMBER = re.compile(r"(?<![\w.])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
@@ -95,7 +95,10 @@ def derived(root: Path, section: str) -> list[float]:
     teacher, student = arms["teacher"], arms["student"]
     if section == "arms":
         work = [a["footprint"]["flops_per_token"] for a in arms.values() if a["footprint"]]
-        return [work[0] / each for each in work]
+        stages = json.loads((root / "reports/stages.json").read_text())
+        phases = YAML(typ="safe", pure=True).load(root / "params.yaml").get("train", {})
+        trained = [view.training_seconds(phase, phases, stages) for phase in phases]
+        return [work[0] / each for each in work] + [each for each in trained if each is not None]
     if section == "cost":
         pairs = [(teacher["footprint"], student["footprint"])]
         if (root / "reports/timings.json").exists():
