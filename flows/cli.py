@@ -1,5 +1,6 @@
 """The `cohobate` command. Heavy libraries are imported by the commands that need them."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Distil a teacher into a student, again and again. Run from the project's root.",
-    epilog="Exit codes: 0 ok · 1 failed · 2 usage · 3 the gate was not met.",
+    epilog="Exit codes: 0 ok · 1 failed · 2 usage · 3 the gate was not met · 130 stopped.",
 )
 Stage = Annotated[
     str | None,
@@ -187,14 +188,16 @@ services_cli.register(app)
 
 def main() -> None:
     """Run the command line; an error for people is three lines, not a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else Prefect's server outlives us
     try:
         app()
-    except (UserError, KeyboardInterrupt) as error:
+    except SystemExit as end:
+        if end.code == Exit.STOPPED:
+            err.print("stopped; what had finished is kept\n  next:  the same command goes on there")
+        raise
+    except UserError as error:
         if _state["debug"]:
             raise
-        if isinstance(error, KeyboardInterrupt):
-            err.print("stopped; what had finished is kept\n  next:  cohobate run")
-            sys.exit(Exit.FAILED)
         err.print(f"[bold red]error:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(Exit.USAGE if isinstance(error, ParamsError) else Exit.FAILED)
 

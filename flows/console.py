@@ -27,6 +27,7 @@ class Exit(IntEnum):
     FAILED = 1
     USAGE = 2
     GATE_NOT_MET = 3
+    STOPPED = 130
 
 
 def project_root() -> Path:

@@ -4,6 +4,7 @@ Without the marker `faults` are those that take a minute, so that every run of t
 """
 
 import random
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -86,6 +87,26 @@ def test_12_two_at_once_make_two_rounds_one_after_the_other(
     assert History(root).numbers() == [1]
     assert ran(root).count("train") == 2
     assert History(root).unfinished() == []
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_round_that_is_asked_to_stop_leaves_no_process_behind(
+    root: Path, asked: signal.Signals
+) -> None:
+    (root.parent / "mode").write_text("slow 600")
+    process = start(root, "cohobate", "run")  # with a server and a Ray of its own
+    wait_for(lambda: "train" in ran(root), 120)
+    its_own = psutil.Process(process.pid).children(recursive=True)
+    assert any("prefect.server" in " ".join(child.cmdline()) for child in its_own)
+    process.send_signal(asked)
+    code, told = finished(process)
+    assert code == 130
+    assert "stopped; what had finished is kept" in told and "Traceback" not in told
+    assert psutil.wait_procs(its_own, timeout=20)[1] == []
+    (root.parent / "mode").write_text("")
+    code, told = finished(start(root, "cohobate", "run"))
+    assert code == 0, told
+    assert ran(root).count("collect") == 1
 
 
 def outage(root: Path, server: Server, after: float) -> None:
