@@ -86,13 +86,12 @@ def show_report(root: Path) -> None:
 def show_losses(root: Path) -> None:
     """Publish the loss curves of all phases and seeds as a picture."""
     found = {
-        f"{phase}, seed {seed}": [(line["step"], line["loss"]) for line in curve]
+        phase: [[(line["step"], line["loss"]) for line in curve] for curve in seeds.values()]
         for phase, seeds in RoundFiles(root).losses.items()
-        for seed, curve in seeds.items()
     }
     if found:
         picture = pictures.curves(found, "update", "loss")
-        create_image_artifact(picture, "losses", "Loss at each update")
+        create_image_artifact(picture, "losses", "Loss at each update, a curve a seed")
 
 
 def show_samples(root: Path) -> None:

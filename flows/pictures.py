@@ -3,6 +3,7 @@
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,16 +32,22 @@ def intervals(scores: Mapping[str, Interval], x_label: str) -> str:
     return _address(figure)
 
 
-def curves(found: Mapping[str, Curve], x_label: str, y_label: str) -> str:
-    """Draw a curve for each name; return the picture's address."""
-    figure = _figure(3.6)
+def curves(found: Mapping[str, Sequence[Curve]], x_label: str, y_label: str) -> str:
+    """Draw a name's curves in a colour of their own; return the picture's address."""
+    from matplotlib import colormaps
+
+    figure = _figure(1.2 + max(2.4, 0.2 * len(found)))
     axes = figure.add_subplot()
-    for name, curve in found.items():
-        axes.plot([x for x, _ in curve], [y for _, y in curve], label=name, linewidth=1.2)
+    tones = cycle(colormaps["tab10" if len(found) <= 10 else "tab20"].colors)  # type: ignore[attr-defined]
+    for (name, several), tone in zip(found.items(), tones, strict=False):
+        for nth, curve in enumerate(several):
+            xs, ys = zip(*curve, strict=True)
+            label = name if nth == 0 else None
+            axes.plot(xs, ys, label=label, color=tone, linewidth=1.0, alpha=0.8)
     axes.set_yscale("log")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     return _address(figure)
 
 
