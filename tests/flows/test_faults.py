@@ -89,6 +89,15 @@ def test_12_two_at_once_make_two_rounds_one_after_the_other(
     assert History(root).unfinished() == []
 
 
+@pytest.fixture
+def interrupts_count() -> Iterator[None]:
+    """Undo what a shell does that starts the tests in the background: SIGINT would be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts_count")
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
 def test_a_round_that_is_asked_to_stop_leaves_no_process_behind(
     root: Path, asked: signal.Signals
