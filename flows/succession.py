@@ -33,8 +33,6 @@ def prepare(worktree: Path, last: RoundRecord | None) -> list[str]:
     chain = chain_of(document["train"], student)
     rounds = Rounds.model_validate(document["rounds"])
     settings = [
-        f"challenge.student={student}",
-        f"mine.student={student}",
         f"mine.rows={rounds.replay}",
         f"collect.split.batch={last.next_batch if last else 0}",
     ]

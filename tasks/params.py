@@ -3,7 +3,8 @@
 A stage is a function `run` in `tasks/<stage>/stage.py`, and its signature says what it reads of
 params.yaml: `def run(filter: FilterParams, seeds: list[int])` reads the sections `filter` and
 `seeds`. Where dvc.yaml makes one stage an item (`foreach: ${train}`), the parameter that takes the
-item is marked: `def run(item: str, phase: Annotated[Phase, EachOf("train")])`.
+item is marked: `def run(item: str, phase: Annotated[Phase, EachOf("train")])`. One value of another
+section is marked too: `student: Annotated[str, ValueOf("evaluate.student")]`.
 """
 
 import difflib
@@ -44,10 +45,19 @@ class EachOf:
 
 
 @dataclass(frozen=True)
+class ValueOf:
+    """Marks the parameter of a stage's function that takes one value of a section."""
+
+    key: str
+    """The dotted key, such as `evaluate.student`."""
+
+
+@dataclass(frozen=True)
 class Reads:
     """What one parameter of a stage's function reads of params.yaml."""
 
     section: str
+    """The section, or the dotted key of one value in it."""
     each: bool
     annotation: Any
 
@@ -69,8 +79,10 @@ def reads_of(function: Callable[..., None]) -> dict[str, Reads]:
     for name in inspect.signature(function).parameters:
         if name == "item":
             continue
-        each = next((a for a in get_args(hints[name]) if isinstance(a, EachOf)), None)
-        section = each.section if each else name
+        marks = get_args(hints[name])
+        each = next((mark for mark in marks if isinstance(mark, EachOf)), None)
+        value = next((mark for mark in marks if isinstance(mark, ValueOf)), None)
+        section = each.section if each else value.key if value else name
         found[name] = Reads(section, each is not None, hints[name])
     return found
 
@@ -85,7 +97,7 @@ def arguments(address: str, document: Mapping[str, Any]) -> dict[str, Any]:
     function = stage_function(stage)
     taken: dict[str, Any] = {}
     for name, reads in reads_of(function).items():
-        keys = [reads.section, item] if reads.each else [reads.section]
+        keys = [*reads.section.split("."), *([item] if reads.each else [])]
         taken[name] = validated(reads.annotation, _dig(document, keys), ".".join(keys))
     if "item" in inspect.signature(function).parameters:
         taken["item"] = item

@@ -13,7 +13,7 @@ def sections() -> dict[str, Any]:
     """Return the annotation of each top-level section of params.yaml."""
     stages = sorted(path.parent.name for path in TASKS.glob("*/stage.py"))
     reads = [r for stage in stages for r in reads_of(stage_function(stage)).values()]
-    found = {r.section: _whole(r) for r in reads}
+    found = {r.section: _whole(r) for r in reads if "." not in r.section}
     return found | {"resources": dict[str, Resources], "rounds": Rounds}  # read by flows alone
 
 
@@ -22,7 +22,10 @@ def check(document: dict[str, Any]) -> None:
 
     Raises:
         ParamsError: with one line for each mistake of the first section that has any.
+        UserError: a phase or a teacher is named that is not there.
     """
+    from tasks.preflight.references import check_references
+
     known = sections()
     for name in document:
         if name not in known:
@@ -35,6 +38,7 @@ def check(document: dict[str, Any]) -> None:
         if name not in document:
             raise ParamsError(f"the section {name} is missing", where="params.yaml")
         validated(annotation, document[name], name)
+    check_references(document)
 
 
 def partial_model() -> type[BaseModel]:

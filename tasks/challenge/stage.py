@@ -15,7 +15,7 @@ The test rows have no part in this: they are looked at once a round, and choose 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -28,7 +28,7 @@ from tasks.evaluate.forgetting import Forgetting
 from tasks.judging.verifiers import Task
 from tasks.models import checkpoints
 from tasks.models.decoding import Batching, Decoding, answers
-from tasks.params import Section
+from tasks.params import Section, ValueOf
 from tasks.progress import say, track
 from tasks.rows.records import DEV, TRAIN, Row, read_rows, write_json
 
@@ -46,8 +46,6 @@ class ChallengeParams(Section):
 
     champion: str = "models/shape"
     """Checkpoint of the student in use; `iterate_rounds` names the one it promoted last."""
-    student: str = "kd"
-    """Phase whose checkpoints challenge it: the best seed on the dev rows."""
     min_gain: float = Field(0.0, ge=0)
     """By how much the lower end of the gain's interval must exceed zero."""
     guards: Guards = Guards()
@@ -62,8 +60,14 @@ class ChallengeParams(Section):
     """CPU threads."""
 
 
-def run(challenge: ChallengeParams, task: Task, seeds: list[int]) -> None:
-    """Let both answer the dev rows and write who wins.
+def run(
+    challenge: ChallengeParams,
+    task: Task,
+    seeds: list[int],
+    *,
+    student: Annotated[str, ValueOf("evaluate.student")],
+) -> None:
+    """Let the champion and the seeds of the phase `student` answer the dev rows; write who wins.
 
     Raises:
         UserError: no dev row has an answer.
@@ -71,7 +75,7 @@ def run(challenge: ChallengeParams, task: Task, seeds: list[int]) -> None:
     rows = [row for row in read_rows(DEV, Row) if row.answer is not None]
     if not rows:
         raise UserError("no dev row has an answer", where=str(DEV), mend="give collect.split.dev")
-    folders = {str(seed): TRAIN / challenge.student / f"seed-{seed}" for seed in seeds}
+    folders = {str(seed): TRAIN / student / f"seed-{seed}" for seed in seeds}
     folders["champion"] = Path(challenge.champion)
     scores, figures = {}, {}
     for name, folder in folders.items():

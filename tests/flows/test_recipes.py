@@ -56,6 +56,8 @@ def test_every_recipe_makes_a_graph_whose_student_exists(repository: Path) -> No
                 assert wanted in upstream, f"{recipe}: {name} waits for nobody who makes {path}"
         for role in ("baseline", "student"):
             assert document["evaluate"][role] in document["train"], recipe
+        for stage in ("challenge", "mine"):
+            assert f"train@{document['evaluate']['student']}" in nodes[stage].upstream, recipe
         phases, student = document["train"], document["evaluate"]["student"]
         behind = succession.updates_of(phases, succession.chain_of(phases, student))
         assert behind == phases[document["evaluate"]["baseline"]]["updates"], recipe
@@ -81,8 +83,11 @@ def write(root: Path, text: str) -> str:
     return "recipes/mine.yaml"
 
 
+JUDGED = "evaluate: {student: baseline}\n"
+
+
 def test_a_mapping_is_merged_and_null_deletes(root: Path) -> None:
-    mine = write(root, "# mine\ntrain: {kd: null, baseline: {updates: 7}}\nseeds: [3]\n")
+    mine = write(root, "# mine\ntrain: {kd: null, baseline: {updates: 7}}\nseeds: [3]\n" + JUDGED)
     before = params.load(root / "params.yaml")["train"]["baseline"]
     changes = overrides.apply(root, ["seeds=[4]"], mine)
     assert "train.kd: removed" in changes

@@ -16,6 +16,7 @@ from tasks.judging.verifiers import Task
 from tasks.rows.records import DEV, Row, row_id, write_json, write_rows
 
 ALIKE = {"parameters": 100.0, "flops_per_token": 10.0, "blocks": 5.0, "bits_per_byte": 4.0}
+LABELS = Task.model_validate({"verifier": {"type": "label"}})
 COUNTED_ALIKE = dict.fromkeys(COUNTED, 1.0)
 
 
@@ -69,7 +70,12 @@ def test_both_answer_the_dev_rows(project: Path, model, tokenizer) -> None:
         checkpoints.save(model, tokenizer, Path(folder), {})
     rows = [Row(id=row_id(p), prompt=p, answer="x") for p in ("one", "two", "three")]
     write_rows(DEV, rows)
-    run(ChallengeParams(threads=1), Task.model_validate({"verifier": {"type": "label"}}), [1])
+    run(
+        ChallengeParams(threads=1),
+        LABELS,
+        [1],
+        student="kd",
+    )
     found = json.loads(VERDICT.read_text())
     assert found["gain"] == {"low": 0, "mean": 0, "high": 0}  # it met itself
     assert found["growth"] == dict.fromkeys(ALIKE, 1.0)
@@ -86,7 +92,12 @@ def test_a_deeper_student_is_seen_to_be_one(project: Path, model, tokenizer) -> 
     checkpoints.save(model, tokenizer, Path("models/shape"), {})
     checkpoints.save(type(model)(deeper), tokenizer, Path("models/train/kd/seed-1"), {})
     write_rows(DEV, [Row(id=row_id("one"), prompt="one", answer="x")])
-    run(ChallengeParams(threads=1), Task.model_validate({"verifier": {"type": "label"}}), [1])
+    run(
+        ChallengeParams(threads=1),
+        LABELS,
+        [1],
+        student="kd",
+    )
     found = json.loads(VERDICT.read_text())
     blocks = deeper.num_hidden_layers / (deeper.num_hidden_layers - 1)
     assert found["growth"]["blocks"] == pytest.approx(blocks, abs=1e-6)
@@ -143,4 +154,9 @@ def test_two_that_are_not_built_alike_are_timed(project: Path, model, tokenizer)
 def test_without_answers_there_is_nothing_to_judge_by(project: Path) -> None:
     write_rows(DEV, [Row(id="0" * 16, prompt="one")])
     with pytest.raises(UserError, match="no dev row"):
-        run(ChallengeParams(), Task.model_validate({"verifier": {"type": "label"}}), [1])
+        run(
+            ChallengeParams(),
+            LABELS,
+            [1],
+            student="kd",
+        )

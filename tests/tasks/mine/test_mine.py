@@ -49,7 +49,7 @@ def test_the_prompts_with_the_widest_gap_come_first(student, tokenizer) -> None:
     logprobs = [-0.1, -4.0, -0.5, None]
     rows = [response(p, a, lp) for (p, a), lp in zip(said.items(), logprobs, strict=True)]
     write_rows(FILTER / "kept.jsonl", rows)
-    run(MineParams(rows=3))
+    run(MineParams(rows=3), "kd")
     regret = {row.id: loss(student, tokenizer, row) + (row.logprob or 0.0) for row in rows}
     wanted = sorted(regret, key=lambda name: -regret[name])[:3]
     found = list(read_rows(HARDEST, Row))
@@ -62,10 +62,10 @@ def test_the_prompts_with_the_widest_gap_come_first(student, tokenizer) -> None:
 def test_a_prompt_with_several_answers_is_kept_once(student) -> None:
     rows = [response("one", answer, -1.0, n) for n, answer in enumerate(("a", "b", "c"))]
     write_rows(FILTER / "kept.jsonl", rows)
-    run(MineParams(rows=10))
+    run(MineParams(rows=10), "kd")
     assert [row.prompt for row in read_rows(HARDEST, Row)] == ["one"]
 
 
 def test_nothing_is_computed_when_no_row_is_wanted(project: Path) -> None:
-    run(MineParams(rows=0))
+    run(MineParams(rows=0), "kd")
     assert HARDEST.read_bytes() == b""

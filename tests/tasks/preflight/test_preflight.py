@@ -22,6 +22,8 @@ from tasks.teachers import Teacher
 from tasks.train.stage import Method
 
 TERMS = {"licence": "Apache-2.0", "outputs_may_train": True}
+ROWS = "data/order/train.jsonl"
+SFT = {"method": "sft", "from": "shape", "rows": ROWS, "targets": ROWS, "updates": 1}
 LAYERS = {"type": "teacher_layers", "layers": [0, 3]}
 
 
@@ -31,7 +33,9 @@ def look(project, checkpoint):
 
     def run_with(shape=LAYERS, others=None, train=None, form=None, **teacher):
         main = Teacher(**{"model": str(checkpoint), **TERMS, **teacher})
-        phases = {key: validated(Method, p, f"train.{key}") for key, p in (train or {}).items()}
+        phases = {
+            key: validated(Method, p, f"train.{key}") for key, p in (train or {"sft": SFT}).items()
+        }
         capture = CaptureParams(**({"signals": form} if form else {}))
         student = validated(Student, shape, "shape")
         run(
@@ -41,6 +45,8 @@ def look(project, checkpoint):
             generate=GenerateParams(),
             capture=capture,
             train=phases,
+            student=next(iter(phases)),
+            baseline=next(iter(phases)),
         )
         return json.loads(MODELS.read_text())
 

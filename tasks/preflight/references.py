@@ -1,0 +1,75 @@
+"""References between sections of params.yaml: a phase or teacher that is named must exist.
+
+An output that no stage makes any more may still lie in the folder from a round before: DVC would
+take it, and a student that was not trained in this round would be judged.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from tasks.errors import UserError
+from tasks.params import nearest
+
+_OUTPUTS = re.compile(r"^(models/train|models/adapt|data/capture|data/generate)/([^/]+)")
+_PHASES = ("evaluate.student", "evaluate.baseline")
+_TEACHERS = ("evaluate.teacher", "shape.teacher")
+_NOT_OUTPUTS = ("teachers", "resources")
+
+
+def check_references(document: Mapping[str, Any]) -> None:
+    """Refuse a params.yaml that names a phase or a teacher which it does not have.
+
+    Raises:
+        UserError: naming the key, what it names, and the nearest that exists.
+    """
+    phases, teachers = document.get("train", {}), document.get("teachers", {})
+    for key in (*_PHASES, *_TEACHERS):
+        section, _, name = key.partition(".")
+        value = (document.get(section) or {}).get(name)
+        if value is not None and key in _PHASES:
+            check_phase(key, value, phases)
+        elif value is not None:
+            check_teacher(key, value, teachers)
+    for section, content in document.items():
+        for key, path in _strings(content, section) if section not in _NOT_OUTPUTS else ():
+            if not (match := _OUTPUTS.match(path)):
+                continue
+            if match[1] == "models/train":
+                check_phase(key, match[2], phases)
+            else:
+                check_teacher(key, match[2], teachers)
+
+
+def check_phase(key: str, name: str, phases: Collection[str]) -> None:
+    """Refuse the name of a phase, which stands at `key`, if there is no such phase."""
+    if name not in phases:
+        raise UserError(
+            f"{key} names the phase {name!r}, and section train has no such phase"
+            f"{nearest(name, phases)}",
+            where=f"params.yaml, {key}",
+            mend=f"name one of {', '.join(phases)}",
+        )
+
+
+def check_teacher(key: str, name: str, teachers: Collection[str]) -> None:
+    """Refuse the name of a teacher, which stands at `key`, if there is no such teacher."""
+    if name not in teachers:
+        raise UserError(
+            f"{key} names the teacher {name!r}, and section teachers has no such teacher"
+            f"{nearest(name, teachers)}",
+            where=f"params.yaml, {key}",
+            mend=f"name one of {', '.join(teachers)}",
+        )
+
+
+def _strings(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Yield each string below a value, with its dotted key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _strings(item, f"{key}.{name}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _strings(item, f"{key}.{number}")

@@ -1,0 +1,38 @@
+"""A phase or a teacher that params.yaml names and does not have is refused, wherever it is named."""
+
+import pytest
+
+from tasks import params, schema
+from tasks.errors import UserError
+from tests.tiny_project import ROOT, put
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("evaluate.student", "gdk", "phase 'gdk'.*did you mean 'kd'"),
+        ("evaluate.baseline", "base-line", "did you mean 'baseline'"),
+        ("evaluate.teacher", "mian", "teacher 'mian'.*did you mean 'main'"),
+        ("shape.teacher", "mian", "did you mean 'main'"),
+        ("pair.student", "models/train/kdd/seed-1", "phase 'kdd'.*did you mean 'kd'"),
+        ("order.scorer", "models/train/sft/seed-1", "phase 'sft'"),
+        ("filter.scorer", "models/adapt/mian", "teacher 'mian'"),
+        ("train.kd.targets", "data/capture/mian", "teacher 'mian'"),
+        ("train.kd.targets", "models/train/kdd", "phase 'kdd'"),
+        ("challenge.champion", "models/train/old/seed-1", "phase 'old'"),
+    ],
+)
+def test_what_is_named_must_exist(key: str, value: str, message: str) -> None:
+    document = params.load(ROOT / "params.yaml")
+    put(document, key, value)
+    with pytest.raises(UserError, match=message) as caught:
+        schema.check(document)
+    assert key in str(caught.value)
+
+
+def test_what_exists_may_be_named() -> None:
+    document = params.load(ROOT / "params.yaml")
+    put(document, "pair.student", "models/train/kd/seed-1")
+    put(document, "order.scorer", "models/adapt/main")
+    put(document, "challenge.champion", "models/champion/round-0001")
+    schema.check(document)
