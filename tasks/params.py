@@ -49,7 +49,8 @@ class ValueOf:
     """Marks the parameter of a stage's function that takes one value of a section."""
 
     key: str
-    """The dotted key, such as `evaluate.student`."""
+    """The dotted key, such as `evaluate.student`; in a list the place, as in
+    `evaluate.metrics.0`."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
 def _dig(document: Mapping[str, Any], keys: list[str]) -> Any:
     value: Any = document
     for depth, key in enumerate(keys):
+        if isinstance(value, list):
+            value = {str(place): one for place, one in enumerate(value)}
         if not isinstance(value, Mapping) or key not in value:
             where = ".".join(keys[: depth + 1])
             raise ParamsError(f"{where} is missing", where="params.yaml")

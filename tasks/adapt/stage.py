@@ -3,7 +3,7 @@
 In:  the teacher's model as preflight pinned it (data/preflight/models.json), data/collect
 Out: models/adapt/<teacher>, a checkpoint (tasks/models/checkpoints.py), and its summary.json:
 
-    {"dev_accuracy": 0.802, "dev_rows": 500, "rows": 1000, "tuned": true}
+    {"dev_rows": 500, "dev_score": 0.802, "rows": 1000, "tuned": true}
 
 Of a teacher behind an endpoint, whose weights are not here, the folder holds endpoint.json alone:
 
@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from tasks.adapt.tuning import Tuning
 from tasks.errors import UserError
+from tasks.judging.metrics import AnswerScore, DecidingMetric
 from tasks.judging.verifiers import Task
 from tasks.models import checkpoints
 from tasks.models.decoding import Decoding
@@ -26,9 +27,13 @@ from tasks.teachers import Teacher
 
 
 def run(
-    item: str, teacher: Annotated[Teacher, EachOf("teachers")], adapt: Tuning, task: Task
+    item: str,
+    teacher: Annotated[Teacher, EachOf("teachers")],
+    adapt: Tuning,
+    task: Task,
+    metric: DecidingMetric,
 ) -> None:
-    """Publish the teacher `item`, tuned if so chosen, and try it on the dev rows.
+    """Publish the teacher `item`, tuned if so chosen, and score it on the dev rows.
 
     Raises:
         UserError: the model is another than preflight saw, or tuning failed.
@@ -46,10 +51,10 @@ def run(
         "adapt": adapt.model_dump(mode="json"),
     }
     rows = adapt.publish(teacher.folder(pin), folder, provenance, what=f"adapt {item}")
-    tried = _dev_accuracy(item, adapt, task)
-    write_json(folder / "summary.json", {"tuned": rows > 0, "rows": rows, **tried})
-    if tried:
-        say(f"{item}: {tried['dev_accuracy']:.3f} on {tried['dev_rows']} dev rows")
+    scored = _dev_score(item, adapt, task, metric)
+    write_json(folder / "summary.json", {"tuned": rows > 0, "rows": rows, **scored})
+    if scored:
+        say(f"{item}: {scored['dev_score']:.3f} on {scored['dev_rows']} dev rows")
 
 
 def _describe(item: str, teacher: Teacher, adapt: Tuning) -> None:
@@ -67,7 +72,7 @@ def _describe(item: str, teacher: Teacher, adapt: Tuning) -> None:
     write_json(ADAPT / item / "summary.json", {"tuned": False, "rows": 0})
 
 
-def _dev_accuracy(item: str, adapt: Tuning, task: Task) -> dict[str, Any]:
+def _dev_score(item: str, adapt: Tuning, task: Task, metric: AnswerScore) -> dict[str, Any]:
     """Let the published teacher answer dev rows; return nothing where none has an answer."""
     from tasks.models.decoding import answers
 
@@ -87,8 +92,8 @@ def _dev_accuracy(item: str, adapt: Tuning, task: Task) -> dict[str, Any]:
         Decoding(max_tokens=longest),
         threads=adapt.threads,
     )
-    correct = sum(
-        task.verifier.correct(answer.text, rows[n].answer or "")
+    total = sum(
+        metric.score(answer.text, rows[n].answer or "", task.verifier)
         for n, answer in track(said, total=len(rows), what=f"{item} on dev rows")
     )
-    return {"dev_accuracy": round(correct / len(rows), 4), "dev_rows": len(rows)}
+    return {"dev_score": round(total / len(rows), 4), "dev_rows": len(rows)}

@@ -10,7 +10,8 @@ Out: reports/challenge.json, which `dvc metrics show` reads too; and, where the 
      "by_seed": {"1": 0.721, "2": 0.725}, "growth": {"bits_per_byte": 1.05, …},
      "intervals": {"champion": {"low": 0.601, "mean": 0.641, "high": 0.680}, "challenger": {…}}}
 
-The test rows have no part in this: they are looked at once a round, and choose nothing.
+Answers are scored by the metric that decides in `evaluate`. The test rows have no part in this:
+they are looked at once a round, and choose nothing.
 """
 
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from tasks.errors import UserError
 from tasks.evaluate.bootstrap import Bootstrap
 from tasks.evaluate.efficiency import footprint
 from tasks.evaluate.forgetting import Forgetting
+from tasks.judging.metrics import AnswerScore, DecidingMetric
 from tasks.judging.verifiers import Task
 from tasks.models import checkpoints
 from tasks.models.decoding import Batching, Decoding, answers
@@ -66,6 +68,7 @@ def run(
     seeds: list[int],
     *,
     student: Annotated[str, ValueOf("evaluate.student")],
+    metric: DecidingMetric,
 ) -> None:
     """Let the champion and the seeds of the phase `student` answer the dev rows; write who wins.
 
@@ -79,7 +82,7 @@ def run(
     folders["champion"] = Path(challenge.champion)
     scores, figures = {}, {}
     for name, folder in folders.items():
-        scores[name], figures[name] = _sit(challenge, task, folder, rows, name)
+        scores[name], figures[name] = _sit(challenge, task, metric, folder, rows, name=name)
     verdict = judge(challenge, scores, figures)
     write_json(VERDICT, verdict)
     if timed_apart(verdict):
@@ -130,7 +133,13 @@ def judge(
 
 
 def _sit(
-    challenge: ChallengeParams, task: Task, folder: Path, rows: list[Row], name: str
+    challenge: ChallengeParams,
+    task: Task,
+    metric: AnswerScore,
+    folder: Path,
+    rows: list[Row],
+    *,
+    name: str,
 ) -> "tuple[NDArray[np.float64], dict[str, float]]":
     """Return a model's score on each row, and its figures that are guarded."""
     import numpy as np
@@ -145,7 +154,7 @@ def _sit(
     said = answers(model, tokenizer, prompts, how, batching, threads=threads)
     found = np.zeros(len(rows))
     for place, answer in track(said, total=len(rows), what=f"{name} on dev rows"):
-        found[place] = task.verifier.correct(answer.text, rows[place].answer or "")
+        found[place] = metric.score(answer.text, rows[place].answer or "", task.verifier)
     reader = Reader(model, tokenizer, threads=threads)
     general = challenge.general.measure(reader, challenge.general.passages())
     size = footprint(model, folder, _CONTEXT)

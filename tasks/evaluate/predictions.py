@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks.errors import UserError
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.bootstrap import Floats
-from tasks.evaluate.metrics import AnswerMetric
+from tasks.judging.metrics import AnswerScore
 from tasks.judging.verifiers import Verifier
 from tasks.models.decoding import Answer
 from tasks.rows.records import EVALUATE, TEST, Row, read_rows, write_rows
@@ -52,7 +52,7 @@ def test_rows() -> list[Row]:
 def scored(
     rows: Sequence[Row],
     answers: Iterable[Answer],
-    metrics: Sequence[AnswerMetric],
+    metrics: Sequence[AnswerScore],
     verifier: Verifier,
 ) -> Iterator[Prediction]:
     """Yield the predictions for `rows`, given the answer to each."""

@@ -8,11 +8,12 @@ from tasks.evaluate.forgetting import Forgetting
 from tasks.evaluate.gate import Gate
 from tasks.evaluate.harness import Harness
 from tasks.evaluate.memorisation import Memorisation
-from tasks.evaluate.metrics import AnswerMetric, Metric, ReadingMetric, Verified
+from tasks.evaluate.metrics import Metric, ReadingMetric
 from tasks.evaluate.mistakes import Mistakes
 from tasks.evaluate.robustness import Robustness
 from tasks.evaluate.router import Router
 from tasks.evaluate.timing import Timing
+from tasks.judging.metrics import AnswerScore, Verified
 from tasks.models.checkpoints import Precision
 from tasks.models.decoding import Batching, Decoding
 from tasks.params import Section
@@ -28,7 +29,8 @@ class EvaluateParams(Section):
     student: str = "kd"
     """Phase whose checkpoint is the distilled student."""
     metrics: tuple[Metric, ...] = Field((Verified(),), min_length=1)
-    """How answers are scored. The first decides; the others are reported beside it."""
+    """How answers are scored. The first decides, here and in `adapt`, `challenge` and `export`; the
+    others are reported beside it."""
     decoding: Decoding = Decoding(max_tokens=8)
     """How every model answers: greedily, unless a temperature is given."""
     batching: Batching = Batching()
@@ -70,9 +72,9 @@ class EvaluateParams(Section):
     """What counts as a pass."""
 
     @property
-    def answer_metrics(self) -> tuple[AnswerMetric, ...]:
+    def answer_metrics(self) -> tuple[AnswerScore, ...]:
         """The metrics that look at one answer."""
-        return tuple(metric for metric in self.metrics if isinstance(metric, AnswerMetric))
+        return tuple(metric for metric in self.metrics if isinstance(metric, AnswerScore))
 
     @property
     def reading_metrics(self) -> tuple[ReadingMetric, ...]:
@@ -81,6 +83,6 @@ class EvaluateParams(Section):
 
     @model_validator(mode="after")
     def _a_score_decides(self) -> "EvaluateParams":
-        if not isinstance(self.metrics[0], AnswerMetric):
+        if not isinstance(self.metrics[0], AnswerScore):
             raise ValueError(f"{self.metrics[0].type} scores no single answer: it cannot decide")
         return self

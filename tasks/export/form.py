@@ -15,7 +15,7 @@ class Tolerance(Section):
     """How far a form may drift from the original on the sample of dev rows."""
 
     score: float = Field(0.01, ge=0, le=1)
-    """So much of its score (share of 1) it may lose at most."""
+    """So much of its score (0 to 1, by the first of `evaluate.metrics`) it may lose at most."""
     agreement: float = Field(0.98, ge=0, le=1)
     """On at least this share of the rows its greedy answer is the original's to the letter, white
     space at the ends aside."""

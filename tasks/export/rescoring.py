@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from tasks.errors import UserError
 from tasks.export.form import Form, Questions
+from tasks.judging.metrics import AnswerScore
 from tasks.judging.verifiers import Verifier
 from tasks.rows.records import DEV, Row, read_rows
 
@@ -103,13 +104,15 @@ class Check:
 
     rows: Sequence[Row]
     questions: Questions
+    metric: AnswerScore
     verifier: Verifier
 
     def score(self, answers: Sequence[str]) -> float:
-        """Return the share of answers that the task's verifier calls right."""
+        """Return the mean score of the answers, by the metric that decides."""
         pairs = zip(self.rows, answers, strict=True)
-        right = sum(self.verifier.correct(answer, row.answer or "") for row, answer in pairs)
-        return right / len(self.rows)
+        return fmean(
+            self.metric.score(text, row.answer or "", self.verifier) for row, text in pairs
+        )
 
     def rescored(self, form: Form, folder: Path, original: "Original") -> Rescored:
         """Open what `form` wrote to `folder` and compare its answers with the original's.

@@ -31,6 +31,7 @@ from tasks.export.rescoring import Check, Original, dev_sample
 from tasks.export.safetensors import Safetensors, answered, read_losses
 from tasks.export.student import Choice, Student, evaluated, lineage
 from tasks.export.vocabulary import whole
+from tasks.judging.metrics import DecidingMetric
 from tasks.judging.verifiers import Task
 from tasks.models import checkpoints
 from tasks.models.checkpoints import Precision
@@ -74,7 +75,7 @@ class ExportParams(Section):
         return self
 
 
-def run(export: ExportParams, task: Task, shape: Shape) -> None:
+def run(export: ExportParams, task: Task, shape: Shape, metric: DecidingMetric) -> None:
     """Choose the checkpoint, write it in every form, check each, and publish all or nothing.
 
     Raises:
@@ -89,7 +90,7 @@ def run(export: ExportParams, task: Task, shape: Shape) -> None:
         export.push.refuse(files.teachers, files.gate_passed)
     rows = dev_sample(export.dev_rows)
     questions = Questions([row.prompt for row in rows], export.max_tokens, export.threads)
-    check = Check(rows, questions, task.verifier)
+    check = Check(rows, questions, metric, task.verifier)
     seed, said = _chosen(export, student, check)
     read = read_losses(student.by_seed[seed], export.precision, rows, export.threads)
     original = Original(said, read)

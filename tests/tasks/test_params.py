@@ -54,6 +54,17 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None
         params.load(tmp_path / "params.yaml")
 
 
+def test_a_stage_takes_a_part_of_a_section_by_its_path(document: dict) -> None:
+    document["evaluate"]["metrics"] = [{"type": "rouge_l"}, {"type": "verifier"}]
+    assert params.arguments("challenge", document)["metric"].type == "rouge_l"
+    document["evaluate"]["metrics"] = [{"type": "perplexity"}]
+    with pytest.raises(ParamsError, match=r"evaluate.metrics.0: 'perplexity' is none of verifier"):
+        params.arguments("challenge", document)
+    document["evaluate"]["metrics"] = []
+    with pytest.raises(ParamsError, match=r"evaluate.metrics.0 is missing"):
+        params.arguments("challenge", document)
+
+
 def test_an_unknown_stage_is_refused_with_the_nearest() -> None:
     with pytest.raises(Exception, match="did you mean 'filter'"):
         params.stage_function("fliter")

@@ -10,6 +10,7 @@ from tasks.adapt.tuning import Tuning, Untuned
 from tasks.capture.stage import CaptureParams
 from tasks.errors import UserError
 from tasks.generate.stage import GenerateParams
+from tasks.judging.metrics import TokenF1, Verified
 from tasks.judging.verifiers import Label, Task
 from tasks.models import checkpoints
 from tasks.params import validated
@@ -46,8 +47,8 @@ def adapt(project, checkpoint):
     write_rows(LABELLED, rows(16))
     write_rows(DEV, rows(10))
 
-    def adapted(**tuning):
-        run("main", teacher, validated(Tuning, tuning, "adapt"), TASK)
+    def adapted(metric=Verified(), **tuning):  # noqa: B008
+        run("main", teacher, validated(Tuning, tuning, "adapt"), TASK, metric)
         return json.loads((MAIN / "summary.json").read_text())
 
     return adapted
@@ -57,15 +58,21 @@ def test_an_untuned_teacher_is_the_same_model(adapt, checkpoint):
     summary = adapt(type="none", threads=1)
     weights = "model.safetensors"
     assert (MAIN / weights).read_bytes() == (checkpoint / weights).read_bytes()
-    assert summary == {"tuned": False, "rows": 0, "dev_rows": 10, "dev_accuracy": 0.0}
+    assert summary == {"tuned": False, "rows": 0, "dev_rows": 10, "dev_score": 0.0}
     provenance = json.loads((MAIN / "provenance.json").read_text())
     assert provenance["fingerprint"] == checkpoints.fingerprint(checkpoint)
     assert provenance["licence"] == "Apache-2.0"
 
 
+def test_the_dev_figure_is_of_the_metric_that_decides(adapt):
+    halves = [row.model_copy(update={"answer": f"{row.answer} kingdom"}) for row in rows(10)]
+    write_rows(DEV, halves)  # one of two words is right: 2/3, and never by the verifier
+    assert adapt(TokenF1(type="token_f1"), **SFT)["dev_score"] >= 0.6
+
+
 def test_a_tuned_teacher_has_learnt_the_task(adapt, model):
     summary = adapt(**SFT, freeze={"embeddings": True, "layers": 1})
-    assert summary["dev_accuracy"] >= 0.9 and summary["rows"] == 16
+    assert summary["dev_score"] >= 0.9 and summary["rows"] == 16
     tuned, _ = checkpoints.load(checkpoints_folder := MAIN)
     checkpoints.verify(checkpoints_folder)
     halved = model.to(torch.bfloat16).float()
@@ -103,9 +110,9 @@ def test_of_a_teacher_behind_an_endpoint_the_address_is_published(project):
         outputs_may_train=True,
     )
     write_json(MODELS, {"teachers": {"main": {}}})
-    run("main", teacher, validated(Tuning, {"type": "none"}, "adapt"), TASK)
+    run("main", teacher, validated(Tuning, {"type": "none"}, "adapt"), TASK, Verified())
     address = json.loads((MAIN / "endpoint.json").read_text())
     assert (address["url"], address["key"]) == ("https://api.example.com/v1", "EXAMPLE_KEY")
     checkpoints.verify(MAIN)
     with pytest.raises(UserError, match="cannot be tuned"):
-        run("main", teacher, validated(Tuning, SFT, "adapt"), TASK)
+        run("main", teacher, validated(Tuning, SFT, "adapt"), TASK, Verified())

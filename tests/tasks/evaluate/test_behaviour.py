@@ -7,12 +7,12 @@ import pytest
 
 from tasks.evaluate.cost import Prices
 from tasks.evaluate.memorisation import Memorisation
-from tasks.evaluate.metrics import Bleu, ChrF, RougeL
 from tasks.evaluate.mistakes import Mistake, Mistakes
 from tasks.evaluate.perturbations import Case, Distractor, Paraphrase, Typos
 from tasks.evaluate.robustness import Robustness, Scores, longest
 from tasks.evaluate.router import Router
 from tasks.evaluate.settings import EvaluateParams
+from tasks.judging.metrics import Bleu, ChrF, RougeL
 from tasks.judging.verifiers import Label
 from tasks.params import ParamsError, validated
 from tasks.rows.records import Message, Row

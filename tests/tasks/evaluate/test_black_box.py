@@ -10,7 +10,7 @@ import pytest
 from simulated_round import LABELS, read
 
 from tasks.errors import UserError
-from tasks.evaluate.metrics import LabelAccuracy, Perplexity, Verified
+from tasks.evaluate.metrics import LabelAccuracy, Perplexity
 from tasks.evaluate.perturbations import Case
 from tasks.evaluate.robustness import ROBUSTNESS, Robustness
 from tasks.evaluate.settings import EvaluateParams
@@ -20,6 +20,7 @@ from tasks.generate.openai import OpenAI
 from tasks.generate.places import LEDGER
 from tasks.generate.prices import Price
 from tasks.generate.stage import GenerateParams
+from tasks.judging.metrics import Verified
 from tasks.judging.verifiers import Label, Task
 from tasks.models import checkpoints
 from tasks.rows.records import GENERATE, TEST, Row, row_id, write_json, write_rows

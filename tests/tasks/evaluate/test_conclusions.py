@@ -10,9 +10,9 @@ from simulated_round import SimulatedRound, read
 from tasks.errors import UserError
 from tasks.evaluate.arms import arms_on_disk
 from tasks.evaluate.gate import Gate
-from tasks.evaluate.metrics import ExactMatch, TokenF1, Verified
 from tasks.evaluate.predictions import Prediction, Predictions
 from tasks.evaluate.settings import EvaluateParams
+from tasks.judging.metrics import ExactMatch, TokenF1, Verified
 from tasks.judging.verifiers import Exact, Label
 
 PARAMS = EvaluateParams(bootstrap=1000)

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from simulated_round import LABELS, read
 
-from tasks.evaluate.metrics import LabelAccuracy, Perplexity, Verified
+from tasks.evaluate.metrics import LabelAccuracy, Perplexity
 from tasks.evaluate.perturbations import Case, Distractor
 from tasks.evaluate.robustness import PERTURBED, Robustness
 from tasks.evaluate.settings import EvaluateParams
 from tasks.evaluate.stage import run
 from tasks.evaluate.timing import Timing
 from tasks.generate.stage import GenerateParams
+from tasks.judging.metrics import Verified
 from tasks.judging.verifiers import Label, Task
 from tasks.models import checkpoints
 from tasks.rows.records import TEST, Row, row_id, write_rows

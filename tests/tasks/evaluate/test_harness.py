@@ -12,7 +12,7 @@ from tasks import params
 from tasks.errors import UserError
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.harness import Harness, means
-from tasks.evaluate.metrics import ExactMatch
+from tasks.judging.metrics import ExactMatch
 from tasks.judging.verifiers import Label
 from tasks.models import checkpoints
 from tasks.models.decoding import Decoding, answers
