@@ -9,7 +9,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from tasks.progress import say
 LEDGER = Path(".cohobate/ledger")
 VARIABLE = "COHOBATE_LEDGER"
 _NAME = 16  # hex digits of a teacher's hash
+_EXPERIMENTS = (".dvc", "tmp", "exps")
 
 
 def journal_of(teacher: str, chosen: str = "") -> "Journal":
@@ -30,13 +30,13 @@ def journal_of(teacher: str, chosen: str = "") -> "Journal":
 
     Args:
         teacher: the hash that says which teacher.
-        chosen: a folder, or `s3://bucket/prefix`; empty: what `$COHOBATE_LEDGER` says, or else
-            `.cohobate/ledger` in the repository's main worktree.
+        chosen: a folder, or `s3://bucket/prefix`; `$COHOBATE_LEDGER` overrules it. Empty:
+            `.cohobate/ledger`. A relative folder lies in the project's main worktree.
     """
-    place = os.environ.get(VARIABLE) or chosen or str(_main_worktree() / LEDGER)
+    place = os.environ.get(VARIABLE) or chosen or str(LEDGER)
     if place.startswith("s3://"):
         return Objects(f"{place.rstrip('/')}/{teacher[:_NAME]}")
-    return File(Path(place).expanduser() / f"{teacher[:_NAME]}.jsonl")
+    return File(main_project() / Path(place).expanduser() / f"{teacher[:_NAME]}.jsonl")
 
 
 class Journal(ABC):
@@ -168,13 +168,42 @@ class Objects(Journal):
             ) from error
 
 
-def _main_worktree() -> Path:
-    """Return this project's folder in the main worktree; as it is where git knows nothing of it."""
-    try:
-        asked = ["git", "rev-parse", "--path-format=absolute", "--git-common-dir", "--show-prefix"]
-        done = subprocess.run(asked, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+def main_project() -> Path:
+    """Return this project's folder in the main worktree of its repository.
+
+    Rounds run in git worktrees, and DVC runs `exp run --temp` and `--queue` in repositories of
+    their own below `.dvc/tmp/exps`, which it deletes: all of them share the main worktree's ledger.
+    A folder outside any repository is its own main worktree.
+    """
+    here = Path.cwd()
+    if (top := _repository(here)) is None:
         return Path()
-    common, prefix = done.stdout.split("\n")[:2]
-    shared = Path(common)
-    return shared.parent / prefix if shared.name == ".git" else shared / prefix
+    origin = top
+    while (outer := _dvc_project(origin)) is not None:
+        origin = _repository(outer) or outer
+    return _main_worktree(origin) / here.relative_to(top)
+
+
+def _repository(folder: Path) -> Path | None:
+    """Return the top folder of the repository that a folder belongs to."""
+    return next((top for top in (folder, *folder.parents) if (top / ".git").exists()), None)
+
+
+def _dvc_project(top: Path) -> Path | None:
+    """Return the project whose experiment runs in the temporary repository `top`, if it is one."""
+    ends = (at for at in top.parents if at.parts[-3:] == _EXPERIMENTS)
+    return next((end.parents[2] for end in ends), None)
+
+
+def _main_worktree(top: Path) -> Path:
+    """Return the main worktree of the repository with a worktree at `top`.
+
+    The files of git are read as they lie: git itself refuses folders of another owner.
+    """
+    if (top / ".git").is_dir():
+        return top
+    git_folder = top / (top / ".git").read_text().removeprefix("gitdir:").strip()
+    if not (git_folder / "commondir").exists():  # a submodule
+        return top
+    shared = (git_folder / (git_folder / "commondir").read_text().strip()).resolve()
+    return shared.parent if shared.name == ".git" else shared

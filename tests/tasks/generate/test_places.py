@@ -38,6 +38,27 @@ def test_worktrees_share_the_ledger_of_the_main_one(project, monkeypatch, tmp_pa
         assert journal_of(TEACHER).path.parent == project / "sub" / LEDGER
 
 
+def test_an_experiment_of_dvc_shares_the_ledger_of_its_project(project, monkeypatch):
+    """`dvc exp run --temp` and `--queue`: repositories of their own below .dvc/tmp/exps."""
+    git(project, "init", "-q")
+    for below in ("", "ml/distil"):  # the DVC project is the repository, or a folder in it
+        for kind in ("tmp123", "standalone/tmp123"):
+            folder = project / below / ".dvc/tmp/exps" / kind
+            (folder / below).mkdir(parents=True)
+            git(folder, "init", "-q")
+            monkeypatch.chdir(folder / below)
+            assert journal_of(TEACHER).path.parent == project / below / LEDGER
+            assert journal_of(TEACHER, "ours").path.parent == project / below / "ours"
+
+
+def test_a_submodule_keeps_its_own_ledger(project, monkeypatch):
+    inner = project / "distil"
+    inner.mkdir()
+    (inner / ".git").write_text("gitdir: ../.git/modules/distil\n")
+    monkeypatch.chdir(inner)
+    assert journal_of(TEACHER).path.parent == inner / LEDGER
+
+
 def test_a_chosen_place_counts_and_the_environment_more(project, monkeypatch, tmp_path):
     assert journal_of(TEACHER).path.parent == LEDGER  # git knows nothing of this folder
     assert journal_of(TEACHER, "elsewhere").path.parent.name == "elsewhere"
