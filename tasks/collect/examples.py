@@ -17,6 +17,26 @@ class NoExampleError(Exception):
     """A record that no row can be made of; the text is the reason, the same for like cases."""
 
 
+class UnreadableError(Exception):
+    """A file of which no record can be read: what is wrong with it, and how to fix it."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what)
+        self.fix = fix
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A record that cannot be read."""
+
+    reason: str
+    text: str
+
+
+Record = tuple[int, Mapping[str, Any] | Broken]
+"""Line (row of a table), from 1, and columns."""
+
+
 @dataclass(frozen=True)
 class Example:
     """A record of a source."""
@@ -35,12 +55,16 @@ class Example:
 class SetAside(BaseModel):
     """A record that became no row: a line of quarantine.jsonl.
 
-    {"file": "questions.jsonl", "line": 17, "reason": "not JSON", "text": "{\\"question\\": "}
+    {"file": "questions.jsonl", "line": 17, "record": 16, "reason": "a key twice: 'answer'",
+     "text": "{\\"question\\": "}
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     file: str
     line: int
+    """Line at which the record begins; row of a table. From 1."""
+    record: int = 0
+    """Number of the record, from 1: a line can hold several, and a record several lines."""
     reason: str
     text: str
     """The beginning of the record."""

@@ -1,4 +1,4 @@
-"""Your own data: a JSONL, CSV or Parquet file of this project, or on S3."""
+"""Your own data: a JSON, CSV, Parquet or Arrow file of this project, or on S3."""
 
 import io
 import os
@@ -9,8 +9,17 @@ from typing import IO, Any, Literal
 
 from pydantic import field_validator
 
-from tasks.collect.examples import Example, NoExampleError, SetAside, clipped, text_of
-from tasks.collect.formats import FORMATS, Broken, Record
+from tasks.collect.examples import (
+    Broken,
+    Example,
+    NoExampleError,
+    Record,
+    SetAside,
+    UnreadableError,
+    clipped,
+    text_of,
+)
+from tasks.collect.formats import known_format, records
 from tasks.errors import UserError
 from tasks.params import Section
 
@@ -75,14 +84,26 @@ class Files(Records):
 
     type: Literal["files"]
     path: str
-    """A `.jsonl`, `.csv` or `.parquet` file below the project, or on S3 (`"s3://..."`)."""
+    """A file below the project, or on S3 (`"s3://..."`): `.jsonl` or `.ndjson`, `.json` (an array,
+    or an object with a list), `.csv`, `.tsv`, each also as `.gz`, `.bz2`, `.xz` or `.zst`;
+    `.parquet`, `.arrow` or `.feather`."""
+    encoding: str | None = None
+    """Encoding of a text file, such as `cp1252`; UTF-8, or what its byte-order mark says."""
 
     @field_validator("path")
     @classmethod
     def _known_format(cls, path: str) -> str:
-        if _format(path) not in FORMATS:
-            raise ValueError("give a .jsonl, .csv or .parquet file")
+        known_format(path)
         return path
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str | None) -> str | None:
+        try:
+            b"-".decode(encoding or "utf-8", "replace")
+        except LookupError:
+            raise ValueError("no encoding that Python knows, such as cp1252 or latin-1") from None
+        return encoding
 
     @property
     def file(self) -> str:
@@ -105,17 +126,16 @@ class Files(Records):
     def _records(self) -> Iterator[Record]:
         try:
             with _opened(self.path) as file:
-                yield from FORMATS[_format(self.path)](file)
+                yield from records(self.path, file, self.encoding)
         except Exception as error:  # OSError, pyarrow's and botocore's have no common ancestor
             if isinstance(error, UserError):
                 raise
-            absent = isinstance(error, FileNotFoundError)
-            why = "there is no such file" if absent else str(error).strip() or type(error).__name__
             variables = " and the AWS_* variables" if self.path.startswith(_REMOTE) else ""
+            fix = f"check collect.source.path{variables}"
             raise UserError(
-                f"cannot read the data: {why}",
+                f"cannot read the data: {_why(error)}",
                 where=self.path,
-                mend=f"check collect.source.path{variables}",
+                mend=error.fix if isinstance(error, UnreadableError) else fix,
             ) from error
 
 
@@ -136,8 +156,10 @@ def inside_project(path: str) -> Path:
     return resolved.relative_to(root)
 
 
-def _format(path: str) -> str:
-    return path.rpartition(".")[2].lower()
+def _why(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return str(error).strip() or type(error).__name__
 
 
 def _opened(path: str) -> AbstractContextManager[IO[bytes]]:

@@ -1,149 +1,105 @@
-"""The records of a file, one at a time, whatever its bytes: JSON lines, CSV, Parquet."""
+"""File formats by their endings, and what a file is that is none of them."""
 
-import csv
-import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import IO, Any
+import bz2
+import gzip
+import io
+import lzma
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import PurePosixPath
+from typing import IO, Any, cast
 
-from tasks.collect.examples import MAX_CHARACTERS, clipped
+from tasks.collect.arrow_records import arrow_records, parquet_records
+from tasks.collect.csv_records import csv_records
+from tasks.collect.examples import Record, UnreadableError
+from tasks.collect.json_records import json_records
 
-_BLOCK = 1 << 16
-_TOO_LONG = f"a line of more than {MAX_CHARACTERS} bytes"
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A record that cannot be read."""
-
-    reason: str
-    text: str
-
-
-Record = tuple[int, Mapping[str, Any] | Broken]
-
-
-def json_lines(file: IO[bytes]) -> Iterator[Record]:
-    """Yield the object on each line that is not blank."""
-    for number, line in _lines(file):
-        if isinstance(line, Broken) or line.strip():
-            yield number, line if isinstance(line, Broken) else _object(line)
-
-
-def _object(line: bytes) -> Mapping[str, Any] | Broken:
-    try:
-        value = json.loads(line.decode(), object_pairs_hook=_once, parse_constant=_no_number)
-    except UnicodeDecodeError:
-        return Broken("not UTF-8", clipped(line))
-    except _TwiceError:
-        return Broken("a key twice", clipped(line))
-    except (ValueError, RecursionError):
-        return Broken("not JSON", clipped(line))
-    if not isinstance(value, dict):
-        return Broken("not a JSON object", clipped(line))
-    return value
-
-
-class _TwiceError(Exception):
-    """An object names a key twice: which value is meant is anyone's guess."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _TwiceError
-    return found
+FORMATS: dict[str, Callable[[IO[bytes], str | None], Iterator[Record]]] = {
+    ".jsonl": json_records,
+    ".ndjson": json_records,
+    ".json": partial(json_records, document=True),
+    ".csv": csv_records,
+    ".tsv": partial(csv_records, delimiter="\t"),
+    ".parquet": parquet_records,
+    ".arrow": arrow_records,
+    ".feather": arrow_records,
+}
+_BINARY = frozenset({".parquet", ".arrow", ".feather"})
+_EXCEL = "in Excel, save it as CSV UTF-8 (.csv)"
+_OTHERS = {
+    ".xlsx": f"a spreadsheet: {_EXCEL}",
+    ".xls": f"a spreadsheet: {_EXCEL}",
+    ".ods": "a spreadsheet: save it as CSV in UTF-8",
+    ".zip": "an archive: unpack it",
+    ".tar": "an archive: unpack it",
+    ".pkl": "a pickle, which can run code: write it with df.to_parquet(path)",
+    ".pickle": "a pickle, which can run code: write it with df.to_parquet(path)",
+}
+_CONTENTS = (
+    (b"PK\x03\x04", "a spreadsheet or an archive", f"{_EXCEL}, or unpack it"),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook", _EXCEL),
+    (b"\x1f\x8b", "compressed with gzip", "end its name with .gz"),
+    (b"\x28\xb5\x2f\xfd", "compressed with Zstandard", "end its name with .zst"),
+    (b"PAR1", "a Parquet file", "end its name with .parquet"),
+    (b"ARROW1", "an Arrow file", "end its name with .arrow"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the data", "git lfs pull"),
+    (b"<!doctype html", "a web page", "fetch the file itself, not the page that shows it"),
+    (b"<html", "a web page", "fetch the file itself, not the page that shows it"),
+)
 
 
-def _no_number(spelt: str) -> float:
-    raise ValueError(f"{spelt} is no JSON")
+def _zstandard(file: IO[bytes]) -> IO[bytes]:
+    import pyarrow
+
+    return cast(IO[bytes], pyarrow.CompressedInputStream(file, "zstd"))
 
 
-def csv_rows(file: IO[bytes]) -> Iterator[Record]:
-    """Yield the rows below the header line; a quoted field may hold line ends."""
-    csv.field_size_limit(MAX_CHARACTERS)
-    broken: list[Broken] = []  # lines of the row at hand that could not be read
-    rows = csv.reader(_text_lines(file, broken))
-    header: list[str] | None = None
-    while True:
-        start = rows.line_num + 1
-        try:
-            fields = next(rows, None)
-        except csv.Error as error:
-            fields = []
-            broken.append(Broken(f"not CSV: {error}", ""))
-        if fields is None:
-            return
-        if broken:
-            yield start, broken[0]
-            broken.clear()
-        elif header is None:
-            header = fields
-        elif fields:
-            yield start, _named(header, fields)
-
-
-def _named(header: list[str], fields: list[str]) -> Mapping[str, Any] | Broken:
-    if len(fields) != len(header):
-        found = "fewer" if len(fields) < len(header) else "more"
-        return Broken(f"{found} fields than the header", clipped(",".join(fields)))
-    return dict(zip(header, fields, strict=True))
-
-
-def _text_lines(file: IO[bytes], broken: list[Broken]) -> Iterator[str]:
-    for _, line in _lines(file):
-        try:
-            if isinstance(line, Broken):
-                broken.append(line)
-            else:
-                yield line.decode()
-                continue
-        except UnicodeDecodeError:
-            broken.append(Broken("not UTF-8", clipped(line)))
-        yield "-\n"  # keeps the count of lines, and makes a row to report
-
-
-def parquet_rows(file: IO[bytes]) -> Iterator[Record]:
-    """Yield the rows of a Parquet file, a thousand in memory at a time."""
-    import pyarrow.parquet as pq
-
-    number = 0
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
-        for record in batch_rows(batch):
-            number += 1
-            yield number, record
-
-
-def batch_rows(batch: Any) -> Iterator[Mapping[str, Any] | Broken]:
-    """Yield the rows of an Arrow table; what cannot be read is broken, row by row."""
-    try:
-        yield from batch.to_pylist()
-    except ValueError as error:  # bytes that are no UTF-8, a date no calendar knows
-        if batch.num_rows == 1:
-            yield Broken(f"unreadable: {type(error).__name__}", "")
-            return
-        for row in range(batch.num_rows):
-            yield from batch_rows(batch.slice(row, 1))
-
-
-FORMATS: dict[str, Callable[[IO[bytes]], Iterator[Record]]] = {
-    "jsonl": json_lines,
-    "csv": csv_rows,
-    "parquet": parquet_rows,
+_COMPRESSIONS: dict[str, Callable[[Any], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zstandard,
 }
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | Broken]]:
-    """Yield the numbered lines of a file; of a line that is too long, only the beginning."""
-    number = 0
-    while line := file.readline(MAX_CHARACTERS + 1):
-        number += 1
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if len(line) > MAX_CHARACTERS and not line.endswith(b"\n"):
-            while rest := file.readline(_BLOCK):
-                if rest.endswith(b"\n"):
-                    break
-            yield number, Broken(_TOO_LONG, clipped(line))
-        else:
-            yield number, line
+def known_format(path: str) -> str:
+    """Return the ending that says what a file holds, behind that of a compression.
+
+    Raises:
+        ValueError: no format is known by it.
+    """
+    *_, before, last = ["", "", *PurePosixPath(path.lower()).suffixes]
+    ending = before if last in _COMPRESSIONS else last
+    if ending in FORMATS and not (ending in _BINARY and last in _COMPRESSIONS):
+        return ending
+    kinds = f"give a {', '.join(FORMATS)} file, text also as {', '.join(_COMPRESSIONS)}"
+    raise ValueError(f"{_OTHERS[last]}; {kinds}" if last in _OTHERS else kinds)
+
+
+def records(path: str, file: IO[bytes], encoding: str | None) -> Iterator[Record]:
+    """Yield the records of a file.
+
+    Args:
+        path: its name, whose ending tells the format.
+        file: its bytes.
+        encoding: of a text file that is in none of Unicode's.
+
+    Raises:
+        UnreadableError: no record of it can be read.
+    """
+    ending = known_format(path)
+    opened = _COMPRESSIONS.get(PurePosixPath(path.lower()).suffix, lambda plain: plain)(file)
+    if ending not in _BINARY:
+        opened = io.BufferedReader(opened)
+        _refuse_others(opened.peek(64)[:64].lstrip().lower())
+    elif file.read(64).startswith(b"version https://git-lfs"):
+        _refuse_others(b"version https://git-lfs")
+    else:
+        file.seek(0)
+    yield from FORMATS[ending](opened, encoding)
+
+
+def _refuse_others(head: bytes) -> None:
+    for beginning, what, fix in _CONTENTS:
+        if head.startswith(beginning.lower()):
+            raise UnreadableError(f"it is {what}", fix)

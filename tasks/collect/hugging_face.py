@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from tasks.collect.arrow_records import batch_records
 from tasks.collect.examples import Example, SetAside
 from tasks.collect.files import PARTS, Records, inside_project
-from tasks.collect.formats import batch_rows
 from tasks.errors import UserError
 
 _BATCH = 1024
@@ -43,7 +43,7 @@ class Saved(Records):
         number = 0
         for name, split in _loaded(inside_project(self.path)).items():
             for table in split.with_format("arrow").iter(batch_size=_BATCH):
-                for record in batch_rows(table):
+                for record in batch_records(table):
                     number += 1
                     yield self.example(number, record, PARTS.get(name, ""))
 

@@ -36,7 +36,7 @@ class Intake:
 
     def __init__(self, source: Source, template: Rendering, split: Split, spool: Path) -> None:
         self._source, self._template, self._spool = source, template, spool
-        self._lines = array("Q")  # line of the source, for each row
+        self._lines, self._records = array("Q"), array("Q")  # of the source, for each row
         self._rows: RowView[Row] | None = None
         self.pool = Pool(split)
         self.read = 0
@@ -50,7 +50,7 @@ class Intake:
                 row = example if isinstance(example, SetAside) else self._row(example)
                 if isinstance(row, SetAside):
                     self.reasons[row.reason] += 1
-                    yield row
+                    yield row.model_copy(update={"record": self.read})
                 else:
                     spool.write(row.model_dump_json().encode() + b"\n")
 
@@ -67,8 +67,10 @@ class Intake:
     def refuse(self, number: int, reason: str) -> SetAside:
         """Set a spooled row aside after all."""
         self.reasons[reason] += 1
-        line, text = self._lines[number], clipped(self.prompt_of(number))
-        return SetAside(file=self._source.file, line=line, reason=reason, text=text)
+        text = clipped(self.prompt_of(number))
+        line, record = self._lines[number], self._records[number]
+        file = self._source.file
+        return SetAside(file=file, line=line, record=record, reason=reason, text=text)
 
     def _row(self, example: Example) -> Row | SetAside:
         try:
@@ -85,5 +87,6 @@ class Intake:
             origin="none" if answer is None else "ground_truth",
         )
         self._lines.append(example.number)
+        self._records.append(self.read)
         self.pool.add(example, row)
         return row

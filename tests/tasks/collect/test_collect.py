@@ -132,18 +132,18 @@ def test_broken_records_are_set_aside_with_line_and_reason(project):
     summary = collect()
     found = quarantine()
     assert [(q["line"], q["reason"]) for q in found] == [
-        (61, "not JSON"),
-        (62, "not UTF-8"),
+        (61, "not JSON: Unterminated string"),
+        (62, "not UTF-8 (another encoding: name it in collect.source.encoding)"),
         (63, "no column 'question' (there are: query)"),
         (64, "a column of the prompt is empty"),
         (65, "column 'answer' holds an object where text is needed"),
-        (66, "a line of more than 1048576 bytes"),
+        (66, "a line of more than 1048576 characters"),
         (67, "the same prompt again"),
     ]
     assert all(q["file"] == "data.jsonl" and len(q["text"]) <= 200 for q in found)
     assert found[0]["text"] == '{"question": "no end'
     assert summary["set_aside"] == 7 and adds_up(summary)
-    assert summary["set aside: not JSON"] == 1
+    assert summary["set aside: not JSON: Unterminated string"] == 1
 
 
 def test_a_source_can_bring_its_own_split(project):
@@ -174,7 +174,7 @@ def test_too_few_rows_are_refused_with_the_counts_and_a_mend(project):
         collect()
     said = str(refused.value)
     assert "1 rows for labelled, 6 are asked for (10 records read, 9 of them rows)" in said
-    assert "1 x not JSON" in said and "collect.split" in said
+    assert "1 x not JSON: Expecting value" in said and "collect.split" in said
     assert len(quarantine()) == 1
 
 
@@ -209,7 +209,7 @@ def test_a_link_out_of_the_project_is_not_followed(project, tmp_path_factory):
 
 
 def test_an_unknown_format_is_refused_before_any_work(project):
-    with pytest.raises(ParamsError, match=r"give a \.jsonl, \.csv or \.parquet file"):
+    with pytest.raises(ParamsError, match=r"a spreadsheet: in Excel, save it as CSV UTF-8"):
         collect("data.xlsx")
 
 

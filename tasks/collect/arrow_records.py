@@ -1,0 +1,66 @@
+"""Records of Parquet and Arrow files, a thousand rows in memory at a time."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+from tasks.collect.examples import Broken, Record, UnreadableError
+
+_ROWS = 1024
+
+
+def parquet_records(file: IO[bytes], encoding: str | None = None) -> Iterator[Record]:
+    """Yield the rows of a Parquet file.
+
+    Raises:
+        UnreadableError: it names a column twice.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(file)
+    yield from _numbered(table.schema_arrow, table.iter_batches(batch_size=_ROWS))
+
+
+def arrow_records(file: IO[bytes], encoding: str | None = None) -> Iterator[Record]:
+    """Yield the rows of an Arrow IPC file or stream: Feather, or what `datasets` caches.
+
+    Raises:
+        UnreadableError: it names a column twice.
+    """
+    import pyarrow as pa
+
+    try:
+        table = pa.ipc.open_file(file)
+        batches = (table.get_batch(number) for number in range(table.num_record_batches))
+    except pa.ArrowInvalid:
+        file.seek(0)
+        table = batches = pa.ipc.open_stream(file)
+    parts = (
+        batch.slice(start, _ROWS) for batch in batches for start in range(0, batch.num_rows, _ROWS)
+    )
+    yield from _numbered(table.schema, parts)
+
+
+def batch_records(batch: Any) -> Iterator[Mapping[str, Any] | Broken]:
+    """Yield the rows of an Arrow table; what cannot be read is broken, row by row."""
+    try:
+        yield from batch.to_pylist()
+    except (ValueError, OverflowError) as error:  # no UTF-8, a date that no calendar knows
+        if batch.num_rows == 1:
+            yield Broken(f"unreadable: {type(error).__name__}", "")
+            return
+        for row in range(batch.num_rows):
+            yield from batch_records(batch.slice(row, 1))
+
+
+def _numbered(schema: Any, batches: Any) -> Iterator[Record]:
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise UnreadableError(
+            f"a column twice: {', '.join(twice)}", "rename or remove one of the columns"
+        )
+    number = 0
+    for batch in batches:
+        for record in batch_records(batch):
+            number += 1
+            yield number, record

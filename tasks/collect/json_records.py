@@ -1,0 +1,244 @@
+"""Records of a JSON file: JSON lines, an array, objects one after the other, a list under a key.
+
+What the file is shows at its beginning, whatever its name. No more is held than a record.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+from tasks.collect.examples import MAX_CHARACTERS, Broken, Record, UnreadableError, clipped
+from tasks.collect.json_values import BETWEEN, BLANK, CUT_OFF, Decoder, Values, why_not
+from tasks.collect.text_stream import UNREADABLE, TextStream, not_decoded
+from tasks.progress import say
+
+_LIST_OF_OBJECTS = re.compile(r"\[[ \t\r\n]*\{")
+_LISTS = frozenset(
+    {"data", "rows", "records", "examples", "items", "instances", "samples", "entries"}
+)
+_LISTS |= {"dataset", "train", "test", "validation", "dev"}
+"""Keys whose list of objects is the file's records."""
+_OF_A_ROW = frozenset({"messages", "conversations", "conversation", "dialogue", "dialog", "chat"})
+_OF_A_ROW |= {"turns", "prompt", "completion", "chosen", "rejected", "tools"}
+"""Keys whose list of objects belongs to one record."""
+_BEGINS_LIST = re.compile(rf'\{{\s*"(?:columns|schema|{"|".join(sorted(_LISTS))})"\s*:\s*[\[{{]')
+_VIEWER_ROW = frozenset({"row_idx", "row", "truncated_cells"})  # of the hub's data set viewer
+_AS_LINES = 'write one object a line, as df.to_json(path, orient="records", lines=True) does'
+
+
+def json_records(
+    file: IO[bytes], encoding: str | None = None, document: bool = False
+) -> Iterator[Record]:
+    """Yield the records of a JSON file.
+
+    Args:
+        file: its bytes.
+        encoding: its encoding, if it is none of Unicode's.
+        document: whether its name says that it is one JSON value rather than one a line.
+
+    Raises:
+        UnreadableError: the file holds columns instead of records, or two lists.
+    """
+    text = TextStream(file, encoding)
+    first = text.skip(BLANK)
+    text.see(MAX_CHARACTERS)
+    if _is_lines(text, first, document):
+        yield from _lines(text)
+    elif first == "[":
+        if not document:
+            say("a JSON array, where one object a line is usual; its elements are the records")
+        text.advance(text.at + 1)
+        yield from _records(Values(text), "]")
+    elif _is_single(text):
+        yield from _Document(text, document).records()
+    else:
+        yield from _records(Values(text), "")
+
+
+def _is_lines(text: TextStream, first: str, document: bool) -> bool:
+    """Say whether the file holds one value a line: by its first line and what follows."""
+    if first not in ("[", "{"):
+        return True
+    end = text.ahead.find(text.line_end, text.at)
+    line = text.ahead[text.at : end if end >= 0 else len(text.ahead)]
+    if (end >= 0 or text.ended) and _is_json(line.rstrip().removesuffix(",")):
+        return end >= 0 and (not text.ended or bool(text.ahead[end:].strip()))
+    if document or line.strip() == "[" or _BEGINS_LIST.match(line):
+        return False
+    return (first == "{" and len(line) > MAX_CHARACTERS) or not _begins_value(text, first)
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _begins_value(text: TextStream, first: str) -> bool:
+    """Say whether the beginning is that of an object, or of an array, of several lines."""
+    blank = BLANK.match(text.ahead, text.at + (first == "["))
+    start = blank.end() if blank else text.at
+    if first == "[" and text.ahead.startswith("]", start):
+        return True
+    try:
+        _, end = json.JSONDecoder().raw_decode(text.ahead, start)
+    except json.JSONDecodeError as error:
+        return not text.ended and error.pos >= len(text.ahead.rstrip()) - 1
+    except (ValueError, RecursionError):
+        return False
+    following = text.ahead[end:].lstrip()[:1]
+    return first == "{" or following in (",", "]")
+
+
+def _is_single(text: TextStream) -> bool:
+    """Say whether the object ahead is the only value of the file."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(text.ahead, text.at)
+    except (ValueError, RecursionError):
+        return True
+    return not text.ahead[end:].strip()
+
+
+def _lines(text: TextStream) -> Iterator[Record]:
+    """Yield the record of each line; whole objects may follow each other on one."""
+    decoder = Decoder()
+    for number, line in text.lines():
+        if isinstance(line, Broken):
+            yield number, line
+        elif UNREADABLE in line:
+            yield number, Broken(not_decoded(text.encoding), clipped(line))
+        else:
+            for record in _on_line(decoder, line.rstrip(" \t\r\n\v\f")):
+                yield number, record
+
+
+def _on_line(decoder: Decoder, line: str) -> list[Mapping[str, Any] | Broken]:
+    records: list[Mapping[str, Any] | Broken] = []
+    at = len(line) - len(line.lstrip(" \t\r\n\v\f"))
+    while at < len(line):
+        try:
+            value, at = decoder.value(line, at)
+        except (ValueError, RecursionError) as error:
+            return [Broken(why_not(error), clipped(line))]
+        records.append(_record(value, line))
+        between = BETWEEN.match(line, at)
+        at = between.end() if between else at
+    if len(records) > 1 and any(isinstance(record, Broken) for record in records):
+        return [Broken("not JSON: Extra data", clipped(line))]
+    return records
+
+
+def _record(value: Any, spelt: str) -> Mapping[str, Any] | Broken:
+    if isinstance(value, Broken):
+        return value
+    if not isinstance(value, dict):
+        return Broken("not a JSON object", clipped(spelt))
+    if value.keys() == _VIEWER_ROW and isinstance(value["row"], dict):
+        cut = "cells cut off by the hub's viewer (truncated_cells)"
+        return Broken(cut, clipped(spelt)) if value["truncated_cells"] else value["row"]
+    return value
+
+
+def _records(values: Values, closing: str) -> Iterator[Record]:
+    for line, value, spelt in values.until(closing):
+        yield line, _record(value, spelt)
+
+
+class _Document:
+    """A file that is one object: a record, or records under a key.
+
+    {"data": [{...}, ...]}, pandas' {"columns": [...], "data": [[...], ...]} and {"0": {...}, ...}
+    """
+
+    def __init__(self, text: TextStream, document: bool) -> None:
+        self._text, self._values, self._document = text, Values(text), document
+        self._others: dict[str, Any] = {}
+        self._source = ""
+        """Key of the list, or of the first record, that is read."""
+
+    def records(self) -> Iterator[Record]:
+        """Yield its records."""
+        text, line = self._text, self._text.line
+        text.advance(text.at + 1)
+        while (following := text.skip(BETWEEN)) not in ("}", ""):
+            key = self._key()
+            if self._holds_records(key):
+                yield from self._under(key)
+            elif key.isdigit() and text.ahead[text.at] == "{":
+                self._source = self._source or key
+                yield text.line, _record(self._values.next(), key)
+            else:
+                twice = Broken(f"a key twice: {clipped(key)!r}", "")
+                value = self._values.next()
+                self._others[key] = twice if key in self._others else value
+        if not following:
+            yield text.line, Broken(CUT_OFF, "")
+            return
+        text.advance(text.at + 1)
+        if text.skip(BETWEEN):
+            raise UnreadableError(f"text after the object, line {text.line}", _AS_LINES)
+        if not self._source:
+            yield line, self._whole()
+
+    def _key(self) -> str:
+        text = self._text
+        line, key = text.line, self._values.next()
+        if not isinstance(key, str) or text.skip(BLANK) != ":":
+            raise UnreadableError(f"not JSON: no key and value at line {line}", _AS_LINES)
+        text.advance(text.at + 1)
+        if not text.skip(BLANK):
+            raise UnreadableError(f"{CUT_OFF}, line {text.line}", "fetch the file again")
+        text.see(256)
+        return key
+
+    def _holds_records(self, key: str) -> bool:
+        text = self._text
+        if key == "data" and text.ahead[text.at] == "[" and self._columns():
+            return True
+        return bool(_LIST_OF_OBJECTS.match(text.ahead, text.at)) and (
+            key in _LISTS or (self._document and key not in _OF_A_ROW)
+        )
+
+    def _columns(self) -> list[str]:
+        columns = self._others.get("columns")
+        return columns if isinstance(columns, list) else []
+
+    def _under(self, key: str) -> Iterator[Record]:
+        if self._source:
+            raise UnreadableError(
+                f"two lists of records: {self._source!r} and {key!r}",
+                "give each a file of its own, or one list whose records name their split in a "
+                "column (collect.source.split)",
+            )
+        self._source = key
+        self._text.advance(self._text.at + 1)
+        for line, value, spelt in self._values.until("]"):
+            yield line, self._named(value, spelt)
+
+    def _named(self, value: Any, spelt: str) -> Mapping[str, Any] | Broken:
+        columns = self._columns()
+        if not isinstance(value, list) or not columns:
+            return _record(value, spelt)
+        if len(value) != len(columns):
+            return Broken("not as many cells as columns", clipped(spelt))
+        return dict(zip(columns, value, strict=True))
+
+    def _whole(self) -> Mapping[str, Any] | Broken:
+        members = list(self._others.values())
+        if broken := [value for value in members if isinstance(value, Broken)]:
+            return broken[0]
+        lists = [value for value in members if isinstance(value, list)]
+        if len(lists) == len(members) > 1 and len({len(column) for column in lists}) == 1 < len(
+            lists[0]
+        ):
+            raise UnreadableError("lists of columns, not of records", _AS_LINES)
+        if members and all(_is_column(value) for value in members):
+            raise UnreadableError('columns, not records (orient="columns")', _AS_LINES)
+        return self._others
+
+
+def _is_column(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(key.isdigit() for key in value)

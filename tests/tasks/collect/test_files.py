@@ -1,0 +1,98 @@
+"""Files by their names: formats, compressions, and what is none of them."""
+
+import bz2
+import gzip
+import json
+import lzma
+
+import pyarrow as pa
+import pytest
+
+from tasks.collect.examples import Example
+from tasks.collect.files import Files
+from tasks.errors import UserError
+from tasks.params import ParamsError, validated
+
+ROWS = [{"q": f"number {n}"} for n in range(5)]
+LINES = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
+TABLE = b"q\n" + b"".join(b"%s\n" % row["q"].encode() for row in ROWS)
+
+
+def columns(path: str, **options) -> list:
+    source = validated(Files, {"type": "files", "path": path, **options}, "collect.source")
+    found = list(source.examples())
+    assert all(isinstance(example, Example) for example in found)
+    return [dict(example.columns) for example in found]
+
+
+def zstandard(data: bytes) -> bytes:
+    return pa.compress(data, codec="zstd", asbytes=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("rows.jsonl", LINES),
+        ("rows.ndjson", LINES),
+        ("ROWS.JSONL", LINES),
+        ("rows.json", json.dumps(ROWS).encode()),
+        ("rows.csv", TABLE),
+        ("rows.v2.tsv", TABLE),
+        ("rows.jsonl.gz", gzip.compress(LINES)),
+        ("rows.jsonl.gz", gzip.compress(LINES[:34]) + gzip.compress(LINES[34:])),
+        ("rows.json.bz2", bz2.compress(json.dumps(ROWS).encode())),
+        ("rows.csv.xz", lzma.compress(TABLE)),
+        ("rows.jsonl.zst", zstandard(LINES)),
+        ("rows.jsonl.zst", zstandard(LINES[:34]) + zstandard(LINES[34:])),
+    ],
+)
+def test_a_file_is_read_by_its_name(project, name, data):
+    (project / name).write_bytes(data)
+    assert columns(name) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("rows.xlsx", "a spreadsheet: in Excel, save it as CSV UTF-8"),
+        ("rows.ods", "a spreadsheet: save it as CSV"),
+        ("rows.zip", "an archive: unpack it"),
+        ("rows.pkl", "a pickle, which can run code"),
+        ("rows.txt", r"give a \.jsonl, \.ndjson, \.json, \.csv, \.tsv, \.parquet"),
+        ("rows.parquet.gz", r"give a \.jsonl"),
+        ("rows", r"give a \.jsonl"),
+    ],
+)
+def test_another_format_is_refused_before_any_work(name, said):
+    with pytest.raises(ParamsError, match=said):
+        columns(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("rows.csv", b"PK\x03\x04 and more", "a spreadsheet or an archive"),
+        ("rows.csv", b"\xd0\xcf\x11\xe0 and more", "an Excel workbook"),
+        ("rows.jsonl", gzip.compress(LINES), r"compressed with gzip\n.*\n.*end its name with \.gz"),
+        ("rows.jsonl", b"PAR1 and more PAR1", "a Parquet file"),
+        ("rows.json", b"\n<!DOCTYPE html><html>", "a web page"),
+        ("rows.jsonl", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("rows.parquet", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("rows.jsonl.gz", gzip.compress(LINES)[:-9], "ended before"),
+        ("rows.jsonl.gz", LINES, "Not a gzip"),
+        ("rows.csv", b"q,q\n1,2\n", "names a column twice: q"),
+    ],
+)
+def test_what_a_file_is_instead_is_said(project, name, data, said):
+    (project / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"cannot read the data: (?s:.*){said}") as refused:
+        columns(name)
+    assert refused.value.where == name and refused.value.mend
+
+
+def test_an_encoding_is_known_or_refused(project):
+    (project / "rows.csv").write_bytes("q\ncafé\n".encode("cp1252"))
+    assert columns("rows.csv", encoding="cp1252") == [{"q": "café"}]
+    for unknown in ("klingon", "hex"):
+        with pytest.raises(ParamsError, match="no encoding that Python knows"):
+            columns("rows.csv", encoding=unknown)
