@@ -167,7 +167,7 @@ def list_recipes(as_json: Json = False) -> None:
 
 @app.command(epilog="Example: `cohobate doctor`")
 def doctor(as_json: Json = False) -> None:
-    """Check versions, locks, disk, memory and remote; each finding comes with its mend."""
+    """Check versions, locks, disk, memory, servers and remote; each finding comes with its mend."""
     from flows.doctor import examine
 
     findings = examine(project_root())

@@ -1,6 +1,5 @@
 """`cohobate doctor`: what of this machine or folder would make a round fail, and how to mend it."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,14 +10,14 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import psutil
 from packaging.requirements import Requirement
 
-from flows import exposure
+from flows import exposure, prefect_server
 from tasks import params, schema
 from tasks.errors import UserError
+from tasks.proxies import proxies
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,8 @@ def examine(root: Path) -> list[Finding]:
         *_remote(root),
         *_exposure(),
         *_services(root),
-        *_clock(),
+        *_network(),
+        *_prefect(),
     ]
 
 
@@ -116,25 +116,28 @@ def _git(root: Path) -> Iterator[Finding]:
 
 
 def _locks(root: Path) -> Iterator[Finding]:
-    path = root / ".dvc/tmp/rwlock"
-    try:
-        holders = json.loads(path.read_text() or "{}") if path.exists() else {}
-    except ValueError:
+    from tasks.lineage.stale_lock import holders
+
+    if (found := holders(root)) is None:
         mend = "when no other dvc or cohobate runs here: rm .dvc/tmp/rwlock"
         yield Finding(False, "DVC's lock file is torn: a process was killed while it wrote", mend)
         return
-    pids = {info["pid"] for held in holders.values() for info in _holders(held)}
-    dead = sorted(pid for pid in pids if not psutil.pid_exists(pid))
+    live = sorted({f"{held.command} (process {held.pid})" for held in found if held.alive})
+    dead = sorted({held.pid for held in found if not held.alive})
+    if live:
+        paths = ", ".join(sorted({_below(root, held.path) for held in found if held.alive}))
+        yield Finding(True, f"locks: {', '.join(live)} is at work on {paths}")
     if dead:
-        what = f"DVC's locks are held by processes that are gone ({dead[0]}): DVC clears them"
-        yield Finding(True, what)
-    else:
-        yield Finding(True, "locks: none left behind")
+        ended = ", ".join(map(str, dead))
+        yield Finding(
+            True, f"locks: left by processes that ended ({ended}); the next run drops them"
+        )
+    if not found:
+        yield Finding(True, "locks: none is held")
 
 
-def _holders(held: Any) -> list[Any]:
-    found = [held.get("write") or {}, *(held.get("read") or [])] if isinstance(held, dict) else []
-    return [info for info in found if "pid" in info]
+def _below(root: Path, path: str) -> str:
+    return os.path.relpath(path, root.resolve())
 
 
 def _remote(root: Path) -> Iterator[Finding]:
@@ -165,16 +168,24 @@ def _services(root: Path) -> Iterator[Finding]:
         yield Finding(False, "some of what `cohobate up` started has died", "cohobate up")
 
 
-def _clock() -> Iterator[Finding]:
-    """Compare with the server that decides when a scheduled round is due."""
-    api = os.environ.get("PREFECT_API_URL")
-    if not api:
+def _network() -> Iterator[Finding]:
+    if named := proxies(os.environ):
+        yield Finding(True, f"proxy: {', '.join(named)}; not for loopback (NO_PROXY is extended)")
+
+
+def _prefect() -> Iterator[Finding]:
+    """Look at the server of PREFECT_API_URL: its clock decides when a scheduled round is due."""
+    if not (api := os.environ.get("PREFECT_API_URL")):
         return
     try:
-        with urllib.request.urlopen(f"{api}/health", timeout=5) as answer:
-            there = parsedate_to_datetime(answer.headers["Date"])
+        prefect_server.check()
+        with urllib.request.urlopen(f"{api}/health", timeout=5) as reply:
+            there = parsedate_to_datetime(reply.headers["Date"])
+    except UserError as error:
+        yield Finding(False, error.what, error.mend)
+        return
     except (OSError, TypeError, ValueError):
-        yield Finding(False, f"Prefect does not answer at {api}", "cohobate up")
+        yield Finding(True, f"Prefect: {prefect_server.public(api)}; its clock is not known")
         return
     apart = abs((datetime.now(UTC) - there).total_seconds())
     mend = "" if apart < 5 else "timedatectl set-ntp true"

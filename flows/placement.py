@@ -23,7 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from flows import workspaces
+from flows import local_ray, workspaces
 from flows.api_keys import ApiKeys, in_environment
 from flows.workspaces import Kind, Parcel, Returned, packed
 from tasks.errors import UserError
@@ -79,23 +79,24 @@ def ray_cluster(
     Raises:
         UserError: Ray did not start, or does not answer.
     """
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        local_ray.use_loopback()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address := os.environ.get("RAY_ADDRESS"):
-        where: dict[str, Any] = {"address": address}
-    else:
+    where: dict[str, Any] = {"address": address}
+    if address == "local":
         most = max((resources.cpus for resources in wanted.values()), default=1)
-        where = {
-            "address": "local",
+        where |= {
             "num_cpus": max(os.cpu_count() or 1, math.ceil(most)),
             "include_dashboard": False,
-            "object_store_memory": 128 * 2**20,
-            "_node_ip_address": "127.0.0.1",
+            "object_store_memory": local_ray.OBJECT_STORE,
+            "_node_ip_address": local_ray.LOOPBACK,
         }
     with contextlib.ExitStack() as stack:
         if workspace == "isolated":
@@ -111,12 +112,15 @@ def _connect(options: dict[str, Any]) -> None:
     import ray
 
     terminated = signal.getsignal(signal.SIGTERM)
-    for left in reversed(range(_TRIES if options["address"] == "local" else 1)):
+    local = options["address"] == "local"
+    for left in reversed(range(_TRIES if local else 1)):
         try:
             ray.init(**options)
             break
         except Exception as error:  # Ray raises no class of its own where a part of it is late
             ray.shutdown()
+            if local:
+                local_ray.end_remains()
             if left:
                 continue
             first = next(iter(str(error).splitlines()), type(error).__name__)

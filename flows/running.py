@@ -30,11 +30,11 @@ def run_round(
     """
     document = params.load(root / params.PARAMS)
     schema.check(document)  # before anything is started
-    use_quiet_server(root)
     drop_stale_lock(root)
     nodes = wanted(versioning.stages(root), only)
     if workspace == "shared" and not versioning.reasons(root):  # nothing to start two servers for
         return _outcome(root, only, {node.address: ("unchanged", 0.0) for node in nodes})
+    use_quiet_server(root)
     with _started(root, resources_for(nodes, document), workspace, console):
         from flows.distill_round import distill_round
 

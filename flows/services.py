@@ -23,12 +23,12 @@ from typing import Any
 import psutil
 from pydantic import BaseModel
 
-from flows import exposure
+from flows import exposure, local_ray, prefect_server
+from flows.local_ray import LOOPBACK, OBJECT_STORE
 from flows.prefect_home import STATE, use_project_server
 from tasks.errors import UserError
 
 POOL = "cohobate"
-LOOPBACK = "127.0.0.1"
 SERVICES = STATE / "services.json"
 _LOGS = STATE / "logs"
 _RAY_LOG = _LOGS / "ray.log"
@@ -54,8 +54,7 @@ class Services(BaseModel):
         return {
             "PREFECT_API_URL": self.prefect_url,
             "RAY_ADDRESS": self.ray_address,
-            # without this Ray takes 127.0.0.1 for the machine's own address, which others reach
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            **local_ray.environment(),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str((root / _TOKEN).absolute()),
         }
@@ -74,12 +73,15 @@ def use_services(root: Path) -> None:
     """Let this process talk to the project's services where they run, else to Prefect's own.
 
     Raises:
-        UserError: a server that others can reach is used without authentication.
+        UserError: a server that others can reach is used without authentication, or the server of
+            PREFECT_API_URL cannot be used.
     """
     if "PREFECT_API_URL" not in os.environ and (services := running_services(root)):
+        os.environ.pop("RAY_AUTH_TOKEN", None)  # Ray prefers it to the file
         os.environ.update(services.environment(root))
     exposure.check()
     use_project_server(root)
+    prefect_server.check()
 
 
 def up(root: Path, say: Callable[[str], None]) -> Services:
@@ -88,9 +90,16 @@ def up(root: Path, say: Callable[[str], None]) -> Services:
     What lives goes on: a server that has just seen a round crash has still to act on it.
 
     Raises:
-        UserError: one of them did not come up; the others are stopped again.
+        UserError: one of them did not come up; the others are stopped again. Or PREFECT_API_URL
+            names another server, which every later command of this shell would use.
     """
     services = _survivors(root)
+    if (other := os.environ.get("PREFECT_API_URL", "")) not in ("", services.prefect_url):
+        raise UserError(
+            "PREFECT_API_URL names another server than the one that `cohobate up` starts",
+            where=f"PREFECT_API_URL={prefect_server.public(other)}",
+            mend="unset PREFECT_API_URL, then cohobate up; or cohobate deploy, to use that server",
+        )
     if services.alive():
         return services
     use_project_server(root)
@@ -193,10 +202,9 @@ def _ray_command(port: int) -> list[str]:
     here = ["--head", "--block", f"--node-ip-address={LOOPBACK}", f"--port={port}"]
     if importlib.util.find_spec("grpc"):  # Ray's client server then starts, asked for or not
         here += [f"--ray-client-server-port={_free_port()}"]
-    sizes = ["--object-store-memory=134217728", f"--num-cpus={os.cpu_count() or 1}"]
+    sizes = [f"--object-store-memory={OBJECT_STORE}", f"--num-cpus={os.cpu_count() or 1}"]
     ray = str(Path(sys.executable).with_name("ray"))
-    plain = ["--include-dashboard=false", "--disable-usage-stats"]
-    return [ray, "start", *here, *plain, *sizes]
+    return [ray, "start", *here, "--include-dashboard=false", *sizes]
 
 
 def _start_ray(root: Path, services: Services, say: Callable[[str], None]) -> None:
@@ -224,11 +232,13 @@ def _start(root: Path, services: Services, name: str, command: list[str]) -> Non
     log.parent.mkdir(exist_ok=True)
     port = services.prefect_url.removesuffix("/api")
     quiet = {"PREFECT_UI_API_URL": f"{port}/api", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    environment = os.environ | services.environment(root) | quiet
+    environment.pop("RAY_AUTH_TOKEN", None)  # Ray prefers it to the file
     with log.open("ab") as out:
         process = subprocess.Popen(
             command,
             cwd=root,
-            env=os.environ | services.environment(root) | quiet,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

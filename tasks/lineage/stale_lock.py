@@ -7,12 +7,14 @@ a container, where numbers are small.
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from tasks.lineage.versioning import BUSY_SECONDS
 
+_LIST = Path(".dvc/tmp/rwlock")
 _COMMANDS = {"dvc", "cohobate"}
 _CLOCK_SECONDS = 1.0
 """How far a process's start and a file's time may be apart in their clocks."""
@@ -25,26 +27,42 @@ def drop_stale_lock(root: Path) -> None:
     the workers that a killed round left behind go within seconds. If one stays, the list stays too,
     and DVC's next call says so.
     """
-    path = root / ".dvc/tmp/rwlock"
+    path = root / _LIST
     deadline = time.monotonic() + BUSY_SECONDS
-    while (holders := _holders(path)) is None and _at_work(root.resolve()):
+    while (found := holders(root)) is None and _at_work(root.resolve()):
         if time.monotonic() > deadline:
             return
         time.sleep(0.5)
-    if holders is None or (holders and not any(_held(pid, path) for pid in holders)):
+    if found is None or (found and not any(holder.alive for holder in found)):
         path.unlink(missing_ok=True)
 
 
-def _holders(path: Path) -> list[int] | None:
-    """Return the numbers of the processes that the list names; None where it is torn."""
+@dataclass(frozen=True)
+class Holder:
+    """A process in DVC's list, with what it holds."""
+
+    pid: int
+    command: str
+    path: str
+    """The file or folder that it reads or writes."""
+    alive: bool
+
+
+def holders(root: Path) -> list[Holder] | None:
+    """Return the processes in DVC's list (`dvc.rwlock.SCHEMA`); None where the file is torn."""
+    path = root / _LIST
     try:
         listed = json.loads(path.read_text())
+        held = [(name, one) for name, some in listed.get("read", {}).items() for one in some]
+        held += [(name, one) for name, one in listed.get("write", {}).items() if one]
+        return [
+            Holder(int(one["pid"]), one["cmd"], name, _held(int(one["pid"]), path))
+            for name, one in held
+        ]
     except FileNotFoundError:
         return []
-    except ValueError:
+    except (ValueError, AttributeError, TypeError, KeyError):
         return None
-    readers = [one for some in listed.get("read", {}).values() for one in some]
-    return [int(one["pid"]) for one in [*readers, *listed.get("write", {}).values()] if one]
 
 
 def _held(pid: int, path: Path) -> bool:

@@ -1,0 +1,67 @@
+"""What `doctor` says of a machine and folder."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import doctor
+from tests.flows import quick_project
+
+HOLDER = """\
+import sys, time
+from dvc.fs import localfs
+from dvc.repo import Repo
+from dvc.rwlock import rwlock
+
+repo = Repo(".")
+paths = [f"{repo.root_dir}/data/collect"]
+with rwlock(repo.tmp_dir, localfs, "a long stage", [], paths, repo.config["core"]["hardlink_lock"]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return quick_project.build(tmp_path)
+
+
+@pytest.fixture
+def holder(root: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds DVC's lock of data/collect."""
+    command = [sys.executable, "-c", HOLDER]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_held_locks_are_named_with_their_process_while_it_lives_and_after(
+    root: Path, holder: subprocess.Popen[str]
+) -> None:
+    (held,) = doctor._locks(root)
+    assert held.ok and "at work on data/collect" in held.what
+    assert f"a long stage (process {holder.pid})" in held.what
+    holder.kill()
+    holder.wait()
+    deadline = time.monotonic() + 10
+    while "at work" in (left := next(iter(doctor._locks(root)))).what:
+        assert time.monotonic() < deadline
+    assert left.ok and f"ended processes ({holder.pid})" in left.what
+
+
+@pytest.mark.parametrize("torn", ["", '{"write": {"a"', "[]", '{"read": {"a": [{"pid": 1}]}}'])
+def test_a_torn_lock_file_comes_with_its_fix(root: Path, torn: str) -> None:
+    path = root / ".dvc/tmp/rwlock"
+    path.parent.mkdir(parents=True)
+    path.write_text(torn)
+    (found,) = doctor._locks(root)
+    assert not found.ok and "rm .dvc/tmp/rwlock" in found.mend
+
+
+def test_no_lock_is_held_in_a_project_at_rest(root: Path) -> None:
+    assert [found.what for found in doctor._locks(root)] == ["locks: none is held"]
