@@ -17,7 +17,7 @@ from prefect.artifacts import (
 
 from flows import pictures
 from flows.placement import StageResult
-from flows.round_history import RoundRecord, tag_of
+from flows.round_history import RoundRecord, name_of
 from tasks.evaluate.report.round_files import RoundFiles
 from tasks.progress import Advance
 
@@ -110,9 +110,9 @@ def show_samples(root: Path) -> None:
 def show_promotion(verdict: dict[str, Any], record: RoundRecord, last: RoundRecord | None) -> None:
     """Publish how champion and challenger compare on the dev rows: a table and a picture."""
     before = last.champion if last else "the student before any teaching"
-    names = {"champion": before, "challenger": tag_of(record.number)}
+    names = {"champion": before, "challenger": name_of(record.number)}
     lines = [
-        f"## {tag_of(record.number)}: {'promoted' if record.promoted else 'champion kept'}",
+        f"## {name_of(record.number)}: {'promoted' if record.promoted else 'champion kept'}",
         f"{record.why}.",
         "| | | score on the dev rows | 95 % interval |\n|---|---|---|---|",
         *(_scored(role, name, verdict["intervals"][role]) for role, name in names.items()),
@@ -130,9 +130,8 @@ def _scored(role: str, name: str, score: dict[str, float]) -> str:
     return f"| {role} | `{name}` | {told} |"
 
 
-def show_lineage(record: RoundRecord, commit: str, hashes: dict[str, str]) -> None:
+def show_lineage(record: RoundRecord, tag: str, commit: str, hashes: dict[str, str]) -> None:
     """Publish where a round is kept: git's tag and commits, and DVC's hash of every output."""
-    tag = tag_of(record.number)
     lines = [
         f"| git tag | git commit | made from |\n|---|---|---|\n| `{tag}` | `{commit}` | "
         f"`{record.base}` |",
@@ -141,7 +140,9 @@ def show_lineage(record: RoundRecord, commit: str, hashes: dict[str, str]) -> No
         "| stage and output | DVC's MD5 |\n|---|---|\n"
         + "\n".join(f"| {name} | `{value}` |" for name, value in hashes.items()),
     ]
-    create_markdown_artifact("\n\n".join(lines), "lineage", f"Where {tag} is kept")
+    create_markdown_artifact(
+        "\n\n".join(lines), "lineage", f"Where {name_of(record.number)} is kept"
+    )
 
 
 def _key(address: str, what: str) -> str:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from flows import artifacts, budget, overrides, succession
 from flows.distill_round import distill_round
 from flows.round_diff import outputs
-from flows.round_history import History, RoundRecord, tag_of
+from flows.round_history import History, RoundRecord, name_of
 from flows.stopping import reason_to_stop
 from flows.workspaces import Kind
 from tasks import params, schema
@@ -74,7 +74,7 @@ def one_round(
     log = get_run_logger()
     last = history.last()
     number, worktree, died = history.open(base)
-    log.info("%s %s in %s", "taking up" if died else "starting", tag_of(number), worktree)
+    log.info("%s %s in %s", "taking up" if died else "starting", name_of(number), worktree)
     if died:
         drop_stale_lock(worktree)
     storage.share_storage(history.root, worktree)
@@ -94,8 +94,8 @@ def one_round(
     verdict = succession.verdict(worktree)
     commit = history.close(worktree, record, _message(record))
     artifacts.show_promotion(verdict, record, last)
-    artifacts.show_lineage(record, commit, outputs(history, number))
-    log.info("%s is commit %s: %s", tag_of(number), commit[:12], record.why)
+    artifacts.show_lineage(record, history.tag(number), commit, outputs(history, number))
+    log.info("%s is commit %s: %s", name_of(number), commit[:12], record.why)
     return record
 
 
@@ -136,7 +136,7 @@ def _message(record: RoundRecord) -> str:
 
 
 def _reason_to_stop(history: History, stop: Stop | None) -> str | None:
-    document = params.load(history.root / params.PARAMS)
+    document = params.load(history.here / params.PARAMS)
     schema.check(document)
     rules = stop or Rounds.model_validate(document["rounds"]).stop
     return reason_to_stop(rules, history.records())

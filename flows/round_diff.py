@@ -6,7 +6,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from flows.round_history import History, tag_of
+from flows.round_history import History
 
 Changes = dict[str, tuple[Any, Any]]
 
@@ -27,19 +27,19 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> Changes:
 
 
 def _params(history: History, number: int) -> dict[str, Any]:
-    return dict(_leaves(_yaml(history.file(tag_of(number), "params.yaml"))))
+    return dict(_leaves(_yaml(history.file(number, "params.yaml"))))
 
 
 def _scores(history: History, number: int) -> dict[str, Any]:
     """Return the figures of the test, and those of the challenge on the dev rows."""
-    test = json.loads(history.file(tag_of(number), "reports/metrics.json"))
+    test = json.loads(history.file(number, "reports/metrics.json"))
     dev = {"dev": history.record(number).dev}
     return {name: value for name, value in _leaves(test | dev) if isinstance(value, int | float)}
 
 
 def outputs(history: History, number: int) -> dict[str, str]:
     """Return the hash of what each stage wrote."""
-    stages = _yaml(history.file(tag_of(number), "dvc.lock"))["stages"]
+    stages = _yaml(history.file(number, "dvc.lock"))["stages"]
     return {
         f"{name} {out['path']}": out["md5"]
         for name, stage in stages.items()

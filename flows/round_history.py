@@ -1,14 +1,15 @@
 """Rounds as git keeps them: a worktree of its own while one runs, a commit and a tag at its end.
 
-The branch `rounds` holds them in a line. A round's tree is that of the commit it was made from (the
-user's code and params, with what the round before decided written into params.yaml), and the files
-that rounds hand on: dvc.lock, the champion and the prompts to replay, as DVC tracks them, and the
-reports. `git checkout round-0007 && dvc pull && dvc repro` therefore has nothing to run.
+The branch `rounds` (`ml/distil/rounds` where the project is the folder ml/distil) holds them in a
+line. A round's tree is that of the commit it was made from (the user's code and params, with what
+the round before decided written into params.yaml), and the files that rounds hand on: dvc.lock, the
+champion and the prompts to replay, as DVC tracks them, and the reports.
+`git checkout round-0007 && dvc pull && dvc repro` therefore has nothing to run.
 """
 
 import fcntl
+import re
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from flows.git import git
 from tasks.errors import UserError
+from tasks.generate.places import main_project
 
-BRANCH = "rounds"
 WORKTREES = Path(".cohobate/rounds")
 RECORD = Path("reports/round.json")
 HANDED_ON = ("models/champion", "data/replay")
@@ -56,23 +58,33 @@ class RoundRecord(BaseModel):
     """Set where a person took an earlier round's champion back into use."""
 
 
-def tag_of(number: int) -> str:
-    """Return the tag of a round."""
+def name_of(number: int) -> str:
+    """Return the name of a round."""
     return f"round-{number:04d}"
 
 
 class History:
-    """The rounds of a project."""
+    """The rounds of a project, which may lie in a folder of a larger repository."""
 
     def __init__(self, root: Path) -> None:
-        """Take the project at `root`, or the one whose round's worktree `root` is."""
-        common = Path(git(root, "rev-parse", "--path-format=absolute", "--git-common-dir"))
-        self.root = common.parent
+        """Take the project at `root`, or the one whose git worktree `root` is."""
+        self.here = root
+        self.prefix = git(root, "rev-parse", "--show-prefix")
+        """The project's folder in its repository, with a slash at its end; empty at the top."""
+        self.root = main_project(root)
+        parts = (re.sub(r"[^\w-]+", "-", part) for part in self.prefix.split("/"))
+        self._refs = "/".join(parts)  # git's names of branches and tags take no space
+        self.branch = f"{self._refs}rounds"
+
+    def tag(self, number: int) -> str:
+        """Return the tag of a round; projects of one repository have tags of their own."""
+        return f"{self._refs}{name_of(number)}"
 
     def numbers(self) -> list[int]:
         """Return the finished rounds, oldest first."""
-        tags = git(self.root, "tag", "--list", "round-[0-9][0-9][0-9][0-9]").split()
-        return sorted(int(tag.removeprefix("round-")) for tag in tags)
+        start = f"{self._refs}round-"
+        tags = git(self.root, "tag", "--list", f"{start}[0-9][0-9][0-9][0-9]").split("\n")
+        return sorted(int(tag.removeprefix(start)) for tag in tags if tag)
 
     def records(self) -> list[RoundRecord]:
         """Return what each finished round came to, oldest first."""
@@ -87,17 +99,17 @@ class History:
         if number not in (known := self.numbers()):
             told = f"there are {known[0]} to {known[-1]}" if known else "there is none yet"
             raise UserError(f"no round {number}: {told}", mend="cohobate rounds")
-        return RoundRecord.model_validate_json(self.file(tag_of(number), RECORD.as_posix()))
+        return RoundRecord.model_validate_json(self.file(number, RECORD.as_posix()))
 
-    def file(self, commit: str, path: str) -> str:
-        """Return a file as a commit has it."""
-        return git(self.root, "show", f"{commit}:{path}")
+    def file(self, number: int, path: str) -> str:
+        """Return a file of the project as a round's commit has it."""
+        return git(self.root, "show", f"{self.tag(number)}:./{path}")
 
     def last(self) -> RoundRecord | None:
         """Return what the branch's tip says: the last round, or a rollback after it."""
         if not self._has_branch():
             return None
-        text = git(self.root, "show", f"{BRANCH}:{RECORD.as_posix()}", check=False)
+        text = git(self.root, "show", f"{self.branch}:./{RECORD.as_posix()}", check=False)
         return RoundRecord.model_validate_json(text) if text else None
 
     def unfinished(self) -> list[int]:
@@ -141,51 +153,75 @@ class History:
             yield held
 
     def open(self, base: str = "HEAD") -> tuple[int, Path, bool]:
-        """Return the next round's number, its worktree, and whether it is one that had died.
+        """Return the next round's number, its workspace, and whether it is one that had died.
 
         A round that died is taken up where it stopped: its worktree is used as it stands.
+
+        Raises:
+            UserError: the commit `base` is not there, or holds no project.
         """
         if died := self.unfinished():
-            folder = self.worktree(died[0])
+            folder = self.workspace(died[0])
             self._hand_on(folder)  # it may have died while it replaced these
             return died[0], folder, True
         number = max(self.numbers(), default=0) + 1
-        commit = git(self.root, "rev-parse", f"{base}^{{commit}}")
+        commit = self._commit_of(base)
         if not self._has_branch():
-            git(self.root, "branch", BRANCH, commit)
-        folder = self.worktree(number)
+            git(self.root, "branch", self.branch, commit)
+        folder = self._worktree(number)
         building = folder.with_name(f".{folder.name}")  # gets its name when it is complete
         git(self.root, "worktree", "remove", "--force", str(building), check=False)
         git(self.root, "worktree", "prune")
-        git(self.root, "worktree", "add", "--quiet", "--detach", str(building), BRANCH)
+        git(self.root, "worktree", "add", "--quiet", "--detach", str(building), self.branch)
         git(building, "read-tree", "--reset", "-u", commit)
         git(building, "update-ref", "refs/worktree/base", commit)  # seen by this worktree alone
-        git(building, "checkout", "--quiet", BRANCH, "--", "dvc.lock", check=False)
-        self._hand_on(building)
+        project = building / self.prefix
+        git(project, "checkout", "--quiet", self.branch, "--", "dvc.lock", check=False)
+        self._hand_on(project)
         git(self.root, "worktree", "move", str(building), str(folder))
-        return number, folder, False
+        return number, self.workspace(number), False
 
-    def base_of(self, worktree: Path) -> str:
+    def _commit_of(self, base: str) -> str:
+        """Return the hash of the commit that a round is to be made from."""
+        commit = git(
+            self.here, "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}", check=False
+        )
+        commit_it = "git add --all && git commit -m 'the project'"
+        if not commit and base == "HEAD":
+            what = "the repository has no commit yet, and a round is made from one"
+            raise UserError(what, where=str(self.here), mend=commit_it)
+        if not commit:
+            mend = "git log --oneline --all; a shallow clone: git fetch --unshallow"
+            raise UserError(f"there is no commit {base!r}", where=str(self.here), mend=mend)
+        if not git(self.here, "ls-tree", commit, "./dvc.yaml"):
+            what = f"commit {commit[:12]} has no dvc.yaml in {self.prefix or 'its top folder'}"
+            raise UserError(what, where=str(self.here), mend=commit_it)
+        return commit
+
+    def base_of(self, workspace: Path) -> str:
         """Return the commit that a round's worktree was made from."""
-        return git(worktree, "rev-parse", "refs/worktree/base")
+        return git(workspace, "rev-parse", "refs/worktree/base")
 
-    def worktree(self, number: int) -> Path:
-        """Return where a round runs."""
-        return self.root / WORKTREES / tag_of(number)
+    def workspace(self, number: int) -> Path:
+        """Return where a round runs: the project's folder in a worktree of its own."""
+        return self._worktree(number) / self.prefix
 
-    def close(self, worktree: Path, record: RoundRecord, message: str) -> str:
+    def _worktree(self, number: int) -> Path:
+        return self.root / WORKTREES / name_of(number)
+
+    def close(self, workspace: Path, record: RoundRecord, message: str) -> str:
         """Commit the round, tag it, move the branch to it, and give its worktree up.
 
         The commit has two parents: the round before, and the commit that the round was made from.
         """
-        commit = self._commit(worktree, record, message)
-        tag = tag_of(record.number)
-        updates = f"create refs/tags/{tag} {commit}\nupdate refs/heads/{BRANCH} {commit}\n"
+        commit = self._commit(workspace, record, message)
+        tag = f"refs/tags/{self.tag(record.number)}"
+        updates = f"create {tag} {commit}\nupdate refs/heads/{self.branch} {commit}\n"
         git(self.root, "update-ref", "--stdin", given=updates)  # both, or neither
-        self.drop(worktree)
+        self._remove(self._worktree(record.number))
         return commit
 
-    def drop(self, worktree: Path) -> None:
+    def _remove(self, worktree: Path) -> None:
         """Remove a worktree; what it made is in DVC's cache."""
         git(self.root, "worktree", "remove", "--force", str(worktree))
 
@@ -193,66 +229,42 @@ class History:
         """Take the champion of an earlier round back into use: the next round starts from it."""
         then, last = self.record(number), self.last()
         assert last is not None
-        with self._scratch() as worktree:
+        with self._scratch() as workspace:
             for path in HANDED_ON:
-                git(worktree, "rm", "-r", "--quiet", "--ignore-unmatch", "--", path)
-                git(worktree, "checkout", "--quiet", tag_of(number), "--", path, check=False)
+                git(workspace, "rm", "-r", "--quiet", "--ignore-unmatch", "--", path)
+                git(workspace, "checkout", "--quiet", self.tag(number), "--", path, check=False)
             why = f"rolled back to round {number}"
             back = {"champion": then.champion, "updates": then.updates, "promoted": False}
             record = last.model_copy(update={**back, "why": why, "rolled_back_to": number})
-            commit = self._commit(worktree, record, f"Champion of {tag_of(number)} again\n")
-            git(self.root, "update-ref", f"refs/heads/{BRANCH}", commit)
+            commit = self._commit(workspace, record, f"Champion of {name_of(number)} again\n")
+            git(self.root, "update-ref", f"refs/heads/{self.branch}", commit)
         return record
 
-    def _commit(self, worktree: Path, record: RoundRecord, message: str) -> str:
-        (worktree / RECORD).write_text(record.model_dump_json(indent=2) + "\n")
-        git(worktree, "add", "--all")
-        there = [path for path in REPORTS if (worktree / path).exists()]
-        git(worktree, "add", "--force", "--", *there)
-        tree = git(worktree, "write-tree")
-        parents = dict.fromkeys([git(self.root, "rev-parse", BRANCH), record.base])
+    def _commit(self, workspace: Path, record: RoundRecord, message: str) -> str:
+        (workspace / RECORD).write_text(record.model_dump_json(indent=2) + "\n")
+        git(workspace, "add", "--all", "--", ".")
+        there = [path for path in REPORTS if (workspace / path).exists()]
+        git(workspace, "add", "--force", "--", *there)
+        tree = git(workspace, "write-tree")
+        parents = dict.fromkeys([git(self.root, "rev-parse", self.branch), record.base])
         arguments = [word for parent in parents for word in ("-p", parent)]
-        return git(worktree, "commit-tree", tree, *arguments, given=message)
+        return git(workspace, "commit-tree", tree, *arguments, given=message)
 
     def _hand_on(self, folder: Path) -> None:
         for path in HANDED_ON:
             shutil.rmtree(folder / path, ignore_errors=True)
-            git(folder, "checkout", "--quiet", BRANCH, "--", path, check=False)
+            git(folder, "checkout", "--quiet", self.branch, "--", path, check=False)
 
     def _has_branch(self) -> bool:
-        return bool(git(self.root, "branch", "--list", BRANCH))
+        return bool(git(self.root, "branch", "--list", self.branch))
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
         folder = self.root / WORKTREES / ".scratch"
         git(self.root, "worktree", "remove", "--force", str(folder), check=False)
         git(self.root, "worktree", "prune")
-        git(self.root, "worktree", "add", "--quiet", "--detach", str(folder), BRANCH)
+        git(self.root, "worktree", "add", "--quiet", "--detach", str(folder), self.branch)
         try:
-            yield folder
+            yield folder / self.prefix
         finally:
-            self.drop(folder)
-
-
-def git(folder: Path, *words: str, given: str | None = None, check: bool = True) -> str:
-    """Run git and return what it says; nothing where it fails and `check` is off.
-
-    Raises:
-        UserError: git failed, with its own words.
-    """
-    name = ["-c", "user.name=cohobate", "-c", "user.email=cohobate@localhost"]
-    identity = name if not _has_identity(folder) else []
-    command = ["git", *identity, *words]
-    done = subprocess.run(
-        command, cwd=folder, input=given, capture_output=True, text=True, check=False
-    )
-    if done.returncode == 0:
-        return done.stdout.strip()
-    if not check:
-        return ""
-    raise UserError(f"git {words[0]}: {done.stderr.strip()}", where=str(folder), mend="git status")
-
-
-def _has_identity(folder: Path) -> bool:
-    command = ["git", "config", "user.email"]
-    return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0
+            self._remove(folder)

@@ -66,7 +66,7 @@ def rounds(as_json: Json = False) -> None:
     """List the rounds: who was promoted, dev and test scores."""
     from rich.table import Table
 
-    from flows.round_history import History, tag_of
+    from flows.round_history import History, name_of
 
     history = History(project_root())
     records = history.records()
@@ -79,7 +79,7 @@ def rounds(as_json: Json = False) -> None:
     for record in records:
         gain = record.dev["gain"]
         table.add_row(
-            tag_of(record.number),
+            name_of(record.number),
             "[green]yes[/]" if record.promoted else "no",
             f"{record.dev['champion']:.3f}",
             f"{record.dev['challenger']:.3f}",
@@ -91,7 +91,7 @@ def rounds(as_json: Json = False) -> None:
     for number in history.unfinished():
         at_work = history.at_work()
         told = "is at work" if at_work else "died before its end: cohobate resume"
-        out.print(f"{tag_of(number)} {told}", style="" if at_work else "yellow")
+        out.print(f"{name_of(number)} {told}", style="" if at_work else "yellow")
     if (last := history.last()) and last.rolled_back_to:
         out.print(f"{last.why}: the next round starts from {last.champion}", highlight=False)
 
@@ -100,17 +100,18 @@ def show(number: Number, as_json: Json = False) -> None:
     """Show one round: its verdict, its report, and how to have its files."""
     from rich.markdown import Markdown
 
-    from flows.round_history import History, git, tag_of
+    from flows.git import git
+    from flows.round_history import History
 
     history = History(project_root())
     record = history.record(number)
     if as_json:
         print_json(record.model_dump())
         return
-    report = git(history.root, "show", f"{tag_of(number)}:reports/report.md", check=False)
+    report = git(history.root, "show", f"{history.tag(number)}:./reports/report.md", check=False)
     out.print(_line(record.model_dump()), highlight=False)
     out.print(Markdown(report))
-    out.print(f"its files: git checkout {tag_of(number)} && dvc pull", highlight=False)
+    out.print(f"its files: git checkout {history.tag(number)} && dvc pull", highlight=False)
 
 
 def diff(one: Number, other: Number, as_json: Json = False) -> None:
@@ -144,7 +145,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _warn_of_uncommitted(root: Path, base: str) -> None:
-    from flows.round_history import git
+    from flows.git import git
 
     changed = git(root, "status", "--porcelain", "--untracked-files=no").splitlines()
     if base == "HEAD" and changed:

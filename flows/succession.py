@@ -72,9 +72,10 @@ def goes_on(worktree: Path, last: RoundRecord | None) -> bool:
     """Say whether the champion is of the shape asked for, so that learning goes on in it."""
     if not last or last.champion == FIRST_CHAMPION:
         return True
-    of = Path(last.champion).name  # the round that promoted it: its tag
-    asked = History(worktree).file(of, params.PARAMS.as_posix())
-    shape = params.parse(asked, f"{of}:{params.PARAMS}")["shape"]
+    promoted_by = Path(last.champion).name
+    number = int(promoted_by.removeprefix("round-"))
+    text = History(worktree).file(number, params.PARAMS.as_posix())
+    shape = params.parse(text, f"{promoted_by}:{params.PARAMS}")["shape"]
     return bool(shape == params.load(worktree / params.PARAMS)["shape"])
 
 

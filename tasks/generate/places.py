@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from tasks.progress import say
 LEDGER = Path(".cohobate/ledger")
 VARIABLE = "COHOBATE_LEDGER"
 _NAME = 16  # hex digits of a teacher's hash
+_WORKTREE = re.compile(r"^\s*worktree\s*=\s*(?P<path>.+?)\s*$", re.MULTILINE)
 _EXPERIMENTS = (".dvc", "tmp", "exps")
 
 
@@ -168,16 +170,16 @@ class Objects(Journal):
             ) from error
 
 
-def main_project() -> Path:
-    """Return this project's folder in the main worktree of its repository.
+def main_project(folder: Path = Path()) -> Path:
+    """Return the folder of the project at `folder` in the main worktree of its repository.
 
     Rounds run in git worktrees, and DVC runs `exp run --temp` and `--queue` in repositories of
     their own below `.dvc/tmp/exps`, which it deletes: all of them share the main worktree's ledger.
     A folder outside any repository is its own main worktree.
     """
-    here = Path.cwd()
+    here = folder.resolve()
     if (top := _repository(here)) is None:
-        return Path()
+        return folder
     origin = top
     while (outer := _dvc_project(origin)) is not None:
         origin = _repository(outer) or outer
@@ -206,4 +208,7 @@ def _main_worktree(top: Path) -> Path:
     if not (git_folder / "commondir").exists():  # a submodule
         return top
     shared = (git_folder / (git_folder / "commondir").read_text().strip()).resolve()
-    return shared.parent if shared.name == ".git" else shared
+    if shared.name == ".git":
+        return shared.parent
+    found = _WORKTREE.search((shared / "config").read_text())  # a submodule's names its folder
+    return (shared / found["path"]).resolve() if found else shared

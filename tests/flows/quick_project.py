@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from flows.round_history import git
+from flows.git import git
 from tests.tiny_project import BIN, ROOT
 
 STAGES = """\

@@ -74,6 +74,8 @@ def test_loss_curves_and_sample_rows_are_there_once_they_are(
 
 
 def test_a_round_links_its_tag_its_commits_and_every_hash(shown: dict[str, Any]) -> None:
-    artifacts.show_lineage(record(3, base="b" * 40), "c" * 40, {"train@kd models/kd": "a" * 32})
+    artifacts.show_lineage(
+        record(3, base="b" * 40), "round-0003", "c" * 40, {"train@kd models/kd": "a" * 32}
+    )
     for wanted in ("round-0003", "b" * 40, "c" * 40, f"| train@kd models/kd | `{'a' * 32}` |"):
         assert wanted in shown["lineage"]

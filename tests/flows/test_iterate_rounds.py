@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from flows.round_history import History, git
+from flows.git import git
+from flows.round_history import History
 from tests import tiny_project
 from tests.tiny_project import BIN, run
 
@@ -84,11 +85,11 @@ def test_rounds_follow_each_other(project: Path, prefect_server: str) -> None:
     assert history.unfinished() == [2]
     (second,) = iterate(project, "resume", **server)
     assert second["number"] == 2
-    params = history.file("round-0002", "params.yaml")
+    params = history.file(2, "params.yaml")
     assert "from: champion/round-0001" in params
     assert "champion: models/champion/round-0001" in params
     assert f"updates: {60 + 60}" in params  # the baseline's: as many as lie behind the student
-    assert "not equal" not in history.file("round-0002", "reports/report.md")
+    assert "not equal" not in history.file(2, "reports/report.md")
     assert git(project, "status", "--porcelain") == ""
 
     clone = project.parent / "clone"
@@ -121,7 +122,7 @@ def test_a_student_of_another_shape_begins_anew_and_must_not_be_slower(
     git(root, "commit", "--quiet", "--all", "--message", "twice as deep")
     (second,) = iterate(root, **server)
 
-    params = YAML(typ="safe").load(History(root).file("round-0002", "params.yaml"))
+    params = YAML(typ="safe").load(History(root).file(2, "params.yaml"))
     assert params["train"]["kd"]["from"] == "shape"
     assert params["train"]["baseline"]["updates"] == 4
     assert params["challenge"]["champion"] == first["champion"]

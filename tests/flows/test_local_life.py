@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flows.round_history import git
+from flows.git import git
 from tests import tiny_project
 from tests.tiny_project import run
 

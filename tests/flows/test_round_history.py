@@ -4,22 +4,25 @@ from typing import Any
 
 import pytest
 
+from flows.git import git
 from flows.round_diff import differences
-from flows.round_history import History, RoundRecord, git
+from flows.round_history import History, RoundRecord
 from flows.rounds_cli import iterate, rounds
 from flows.stopping import reason_to_stop
 from tasks.errors import UserError
 from tasks.rounds import Stop
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "project"
+@pytest.fixture(params=["", "ml/distil", "Völlig anders/mit Leerzeichen"])
+def root(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A project at the top of a repository, and in a folder of a larger one."""
+    root = tmp_path / "project" / request.param
     (root / "tasks").mkdir(parents=True)
+    (root / "dvc.yaml").write_text("stages: {}\n")
     (root / "params.yaml").write_text("seeds: [1]\n")
     (root / "tasks/code.py").write_text("one\n")
     (root / ".gitignore").write_text("/.cohobate/\n/reports/*\n!/reports/metrics.json\n")
-    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path / "project", check=True)
     commit(root, "base")
     return root
 
@@ -63,13 +66,14 @@ def test_a_round_is_a_commit_with_a_tag_between_its_base_and_the_round_before(ro
     base = git(root, "rev-parse", "HEAD")
     assert [play(history), play(history)] == [1, 2]
     assert history.numbers() == [1, 2]
-    assert git(root, "rev-parse", "round-0002^1") == git(root, "rev-parse", "round-0001")
-    assert git(root, "rev-parse", "round-0002^2") == base
-    assert git(root, "rev-parse", "rounds") == git(root, "rev-parse", "round-0002")
+    first, second = history.tag(1), history.tag(2)
+    assert git(root, "rev-parse", f"{second}^1") == git(root, "rev-parse", first)
+    assert git(root, "rev-parse", f"{second}^2") == base
+    assert git(root, "rev-parse", history.branch) == git(root, "rev-parse", second)
     assert git(root, "rev-parse", "HEAD") == base  # the user's branch is where it was
     assert git(root, "status", "--porcelain") == ""
-    assert history.file("round-0002", "dvc.lock").startswith("stages:")
-    assert not history.worktree(1).exists()
+    assert history.file(2, "dvc.lock").startswith("stages:")
+    assert not history.workspace(1).exists()
 
 
 def test_a_round_takes_the_users_newest_code_and_hands_its_champion_on(root: Path) -> None:
@@ -100,7 +104,6 @@ def test_a_round_that_died_is_taken_up_where_it_stopped(root: Path) -> None:
 def test_a_round_at_work_is_told_from_one_that_died(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (root / "dvc.yaml").write_text("stages: {}\n")
     monkeypatch.chdir(root)
     history = History(root)
     history.open()
