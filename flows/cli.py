@@ -9,7 +9,7 @@ import typer
 
 from flows import rounds_cli, services_cli
 from flows.console import Exit, Json, Workspace, err, out, plain, print_json, project_root
-from tasks.errors import UserError
+from tasks.errors import UserError, from_os_error
 from tasks.params import ParamsError
 
 app = typer.Typer(
@@ -198,8 +198,17 @@ def main() -> None:
     except UserError as error:
         if _state["debug"]:
             raise
-        err.print(f"[bold red]error:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
+        _show_error(error)
         sys.exit(Exit.USAGE if isinstance(error, ParamsError) else Exit.FAILED)
+    except OSError as error:
+        if _state["debug"] or not (readable := from_os_error(error)):
+            raise
+        _show_error(readable)
+        sys.exit(Exit.FAILED)
+
+
+def _show_error(error: UserError) -> None:
+    err.print(f"[bold red]error:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
 
 
 def _show_plan(planned: list[Any], as_json: bool) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 from flows import local_ray, workspaces
 from flows.api_keys import ApiKeys, in_environment
 from flows.workspaces import Kind, Parcel, Returned, packed
-from tasks.errors import UserError
+from tasks.errors import UserError, from_os_error
 from tasks.lineage.versioning import Outcome
 from tasks.progress import Event, Say, reporting_to
 from tasks.resources import Resources
@@ -261,6 +261,8 @@ def _run_versioned(
             send(_brought_up_to_date(root, address, parcel))
     except UserError as error:
         send(_Failure(error, traceback.format_exc()))
+    except OSError as error:
+        send(_Failure(from_os_error(error), traceback.format_exc()))
     except BaseException:  # whatever it is, the driver must hear of it
         send(_Failure(None, traceback.format_exc()))
     finally:

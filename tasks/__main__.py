@@ -8,7 +8,7 @@ python -m tasks train@kd --debug      with a traceback on errors
 import sys
 
 from tasks import params
-from tasks.errors import UserError
+from tasks.errors import UserError, from_os_error
 from tasks.params import arguments, stage_function
 
 
@@ -35,6 +35,11 @@ def main(argv: list[str]) -> int:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if debug or not (readable := from_os_error(error)):
+            raise
+        print(f"error: {readable}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,5 +1,11 @@
 """The one kind of error that is meant for a person."""
 
+import errno
+import os
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ABOUT_THE_MACHINE = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
 
 class UserError(Exception):
     """Something a person can mend: what happened, where, and the next command.
@@ -21,6 +27,24 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.where, self.mend)
+
+
+def from_os_error(error: OSError) -> UserError | None:
+    """Return the error of a folder that cannot be written or a full disk; None for any other."""
+    if error.errno not in _ABOUT_THE_MACHINE:
+        return None
+    path = str(error.filename or "")
+    home = os.environ.get("HOME") or "~"
+    cache = os.environ.get("COHOBATE_CACHE") or f"{home}/.cache/cohobate"
+    if error.errno in _FULL:
+        mend = f"free space there: df -h {path or '.'}; dvc gc --workspace"
+    elif path.startswith(cache):
+        mend = "export COHOBATE_CACHE=<a folder that you can write to>"
+    elif path.startswith(home):
+        mend = "export HOME=<a folder that you can write to>"
+    else:
+        mend = f"ls -ld {path}   (the folder must exist, and be yours to write)"
+    return UserError(f"{os.strerror(error.errno)}: {path}", where=path, mend=mend)
 
 
 def _rebuild(kind: type[UserError], what: str, where: str, mend: str) -> UserError:

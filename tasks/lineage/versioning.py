@@ -20,6 +20,7 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 from tasks.errors import UserError
+from tasks.lineage.dvc_errors import explained, missing
 from tasks.lineage.lock_file import place, unreadable
 from tasks.lineage.sound_files import damaged_files, drop_damaged
 
@@ -123,9 +124,11 @@ def reproduce(
                 _mend(repo, [out for stage in stages for out in stage.outs])
                 return "ran" if ran else "restored" if restored else "unchanged"
             except ReproductionError as error:
-                busy = isinstance(error.__cause__, LockError) and not ran
-                if not busy or time.monotonic() > deadline:
-                    raise error.__cause__ or error from None
+                cause = error.__cause__ or error
+                if isinstance(cause, FileNotFoundError) and not ran:
+                    raise missing(root, address, cause) from None
+                if ran or not isinstance(cause, LockError) or time.monotonic() > deadline:
+                    raise cause from None
                 time.sleep(0.5)  # what a killed round left behind still has its files
 
 
@@ -285,7 +288,7 @@ def open_repo(root: Path) -> Iterator[Any]:
     except (YAMLSyntaxError, YAMLValidationError) as error:
         raise unreadable(root / error.path, _root_cause(error)) from error
     except DvcException as error:
-        raise UserError(f"DVC: {_root_cause(error)}", where=str(root), mend="dvc doctor") from error
+        raise explained(root, error) from error
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from flows.round_history import History, RoundRecord
 from flows.rounds_cli import iterate, rounds
 from flows.stopping import reason_to_stop
 from tasks.errors import UserError
+from tasks.generate import places
 from tasks.rounds import Stop
 
 
@@ -176,3 +178,101 @@ def test_two_rounds_are_compared_by_params_scores_and_outputs(root: Path) -> Non
 def test_when_rounds_end(stop: Stop, rounds: list[RoundRecord], why: str | None) -> None:
     found = reason_to_stop(stop, rounds)
     assert found is None if why is None else why in str(found)
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    """A project at the top of a repository."""
+    root = tmp_path / "top"
+    root.mkdir()
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    (root / ".gitignore").write_text("/.cohobate/\n/reports/*\n")
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    commit(root, "base")
+    return root
+
+
+def test_rounds_of_a_submodule_lie_in_its_folder(top: Path, tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    subprocess.run(["git", "init", "-q"], cwd=outer, check=True)
+    add = ["-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(top), "ml/distil"]
+    git(outer, *add)
+    history = History(outer / "ml/distil")
+    _, workspace, _ = history.open()
+    assert workspace == outer / "ml/distil/.cohobate/rounds/round-0001"
+    assert History(workspace).root == outer / "ml/distil"
+    assert places.main_project(workspace) == outer / "ml/distil"
+
+
+def test_a_linked_worktree_shares_the_rounds_and_gives_them_its_own_code(
+    top: Path, tmp_path: Path
+) -> None:
+    linked = tmp_path / "linked"
+    git(top, "worktree", "add", "--quiet", "--detach", str(linked))
+    (linked / "code.py").write_text("newer\n")
+    newer = commit(linked, "newer")
+    history = History(linked)
+    _, workspace, _ = history.open()
+    assert workspace == top / ".cohobate/rounds/round-0001"
+    assert history.base_of(workspace) == newer
+
+
+def test_projects_of_one_repository_have_rounds_of_their_own(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        (tmp_path / "all" / name / "dvc.yaml").write_text("stages: {}\n")
+        (tmp_path / "all" / name / ".gitignore").write_text("/.cohobate/\n/reports/*\n")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path / "all", check=True)
+    commit(tmp_path / "all", "base")
+    one, two = (History(tmp_path / "all" / name) for name in ("one", "two"))
+    play(one), play(one), play(two)
+    assert (one.numbers(), two.numbers()) == ([1, 2], [1])
+    assert one.record(1).number == 1 and two.last() == two.record(1)
+    assert sorted(git(one.root, "tag").split()) == [
+        "one/round-0001",
+        "one/round-0002",
+        "two/round-0001",
+    ]
+
+
+def test_what_git_lacks_or_refuses_comes_with_its_fix(
+    tmp_path: Path, top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(folder: Path, base: str = "HEAD") -> UserError:
+        with pytest.raises(UserError) as error:
+            History(folder).open(base)
+        return error.value
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "git init" in refused(empty).mend
+    subprocess.run(["git", "init", "-q"], cwd=empty, check=True)
+    assert "no commit yet" in refused(empty).what
+    assert "no commit 'nightly'" in refused(top, "nightly").what
+    (empty / "readme").write_text("no project")
+    commit(empty, "no project")
+    assert "has no dvc.yaml" in refused(empty).what
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "git is not installed" in refused(top).what
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")
+def test_a_repository_of_another_owner_is_refused_with_gits_own_fix(top: Path) -> None:
+    for path in (top, top / ".git"):
+        os.chown(path, 12345, 12345)
+    with pytest.raises(UserError) as refused:
+        History(top)
+    assert f"safe.directory '{top}'" in refused.value.mend
+
+
+def test_rounds_are_committed_where_git_knows_no_name(
+    top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    git(top, "config", "user.email", "me@example.org")
+    git(top, "config", "user.useConfigOnly", "true")
+    history = History(top)
+    play(history)
+    author = git(top, "log", "-1", "--format=%an %ae", history.tag(1))
+    assert author == "cohobate me@example.org"
