@@ -1,4 +1,4 @@
-"""A phase or a teacher that params.yaml names and does not have is refused, wherever it is named."""
+"""A phase or a teacher that is named in params.yaml and not there is refused, wherever it is."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.tiny_project import ROOT, put
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("evaluate.student", "gdk", "phase 'gdk'.*did you mean 'kd'"),
+        ("evaluate.student", "kd-", "phase 'kd-'.*did you mean 'kd'"),
         ("evaluate.baseline", "base-line", "did you mean 'baseline'"),
         ("evaluate.teacher", "mian", "teacher 'mian'.*did you mean 'main'"),
         ("shape.teacher", "mian", "did you mean 'main'"),
