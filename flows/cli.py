@@ -32,7 +32,11 @@ Settings = Annotated[
 
 Recipe = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Write this recipe into params.yaml first."),
+    typer.Option(
+        metavar="FILE",
+        help="Write this recipe into params.yaml first, in place of the one before (what that had "
+        "replaced is restored; your own edits of other keys stay). `none` restores alone.",
+    ),
 ]
 
 

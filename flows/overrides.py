@@ -13,20 +13,24 @@ from flows import recipes
 from tasks import params, schema
 from tasks.params import ParamsError, nearest
 
+_REPLACED = f"{recipes.SECTION}.replaced"
+
 
 def apply(root: Path, settings: list[str], recipe: str | None = None) -> list[str]:
     """Write a recipe, then `key=value` settings, into params.yaml; return a line for each change.
 
-    The file is what a round is made from, whichever door it enters by, so a setting is an edit:
-    git shows it, and `dvc repro` afterwards sees the same params.
+    The file is what a round is made from, whoever runs it, so a setting is an edit: git shows it,
+    and `dvc repro` afterwards sees the same params. A recipe takes the place of the one before.
 
     Raises:
         ParamsError: no such recipe, no `=`, a key that is not there, or a value that the schema
             refuses; the file is then untouched.
     """
     with _edited(root) as (document, changes):
-        changes.extend(recipes.lay_over(document, recipes.read(root, recipe)) if recipe else [])
-        changes.extend(change for setting in settings if (change := _set(document, setting)))
+        if recipe:
+            recipes.apply(document, root, recipe)
+        for setting in settings:
+            _set(document, setting)
     return changes
 
 
@@ -38,18 +42,20 @@ def lay_over(root: Path, wished: BaseModel) -> list[str]:
     """
     with _edited(root) as (document, changes):
         given = wished.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
-        changes.extend(recipes.lay_over(document, given))
+        recipes.lay_over(document, given)
     return changes
 
 
 @contextmanager
 def _edited(root: Path) -> Iterator[tuple[Any, list[str]]]:
-    """Yield params.yaml and a list of changes; write the one if there is any of the other."""
+    """Yield params.yaml and an empty list; then list what was changed, and write it if anything."""
     path, changes = root / params.PARAMS, list[str]()
     yaml = _as_it_is_written()
     document = yaml.load(path.read_text())
+    before = _plain(document)
     yield document, changes
-    schema.check(_plain(document))
+    schema.check(after := _plain(document))
+    changes.extend(_differences(before, after))
     if changes:
         text = StringIO()
         yaml.dump(document, text)
@@ -77,7 +83,7 @@ def _as_it_is_written() -> YAML:
     return yaml
 
 
-def _set(document: Any, setting: str) -> str | None:
+def _set(document: Any, setting: str) -> None:
     key, equals, text = setting.partition("=")
     if not equals:
         raise ParamsError(f"--set {setting}: expected key=value", mend="--set train.kd.updates=300")
@@ -89,12 +95,8 @@ def _set(document: Any, setting: str) -> str | None:
         raise ParamsError(f"{'.'.join(parents)} is a value, not a section", where="params.yaml")
     index: Any = int(last) if isinstance(place, list) and last.isdigit() else last
     value = YAML().load(text)  # keeps the style it is written in, such as [1, 2, 3]
-    known_before = _has(place, index)
-    old = place[index] if known_before else "(default)"
-    if known_before and old == value:
-        return None
-    place[index] = value
-    return f"{key}: {_shown(old)} -> {_shown(value)}"
+    if not _has(place, index) or place[index] != value:
+        place[index] = value
 
 
 def _step(place: Any, name: str, where: str) -> Any:
@@ -118,5 +120,19 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
-def _shown(value: Any) -> str:
-    return str(_plain(value))
+def _differences(before: Any, after: Any, where: str = "") -> Iterator[str]:
+    """Yield a line for each key that is not the same in two plain documents."""
+    for name in [*before, *(name for name in after if name not in before)]:
+        key, old, new = f"{where}{name}", before.get(name), after.get(name)
+        if name not in after:
+            yield f"{key}: removed"
+        elif isinstance(old, dict) and isinstance(new, dict) and key != _REPLACED:
+            yield from _differences(old, new, f"{key}.")
+        elif old != new and key != _REPLACED:
+            yield f"{key}: {_shown(old, name in before)} -> {_shown(new)}"
+
+
+def _shown(value: Any, given: bool = True) -> str:
+    if not given:
+        return "(default)"
+    return "{…}" if isinstance(value, dict) else str(value)

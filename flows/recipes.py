@@ -1,8 +1,10 @@
 """Recipes: overlays on params.yaml in `recipes/`, each a known way to distil.
 
 A recipe says only what differs. Mappings are merged, key by key; one whose `type` or `method` is
-another than the one in place takes its place whole; `null` deletes; all else replaces. To add one:
-a file whose first line says in a comment what it is.
+another than the one in place takes its place whole; `null` deletes; all else replaces. What a
+recipe replaced is kept in the section `recipe` of params.yaml, and restored before the next one is
+applied: no recipe builds on another. To add one: a file whose first line says in a comment what it
+is.
 """
 
 from pathlib import Path
@@ -14,6 +16,8 @@ from ruamel.yaml.error import YAMLError
 from tasks.params import ParamsError, nearest
 
 FOLDER = Path("recipes")
+NONE = "none"
+SECTION = "recipe"
 _KINDS = ("type", "method")
 
 
@@ -24,6 +28,24 @@ def listed(root: Path) -> dict[str, str]:
         path.relative_to(root).as_posix(): path.read_text().partition("\n")[0].removeprefix("# ")
         for path in found
     }
+
+
+def apply(document: Any, root: Path, recipe: str) -> None:
+    """Restore in a params.yaml what the recipe before replaced, then write this one into it.
+
+    Args:
+        document: the params.yaml, changed in place.
+        root: the project's folder.
+        recipe: path of the recipe; `none` restores alone.
+
+    Raises:
+        ParamsError: there is no such file, or it is not a mapping of sections.
+    """
+    overlay = {} if recipe == NONE else read(root, recipe)
+    for key, value in (document.get(SECTION) or {}).get("replaced", {}).items():
+        _restore(document, key.split("."), value)
+    replaced = lay_over(document, overlay)
+    document[SECTION] = {} if recipe == NONE else {"file": recipe, "replaced": replaced}
 
 
 def read(root: Path, recipe: str) -> Any:
@@ -46,27 +68,32 @@ def read(root: Path, recipe: str) -> Any:
     return document
 
 
-def lay_over(document: Any, overlay: Any, where: str = "") -> list[str]:
-    """Write an overlay into a document, in place; return a line for each change."""
-    changes: list[str] = []
+def lay_over(document: Any, overlay: Any, where: str = "") -> dict[str, Any]:
+    """Write an overlay into a document, in place; return what it replaced, by dotted key."""
+    replaced: dict[str, Any] = {}
     for name, value in overlay.items():
         key, old = f"{where}{name}", document.get(name)
-        if value is None:
-            if name in document:
-                del document[name]
-                changes.append(f"{key}: removed")
-        elif isinstance(value, dict) and isinstance(old, dict) and _of_one_kind(old, value):
-            changes += lay_over(old, value, f"{key}.")
-        elif name not in document or old != value:
-            changes.append(f"{key}: {_shown(old)} -> {_shown(value)}")
+        if isinstance(value, dict) and isinstance(old, dict) and _of_one_kind(old, value):
+            replaced |= lay_over(old, value, f"{key}.")
+        elif value is None and name in document:
+            replaced[key] = document.pop(name)
+        elif value is not None and (name not in document or old != value):
+            replaced[key] = old
             document[name] = value
-    return changes
+    return replaced
 
 
-def _shown(value: Any) -> str:
+def _restore(document: Any, path: list[str], value: Any) -> None:
+    """Set the value at a path as it was; where the sections above it are gone, so is the value."""
+    *parents, last = path
+    for name in parents:
+        document = document.get(name)
+        if not isinstance(document, dict):
+            return
     if value is None:
-        return "(none)"
-    return "{…}" if isinstance(value, dict) else str(value)
+        document.pop(last, None)
+    else:
+        document[last] = value
 
 
 def _of_one_kind(old: Any, new: Any) -> bool:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
 
 from tasks.params import TASKS, ParamsError, Reads, nearest, reads_of, stage_function, validated
+from tasks.recipe import AppliedRecipe
 from tasks.resources import Resources
 from tasks.rounds import Rounds
 
@@ -14,7 +15,8 @@ def sections() -> dict[str, Any]:
     stages = sorted(path.parent.name for path in TASKS.glob("*/stage.py"))
     reads = [r for stage in stages for r in reads_of(stage_function(stage)).values()]
     found = {r.section: _whole(r) for r in reads if "." not in r.section}
-    return found | {"resources": dict[str, Resources], "rounds": Rounds}  # read by flows alone
+    of_flows = {"resources": dict[str, Resources], "rounds": Rounds, "recipe": AppliedRecipe}
+    return found | of_flows
 
 
 def check(document: dict[str, Any]) -> None:
@@ -44,7 +46,9 @@ def check(document: dict[str, Any]) -> None:
 def partial_model() -> type[BaseModel]:
     """Return a model of which every section may be left out: what a run changes of params.yaml."""
     fields: dict[str, Any] = {
-        name: (_alternatives(kind) | None, None) for name, kind in sections().items()
+        name: (_alternatives(kind) | None, None)
+        for name, kind in sections().items()
+        if name != "recipe"
     }
     strict = ConfigDict(frozen=True, extra="forbid")
     return create_model("Params", __config__=strict, **fields)

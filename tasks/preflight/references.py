@@ -14,7 +14,7 @@ from tasks.params import nearest
 _OUTPUTS = re.compile(r"^(models/train|models/adapt|data/capture|data/generate)/([^/]+)")
 _PHASES = ("evaluate.student", "evaluate.baseline")
 _TEACHERS = ("evaluate.teacher", "shape.teacher")
-_NOT_OUTPUTS = ("teachers", "resources")
+_NOT_OUTPUTS = ("teachers", "resources", "recipe")
 
 
 def check_references(document: Mapping[str, Any]) -> None:

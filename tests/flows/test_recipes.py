@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,3 +123,43 @@ def test_a_wrong_recipe_is_refused_and_the_file_untouched(root: Path, text: str,
 def test_a_recipe_that_is_not_there_is_told_the_nearest(root: Path) -> None:
     with pytest.raises(ParamsError, match=r"did you mean 'recipes/hinton-kd\.yaml'"):
         overrides.apply(root, [], "recipes/hinton.yaml")
+
+
+def values(root: Path) -> dict[str, Any]:
+    """Return params.yaml but for what it says of recipes."""
+    return {name: v for name, v in params.load(root / "params.yaml").items() if name != "recipe"}
+
+
+@pytest.mark.parametrize("first", RECIPES)
+def test_a_recipe_after_another_is_as_if_it_were_the_first(root: Path, first: str) -> None:
+    second = RECIPES[RECIPES.index(first) - 1]
+    untouched = values(root)
+    overrides.apply(root, ["seeds=[4]", "evaluate.bootstrap=199"])  # a user's own edits
+    overrides.apply(root, [], second)
+    wanted = values(root)
+    overrides.apply(root, [], "none")
+    evaluate = untouched["evaluate"] | {"bootstrap": 199}
+    assert values(root) == untouched | {"seeds": [4], "evaluate": evaluate}
+    overrides.apply(root, [], first)
+    changes = overrides.apply(root, [], second)
+    assert values(root) == wanted
+    assert [*values(root)["train"]] == [*wanted["train"]]  # in the same order too
+    assert f"recipe.file: {first} -> {second}" in changes
+
+
+def test_an_edit_within_what_a_recipe_added_goes_with_it(root: Path) -> None:
+    untouched = values(root)
+    overrides.apply(root, ["train.gkd.updates=7"], "recipes/gkd.yaml")
+    changes = overrides.apply(root, [], "recipes/hinton-kd.yaml")
+    assert "train.gkd: removed" in changes and "train.sft: removed" in changes
+    assert [*values(root)["train"]] == [*untouched["train"]]
+    overrides.apply(root, [], "none")
+    assert values(root) == untouched
+    assert "recipe: {}" in (root / "params.yaml").read_text()
+
+
+def test_comments_of_what_a_recipe_replaced_come_back(root: Path) -> None:
+    before = (root / "params.yaml").read_text()
+    overrides.apply(root, [], "recipes/sft-kd-dpo.yaml")
+    overrides.apply(root, [], "none")
+    assert (root / "params.yaml").read_text().split() == before.split()
