@@ -94,7 +94,7 @@ def text_of(columns: Mapping[str, Any], name: str) -> str:
     if isinstance(value, bool | int) or (isinstance(value, float) and isfinite(value)):
         return json.dumps(value)
     if not isinstance(value, str):
-        raise NoExampleError(f"column {name!r} holds {_kind(value)} where text is needed")
+        raise NoExampleError(f"column {name!r} holds {kind_of(value)} where text is needed")
     return storable(value)
 
 
@@ -111,6 +111,10 @@ def storable(text: str) -> str:
     return text
 
 
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", float: "no finite number", bytes: "bytes"}
+def kind_of(value: object) -> str:
+    """Return what a value is, in the words of JSON."""
+    if isinstance(value, float):
+        return "a number" if isfinite(value) else json.dumps(value)
+    names = {dict: "an object", list: "a list", bytes: "bytes", str: "text", int: "a number"}
+    names |= {type(None): "null", bool: "true or false"}
     return names.get(type(value), type(value).__name__)

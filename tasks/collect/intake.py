@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from tasks.collect.conversations import Prompt
 from tasks.collect.examples import Example, NoExampleError, SetAside, clipped
 from tasks.collect.split import Pool, Split
-from tasks.collect.template import Prompt
 from tasks.rows.records import Row, prompt_text, row_id
 from tasks.rows.row_view import RowView
 

@@ -1,21 +1,36 @@
-"""The usual formats, told by their columns: those of TRL, and the input of OpenAI's batch API.
+"""Formats told by their columns: those of TRL, OpenAI, ShareGPT, Alpaca, UltraChat.
 
 | columns | what becomes of a record |
 |---|---|
+| `messages`, `conversations`, `conversation`, `dialogue`, `dialog`, `chat` or `turns` | a
+  conversation; an assistant's last turn is the answer |
+| `data`, a list of texts (UltraChat) | the same, the user's turns first |
 | `body` with `messages` | a batch request: the conversation is the prompt |
-| `messages`, or `conversations` | a conversation; an assistant's last turn is the answer |
+| `input` with `messages`, and `preferred_output` | OpenAI's preference: the better answer |
 | `prompt` and `completion` | prompt and answer, each a text or a conversation |
 | `prompt` and `chosen` | a preference: the better answer |
 | `chosen` alone | a preference whose prompt is in it |
+| `instruction`, `input` or `context`, `output` or `response` (Alpaca, Dolly) | a user's turn: the
+  instruction, and the input on a line of its own unless it is empty; `history` goes before it |
+| `question` or `query`, and `answer` or `response` | a user's turn and the answer |
 | `prompt`, or `text` | a prompt without an answer |
+
+A column `system` (`system_prompt`, `system_message`) is the system's turn.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from tasks.collect.conversations import Prompt, conversation, turns_in
 from tasks.collect.examples import MAX_CHARACTERS, NoExampleError, text_of
-from tasks.collect.template import Prompt, conversation
 from tasks.params import Section
+
+_TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+_SYSTEM = ("system", "system_prompt", "system_message")
+_MORE_THAN_TEXT = ("tools", "functions", "image", "images", "video", "videos", "audio", "audios")
+_EMPTY: tuple[Any, ...] = (None, "", [], {}, "[]", "{}", "null")
+_ANSWERS = ("output", "response", "answer", "completion", "chosen")
+_BESIDE = ("context", "passage", "choices", "options", "answers")
 
 
 class Recognised(Section):
@@ -24,7 +39,7 @@ class Recognised(Section):
     @property
     def answer_columns(self) -> frozenset[str]:
         """Columns that give an answer away."""
-        return frozenset({"completion", "chosen", "messages", "conversations"})
+        return frozenset({*_ANSWERS, *_TURNS, "data", "preferred_output"})
 
     def render(self, columns: Mapping[str, Any]) -> tuple[Prompt, str | None]:
         """Return the prompt and the answer of a record; None where it has no answer.
@@ -33,32 +48,113 @@ class Recognised(Section):
             NoExampleError: the columns are of no known format, or hold something else.
         """
         present = {name: value for name, value in columns.items() if value is not None}
-        for name in ("messages", "conversations"):
-            if name in present:
-                return conversation(_turns(present[name], name))
-        if isinstance(present.get("body"), dict):
-            return conversation(_turns(present["body"].get("messages"), "body.messages"))
-        answers = [name for name in ("completion", "chosen") if name in present]
+        for name in _MORE_THAN_TEXT:
+            if present.get(name) not in _EMPTY:
+                raise NoExampleError(f"column {name!r} is not empty, and a row cannot hold it")
+        system = next((text for name in _SYSTEM if (text := _optional(present, name))), "")
+        if (turns := _conversation_of(present)) is not None:
+            return conversation(turns, system)
         if "prompt" in present:
-            return self._asked(present, answers[0] if answers else None)
-        if answers == ["chosen"]:
-            return conversation(_turns(present["chosen"], "chosen"))
+            answers = [name for name in ("completion", "chosen") if name in present]
+            return self._asked(present, answers[0] if answers else None, system)
+        if "instruction" in present:
+            return self._instruction(present, system)
+        if (question := self._question(columns)) is not None:
+            return self._user(present, _text(present, question), system)
+        if "chosen" in present:
+            return conversation(_turns(present["chosen"], "chosen"), system)
         if "text" in present:
             return _text(present, "text"), None
-        found = ", ".join(sorted(columns))[:200]
-        raise NoExampleError(f"no known format (columns: {found}); give collect.template")
+        raise NoExampleError(_no_format(columns))
 
-    def _asked(self, columns: Mapping[str, Any], answer: str | None) -> tuple[Prompt, str | None]:
-        if isinstance(columns["prompt"], list):
-            replied = columns[answer] if answer else []
-            return conversation([*columns["prompt"], *_turns(replied, str(answer))])
+    def _asked(
+        self, columns: Mapping[str, Any], answer: str | None, system: str
+    ) -> tuple[Prompt, str | None]:
+        prompt, reply = columns["prompt"], columns[answer] if answer else None
+        if not isinstance(prompt, list) and (isinstance(reply, list) or system):
+            prompt = [{"role": "user", "content": _text(columns, "prompt")}]
+            if isinstance(reply, str):
+                reply = [{"role": "assistant", "content": _text(columns, str(answer))}]
+        if isinstance(prompt, list):
+            replied = _turns(reply, str(answer)) if answer else []
+            # a preference can repeat its prompt
+            return conversation(
+                replied if replied[: len(prompt)] == prompt else prompt + replied, system
+            )
         return _text(columns, "prompt"), _text(columns, answer) if answer else None
+
+    def _instruction(self, columns: Mapping[str, Any], system: str) -> tuple[Prompt, str | None]:
+        history: list[Any] = []
+        for pair in columns.get("history") or []:
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise NoExampleError("column 'history' is no list of questions and answers")
+            history += [
+                {"role": "user", "content": pair[0]},
+                {"role": "assistant", "content": pair[1]},
+            ]
+        parts = [_text(columns, "instruction")]
+        parts += [text for name in ("input", "context") if (text := _optional(columns, name))]
+        return self._user(columns, "\n".join(parts), system, history)
+
+    def _question(self, columns: Mapping[str, Any]) -> str | None:
+        """Return the column of a question, if another has its answer."""
+        name = next((name for name in ("question", "query") if columns.get(name)), None)
+        if name is None or not any(answer in columns for answer in _ANSWERS):
+            return None
+        if beside := [other for other in _BESIDE if columns.get(other) not in _EMPTY]:
+            raise NoExampleError(f"a question with {beside[0]!r}; give collect.template")
+        return name
+
+    def _user(
+        self,
+        columns: Mapping[str, Any],
+        text: str,
+        system: str,
+        history: list[Any] | None = None,
+    ) -> tuple[Prompt, str | None]:
+        """Return a user's turn, and what the first of the answers' columns replies."""
+        turns = [*(history or []), {"role": "user", "content": text}]
+        answer = next((name for name in _ANSWERS if name in columns), None)
+        if answer and isinstance(columns[answer], list):
+            return conversation([*turns, *columns[answer]], system)
+        if answer and (reply := _optional(columns, answer)):
+            turns.append({"role": "assistant", "content": reply})
+        return conversation(turns, system)
+
+
+def _conversation_of(columns: Mapping[str, Any]) -> list[Any] | None:
+    for name in _TURNS:
+        turns = turns_in(columns.get(name))
+        if turns is None and name in columns and name in _TURNS[:2]:
+            turns = _turns(columns[name], name)
+        if turns is not None:
+            chosen = columns.get("chosen")
+            return [*turns, chosen] if isinstance(chosen, dict) else turns
+    data, body, asked = (columns.get(name) for name in ("data", "body", "input"))
+    if isinstance(data, list) and data and all(isinstance(turn, str) for turn in data):
+        return data
+    if isinstance(body, dict):
+        return _turns(body.get("messages"), "body.messages")
+    if isinstance(asked, dict) and "messages" in asked:
+        preferred = columns.get("preferred_output") or []
+        return _turns(asked["messages"], "input.messages") + _turns(preferred, "preferred_output")
+    return None
 
 
 def _turns(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list):
         raise NoExampleError(f"column {name!r} holds no list of turns")
     return value
+
+
+def _no_format(columns: Mapping[str, Any]) -> str:
+    return f"no known format (columns: {', '.join(sorted(columns))[:200]}); give collect.template"
+
+
+def _optional(columns: Mapping[str, Any], name: str) -> str:
+    """Return the text of a column, "" where it is blank or absent."""
+    text = text_of(columns, name) if name in columns else ""
+    return text if text.strip() else ""
 
 
 def _text(columns: Mapping[str, Any], name: str) -> str:

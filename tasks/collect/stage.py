@@ -57,7 +57,8 @@ class CollectParams(Section):
     """Where the examples come from."""
     template: Template | None = None
     """How an example is put to a model. Without one its columns tell: TRL's formats (`messages`,
-    `prompt` and `completion`, `chosen`, `text`) and OpenAI's batch requests."""
+    `prompt` and `completion`, `chosen`, `text`), OpenAI's, ShareGPT's `conversations`, Alpaca's
+    `instruction`, `input` and `output`, `question` and `answer`."""
     split: Split = Split()
     """How many rows go where."""
     replay: Replay = Replay()

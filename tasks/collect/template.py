@@ -1,16 +1,16 @@
 """From the columns of a record to the prompt and the answer of a row."""
 
+import re
 from collections.abc import Mapping
 from string import Formatter
 from typing import Any
 
-from pydantic import ValidationError, field_validator
+from pydantic import field_validator
 
-from tasks.collect.examples import MAX_CHARACTERS, NoExampleError, storable, text_of
+from tasks.collect.conversations import Prompt, conversation, turns_in
+from tasks.collect.examples import MAX_CHARACTERS, NoExampleError, text_of
 from tasks.params import Section
 from tasks.rows.records import Message
-
-Prompt = str | tuple[Message, ...]
 
 
 class Template(Section):
@@ -18,10 +18,14 @@ class Template(Section):
 
     prompt: str
     """Text with the columns to fill in. A mere `{name}` also takes a column that holds a
-    conversation, a list of `{role, content}`: if it ends with the assistant, that is the answer."""
+    conversation, as `messages` or ShareGPT's `conversations` do: if it ends with the assistant,
+    that is the answer."""
     answer: str = " {answer}"
     """What should follow the prompt, to the letter: a leading space belongs to it. A record that
     lacks one of its columns is unlabelled."""
+    optional: tuple[str, ...] = ("input",)
+    """Columns of the prompt that may be empty or absent: the line that names one is left out then,
+    with a heading above it, such as `### Input:`."""
     chat: bool = False
     """Put the prompt to the model as a user's turn, through its chat template."""
     system: str | None = None
@@ -46,14 +50,31 @@ class Template(Section):
             NoExampleError: a column is missing or empty, or holds something else than text.
         """
         whole = self.prompt.strip()[1:-1]
-        if self.prompt.strip() == f"{{{whole}}}" and isinstance(columns.get(whole), list):
-            return conversation(columns[whole])
-        text = _filled(self.prompt, columns)
+        turns = turns_in(columns.get(whole)) if self.prompt.strip() == f"{{{whole}}}" else None
+        if turns is not None:
+            return conversation(turns, self.system or "")
+        text = _filled(self._without_empty(columns), columns)
         if text is None:
             raise NoExampleError("a column of the prompt is empty")
         if len(text) > MAX_CHARACTERS:
             raise NoExampleError(f"longer than {MAX_CHARACTERS} characters")
         return self._turns(text), self._answer(columns)
+
+    def _without_empty(self, columns: Mapping[str, Any]) -> str:
+        """Return the prompt without the lines of optional columns that are empty."""
+        named = set(columns_in(self.prompt))
+        known = dict.fromkeys(self.optional) | dict(columns)
+        empty = {name for name in named & {*self.optional} if not text_of(known, name).strip()}
+        if not empty or empty == named:
+            return self.prompt
+        lines = self.prompt.split("\n")
+        for number in reversed(range(len(lines))):
+            names = set(columns_in(lines[number]))
+            if names & empty:
+                lines[number] = _cut(lines[number], names & empty)
+            if names and names <= empty:
+                _leave_out(lines, number)
+        return "\n".join(lines)
 
     def _turns(self, text: str) -> Prompt:
         if not self.chat:
@@ -66,24 +87,22 @@ class Template(Section):
         return _filled(self.answer, known)
 
 
-def conversation(turns: list[Any]) -> tuple[Prompt, str | None]:
-    """Return the prompt and the answer of a conversation: its last turn, if the assistant's.
+def _cut(line: str, names: set[str]) -> str:
+    """Return a line of a template without some columns and the blanks before them."""
+    for name in names:
+        line = re.sub(rf"[ \t]*\{{{re.escape(name)}\}}", "", line)
+    return line
 
-    Raises:
-        NoExampleError: a turn is none, or the user's is not the last one asked.
-    """
-    try:
-        messages = tuple(Message.model_validate(turn, strict=True) for turn in turns)
-    except ValidationError:
-        raise NoExampleError("a turn is not {role, content} of system, user or assistant") from None
-    content = "".join(storable(message.content) for message in messages)
-    if len(content) > MAX_CHARACTERS:
-        raise NoExampleError(f"longer than {MAX_CHARACTERS} characters")
-    answer = messages[-1].content if messages and messages[-1].role == "assistant" else None
-    asked = messages if answer is None else messages[:-1]
-    if not asked or asked[-1].role != "user":
-        raise NoExampleError("the conversation does not end with the user's turn and an answer")
-    return asked, answer or None
+
+def _leave_out(lines: list[str], number: int) -> None:
+    """Take a line away, its heading, and one of two blank lines that then follow each other."""
+    first = number
+    above = lines[number - 1].strip() if number else ""
+    if above.endswith(":") and not columns_in(above):
+        first -= 1
+    blank_after = number + 1 < len(lines) and not lines[number + 1].strip()
+    blank_before = first == 0 or not lines[first - 1].strip()
+    del lines[first : number + 1 + (blank_before and blank_after)]
 
 
 def columns_in(template: str) -> list[str]:

@@ -49,7 +49,8 @@ def test_a_data_frame_with_its_index_and_numbers():
 
 def test_turns_in_a_column_of_structs_are_a_conversation():
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
-    kind = pa.list_(pa.struct({"role": pa.string(), "content": pa.large_string()}))
+    names = ("role", "content", "name", "tool_calls")
+    kind = pa.list_(pa.struct({name: pa.large_string() for name in names}))
     table = pa.table({"messages": pa.array([turns, None, turns], kind)})
     first, second, _ = (record for _, record in parquet(table))
     assert Recognised().render(first)[1] == "ho"

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tasks.collect.examples import NoExampleError
-from tasks.collect.recognised import Recognised
 from tasks.collect.stage import CollectParams, run
 from tasks.errors import UserError
 from tasks.params import ParamsError, validated
@@ -17,16 +15,12 @@ from tasks.rows.records import (
     OOD,
     TEST,
     UNLABELLED,
-    Message,
     Row,
     read_rows,
 )
 
 SIZES = {"labelled": 6, "unlabelled": 30, "dev": 3, "test": 5}
 TEMPLATE = {"prompt": "{question}\nA:", "answer": " {answer}"}
-ASK = {"role": "user", "content": "hi"}
-REPLY = {"role": "assistant", "content": "ho"}
-ASKED = (Message(**ASK),)
 
 
 def collect(source: dict, template: dict | None = None, **split) -> dict:
@@ -34,44 +28,6 @@ def collect(source: dict, template: dict | None = None, **split) -> dict:
     spelt |= {"template": template} if template else {}
     run(validated(CollectParams, spelt, "collect"))
     return json.loads((COLLECT / "summary.json").read_text())
-
-
-@pytest.mark.parametrize(
-    ("columns", "wanted"),
-    [
-        ({"text": "a text"}, ("a text", None)),
-        ({"prompt": "a"}, ("a", None)),
-        ({"prompt": "a", "completion": " b"}, ("a", " b")),
-        ({"prompt": "a", "chosen": " b", "rejected": " c"}, ("a", " b")),
-        ({"prompt": [ASK], "completion": [REPLY]}, (ASKED, "ho")),
-        ({"prompt": [ASK], "chosen": [REPLY], "rejected": [REPLY]}, (ASKED, "ho")),
-        ({"chosen": [ASK, REPLY], "rejected": [ASK, REPLY]}, (ASKED, "ho")),
-        ({"messages": [ASK, REPLY]}, (ASKED, "ho")),
-        ({"conversations": [ASK]}, (ASKED, None)),
-        ({"prompt": [ASK]}, (ASKED, None)),
-        ({"prompt": "a", "completion": None}, ("a", None)),
-        ({"custom_id": "1", "method": "POST", "body": {"messages": [ASK]}}, (ASKED, None)),
-    ],
-)
-def test_formats_are_told_by_their_columns(columns, wanted):
-    assert Recognised().render(columns) == wanted
-
-
-@pytest.mark.parametrize(
-    ("columns", "said"),
-    [
-        ({"question": "a"}, "no known format .columns: question."),
-        ({"prompt": " "}, "column 'prompt' is empty"),
-        ({"prompt": "a", "completion": " "}, "column 'completion' is empty"),
-        ({"messages": "hi"}, "holds no list of turns"),
-        ({"body": {"input": "hi"}}, "holds no list of turns"),
-        ({"messages": [{"role": "robot", "content": "hi"}]}, "a turn is not"),
-        ({"prompt": {"a": 1}}, "holds an object where text is needed"),
-    ],
-)
-def test_what_is_of_no_format_is_said(columns, said):
-    with pytest.raises(NoExampleError, match=said):
-        Recognised().render(columns)
 
 
 def records(first: int, count: int) -> list[dict]:

@@ -41,13 +41,13 @@ def test_a_column_can_hold_a_conversation():
         ({"text": None}, "a column of the prompt is empty"),
         ({"text": " \n"}, "a column of the prompt is empty"),
         ({"text": {"a": 1}}, "column 'text' holds an object where text is needed"),
-        ({"text": float("nan")}, "column 'text' holds no finite number where text is needed"),
+        ({"text": float("nan")}, "column 'text' holds NaN where text is needed"),
         ({"text": "\ud800"}, "half a surrogate pair, which UTF-8 cannot hold"),
         ({"text": "a", "answer": ["b"]}, "column 'answer' holds a list where text is needed"),
         ({"text": "a" * (MAX_CHARACTERS + 1)}, f"longer than {MAX_CHARACTERS} characters"),
-        ({"text": [{"role": "robot", "content": "a"}]}, "a turn is not"),
-        ({"text": [{"role": "user", "content": 3}]}, "a turn is not"),
-        ({"text": ["Hello"]}, "a turn is not"),
+        ({"text": [{"role": "robot", "content": "a"}]}, "turn 1 is by 'robot'"),
+        ({"text": [{"role": "user", "content": 3}]}, "'content' of turn 1 is a number"),
+        ({"text": [["Hello"]]}, "turn 1 is a list"),
         ({"text": []}, "the conversation does not end with"),
         ({"text": TURNS[1:]}, "the conversation does not end with"),
         ({"text": [{"role": "user", "content": "\udfff"}]}, "half a surrogate pair"),
@@ -57,6 +57,49 @@ def test_what_is_no_example_says_why(columns, reason):
     with pytest.raises(NoExampleError) as refused:
         Template(prompt="{text}").render(columns)
     assert str(refused.value).startswith(reason)
+
+
+ALPACA = """Below is an instruction.
+
+### Instruction:
+{instruction}
+
+### Input:
+{input}
+
+### Response:
+"""
+
+
+@pytest.mark.parametrize(
+    ("prompt", "without"),
+    [
+        ("{instruction}\n{input}\nAnswer:", "Do it.\nAnswer:"),
+        ("{instruction}\n\n{input}\n\nAnswer:", "Do it.\n\nAnswer:"),
+        ("{instruction} {input}\nAnswer:", "Do it.\nAnswer:"),
+        ("{instruction}\nInput: {input}\nAnswer:", "Do it.\nAnswer:"),
+        ("{input}\n{instruction}\nAnswer:", "Do it.\nAnswer:"),
+        ("{instruction}\n{input}", "Do it."),
+        (ALPACA, ALPACA.replace("### Input:\n{input}\n\n", "").format(instruction="Do it.")),
+    ],
+)
+@pytest.mark.parametrize("empty", [{"input": ""}, {"input": None}, {"input": " "}, {}], ids=repr)
+def test_an_empty_input_leaves_its_line_out_and_keeps_the_row(prompt, without, empty):
+    template = Template(prompt=prompt, answer="{output}")
+    columns = {"instruction": "Do it.", "output": "done"}
+    assert template.render(columns | empty) == (without, "done")
+    full = columns | {"input": "a\nb"}
+    assert template.render(full) == (prompt.format(instruction="Do it.", input="a\nb"), "done")
+
+
+def test_only_optional_columns_may_be_empty_and_never_all():
+    template = Template(prompt="{instruction}\n{input}", optional=("input", "instruction"))
+    with pytest.raises(NoExampleError, match="a column of the prompt is empty"):
+        template.render({"instruction": "", "input": ""})
+    with pytest.raises(NoExampleError, match="a column of the prompt is empty"):
+        Template(prompt="Q: {input}\nA:").render({"input": ""})
+    with pytest.raises(NoExampleError, match="no column 'context'"):
+        Template(prompt="{instruction}\n{context}").render({"instruction": "Do it."})
 
 
 @pytest.mark.parametrize("prompt", ["no column", "{text!r}", "{text:>10}", "{}", "{text"])

@@ -1,0 +1,95 @@
+"""Formats told by their columns, with the prompt and the answer that each stands for."""
+
+import json
+
+import pytest
+
+from tasks.collect.examples import NoExampleError
+from tasks.collect.recognised import Recognised
+from tasks.rows.records import Message
+
+ASK = {"role": "user", "content": "hi"}
+REPLY = {"role": "assistant", "content": "ho"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+
+
+def user(text: str) -> tuple[Message, ...]:
+    return (Message(role="user", content=text),)
+
+
+ASKED = user("hi")
+BRIEF = (Message(**SYSTEM), *ASKED)
+HISTORY = (*user("a"), Message(role="assistant", content="b"), *user("c"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "wanted"),
+    [
+        ({"text": "a text"}, ("a text", None)),
+        ({"prompt": "a"}, ("a", None)),
+        ({"prompt": "a", "completion": " b"}, ("a", " b")),
+        ({"prompt": "a", "chosen": " b", "rejected": " c"}, ("a", " b")),
+        ({"prompt": [ASK], "completion": [REPLY]}, (ASKED, "ho")),
+        ({"prompt": [ASK], "chosen": [REPLY], "rejected": [REPLY]}, (ASKED, "ho")),
+        ({"chosen": [ASK, REPLY], "rejected": [ASK, REPLY]}, (ASKED, "ho")),
+        ({"messages": [ASK, REPLY]}, (ASKED, "ho")),
+        ({"conversations": [ASK]}, (ASKED, None)),
+        ({"prompt": [ASK]}, (ASKED, None)),
+        ({"prompt": "a", "completion": None}, ("a", None)),
+        ({"custom_id": "1", "method": "POST", "body": {"messages": [ASK]}}, (ASKED, None)),
+        ({"prompt": "hi", "chosen": [ASK, REPLY], "rejected": [ASK, REPLY]}, (ASKED, "ho")),
+        ({"prompt": "hi", "chosen": [REPLY], "rejected": [REPLY]}, (ASKED, "ho")),
+        ({"prompt": "hi", "completion": "ho", "system": "Be brief."}, (BRIEF, "ho")),
+        ({"prompt": "hi", "completion": "ho", "system": ""}, ("hi", "ho")),
+        ({"messages": [ASK, REPLY], "tools": [], "images": None}, (ASKED, "ho")),
+        ({"messages": [ASK, REPLY], "system": "Be brief."}, (BRIEF, "ho")),
+        ({"conversations": SHAREGPT, "system": "Be brief.", "tools": ""}, (BRIEF, "ho")),
+        ({"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": {}}, (ASKED, "ho")),
+        ({"messages": json.dumps([ASK, REPLY])}, (ASKED, "ho")),
+        ({"conversation": [{"human": "hi", "assistant": "ho"}]}, (ASKED, "ho")),
+        ({"dialogue": SHAREGPT}, (ASKED, "ho")),
+        ({"id": "0", "data": ["hi", "ho"]}, (ASKED, "ho")),
+        ({"input": {"messages": [ASK]}, "preferred_output": [REPLY]}, (ASKED, "ho")),
+        ({"instruction": "hi", "input": "", "output": "ho"}, (ASKED, "ho")),
+        ({"instruction": "hi", "input": None, "output": "ho"}, (ASKED, "ho")),
+        ({"instruction": "hi", "output": "ho"}, (ASKED, "ho")),
+        ({"instruction": "hi", "output": None}, (ASKED, None)),
+        ({"instruction": "hi", "input": "x", "output": "ho"}, (user("hi\nx"), "ho")),
+        ({"instruction": "hi", "context": "x", "response": "ho"}, (user("hi\nx"), "ho")),
+        ({"instruction": "hi", "output": "ho", "system": "Be brief."}, (BRIEF, "ho")),
+        ({"instruction": "hi", "chosen": "ho", "rejected": "no"}, (ASKED, "ho")),
+        ({"instruction": "c", "output": "ho", "history": [["a", "b"]]}, (HISTORY, "ho")),
+        ({"instruction": "hi", "output": "ho", "history": []}, (ASKED, "ho")),
+        ({"question": "hi", "answer": "ho", "id": 7}, (ASKED, "ho")),
+        ({"query": "hi", "response": "ho"}, (ASKED, "ho")),
+        ({"system_prompt": "Be brief.", "question": "hi", "response": "ho"}, (BRIEF, "ho")),
+    ],
+)
+def test_formats_are_told_by_their_columns(columns, wanted):
+    assert Recognised().render(columns) == wanted
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"question": "a"}, "no known format .columns: question."),
+        ({"prompt": " "}, "column 'prompt' is empty"),
+        ({"prompt": "a", "completion": " "}, "column 'completion' is empty"),
+        ({"messages": "hi"}, "holds no list of turns"),
+        ({"body": {"input": "hi"}}, "holds no list of turns"),
+        ({"messages": [{"role": "robot", "content": "hi"}]}, "turn 1 is by 'robot'"),
+        ({"prompt": {"a": 1}}, "holds an object where text is needed"),
+        ({"question": "a", "answer": 1, "choices": ["b", "c"]}, "a question with 'choices'"),
+        ({"question": "a", "answer": "b", "context": "c"}, "a question with 'context'"),
+        ({"messages": "[{'role': 'user', 'content': 'hi'}]"}, "turns as Python shows them"),
+        ({"messages": [ASK, REPLY], "tools": [{"name": "f"}]}, "column 'tools' is not empty"),
+        ({"conversations": SHAREGPT, "image": "x.png"}, "column 'image' is not empty"),
+        ({"messages": [SYSTEM, ASK], "system": "Be long."}, "a system prompt in a column, and"),
+        ({"instruction": "hi", "output": "ho", "history": "a"}, "no list of questions"),
+        ({"prompt": "hi", "completion": float("nan")}, "column 'completion' holds NaN"),
+    ],
+)
+def test_what_is_of_no_format_is_said(columns, said):
+    with pytest.raises(NoExampleError, match=said):
+        Recognised().render(columns)
