@@ -53,7 +53,13 @@ def hidden_rows(model: Any, rows: list[list[int]]) -> torch.Tensor:
 
 def measure(form: Form, head: Head, hidden_ND: torch.Tensor, examples: list[Example]) -> Signals:
     origin = Origin(
-        teacher="", tokenizer="", template="", vocabulary=1, width=1, form=form
+        teacher="",
+        tokenizer="",
+        template="",
+        vocabulary=1,
+        width=1,
+        form=form,
+        number_format="float32",
     )  # of which the draws use the form alone
     dice = torch.from_numpy(dice_of(examples, origin))
     with torch.inference_mode():
@@ -135,7 +141,7 @@ def measured() -> dict[str, Any]:
         origin = Origin(
             teacher="bench", tokenizer=vocabulary_hash(tokenizer),
             template=template_hash(tokenizer), vocabulary=len(tokenizer),
-            width=hidden_ND.shape[1], form=form,
+            width=hidden_ND.shape[1], form=form, number_format="bfloat16",
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as scratch:
             found[name] = _store(Path(scratch), origin, signals, examples, (tokenizer, head))

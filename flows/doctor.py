@@ -30,13 +30,14 @@ class Finding:
 
 
 def examine(root: Path) -> list[Finding]:
-    """Look at versions, params, locks, remote, servers, disk, memory and clock; start nothing."""
+    """Look at versions, params, locks, remote, servers, disk, memory, number formats and clock."""
     return [
         *_versions(),
         *_params(root),
         *_dvc(root),
         *_disk(root),
         *_memory(),
+        *_number_formats(),
         *_git(root),
         *_locks(root),
         *_remote(root),
@@ -96,6 +97,19 @@ def _memory() -> Iterator[Finding]:
     enough = free > 6
     mend = "" if enough else "close something: the default round's peak is about 5 GiB"
     yield Finding(enough, f"memory: {free:.0f} GiB available", mend)
+
+
+def _number_formats() -> Iterator[Finding]:
+    """Name the number format that `precision: auto` means on each device, and the speeds here."""
+    from tasks.models import checkpoints, number_formats
+
+    speeds = ", ".join(f"{s:.0f} in {name}" for name, s in number_formats.gflops().items())
+    try:
+        for device in dict.fromkeys(("cpu", checkpoints.accelerator())):
+            measured = f"; GFLOP/s: {speeds}" if device == "cpu" else ""
+            yield Finding(True, f"number format of {number_formats.described(device)}{measured}")
+    except UserError as error:
+        yield Finding(False, error.what, error.mend)
 
 
 def _git(root: Path) -> Iterator[Finding]:

@@ -3,7 +3,8 @@
 In:  the teacher's model as preflight pinned it (data/preflight/models.json), data/collect
 Out: models/adapt/<teacher>, a checkpoint (tasks/models/checkpoints.py), and its summary.json:
 
-    {"dev_rows": 500, "dev_score": 0.802, "rows": 1000, "tuned": true}
+    {"dev_rows": 500, "dev_score": 0.802, "number_format": "bfloat16", "rows": 1000,
+     "tuned": true}
 
 Of a teacher behind an endpoint, whose weights are not here, the folder holds endpoint.json alone:
 
@@ -20,6 +21,7 @@ from tasks.judging.metrics import AnswerScore, DecidingMetric
 from tasks.judging.verifiers import Task
 from tasks.models import checkpoints
 from tasks.models.decoding import Decoding
+from tasks.models.number_formats import resolve
 from tasks.params import EachOf
 from tasks.progress import say, track
 from tasks.rows.records import ADAPT, DEV, ENDPOINT, MODELS, Row, read_rows, write_json
@@ -82,7 +84,7 @@ def _dev_score(item: str, adapt: Tuning, task: Task, metric: AnswerScore) -> dic
         return {}
     device = checkpoints.accelerator()
     model, tokenizer = checkpoints.load(
-        ADAPT / item, precision="bfloat16", device=device, frozen=True
+        ADAPT / item, precision=adapt.precision, device=device, frozen=True
     )
     longest = max(len(tokenizer(row.answer)["input_ids"]) for row in rows) + 1
     said = answers(
@@ -96,4 +98,5 @@ def _dev_score(item: str, adapt: Tuning, task: Task, metric: AnswerScore) -> dic
         metric.score(answer.text, rows[n].answer or "", task.verifier)
         for n, answer in track(said, total=len(rows), what=f"{item} on dev rows")
     )
-    return {"dev_score": round(total / len(rows), 4), "dev_rows": len(rows)}
+    score, number_format = round(total / len(rows), 4), resolve(adapt.precision, device)
+    return {"dev_score": score, "dev_rows": len(rows), "number_format": number_format}

@@ -12,7 +12,7 @@ from tasks.errors import UserError
 from tasks.learning import resuming
 from tasks.learning.hyperparameters import Hyperparameters
 from tasks.models import checkpoints
-from tasks.models.checkpoints import Precision
+from tasks.models.number_formats import NumberFormat, Precision
 from tasks.params import Section
 from tasks.progress import say
 from tasks.rows.records import LABELLED, Row, read_rows
@@ -24,6 +24,8 @@ class Untuned(Section):
     type: Literal["none"]
     dev_rows: int = Field(500, ge=0)
     """Dev rows, at most, that the published teacher answers: a figure to look at."""
+    precision: Precision = "auto"
+    """Number format in which it gives these answers."""
     threads: int = Field(2, ge=1)
     """CPU threads, for these answers."""
 
@@ -41,7 +43,7 @@ class Sft(Hyperparameters):
     """Learn from so many labelled rows, the first of the list; all when not given."""
     seed: int = 0
     """Of the order of rows, and of dropout."""
-    save_precision: Precision = "bfloat16"
+    save_precision: NumberFormat = "bfloat16"
     """Number format of the weights on disk."""
     dev_rows: int = Field(500, ge=0)
     """Dev rows, at most, that the published teacher answers: a figure to look at."""
@@ -69,6 +71,7 @@ class Sft(Hyperparameters):
         if len(examples) < len(rows):
             say(f"{len(rows) - len(examples)} rows are too long, or have no answer: left out")
         vocabulary = len(tokenizer)
+        provenance = provenance | {"number_format": self.number_format}
         decided_by = (provenance, resuming.content_of(LABELLED))
         name = what.replace(" ", "@")
         with resuming.resumable(name, *decided_by):

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tasks.models.checkpoints import Precision
+from tasks.models.number_formats import Precision
 from tasks.params import EachOf, Section
 from tasks.signals.forms import Form, StoredTopK
 from tasks.teachers import Teacher
@@ -34,16 +34,16 @@ class CaptureParams(Section):
     """Tokens, padding included, that go through the teacher at once."""
     chunk_tokens: int = Field(512, ge=1)
     """Tokens whose logits are in memory at once."""
-    precision: Precision = "bfloat16"
-    """Number format in which the teacher runs."""
+    precision: Precision = "auto"
+    """Number format in which the teacher runs; what it was is recorded in the store."""
     threads: int = Field(2, ge=1)
     """Batches side by side on a CPU. The result does not depend on it."""
     shard_rows: int = Field(8192, ge=1)
     """Rows of one shard: what is in memory at once, and what a killed capture loses at most."""
 
     def decided_by(self) -> dict[str, Any]:
-        """Return what of this, beside the form, decides the bytes of a shard."""
-        return self.model_dump(mode="json", exclude={"threads", "signals"})
+        """Return what of this, beside form and number format, decides the bytes of a shard."""
+        return self.model_dump(mode="json", exclude={"threads", "signals", "precision"})
 
 
 def run(item: str, teacher: Annotated[Teacher, EachOf("teachers")], capture: CaptureParams) -> None:

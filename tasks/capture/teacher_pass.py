@@ -20,6 +20,7 @@ from tasks.errors import UserError
 from tasks.learning.batches import Example, examples_of, positions_of
 from tasks.models import checkpoints
 from tasks.models.heads import Head
+from tasks.models.number_formats import NumberFormat, resolve
 from tasks.models.side_by_side import side_by_side
 from tasks.models.unpadded import last_hidden
 from tasks.models.vocabularies import template_hash, vocabulary_hash
@@ -43,11 +44,13 @@ def capture_signals(
     Raises:
         UserError: no rows, or a damaged checkpoint.
     """
+    device = checkpoints.accelerator()
+    number_format = resolve(capture.precision, device)
     model, tokenizer = checkpoints.load(
-        teacher, precision=capture.precision, device=checkpoints.accelerator(), frozen=True
+        teacher, precision=number_format, device=device, frozen=True
     )
     head = Head.of(model, len(tokenizer))
-    origin = _origin(teacher, head, tokenizer, capture)
+    origin = _origin(teacher, head, tokenizer, capture, number_format)
     with rows.open("rb") as lines:
         total = sum(1 for _ in lines)
     if not total:
@@ -78,7 +81,11 @@ def capture_signals(
 
 
 def _origin(
-    teacher: Path, head: Head, tokenizer: "PreTrainedTokenizerBase", capture: "CaptureParams"
+    teacher: Path,
+    head: Head,
+    tokenizer: "PreTrainedTokenizerBase",
+    capture: "CaptureParams",
+    number_format: NumberFormat,
 ) -> Origin:
     return Origin(
         teacher=checkpoints.fingerprint(teacher),
@@ -87,6 +94,7 @@ def _origin(
         vocabulary=len(head.weight_VD),
         width=head.weight_VD.shape[1],
         form=capture.signals.fitted(len(head.weight_VD)),
+        number_format=number_format,
         logit_scale=head.scale,
         logit_softcap=head.softcap,
     )

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from tasks.evaluate.timing import Timing
+from tasks.models.number_formats import Precision, resolve
 from tasks.params import Section
 from tasks.rows.records import Message, write_json
 
@@ -35,8 +36,10 @@ class Latency(Section):
         self,
         folders: Mapping[str, Path],
         prompts: Sequence[str | tuple[Message, ...]],
-        threads: int,
         verdict: Path,
+        *,
+        precision: Precision,
+        threads: int,
     ) -> None:
         """Time two checkpoints, `champion` and `challenger`, and write what came of it.
 
@@ -48,17 +51,18 @@ class Latency(Section):
         from tasks.rows.text import prompt_ids
 
         torch.set_num_threads(threads)
+        device = checkpoints.accelerator()
         models, asked = {}, {}
         for name, folder in folders.items():
-            device = checkpoints.accelerator()
             models[name], tokenizer = checkpoints.load(
-                folder, precision="bfloat16", device=device, frozen=True
+                folder, precision=precision, device=device, frozen=True
             )
             asked[name] = prompt_ids(tokenizer, prompts[: self.timing.batch])
         found = self.timing.measure(models, asked)
         times = {f"{name}_ms": found["models"][name]["latency_ms_p50"] for name in folders}
         ratio = round(times["challenger_ms"] / times["champion_ms"], 4)
         about = {"machine": found["machine"], "threads": found["threads"]}
+        about["number_format"] = resolve(precision, device)
         of = {"verdict": _digest(verdict)}
         write_json(LATENCY, of | times | {"ratio": ratio, "allowed": self.growth} | about)
 

@@ -30,6 +30,7 @@ from tasks.judging.metrics import AnswerScore, DecidingMetric
 from tasks.judging.verifiers import Task
 from tasks.models import checkpoints
 from tasks.models.decoding import Batching, Decoding, answers
+from tasks.models.number_formats import Precision, resolve
 from tasks.params import Section, ValueOf
 from tasks.progress import say, track
 from tasks.rows.records import DEV, TRAIN, Row, read_rows, write_json
@@ -58,6 +59,8 @@ class ChallengeParams(Section):
     """The general text on which forgetting is guarded."""
     decoding: Decoding = Decoding(max_tokens=8)
     batching: Batching = Batching()
+    precision: Precision = "auto"
+    """Number format in which both answer."""
     threads: int = Field(2, ge=1)
     """CPU threads."""
 
@@ -88,7 +91,9 @@ def run(
     if timed_apart(verdict):
         pair = {"champion": folders["champion"], "challenger": folders[str(verdict["seed"])]}
         prompts = [row.prompt for row in rows]
-        challenge.latency.compare(pair, prompts, challenge.threads, VERDICT)
+        challenge.latency.compare(
+            pair, prompts, VERDICT, precision=challenge.precision, threads=challenge.threads
+        )
     say(f"{'promote' if verdict['promote'] else 'keep the champion'}: {verdict['why']}")
 
 
@@ -129,6 +134,7 @@ def judge(
         "gain": gain.rounded(),
         "intervals": {name: drawn.score(name).rounded() for name in both},
         "growth": growth,
+        "number_format": resolve(challenge.precision, checkpoints.accelerator()),
     }
 
 
@@ -148,7 +154,9 @@ def _sit(
     from tasks.models.blocks import blocks_of
 
     device = checkpoints.accelerator()
-    model, tokenizer = checkpoints.load(folder, precision="bfloat16", device=device, frozen=True)
+    model, tokenizer = checkpoints.load(
+        folder, precision=challenge.precision, device=device, frozen=True
+    )
     prompts = [row.prompt for row in rows]
     how, batching, threads = challenge.decoding, challenge.batching, challenge.threads
     said = answers(model, tokenizer, prompts, how, batching, threads=threads)

@@ -89,7 +89,7 @@ class Examination:
         prompts = {name: prompt_ids(one.tokenizer, texts) for name, one in loaded.items()}
         models = {name: one.model for name, one in loaded.items()}
         timings = self.params.timing.measure(models, prompts)
-        return {**timings, "precision": self.params.precision}
+        return {**timings, "precision": self.params.number_format}
 
     @cached_property
     def variants(self) -> list[tuple[str, Row]]:

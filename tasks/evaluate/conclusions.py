@@ -46,6 +46,7 @@ def write_conclusions(
     tables.write_reliability(findings)
     write_json(tables.SAMPLES, tables.samples(findings, rows, params.samples, params.seed))
     metrics = findings.metrics() | write_behaviour(params, findings, rows, measured)
+    metrics["number_format"] = params.number_format
     write_json(METRICS, metrics)
     write_json(EVALUATE / "summary.json", _summary(metrics))
     gain = metrics["gain_over_baseline"]

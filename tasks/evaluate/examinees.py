@@ -30,7 +30,9 @@ class Loaded:
     @classmethod
     def of(cls, params: EvaluateParams, folder: Path) -> "Loaded":
         """Load a checkpoint in the precision of the test."""
-        model, tokenizer = checkpoints.load(folder, precision=params.precision, frozen=True)
+        model, tokenizer = checkpoints.load(
+            folder, precision=params.precision, device=checkpoints.accelerator(), frozen=True
+        )
         size, threads = params.batching.rows, params.threads
         return cls(model, tokenizer, Reader(model, tokenizer, batch=size, threads=threads), params)
 

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from tasks.errors import UserError
 from tasks.evaluate.arms import Arm
 from tasks.models import checkpoints
-from tasks.models.checkpoints import Precision
+from tasks.models.number_formats import Precision
 from tasks.params import Section
 from tasks.progress import say
 from tasks.rows.records import EVALUATE, write_json
@@ -84,7 +84,9 @@ class Harness(Section):
                 where="params.yaml, evaluate.harness",
                 mend='pip install -e ".[harness]"',
             ) from error
-        model, tokenizer = checkpoints.load(folder, precision=precision)
+        model, tokenizer = checkpoints.load(
+            folder, precision=precision, device=checkpoints.accelerator()
+        )
         own = TaskManager(include_path=self.include_path)
         try:
             told = simple_evaluate(

@@ -14,8 +14,9 @@ from tasks.evaluate.robustness import Robustness
 from tasks.evaluate.router import Router
 from tasks.evaluate.timing import Timing
 from tasks.judging.metrics import AnswerScore, Verified
-from tasks.models.checkpoints import Precision
+from tasks.models import checkpoints
 from tasks.models.decoding import Batching, Decoding
+from tasks.models.number_formats import NumberFormat, Precision, resolve
 from tasks.params import Section
 
 
@@ -35,7 +36,7 @@ class EvaluateParams(Section):
     """How every model answers: greedily, unless a temperature is given."""
     batching: Batching = Batching()
     """How many rows are answered at once."""
-    precision: Precision = "bfloat16"
+    precision: Precision = "auto"
     """Number format in which the models answer."""
     bootstrap: int = Field(10_000, ge=100)
     """How many times the test rows are resampled for an interval."""
@@ -70,6 +71,11 @@ class EvaluateParams(Section):
     """Tasks of lm-evaluation-harness, run beside the round's own test."""
     gate: Gate = Gate()
     """What counts as a pass."""
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """The number format in which the models answer on this machine."""
+        return resolve(self.precision, checkpoints.accelerator())
 
     @property
     def answer_metrics(self) -> tuple[AnswerScore, ...]:

@@ -6,14 +6,13 @@ models do the same work: read a prompt and write a fixed number of tokens.
 Shapes: B batch, S sequence.
 """
 
-import platform
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
 from tasks.evaluate import energy
+from tasks.models.number_formats import processor
 from tasks.params import Section
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ class Timing(Section):
             "new_tokens": self.new_tokens,
             "batch": len(first),
             "threads": torch.get_num_threads(),
-            "machine": _machine(),
+            "machine": processor(),
         }
 
     def _timed(self, model: "PreTrainedModel", prompts_BS: "Tensor") -> float:
@@ -121,11 +120,3 @@ def _write(model: "PreTrainedModel", prompts_BS: "Tensor", new_tokens: int) -> N
             out = model(input_ids=ids_BS, past_key_values=past, use_cache=True, logits_to_keep=1)
             ids_BS, past = out.logits[:, -1:].argmax(-1), out.past_key_values
         ids_BS.cpu()  # waits for an accelerator
-
-
-def _machine() -> str:
-    """Return the name of the processor, as far as the system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()

@@ -7,12 +7,15 @@ from typing import Any, Literal
 from tasks.export.form import Form, Questions, Tolerance, not_installed
 from tasks.export.safetensors import answered, read_losses
 from tasks.models import checkpoints
+from tasks.models.number_formats import Precision
 from tasks.rows.records import Row
 
 
 class Quantised(Form):
     """Weights of linear layers in 8 or 4 bits; embeddings, norms and the head stay in bfloat16."""
 
+    precision: Precision = "auto"
+    """Number format of these, and of the products, when it is opened for the check."""
     tolerance: Tolerance = Tolerance(score=0.02, agreement=0.95)
 
     def scheme(self) -> Any:
@@ -53,11 +56,11 @@ class Quantised(Form):
 
     def answers(self, folder: Path, questions: Questions) -> list[str]:
         """Answer with tasks/models/decoding.py, which every stage answers with."""
-        return answered(folder, "bfloat16", questions)
+        return answered(folder, self.precision, questions)
 
     def losses(self, folder: Path, rows: Sequence[Row], threads: int) -> list[float]:
         """Read the answers with tasks/models/likelihood.py."""
-        return read_losses(folder, "bfloat16", rows, threads)
+        return read_losses(folder, self.precision, rows, threads)
 
 
 class Int8(Quantised):

@@ -6,8 +6,8 @@ from typing import Literal
 
 from tasks.export.form import Form, Questions, Tolerance
 from tasks.models import checkpoints
-from tasks.models.checkpoints import Precision
 from tasks.models.decoding import Decoding, answers
+from tasks.models.number_formats import Precision
 from tasks.rows.records import Row
 
 
@@ -15,7 +15,7 @@ class Safetensors(Form):
     """A Hugging Face folder: safetensors, configuration, tokenizer."""
 
     type: Literal["safetensors"]
-    precision: Precision = "bfloat16"
+    precision: Precision = "auto"
     """Number format in which it is opened for the check, like the original."""
     tolerance: Tolerance = Tolerance(score=0, agreement=1, loss=0.001)
 

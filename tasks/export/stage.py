@@ -34,7 +34,7 @@ from tasks.export.vocabulary import whole
 from tasks.judging.metrics import DecidingMetric
 from tasks.judging.verifiers import Task
 from tasks.models import checkpoints
-from tasks.models.checkpoints import Precision
+from tasks.models.number_formats import Precision, resolve
 from tasks.params import Section
 from tasks.progress import say
 from tasks.rows.records import EXPORT, EXPORTED_DATA, write_json
@@ -60,7 +60,7 @@ class ExportParams(Section):
     tokenizer serves it; or what it has, which is smaller."""
     max_tokens: int = Field(8, ge=1)
     """Most tokens of each of these answers."""
-    precision: Precision = "bfloat16"
+    precision: Precision = "auto"
     """Number format in which the original answers."""
     threads: int = Field(2, ge=1)
     """Threads of one model. Another number can change the last digits."""
@@ -92,7 +92,8 @@ def run(export: ExportParams, task: Task, shape: Shape, metric: DecidingMetric) 
     questions = Questions([row.prompt for row in rows], export.max_tokens, export.threads)
     check = Check(rows, questions, metric, task.verifier)
     seed, said = _chosen(export, student, check)
-    read = read_losses(student.by_seed[seed], export.precision, rows, export.threads)
+    number_format = resolve(export.precision, checkpoints.accelerator())
+    read = read_losses(student.by_seed[seed], number_format, rows, export.threads)
     original = Original(said, read)
     shutil.rmtree(EXPORT, ignore_errors=True)
     summary: dict[str, Any] = {"phase": student.phase, "seed": seed, "dev_rows": len(rows)}
@@ -107,8 +108,9 @@ def run(export: ExportParams, task: Task, shape: Shape, metric: DecidingMetric) 
             form.write(source, partial)
             figures = check.rescored(form, partial, original).figures()
             write_model_card(partial, Exported(form, seed, figures, rows[0]), student, files)
-            record = {"form": form.model_dump(mode="json"), "rescored": figures}
+            record: dict[str, Any] = {"form": form.model_dump(mode="json"), "rescored": figures}
             record["source"] = lineage(student.by_seed[seed])
+            record["number_format"] = number_format
             write_json(partial / checkpoints.PROVENANCE, record)
             shown = {what: figures[what] for what in SHOWN if figures[what] is not None}
             summary |= {f"{form.name} {what}": figure for what, figure in shown.items()}

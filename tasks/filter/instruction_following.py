@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
-from tasks.models.checkpoints import Precision
+from tasks.models.number_formats import Precision
 from tasks.rows.records import Response
 
 
@@ -24,7 +24,7 @@ class InstructionFollowing(Filter):
     """Rows of this IFD or a higher one are refused."""
     keep_share: float = Field(1.0, gt=0, le=1)
     """Share of the others to keep, those with the highest IFD."""
-    precision: Precision = "bfloat16"
+    precision: Precision = "auto"
     threads: int = Field(2, ge=1)
     """Batches side by side on a CPU; the figures do not depend on it."""
 

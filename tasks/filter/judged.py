@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
 from tasks.judging.judge import Judge
-from tasks.models.checkpoints import Precision
+from tasks.models.number_formats import Precision
 from tasks.rows.records import Response
 
 _WINDOW = 512
@@ -68,7 +68,7 @@ class Rewarded(Filter):
     """Lowest reward."""
     drop_lowest: float | None = Field(None, gt=0, lt=1)
     """Or: share of the rows that reach this filter to refuse, those of lowest reward."""
-    precision: Precision = "float32"
+    precision: Precision = "auto"
 
     @model_validator(mode="after")
     def _one_threshold(self) -> "Rewarded":

@@ -19,7 +19,6 @@ from tasks.generate.openai import OpenAI
 from tasks.generate.openai_batch import OpenAIBatch
 from tasks.generate.vllm import Vllm
 from tasks.models import checkpoints
-from tasks.models.checkpoints import Precision
 from tasks.models.decoding import (
     Answer,
     Batching,
@@ -30,6 +29,7 @@ from tasks.models.decoding import (
     plan,
     stop_ids,
 )
+from tasks.models.number_formats import NumberFormat, Precision, resolve
 from tasks.params import Section
 from tasks.rows.text import prompt_ids
 
@@ -38,7 +38,7 @@ class Transformers(Section):
     """The teacher's own weights, on this machine or on Ray's."""
 
     type: Literal["transformers"] = "transformers"
-    precision: Precision = "bfloat16"
+    precision: Precision = "auto"
     """Number format of weights and matrix products."""
     batching: Batching = Batching()
     threads: int = Field(2, ge=1)
@@ -50,7 +50,13 @@ class Transformers(Section):
 
     def decided_by(self) -> list[Any]:
         """Return what of this backend decides an answer, and so belongs to its key."""
-        return [self.type, self.precision]
+        return [self.type, self.number_format]
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """The number format of weights and matrix products; workers take it over from here."""
+        device = "cuda" if self.gpus_each else checkpoints.accelerator()
+        return resolve(self.precision, device)
 
     def open(self, checkpoint: Path, spent: float = 0.0) -> Answering:
         """Load the teacher; return the function that answers.
@@ -82,11 +88,11 @@ class Transformers(Section):
         if self.workers > 1:
             from tasks.generate.fan_out import over_workers
 
-            opened = (checkpoint.resolve(), self.precision, self.batching)
+            opened = (checkpoint.resolve(), self.number_format, self.batching)
             return over_workers(Writer, opened, self.workers, self.gpus_each)
         from tasks.models.side_by_side import side_by_side
 
-        writer = Writer(checkpoint, self.precision, self.batching)
+        writer = Writer(checkpoint, self.number_format, self.batching)
 
         def here(batches: list[list[Request]], how: Decoding) -> Iterator[list[Answer]]:
             for _, written in side_by_side(lambda b: writer.write(b, how), batches, self.threads):
@@ -98,7 +104,7 @@ class Transformers(Section):
 class Writer:
     """A teacher in memory."""
 
-    def __init__(self, checkpoint: Path, precision: Precision, batching: Batching) -> None:
+    def __init__(self, checkpoint: Path, precision: NumberFormat, batching: Batching) -> None:
         device = checkpoints.accelerator()
         self.model, self.tokenizer = checkpoints.load(
             checkpoint, precision=precision, device=device, frozen=True

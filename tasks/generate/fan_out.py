@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import UserError
-from tasks.models.checkpoints import Precision
 from tasks.models.decoding import Answer, Batching, Decoding, Request
+from tasks.models.number_formats import Precision
 
 if TYPE_CHECKING:
     from tasks.generate.backends import Writer

@@ -32,6 +32,7 @@ from tasks.generate.ledger import Ledger, key_of
 from tasks.generate.places import journal_of
 from tasks.generate.spending import noted
 from tasks.generate.templates import template_of
+from tasks.generate.vllm import Vllm
 from tasks.models import checkpoints
 from tasks.models.decoding import Decoding
 from tasks.params import Section
@@ -86,7 +87,10 @@ def run(item: str, generate: GenerateParams) -> None:
         write_rows(folder / "responses.jsonl", interview.responses())
     write_rows(folder / "failed.jsonl", interview.failed)
     interview.check()
-    write_json(folder / "summary.json", interview.summary())
+    backend, summary = generate.backend_of(item), interview.summary()
+    if isinstance(backend, Transformers | Vllm):
+        summary["number_format"] = backend.number_format
+    write_json(folder / "summary.json", summary)
     if not interview.prompts:
         raise UserError("there is no prompt to answer", where=str(UNLABELLED))
 

@@ -14,8 +14,8 @@ from tasks.errors import UserError
 from tasks.generate.asks import Answering, Ask, Batch
 from tasks.generate.endpoint import check_weights, seed_of
 from tasks.models import checkpoints
-from tasks.models.checkpoints import Precision
 from tasks.models.decoding import Answer, Completion, Decoding, as_text
+from tasks.models.number_formats import NumberFormat, Precision, resolve
 from tasks.params import Section
 from tasks.rows.text import prompt_ids
 
@@ -24,7 +24,7 @@ class Vllm(Section):
     """vLLM, in this process."""
 
     type: Literal["vllm"]
-    precision: Precision = "bfloat16"
+    precision: Precision = "auto"
     """Number format of weights and matrix products."""
     gpus: int = Field(1, ge=1)
     """GPUs that share the model (tensor parallelism)."""
@@ -35,7 +35,12 @@ class Vllm(Section):
 
     def decided_by(self) -> list[Any]:
         """Return what of this backend decides an answer, and so belongs to its key."""
-        return [self.type, self.precision]
+        return [self.type, self.number_format]
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """The number format of weights and matrix products."""
+        return resolve(self.precision, "cuda")
 
     def open(self, checkpoint: Path, spent: float = 0.0) -> Answering:
         """Load the teacher; return the function that answers.
@@ -55,7 +60,7 @@ class Vllm(Section):
         tokenizer = checkpoints.load_tokenizer(checkpoint)
         model = vllm.LLM(
             model=str(checkpoint),
-            dtype=self.precision,
+            dtype=self.number_format,
             tensor_parallel_size=self.gpus,
             gpu_memory_utilization=self.memory,
             seed=0,

@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tasks.models.checkpoints import Precision
 from tasks.models.decoding import Batching, Decoding
+from tasks.models.number_formats import Precision
 from tasks.params import Section
 from tasks.rows.records import Message, prompt_text
 
@@ -71,7 +71,7 @@ class Judge(Section):
     """What makes an answer a good one."""
     max_tokens: int = Field(24, ge=8)
     """Most tokens of a reply; its JSON takes about ten."""
-    precision: Precision = "bfloat16"
+    precision: Precision = "auto"
     threads: int = Field(2, ge=1)
     """Batches side by side on a CPU; the replies do not depend on it."""
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.errors import UserError
-from tasks.models.checkpoints import Precision
+from tasks.models import checkpoints
+from tasks.models.number_formats import Precision, resolve
 from tasks.rows.records import Message
 
 if TYPE_CHECKING:
@@ -34,11 +35,12 @@ class RewardModel:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        device = checkpoints.accelerator()
         mend = "name a sequence classifier with one output, in safetensors"
         try:
             model, loaded = AutoModelForSequenceClassification.from_pretrained(
                 folder,
-                dtype=getattr(torch, precision),
+                dtype=getattr(torch, resolve(precision, device)),
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
@@ -50,7 +52,7 @@ class RewardModel:
             ) from error
         if model.config.num_labels != 1 or loaded["missing_keys"]:
             raise UserError("this is no reward model", where=str(folder), mend=mend)
-        return cls(model.eval(), tokenizer)
+        return cls(model.eval().to(device), tokenizer)
 
     def scores(self, asked: Iterable[tuple[Prompt, str]]) -> Iterator[float]:
         """Yield the reward of each (prompt, answer), in their order."""
@@ -87,5 +89,5 @@ class RewardModel:
                 read = self.tokenizer(
                     part, return_tensors="pt", padding=not single, truncation=True
                 )
-                outs.append(self.model(**read).logits[:, 0].float())
+                outs.append(self.model(**read.to(self.model.device)).logits[:, 0].float().cpu())
         return [round(reward, 4) for reward in torch.cat(outs).tolist()]

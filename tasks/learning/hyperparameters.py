@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from tasks.learning.adapters import Adapter, Full
 from tasks.learning.quantisation import Quantisation, Unquantised
+from tasks.models import checkpoints
+from tasks.models.number_formats import NumberFormat, Precision, resolve
 from tasks.params import Section
 
 SHORT_ROW = 256
@@ -55,8 +57,9 @@ class Hyperparameters(Section):
     """Train the weights, or low-rank updates of them."""
     quantisation: Quantisation = Unquantised()
     """Train the weights as they will be once they are integers."""
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the matrix products; weights, optimiser and softmax are float32 always."""
+    precision: Precision = "auto"
+    """Number format of the matrix products; weights, optimiser and softmax are float32 always.
+    auto: the one in which the processor or GPU is fast (tasks/models/number_formats.py)."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
     """auto: sdpa, with rows compared with themselves alone (tasks/models/row_attention.py); of a
     model that cannot, eager on a CPU where rows are short: its backward is twice as fast."""
@@ -91,6 +94,11 @@ class Hyperparameters(Section):
         if self.updates is not None:
             return self.updates
         return math.ceil((self.epochs or 0) * rows / self.batch_size)
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """The number format of the matrix products on this machine."""
+        return resolve(self.precision, checkpoints.accelerator())
 
     @property
     def compiled(self) -> bool:

@@ -138,7 +138,7 @@ def footprint(
         whole_logits: those of every position are in memory, not those of a chunk.
     """
     rows = rows or how.rows_at_once
-    moving, half = trained(size, how), how.precision == "bfloat16"
+    moving, half = trained(size, how), how.number_format == "bfloat16"
     body = size.parameters - size.embeddings
     active = max(0, size.layers - how.freeze.layers)
     a_token = _OF_WIDTH * size.width + _OF_NEURONS * size.neurons

@@ -282,7 +282,7 @@ def options(
     return {
         "output_dir": scratch,
         "use_cpu": not on_gpu,
-        "bf16": hyperparameters.precision == "bfloat16",
+        "bf16": hyperparameters.number_format == "bfloat16",
         "per_device_train_batch_size": at_once,
         "gradient_accumulation_steps": math.ceil(share / at_once),
         "max_steps": updates,

@@ -15,11 +15,13 @@ Training rows alone are mined. To mine the dev or test rows would be to learn th
 import json
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from tasks.challenge.stage import VERDICT
+from tasks.models import checkpoints
+from tasks.models.number_formats import Precision, resolve
 from tasks.params import Section, ValueOf
 from tasks.progress import say, track
 from tasks.rows.records import FILTER, TRAIN, Response, Row, read_rows, write_json, write_rows
@@ -33,6 +35,8 @@ class MineParams(Section):
 
     rows: int = Field(2000, ge=0)
     """How many prompts are kept; 0: none, and nothing is computed."""
+    precision: Precision = "auto"
+    """Number format in which the student reads."""
     threads: int = Field(1, ge=1)
     """CPU threads."""
 
@@ -46,10 +50,11 @@ def run(mine: MineParams, student: Annotated[str, ValueOf("evaluate.student")]) 
         hardest.setdefault(row.id, (regret, _unanswered(row)))
     kept = [*hardest.values()][: mine.rows]
     write_rows(HARDEST, (row for _, row in kept))
-    summary: dict[str, float] = {"looked_at": len(rows), "rows": len(kept)}
+    summary: dict[str, Any] = {"looked_at": len(rows), "rows": len(kept)}
     if kept:
         mean = {"mean_regret": fmean(regrets), "mean_regret_of_hardest": fmean(r for r, _ in kept)}
         summary |= {name: round(value, 4) for name, value in mean.items()}
+        summary["number_format"] = resolve(mine.precision, checkpoints.accelerator())
         say(f"the {len(kept)} hardest rows: {summary['mean_regret_of_hardest']:.3f} nats a token")
     write_json(MINE / "summary.json", summary)
 
@@ -59,7 +64,7 @@ def _regrets(mine: MineParams, phase: str, rows: list[Response]) -> list[float]:
 
     seed = json.loads(VERDICT.read_text())["seed"]
     folder = TRAIN / phase / f"seed-{seed}"
-    student = Likelihood.of(folder, "bfloat16", mine.threads)
+    student = Likelihood.of(folder, mine.precision, mine.threads)
     losses = track(student.answer_losses(rows), total=len(rows), what="the student reads")
     return [round(loss + (row.logprob or 0.0), 6) for loss, row in zip(losses, rows, strict=True)]
 

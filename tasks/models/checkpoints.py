@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.errors import UserError
+from tasks.models.number_formats import NumberFormat, Precision, resolve
 from tasks.rows.records import write_json
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
-Precision = Literal["float32", "bfloat16"]
-"""Number format of weights or of matrix products."""
 PACKED = 2 * 2**30
 """Bytes of linear maps up to which those of a frozen model are packed."""
 _PARTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
@@ -58,10 +57,11 @@ def load(
     if (folder / MANIFEST).exists():
         verify(folder)
     logging.disable_progress_bar()
+    dtype = getattr(torch, resolve(precision, device))
     options = {"attn_implementation": attention, "use_safetensors": True, "local_files_only": True}
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, precision), output_loading_info=True, **options
+            folder, dtype=dtype, output_loading_info=True, **options
         )
     except Exception as error:  # safetensors, json and transformers each raise their own
         raise UserError(f"cannot load the model: {error}", where=str(folder)) from error
@@ -96,7 +96,7 @@ def save(
     folder: Path,
     provenance: dict[str, Any],
     *,
-    precision: Precision = "float32",
+    precision: NumberFormat = "float32",
 ) -> str:
     """Publish a checkpoint with its weights stored in `precision`; return its fingerprint."""
     import torch

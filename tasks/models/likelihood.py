@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tasks.models.checkpoints import Precision
 from tasks.models.decoding import Batching, never_said
+from tasks.models.number_formats import Precision
 from tasks.rows.records import Row
 from tasks.rows.text import encode_all, pad_right
 

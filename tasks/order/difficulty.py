@@ -16,8 +16,8 @@ from tasks.errors import UserError
 from tasks.judging.verifiers import Task
 from tasks.judging.votes import votes_of
 from tasks.models import sources
-from tasks.models.checkpoints import Precision
 from tasks.models.likelihood import Likelihood
+from tasks.models.number_formats import Precision
 from tasks.params import Section
 from tasks.rows.records import GENERATE, Response, prompt_text
 from tasks.rows.row_view import RowView
@@ -102,7 +102,7 @@ class TeacherLoss(Measure):
 class Asked(Measure):
     """Base of the difficulties that ask the model which `order.scorer` names."""
 
-    precision: Precision = "bfloat16"
+    precision: Precision = "auto"
     threads: int = Field(2, ge=1)
     """Batches side by side on a CPU; the figures do not depend on it."""
 

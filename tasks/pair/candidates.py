@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 
 from tasks.errors import UserError
 from tasks.models import sources
-from tasks.models.checkpoints import Precision
 from tasks.models.decoding import Decoding
+from tasks.models.number_formats import Precision
 from tasks.pair.ranking import Candidate, Candidates, Ranking
 from tasks.params import Section
 from tasks.rows.records import FILTER, GENERATE, LABELLED, Dropped, Response, Row, read_rows
@@ -96,7 +96,7 @@ class TeacherVersusStudent(Ranked):
     the ground truth on the labelled rows."""
     decoding: Decoding = Decoding()
     """How the student answers."""
-    precision: Precision = "bfloat16"
+    precision: Precision = "auto"
     threads: int = Field(2, ge=1)
     """Batches side by side on a CPU; the answers do not depend on it."""
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from tasks.judging.judge import Contest, Judge, Outcome, tally
 from tasks.judging.verifiers import Task
-from tasks.models.checkpoints import Precision
+from tasks.models.number_formats import Precision
 from tasks.params import Section
 from tasks.rows.records import Message
 
@@ -149,7 +149,7 @@ class Rewarded(Section):
     """The reward of a reward model: a sequence classifier with one output."""
 
     type: Literal["reward"]
-    precision: Precision = "float32"
+    precision: Precision = "auto"
 
     def open(self, known: Known) -> Scoring:
         """Load the model; return what scores."""

@@ -26,7 +26,9 @@ from tasks.learning.memory import (
     check_room,
     footprint,
 )
+from tasks.models import checkpoints
 from tasks.models.depth import Layers, chosen
+from tasks.models.number_formats import BYTES, resolve
 from tasks.models.outlines import Outline
 from tasks.progress import say
 
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 
 SHORT = 32
 """Tokens of a row that is surely not longer than the round's longest."""
-_WIDE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 Parts = dict[str, int]
 
@@ -126,7 +127,8 @@ class Memory:
         stage, _, name = phase.targets.partition("/")[2].partition("/")
         if not phase.targets.startswith("models/"):
             return
-        wide = _WIDE[getattr(phase, "teacher_precision", phase.precision)]
+        formats = phase.number_formats()
+        wide = BYTES[formats.get("teachers", formats["student"])]
         for key in getattr(phase, "teachers", None) or (name,):
             if stage == "train":
                 phases = self.phases.get(key.split("/")[0])
@@ -140,7 +142,7 @@ def captured(size: Size, how: CaptureParams) -> Parts:
     a_token = 4 * (4 * size.width + 3 * size.neurons)
     return {
         BASE: PROGRAM,
-        WEIGHTS: size.asked(_WIDE[how.precision]),
+        WEIGHTS: size.asked(BYTES[resolve(how.precision, checkpoints.accelerator())]),
         ROWS: how.threads * how.batch_tokens * a_token,
         LOGITS: how.threads * how.chunk_tokens * size.vocabulary * 12,
     }
@@ -148,7 +150,7 @@ def captured(size: Size, how: CaptureParams) -> Parts:
 
 def answered(size: Size, how: Transformers) -> Parts:
     """Return what a teacher takes that answers: the keys and values of a batch, and one token."""
-    wide, batch = _WIDE[how.precision], how.batching
+    wide, batch = BYTES[how.number_format], how.batching
     a_token = 2 * wide * size.layers * size.keys + 4 * (4 * size.width + 3 * size.neurons)
     one = {
         BASE: PROGRAM,

@@ -14,7 +14,8 @@ from tasks.adapt.tuning import Tuning
 from tasks.capture.stage import CaptureParams
 from tasks.errors import UserError
 from tasks.generate.stage import GenerateParams
-from tasks.models import sources
+from tasks.models import checkpoints, sources
+from tasks.models.number_formats import described
 from tasks.models.outlines import Outline, outline_of
 from tasks.params import PARAMS, ValueOf, load
 from tasks.preflight.capacity import check_capacity
@@ -48,6 +49,7 @@ def run(
     """
     if not teachers:
         raise UserError("a round needs a teacher", where="params.yaml, section teachers")
+    say(f"number format of {described(checkpoints.accelerator())}")
     check_phase("evaluate.student", student, train)
     check_phase("evaluate.baseline", baseline, train)
     check_phases(train, teachers, capture.signals)

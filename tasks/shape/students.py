@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 
 from tasks.errors import UserError
 from tasks.models import checkpoints, sources
-from tasks.models.checkpoints import Precision
 from tasks.models.depth import Layers, chosen
+from tasks.models.number_formats import NumberFormat
 from tasks.models.outlines import Outline, outline_of
 from tasks.params import Section
 from tasks.progress import say
@@ -53,7 +53,7 @@ class Start(Section):
     """Key of the teacher that lends its layers, its tokenizer, or its outline."""
     of: Literal["data/preflight"] = "data/preflight"
     """What it is made of, as DVC watches it: the models as they came."""
-    save_precision: Precision = "float32"
+    save_precision: NumberFormat = "float32"
     """Number format of the weights on disk."""
     vocabulary: Literal["whole", "used"] = "whole"
     """used: only the tokens that occur in `rows`, with the added ones and every byte."""

@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks.errors import UserError
 from tasks.learning.batches import Example
 from tasks.models.checkpoints import verify
+from tasks.models.number_formats import NumberFormat
 from tasks.models.vocabularies import ids_within, ids_without, template_hash, vocabulary_hash
 from tasks.signals.forms import Form, Loss, Packed, Signals
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from tasks.models.heads import Head
     from tasks.signals.sampled import Sampled
 
-FORMAT = 2
+FORMAT = 3
 ABOUT, INDEX, VOCABULARY, HEAD = (
     "signals.json",
     "index.npy",
@@ -78,6 +79,8 @@ class Origin(BaseModel):
     vocabulary: int
     width: int
     form: Form
+    number_format: NumberFormat
+    """In which the teacher ran."""
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     shards: int = 0

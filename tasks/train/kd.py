@@ -10,7 +10,8 @@ from tasks.errors import UserError
 from tasks.losses.divergences import Hard, Term
 from tasks.losses.features import Attention, Feature, FeatureTerm
 from tasks.losses.uld import Uld
-from tasks.models.checkpoints import Precision
+from tasks.models import checkpoints
+from tasks.models.number_formats import NumberFormat, Precision, resolve
 from tasks.rows.records import Row
 from tasks.teaching.combining import Combining, Mixture, Progressive
 from tasks.train.phase import Phase, Trained, checkpoint_of
@@ -37,7 +38,7 @@ class Kd(Phase):
     """Several teachers: the folders below `targets`, and the weight of each."""
     combine: Combining = Mixture()
     """How several teachers make one target."""
-    teacher_precision: Precision = "bfloat16"
+    teacher_precision: Precision = "auto"
     """Number format in which live teachers run."""
     progressive: Progressive | None = None
     """Let the target move towards the teacher's."""
@@ -113,6 +114,13 @@ class Kd(Phase):
             )
         return self._stored(folders, tokenizer, examples)
 
+    def number_formats(self) -> dict[str, NumberFormat]:
+        """Return in which number format student and live teachers run on this machine."""
+        if not self.targets.startswith("models/"):
+            return super().number_formats()
+        teachers = resolve(self.teacher_precision, checkpoints.accelerator())
+        return super().number_formats() | {"teachers": teachers}
+
     def teacher_folders(self, seed: int) -> dict[str, Path]:
         """Return the folder of each teacher; that of an earlier phase is of the same seed."""
         above = Path(self.targets)
@@ -175,8 +183,6 @@ class Kd(Phase):
         return crossing
 
     def _load(self, folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        from tasks.models import checkpoints
-
         return checkpoints.load(
             folder,
             precision=self.teacher_precision,

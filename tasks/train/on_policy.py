@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from tasks.errors import UserError
 from tasks.losses.divergences import ReverseKL, Term
+from tasks.models.number_formats import NumberFormat
 from tasks.progress import say
 from tasks.rows.records import Row
 from tasks.train.phase import Trained, Undivided, checkpoint_of
@@ -84,7 +85,7 @@ class OnPolicy(Undivided):
             seed=seed,
             updates=self.updates_over(len(examples)),
             beside_given=any(term.type == "distillm2" for term in self.terms),
-            autocast=self.precision == "bfloat16",
+            autocast=self.number_format == "bfloat16",
             held_out=held_out,
             vocabulary=len(tokenizer),
         )
@@ -101,6 +102,10 @@ class OnPolicy(Undivided):
         )
         say(f"{what}: {', '.join(f'{n} {name}' for name, n in sorted(text.counts.items()))}")
         return Trained(history, len(examples), text.counts)
+
+    def number_formats(self) -> dict[str, NumberFormat]:
+        """Return in which number format student and teacher run on this machine: the same."""
+        return super().number_formats() | {"teachers": self.number_format}
 
     @property
     def _own_text_alone(self) -> bool:

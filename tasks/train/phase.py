@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from tasks.learning.hyperparameters import Hyperparameters
 from tasks.learning.resuming import content_of
-from tasks.models.checkpoints import Precision
 from tasks.models.depth import Layers
+from tasks.models.number_formats import NumberFormat
 from tasks.progress import say
 from tasks.rows.records import TRAIN, Row
 
@@ -48,7 +48,7 @@ class Phase(Hyperparameters):
     keep_layers: Layers | None = None
     """Layers of the start that the phase goes on with, the others being dropped before it trains;
     a chain of such phases is progressive layer dropping. All of them when not given."""
-    save_precision: Precision = "bfloat16"
+    save_precision: NumberFormat = "bfloat16"
     """Number format of the weights on disk."""
     workers: int = Field(1, ge=1)
     """Processes that train together, each on its share of every update's rows. Ray Train runs
@@ -102,7 +102,11 @@ class Phase(Hyperparameters):
     def decided_by(self, seed: int) -> list[Any]:
         """Return all that decides the outcome, what is read by its content: a run's key."""
         reads = [self.start_folder(seed), Path(self.rows), Path(self.targets)]
-        return [self.params(), seed, *map(content_of, reads)]
+        return [self.params(), self.number_formats(), seed, *map(content_of, reads)]
+
+    def number_formats(self) -> dict[str, NumberFormat]:
+        """Return in which number format the models of the phase run on this machine."""
+        return {"student": self.number_format}
 
     def train(
         self,

@@ -36,7 +36,6 @@ REFERENCES = Path(".cohobate/references")
 _FILE = "log_probabilities.safetensors"
 _DECIDES = {
     "keep_layers",
-    "precision",
     "quantisation",
     "attention",
     "batch_size",
@@ -62,6 +61,7 @@ class References:
         decided_by: list[Any] = [
             content_of(how.start_folder(seed)),
             how.model_dump(mode="json", include=_DECIDES),
+            how.number_format,
             fingerprint(chosen),
             fingerprint(rejected),
         ]

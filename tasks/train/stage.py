@@ -87,6 +87,7 @@ def _train(item: str, phase: Phase, seed: int) -> Trained:
             "from": checkpoints.fingerprint(start),
             "updates": checkpoints.updates(start) + len(trained.history),
             "params": phase.params(),
+            "number_formats": phase.number_formats(),
         }
         checkpoints.save(model, tokenizer, folder, provenance, precision=phase.save_precision)
         write_history(folder / "history.csv", trained.history)

@@ -13,6 +13,7 @@ from tasks.generate.stage import GenerateParams
 from tasks.judging.metrics import TokenF1, Verified
 from tasks.judging.verifiers import Label, Task
 from tasks.models import checkpoints
+from tasks.models.number_formats import resolve
 from tasks.params import validated
 from tasks.preflight.stage import run as preflight
 from tasks.rows.records import ADAPT, DEV, LABELLED, MODELS, Row, row_id, write_json, write_rows
@@ -58,7 +59,8 @@ def test_an_untuned_teacher_is_the_same_model(adapt, checkpoint):
     summary = adapt(type="none", threads=1)
     weights = "model.safetensors"
     assert (MAIN / weights).read_bytes() == (checkpoint / weights).read_bytes()
-    assert summary == {"tuned": False, "rows": 0, "dev_rows": 10, "dev_score": 0.0}
+    tried = {"dev_rows": 10, "dev_score": 0.0, "number_format": resolve("auto", "cpu")}
+    assert summary == {"tuned": False, "rows": 0, **tried}
     provenance = json.loads((MAIN / "provenance.json").read_text())
     assert provenance["fingerprint"] == checkpoints.fingerprint(checkpoint)
     assert provenance["licence"] == "Apache-2.0"

@@ -24,6 +24,11 @@ TOP_K = StoredTopK(type="top_k", k=K, temperatures=TEMPERATURES)
 DRAWS = StoredDraws(type="sampled", draws=50)
 HIDDEN = StoredHidden(type="hidden")
 FORMS = [TOP_K, DRAWS, HIDDEN]
+ANONYMOUS = dict.fromkeys(("teacher", "tokenizer", "template"), "t") | {
+    "vocabulary": V,
+    "width": D,
+    "number_format": "float32",
+}
 LENGTHS = (2, 1, 5)
 
 
@@ -60,6 +65,7 @@ def write(folder: Path, tokenizer, form=TOP_K, **changes) -> Signals:
         "vocabulary": V,
         "width": D,
         "form": form,
+        "number_format": "float32",
         "logit_scale": 0.5,
     }
     origin = Origin(**(told | changes))
@@ -111,7 +117,7 @@ def test_hidden_rows_come_back_with_their_head(tmp_path, tokenizer, precision) -
     form, kept = HIDDEN, Head(head().weight_VD.to(precision), scale=0.5)
     origin = Origin(
         teacher="feed", tokenizer=vocabulary_hash(tokenizer), template=template_hash(tokenizer),
-        vocabulary=V, width=D, form=form, logit_scale=0.5,
+        vocabulary=V, width=D, form=form, number_format="float32", logit_scale=0.5,
     )  # fmt: skip
     signals = measured(form, 8, 1, precision)
     with ShardWriter(tmp_path / "shard", 0, origin) as writer:
@@ -285,7 +291,7 @@ class TestTrimmedStudent:
 
 
 def test_the_same_row_twice_is_refused_and_nothing_is_published(tmp_path, tokenizer) -> None:
-    origin = Origin(teacher="t", tokenizer="t", template="t", vocabulary=V, width=D, form=TOP_K)
+    origin = Origin(**ANONYMOUS, form=TOP_K)
     row = examples()[1]
     with ShardWriter(tmp_path / "shard", 0, origin) as writer:
         writer.add([row, row], measured(TOP_K, 2, 1))
@@ -296,7 +302,7 @@ def test_the_same_row_twice_is_refused_and_nothing_is_published(tmp_path, tokeni
 
 @pytest.mark.parametrize("form", FORMS, ids=by_type)
 def test_a_teacher_that_is_not_finite_stops_at_the_row(tmp_path, form) -> None:
-    origin = Origin(teacher="t", tokenizer="t", template="t", vocabulary=V, width=D, form=form)
+    origin = Origin(**ANONYMOUS, form=form)
     hidden = torch.randn(3, D)
     hidden[2] = torch.nan
     signals = form.measure(head(), hidden, torch.from_numpy(form.dice(0, 3)))

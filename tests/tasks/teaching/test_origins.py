@@ -140,6 +140,7 @@ def store(folder: Any, teacher: Any, tokenizer: Any, k: int) -> SignalStore:
         vocabulary=size,
         width=size,
         form=form,
+        number_format="float32",
     )
     shard = folder.with_name(f"{folder.name}-shard")
     with torch.no_grad(), ShardWriter(shard, 0, origin) as writer:
