@@ -22,8 +22,9 @@ from tasks.filter.duplicates import NearDuplicates
 from tasks.filter.near_duplicates import bands
 from tasks.filter.verdicts import Context, Refused
 from tasks.judging.verifiers import Task
-from tasks.rows.contamination import Contamination, bigrams_of, words_of
+from tasks.rows.contamination import Contamination, bigrams_of
 from tasks.rows.records import Response, row_id
+from tasks.rows.words import words_of
 
 SIMILARITY, PERMUTATIONS = 0.8, 128
 

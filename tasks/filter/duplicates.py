@@ -10,6 +10,7 @@ from pydantic import Field
 from tasks.filter.near_duplicates import shared_bands
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
 from tasks.rows.records import Response, prompt_text
+from tasks.rows.words import differ_by_signs, words_of
 
 _NEAR = "near-duplicate of an earlier prompt"
 
@@ -45,7 +46,10 @@ class ExactDuplicates(Filter):
 
 
 class NearDuplicates(Filter):
-    """Refuse prompts that are nearly one kept before, the language of the task left aside."""
+    """Refuse prompts that are nearly one kept before, the language of the task left aside.
+
+    Prompts that differ by signs alone, such as `72 × 6` and `72 ÷ 6`, are no duplicates.
+    """
 
     type: Literal["near_duplicates"]
     similarity: float = Field(0.8, ge=0.5, lt=1)
@@ -76,8 +80,10 @@ class NearDuplicates(Filter):
                 near = {first[group] for group in known}
                 near.update(*(further[group] for group in known if group in further))
                 said = pairs(row) if near else set()
-                alike = (_jaccard(said, pairs(rows[other])) for other in sorted(near))
-                twin = next((s for s in alike if s >= self.similarity), None)
+                others = (rows[other] for other in sorted(near))
+                alike = ((other, _jaccard(said, pairs(other))) for other in others)
+                twins = (s for other, s in alike if s >= self.similarity and _same(row, other))
+                twin = next(twins, None)
                 verdicts[row.id] = KEPT if twin is None else Refused(_NEAR, round(twin, 4))
                 for group in shared[place] if twin is None else ():
                     if first[group] < 0:
@@ -87,6 +93,11 @@ class NearDuplicates(Filter):
             return verdicts[row.id]
 
         return keep
+
+
+def _same(row: Response, other: Response) -> bool:
+    words, others = (words_of(prompt_text(known.prompt)) for known in (row, other))
+    return not differ_by_signs(words, others)
 
 
 def _jaccard(some: set[str], others: set[str]) -> float:

@@ -18,8 +18,9 @@ from tasks.filter.judged import Judged, Rewarded
 from tasks.filter.meaning import Diversity, SemanticDuplicates
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
 from tasks.filter.wording import Boilerplate, Language, Repetition, Schema
-from tasks.rows.contamination import SIMILARITY, WORDS, words_of
+from tasks.rows.contamination import SIMILARITY, WORDS
 from tasks.rows.records import Response, prompt_text
+from tasks.rows.words import words_of
 
 
 class Contaminated(Filter):

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
-from tasks.rows.contamination import words_of
 from tasks.rows.records import Response, prompt_text
+from tasks.rows.words import words_of
 
 _REFUSALS = (
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b",
@@ -32,6 +32,7 @@ _BOILERPLATE = (
     r"^\W*(?:sure|certainly|of course|absolutely)[,!.]* (?:here|i['’]d be happy)",
     r"\[(?:your|insert|company|name)[ _a-z]*\]",
 )
+_RULES = frozenset("|-")  # of tables
 
 
 class Schema(Filter):
@@ -153,7 +154,7 @@ class Repetition(Filter):
 
     def keep(self, row: Response) -> Verdict:
         """Judge the share of repeated runs."""
-        said = words_of(row.answer or "")
+        said = [word for word in words_of(row.answer or "") if word not in _RULES]
         runs = [tuple(said[i : i + self.words]) for i in range(len(said) - self.words + 1)]
         again = len(runs) - len(set(runs))
         if again <= self.max_share * len(runs):

@@ -3,13 +3,15 @@
 Two signs are looked for: a run of n words in common (n-gram overlap, as in Brown et al. 2020,
 appendix C), and a near-duplicate: Jaccard similarity of the sets of word bigrams. Both are exact
 (an inverted index over the evaluation prompts, no sketches). What all prompts have in common, the
-template above all, is no sign of anything and is left out on both sides.
+template above all, is no sign of anything and is left out on both sides. A prompt that differs
+from an evaluation prompt by its signs alone (72 × 6, 72 ÷ 6) is another prompt.
 """
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import chain, pairwise
+
+from tasks.rows.words import without_signs, words_of
 
 WORDS = 8
 """Length of a run of words in common that counts as overlap."""
@@ -18,26 +20,6 @@ SIMILARITY = 0.7
 _TEMPLATE_SHARE, _ENOUGH = 0.95, 20
 _PHRASE_SHARE, _PHRASE_COUNT = 0.005, 3
 _OWN_SHARE = 0.4
-# words; Chinese and Japanese by the sign; signs that change a formula's meaning
-_WORD = re.compile(
-    r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[+*/=<>^%]|-(?=\s*\d)"
-)
-
-
-# plain text is cut five times as fast by `split`, into the same words
-_SIGNS = "+*/=<>^%"
-_MINUS = re.compile(r"-\s*\d")
-_SPACED = bytes(n if chr(n).isalnum() or n == ord("_") else ord(" ") for n in range(256))
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words of a text, without case and punctuation."""
-    said = text.casefold()
-    if not said.isascii() or any(map(said.__contains__, _SIGNS)):
-        return _WORD.findall(said)
-    if "-" in said and _MINUS.search(said):
-        return _WORD.findall(said)
-    return said.encode().translate(_SPACED).decode().split()
 
 
 class Contamination:
@@ -63,8 +45,11 @@ class Contamination:
         self.phrases = {bigram for bigram, n in bigrams.items() if n > often}
         """Pairs of words that are the language of the task."""
         self._sizes: list[int] = []
+        self._by_words: defaultdict[str, list[int]] = defaultdict(list)
         self._runs: defaultdict[str, list[int]] = defaultdict(list)
         self._pairs: defaultdict[str, list[int]] = defaultdict(list)
+        for number, said in enumerate(spoken):
+            self._by_words[without_signs(said)].append(number)
         for number, said in enumerate(content):
             own = bigrams_of(said) - self.phrases
             self._sizes.append(len(own))
@@ -79,9 +64,10 @@ class Contamination:
         if " ".join(said) in self._whole:
             return "identical to an evaluation prompt"
         content = self._without_template(said)
-        if self._overlaps(content):
+        others = frozenset(self._by_words.get(without_signs(said), ()))
+        if self._overlaps(content, others):
             return f"{self._words} words in a row of an evaluation prompt"
-        if self._similar(bigrams_of(content) - self.phrases):
+        if self._similar(bigrams_of(content) - self.phrases, others):
             return "near-duplicate of an evaluation prompt"
         return None
 
@@ -98,20 +84,23 @@ class Contamination:
             return said
         return [word for word in said if word not in self._template]
 
-    def _overlaps(self, content: list[str]) -> bool:
+    def _overlaps(self, content: list[str], others: frozenset[int]) -> bool:
+        """Say whether a run is shared with an evaluation prompt that is none of `others`."""
         shared = [run for run in _ngrams(content, self._words) if run in self._runs]
+        if others:
+            shared = [run for run in shared if not others.issuperset(self._runs[run])]
         if any(self._is_own(run) for run in shared):
             return True
         text = _spaced(content)
         numbers = set(chain.from_iterable(self._runs[run] for run in shared))
-        return any(self._contents[number] in text for number in numbers)
+        return any(self._contents[number] in text for number in numbers - others)
 
     def _is_own(self, run: str) -> bool:
         pairs = list(pairwise(run.split(" ")))
         own = sum(f"{first} {second}" not in self.phrases for first, second in pairs)
         return own >= _OWN_SHARE * len(pairs)
 
-    def _similar(self, bigrams: set[str]) -> bool:
+    def _similar(self, bigrams: set[str], others: frozenset[int]) -> bool:
         known = [self._pairs[bigram] for bigram in bigrams if bigram in self._pairs]
         if not known or len(known) < self._similarity * len(bigrams):
             return False  # even a prompt with just these bigrams would not be near enough
@@ -119,6 +108,7 @@ class Contamination:
         return any(
             n >= self._similarity * (len(bigrams) + self._sizes[number] - n)
             for number, n in shared.items()
+            if number not in others
         )
 
 

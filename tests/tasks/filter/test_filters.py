@@ -101,6 +101,14 @@ def test_confidence_takes_one_threshold(spelt):
         judged({"type": "confidence", **spelt}, [])
 
 
+def test_the_rules_of_a_table_are_no_repetition():
+    table = "| name | size |\n|------|------|\n| fox | 1 |\n| owl | 2 |"
+    found = judged(
+        {"type": "repetition"}, [response(table), response("= " * 20), response("x " * 9)]
+    )
+    assert found == ["kept", "repeats itself", "repeats itself"]
+
+
 def test_exact_duplicates_and_contradictions():
     rows = [
         response(" animal", "p1"),
@@ -141,6 +149,18 @@ def test_near_duplicates_do_not_count_the_template():
     rows = [response(prompt=template.format(text)) for text in ("oak tree", "big cat", "oak tree!")]
     found = judged({"type": "near_duplicates"}, rows, context(evaluation=evaluation))
     assert found == ["kept", "kept", "near-duplicate of an earlier prompt"]
+
+
+def test_prompts_that_differ_by_a_sign_are_no_near_duplicates():
+    long = "Read all of this with care before you say a word, and then work out what follows: "
+    texts = ["72 × 6", "72 ÷ 6", "72 × 6.", "user && token", "user || token", "came 😀", "came 😡"]
+    near = "near-duplicate of an earlier prompt"
+    wanted = ["kept", "kept", near, "kept", "kept", "kept", "kept"]
+    for before in ("", long):
+        rows = [response(prompt=before + text) for text in texts]
+        assert judged({"type": "near_duplicates"}, rows) == wanted
+        same = {"type": "exact_duplicates"}
+        assert judged(same, rows) == ["kept"] * len(rows)
 
 
 def test_class_balance_holds_its_share_exactly():

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.rows.contamination import _WORD, Contamination, bigrams_of, words_of
+from tasks.rows.contamination import Contamination, bigrams_of
+from tasks.rows.words import words_of
 
 WORDS = [f"w{n}" for n in range(3000)]
 IDENTICAL = "identical to an evaluation prompt"
@@ -72,11 +73,31 @@ def test_nor_is_the_phrase_with_a_word_of_one_prompt(prompts):
     assert index.reason(f"so tell me {PHRASE} 7 and 49 please") == OVERLAP
 
 
-def test_formulas_differ_by_their_signs():
-    index = Contamination(["3 + 4 = ?"])
-    assert index.reason("3 * 4 = ?") is None
-    assert index.reason("3 + 4 = ?") == IDENTICAL
-    assert words_of("7 - 2") != words_of("7 2")
+@pytest.mark.parametrize(
+    ("prompt", "other"),
+    [
+        ("Work out 72 × 6", "Work out 72 ÷ 6"),
+        ("3 + 4 = ?", "3 * 4 = ?"),
+        ("The parcel came 😀", "The parcel came 😡"),
+        (
+            "Which of the animals below lives in the sea?",
+            "Which of the animals below lives not in the sea?",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "before", ["", "Read what follows with care before you say what it gives you. "]
+)
+def test_prompts_that_differ_by_a_sign_are_two(prompt, other, before):
+    index = Contamination([before + prompt, "another prompt of quite another kind"])
+    assert index.reason(before + other) is None
+    assert index.reason(before + prompt) == index.reason((before + prompt).upper()) == IDENTICAL
+
+
+def test_a_prompt_of_other_signs_is_compared_with_the_rest(prompts):
+    index = Contamination([f"{prompts[0]} + 1", f"{prompts[0]} - 1", *prompts[1:]])
+    assert index.reason(f"{prompts[0]} / 1") is None
+    assert index.reason(f"{prompts[0]} / 1 {prompts[1]}") == OVERLAP
 
 
 def test_chinese_is_read_by_the_sign():
@@ -106,8 +127,3 @@ def test_any_text_can_be_asked(prompts, text):
     index = Contamination(prompts)
     index.reason(text)
     assert all(index.reason(prompt) == IDENTICAL for prompt in prompts)
-
-
-@given(st.text(alphabet="aB3_ -+*/=<>^%.,;\n\t'é猫ß", max_size=30))
-def test_plain_text_is_cut_into_the_same_words_as_any(text):
-    assert words_of(text) == _WORD.findall(text.casefold())
