@@ -41,9 +41,10 @@ def outlooks(
             continue
         share = backend.price.batch if isinstance(backend, OpenAIBatch) else 1.0
         prompts = _prompts(template, generate, root)
-        yield f"{key}: {backend.price.outlook(prompts, generate.decoding, share)}"
+        yield f"{key}: {backend.price.outlook(prompts, backend.priced(generate.decoding), share)}"
         if key == evaluate.teacher and (root / TEST).exists():
-            told = backend.price.outlook(_of_the_test(evaluate, root), evaluate.decoding, share)
+            how = backend.priced(evaluate.decoding)
+            told = backend.price.outlook(_of_the_test(evaluate, root), how, share)
             yield f"{key}, for the test: {told}"
 
 

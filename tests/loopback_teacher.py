@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,11 @@ class LoopbackTeacher:
     def __init__(
         self, fault: str = "", share: float = 1.0, times: int = 10**9, *,
         seconds: float = 0.0, log: Path | None = None, port: int = 0, prices: bool = True,
+        odd: Callable[[dict[str, Any]], Reply] | None = None,
     ) -> None:  # fmt: skip
+        """`odd` makes the reply to the chosen prompts out of the good one."""
         self.fault, self.share, self.times, self.seconds = fault, share, times, seconds
-        self.log, self.port, self.prices = log, port, prices
+        self.log, self.port, self.prices, self.odd = log, port, prices, odd
         self.tries: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.struck = self.in_flight = self.most_in_flight = 0
@@ -112,8 +114,11 @@ class LoopbackTeacher:
         try:
             await asyncio.sleep(self.seconds)
             chosen = random.Random(f"{self.fault}/{prompt}").random() < self.share
-            if self.fault and chosen and self.tries[prompt] <= self.times:
+            if (self.fault or self.odd) and chosen and self.tries[prompt] <= self.times:
                 self.struck += 1
+                if self.odd:
+                    writer.write(as_http(self.odd(json.loads(self.good(asked, path)))))
+                    return True
                 return await self.misbehave(self.good(asked, path), writer)
             self.answered[prompt] += 1
             self.note("answered", prompt)
@@ -223,7 +228,14 @@ class LoopbackTeacher:
             prompt = text_of(request["body"])
             self.tries[prompt] += 1
             struck = random.Random(f"batch/{prompt}").random() < self.share
-            if struck and self.tries[prompt] <= self.times:
+            if struck and self.odd and self.tries[prompt] <= self.times:
+                self.struck += 1
+                status, _, body = self.odd(
+                    json.loads(self.good(request["body"], batch["endpoint"]))
+                )
+                said = {"status_code": status, "body": json.loads(body)}
+                good.append({"custom_id": request["custom_id"], "response": said})
+            elif struck and self.tries[prompt] <= self.times:
                 error = {"status_code": 500, "body": {"error": {"message": "try again"}}}
                 bad.append({"custom_id": request["custom_id"], "response": error})
             else:

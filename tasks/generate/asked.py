@@ -7,14 +7,18 @@ that each answer is bought once, and within the cap on what the teacher may cost
 from collections.abc import Sequence
 
 from tasks.errors import UserError
-from tasks.generate.interview import answered_into, ask_of
+from tasks.generate.asks import Ask, History
+from tasks.generate.interview import answered_into, ask_of, how_to_go_on, missing_of
 from tasks.generate.ledger import Ledger
 from tasks.generate.places import journal_of
+from tasks.generate.reasoning import apart
 from tasks.generate.spending import noted
 from tasks.generate.stage import GenerateParams, identity
 from tasks.models.decoding import Answer, Decoding
 from tasks.progress import Meter, say
 from tasks.rows.records import ADAPT, Row
+
+_DECODING = "evaluate.decoding"  # where the limit of these answers stands in params.yaml
 
 
 def asked(
@@ -37,26 +41,29 @@ def asked(
     asks = [ask_of(backend, how, row, row.prompt) for row in rows]
     journal = journal_of(identity(teacher), generate.ledger)
     with Ledger(journal) as ledger, noted(teacher, ledger):
-        missing = {ask.key: ask for ask in asks if ask.key not in ledger}
+        missing = missing_of(ledger, asks, generate.refused)
         failures: dict[str, str] = {}
         if missing:
             meter = Meter(what, len(missing))
-            answering = backend.open(ADAPT / teacher, ledger.spent)
+            answering = backend.open(ADAPT / teacher, History(ledger.spent, len(ledger)))
             failures = answered_into(ledger, answering, [*missing.values()], how, meter.advance)
             meter.finish()
-        known = len({ask.key for ask in asks}) - len(missing)
+        known = len({ask.key for ask in asks if ask.key in ledger}) - len(missing) + len(failures)
         say(f"{what}: {len(missing) - len(failures)} answers bought, {known} from the ledger")
-        _check(failures, [ask.key for ask in asks], generate.unanswered, teacher)
+        _check(ledger, failures, asks, generate.unanswered, teacher)
         empty = Answer("", "unanswered", None)
-        return [empty if ask.key in failures else ledger[ask.key] for ask in asks]
+        return [apart(ledger[ask.key]) if ask.key in ledger else empty for ask in asks]
 
 
-def _check(failures: dict[str, str], keys: Sequence[str], allowed: float, teacher: str) -> None:
+def _check(
+    ledger: Ledger, failures: dict[str, str], asks: Sequence[Ask], allowed: float, teacher: str
+) -> None:
     """Refuse to go on when too many rows were not answered."""
-    left = [failures[key] for key in keys if key in failures]
-    if len(left) > allowed * len(keys):
+    left = [ask.key for ask in asks if ask.key not in ledger]
+    if len(left) > allowed * len(asks):
+        first = (ledger.refusals | failures)[left[0]].replace("generate.decoding", _DECODING)
         raise UserError(
-            f"{len(left)} of {len(keys)} rows were not answered; the first: {left[0]}",
+            f"{len(left)} of {len(asks)} rows were not answered; the first: {first}",
             where=f"teacher {teacher}",
-            mend="run again: they alone are asked; or allow for some by generate.unanswered",
+            mend=how_to_go_on(first, len(left), sum(key in ledger.refusals for key in left)),
         )

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from tasks.models.decoding import Answer, Decoding
 from tasks.rows.records import Message
@@ -16,14 +16,37 @@ class Ask(NamedTuple):
     prompt: str | tuple[Message, ...]
     draw: str
     """Names the random numbers of a sampled answer."""
+    replies: tuple[str, ...] = ()
+    """Replies without an answer that earlier runs paid for."""
+
+
+State = Literal["failed", "retried", "refused", "doubtful"]
 
 
 class Unanswered(NamedTuple):
-    """An ask that came to nothing. It is never kept: the next run asks again."""
+    """A request that came to no answer."""
 
     reason: str
     cost: float = 0.0
-    """US dollars that were paid for replies all the same."""
+    """US dollars that were paid for it all the same."""
+    reply: str | None = None
+    """What the service sent, where it may have charged for it: kept to be looked at."""
+    whole: bool = False
+    """Whether that is a whole reply, and no part of one."""
+    state: State = "failed"
+    """`failed`: the next run asks again. `retried`: this run does. `refused`: no run does; the
+    service will not answer this prompt. `doubtful`: it refused, but perhaps not for the prompt."""
+
+
+class History(NamedTuple):
+    """What a teacher's ledger held before a run."""
+
+    spent: float = 0.0
+    """US dollars."""
+    answers: int = 0
+
+
+NO_HISTORY = History()
 
 
 Batch = Mapping[str, Answer | Unanswered]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tasks.generate.asks import Answering, Ask, Batch
+from tasks.generate.asks import NO_HISTORY, Answering, Ask, Batch, History
 from tasks.generate.endpoint import check_weights
 from tasks.generate.openai import OpenAI
 from tasks.generate.openai_batch import OpenAIBatch
@@ -58,7 +58,7 @@ class Transformers(Section):
         device = "cuda" if self.gpus_each else checkpoints.accelerator()
         return resolve(self.precision, device)
 
-    def open(self, checkpoint: Path, spent: float = 0.0) -> Answering:
+    def open(self, checkpoint: Path, history: History = NO_HISTORY) -> Answering:
         """Load the teacher; return the function that answers.
 
         Its batches depend on the asks alone, and the asks that an interrupted run left over make

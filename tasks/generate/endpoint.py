@@ -6,23 +6,33 @@ Two backends speak so: `openai` asks prompt by prompt, `openai-batch` hands in w
 import hashlib
 import json
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, JsonValue, SecretStr, ValidationError, model_validator
+from pydantic import Field, JsonValue, SecretStr, model_validator
 
 from tasks.errors import UserError
-from tasks.generate.asks import Answering, Ask, Batch, driven
-from tasks.generate.failures import Again, Refused, Service
-from tasks.generate.prices import Budget, Price
+from tasks.generate.asks import NO_HISTORY, Answering, Ask, Batch, History, driven
+from tasks.generate.error_body import ErrorBody, error_body, error_in
+from tasks.generate.failures import Again, ErrorReply, Refused, Service
+from tasks.generate.prices import Budget, Price, most_tokens
+from tasks.generate.reasoning import split
+from tasks.generate.replies import Choice, Most, best_choice, bought, parsed
 from tasks.models import checkpoints
-from tasks.models.decoding import Answer, Bought, Decoding
+from tasks.models.decoding import Answer, Decoding
 from tasks.params import Section
 from tasks.rows.records import ENDPOINT
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_LIMITS = ("max_tokens", "max_completion_tokens")  # of a request
+_WORDS = 300  # of a model's refusal that are shown, in characters
+_KEPT = 20_000  # of a reply without an answer that are kept, in characters
 
 
 class Place(NamedTuple):
@@ -49,8 +59,10 @@ class Place(NamedTuple):
         return SecretStr(os.environ[self.key] if self.key else "")
 
     def service(self) -> Service:
-        """Return how errors speak of the service."""
-        return Service(self.url, self.key, self.secret().get_secret_value())
+        """Return how errors speak of the service: without what its address may hold of secrets."""
+        parts = urlsplit(self.url)
+        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="")
+        return Service(bare.geturl(), self.key, self.secret().get_secret_value())
 
     def client(self) -> "AsyncOpenAI":
         """Return a client that tries once: when to try again is decided here, not there."""
@@ -110,7 +122,8 @@ class Endpoint(Section):
     top_logprobs: int = Field(0, ge=0, le=20)
     """Ask also for so many of the likeliest tokens in each place; they are kept in the ledger."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)
-    """Further fields of a request, such as `{reasoning_effort: low}`."""
+    """Further fields of a request, such as `{reasoning_effort: low}`; null leaves a field out, such
+    as `{seed: null}` for a service that refuses it."""
     price: Price | None = None
     """What the service charges."""
     cap: float | None = Field(None, ge=0)
@@ -125,21 +138,24 @@ class Endpoint(Section):
     def _a_cap_needs_a_price(self) -> "Endpoint":
         if self.cap is not None and self.price is None:
             raise ValueError("a cap needs the price: {input: ..., output: ...}")
+        no_limit = self.extra.get(self.max_tokens_key, 0) is None
+        if self.cap is not None and no_limit and not self._limits():
+            raise ValueError("a cap needs a limit of the answers' length: extra leaves it out")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         return self
 
-    def open(self, checkpoint: Path, spent: float = 0.0) -> Answering:
+    def open(self, checkpoint: Path, history: History = NO_HISTORY) -> Answering:
         """Return the function that answers.
 
         Raises:
             UserError: the teacher is a model on this machine, or its API key is not set.
         """
-        run = self.run(place_of(checkpoint), Budget(self.cap, spent))
+        run = self.run(place_of(checkpoint), Budget(self.cap, history.spent), history.answers > 0)
         return lambda asks, how: driven(run.stream(asks, how))
 
-    def run(self, place: Place, budget: Budget) -> "Run":
-        """Return a run against the service."""
+    def run(self, place: Place, budget: Budget, before: bool = False) -> "Run":
+        """Return a run against the service, which may have answered in earlier runs."""
         raise NotImplementedError
 
     def decided_by(self) -> list[Any]:
@@ -175,83 +191,104 @@ class Endpoint(Section):
             body |= {"prompt": ask.prompt}
             if self.logprobs:
                 body |= {"logprobs": self.top_logprobs}
-        return body | self.extra
+        return {name: value for name, value in (body | self.extra).items() if value is not None}
 
-    def accepted(self, content: bytes, ask: Ask, how: Decoding, share: float = 1.0) -> Answer:
+    def priced(self, how: Decoding) -> Decoding:
+        """Return the decoding with the most tokens that a request's answers can have together."""
+        count = max(_whole(self.extra.get("n")), _whole(self.extra.get("best_of")), 1)
+        return how.model_copy(update={"max_tokens": count * self.limit(how)})
+
+    def limit(self, how: Decoding) -> int:
+        """Return the most tokens of one answer."""
+        return max(self._limits(), default=how.max_tokens)
+
+    def _limits(self) -> list[int]:
+        limits = (_whole(self.extra.get(name)) for name in _LIMITS)
+        return [limit for limit in limits if limit]
+
+    def accepted(
+        self,
+        content: bytes,
+        ask: Ask,
+        how: Decoding,
+        share: float = 1.0,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Answer:
         """Return the answer that a reply holds.
 
         Raises:
             Again: it holds none; another try may.
-            Refused: the service filtered it.
+            Refused: it holds none, and another would not either.
+            ErrorReply: it is an error.
         """
+        sent = content.decode("utf-8", "replace")[:_KEPT]
         try:
-            reply = _Reply.model_validate_json(content)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            raise Again(f"the reply is no answer: {first['msg']} {first['loc'] or ''}") from None
-        choice = reply.choices[0]
-        bought = reply.bought(self.price or Price(), ask, how, share)
-        if choice.finish_reason == "content_filter" or (choice.message and choice.message.refusal):
-            raise Refused("the service filtered the answer", bought.cost)
-        if not choice.said.strip():
-            raise Again("an empty answer", cost=bought.cost)
-        finish: Literal["stop", "length"] = "length" if choice.finish_reason == "length" else "stop"
-        tokens = choice.tokens()
-        mean = sum(logprob for _, logprob, _ in tokens) / len(tokens) if tokens else None
-        kept = tuple(tokens) if self.top_logprobs else None
-        return Answer(choice.said, finish, mean, bought, kept)
+            reply = parsed(content)
+        except ValueError:
+            raise _unreadable(content, sent) from None
+        most = Most(most_tokens(ask.prompt), self.limit(how))
+        fields: Mapping[str, Any] = reply if isinstance(reply, dict) else {}
+        taken = bought(fields, headers, most)
+        cost = (self.price or Price()).of(taken.prompt_tokens, taken.answer_tokens, share)
+        choice, error = best_choice(fields), error_in(reply)
+        if error or (choice is None and fields.get("choices") is None):
+            charged = fields.get("usage") or (choice and choice.content.text)
+            error = error or ErrorBody("it holds no choices")
+            raise ErrorReply(error, cost if charged else 0.0, sent)
+        if choice is None:
+            raise Again("the reply holds no choice", cost=cost, reply=sent, whole=True)
+        self._check(choice, how, cost, sent)
+        tokens = choice.tokens
+        return Answer(
+            choice.content.text,
+            "length" if choice.finish == "length" else "stop",
+            sum(logprob for _, logprob, _ in tokens) / len(tokens) if tokens else None,
+            taken._replace(cost=cost),
+            tuple(tokens) if self.top_logprobs and tokens else None,
+            choice.content.reasoning or None,
+            choice.note or None,
+        )
+
+    def _check(self, choice: Choice, how: Decoding, cost: float, sent: str) -> None:
+        """Refuse a choice that holds no answer.
+
+        Raises:
+            Again: another try may.
+            Refused: another would not either.
+        """
+        if choice.finish == "filter":
+            raise Refused("the service filtered the answer", cost, sent)
+        if choice.content.refusal:
+            raise Refused(f"the model refused: {choice.content.refusal[:_WORDS]}", cost, sent)
+        answer, thought = split(choice.content.text)
+        if answer.strip():
+            return
+        if choice.finish == "tool":
+            raise Refused("the reply calls a tool instead of answering", cost, sent)
+        if choice.finish == "length":
+            reason = f"the limit of {self.limit(how)} tokens went into reasoning"
+            reason += ": raise generate.decoding.max_tokens"
+            if how.temperature == 0:  # the same would come again
+                raise Refused(reason, cost, sent)
+            raise Again(reason, cost=cost, reply=sent, whole=True)
+        behind = " behind its reasoning" if thought or choice.content.reasoning else ""
+        raise Again(f"the reply holds no text{behind}", cost=cost, reply=sent, whole=True)
+
+
+def _unreadable(content: bytes, sent: str) -> Exception:
+    """Return what a reply with status 200 means that is no JSON."""
+    if not content.strip():
+        return Again("an empty reply", congested=True)
+    if (body := error_body(content)).web_page:
+        return ErrorReply(body, 0.0, sent)
+    return Again("the reply is not JSON, or only a part of it", cost=None, reply=sent)
+
+
+def _whole(value: JsonValue) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def seed_of(ask: Ask, how: Decoding) -> int:
     """Return the seed of a sampled answer: its own, whatever is asked beside it."""
     digest = hashlib.blake2b(f"{how.seed}/{ask.draw}".encode(), digest_size=4).digest()
     return int.from_bytes(digest) // 2
-
-
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(BaseModel):
-    finish_reason: Literal["stop", "length", "content_filter"]
-    message: _Message | None = None
-    text: str | None = None
-    logprobs: dict[str, Any] | None = None
-
-    @property
-    def said(self) -> str:
-        return (self.message.content if self.message else self.text) or ""
-
-    def tokens(self) -> list[tuple[str, float, dict[str, float]]]:
-        """Return each token, its log-probability, and those of others in its place."""
-        told = self.logprobs or {}
-        if self.message:
-            return [
-                (t["token"], t["logprob"], _alternatives(t.get("top_logprobs")))
-                for t in told.get("content") or []
-            ]
-        places = told.get("top_logprobs") or [{}] * len(told.get("tokens") or [])
-        pairs = zip(told.get("tokens") or [], told.get("token_logprobs") or [], places, strict=True)
-        return [(token, logprob, dict(others or {})) for token, logprob, others in pairs]
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(0, ge=0)
-
-
-class _Reply(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
-
-    def bought(self, price: Price, ask: Ask, how: Decoding, share: float) -> Bought:
-        """Return what the reply took; a service that does not say is taken to have taken most."""
-        if self.usage is None:
-            return Bought(0, 0, price.bound(ask, how, share))
-        used = (self.usage.prompt_tokens, self.usage.completion_tokens)
-        return Bought(*used, price.of(*used, share))
-
-
-def _alternatives(told: list[dict[str, Any]] | None) -> dict[str, float]:
-    return {one["token"]: one["logprob"] for one in told or []}

@@ -1,16 +1,18 @@
 """One teacher is asked about all prompts, step by step, but for what the ledger knows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import UserError
-from tasks.generate.asks import Answering, Ask, Unanswered
+from tasks.generate.asks import Answering, Ask, History, Unanswered
 from tasks.generate.endpoint import Endpoint
+from tasks.generate.failures import advice
 from tasks.generate.ledger import Ledger, key_of
 from tasks.generate.prices import Price
+from tasks.generate.reasoning import apart
 from tasks.generate.templates import Exchange, Prompt, Step, Template
 from tasks.models.decoding import Answer, Decoding
 from tasks.progress import Meter, say
@@ -42,7 +44,7 @@ class Failed(BaseModel):
     step: str
     reason: str
     reply: str | None = None
-    """What the teacher said, where it did."""
+    """What the teacher's service sent, where it did."""
 
 
 class Interview:
@@ -54,7 +56,9 @@ class Interview:
         self.teacher, self.params, self.template, self.ledger = teacher, params, template, ledger
         self.backend = params.backend_of(teacher)
         self.failed: list[Failed] = []
-        self.prompts = self.computed = self.known = self.unanswered = 0
+        self.prompts = self.computed = self.known = self.unanswered = self.refused = 0
+        self._reasons: list[str] = []
+        """Why prompts were not answered."""
         self.written = self.finished = 0
         self.measured, self.logprob = 0, 0.0
         self.prompt_tokens = self.answer_tokens = 0
@@ -74,10 +78,11 @@ class Interview:
                 exchanges = self._ask(step, exchanges, meter)
             for exchange in exchanges:
                 for row in self.template.rows:
-                    yield self._counted(row.response(exchange, self.teacher))
+                    yield self._counted(row.response(exchange, self.teacher, self.params.reasoning))
         meter.finish()
         computed, known = self.computed, self.known
-        say(f"{self.teacher}: {computed} answers computed, {known} taken from the ledger")
+        said = f"{self.teacher}: {computed} answers computed, {known} taken from the ledger"
+        say(f"{said}, {self.refused} prompts refused" if self.refused else said)
 
     def check(self) -> None:
         """Refuse to go on when too many prompts were not answered.
@@ -86,11 +91,10 @@ class Interview:
             UserError: naming the first reason.
         """
         if self.unanswered > self.params.unanswered * self.prompts * self.params.samples:
-            reasons = [failed.reason for failed in self.failed if failed.reply is None]
             raise UserError(
-                f"{self.unanswered} prompts were not answered; the first: {reasons[0]}",
+                f"{self.unanswered} prompts were not answered; the first: {self._reasons[0]}",
                 where=str(GENERATE / self.teacher / "failed.jsonl"),
-                mend="run again: they alone are asked; or allow for some by generate.unanswered",
+                mend=how_to_go_on(self._reasons[0], self.unanswered, self.refused),
             )
 
     def summary(self) -> dict[str, Any]:
@@ -115,17 +119,17 @@ class Interview:
         """Return how the exchanges go on after one more step."""
         prompts = [step.ask(exchange, self._pool) for exchange in exchanges]
         asks = [self._wanted(e, p) for e, p in zip(exchanges, prompts, strict=True)]
-        missing = {ask.key: ask for ask in asks if ask.key not in self.ledger}
-        self.known += len(asks) - len(missing)
+        missing = missing_of(self.ledger, asks, self.params.refused)
+        self.known += sum(ask.key in self.ledger for ask in asks)
         meter.advance(len(asks) - len(missing))
         failures = self._answer(list(missing.values()), meter) if missing else {}
+        failures = self.ledger.refusals | failures
         following: list[Exchange] = []
         for exchange, prompt, ask in zip(exchanges, prompts, asks, strict=True):
             if ask.key not in self.ledger:
-                self._fail(step, exchange, failures[ask.key])
-                self.unanswered += 1
+                self._not_answered(step, exchange, ask, failures[ask.key])
                 continue
-            answer = self.ledger[ask.key]
+            answer = apart(self.ledger[ask.key])
             self._count_tokens(answer)
             if not (heard := step.hear(exchange, prompt, answer)):
                 self._fail(step, exchange, _NO_FORM, answer.text)
@@ -134,8 +138,8 @@ class Interview:
 
     def _answer(self, asks: list[Ask], meter: Meter) -> dict[str, str]:
         """Have the asks answered into the ledger; return why some were not."""
-        spent = self.ledger.spent
-        self._answering = self._answering or self.backend.open(ADAPT / self.teacher, spent)
+        history = History(self.ledger.spent, len(self.ledger))
+        self._answering = self._answering or self.backend.open(ADAPT / self.teacher, history)
         failures = answered_into(
             self.ledger, self._answering, asks, self.params.decoding, meter.advance
         )
@@ -150,6 +154,12 @@ class Interview:
         if answer.bought:
             self.prompt_tokens += answer.bought.prompt_tokens
             self.answer_tokens += answer.bought.answer_tokens
+
+    def _not_answered(self, step: Step, exchange: Exchange, ask: Ask, reason: str) -> None:
+        self.unanswered += 1
+        self.refused += ask.key in self.ledger.refusals
+        self._reasons.append(reason)
+        self._fail(step, exchange, reason, next(reversed(self.ledger.replies[ask.key]), None))
 
     def _fail(self, step: Step, exchange: Exchange, reason: str, reply: str | None = None) -> None:
         row, sample = exchange.row, exchange.sample
@@ -192,11 +202,49 @@ def answered_into(
 ) -> dict[str, str]:
     """Have the asks answered into the ledger, batch after batch; return why some were not."""
     failures: dict[str, str] = {}
+    notes: set[str] = set()
     for batch in answering(asks, how):
         ledger.append(batch)
-        failures |= {k: one.reason for k, one in batch.items() if isinstance(one, Unanswered)}
-        advance(len(batch))
-    return failures
+        for key, one in batch.items():
+            if isinstance(one, Unanswered):
+                failures[key] = one.reason
+            elif one.note and one.note not in notes:
+                say(f"a reply was odd, and its answer kept: {one.note}")
+                notes.add(one.note)
+        advance(sum(_is_settled(one) for one in batch.values()))
+    return {key: reason for key, reason in failures.items() if key not in ledger}
+
+
+def missing_of(
+    ledger: Ledger, asks: Iterable[Ask], refused: Literal["remember", "ask_again"]
+) -> dict[str, Ask]:
+    """Return the asks that have no answer yet, by key, but for those that were refused."""
+    again = refused == "ask_again"
+    return {
+        ask.key: ask if again else ask._replace(replies=ledger.replies.get(ask.key, ()))
+        for ask in asks
+        if ask.key not in ledger and (again or ask.key not in ledger.refusals)
+    }
+
+
+def how_to_go_on(reason: str, unanswered: int, refused: int) -> str:
+    """Return what to do where more prompts than allowed for were not answered.
+
+    Args:
+        reason: why the first was not.
+        unanswered: prompts without an answer.
+        refused: those of them that are not asked again.
+    """
+    allow = "allow for them by generate.unanswered"
+    if command := advice(reason):
+        return f"{command}   (or {allow})"
+    if refused < unanswered:
+        return f"run again: {unanswered - refused} of them are asked again; or {allow}"
+    return f"{allow}; or ask again: cohobate run --set generate.refused=ask_again"
+
+
+def _is_settled(outcome: Answer | Unanswered) -> bool:
+    return isinstance(outcome, Answer) or outcome.state != "retried"
 
 
 def _plain(prompt: Prompt) -> Any:

@@ -10,13 +10,18 @@ service's model. It is append-only. A line is an answer under the key of all tha
 of a write) counts as never written and is cut off. A line whose checksum fails is passed over, and
 asked for again. Where two writers bought one answer twice, the first counts.
 
-Failures never enter; what a service charged for a reply without an answer is noted without a key,
-so that the sum that was spent is known after any restart.
+Failures that may pass never enter. What a service charged for a reply without an answer does, with
+the reply, so that the sum that was spent is known after any restart; and so does a refusal, so that
+no later run asks again:
+
+    {"request": "0b7c…", "reason": "the service filtered the answer", "cost": 0.01, "reply": "{…}",
+     "whole": true, "refused": true, "left": 0, "crc": …}
 """
 
 import hashlib
 import json
 import zlib
+from collections import defaultdict
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -40,7 +45,14 @@ class Ledger:
         self.journal = journal
         self.spent = 0.0
         """US dollars that this teacher has cost so far."""
+        self.refusals: dict[str, str] = {}
+        """Why the service will not answer a prompt, by key."""
+        self.replies: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
+        """Whole replies without an answer, by key."""
         self._answers: dict[str, Answer] = {}
+
+    def __len__(self) -> int:
+        return len(self._answers)
 
     def __enter__(self) -> "Ledger":
         self.journal.open()
@@ -99,21 +111,39 @@ class Ledger:
 
     def _enter(self, entry: Mapping[str, Any]) -> None:
         if "key" not in entry:
-            self.spent += entry["cost"]
+            self._enter_failure(entry)
             return
         bought = Bought(*entry["bought"]) if "bought" in entry else None
         self.spent += bought.cost if bought else 0.0
         tokens = tuple((t, lp, others) for t, lp, others in entry.get("tokens", ())) or None
-        answer = Answer(entry["text"], entry["finish"], entry["logprob"], bought, tokens)
+        beside = (entry.get("reasoning"), entry.get("note"))
+        answer = Answer(entry["text"], entry["finish"], entry["logprob"], bought, tokens, *beside)
         self._answers.setdefault(entry["key"], answer)
+
+    def _enter_failure(self, entry: Mapping[str, Any]) -> None:
+        self.spent += entry["cost"]
+        key = entry.get("request", "")
+        if entry.get("whole"):
+            self.replies[key] += (entry.get("reply", ""),)
+        if entry.get("refused"):
+            self.refusals[key] = entry["reason"]
 
 
 def _entries(key: str, outcome: Answer | Unanswered) -> list[dict[str, Any]]:
-    """Return what is to be kept of an outcome: an answer, or what a failure cost, or nothing."""
+    """Return what is to be kept of an outcome: an answer, a refusal, what was paid, or nothing."""
     if isinstance(outcome, Unanswered):
-        return [{"cost": outcome.cost}] if outcome.cost else []
+        return _of_failure(key, outcome)
     entry = {"key": key, **outcome._asdict()}
     return [{k: v for k, v in entry.items() if v is not None or k == "logprob"}]
+
+
+def _of_failure(key: str, outcome: Unanswered) -> list[dict[str, Any]]:
+    refused = outcome.state == "refused"
+    if not (outcome.cost or outcome.reply or refused):
+        return []
+    entry = {"request": key, "reason": outcome.reason, "cost": outcome.cost}
+    optional = {"reply": outcome.reply, "whole": outcome.whole, "refused": refused}
+    return [entry | {name: value for name, value in optional.items() if value}]
 
 
 def _line(entry: dict[str, Any]) -> bytes:

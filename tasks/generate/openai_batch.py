@@ -8,16 +8,21 @@ could leave wrong. Lines that failed are handed in again.
 import asyncio
 import json
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Sequence,
+)
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
 from tasks.errors import UserError
-from tasks.generate.asks import Ask, Batch, Unanswered
+from tasks.generate.asks import Ask, Batch
+from tasks.generate.batch_results import Lines, Results, batched, parsed_line
 from tasks.generate.endpoint import Endpoint, Place
 from tasks.generate.failures import Again, Refused
 from tasks.generate.prices import Budget, Price
@@ -43,28 +48,31 @@ class OpenAIBatch(Endpoint):
     file_rows: int = Field(10_000, ge=1, le=50_000)
     """Most prompts of one file."""
     attempts: int = Field(3, ge=1)
-    """How often what failed is handed in again."""
+    """Most times that a prompt is handed in; after a reply that was charged for, once more."""
 
     @property
     def share(self) -> float:
         """Share of the full price that its answers cost."""
         return self.price.batch if self.price else 1.0
 
-    def run(self, place: Place, budget: Budget) -> "HandIn":
+    def run(self, place: Place, budget: Budget, before: bool = False) -> "HandIn":
         """Return a run against the service."""
-        return HandIn(self, place, budget)
+        return HandIn(self, place, budget, before)
 
 
 class HandIn:
     """A run against one service."""
 
-    def __init__(self, params: OpenAIBatch, place: Place, budget: Budget) -> None:
+    def __init__(
+        self, params: OpenAIBatch, place: Place, budget: Budget, before: bool = False
+    ) -> None:
         self.params, self.place, self.budget = params, place, budget
+        self.results = Results(params, params.attempts, place, budget, before)
         self.service = place.service()
         self.price = params.price or Price()
         self.end = time.monotonic() + (params.run_seconds or float("inf"))
-        self.found: dict[str, Any] | None = None
-        """Lines of batches that earlier runs left behind, by the key of their ask."""
+        self.found: Lines | None = None
+        """Lines of batches that earlier runs left behind."""
 
     async def stream(self, asks: Sequence[Ask], how: Decoding) -> AsyncGenerator[Batch]:
         """Yield what earlier batches hold, then hand in the rest until it is answered or given up.
@@ -72,29 +80,33 @@ class HandIn:
         Raises:
             UserError: the service cannot be used, or deadline or budget are reached.
         """
-        missing, tries = {ask.key: ask for ask in asks}, Counter[str]()
+        missing = {ask.key: ask for ask in asks}
+        for ask in asks:
+            self.results.record.ask(ask)
         async with self.place.client() as self.client:
             if self.found is None:
                 self.found = await self._left_behind()
             lines = self.found
             while missing:
-                both = missing.keys() & lines.keys()
-                outcomes = {k: self._outcome(lines[k], missing[k], how) for k in sorted(both)}
-                if outcomes:
+                results = self.results.of(lines, missing, how, old=lines is self.found)
+                for outcomes in batched(results):
                     yield outcomes
-                for key, outcome in outcomes.items():
-                    tries[key] += lines is not self.found
-                    if isinstance(outcome, Answer) or tries[key] >= self.params.attempts:
-                        del missing[key]
+                    for key, outcome in outcomes.items():
+                        if isinstance(outcome, Answer) or outcome.state != "retried":
+                            missing.pop(key, None)
+                for _, result in results:
+                    if isinstance(result, UserError):
+                        raise result
                 if missing:
                     lines = await self._bought(list(missing.values()), how)
 
-    async def _bought(self, asks: list[Ask], how: Decoding) -> dict[str, Any]:
+    async def _bought(self, asks: list[Ask], how: Decoding) -> Lines:
         """Hand in files, as far as the budget allows, and wait for them; return their lines."""
         share, reserved = self.price.batch, 0.0
         allowed: list[Ask] = []
         for ask in asks:
-            if not self.budget.allows(most := self.price.bound(ask, how, share)):
+            most = self.price.bound(ask, self.params.priced(how), share)
+            if not self.budget.allows(most):
                 break
             self.budget.reserved += most
             reserved += most
@@ -103,14 +115,17 @@ class HandIn:
             raise self.budget.exhausted(len(asks))
         size = self.params.file_rows
         if self.params.price:
-            say(self.price.outlook((ask.prompt for ask in allowed), how, share))
+            priced = self.params.priced(how)
+            say(self.price.outlook((ask.prompt for ask in allowed), priced, share))
         files = [allowed[start : start + size] for start in range(0, len(allowed), size)]
         remotes = [await self._handed_in(file, how) for file in files]
-        lines: dict[str, Any] = {ask.key: None for ask in allowed}
+        self.results.record.tries.update(ask.key for ask in allowed)
+        lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for remote in remotes:
-            lines |= await self._lines(await self._ended(remote))
+            for key, found in (await self._lines(await self._ended(remote))).items():
+                lines[key] += found
         self.budget.reserved -= reserved
-        return lines
+        return {ask.key: lines[ask.key] or [{}] for ask in allowed}
 
     async def _handed_in(self, asks: list[Ask], how: Decoding) -> "Remote":
         """Upload a file of requests and have the service start on it."""
@@ -161,41 +176,38 @@ class HandIn:
             )
         return remote
 
-    async def _lines(self, remote: "Remote") -> dict[str, Any]:
-        """Return the lines of a batch's output and error files; one cut off or garbled is left."""
-        lines: dict[str, Any] = {}
+    async def _lines(self, remote: "Remote") -> Lines:
+        """Return the lines of a batch's output and error files; a file with garbled ones is read
+        a second time."""
+        lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for file in filter(None, (remote.error_file_id, remote.output_file_id)):
-            content = await self._call(partial(self.client.files.content, file))
-            for text in content.content.splitlines():
-                with suppress(ValueError, KeyError, TypeError):
-                    line = json.loads(text)
-                    lines[line["custom_id"]] = line["response"]
+            parsed: list[Any] = []
+            for _ in range(2):
+                content = await self._call(partial(self.client.files.content, file))
+                parsed = [
+                    parsed_line(text) for text in content.content.splitlines() if text.strip()
+                ]
+                if not any("garbled" in line for line in parsed):
+                    break
+            for line in parsed:
+                lines[str(line.get("custom_id", ""))].append(line)
         return lines
 
-    async def _left_behind(self) -> dict[str, Any]:
+    async def _left_behind(self) -> Lines:
         """Return the lines of the newest batches that bear the mark; wait for those under way."""
         listed = await self._call(lambda: self.client.batches.list(limit=_NEWEST))
-        lines: dict[str, Any] = {}
-        for remote in reversed(listed.data):  # oldest first: a later line of the same key counts
+        lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for remote in reversed(listed.data):
             if (remote.metadata or {}).get(_MARK) == self.place.model and remote.status != "failed":
-                lines |= await self._lines(await self._ended(remote))
+                ended = await self._ended(remote)
+                try:
+                    found = await self._lines(ended)
+                except UserError as error:  # services delete the files of old batches
+                    say(f"{remote.id}: its answers are not there any more: {error.what}")
+                    continue
+                for key, more in found.items():
+                    lines[key] += more
         return lines
-
-    def _outcome(self, response: Any, ask: Ask, how: Decoding) -> Answer | Unanswered:
-        """Return what a line says."""
-        try:
-            status, body = response["status_code"], response["body"]
-        except (KeyError, TypeError):
-            return Unanswered("the line holds no reply")
-        if status != 200:
-            return Unanswered(f"{status}: {str(body)[:300]}")
-        try:
-            answer = self.params.accepted(json.dumps(body).encode(), ask, how, self.price.batch)
-        except (Again, Refused) as error:
-            self.budget.spent += error.cost
-            return Unanswered(str(error), error.cost)
-        self.budget.spent += answer.bought.cost if answer.bought else 0.0
-        return answer
 
     async def _call(self, send: Callable[[], Awaitable[T]]) -> T:
         """Send a request, again where that may help.
@@ -210,7 +222,10 @@ class HandIn:
         async def once() -> T:
             try:
                 async with asyncio.timeout(self.params.request_seconds):
-                    return await send()
+                    result = await send()
+                if isinstance(result, str):  # what the client makes of a web page
+                    raise Refused("the reply is no object of the batch API")
+                return result
             except (OpenAIError, TimeoutError, ValueError) as error:
                 raise self.service.meaning(error) from None
 

@@ -22,6 +22,8 @@ made within windows of the list, so whole windows keep their answers when the li
 that are added to a window that was answered already make batches of their own.
 """
 
+from typing import Literal
+
 from pydantic import Field
 
 from tasks.errors import UserError
@@ -58,6 +60,12 @@ class GenerateParams(Section):
     """Prompts that are in memory, and sorted by length, together."""
     unanswered: float = Field(0.0, ge=0, le=1)
     """Share of the prompts that a service may leave unanswered; they are listed with the reason."""
+    refused: Literal["remember", "ask_again"] = "remember"
+    """Prompts that the service refused in an earlier run: remembered as such, or asked again."""
+    reasoning: Literal["keep", "drop", "inline"] = "keep"
+    """Reasoning that the teacher writes before its answer, in a field of its own or between think
+    tags: kept in the row's field `reasoning`; dropped; or put before the answer, between think
+    tags, for the student to learn. Templates know it as `reasoning`, the ledger keeps it always."""
     ledger: str = ""
     """A folder or `s3://bucket/prefix` for the ledger; `$COHOBATE_LEDGER` overrules it. Empty:
     `.cohobate/ledger` in the repository's main worktree."""

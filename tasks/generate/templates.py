@@ -2,8 +2,9 @@
 
 A template is a YAML file in `tasks/generate/templates`. Its steps are asked one after the other; a
 reply is known to later steps and to the rows by the name of its step, and by the named groups of
-the step's pattern. All texts are Jinja, with `prompt`, what was said so far, `pick` (one of a list,
-drawn for each prompt and sample) and `seeds` (so many prompts of others):
+the step's pattern; what the teacher reasoned before it as `reasoning`, or `<step>_reasoning`. All
+texts are Jinja, with `prompt`, what was said so far, `pick` (one of a list, drawn for each prompt
+and sample) and `seeds` (so many prompts of others):
 
     steps:
       - messages: [{role: user, content: "{{ prompt }} Think first, then write Answer: ..."}]
@@ -29,6 +30,7 @@ from pydantic import Field, field_validator, model_validator
 from ruamel.yaml import YAML
 
 from tasks.errors import UserError
+from tasks.generate.reasoning import inline
 from tasks.models.decoding import Answer
 from tasks.params import Section, nearest, validated
 from tasks.rows.records import Message, Response, Row, prompt_text, row_id
@@ -112,7 +114,9 @@ class Step(Section):
     def hear(self, exchange: Exchange, asked: Prompt, answer: Answer) -> list[Exchange]:
         """Return how it goes on with this reply: nowhere, where it has not the form asked for."""
         after = replace(exchange, answer=answer, asked=exchange.asked or asked)
-        known = {**exchange.said, self.name: answer.text}
+        thought = answer.reasoning or ""
+        known = {**exchange.said, "reasoning": thought, f"{self.name}_reasoning": thought}
+        known[self.name] = answer.text
         if self.pattern is None:
             return [replace(after, said=known)]
         matches = list(re.finditer(self.pattern, answer.text))[: None if self.many else 1]
@@ -132,17 +136,21 @@ class RowText(Section):
     target: str | None = None
     """Name of the target, where a prompt has several."""
 
-    def response(self, exchange: Exchange, teacher: str) -> Response:
-        """Return the row."""
+    def response(
+        self, exchange: Exchange, teacher: str, reasoning: Literal["keep", "drop", "inline"]
+    ) -> Response:
+        """Return the row, with the last reply's reasoning where it is kept, or in the answer."""
         assert exchange.answer is not None
         prompt: Prompt = exchange.asked if self.as_asked else exchange.row.prompt
         if self.prompt is not None:
             prompt = exchange.render(self.prompt, ())
         logprob = exchange.answer.logprob
+        text, thought = exchange.render(self.answer, ()), exchange.answer.reasoning or ""
         return Response(
             id=exchange.row.id if prompt == exchange.row.prompt else row_id(prompt),
             prompt=prompt,
-            answer=exchange.render(self.answer, ()),
+            answer=inline(text, thought) if reasoning == "inline" else text,
+            reasoning=(thought or None) if reasoning == "keep" else None,
             group=exchange.row.group,
             origin="teacher",
             teacher=teacher,

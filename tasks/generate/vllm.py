@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tasks.errors import UserError
-from tasks.generate.asks import Answering, Ask, Batch
+from tasks.generate.asks import NO_HISTORY, Answering, Ask, Batch, History
 from tasks.generate.endpoint import check_weights, seed_of
 from tasks.models import checkpoints
 from tasks.models.decoding import Answer, Completion, Decoding, as_text
@@ -42,7 +42,7 @@ class Vllm(Section):
         """The number format of weights and matrix products."""
         return resolve(self.precision, "cuda")
 
-    def open(self, checkpoint: Path, spent: float = 0.0) -> Answering:
+    def open(self, checkpoint: Path, history: History = NO_HISTORY) -> Answering:
         """Load the teacher; return the function that answers.
 
         Raises:

@@ -88,7 +88,7 @@ class Bought(NamedTuple):
     prompt_tokens: int
     answer_tokens: int
     cost: float
-    """US dollars, those of replies included that had to be thrown away before."""
+    """US dollars."""
 
 
 class Answer(NamedTuple):
@@ -103,6 +103,10 @@ class Answer(NamedTuple):
     tokens: tuple[tuple[str, float, Mapping[str, float]], ...] | None = None
     """For each token its text, its log-probability and those of the likeliest in its place, where
     a service was asked for them."""
+    reasoning: str | None = None
+    """What the model wrote before the answer, where a service returns it apart from the text."""
+    note: str | None = None
+    """What was odd about a service's reply."""
 
 
 def answers(

@@ -77,6 +77,8 @@ class Response(Row):
     """Whether the teacher ended the answer itself."""
     logprob: float | None = None
     """Mean log-probability (nats a token) the teacher gave its own answer."""
+    reasoning: str | None = None
+    """What the teacher wrote before its answer, where `generate.reasoning` keeps it."""
     target: str | None = None
     """Which of several targets of one prompt this is, such as `rationale`; none where there is
     but one."""

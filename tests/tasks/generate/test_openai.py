@@ -107,7 +107,7 @@ def test_a_run_ends_at_its_deadline_and_keeps_what_it_has(prompts, clean):
 
 
 def test_requests_in_flight_grow_from_one_and_shrink_under_pressure(prompts):
-    with LoopbackTeacher(seconds=0.02) as service:
+    with LoopbackTeacher(seconds=0.1) as service:
         publish_address(service.url)
         run("main", params(limits={"at_once": 8}))
         assert service.most_in_flight == 8
@@ -172,7 +172,7 @@ def test_a_prompt_that_is_refused_is_listed_and_can_be_allowed_for(project, monk
         with pytest.raises(UserError, match="1 prompts were not answered; the first: th"):
             run("main", params())
         run("main", params().model_copy(update={"unanswered": 0.1}))
-        assert service.tries["What is 3?"] == 2 and service.sent == 11
+        assert service.sent == 10  # what was refused is remembered
     failed = json.loads((GENERATE / "main" / "failed.jsonl").read_text())
     assert failed["reason"] == "the service filtered the answer" and len(texts()) == 9
 
