@@ -25,6 +25,7 @@ from tasks.judging.verifiers import Label, Task
 from tasks.models import checkpoints
 from tasks.rows.records import GENERATE, TEST, Row, row_id, write_json, write_rows
 from tests.loopback_teacher import LoopbackTeacher, publish_address
+from tests.odd_replies import ODD
 
 EVALUATE = EvaluateParams(
     bootstrap=200,
@@ -92,6 +93,14 @@ def test_its_answers_are_scored_and_the_rest_is_said_not_to_be_known(
     page = Path("reports/report.html").read_text()
     assert "The teacher, but for its answers: its weights are not here." in page
     assert service.sent == 18 + 6
+
+
+def test_reasoning_in_the_text_is_no_part_of_the_answer_that_is_scored(
+    round_: Path, service: LoopbackTeacher
+) -> None:
+    service.odd = ODD["think tags"].make
+    run(EVALUATE, TASK, [1], generate())
+    assert read("reports/metrics.json")["teacher"]["score"] == pytest.approx(17 / 18, abs=1e-6)
 
 
 def test_it_costs_what_the_service_counts(round_: Path) -> None:

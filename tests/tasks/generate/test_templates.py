@@ -98,6 +98,19 @@ def test_answer_and_rationale_are_two_targets_of_one_reply(responses):
     assert first.id == row_id(first.prompt) != second.id
 
 
+def test_reasoning_has_a_name_in_templates(responses, monkeypatch, tmp_path):
+    text = "about: a test\nsteps: [{name: first}, {name: second, text: '{{ reasoning }}+'}]\n"
+    text += "rows: [{answer: '{{ first_reasoning }}, {{ reasoning }}: {{ second }}'}]\n"
+    (tmp_path / "thoughts.yaml").write_text(text)
+    monkeypatch.setattr(templates, "FOLDER", tmp_path)
+    monkeypatch.setitem(
+        globals(), "reply_to", lambda turns: f"<think>{turns[-1]['content'][-2:]}</think>x"
+    )
+    rows, _ = responses("thoughts")
+    assert [row.answer for row in rows] == ["s?, ?+: x"] * 4
+    assert [row.reasoning for row in rows] == ["?+"] * 4
+
+
 def test_a_reply_without_the_form_is_set_aside(responses, monkeypatch):
     monkeypatch.setitem(globals(), "reply_to", lambda turns: "Four, I think")
     rows, _ = responses("rationale")
