@@ -1,5 +1,7 @@
 # `make distill` and `make test` each do everything on a fresh machine.
-PYTHON ?= python3.11
+# PYTHON=/path/to/python chooses one; else the first of 3.11, 3.12 and 3.13 that is here.
+PYTHON ?= $(shell sh infra/find_python.sh)
+PYTHON := $(PYTHON)
 VENV   := .venv
 BIN    := $(VENV)/bin
 # uv does not read pip's configuration: hand it pip's folder of wheels, where there is one.
@@ -8,16 +10,18 @@ export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>
 # Some systems forbid Python to keep what it compiled: each process of a round would do it anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-# LOCK=infra/requirements-ci.txt installs exactly what CI was seen to pass with, each file by its hash.
+# LOCK=infra/requirements-ci.txt installs exactly what CI was seen to pass with, each file by its hash:
+# of CPython 3.11 on Linux x86-64, and of no other.
 LOCK ?=
 TORCH := $(shell grep -o 'torch==[0-9.]*' pyproject.toml)
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup distill test test-slow test-cluster format lock audit ui
+.PHONY: setup can-fetch distill test test-slow test-cluster format lock audit ui
 
 setup: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml $(LOCK)
+	@sh infra/check_setup.sh "$(PYTHON)" "$(LOCK)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
 ifeq ($(LOCK),)
@@ -29,8 +33,11 @@ else
 endif
 	@touch $@
 
-distill: setup  ## one whole round on the embedded default
+distill: can-fetch setup  ## one whole round on the embedded default
 	$(BIN)/cohobate run
+
+can-fetch:
+	@sh infra/check_setup.sh "$(or $(wildcard $(BIN)/python),$(PYTHON))" "$(LOCK)" data
 
 test: setup  ## everything CI runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -50,7 +57,7 @@ COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --generate-hash
 	--no-header --no-emit-package torch --no-emit-find-links --no-emit-index-url \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_28
 
-lock: setup  ## what CI and the image install, by version and hash
+lock: setup  ## what CI and the image install (CPython 3.11, Linux x86-64), by version and hash
 	$(COMPILE) --output-file infra/requirements.txt
 	$(COMPILE) --extra export --extra harness --group dev --output-file infra/requirements-ci.txt
 

@@ -3,7 +3,7 @@
 The seam: DVC's own `Repo.reproduce` of one stage, with its shell command replaced by a call of the
 stage's function in this process. Every rule of skipping, run-cache, restoring and locking stays
 DVC's, and dvc.lock comes out byte for byte as from `dvc repro`. `dvc.stage.run.cmd_run` is a
-private name: tests/tasks/test_versioning.py is its contract.
+private name: tests/tasks/lineage/test_versioning.py is its contract.
 """
 
 import json
