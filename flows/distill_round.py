@@ -25,6 +25,7 @@ from tasks.lineage import storage, versioning
 from tasks.lineage.versioning import StageNode
 from tasks.progress import Advance, Event
 from tasks.resources import Resources
+from tasks.terminal import StageLog
 
 
 def _only_when_lost(task: object, run: object, state: State[StageResult]) -> bool:
@@ -39,18 +40,19 @@ def run_stage(
 ) -> StageResult:
     """Bring one stage up to date on the cluster; its events become logs, progress and artifacts."""
     log, bar, watch = get_run_logger(), artifacts.ProgressBar(node.address), watcher.get()
-
-    def hear(event: Event) -> None:
-        watch(node.address, event)
-        if isinstance(event, Advance):
-            bar.show(event)
-        else:
-            log.info(event.text)
-
     watch(node.address, StageStarted())
     try:
         keys = keys_for(node, params.load(root / params.PARAMS))
-        result = placement.run_stage(root, node.address, resources, hear, workspace, keys=keys)
+        with StageLog(log.info) as written:
+
+            def on_event(event: Event) -> None:
+                watch(node.address, event)
+                written(event)
+                if isinstance(event, Advance):
+                    bar.show(event)
+
+            where = root, node.address, resources
+            result = placement.run_stage(*where, on_event, workspace, keys=keys)
     except Exception as error:
         watch(node.address, error)
         log.error("%s", error)

@@ -2,9 +2,9 @@
 
 import json
 import os
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from flows.selection import resources_for, wanted
 from flows.services import use_services
 from flows.workspaces import Kind
 from tasks import params, schema
+from tasks.errors import UserError
 from tasks.lineage import versioning
 from tasks.lineage.stale_lock import drop_stale_lock
 from tasks.lineage.versioning import StageNode
@@ -35,11 +36,11 @@ def run_round(
     if workspace == "shared" and not versioning.reasons(root):  # nothing to start two servers for
         return _outcome(root, only, {node.address: ("unchanged", 0.0) for node in nodes})
     use_quiet_server(root)
-    with _started(root, resources_for(nodes, document), workspace, console):
+    console.print("starting Prefect and Ray", style="dim")
+    with shown(console, nodes), _started(root, resources_for(nodes, document), workspace):
         from flows.distill_round import distill_round
 
-        with shown(console, nodes):
-            results = distill_round(root, only, workspace)
+        results = distill_round(root, only, workspace)
     return _outcome(root, only, {a: (r.outcome, r.seconds) for a, r in results.items()})
 
 
@@ -113,23 +114,24 @@ def shown(console: Console, nodes: list[StageNode]) -> Iterator[None]:
 
 
 @contextmanager
-def _started(
-    root: Path, resources: dict[str, Resources], workspace: Kind, console: Console
-) -> Iterator[None]:
+def _started(root: Path, resources: dict[str, Resources], workspace: Kind) -> Iterator[None]:
     """Have Prefect's server and Ray up: started side by side, as each takes seconds of waiting."""
     from flows.placement import ray_cluster
 
-    with ExitStack() as stack:
-        with console.status("starting Prefect and Ray"):
-            server = threading.Thread(target=_start_prefect)
-            server.start()
-            stack.enter_context(ray_cluster(root, resources, workspace))
-            server.join()
-        yield
+    with ThreadPoolExecutor(1) as thread:
+        server = thread.submit(_start_prefect)
+        with ray_cluster(root, resources, workspace):
+            server.result()
+            yield
 
 
 def _start_prefect() -> None:
     from prefect.client.orchestration import get_client
 
-    with get_client(sync_client=True) as client:
-        client.hello()
+    try:
+        with get_client(sync_client=True) as client:
+            client.hello()
+    except Exception as error:  # of httpx, or Prefect's own where its server is late
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        mend = "cohobate doctor; a busy machine starts it too slowly: then simply again"
+        raise UserError(f"Prefect did not start: {first}", mend=mend) from error

@@ -1,6 +1,7 @@
 """The round as the terminal shows it: a line a stage, redrawn in place, or plain lines in a log."""
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.text import Text
 from flows.placement import StageResult
 from flows.watching import StageStarted
 from tasks.progress import Advance, Say
+from tasks.terminal import StageLog, captured
 
 _LOOKS = {
     "waiting": ("·", "dim"),
@@ -31,27 +33,38 @@ class _Line:
     seconds: float = 0.0
     advance: Advance | None = None
     note: str = ""
-    told: set[str] = field(default_factory=set)
     spinner: Spinner = field(default_factory=lambda: Spinner("dots", style="yellow"))
 
 
 class RoundOnTerminal:
-    """Watches a round (`flows.watching.Watcher`) and draws it."""
+    """Watches a round (`flows.watching.Watcher`) and draws it on a terminal, or writes a log."""
 
     def __init__(self, console: Console, addresses: list[str]) -> None:
         self._console = console
         self._lines = {address: _Line() for address in addresses}
         self._width = max(map(len, addresses), default=0)
-        self._live = Live(get_renderable=self._table, console=console, refresh_per_second=8)
+        self._logs: dict[str, StageLog] = {}
+        self._stack = ExitStack()
 
     def __enter__(self) -> "RoundOnTerminal":
         if self._console.is_terminal:
-            self._live.start()
+            terminal = self._stack.enter_context(captured(self._print))
+            self._console = Console(file=terminal, force_terminal=True, soft_wrap=True)
+            self._stack.enter_context(
+                Live(
+                    get_renderable=self._table,
+                    console=self._console,
+                    refresh_per_second=8,
+                    redirect_stdout=False,  # what libraries write is captured below Python
+                    redirect_stderr=False,
+                )
+            )
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
+        for log in self._logs.values():
+            log.__exit__()
+        self._stack.close()
 
     def __call__(self, address: str, event: Any) -> None:
         """Take in one event of the stage at `address`."""
@@ -71,20 +84,23 @@ class RoundOnTerminal:
             self._log(address, line, event)
 
     def _log(self, address: str, line: _Line, event: Any) -> None:
+        def write(text: str) -> None:
+            self._print(f"{address:<{self._width}}  {text}")
+
         if isinstance(event, StageStarted):
-            text = "started"
-        elif isinstance(event, StageResult):
-            text = f"{event.outcome} in {event.seconds:.1f} s"
-        elif isinstance(event, Say):
-            text = event.text
-        elif isinstance(event, Advance):
-            if event.done < event.total or event.what in line.told:
-                return
-            line.told.add(event.what)
-            text = f"{event.what}: {event.done} in {event.seconds:.1f} s"
+            write("started")
+            self._logs[address] = StageLog(write)
+        elif isinstance(event, Advance | Say):
+            if log := self._logs.get(address):
+                log(event)
         else:
-            text = f"failed: {line.note}"
-        self._console.print(f"{address:<{self._width}}  {text}", highlight=False, soft_wrap=True)
+            if address in self._logs:
+                self._logs.pop(address).__exit__()
+            took = f"{line.seconds:.1f} s"
+            write(f"{line.state} in {took}" if line.state != "failed" else f"failed: {line.note}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 1), expand=True)
@@ -113,8 +129,5 @@ class RoundOnTerminal:
         told = line.note
         if line.advance is not None:
             bar = ProgressBar(total=line.advance.total, completed=line.advance.done, width=16)
-            left = line.advance.eta_seconds if line.advance.done else None
-            told = f"{line.advance.what} {line.advance.done:,}/{line.advance.total:,}"
-            told += f", {left:.0f} s left" if left is not None else ""
-            told += f"; {line.advance.note}" if line.advance.note else ""
+            told = str(line.advance)
         return (line.spinner, Text(address, style="bold"), bar, seconds, Text(told))

@@ -7,7 +7,7 @@ python -m tasks train@kd --debug      with a traceback on errors
 
 import sys
 
-from tasks import params
+from tasks import params, terminal
 from tasks.errors import UserError, from_os_error
 from tasks.params import arguments, stage_function
 
@@ -30,7 +30,8 @@ def main(argv: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 0 if "--help" in argv else 2
     try:
-        run_stage(addresses[0])
+        with terminal.shown():
+            run_stage(addresses[0])
     except UserError as error:
         if debug:
             raise

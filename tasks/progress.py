@@ -1,7 +1,7 @@
 """How a stage says how far it is, wherever it runs.
 
 A stage wraps its loop in `track` and speaks through `say`. Whoever runs the stage decides where
-that goes: a bar on the terminal (`python -m tasks`), or a stream of events to the flow's driver.
+that goes: the terminal or log of `python -m tasks`, or a stream of events to the flow's driver.
 """
 
 import sys
@@ -34,6 +34,14 @@ class Advance:
         """Seconds left at the mean pace so far."""
         return self.seconds / max(self.done - self.before, 1) * (self.total - self.done)
 
+    def __str__(self) -> str:
+        line = f"{self.what} {self.done:,}/{self.total:,}"
+        if self.done >= self.total:
+            line += f" in {duration(self.seconds)}"
+        elif self.done > self.before:
+            line += f", {duration(self.eta_seconds)} left"
+        return f"{line}; {self.note}" if self.note else line
+
 
 @dataclass(frozen=True)
 class Say:
@@ -41,8 +49,22 @@ class Say:
 
     text: str
 
+    def __str__(self) -> str:
+        return self.text
+
 
 Event = Advance | Say
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person reads it: `9.2 s`, `75 s`, `12 min`, `3.4 h`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 180:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 Sink = Callable[[Event], None]
 
 
@@ -110,30 +132,10 @@ def reporting_to(sink: Sink) -> Iterator[None]:
         _sink.reset(token)
 
 
-class Terminal:
-    """Draws events on stderr: one line rewritten in place, or a line every ten seconds."""
-
-    def __init__(self) -> None:
-        self._tty = sys.stderr.isatty()
-        self._told = -1e9
-
-    def __call__(self, event: Event) -> None:
-        """Draw one event."""
-        if isinstance(event, Say):
-            print(event.text, file=sys.stderr)
-            return
-        finished = event.done >= event.total
-        now = time.monotonic()
-        if not self._tty and not finished and now - self._told < 10:
-            return
-        self._told = now
-        share = event.done / max(event.total, 1)
-        line = f"{event.what}: {event.done}/{event.total} ({share:.0%})"
-        line += f" in {event.seconds:.0f} s" if finished else f", {event.eta_seconds:.0f} s left"
-        line += f"; {event.note}" if event.note else ""
-        start, end = ("\r\x1b[K", "\n" if finished else "") if self._tty else ("", "\n")
-        print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
+def _print(event: Event) -> None:
+    """Print what nobody else listens to: messages, and pieces of work that are done."""
+    if isinstance(event, Say) or event.done >= event.total:
+        print(event, file=sys.stderr)
 
 
-_terminal = Terminal()
-_sink: ContextVar[Sink] = ContextVar("progress_sink", default=_terminal)
+_sink: ContextVar[Sink] = ContextVar("progress_sink", default=_print)
