@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from flows import rounds_cli, services_cli
-from flows.console import Exit, Json, Workspace, err, out, plain, print_json, project_root
+from flows.console import (
+    Exit,
+    Json,
+    StoppedError,
+    Workspace,
+    err,
+    out,
+    plain,
+    print_json,
+    project_root,
+)
 from tasks.errors import UserError, from_os_error
 from tasks.params import ParamsError
 
@@ -203,12 +213,18 @@ def main() -> None:
         if _state["debug"]:
             raise
         _show_error(error)
-        sys.exit(Exit.USAGE if isinstance(error, ParamsError) else Exit.FAILED)
+        sys.exit(_exit_code(error))
     except OSError as error:
         if _state["debug"] or not (readable := from_os_error(error)):
             raise
         _show_error(readable)
         sys.exit(Exit.FAILED)
+
+
+def _exit_code(error: UserError) -> Exit:
+    if isinstance(error, StoppedError):
+        return Exit.STOPPED
+    return Exit.USAGE if isinstance(error, ParamsError) else Exit.FAILED
 
 
 def _show_error(error: UserError) -> None:

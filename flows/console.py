@@ -30,6 +30,10 @@ class Exit(IntEnum):
     STOPPED = 130
 
 
+class StoppedError(UserError):
+    """The user stopped this command; what it waited for goes on elsewhere."""
+
+
 def project_root() -> Path:
     """Return the current folder, which must be a project's root."""
     root = Path.cwd()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,11 +16,16 @@ from prefect.automations import Automation
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
     FlowRunFilterParentFlowRunId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
     LogFilter,
     LogFilterFlowRunId,
 )
-from prefect.client.schemas.objects import FlowRun, Log, StateType
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun, Log, StateType
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import LogSort
 from prefect.deployments import run_deployment
 from prefect.events.actions import ChangeFlowRunState, RunDeployment
@@ -59,14 +64,50 @@ def trigger(name: str, parameters: dict[str, Any]) -> FlowRun:
     Raises:
         UserError: there is no such deployment.
     """
+    deployment = _deployment(name)
+    return run_deployment(deployment.id, parameters=parameters, timeout=0)  # type: ignore[return-value]
+
+
+def at_work(name: str) -> FlowRun | None:
+    """Return the run of a deployment that is at work, or due and about to be; None without one.
+
+    Raises:
+        UserError: there is no such deployment.
+    """
+    begun = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED]
+    due = datetime.now(UTC) + timedelta(seconds=1)
+    wanted = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[_deployment(name).id]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun)),
+        expected_start_time=FlowRunFilterExpectedStartTime(before_=due),
+    )
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_run_filter=wanted)
+    rank = {kind: place for place, kind in enumerate(begun)}
+    return min(runs, key=lambda run: rank[run.state_type or StateType.SCHEDULED], default=None)
+
+
+def refuses_a_second(name: str) -> bool:
+    """Return whether a deployment cancels a new run while one is at work, instead of queueing it.
+
+    Raises:
+        UserError: there is no such deployment.
+    """
+    options = _deployment(name).concurrency_options
+    return bool(options and options.collision_strategy == ConcurrencyLimitStrategy.CANCEL_NEW)
+
+
+def _deployment(name: str) -> DeploymentResponse:
     flow = FLOW_OF.get(name, "iterate-rounds")
     try:
-        return run_deployment(f"{flow}/{name}", parameters=parameters, timeout=0)  # type: ignore[return-value]
+        with get_client(sync_client=True) as client:
+            return client.read_deployment_by_name(f"{flow}/{name}")
     except ObjectNotFound:
         raise UserError(
-            f"no deployment is called {name!r}", where=os.environ.get("PREFECT_API_URL", ""),
+            f"no deployment is called {name!r}",
+            where=os.environ.get("PREFECT_API_URL", ""),
             mend="cohobate deploy",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def follow(run: FlowRun, hear: Callable[[str], None]) -> FlowRun:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import Exit, Json, err, out, plain, print_json, project_root
+from flows.console import Exit, Json, StoppedError, err, out, plain, print_json, project_root
 from tasks.errors import UserError
 
 
@@ -53,15 +53,28 @@ def deploy(as_json: Json = False) -> None:
 def trigger(
     name: Annotated[str, typer.Argument(help="A deployment: `nightly`, `on-demand`, …")],
     wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Follow the run that is at work; ask for none.")
+    ] = False,
     params: Annotated[str | None, typer.Option(help="Parameters of the run, as JSON.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Ask the server for a run of a deployment."""
+    """Ask the server for a run of a deployment.
+
+    Where one is at work and a second would be cancelled (`nightly`), --wait follows the first.
+    """
     deployments = _deployments()
-    run = deployments.trigger(name, deployments.parameters_of(params))
+    given = deployments.parameters_of(params)
+    running = deployments.at_work(name)
+    attach = running and (follow or deployments.refuses_a_second(name))
+    if follow and not running:
+        raise UserError(f"no run of {name} is at work", mend=f"cohobate trigger {name} --wait")
+    if attach:
+        _say_at_work(name, running)
+    run = running if attach else deployments.trigger(name, given)
+    wait = wait or follow
     if wait:
-        quiet = (lambda line: None) if as_json else (lambda line: err.print(plain(line)))
-        run = deployments.follow(run, quiet)
+        run = _followed(deployments, name, run, as_json)
     state = run.state.name if run.state else "unknown"
     if as_json:
         print_json({"run": str(run.id), "name": run.name, "state": state})
@@ -69,6 +82,46 @@ def trigger(
         out.print(f"{run.name}  {state}", highlight=False)
     if wait and not (run.state and run.state.is_completed()):
         raise typer.Exit(Exit.FAILED)
+
+
+def _say_at_work(name: str, run: Any) -> None:
+    """Say on stderr that a run is at work, which round it makes, and how to follow it."""
+    import os
+
+    from flows.round_history import History, name_of
+
+    history = History(project_root())
+    rounds = [name_of(number) for number in history.unfinished() if history.at_work()]
+    what = f"{rounds[0]} in {history.workspace(history.unfinished()[0])}" if rounds else "its round"
+    url = os.environ["PREFECT_API_URL"].removesuffix("/api")
+    err.print(f"{name} is at work already: {run.name} makes {what}", highlight=False)
+    err.print(f"  where:  {url}/runs/flow-run/{run.id}", highlight=False, soft_wrap=True)
+    err.print(f"  follow: cohobate trigger {name} --follow", highlight=False)
+
+
+def _followed(deployments: Any, name: str, run: Any, as_json: bool) -> Any:
+    """Follow a run to its end.
+
+    Raises:
+        StoppedError: this command is stopped; the run goes on.
+        UserError: the server went away.
+    """
+    from httpx import TransportError
+
+    again = f"cohobate trigger {name} --follow"
+    quiet = (lambda line: None) if as_json else (lambda line: err.print(plain(line)))
+    try:
+        return deployments.follow(run, quiet)
+    except KeyboardInterrupt:
+        raise StoppedError(
+            f"stopped waiting; {run.name} goes on at the worker",
+            mend=f"{again}   (or stop it: prefect flow-run cancel {run.id})",
+        ) from None
+    except TransportError as error:
+        raise UserError(
+            f"the Prefect server no longer answers: {error}; {run.name} may go on at the worker",
+            mend=f"cohobate up, then {again}",
+        ) from None
 
 
 def _deployments() -> Any:

@@ -11,15 +11,25 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.objects import (
+    ConcurrencyLimitStrategy,
+    ConcurrencyOptions,
+    FlowRun,
+)
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed, Running
 from prefect.utilities.callables import parameter_schema
 
-from flows import overrides
+from flows import deployments, overrides, services_cli
+from flows.console import StoppedError
 from flows.iterate_rounds import Params, iterate_rounds
+from flows.round_history import History
 from tasks import params, schema
+from tasks.errors import UserError
 from tasks.params import ParamsError
+from tests.flows import quick_project
 
 ROOT = Path(__file__).parents[2]
 FORM = set(schema.sections()) - {"recipe"}  # that section is written, not set
@@ -95,3 +105,64 @@ def test_a_schedule_makes_runs(prefect_server: str) -> None:
             assert time.monotonic() < deadline, "no run was scheduled"
             time.sleep(1)
         client.delete_deployment(made)
+
+
+@pytest.fixture
+def deployed(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncPrefectClient]:
+    """A server with `nightly`, which cancels a second run, and `on-demand`, which queues it."""
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    with client_of(prefect_server) as client:
+        flow = client.create_flow_from_name("iterate-rounds")
+        for name, strategy in (("nightly", "CANCEL_NEW"), ("on-demand", "ENQUEUE")):
+            options = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(strategy))
+            client.create_deployment(flow, name, concurrency_limit=1, concurrency_options=options)
+        yield client
+
+
+def test_a_run_that_is_at_work_is_followed_instead_of_cancelling_a_second(
+    deployed: SyncPrefectClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    project = quick_project.build(tmp_path)
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(services_cli, "_deployments", lambda: deployments)
+    assert deployments.at_work("nightly") is None
+    run = deployments.trigger("nightly", {})
+    deployed.set_flow_run_state(run.id, Running(), force=True)
+    found = deployments.at_work("nightly")
+    assert found and found.id == run.id
+    History(project).open()
+
+    def end(*arguments: Any) -> FlowRun:
+        deployed.set_flow_run_state(run.id, Completed(), force=True)
+        return follow(*arguments)
+
+    follow = deployments.follow
+    monkeypatch.setattr(deployments, "follow", end)
+    with History(project).alone():
+        services_cli.trigger("nightly", wait=True)
+    told = capsys.readouterr()
+    assert "nightly is at work already" in told.err and "--follow" in told.err
+    assert "round-0001 in" in told.err and run.name in told.out and "Completed" in told.out
+    assert [r.id for r in deployed.read_flow_runs() if r.deployment_id == run.deployment_id] == [
+        run.id
+    ]
+
+
+def test_stopping_to_wait_says_that_the_run_goes_on(
+    deployed: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(quick_project.build(tmp_path))
+    monkeypatch.setattr(services_cli, "_deployments", lambda: deployments)
+
+    def stopped(*arguments: Any) -> FlowRun:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deployments, "follow", stopped)
+    with pytest.raises(StoppedError, match="goes on at the worker") as error:
+        services_cli.trigger("on-demand", wait=True)
+    assert "trigger on-demand --follow" in error.value.mend
+    with pytest.raises(UserError, match="no deployment is called 'nihgtly'"):
+        services_cli.trigger("nihgtly")
