@@ -4,9 +4,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
-from tasks.collect.examples import Broken, Record, UnreadableError
+from tasks.collect.examples import BrokenCell, Record, UnreadableError
 
 _ROWS = 1024
+# no UTF-8, a date that no calendar knows, a time zone that is none
+_UNREADABLE = (ValueError, OverflowError, LookupError)
 
 
 def parquet_records(file: IO[bytes], encoding: str | None = None) -> Iterator[Record]:
@@ -41,16 +43,21 @@ def arrow_records(file: IO[bytes], encoding: str | None = None) -> Iterator[Reco
     yield from _numbered(table.schema, parts)
 
 
-def batch_records(batch: Any) -> Iterator[Mapping[str, Any] | Broken]:
-    """Yield the rows of an Arrow table; what cannot be read is broken, row by row."""
+def batch_records(batch: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of an Arrow table; a value that cannot be read is a BrokenCell."""
     try:
         yield from batch.to_pylist()
-    except (ValueError, OverflowError) as error:  # no UTF-8, a date that no calendar knows
-        if batch.num_rows == 1:
-            yield Broken(f"unreadable: {type(error).__name__}", "")
-            return
+    except _UNREADABLE:
         for row in range(batch.num_rows):
-            yield from batch_records(batch.slice(row, 1))
+            columns = zip(batch.schema.names, batch.slice(row, 1).columns, strict=True)
+            yield {name: _cell(column) for name, column in columns}
+
+
+def _cell(column: Any) -> Any:
+    try:
+        return column.to_pylist()[0]
+    except _UNREADABLE as error:
+        return BrokenCell(type(error).__name__)
 
 
 def _numbered(schema: Any, batches: Any) -> Iterator[Record]:

@@ -1,7 +1,7 @@
-"""Turns of a conversation as tools write them: OpenAI's, ShareGPT's, UltraChat's, and pairs.
+"""Turns of a conversation as tools write them: OpenAI's, ShareGPT's, Vertex's, and pairs.
 
     {"role": "user", "content": "Hello"}        {"from": "human", "value": "Hello"}
-    {"human": "Hello", "assistant": "Hi"}       "Hello" (texts in turn, the user's first)
+    {"human": "Hello", "assistant": "Hi"}       {"role": "model", "parts": [{"text": "Hi"}]}
 
 Keys that are null are absent. A turn that says more than a row can hold costs the row, and the
 reason names turn and key; nothing is cut or merged.
@@ -30,7 +30,7 @@ _TOOL_ROLES = frozenset(
 )
 _TOOL_ROLES |= {"function", "function_call", "function_response", "observation", "ipython"}
 _ROLE_KEYS = ("role", "from", "speaker", "author")
-_TEXT_KEYS = ("content", "value", "text", "message")
+_TEXT_KEYS = ("content", "value", "text", "message", "parts")
 _PAIRS = (
     ("human", "assistant"),
     ("user", "assistant"),
@@ -102,13 +102,9 @@ def turns_in(value: Any) -> list[Any] | None:
 def _messages(turns: list[Any]) -> Iterator[tuple[Message, bool]]:
     """Yield each turn's message, and whether it may be learnt."""
     for number, turn in enumerate(turns, start=1):
-        if isinstance(turn, str) and all(isinstance(other, str) for other in turns):
-            role: Role = "user" if number % 2 else "assistant"
-            yield Message(role=role, content=storable(turn)), True
-        elif isinstance(turn, dict):
-            yield from _read(number, {k: v for k, v in turn.items() if v is not None})
-        else:
+        if not isinstance(turn, dict):
             raise NoExampleError(f"turn {number} is {kind_of(turn)}, not a role and a text")
+        yield from _read(number, {k: v for k, v in turn.items() if v is not None})
 
 
 def _read(number: int, turn: Mapping[str, Any]) -> Iterator[tuple[Message, bool]]:

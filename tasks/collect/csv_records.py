@@ -24,6 +24,8 @@ def csv_records(
 ) -> Iterator[Record]:
     """Yield the rows below the header line; a quoted cell may hold line ends.
 
+    A header that comes again, as where files were joined, is no row.
+
     Args:
         file: its bytes.
         encoding: its encoding, if it is none of Unicode's.
@@ -46,6 +48,8 @@ def csv_records(
             rows.width = len(header)
         elif isinstance(cells, Broken):
             yield number, cells
+        elif [cell.strip() for cell in cells] == header:
+            yield number, Broken("the header again", clipped(",".join(cells)))
         else:
             yield number, _record(header, cells, text.encoding)
 

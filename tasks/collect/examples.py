@@ -33,6 +33,13 @@ class Broken:
     text: str
 
 
+@dataclass(frozen=True)
+class BrokenCell:
+    """A value of a table that cannot be read; it matters where a template names its column."""
+
+    error: str
+
+
 Record = tuple[int, Mapping[str, Any] | Broken]
 """Line (row of a table), from 1, and columns."""
 
@@ -115,6 +122,8 @@ def kind_of(value: object) -> str:
     """Return what a value is, in the words of JSON."""
     if isinstance(value, float):
         return "a number" if isfinite(value) else json.dumps(value)
+    if isinstance(value, BrokenCell):
+        return f"what cannot be read ({value.error})"
     names = {dict: "an object", list: "a list", bytes: "bytes", str: "text", int: "a number"}
     names |= {type(None): "null", bool: "true or false"}
     return names.get(type(value), type(value).__name__)

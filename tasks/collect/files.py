@@ -164,7 +164,13 @@ def _why(error: Exception) -> str:
 
 def _opened(path: str) -> AbstractContextManager[IO[bytes]]:
     if not path.startswith(_REMOTE):
-        return inside_project(path).open("rb")
+        file = inside_project(path)
+        if file.is_dir():
+            raise UnreadableError(
+                "it is a folder, not a file",
+                "name a file in it; for what save_to_disk wrote, give {type: datasets, path: ...}",
+            )
+        return file.open("rb")
     import s3fs
 
     store = s3fs.S3FileSystem(

@@ -28,10 +28,12 @@ _BINARY = frozenset({".parquet", ".arrow", ".feather"})
 _EXCEL = "in Excel, save it as CSV UTF-8 (.csv)"
 _OTHERS = {
     ".xlsx": f"a spreadsheet: {_EXCEL}",
+    ".xlsm": f"a spreadsheet: {_EXCEL}",
     ".xls": f"a spreadsheet: {_EXCEL}",
     ".ods": "a spreadsheet: save it as CSV in UTF-8",
     ".zip": "an archive: unpack it",
     ".tar": "an archive: unpack it",
+    ".tgz": "an archive: unpack it",
     ".pkl": "a pickle, which can run code: write it with df.to_parquet(path)",
     ".pickle": "a pickle, which can run code: write it with df.to_parquet(path)",
 }
@@ -73,7 +75,7 @@ def known_format(path: str) -> str:
     if ending in FORMATS and not (ending in _BINARY and last in _COMPRESSIONS):
         return ending
     kinds = f"give a {', '.join(FORMATS)} file, text also as {', '.join(_COMPRESSIONS)}"
-    raise ValueError(f"{_OTHERS[last]}; {kinds}" if last in _OTHERS else kinds)
+    raise ValueError(f"{_OTHERS[ending]}; {kinds}" if ending in _OTHERS else kinds)
 
 
 def records(path: str, file: IO[bytes], encoding: str | None) -> Iterator[Record]:

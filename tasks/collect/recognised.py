@@ -2,12 +2,14 @@
 
 | columns | what becomes of a record |
 |---|---|
-| `messages`, `conversations`, `conversation`, `dialogue`, `dialog`, `chat` or `turns` | a
-  conversation; an assistant's last turn is the answer |
-| `data`, a list of texts (UltraChat) | the same, the user's turns first |
+| `messages`, `conversations`, `conversation`, `dialogue`, `dialog`, `chat`, `turns`, `items` or
+  `contents` | a conversation; an assistant's last turn is the answer |
+| `data`, a list of texts (UltraChat) | the same, user and assistant in turn |
 | `body` with `messages` | a batch request: the conversation is the prompt |
 | `input` with `messages`, and `preferred_output` | OpenAI's preference: the better answer |
-| `prompt` and `completion` | prompt and answer, each a text or a conversation |
+| `prompt` and `completion` | prompt and answer, each a text or a conversation; not where `label`
+  is false (KTO) |
+| `prompt` and `response`, `output` or `answer` | a user's turn and the answer |
 | `prompt` and `chosen` | a preference: the better answer |
 | `chosen` alone | a preference whose prompt is in it |
 | `instruction`, `input` or `context`, `output` or `response` (Alpaca, Dolly) | a user's turn: the
@@ -15,7 +17,8 @@
 | `question` or `query`, and `answer` or `response` | a user's turn and the answer |
 | `prompt`, or `text` | a prompt without an answer |
 
-A column `system` (`system_prompt`, `system_message`) is the system's turn.
+A column `system` (`system_prompt`, `system_message`, Vertex's `systemInstruction`) is the system's
+turn.
 """
 
 from collections.abc import Mapping
@@ -25,7 +28,10 @@ from tasks.collect.conversations import Prompt, conversation, turns_in
 from tasks.collect.examples import MAX_CHARACTERS, NoExampleError, text_of
 from tasks.params import Section
 
-_TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+_TURNS = (
+    *("messages", "conversations", "conversation", "dialogue", "dialog", "chat"),
+    *("turns", "items", "contents"),
+)
 _SYSTEM = ("system", "system_prompt", "system_message")
 _MORE_THAN_TEXT = ("tools", "functions", "image", "images", "video", "videos", "audio", "audios")
 _EMPTY: tuple[Any, ...] = (None, "", [], {}, "[]", "{}", "null")
@@ -53,10 +59,9 @@ class Recognised(Section):
                 raise NoExampleError(f"column {name!r} is not empty, and a row cannot hold it")
         system = next((text for name in _SYSTEM if (text := _optional(present, name))), "")
         if (turns := _conversation_of(present)) is not None:
-            return conversation(turns, system)
+            return conversation([*_vertex_system(present), *turns], system)
         if "prompt" in present:
-            answers = [name for name in ("completion", "chosen") if name in present]
-            return self._asked(present, answers[0] if answers else None, system)
+            return self._asked(present, system)
         if "instruction" in present:
             return self._instruction(present, system)
         if (question := self._question(columns)) is not None:
@@ -67,9 +72,12 @@ class Recognised(Section):
             return _text(present, "text"), None
         raise NoExampleError(_no_format(columns))
 
-    def _asked(
-        self, columns: Mapping[str, Any], answer: str | None, system: str
-    ) -> tuple[Prompt, str | None]:
+    def _asked(self, columns: Mapping[str, Any], system: str) -> tuple[Prompt, str | None]:
+        answer = next((name for name in ("completion", "chosen") if name in columns), None)
+        if answer is None and any(name in columns for name in _ANSWERS):
+            return self._user(columns, _text(columns, "prompt"), system)
+        if answer == "completion" and columns.get("label") is False:
+            raise NoExampleError("the completion is marked as unwanted (label: false)")
         prompt, reply = columns["prompt"], columns[answer] if answer else None
         if not isinstance(prompt, list) and (isinstance(reply, list) or system):
             prompt = [{"role": "user", "content": _text(columns, "prompt")}]
@@ -132,13 +140,20 @@ def _conversation_of(columns: Mapping[str, Any]) -> list[Any] | None:
             return [*turns, chosen] if isinstance(chosen, dict) else turns
     data, body, asked = (columns.get(name) for name in ("data", "body", "input"))
     if isinstance(data, list) and data and all(isinstance(turn, str) for turn in data):
-        return data
+        roles = ("user", "assistant")
+        return [{"role": roles[n % 2], "content": text} for n, text in enumerate(data)]
     if isinstance(body, dict):
         return _turns(body.get("messages"), "body.messages")
     if isinstance(asked, dict) and "messages" in asked:
         preferred = columns.get("preferred_output") or []
         return _turns(asked["messages"], "input.messages") + _turns(preferred, "preferred_output")
     return None
+
+
+def _vertex_system(columns: Mapping[str, Any]) -> list[Any]:
+    names = ("systemInstruction", "system_instruction")
+    told = next((columns[name] for name in names if isinstance(columns.get(name), dict)), None)
+    return [{**told, "role": "system"}] if told else []
 
 
 def _turns(value: Any, name: str) -> list[Any]:

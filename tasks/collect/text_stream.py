@@ -88,7 +88,8 @@ class TextStream:
                 line = self._line(_BLOCK)
                 self.at += len(line)
             self.line += 1
-            yield number, broken or line
+            # files that were joined have their marks within
+            yield number, broken or line.removeprefix("\ufeff")
 
     def _line(self, limit: int) -> str:
         """Return the line ahead with its end; of a longer one, `limit` characters and one."""

@@ -9,15 +9,14 @@ import pytest
 from pyarrow import feather
 
 from tasks.collect.arrow_records import arrow_records, parquet_records
-from tasks.collect.examples import Broken, NoExampleError, UnreadableError, text_of
+from tasks.collect.examples import BrokenCell, NoExampleError, UnreadableError, text_of
 from tasks.collect.recognised import Recognised
 
 
 def parquet(table: pa.Table) -> list:
     out = io.BytesIO()
     pq.write_table(table, out)
-    found = parquet_records(io.BytesIO(out.getvalue()))
-    return [(n, r.reason if isinstance(r, Broken) else r) for n, r in found]
+    return list(parquet_records(io.BytesIO(out.getvalue())))
 
 
 def test_rows_are_read_and_broken_text_is_named():
@@ -25,7 +24,7 @@ def test_rows_are_read_and_broken_text_is_named():
     broken = pa.Array.from_buffers(pa.string(), 3, [*buffers, pa.py_buffer(b"good\xff\xfetoo")])
     assert parquet(pa.table({"a": broken, "b": [1, 2, 3]})) == [
         (1, {"a": "good", "b": 1}),
-        (2, "unreadable: UnicodeDecodeError"),
+        (2, {"a": BrokenCell("UnicodeDecodeError"), "b": 2}),
         (3, {"a": "too", "b": 3}),
     ]
 
@@ -64,6 +63,15 @@ def test_what_is_no_text_says_what_it_is():
     for name, kind in (("t", "datetime"), ("b", "bytes"), ("l", "a list")):
         with pytest.raises(NoExampleError, match=f"column '{name}' holds {kind}"):
             text_of(record, name)
+
+
+def test_a_value_that_cannot_be_read_matters_only_where_it_is_used():
+    far = pa.array([2**62, 0], pa.timestamp("us"))
+    nowhere = pa.array([1, 2], pa.timestamp("us", "Mars/Phobos"))
+    (_, first), (_, second) = parquet(pa.table({"prompt": ["x", "y"], "day": far, "at": nowhere}))
+    assert Recognised().render(first) == ("x", None) and Recognised().render(second) == ("y", None)
+    with pytest.raises(NoExampleError, match=r"'day' holds what cannot be read \(Ov"):
+        text_of(first, "day")
 
 
 def test_a_column_twice_is_refused():

@@ -58,7 +58,7 @@ def test_a_long_conversation_keeps_every_turn_as_it_is():
         [turn("user", [{"type": "text", "text": "Hel"}, "lo"]), turn("model", "Hi")],
         [{"human": "Hello", "assistant": "Hi"}],
         [{"input": "Hello", "output": "Hi"}],
-        ["Hello", "Hi"],
+        [turn("user", None, parts=[{"text": "Hello"}]), turn("model", None, parts=["Hi"])],
         [{"speaker": "human", "text": "Hello"}, {"speaker": "ai", "text": "Hi"}],
     ],
 )
@@ -97,7 +97,7 @@ CALL = {"function": {"name": "f", "arguments": "{}"}}
         ([turn("user", {"a": 1})], "'content' of turn 1 is an object, not text"),
         ([{"role": 3, "content": "a"}], "the role of turn 1 is a number"),
         ([["a"]], "turn 1 is a list, not a role and a text"),
-        (["a", turn("user", "b")], "turn 1 is text, not a role and a text"),
+        (["a", "b"], "turn 1 is text, not a role and a text"),
         ([turn("user", "a"), turn("assistant", "b", weight=0)], "the answer is marked as not to"),
         ([said("human", "a"), said("gpt", "b") | {"train": False}], "the answer is marked as not"),
         ([turn("assistant", "a")], "the conversation does not end with the user's turn"),

@@ -154,6 +154,11 @@ def test_bytes_of_another_encoding_cost_their_row_until_it_is_named():
     assert read(damaged)[0] == (2, row("x", "1"))
 
 
+def test_a_header_that_comes_again_is_no_row():
+    joined = b"\xef\xbb\xbfq,a\nx,1\n\xef\xbb\xbfq,a\ny,2\n"
+    assert read(joined) == [(2, row("x", "1")), (3, "the header again"), (4, row("y", "2"))]
+
+
 def test_odd_cells_are_named():
     assert read("q,a\nx\0,1\ny,2\n") == [(2, "a cell holds a zero byte"), (3, row("y", "2"))]
     long = f"a line of more than {MAX_CHARACTERS} characters"

@@ -57,6 +57,7 @@ def test_a_file_is_read_by_its_name(project, name, data):
         ("rows.xlsx", "a spreadsheet: in Excel, save it as CSV UTF-8"),
         ("rows.ods", "a spreadsheet: save it as CSV"),
         ("rows.zip", "an archive: unpack it"),
+        ("rows.tar.gz", "an archive: unpack it"),
         ("rows.pkl", "a pickle, which can run code"),
         ("rows.txt", r"give a \.jsonl, \.ndjson, \.json, \.csv, \.tsv, \.parquet"),
         ("rows.parquet.gz", r"give a \.jsonl"),
@@ -88,6 +89,13 @@ def test_what_a_file_is_instead_is_said(project, name, data, said):
     with pytest.raises(UserError, match=f"cannot read the data: (?s:.*){said}") as refused:
         columns(name)
     assert refused.value.where == name and refused.value.mend
+
+
+def test_a_folder_is_no_file(project):
+    (project / "rows.parquet").mkdir()
+    with pytest.raises(UserError, match="a folder, not a file") as refused:
+        columns("rows.parquet")
+    assert "type: datasets" in refused.value.mend
 
 
 def test_an_encoding_is_known_or_refused(project):

@@ -146,6 +146,11 @@ def test_another_encoding_is_read_where_it_is_named():
     assert all("not UTF-8" in reason for reason in contents(data))
 
 
+def test_the_mark_of_a_file_that_was_joined_to_another_is_no_data():
+    lines = [b"\xef\xbb\xbf" + json.dumps(record).encode() + b"\n" for record in BOTH]
+    assert contents(b"".join(lines)) == BOTH
+
+
 def test_a_long_array_on_one_line_is_held_element_by_element():
     import tracemalloc
 

@@ -13,6 +13,11 @@ REPLY = {"role": "assistant", "content": "ho"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
 
+VERTEX = [
+    {"role": "user", "parts": [{"text": "hi"}]},
+    {"role": "model", "parts": [{"text": "h"}, {"text": "o"}]},
+]
+
 
 def user(text: str) -> tuple[Message, ...]:
     return (Message(role="user", content=text),)
@@ -49,6 +54,14 @@ HISTORY = (*user("a"), Message(role="assistant", content="b"), *user("c"))
         ({"messages": json.dumps([ASK, REPLY])}, (ASKED, "ho")),
         ({"conversation": [{"human": "hi", "assistant": "ho"}]}, (ASKED, "ho")),
         ({"dialogue": SHAREGPT}, (ASKED, "ho")),
+        ({"items": SHAREGPT}, (ASKED, "ho")),
+        ({"contents": VERTEX}, (ASKED, "ho")),
+        (
+            {"contents": VERTEX, "systemInstruction": {"parts": [{"text": "Be brief."}]}},
+            (BRIEF, "ho"),
+        ),
+        ({"prompt": "hi", "response": "ho"}, (ASKED, "ho")),
+        ({"prompt": "hi", "completion": "ho", "label": True}, ("hi", "ho")),
         ({"id": "0", "data": ["hi", "ho"]}, (ASKED, "ho")),
         ({"input": {"messages": [ASK]}, "preferred_output": [REPLY]}, (ASKED, "ho")),
         ({"instruction": "hi", "input": "", "output": "ho"}, (ASKED, "ho")),
@@ -82,6 +95,8 @@ def test_formats_are_told_by_their_columns(columns, wanted):
         ({"prompt": {"a": 1}}, "holds an object where text is needed"),
         ({"question": "a", "answer": 1, "choices": ["b", "c"]}, "a question with 'choices'"),
         ({"question": "a", "answer": "b", "context": "c"}, "a question with 'context'"),
+        ({"turns": ["a", "b"]}, "turn 1 is text, not a role and a text"),
+        ({"prompt": "a", "completion": "b", "label": False}, "marked as unwanted"),
         ({"messages": "[{'role': 'user', 'content': 'hi'}]"}, "turns as Python shows them"),
         ({"messages": [ASK, REPLY], "tools": [{"name": "f"}]}, "column 'tools' is not empty"),
         ({"conversations": SHAREGPT, "image": "x.png"}, "column 'image' is not empty"),
