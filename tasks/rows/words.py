@@ -1,8 +1,9 @@
 """Words and signs of a text: what two texts must share to be the same but for how they are set.
 
-Words lose their letter case; white space, quotation marks and the punctuation of prose are left
-out. A sign that changes the meaning of a formula, of code or of a message is a token of its own:
-operators, currency, emoji, brackets and points beside numbers. Accents stay with their word.
+Words lose their letter case; white space, quotation marks, the punctuation of prose and the marks
+of Markdown and TeX are left out. A sign that changes the meaning of a formula, of code or of a
+message is a token of its own: operators, currency, emoji, brackets in a formula, points within
+numbers. Accents stay with their word.
 """
 
 import re
@@ -12,22 +13,32 @@ from functools import cache
 
 _OPERATORS = "+*/=<>^%&|$~\\"
 # by Unicode, the first are punctuation and the second are symbols
-_OTHER_OPERATORS, _QUOTES = "‰‱′″‴％＆＃＠＊／＼", "`´¨"
+_OTHER_OPERATORS, _NO_SIGNS = "‰‱′″‴％＆＃＠＊／＼", "`´¨©®™"
 # what is a sign in some places only; `.` in what comes before is the character itself
 _IN_PLACES = {
-    "-": r"(?=\s*\d|[=>(])|(?<!\w-)(?=-?\w)"  # -5, ->, -r, --force
-    r"|(?<=\b\w-)(?=\w\b)|(?<=\b\w -)(?= \w\b)|(?<=[\d)] -)(?= )"  # x-y, x - y, (x) - y
+    "-": r"(?=\s*\d|[=>(])|(?<!\w-)(?=-?\w)|(?<=\b\w-)(?=\w\b)"  # -5, ->, -r, --force, x-y
+    r"|(?:(?<=\b\w -)|(?<=[\d)] -))(?= [b-hj-z]\b)"  # x - y, 12 - x
     r"|(?<=\w-)(?=-(?![\w\s-]))|(?<=\w--)(?![\w\s-])",  # i--;
-    "!": r"(?==)|(?<!\w!)(?=[\w(])|(?<=\d!)",  # !=, !x, 5!
+    "!": r"(?==)|(?<!\w!)(?=[\w(])|(?<=\d!)(?=\s*[-+*/=)^?])",  # !=, !x, 5! + 1
     ".,": r"(?<=\d.)(?=\d)|(?<=\.)(?<![\w.].)(?=\d)",  # 3.5, .5
     ":": r"(?<=\d.)(?=\d)|(?==)",  # 3:5, :=
-    "([{": r"(?<=\w.)|(?=\s*[\d+*/(\[{)\]}-])|(?<=[+*/=<>^%-].)|(?<=[+*/=<>^%-] .)",  # f(x), 2 * (
-    ")]}": r"(?<=[\d(\[{)\]}].)|(?=\s*[+*/=<>^%(\[{-])",
+    "([{": r"(?<=\w.)|(?<=[+*/=<>^%-].)|(?<=[+*/=<>^%-] .)|(?=[(\[{)\]}])"  # f(x), 2 * (, []
+    r"|(?=[^()\[\]{}\n]*?(?:[+*=<>^]|\d ?[/%-] ?\d))"  # (2 + 3)
+    r"|(?=-?\d+(?:\.\d+)?, ?-?\d)",  # [0, 1)
+    ")]}": r"(?=\s*[+*/=<>^%(\[{-])|(?<=[(\[{)\]}].)|(?<=,\d.)|(?<=, \d.)",
     "'": r"(?=\()",  # f'(x)
     "#": r"(?<=\w.)|(?=\w)",  # C#
     "@": r"(?=\w)",
     ":;": r"(?<![\w:;].)-?[()\[\]dpo/|](?!\w)",  # :-)
 }
+# how Markdown and TeX set a text: bullets, emphasis, formulas, braces around an exponent
+_SETTINGS = re.compile(
+    r"(?m)^[ \t]*[*+•●■▪◦►▶-] +|\\[()\[\]]"
+    r"|(?<![^\s(\[\"'])(?P<mark>\*{1,3}|\$\$?)(?=[^\s*$])"
+    r"(?P<set>[^*$\n]*[^\s*$])(?P=mark)(?![\w*$])"
+    r"|(?<=[\^_])\{(?P<index>\w+)\}"
+)
+_SETS = re.compile(r"[*+$^_•●■▪◦►▶\\]")
 _PLACED = "".join(sorted({*"".join(_IN_PLACES)}))
 # punctuation between a letter and a blank is that of prose: told first, since most of it is
 _SOMETIMES = r"[{}](?!(?<=[a-z][.,:;!'])(?:\s|$))(?:{})".format(
@@ -47,6 +58,8 @@ _DASHES = str.maketrans("−–", "--")  # minus and en dash: a hyphen, as far a
 def words_of(text: str) -> list[str]:
     """Return the words and signs of a text."""
     lower = text.lower()
+    if _SETS.search(lower):
+        lower = _SETTINGS.sub(_content, lower)
     if not lower.isascii():
         return _token().findall(unicodedata.normalize("NFC", lower).translate(_DASHES))
     plain = lower.encode()
@@ -54,6 +67,10 @@ def words_of(text: str) -> list[str]:
     if signs and (signs.translate(None, _PUNCTUATION) or _SIGN_IN_PLACE.search(lower)):
         return _ASCII_TOKEN.findall(lower)
     return plain.translate(_SPACED).decode().split()
+
+
+def _content(setting: re.Match[str]) -> str:
+    return setting["set"] or setting["index"] or " "
 
 
 def without_signs(words: Iterable[str]) -> str:
@@ -76,7 +93,7 @@ def _token() -> re.Pattern[str]:
     for code in range(0x80, 0x1FC00):
         kinds.setdefault(unicodedata.category(chr(code))[0], []).append(code)
     marks = _ranges(code for code in kinds["M"] if not 0xFE00 <= code <= 0xFE0F)  # how it is drawn
-    signs = _ranges(code for code in kinds["S"] if chr(code) not in _QUOTES)
+    signs = _ranges(code for code in kinds["S"] if chr(code) not in _NO_SIGNS)
     return re.compile(
         rf"[{cjk}][{marks}]*|(?:[^\W{cjk}]+[{marks}]*)+|{_SOMETIMES}"
         rf"|[{re.escape(_OPERATORS)}{_OTHER_OPERATORS}{signs}]|[{marks}]"
