@@ -17,7 +17,7 @@ from pydantic import Field, JsonValue, SecretStr, model_validator
 from tasks.errors import UserError
 from tasks.generate.asks import NO_HISTORY, Answering, Ask, Batch, History, driven
 from tasks.generate.error_body import ErrorBody, error_body, error_in
-from tasks.generate.failures import Again, ErrorReply, Refused, Service
+from tasks.generate.failures import Again, ErrorReply, Refused, Service, retry_after
 from tasks.generate.prices import Budget, Price, most_tokens
 from tasks.generate.reasoning import split
 from tasks.generate.replies import Choice, Most, best_choice, bought, parsed
@@ -53,16 +53,14 @@ class Place(NamedTuple):
         if self.key and not os.environ.get(self.key):
             raise UserError(
                 f"the environment variable {self.key} is not set: it holds the API key",
-                where=self.url,
+                where=shown_url(self.url),
                 mend=f"export {self.key}=...",
             )
         return SecretStr(os.environ[self.key] if self.key else "")
 
     def service(self) -> Service:
-        """Return how errors speak of the service: without what its address may hold of secrets."""
-        parts = urlsplit(self.url)
-        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="")
-        return Service(bare.geturl(), self.key, self.secret().get_secret_value())
+        """Return how errors speak of the service."""
+        return Service(shown_url(self.url), self.key, self.secret().get_secret_value())
 
     def client(self) -> "AsyncOpenAI":
         """Return a client that tries once: when to try again is decided here, not there."""
@@ -234,7 +232,8 @@ class Endpoint(Section):
         if error or (choice is None and fields.get("choices") is None):
             charged = fields.get("usage") or (choice and choice.content.text)
             error = error or ErrorBody("it holds no choices")
-            raise ErrorReply(error, cost if charged else 0.0, sent)
+            after = retry_after(headers) if error.after is None else error.after
+            raise ErrorReply(error._replace(after=after), cost if charged else 0.0, sent)
         if choice is None:
             raise Again("the reply holds no choice", cost=cost, reply=sent, whole=True)
         self._check(choice, how, cost, sent)
@@ -273,6 +272,12 @@ class Endpoint(Section):
             raise Again(reason, cost=cost, reply=sent, whole=True)
         behind = " behind its reasoning" if thought or choice.content.reasoning else ""
         raise Again(f"the reply holds no text{behind}", cost=cost, reply=sent, whole=True)
+
+
+def shown_url(url: str) -> str:
+    """Return an address without the secrets that it may hold: a user's password, a query."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def _unreadable(content: bytes, sent: str) -> Exception:

@@ -90,11 +90,12 @@ class ErrorBody(NamedTuple):
         """Return the status that this error would have had as one of HTTP."""
         return self.status or _STATUS.get(self.kind, 500)
 
-    def field(self, sent: Iterable[str]) -> str:
+    def field(self, sent: Iterable[str], *, quoted: bool) -> str:
         """Return the field of the request that is refused; empty where it is none but the prompt.
 
         Args:
             sent: names of the request's fields.
+            quoted: whether a message must name it in quotes, for it may cite the prompt.
         """
         names = [name for name in sent if name not in _OF_THE_PROMPT]
         if self.param:
@@ -102,7 +103,8 @@ class ErrorBody(NamedTuple):
             return name if name in names else ""
         if not _REFUSED_FIELD.search(f"{self.code} {self.message}"):
             return ""
-        named = (n for n in names if re.search(rf"(?<![a-z_]){n}(?![a-z_])", self.message))
+        form = r"[`'\"]{}[`'\"]" if quoted else r"(?<![a-z_]){}(?![a-z_])"
+        named = (name for name in names if re.search(form.format(name), self.message))
         return next(named, "")
 
 

@@ -159,7 +159,8 @@ class Service(NamedTuple):
         self, said: str, body: ErrorBody, past: Past, sent: Collection[str]
     ) -> Exception:
         """Return what it means that the service refuses a request: its fields, or its prompt."""
-        if (field := body.field(sent)) and not past.answered:
+        field = body.field(sent, quoted=past.before)
+        if field and not past.answered:
             what = f"the service refuses the parameter {field}"
             return self._stop(what, said, _without(field, body.message))
         if body.kind == "filter":

@@ -172,7 +172,7 @@ class HandIn:
             told = remote.errors.data if remote.errors and remote.errors.data else []
             reason = told[0].message if told else "no reason given"
             raise UserError(
-                f"the service refuses the batch {remote.id}: {reason}", where=self.place.url
+                f"the service refuses the batch {remote.id}: {reason}", where=self.service.url
             )
         return remote
 
@@ -239,5 +239,5 @@ class HandIn:
             return await retrying(once)
         except (Again, Refused) as error:
             raise UserError(
-                f"the batch service fails: {error}", where=self.place.url, mend="run again later"
+                f"the batch service fails: {error}", where=self.service.url, mend="run again later"
             ) from None
