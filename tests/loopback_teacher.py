@@ -51,6 +51,7 @@ class LoopbackTeacher:
         self.headers: list[dict[str, str]] = []
         self.bodies: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}
+        self.files_made = 0
         self.batches: dict[str, dict[str, Any]] = {}
         self.polls_until_done = 2
         self.batch_failures: Counter[str] = Counter()
@@ -195,12 +196,13 @@ class LoopbackTeacher:
         """/files and /batches, as far as a client of batches needs them."""
         parts = path.split("?", maxsplit=1)[0].strip("/").split("/")[1:]
         if parts == ["files"]:
-            name = f"file-{len(self.files)}"
+            name = self.new_file()
             self.files[name] = multipart_file(headers["content-type"], body)
             told = {"object": "file", "purpose": "batch", "bytes": len(body), "created_at": 0}
             return as_json({"id": name, "filename": "asks.jsonl", "status": "processed", **told})
         if parts[0] == "files":
-            return 200, {}, self.files[parts[1]]
+            gone = json.dumps({"error": {"message": "No such File object"}}).encode()
+            return (200, {}, self.files[parts[1]]) if parts[1] in self.files else (404, {}, gone)
         if method == "POST" and parts == ["batches"]:
             asked = json.loads(body)
             name = f"batch-{len(self.batches)}"
@@ -219,6 +221,10 @@ class LoopbackTeacher:
         if batch["polls"] >= self.polls_until_done and batch["status"] == "in_progress":
             self.finish(batch)
         return as_json(batch)
+
+    def new_file(self) -> str:
+        self.files_made += 1
+        return f"file-{self.files_made}"
 
     def finish(self, batch: dict[str, Any]) -> None:
         """Write the output file, and the error file for a seeded share of the lines."""
@@ -246,7 +252,7 @@ class LoopbackTeacher:
         batch["status"] = self.batch_fate
         for name, lines in (("output_file_id", good[::-1]), ("error_file_id", bad)):
             if lines:
-                batch[name] = f"file-{len(self.files)}"
+                batch[name] = self.new_file()
                 self.files[batch[name]] = "".join(json.dumps(o) + "\n" for o in lines).encode()
 
     def note(self, what: str, prompt: str) -> None:

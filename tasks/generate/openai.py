@@ -147,13 +147,16 @@ class Purchase:
 
     def _stop_after(self, in_a_row: int, error: Exception) -> None:
         """Stop where so many prompts got no answer, one after the other, that none will."""
-        if in_a_row and not self.stopped:
-            self.stopped = UserError(
-                f"{in_a_row} prompts in a row got no answer; the last: {error}",
-                where=self.service.url,
-                mend=advice(str(error))
-                or "run again when the service works: what is answered stays",
-            )
+        if not in_a_row or self.stopped:
+            return
+        reason, down = self.service.clean(str(error)), "run again when the service works"
+        if isinstance(error, Refused):
+            down = "check generate.template, and whether this model answers such prompts"
+        self.stopped = UserError(
+            f"{in_a_row} prompts in a row got no answer; the last: {reason}",
+            where=self.service.url,
+            mend=advice(reason) or f"{down}; what is answered stays",
+        )
 
     async def _retrying(self, ask: Ask, how: Decoding, most: float) -> Answer:
         from tenacity import AsyncRetrying, retry_if_exception

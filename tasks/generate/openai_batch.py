@@ -226,6 +226,8 @@ class HandIn:
                 if isinstance(result, str):  # what the client makes of a web page
                     raise Refused("the reply is no object of the batch API")
                 return result
+            except AttributeError:  # what the client makes of a page in a list's place
+                raise Refused("the reply is no object of the batch API") from None
             except (OpenAIError, TimeoutError, ValueError) as error:
                 raise self.service.meaning(error) from None
 

@@ -1,15 +1,20 @@
 """Files of prompts: handed in, waited for, collected, and what failed handed in again."""
 
+import json
+import shutil
+
 import pytest
 
 from tasks.errors import UserError
 from tasks.generate.openai_batch import OpenAIBatch
+from tasks.generate.places import LEDGER
 from tasks.generate.stage import GenerateParams, run
 from tasks.models.decoding import Decoding
-from tasks.rows.records import GENERATE, Response, read_rows
+from tasks.rows.records import GENERATE, REPORTS, Response, read_rows
 from tests.loopback_teacher import LoopbackTeacher, answer_to, publish_address, write_prompts
 
 RESPONSES = GENERATE / "main" / "responses.jsonl"
+SPENT = REPORTS / "spent" / "main.json"
 PRICE = {"input": 1000.0, "output": 2000.0}  # 0.01 USD an answer at half the price
 
 
@@ -74,4 +79,82 @@ def test_the_cap_bounds_what_is_handed_in(service):
 def test_a_refused_file_is_an_error(service):
     service.batch_fate = "failed"
     with pytest.raises(UserError, match="refuses the batch batch-0"):
+        run("main", params())
+
+
+def lines_altered(service, alter, *, first=True):
+    """Have the service write other lines than it meant to, in its first batch or in all."""
+    real = service.finish
+
+    def finish(done):
+        real(done)
+        if not first or done["id"] == "batch-0":
+            name = done["output_file_id"]
+            lines = [json.loads(line) for line in service.files[name].splitlines()]
+            altered = [new for line in lines for new in alter(line)]
+            service.files[name] = "".join(json.dumps(line) + "\n" for line in altered).encode()
+
+    service.finish = finish
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda line: [line | {"response": None, "error": {"code": "batch_expired"}}],
+        lambda line: [line | {"response": None}],
+        lambda line: [line | {"response": {"status_code": 200, "body": None}}],
+        lambda line: [],
+    ],
+)
+def test_a_line_without_a_reply_is_handed_in_again(service, alter):
+    lines_altered(service, alter)
+    run("main", params(price=PRICE))
+    assert len(answered()) == 30 and set(service.tries.values()) == {2}
+
+
+def test_a_body_as_text_and_an_answer_that_comes_twice_are_read_and_counted(service):
+    def twice(line):
+        body = line["response"]["body"]
+        return [line, line | {"response": {"status_code": 200, "body": json.dumps(body)}}]
+
+    lines_altered(service, twice)
+    run("main", params(price=PRICE))
+    assert len(answered()) == 30 and service.sent == 30
+    assert json.loads(SPENT.read_text())["after"] == pytest.approx(2 * 30 * 0.01)
+
+
+def test_a_line_that_speaks_of_the_account_ends_the_run(service):
+    used_up = {"error": {"message": "You exceeded it", "code": "insufficient_quota"}}
+    reply = {"response": {"status_code": 429, "body": used_up}}
+    lines_altered(service, lambda line: [line | (reply if "1" in str(line) else {})], first=False)
+    with pytest.raises(UserError, match="quota is used up"):
+        run("main", params())
+    assert len(service.batches) == 1
+
+
+def test_what_a_batch_left_behind_refused_is_neither_bought_nor_counted_again(service):
+    silent = {"choices": [{"finish_reason": "stop", "message": {"content": ""}}]}
+    reply = {"response": {"status_code": 200, "body": silent}}
+    lines_altered(service, lambda line: [line | reply], first=False)
+    for _ in range(2):
+        with pytest.raises(UserError, match="30 prompts were not answered"):
+            run("main", params(price=PRICE))
+        spent = json.loads(SPENT.read_text())["after"]
+        assert len(service.batches) == 2
+    run("main", params(price=PRICE).model_copy(update={"unanswered": 1.0}))
+    assert json.loads(SPENT.read_text())["after"] == spent
+
+
+def test_a_batch_whose_files_are_gone_is_passed_over(service):
+    run("main", params())
+    shutil.rmtree(LEDGER)
+    service.files.clear()
+    run("main", params())
+    assert len(answered()) == 30 and len(service.batches) == 2
+
+
+def test_a_service_without_batches_is_named(service, monkeypatch):
+    page = (200, {"content-type": "text/html"}, b"<html>hello</html>")
+    monkeypatch.setattr(service, "batch_api", lambda *_: page)
+    with pytest.raises(UserError, match="no object of the batch API"):
         run("main", params())
