@@ -150,7 +150,9 @@ def _records(values: Values, closing: str) -> Iterator[Record]:
 class _Document:
     """A file that is one object: a record, or records under a key.
 
-    {"data": [{...}, ...]}, pandas' {"columns": [...], "data": [[...], ...]} and {"0": {...}, ...}
+    {"data": [{...}, ...]}, pandas' {"columns": [...], "data": [[...], ...]} and {"0": {...}, ...};
+    {"q": {"0": ..., "1": ...}, ...} and {"q": [..., ...], ...} are held whole, a column up to the
+    length of a record.
     """
 
     def __init__(self, text: TextStream, document: bool) -> None:
@@ -181,7 +183,7 @@ class _Document:
         if text.skip(BETWEEN):
             raise UnreadableError(f"text after the object, line {text.line}", _AS_LINES)
         if not self._source:
-            yield line, self._whole()
+            yield from ((line, record) for record in self._whole())
 
     def _key(self) -> str:
         text = self._text
@@ -226,19 +228,35 @@ class _Document:
             return Broken("not as many cells as columns", clipped(spelt))
         return dict(zip(columns, value, strict=True))
 
-    def _whole(self) -> Mapping[str, Any] | Broken:
-        members = list(self._others.values())
-        if broken := [value for value in members if isinstance(value, Broken)]:
-            return broken[0]
-        lists = [value for value in members if isinstance(value, list)]
-        if len(lists) == len(members) > 1 and len({len(column) for column in lists}) == 1 < len(
-            lists[0]
-        ):
-            raise UnreadableError("lists of columns, not of records", _AS_LINES)
-        if members and all(_is_column(value) for value in members):
-            raise UnreadableError('columns, not records (orient="columns")', _AS_LINES)
-        return self._others
+    def _whole(self) -> Iterator[Mapping[str, Any] | Broken]:
+        """Yield the object as a record, or the records of its columns."""
+        members = self._others
+        if broken := [value for value in members.values() if isinstance(value, Broken)]:
+            if len(members) > 1 and all(value.text[:1] in ("{", "[") for value in broken):
+                raise UnreadableError(f"columns: {broken[0].reason}", _AS_LINES)
+            yield broken[0]
+        elif len(members) > 1 and not members.keys() & _OF_A_ROW and (columns := _columns(members)):
+            for cells in zip(*columns, strict=True):
+                yield dict(zip(members, cells, strict=True))
+        else:
+            yield members
 
 
-def _is_column(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(key.isdigit() for key in value)
+def _columns(members: Mapping[str, Any]) -> list[list[Any]]:
+    """Return the columns of a data frame, {"q": ["x", ...]} or {"q": {"0": "x", ...}}.
+
+    Raises:
+        UnreadableError: objects that may be columns, or records.
+    """
+    values = list(members.values())
+    if all(isinstance(value, dict) and value for value in values):
+        if len({tuple(value) for value in values}) > 1:
+            return []
+        if not all(key.isdigit() for key in values[0]):
+            raise UnreadableError("objects under keys: records, or columns?", _AS_LINES)
+        values = [list(value.values()) for value in values]
+    if not all(isinstance(value, list) and len(value) > 1 for value in values):
+        return []
+    cells = [cell for value in values for cell in value]
+    same = len({len(value) for value in values}) == 1
+    return values if same and not any(isinstance(cell, dict | list) for cell in cells) else []

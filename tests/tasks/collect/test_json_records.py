@@ -122,18 +122,36 @@ def test_a_file_that_was_cut_off_says_so(end):
     assert contents(text) == [A, B, CUT_OFF]
 
 
-def test_columns_and_several_lists_are_refused_with_what_to_write():
-    columns = {"q": {"0": "one", "1": "two"}, "a": {"0": 1, "1": 2}}
-    for text in (json.dumps(columns), json.dumps({"q": ["one", "two"], "a": ["x", "y"]})):
+def test_columns_are_turned_into_records_while_they_are_short():
+    wanted = [{"q": "one", "a": 1}, {"q": "two", "a": None}]
+    frame = {"q": {"0": "one", "1": "two"}, "a": {"0": 1, "1": None}}
+    for columns in (frame, {name: list(column.values()) for name, column in frame.items()}):
+        assert contents(json.dumps(columns)) == contents(json.dumps(columns, indent=1)) == wanted
+    for long in (
+        {"q": ["one"] * 300_000, "a": [1]},
+        {"q": {"x": 1, "y": 2}, "a": {"x": 3, "y": 4}},
+    ):
         with pytest.raises(UnreadableError, match="columns") as refused:
-            read(text, document=True)
+            read(json.dumps(long), document=True)
         assert 'orient="records", lines=True' in refused.value.fix
+
+
+def test_two_lists_of_records_are_refused():
     with pytest.raises(UnreadableError, match="two lists of records: 'train' and 'test'"):
         read(json.dumps({"train": [A], "test": [B]}), document=True)
 
 
 @pytest.mark.parametrize(
-    "record", [{"messages": [A, B]}, {"data": ["hi", "ho"]}, {"q": "one"}, {"body": {"q": 1}}]
+    "record",
+    [
+        {"messages": [A, B]},
+        {"data": ["hi", "ho"]},
+        {"q": "one"},
+        {"body": {"q": 1}},
+        {"chosen": [A, B], "rejected": [B, A]},
+        {"chosen": {"from": "gpt", "value": "x"}, "rejected": {"from": "gpt", "value": "y"}},
+        {"prompt": "x", "meta": {"a": 1, "b": 2}},
+    ],
 )
 def test_one_object_is_one_record(record):
     for document in (True, False):
