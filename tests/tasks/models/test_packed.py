@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.models import packed
 from tasks.models.checkpoints import PACKED
 from tasks.models.packed import PackedLinear, pack
 
@@ -16,6 +17,11 @@ pytestmark = pytest.mark.skipif(
     or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
     reason="nothing is packed on this processor",
 )
+
+
+@pytest.fixture(autouse=True)
+def small_layers_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_LARGE", 1)
 
 
 def layer_of(
@@ -81,6 +87,15 @@ def test_another_precision_and_autocast_are_left_alone() -> None:
         assert layer(x).dtype is torch.bfloat16
     with torch.no_grad():
         assert layer.double()(x.double()).dtype is torch.float64
+
+
+def test_float32_is_packed_in_large_layers_with_avx512_alone(monkeypatch) -> None:
+    monkeypatch.setattr(packed, "_LARGE", 96 * 160 + 1)
+    assert type(layer_of(torch.float32)[0]) is nn.Linear
+    assert type(layer_of(torch.bfloat16)[0]) is PackedLinear
+    monkeypatch.setattr(packed, "_LARGE", 1)
+    monkeypatch.setattr(packed, "flags", lambda: frozenset({"avx2"}))
+    assert type(layer_of(torch.float32)[0]) is nn.Linear
 
 
 def test_a_model_that_fills_the_memory_is_not_held_twice() -> None:
