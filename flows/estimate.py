@@ -1,16 +1,16 @@
 """What the teachers behind endpoints will cost, told before a round starts."""
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 
 from tasks.evaluate.settings import EvaluateParams
 from tasks.generate.endpoint import Endpoint
 from tasks.generate.openai_batch import OpenAIBatch
 from tasks.generate.prices import Prompt
+from tasks.generate.prompts import files_of, rows_of
 from tasks.generate.stage import GenerateParams
 from tasks.generate.templates import Exchange, Template, template_of
-from tasks.rows.records import TEST, UNLABELLED, Row, read_rows, row_id
+from tasks.rows.records import TEST, Row, read_rows
 from tasks.teachers import Teacher
 
 
@@ -36,7 +36,8 @@ def outlooks(
             yield f"{key}: no price is given (generate.backend.price), so no estimate"
             continue
         template = template_of(generate.template)
-        if not template.roots and not (root / UNLABELLED).exists():
+        there = all(path.exists() for path in files_of(generate.prompts, root))
+        if not template.roots and not there:
             yield f"{key}: what it costs can be said once the prompts are collected"
             continue
         share = backend.price.batch if isinstance(backend, OpenAIBatch) else 1.0
@@ -50,9 +51,7 @@ def outlooks(
 
 def _prompts(template: Template, generate: GenerateParams, root: Path) -> Iterator[Prompt]:
     """Yield the first question about each row, as often as there are steps and samples."""
-    made_up = (Row(id=row_id(text), prompt=text) for text in template.roots)
-    rows = made_up if template.roots else read_rows(root / UNLABELLED, Row)
-    for row in islice(rows, generate.rows):
+    for row in rows_of(generate, template, root):
         for sample in range(generate.samples):
             asked = template.steps[0].ask(Exchange(row, sample), ())
             yield from [asked] * len(template.steps)

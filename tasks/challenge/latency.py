@@ -48,6 +48,7 @@ class Latency(Section):
         import torch
 
         from tasks.models import checkpoints
+        from tasks.rows.records import with_prefix
         from tasks.rows.text import prompt_ids
 
         torch.set_num_threads(threads)
@@ -57,7 +58,9 @@ class Latency(Section):
             models[name], tokenizer = checkpoints.load(
                 folder, precision=precision, device=device, frozen=True
             )
-            asked[name] = prompt_ids(tokenizer, prompts[: self.timing.batch])
+            prefix = checkpoints.prompt_prefix(folder)
+            first = [with_prefix(prompt, prefix) for prompt in prompts[: self.timing.batch]]
+            asked[name] = prompt_ids(tokenizer, first)
         found = self.timing.measure(models, asked)
         times = {f"{name}_ms": found["models"][name]["latency_ms_p50"] for name in folders}
         ratio = round(times["challenger_ms"] / times["champion_ms"], 4)

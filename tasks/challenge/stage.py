@@ -157,7 +157,8 @@ def _sit(
     model, tokenizer = checkpoints.load(
         folder, precision=challenge.precision, device=device, frozen=True
     )
-    prompts = [row.prompt for row in rows]
+    prefix = checkpoints.prompt_prefix(folder)
+    prompts = [row.prefixed(prefix).full_prompt for row in rows]
     how, batching, threads = challenge.decoding, challenge.batching, challenge.threads
     said = answers(model, tokenizer, prompts, how, batching, threads=threads)
     found = np.zeros(len(rows))

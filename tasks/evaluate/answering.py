@@ -10,7 +10,7 @@ from tasks.evaluate import predictions
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.efficiency import Footprint, footprint
 from tasks.evaluate.examinees import Absent, Loaded
-from tasks.evaluate.fidelity import Fidelity
+from tasks.evaluate.fidelity import Fidelity, Texts
 from tasks.evaluate.findings import Measured
 from tasks.evaluate.predictions import Prediction
 from tasks.evaluate.robustness import PERTURBED, VARIED, Variant
@@ -67,11 +67,15 @@ class Examination:
             for seed, folder in arm.checkpoints.items():
                 student = Loaded.of(self.params, folder)
                 own = self._examine(arm, seed, student, sitting)
-                if arm.role == "initial":
-                    own = []  # knows nothing yet of the task: no text worth the teacher's reading
                 if teacher and _one_vocabulary(teacher, student) and taught:
+                    # what knows nothing yet of the task wrote no text worth the teacher's reading
+                    ours = [] if arm.role == "initial" else own
                     sitting.fidelity[seed] = self.params.fidelity.compare(
-                        teacher.reader, student.reader, taught, own, self.params.teacher
+                        teacher.reader,
+                        student.reader,
+                        Texts(taught, _behind(own, taught)),
+                        Texts(_behind(taught[: len(ours)], ours), ours),
+                        self.params.teacher,
                     )
         self._write_variants({arm.role: sittings[arm.name] for arm in arms})
         return {
@@ -85,8 +89,11 @@ class Examination:
             role: Loaded.of(self.params, next(iter(a.checkpoints.values())))
             for role, a in arms.items()
         }
-        texts = [row.prompt for row in self.rows[: self.params.timing.batch]]
-        prompts = {name: prompt_ids(one.tokenizer, texts) for name, one in loaded.items()}
+        rows = self.rows[: self.params.timing.batch]
+        prompts = {
+            name: prompt_ids(one.tokenizer, [row.full_prompt for row in one.asked(rows)])
+            for name, one in loaded.items()
+        }
         models = {name: one.model for name, one in loaded.items()}
         timings = self.params.timing.measure(models, prompts)
         return {**timings, "precision": self.params.number_format}
@@ -113,7 +120,7 @@ class Examination:
             write_served(loaded.tokenizer, _answered(self.rows, given))
         if arm.role in VARIED and self.variants:
             sitting.variants[seed] = self._varied(arm, loaded, given)
-        rows = [self.rows[n] for n in self.sample]
+        rows = loaded.asked([self.rows[n] for n in self.sample])
         own = _own_texts(loaded, rows, [given[n] for n in self.sample])
         references = list(encode_all(loaded.tokenizer, rows))
         loaded.reader.read([*([] if arm.role == "initial" else own), *references])
@@ -172,7 +179,8 @@ class Examination:
 
 def _mean_length(loaded: Loaded, rows: Sequence[Row]) -> int:
     """Return the mean length of a prompt, in the tokens of a model."""
-    lengths = [len(ids) for ids in prompt_ids(loaded.tokenizer, [row.prompt for row in rows])]
+    prompts = [row.full_prompt for row in loaded.asked(rows)]
+    lengths = [len(ids) for ids in prompt_ids(loaded.tokenizer, prompts)]
     return max(1, round(sum(lengths) / len(lengths)))
 
 
@@ -183,6 +191,12 @@ def _own_texts(loaded: Loaded, rows: Sequence[Row], given: Sequence[Prediction])
         text if own.finish == "stop" else Encoded(text.prompt_ids, text.completion_ids[:-1])
         for text, own in zip(encoded, given, strict=True)
     ]
+
+
+def _behind(prompts: Sequence[Encoded], answers: Sequence[Encoded]) -> list[Encoded]:
+    """Put one model's answers behind the prompts as another model is asked them."""
+    pairs = zip(prompts, answers, strict=True)
+    return [Encoded(prompt.prompt_ids, answer.completion_ids) for prompt, answer in pairs]
 
 
 def _answered(rows: Sequence[Row], given: Sequence[Prediction]) -> list[Row]:

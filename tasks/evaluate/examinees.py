@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tasks.evaluate.readings import Reader
 from tasks.evaluate.settings import EvaluateParams
-from tasks.generate.asked import asked
+from tasks.generate import asked as service
 from tasks.generate.stage import GenerateParams
 from tasks.models import checkpoints
 from tasks.models.decoding import Answer, answers
@@ -26,6 +26,8 @@ class Loaded:
     tokenizer: "PreTrainedTokenizerBase"
     reader: Reader
     params: EvaluateParams
+    prefix: str | None = None
+    """What it learnt to read before a prompt."""
 
     @classmethod
     def of(cls, params: EvaluateParams, folder: Path) -> "Loaded":
@@ -34,11 +36,16 @@ class Loaded:
             folder, precision=params.precision, device=checkpoints.accelerator(), frozen=True
         )
         size, threads = params.batching.rows, params.threads
-        return cls(model, tokenizer, Reader(model, tokenizer, batch=size, threads=threads), params)
+        reader = Reader(model, tokenizer, batch=size, threads=threads)
+        return cls(model, tokenizer, reader, params, checkpoints.prompt_prefix(folder))
+
+    def asked(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows as the model is asked them."""
+        return [row.prefixed(self.prefix) for row in rows]
 
     def answers(self, rows: Sequence[Row], what: str) -> list[Answer]:
         """Return the model's answer to each row."""
-        prompts = [row.prompt for row in rows]
+        prompts = [row.full_prompt for row in self.asked(rows)]
         how, batching, threads = self.params.decoding, self.params.batching, self.params.threads
         decoded = answers(self.model, self.tokenizer, prompts, how, batching, threads=threads)
         found = dict(track(decoded, total=len(prompts), what=what))
@@ -54,4 +61,4 @@ class Absent:
 
     def answers(self, rows: Sequence[Row], what: str) -> list[Answer]:
         """Return the service's answer to each row, out of the ledger where it was bought before."""
-        return asked(self.params.teacher, self.generate, rows, self.params.decoding, what)
+        return service.asked(self.params.teacher, self.generate, rows, self.params.decoding, what)

@@ -9,7 +9,7 @@ Shapes: N answer tokens, V vocabulary, K top-k, C outcomes (the K stored ids, an
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tasks.evaluate.readings import Reader
+
+
+class Texts(NamedTuple):
+    """Answers to the same prompts, as each of two models reads them: behind its own prefix."""
+
+    teacher: Sequence[Encoded]
+    student: Sequence[Encoded]
 
 
 class Agreement(Section):
@@ -57,22 +64,21 @@ class Live(Section):
         self,
         teacher: "Reader",
         student: "Reader",
-        teacher_texts: Sequence[Encoded],
-        student_texts: Sequence[Encoded],
+        taught: Texts,
+        own: Texts,
         name: str,
     ) -> Fidelity:
-        """Compare two models of one vocabulary on both models' answers to the same prompts."""
-        teacher.read([*teacher_texts, *student_texts])
-        student.read([*teacher_texts, *student_texts])
-        own = self._on(teacher, student, student_texts) if student_texts else None
-        taught = self._on(teacher, student, teacher_texts)
-        return Fidelity(**taught.model_dump(), student_text=own)
+        """Compare two models of one vocabulary on the teacher's answers, and on the student's."""
+        teacher.read([*taught.teacher, *own.teacher])
+        student.read([*taught.student, *own.student])
+        beside = self._on(teacher, student, own) if own.student else None
+        return Fidelity(**self._on(teacher, student, taught).model_dump(), student_text=beside)
 
-    def _on(self, teacher: "Reader", student: "Reader", texts: Sequence[Encoded]) -> Agreement:
+    def _on(self, teacher: "Reader", student: "Reader", texts: Texts) -> Agreement:
         tally = _Tally(self.top_k)
         pairs = zip(
-            teacher.log_probs(teacher.hidden(texts)),
-            student.log_probs(student.hidden(texts)),
+            teacher.log_probs(teacher.hidden(texts.teacher)),
+            student.log_probs(student.hidden(texts.student)),
             strict=True,
         )
         for (_, p_NV), (_, q_NV) in pairs:
@@ -96,8 +102,8 @@ class Stored(Section):
         self,
         teacher: "Reader",
         student: "Reader",
-        teacher_texts: Sequence[Encoded],
-        student_texts: Sequence[Encoded],
+        taught: Texts,
+        own: Texts,
         name: str,
     ) -> Fidelity:
         """Compare a student with the stored distributions of the teacher `name`.

@@ -92,7 +92,8 @@ def write_model_card(folder: Path, exported: Exported, student: Student, files: 
     source = lineage(student.by_seed[exported.seed])
     shown = {
         **exported._asdict(),
-        "example": {"prompt": prompt_text(row.prompt), "answer": row.answer},
+        "example": {"prompt": prompt_text(row.full_prompt), "answer": row.answer},
+        "prefix": row.prefix,
         "bases": [t["model"] for t in files.teachers.values() if t["model"].count("/") == 1],
         "student": student.row,
         "evaluated": files.evaluated,

@@ -88,8 +88,10 @@ def run(export: ExportParams, task: Task, shape: Shape, metric: DecidingMetric) 
     student, files = evaluated(), RoundFiles()
     if export.push:
         export.push.refuse(files.teachers, files.gate_passed)
-    rows = dev_sample(export.dev_rows)
-    questions = Questions([row.prompt for row in rows], export.max_tokens, export.threads)
+    prefix = checkpoints.prompt_prefix(next(iter(student.by_seed.values())))
+    rows = [row.prefixed(prefix) for row in dev_sample(export.dev_rows)]
+    prompts = [row.full_prompt for row in rows]
+    questions = Questions(prompts, export.max_tokens, export.threads)
     check = Check(rows, questions, metric, task.verifier)
     seed, said = _chosen(export, student, check)
     number_format = resolve(export.precision, checkpoints.accelerator())

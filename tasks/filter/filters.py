@@ -6,7 +6,7 @@ To add one: a class with `type` and `keep`, and its name in `AnyFilter` at the b
 ones have files of their own beside this one.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ class Contaminated(Filter):
     """Refuse what gives away a prompt of dev or test. Always on, and first."""
 
     type: Literal["contaminated"] = "contaminated"
+    any_target: ClassVar[bool] = True
     words: int = Field(WORDS, ge=5, le=13)
     """Length of a run of words in common that counts."""
     similarity: float = Field(SIMILARITY, ge=0.5, le=0.9)

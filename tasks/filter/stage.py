@@ -26,7 +26,7 @@ from typing import Any
 from tasks.errors import UserError
 from tasks.filter.filters import AnyFilter, Contaminated
 from tasks.filter.picture import funnel_svg
-from tasks.filter.verdicts import Context, Filter, Refused
+from tasks.filter.verdicts import KEPT, Context, Filter, Refused
 from tasks.judging.verifiers import Task
 from tasks.models import sources
 from tasks.params import Section
@@ -72,7 +72,7 @@ def run(filter: FilterParams, task: Task) -> None:
     rows = RowView.of(sorted(GENERATE.glob("*/responses.jsonl")), Response)
     if not rows:
         raise UserError("there are no responses to filter", where=str(GENERATE))
-    funnel = Funnel(rows)
+    funnel = Funnel(rows, auxiliary=any(row.target is not None for row in rows))
     filters = (filter.contaminated, *filter.filters)
     write_rows(
         FILTER / "dropped.jsonl", chain.from_iterable(funnel.through(f, context) for f in filters)
@@ -96,13 +96,21 @@ class Funnel:
 
     rows: RowView[Response]
     steps: list[dict[str, Any]] = field(default_factory=list)
+    auxiliary: bool = False
+    """Whether there are auxiliary targets; each stands behind its answer."""
 
     def through(self, filter: Filter, context: Context) -> Iterator[Dropped]:
         """Pass the rows through one more filter; yield those that it refuses."""
-        keep, kept, reasons = filter.over(self.rows, context), array("Q"), Counter[str]()
+        judged = self.rows if filter.any_target else self._answers()
+        keep, kept, reasons = filter.over(judged, context), array("Q"), Counter[str]()
         seen = len(self.rows)
+        answer_is_dropped = False
         for position, row in enumerate(track(self.rows, total=seen, what=f"filter {filter.type}")):
-            verdict = keep(row)
+            verdict = keep(row) if row.target is None or filter.any_target else KEPT
+            if row.target is None:
+                answer_is_dropped = isinstance(verdict, Refused)
+            elif answer_is_dropped:
+                verdict = Refused("its answer is dropped")
             if isinstance(verdict, Refused):
                 reasons[verdict.reason] += 1
                 told = {"reason": verdict.reason, "score": verdict.score}
@@ -112,6 +120,12 @@ class Funnel:
         dropped = {"dropped": seen - len(kept), "reasons": dict(reasons)}
         self.steps.append({"filter": filter.type, "seen": seen, **dropped})
         self.rows = self.rows.only(kept)
+
+    def _answers(self) -> RowView[Response]:
+        """Return the rows without the auxiliary targets."""
+        if not self.auxiliary:
+            return self.rows
+        return self.rows.only(n for n, row in enumerate(self.rows) if row.target is None)
 
 
 def _context(filter: FilterParams, task: Task) -> Context:

@@ -8,7 +8,7 @@ judges the rows of one run.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from tasks.judging.verifiers import Task
 from tasks.params import Section
@@ -64,9 +64,15 @@ class Context:
 
 
 class Filter(Section):
-    """Base of the filters."""
+    """Base of the filters.
+
+    A filter judges the answers to prompts. Auxiliary targets of a prompt, such as a rationale, go
+    the way of the answer that they stand behind; some filters judge their text too.
+    """
 
     type: str
+    any_target: ClassVar[bool] = False
+    """Whether it judges the text of auxiliary targets too."""
 
     def keep(self, row: Response) -> Verdict:
         """Judge a row by itself."""

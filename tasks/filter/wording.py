@@ -3,7 +3,7 @@
 import json
 import re
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -78,6 +78,7 @@ class Language(Filter):
     """
 
     type: Literal["language"]
+    any_target: ClassVar[bool] = True
     wanted: tuple[str, ...] = Field(min_length=1)
     """ISO 639-1 codes, such as [en, de]."""
     of: Literal["prompt", "answer", "both"] = "answer"
@@ -121,6 +122,7 @@ class Boilerplate(Filter):
     """Refuse answers that decline to answer, and phrases that are there for their own sake."""
 
     type: Literal["boilerplate"]
+    any_target: ClassVar[bool] = True
     refusals: bool = True
     """Whether answers such as `I'm sorry, but I cannot help with that` are refused."""
     phrases: tuple[str, ...] = ()
@@ -147,6 +149,7 @@ class Repetition(Filter):
     """Refuse answers that say the same again and again (Rae et al. 2021, appendix A.1.1)."""
 
     type: Literal["repetition"]
+    any_target: ClassVar[bool] = True
     words: int = Field(3, ge=1)
     """Length of the runs of words that are counted."""
     max_share: float = Field(0.3, ge=0, lt=1)

@@ -12,6 +12,7 @@ from tasks.generate.endpoint import Endpoint
 from tasks.generate.failures import advice
 from tasks.generate.ledger import Ledger, key_of
 from tasks.generate.prices import Price
+from tasks.generate.prompts import count_of, rows_of
 from tasks.generate.reasoning import apart
 from tasks.generate.templates import Exchange, Prompt, Step, Template
 from tasks.models.decoding import Answer, Decoding
@@ -19,12 +20,9 @@ from tasks.progress import Meter, say
 from tasks.rows.records import (
     ADAPT,
     GENERATE,
-    UNLABELLED,
     Response,
     Row,
     prompt_text,
-    read_rows,
-    row_id,
 )
 
 if TYPE_CHECKING:
@@ -63,13 +61,14 @@ class Interview:
         self.measured, self.logprob = 0, 0.0
         self.prompt_tokens = self.answer_tokens = 0
         self._answering: Answering | None = None
-        self._pool = [prompt_text(row.prompt) for row in islice(self._rows(), _POOL)]
+        pool = islice(rows_of(params, template), _POOL)
+        self._pool = [prompt_text(row.prompt) for row in pool]
 
     def responses(self) -> Iterator[Response]:
         """Yield the responses in the order of the prompts; what the ledger lacks is computed."""
-        rows = self._rows()
-        steps = len(self.template.steps)
-        meter = Meter(f"answers of {self.teacher}", self.params.samples * self._count() * steps)
+        rows = rows_of(self.params, self.template)
+        asks = count_of(self.params, self.template) * self.params.samples * len(self.template.steps)
+        meter = Meter(f"answers of {self.teacher}", asks)
         while window := list(islice(rows, self.params.window)):
             self.prompts += len(window)
             samples = range(self.params.samples)
@@ -172,19 +171,6 @@ class Interview:
         self.measured += response.logprob is not None
         self.logprob += response.logprob or 0.0
         return response
-
-    def _rows(self) -> Iterator[Row]:
-        """Yield what is asked about: the template's own roots, or the unlabelled prompts."""
-        roots = (Row(id=row_id(root), prompt=root) for root in self.template.roots)
-        return islice(
-            roots if self.template.roots else read_rows(UNLABELLED, Row), self.params.rows
-        )
-
-    def _count(self) -> int:
-        if self.template.roots:
-            return len(self.template.roots)
-        with UNLABELLED.open("rb") as lines:
-            return sum(1 for _ in islice(lines, self.params.rows))
 
 
 def ask_of(backend: "Backend", how: Decoding, row: Row, prompt: Prompt, sample: int = 0) -> Ask:

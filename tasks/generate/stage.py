@@ -1,6 +1,7 @@
-"""The teacher answers the prompts that have no label.
+"""The teacher answers the prompts: those that have no label, unless `generate.prompts` says more.
 
-In:  data/collect/unlabelled.jsonl, and models/adapt/<teacher>: its checkpoint, or its address
+In:  data/collect/unlabelled.jsonl or labelled.jsonl, and models/adapt/<teacher>: its checkpoint,
+     or its address
 Out: data/generate/<teacher>/responses.jsonl, in the order of the prompts:
 
     {"answer": " animal", "finish": "stop", "group": "", "id": "9f8a3c…", "logprob": -0.0213,
@@ -32,13 +33,14 @@ from tasks.generate.endpoint import place_of
 from tasks.generate.interview import Interview
 from tasks.generate.ledger import Ledger, key_of
 from tasks.generate.places import journal_of
+from tasks.generate.prompts import Chosen, files_of
 from tasks.generate.spending import noted
 from tasks.generate.templates import template_of
 from tasks.generate.vllm import Vllm
 from tasks.models import checkpoints
 from tasks.models.decoding import Decoding
 from tasks.params import Section
-from tasks.rows.records import ADAPT, ENDPOINT, GENERATE, UNLABELLED, write_json, write_rows
+from tasks.rows.records import ADAPT, ENDPOINT, GENERATE, write_json, write_rows
 
 
 class GenerateParams(Section):
@@ -52,6 +54,10 @@ class GenerateParams(Section):
     """How the teacher is asked: a file in tasks/generate/templates."""
     decoding: Decoding = Decoding()
     """How the next token is chosen."""
+    prompts: Chosen = "unlabelled"
+    """Which prompts are answered. The right answers to labelled ones are known: by them the filter
+    `verified`, judges and pairs by `verifier` decide. `both`: the labelled ones come first. A
+    template with roots of its own needs neither."""
     rows: int | None = Field(None, ge=1)
     """Ask about so many prompts, the first of the list; all when not given."""
     samples: int = Field(1, ge=1)
@@ -76,7 +82,7 @@ class GenerateParams(Section):
 
 
 def run(item: str, generate: GenerateParams) -> None:
-    """Let the teacher `item` answer the unlabelled prompts.
+    """Let the teacher `item` answer the chosen prompts.
 
     Raises:
         UserError: there is no prompt, several samples are asked of greedy decoding, the teacher's
@@ -100,7 +106,9 @@ def run(item: str, generate: GenerateParams) -> None:
         summary["number_format"] = backend.number_format
     write_json(folder / "summary.json", summary)
     if not interview.prompts:
-        raise UserError("there is no prompt to answer", where=str(UNLABELLED))
+        files = ", ".join(map(str, files_of(generate.prompts)))
+        mend = "choose others by generate.prompts"
+        raise UserError("there is no prompt to answer", where=files, mend=mend)
 
 
 def identity(teacher: str) -> str:

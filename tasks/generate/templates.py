@@ -10,8 +10,8 @@ and sample) and `seeds` (so many prompts of others):
       - messages: [{role: user, content: "{{ prompt }} Think first, then write Answer: ..."}]
         pattern: "(?s)(?P<rationale>.*)Answer:(?P<verdict>.*)"
     rows:
-      - {prompt: "[label] {{ prompt }}", answer: " {{ verdict | trim }}", target: answer}
-      - {prompt: "[rationale] {{ prompt }}", answer: " {{ rationale | trim }}", target: rationale}
+      - {prefix: "[label] ", answer: " {{ verdict | trim }}"}
+      - {prefix: "[rationale] ", answer: " {{ rationale | trim }}", target: rationale}
 
 What a template asks is part of an answer's key; how it makes rows is not: that can be mended
 without a new answer.
@@ -128,13 +128,15 @@ class RowText(Section):
     """A row that the replies become."""
 
     prompt: str | None = None
-    """What the student is asked; not given: the row's own prompt."""
+    """Another question that the student is asked; not given: the row's own prompt."""
+    prefix: str | None = None
+    """Text before the prompt that tells the student which target is wanted."""
     as_asked: bool = False
     """Whether the student is asked as the teacher was in the first step."""
     answer: str = "{{ answer }}"
     """What it should answer."""
-    target: str | None = None
-    """Name of the target, where a prompt has several."""
+    target: str | None = Field(None, pattern="^[a-z_]+$")
+    """Name of an auxiliary target, such as a rationale; not given: this is the prompt's answer."""
 
     def response(
         self, exchange: Exchange, teacher: str, reasoning: Literal["keep", "drop", "inline"]
@@ -147,8 +149,9 @@ class RowText(Section):
         logprob = exchange.answer.logprob
         text, thought = exchange.render(self.answer, ()), exchange.answer.reasoning or ""
         return Response(
-            id=exchange.row.id if prompt == exchange.row.prompt else row_id(prompt),
+            id=exchange.row.id if self.prompt is None else row_id(prompt),
             prompt=prompt,
+            prefix=self.prefix,
             answer=inline(text, thought) if reasoning == "inline" else text,
             reasoning=(thought or None) if reasoning == "keep" else None,
             group=exchange.row.group,
@@ -171,13 +174,23 @@ class Template(Section):
     steps: tuple[Step, ...] = Field((Step(),), min_length=1)
     """The questions, each asked once the one before is answered."""
     rows: tuple[RowText, ...] = Field((RowText(),), min_length=1)
-    """What the student learns from."""
+    """What the student learns from: the prompt's answer first, then its auxiliary targets."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Template":
         names = [step.name for step in self.steps]
         if len(set(names)) < len(names):
             raise ValueError("two steps have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _the_answer_comes_first(self) -> "Template":
+        targets = [row.target for row in self.rows]
+        if targets[0] is not None or len(set(targets)) < len(targets):
+            raise ValueError(
+                "rows: the first is the prompt's answer and has no target; each further one has a "
+                "target of its own name"
+            )
         return self
 
 

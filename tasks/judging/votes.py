@@ -20,13 +20,15 @@ def votes_of(
     held in memory.
 
     Args:
-        rows: the samples of all prompts, in any order.
+        rows: the samples of all prompts, in any order; auxiliary targets have no vote.
         answer_of: gives an answer in the form in which answers are compared.
     """
     import numpy as np
 
     ids, answers = array("Q"), array("Q")
     for row in rows:
+        if row.target is not None:
+            continue
         ids.append(int(row.id, 16))
         answers.append(hash_of(answer_of(row)))
     order_N = np.argsort(np.asarray(ids), kind="stable")

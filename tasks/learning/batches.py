@@ -43,6 +43,10 @@ class Example:
     """Class, topic or task of the row."""
     by_student: bool = False
     """Whether the student wrote the completion."""
+    target: str = ""
+    """Name of an auxiliary target; empty for a prompt's own answer."""
+    weight: float = 1.0
+    """Of the loss on this target."""
 
     @property
     def length(self) -> int:
@@ -51,9 +55,10 @@ class Example:
 
 
 def key_of(row: Row) -> str:
-    """Return which row this is: which prompt, and whose answer of which sample."""
+    """Return which row this is: which prompt, whose answer of which sample, which target."""
     if isinstance(row, Response):
-        return f"{row.id}/{row.teacher}/{row.sample}"
+        target = f"/{row.target}" if row.target else ""
+        return f"{row.id}/{row.teacher}/{row.sample}{target}"
     return row.id
 
 
@@ -72,6 +77,7 @@ def examples_of(
             getattr(row, "stage", 0),
             group=row.group,
             by_student=row.origin == "student",
+            target=getattr(row, "target", None) or "",
         )
         for row, ids in zip(rows, encoded, strict=True)
         if ids.completion_ids and (max_tokens is None or len(ids.ids) <= max_tokens)

@@ -71,6 +71,7 @@ class Learner(nn.Module):
         targets_N: Tensor,
         divisor: float | Tensor,
         by_student_N: Tensor | None = None,
+        weight_N: Tensor | None = None,
         progress: float = 1.0,
         brought: Mapping[str, Any] = NOTHING,
     ) -> tuple[Tensor, Tensor]:
@@ -84,7 +85,7 @@ class Learner(nn.Module):
         seen = look(self.model, ids_BS, positions_N, parts)
         hidden_ND = seen.last_ND
         batch = Batch(ids_BS, positions_N, targets_N, brought)
-        targets, taught = Targets(targets_N, by_student_N=by_student_N), None
+        targets, taught = Targets(targets_N, by_student_N=by_student_N, weight_N=weight_N), None
         if self.teaching is not None:
             teacher, taught = self.teaching.teach(batch)
             targets = targets._replace(teacher=teacher, share=self._share(progress))
@@ -95,6 +96,8 @@ class Learner(nn.Module):
         assert taught is not None, "features need a live teacher"
         mean = losses_NT.sum(-1).mean() if len(losses_NT) else 0.0
         features_NF = self.matching(seen, taught, Place(positions_N, ids_BS.shape[1]), mean)
+        if weight_N is not None:
+            features_NF = features_NF * weight_N[:, None]
         loss = loss + features_NF.sum() / divisor
         return loss, torch.cat([losses_NT, features_NF.detach()], -1)
 

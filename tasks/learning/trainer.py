@@ -39,6 +39,7 @@ from tasks.learning.hyperparameters import Hyperparameters
 from tasks.learning.learner import Learner, learning
 from tasks.learning.memory import check_loaded
 from tasks.learning.resuming import Keeper
+from tasks.learning.target_weights import TargetWeights
 from tasks.losses.divergences import Hard
 from tasks.losses.token_losses import Exact
 from tasks.models.heads import check_head
@@ -160,7 +161,7 @@ class FusedTrainer(Continuing, Trainer):
         self.add_callback(Resume(self))
         self.loss_is_scaled_for_ga = True
         self.learner, self.data, self.what, self.stages = learner, data, what, stages
-        self.names = learner.names
+        self.names, self.weights = learner.names, TargetWeights(data.examples)
         self.rollouts = rollouts
         remembered = self.go_on(keeper, what, len(stages))
         if rollouts is not None and remembered:
@@ -187,6 +188,8 @@ class FusedTrainer(Continuing, Trainer):
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         if self.rollouts is not None:
             batches = self._written_now(self.rollouts, batches)
+        first = self.state.global_step * num_batches
+        self.weights.put(batches, [self.data.rows(first + n) for n in range(num_batches)])
         valid = torch.tensor(sum(len(batch["targets_N"]) for batch in batches), device=device)
         self._valid = int(workers.total(valid))
         return batches, workers.total(valid).clamp_min(1)

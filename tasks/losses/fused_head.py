@@ -102,9 +102,12 @@ class _FusedHead(torch.autograd.Function):
                 for block in chunk.parts(chunk.block_tokens(len(product_VD))):
                     logits_NV = head.finished(product_NV[block])
                     capped_NV = logits_NV.clone() if head.softcap else logits_NV
-                    losses_NT[part][block], slope_NV = loss_and_slope(
-                        logits_NV, terms, chunk.rows(block), compiled=compiled
-                    )
+                    some = chunk.rows(block)
+                    each_NT, slope_NV = loss_and_slope(logits_NV, terms, some, compiled=compiled)
+                    if some.weight_N is not None:
+                        each_NT = each_NT * some.weight_N[:, None]
+                        slope_NV.mul_(some.weight_N[:, None])
+                    losses_NT[part][block] = each_NT
                     slope_NV = head.slope_below(capped_NV, slope_NV).div_(divisor)
                     if slope_V is not None:
                         slope_V += slope_NV.sum(0)

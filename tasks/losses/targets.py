@@ -203,6 +203,8 @@ class Targets(NamedTuple):
     """Where a term has an α of its own for each row: that of each token."""
     by_student_N: Tensor | None = None
     """Whether the student wrote the token's row."""
+    weight_N: Tensor | None = None
+    """What each token's loss counts; 1 where not given."""
 
     def blend(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return the log-probabilities of the target."""
@@ -237,7 +239,7 @@ class Targets(NamedTuple):
 
     def rows(self, part: slice | Tensor) -> "Targets":
         """Return the targets of some of the tokens."""
-        of_tokens = ("ids_N", "alpha_N", "by_student_N")
+        of_tokens = ("ids_N", "alpha_N", "by_student_N", "weight_N")
         some = {name: getattr(self, name) for name in of_tokens}
         cut = {name: x[part] for name, x in some.items() if x is not None}
         return self._replace(**cut, teacher=self.teacher and self.teacher.rows(part))

@@ -43,7 +43,8 @@ class MineParams(Section):
 
 def run(mine: MineParams, student: Annotated[str, ValueOf("evaluate.student")]) -> None:
     """Score the rows by the best seed of the phase `student`; keep the prompts of the hardest."""
-    rows = list(read_rows(FILTER / "kept.jsonl", Response)) if mine.rows else []
+    responses = read_rows(FILTER / "kept.jsonl", Response) if mine.rows else ()
+    rows = [row for row in responses if row.target is None]
     regrets = _regrets(mine, student, rows) if rows else []
     hardest: dict[str, tuple[float, Row]] = {}
     for regret, row in sorted(zip(regrets, rows, strict=True), key=lambda pair: -pair[0]):

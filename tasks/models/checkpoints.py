@@ -210,6 +210,12 @@ def updates(folder: Path) -> int:
     return int(provenance(folder).get("updates", 0))
 
 
+def prompt_prefix(folder: Path) -> str | None:
+    """Return the text that a checkpoint learnt to read before a prompt, where there is one."""
+    prefix: str | None = provenance(folder).get("prompt_prefix")
+    return prefix
+
+
 def _seal(partial: Path) -> None:
     files = {}
     for path in sorted(partial.iterdir()):

@@ -79,12 +79,12 @@ class BestVersusWorst(Ranked):
         dropped = read_rows(FILTER / "dropped.jsonl", Dropped)
         closed = {row.id for row in dropped if row.filter == "contaminated"}
         for _, rows in groupby(_by_prompt(responses), key=lambda row: row.id):
-            several = list(rows)
+            several = [row for row in rows if row.target is None]
             texts = dict.fromkeys(row.answer or "" for row in several)
             first = several[0]
             if first.id not in closed and len(texts) > 1:
                 answers = [Candidate(row.answer or "", "teacher") for row in several]
-                yield Candidates(first.id, first.prompt, first.group, answers)
+                yield Candidates(first.id, first.prompt, first.prefix, first.group, answers)
 
 
 class TeacherVersusStudent(Ranked):
@@ -105,7 +105,8 @@ class TeacherVersusStudent(Ranked):
         from tasks.models import checkpoints
 
         origin: Literal["ground_truth", "teacher"] = "teacher"
-        rows: Iterable[Row] = read_rows(FILTER / "kept.jsonl", Response)
+        kept = read_rows(FILTER / "kept.jsonl", Response)
+        rows: Iterable[Row] = (row for row in kept if row.target is None)
         if self.rows == "labelled":
             origin, rows = "ground_truth", read_rows(LABELLED, Row)
         device = checkpoints.accelerator()
@@ -113,20 +114,22 @@ class TeacherVersusStudent(Ranked):
         model, tokenizer = checkpoints.load(
             folder, precision=self.precision, device=device, frozen=True
         )
+        prefix = checkpoints.prompt_prefix(folder)
         firsts = (next(same) for _, same in groupby(rows, key=lambda row: row.id))
+        firsts = (row if row.prefix else row.prefixed(prefix) for row in firsts)
         rest = islice(firsts, self.prompts)
         while window := list(islice(rest, _WINDOW)):
             for row, said in zip(window, self._answers(model, tokenizer, window), strict=True):
                 given = row.answer or ""
                 if said != given:
                     answers = [Candidate(given, origin), Candidate(said, "student")]
-                    yield Candidates(row.id, row.prompt, row.group, answers)
+                    yield Candidates(row.id, row.prompt, row.prefix, row.group, answers)
 
     def _answers(self, model: "PreTrainedModel", tokenizer: Any, rows: list[Row]) -> list[str]:
         from tasks.models import decoding
 
         found = [""] * len(rows)
-        prompts = [row.prompt for row in rows]
+        prompts = [row.full_prompt for row in rows]
         for n, answer in decoding.answers(
             model, tokenizer, prompts, self.decoding, threads=self.threads
         ):

@@ -36,6 +36,7 @@ class Candidates(NamedTuple):
 
     id: str
     prompt: str | tuple[Message, ...]
+    prefix: str | None
     group: str
     answers: list[Candidate]
 

@@ -134,6 +134,7 @@ def _best_and_worst(pair: Ranked, asked: Candidates, scores: Scores, report: Rep
     return Pair(
         id=asked.id,
         prompt=asked.prompt,
+        prefix=asked.prefix,
         chosen=chosen.text,
         rejected=rejected.text,
         chosen_origin=chosen.origin,

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -58,12 +58,23 @@ class Row(BaseModel):
     """First 16 hex digits of a hash of the prompt."""
     prompt: str | tuple[Message, ...]
     """Text to be continued as it stands, or a conversation for the model's chat template."""
+    prefix: str | None = None
+    """Text before the prompt that tells a student which target is wanted, such as `[label] `."""
     answer: str | None = None
     """What should follow the prompt, to the letter (a leading space belongs to it)."""
     group: str = ""
     """Class, topic or task of the row, for balance and per-group scores. Empty when unknown."""
     origin: Literal["ground_truth", "teacher", "student", "none"] = "none"
     """Who wrote the answer."""
+
+    @property
+    def full_prompt(self) -> str | tuple[Message, ...]:
+        """The prompt behind its prefix: what a student reads."""
+        return with_prefix(self.prompt, self.prefix)
+
+    def prefixed(self, prefix: str | None) -> Self:
+        """Return the row with another prefix."""
+        return self if prefix == self.prefix else self.model_copy(update={"prefix": prefix})
 
 
 class Response(Row):
@@ -80,8 +91,8 @@ class Response(Row):
     reasoning: str | None = None
     """What the teacher wrote before its answer, where `generate.reasoning` keeps it."""
     target: str | None = None
-    """Which of several targets of one prompt this is, such as `rationale`; none where there is
-    but one."""
+    """Name of an auxiliary target, such as `rationale`; none where the row has the prompt's own
+    answer. Auxiliary targets stand behind their answer, and have its id, teacher and sample."""
 
 
 class Dropped(Response):
@@ -112,6 +123,8 @@ class Pair(BaseModel):
     id: str
     """`id` of the row."""
     prompt: str | tuple[Message, ...]
+    prefix: str | None = None
+    """As in `Row`."""
     chosen: str
     rejected: str
     chosen_origin: Literal["ground_truth", "teacher", "student"]
@@ -133,6 +146,17 @@ def row_id(prompt: str | tuple[Message, ...]) -> str:
 def prompt_text(prompt: str | tuple[Message, ...]) -> str:
     """Return all that a prompt says, its turns one below the other."""
     return prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
+
+
+def with_prefix(prompt: str | tuple[Message, ...], prefix: str | None) -> str | tuple[Message, ...]:
+    """Return a prompt with text before it; in a conversation, before its last user turn."""
+    if not prefix:
+        return prompt
+    if isinstance(prompt, str):
+        return prefix + prompt
+    last = max((n for n, turn in enumerate(prompt) if turn.role == "user"), default=0)
+    turn = prompt[last].model_copy(update={"content": prefix + prompt[last].content})
+    return (*prompt[:last], turn, *prompt[last + 1 :])
 
 
 def read_rows(path: Path, kind: type[R]) -> Iterator[R]:

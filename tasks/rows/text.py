@@ -64,7 +64,7 @@ def encode_all(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> Ite
 
 
 def _encode_chunk(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> Iterator[Encoded]:
-    prompts = prompt_ids(tokenizer, [row.prompt for row in rows])
+    prompts = prompt_ids(tokenizer, [row.full_prompt for row in rows])
     answers = _tokenised(tokenizer, [row.answer or "" for row in rows], special=False)
     for row, prompt, answer in zip(rows, prompts, answers, strict=True):
         if not prompt:

@@ -42,7 +42,13 @@ class Cohort(nn.Module):
         self.names = names_of(self.terms)
 
     def forward(
-        self, *, ids_BS: Tensor, positions_N: Tensor, targets_N: Tensor, divisor: float | Tensor
+        self,
+        *,
+        ids_BS: Tensor,
+        positions_N: Tensor,
+        targets_N: Tensor,
+        divisor: float | Tensor,
+        weight_N: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the first peer's loss, with the gradients of all, and its losses (N, T)."""
         hidden = [last_hidden(peer, ids_BS, positions_N) for peer in self.peers]
@@ -51,10 +57,10 @@ class Cohort(nn.Module):
             LiveTeacher(h_ND.detach().to(self._dtype(h_ND)), head)
             for h_ND, head in zip(hidden, heads, strict=True)
         ]
-        found = []
+        targets, found = Targets(targets_N, weight_N=weight_N), []
         for n, (hidden_ND, head) in enumerate(zip(hidden, heads, strict=True)):
             others = taught[:n] + taught[n + 1 :] if self.imitates[n] else []
-            found.append(self._loss(hidden_ND, head, targets_N, others, divisor))
+            found.append(self._loss(hidden_ND, head, targets, others, divisor))
         (loss, losses_NT), *rest = found
         beside = sum(other - other.detach() for other, _ in rest)  # zero, but for its gradient
         return loss + beside, losses_NT
@@ -63,7 +69,7 @@ class Cohort(nn.Module):
         self,
         hidden_ND: Tensor,
         head: Head,
-        ids_N: Tensor,
+        targets: Targets,
         others: Sequence[LiveTeacher],
         divisor: float | Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -80,7 +86,7 @@ class Cohort(nn.Module):
                 hidden_ND,
                 head,
                 some,
-                Targets(ids_N, teacher),
+                targets._replace(teacher=teacher),
                 divisor=divisor,
                 chunk_tokens=self.chunk_tokens,
                 compiled=self.compiled,

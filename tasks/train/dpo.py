@@ -88,4 +88,5 @@ class Dpo(Undivided):
 
 
 def _row(pair: Any, side: str) -> Row:
-    return Row(id=pair.id, prompt=pair.prompt, answer=getattr(pair, side))
+    answer = getattr(pair, side)
+    return Row(id=pair.id, prompt=pair.prompt, prefix=pair.prefix, answer=answer)

@@ -1,16 +1,19 @@
 """What every phase of training says of itself, whichever its method."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
+from tasks.errors import UserError
 from tasks.learning.hyperparameters import Hyperparameters
 from tasks.learning.resuming import content_of
 from tasks.models.depth import Layers
 from tasks.models.number_formats import NumberFormat
+from tasks.params import nearest
 from tasks.progress import say
 from tasks.rows.records import TRAIN, Row
 
@@ -48,6 +51,9 @@ class Phase(Hyperparameters):
     keep_layers: Layers | None = None
     """Layers of the start that the phase goes on with, the others being dropped before it trains;
     a chain of such phases is progressive layer dropping. All of them when not given."""
+    target_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Weight λ of the loss on each auxiliary target, such as `{rationale: 0.5}`; 1 where not given.
+    The loss is the answers' mean over their tokens, plus λ times that target's over its own."""
     save_precision: NumberFormat = "bfloat16"
     """Number format of the weights on disk."""
     workers: int = Field(1, ge=1)
@@ -132,6 +138,15 @@ class Phase(Hyperparameters):
         from tasks.rows.text import encode_all
 
         found = examples_of(rows, encode_all(tokenizer, rows), self.max_tokens)
+        targets = {example.target for example in found if example.target}
+        if unknown := sorted(set(self.target_weights) - targets):
+            raise UserError(
+                f"no row has a target {unknown[0]!r}{nearest(unknown[0], targets)}",
+                where=f"{self.rows}, and target_weights of the phase",
+                mend="name the targets of tasks/generate/templates/<template>.yaml, or none",
+            )
+        weights = self.target_weights
+        found = [replace(one, weight=weights.get(one.target, 1.0)) for one in found]
         if len(found) < len(rows):
             left_out = len(rows) - len(found)
             say(f"{left_out} rows left out: no answer, or more than {self.max_tokens} tokens")

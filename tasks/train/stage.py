@@ -14,6 +14,7 @@ Lines of history.csv, a column for each term of the loss:
 To add a method: one file beside this one with its class, and its name in `Method`.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -89,6 +90,8 @@ def _train(item: str, phase: Phase, seed: int) -> Trained:
             "params": phase.params(),
             "number_formats": phase.number_formats(),
         }
+        if prefix := prefix_of(rows):
+            provenance["prompt_prefix"] = prefix
         checkpoints.save(model, tokenizer, folder, provenance, precision=phase.save_precision)
         write_history(folder / "history.csv", trained.history)
         for name, other in trained.others.items():
@@ -108,6 +111,12 @@ def rows_of(path: Path) -> list[Any]:
     if not path.stat().st_size:
         raise UserError("there are no rows to learn from", where=str(path))
     return list(read_rows(path, row_kind(path)))
+
+
+def prefix_of(rows: Sequence[Any]) -> str | None:
+    """Return the prefix of the rows' answers: what the trained student is to be asked with."""
+    answers = (row for row in rows if getattr(row, "target", None) is None)
+    return next((row.prefix for row in answers), None)
 
 
 def final_loss(trained: Trained) -> float:

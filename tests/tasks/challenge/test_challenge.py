@@ -95,6 +95,22 @@ def test_the_metric_that_decides_scores_the_answers(project: Path, model, tokeni
     assert 0 < json.loads(VERDICT.read_text())["challenger"] < 1
 
 
+def test_each_is_asked_with_the_prefix_that_it_learnt(project: Path, model, tokenizer) -> None:
+    from tasks.models import checkpoints
+    from tasks.models.decoding import Decoding, answers
+
+    checkpoints.save(model, tokenizer, Path("models/shape"), {})
+    student = Path("models/train/kd/seed-1")
+    checkpoints.save(model, tokenizer, student, {"prompt_prefix": "[label] "})
+    model, _ = checkpoints.load(student, precision="bfloat16", frozen=True)
+    said = dict(answers(model, tokenizer, ["[label] one", "[label] two"], Decoding(max_tokens=8)))
+    rows = [Row(id=row_id(p), prompt=p, answer=said[n].text) for n, p in enumerate(("one", "two"))]
+    write_rows(DEV, rows)
+    run(ChallengeParams(threads=1), LABELS, [1], student="kd", metric=Verified())
+    found = json.loads(VERDICT.read_text())
+    assert (found["champion"], found["challenger"]) == (0, 1)
+
+
 def test_a_deeper_student_is_seen_to_be_one(project: Path, model, tokenizer) -> None:
     from tasks.models import checkpoints
 

@@ -18,7 +18,7 @@ from tasks.generate.stage import GenerateParams
 from tasks.judging.metrics import Verified
 from tasks.judging.verifiers import Label, Task
 from tasks.models import checkpoints
-from tasks.rows.records import TEST, Row, row_id, write_rows
+from tasks.rows.records import TEST, Row, read_rows, row_id, write_rows
 
 PARAMS = EvaluateParams(
     bootstrap=200,
@@ -80,6 +80,25 @@ def test_the_stage_answers_scores_and_reports(trained: Path) -> None:
     assert len(lines) == 18
     assert Path("data/evaluate/losses/kd-seed-1.csv").read_text().splitlines()[2] == "2,1.5,0"
     assert Path("reports/report.html").exists()
+
+
+def test_a_student_is_asked_with_the_prefix_that_it_learnt(trained: Path, make_model, tokenizer):
+    from tasks.models.decoding import answers
+
+    model = make_model(tokenizer, seed=0)
+    for seed in (1, 2):
+        folder = Path(f"models/train/kd/seed-{seed}")
+        checkpoints.save(model, tokenizer, folder, {"prompt_prefix": "[label] "})
+    run(PARAMS, TASK, [1, 2], GenerateParams())
+    rows = [row for row in read_rows(TEST, Row) if row.answer is not None]
+    for arm, prefix in {"teacher": "", "kd/seed-1": "[label] "}.items():
+        prompts = [prefix + row.prompt for row in rows]
+        said = dict(answers(model, tokenizer, prompts, PARAMS.decoding, threads=1))
+        lines = Path(f"data/evaluate/predictions/{arm}.jsonl").read_text().splitlines()
+        given = [json.loads(line)["answer"] for line in lines]
+        assert given == [said[n].text for n in range(len(rows))]
+    fidelity = read("reports/metrics.json")["fidelity"]
+    assert fidelity["kl"] > 1e-4  # each reads the same answers behind its own prompt
 
 
 def test_running_it_again_gives_the_same_bytes(trained: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tasks.evaluate.efficiency import footprint
-from tasks.evaluate.fidelity import Live, Stored
+from tasks.evaluate.fidelity import Live, Stored, Texts
 from tasks.evaluate.forgetting import Forgetting
 from tasks.evaluate.metrics import LabelAccuracy, Perplexity
 from tasks.evaluate.readings import Reader
@@ -28,6 +28,10 @@ def llama(**config: Any) -> Any:
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
     }  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**(options | config))).eval()
+
+
+def both(texts):
+    return Texts(texts, texts)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -66,7 +70,7 @@ def texts_of(tokenizer: Any, rows: list[Row]) -> list[Encoded]:
 def test_a_model_agrees_with_itself(model: Any, tokenizer: Any) -> None:
     texts = texts_of(tokenizer, ROWS)
     reader = Reader(model, tokenizer, batch=3)
-    same = Live(top_k=5).compare(reader, reader, texts, texts[:2], "main")
+    same = Live(top_k=5).compare(reader, reader, both(texts), both(texts[:2]), "main")
     assert same.top1_agreement == same.top_k_overlap == 1
     assert same.kl == same.reverse_kl == pytest.approx(0, abs=1e-6)
     assert same.student_text is not None
@@ -92,7 +96,7 @@ def test_divergences_equal_the_plain_sums(make_model: Callable[..., Any], tokeni
     teacher, student = make_model(tokenizer), make_model(tokenizer, seed=1, layers=2)
     texts = texts_of(tokenizer, ROWS)
     readers = [Reader(m, tokenizer, batch=3) for m in (teacher, student)]
-    found = Live(top_k=4).compare(*readers, texts, texts, "main")
+    found = Live(top_k=4).compare(*readers, both(texts), both(texts), "main")
     kl = reverse = overlap = 0.0
     same = tokens = 0
     for row in texts:  # one by one, in float64, every position
@@ -144,8 +148,8 @@ def test_stored_signals_stand_in_for_the_teacher(
     student = Reader(make_model(tokenizer, seed=1, layers=2), tokenizer)
     teacher = Reader(make_model(tokenizer), tokenizer)
     texts = texts_of(tokenizer, ROWS)
-    stored = Stored(type="stored", top_k=4).compare(student, student, [], [], "main")
-    live = Live(top_k=4).compare(teacher, student, texts, texts, "main")
+    stored = Stored(type="stored", top_k=4).compare(student, student, both([]), both([]), "main")
+    live = Live(top_k=4).compare(teacher, student, both(texts), both(texts), "main")
     assert stored.student_text is None
     assert stored.tokens == live.tokens
     assert stored.kl == pytest.approx(live.kl, rel=0.02)  # half precision on disk

@@ -150,6 +150,22 @@ def test_another_seed_can_be_asked_for(evaluated: Path, asked: str | int, seed: 
     assert read("models/export/summary.json")["seed"] == seed
 
 
+def test_the_forms_are_asked_with_the_prefix_that_the_student_learnt(evaluated: Path) -> None:
+    for seed in (1, 2):
+        folder = Path(f"models/train/kd/seed-{seed}")
+        about = checkpoints.provenance(folder) | {"prompt_prefix": "[label] "}
+        checkpoints.save(*checkpoints.load(folder), folder, about, precision="bfloat16")
+    rows = list(read_rows(DEV, Row))
+    said = greedy(Path("models/train/kd/seed-1"), [f"[label] {row.prompt}" for row in rows])
+    pairs = zip(rows, said, strict=True)
+    write_rows(DEV, [row.model_copy(update={"answer": answer}) for row, answer in pairs])
+    run(chosen(), TASK, SHAPE, Verified())
+    summary = read("models/export/summary.json")
+    assert (summary["seed"], summary["original score"]) == (1, 1.0)
+    card = Path("models/export/safetensors/README.md").read_text()
+    assert f"[label] {rows[0].prompt}" in card and "`[label] ` before each prompt" in card
+
+
 def test_the_seed_is_chosen_by_the_metric_that_decides(evaluated: Path) -> None:
     first, second = (
         greedy(Path(f"models/train/kd/seed-{seed}"), [r.prompt for r in read_rows(DEV, Row)])

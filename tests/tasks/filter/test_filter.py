@@ -154,6 +154,45 @@ def test_when_nothing_is_left_the_reasons_are_at_hand(project):
     assert len(list(read_rows(FILTER / "dropped.jsonl", Dropped))) == 9
 
 
+def with_rationale(n: int, answer: str, rationale: str) -> list[Response]:
+    first = response(n, answer, prefix="[label] ")
+    second = {"answer": rationale, "prefix": "[rationale] ", "target": "rationale"}
+    return [first, first.model_copy(update=second)]
+
+
+def test_a_rationale_goes_the_way_of_its_answer(project):
+    """Filters of answers leave it alone; what is wrong with its own text drops it alone."""
+    known = response(3)
+    write_rows(LABELLED, [known_row(known, " animal"), row("an oak", " plant")])
+    pairs = [
+        with_rationale(1, " animal", " It has fur, and what has fur is an animal."),
+        with_rationale(2, " big cat", " It roars."),
+        with_rationale(3, " plant", " It has leaves."),
+        with_rationale(4, " animal", " I'm sorry, but I cannot help with that."),
+    ]
+    write_rows(GENERATE / "main/responses.jsonl", [one for pair in pairs for one in pair])
+    filtered([
+        {"type": "inadmissible"}, {"type": "boilerplate"}, {"type": "verified"},
+        {"type": "exact_duplicates"}, {"type": "near_duplicates"},
+        {"type": "length", "max_characters": 10},
+    ])  # fmt: skip
+    kept = [(r.id, r.target) for r in read_rows(FILTER / "kept.jsonl", Response)]
+    ids = [pair[0].id for pair in pairs]
+    assert kept == [(ids[0], None), (ids[0], "rationale"), (ids[3], None)]
+    dropped = [(r.id, r.target, r.reason) for r in read_rows(FILTER / "dropped.jsonl", Dropped)]
+    assert dropped == [
+        (ids[1], None, "no admissible answer (label)"),
+        (ids[1], "rationale", "its answer is dropped"),
+        (ids[3], "rationale", "declines to answer"),
+        (ids[2], None, "wrong (label)"),
+        (ids[2], "rationale", "its answer is dropped"),
+    ]
+
+
+def known_row(known: Response, answer: str) -> Row:
+    return Row(id=known.id, prompt=known.prompt, answer=answer, origin="ground_truth")
+
+
 def test_no_responses_at_all(project):
     with pytest.raises(UserError, match="no responses to filter"):
         filtered()

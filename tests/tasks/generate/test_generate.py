@@ -16,6 +16,7 @@ from tasks.models.decoding import Batching, Decoding
 from tasks.rows.records import (
     ADAPT,
     GENERATE,
+    LABELLED,
     UNLABELLED,
     Message,
     Response,
@@ -77,6 +78,24 @@ def test_every_prompt_is_answered_in_order(ready, rows):
     summary = json.loads((GENERATE / "main" / "summary.json").read_text())
     finished = sum(r.finish == "stop" for r in responses) / len(responses)
     assert summary["responses"] == 41 and summary["finished"] == pytest.approx(finished, abs=1e-4)
+
+
+def test_labelled_prompts_are_answered_where_chosen(ready, rows):
+    known = [Row(id=row_id(f"known {n}"), prompt=f"known {n}", answer="x") for n in range(3)]
+    write_rows(LABELLED, known)
+
+    def answered(**more):
+        run("main", PARAMS.model_copy(update=more))
+        return list(read_rows(RESPONSES, Response))
+
+    assert [r.id for r in answered(prompts="labelled")] == [row.id for row in known]
+    both = answered(prompts="both")
+    assert [r.id for r in both] == [row.id for row in (*known, *rows)]
+    assert {r.origin for r in both} == {"teacher"} and both[0].answer != "x"
+    assert [r.id for r in answered(prompts="both", rows=5)] == [r.id for r in both[:5]]
+    write_rows(LABELLED, [])
+    with pytest.raises(UserError, match=r"no prompt to answer\n.*labelled.jsonl"):
+        answered(prompts="labelled")
 
 
 def test_a_rerun_computes_nothing_and_writes_the_same(ready, computed):

@@ -10,6 +10,7 @@ from tasks.generate import templates
 from tasks.generate.openai import OpenAI
 from tasks.generate.stage import GenerateParams, run
 from tasks.generate.templates import FOLDER, template_of
+from tasks.learning.batches import key_of
 from tasks.models.decoding import Decoding
 from tasks.rows.records import (
     GENERATE,
@@ -92,10 +93,21 @@ def test_answer_and_rationale_are_two_targets_of_one_reply(responses):
     rows, asked = responses("step-by-step")
     assert len(asked) == 4 and len(rows) == 8
     first, second = rows[:2]
-    assert (first.prompt, first.answer) == (f"[label] {PROMPTS[0]}", " 4")
-    assert (second.prompt, second.answer) == (f"[rationale] {PROMPTS[0]}", " 1 times four.")
-    assert (first.target, second.target) == ("answer", "rationale")
-    assert first.id == row_id(first.prompt) != second.id
+    assert (first.full_prompt, first.answer) == (f"[label] {PROMPTS[0]}", " 4")
+    assert (second.full_prompt, second.answer) == (f"[rationale] {PROMPTS[0]}", " 1 times four.")
+    assert (first.target, second.target) == (None, "rationale")
+    assert first.id == second.id == row_id(PROMPTS[0]) and first.prompt == PROMPTS[0]
+    assert key_of(first) != key_of(second)
+
+
+def test_a_prefix_stands_before_the_last_user_turn(responses):
+    turns = (Message(role="system", content="Be brief."), Message(role="user", content=PROMPTS[0]))
+    write_rows(UNLABELLED, [Row(id=row_id(turns), prompt=turns)])
+    rows, _ = responses("step-by-step")
+    assert [turn.content for turn in rows[1].full_prompt] == [
+        "Be brief.",
+        f"[rationale] {PROMPTS[0]}",
+    ]
 
 
 def test_reasoning_has_a_name_in_templates(responses, monkeypatch, tmp_path):
@@ -125,6 +137,7 @@ def test_explanations_are_asked_for_in_many_ways_and_the_student_hears_which(res
     assert 2 <= len(systems) <= 5 and all(t[0]["role"] == "system" for t in asked)
     for row in rows:
         assert row.prompt[0].content in systems and row.prompt[1].content in PROMPTS
+        assert row.id == row_id(row.prompt[1].content)  # the same question, whoever asks
     again, _ = responses("explanation", samples=4, temperature=1.0)
     assert [r.prompt for r in again] == [r.prompt for r in rows]
 
@@ -168,6 +181,8 @@ def test_conversations_keep_their_turns(responses):
         ("about: x\nrows: [{answer: '{{ verdict }}'}]", "'verdict' is undefined"),
         ("about: x\nsteps: [{pattern: '('}]", "no regular expression"),
         ("about: x\nsteps: [{}, {}]", "two steps have the same name"),
+        ("about: x\nrows: [{target: rationale}]", "the first is the prompt's answer"),
+        ("about: x\nrows: [{}, {}]", "the first is the prompt's answer"),
         ("about: x\nstep: []", "did you mean 'steps'"),
         ("about: x\nrows: [{answer: '{{ prompt.__class__.mro() }}'}]", "unsafe|undefined"),
     ],

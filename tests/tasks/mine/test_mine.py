@@ -66,6 +66,15 @@ def test_a_prompt_with_several_answers_is_kept_once(student) -> None:
     assert [row.prompt for row in read_rows(HARDEST, Row)] == ["one"]
 
 
+def test_a_prompt_is_mined_without_the_prefix_and_the_rationale_of_its_row(student) -> None:
+    answer = response("one", "a", -1.0).prefixed("[label] ")
+    rationale = {"prefix": "[rationale] ", "target": "rationale", "answer": "because"}
+    write_rows(FILTER / "kept.jsonl", [answer, answer.model_copy(update=rationale)])
+    run(MineParams(rows=10), "kd")
+    assert [row.full_prompt for row in read_rows(HARDEST, Row)] == ["one"]
+    assert json.loads((MINE / "summary.json").read_text())["looked_at"] == 1
+
+
 def test_nothing_is_computed_when_no_row_is_wanted(project: Path) -> None:
     run(MineParams(rows=0), "kd")
     assert HARDEST.read_bytes() == b""

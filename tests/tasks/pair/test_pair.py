@@ -88,6 +88,17 @@ def test_the_verifier_puts_right_before_wrong(project):
     assert (figures["prompts_with_different_answers"], figures["without_verdict"]) == (2, 0)
 
 
+def test_pairs_are_of_answers_and_keep_the_prefix(project):
+    paths = list(GENERATE.glob("*/responses.jsonl"))
+    rows = [row for path in paths for row in read_rows(path, Response)]
+    more = {"prefix": "[rationale] ", "target": "rationale", "answer": " a reason"}
+    both = [[row.prefixed("[label] "), row.model_copy(update=more)] for row in rows]
+    write_rows(paths[0], [row for two in both for row in two])
+    pairs, _ = paired(type="best_vs_worst", by={"type": "verifier"})
+    assert told(pairs) == [("p1", " animal", " plant", 1.0), ("p2", " plant", " animal", 1.0)]
+    assert {pair.prefix for pair in pairs} == {"[label] "}
+
+
 def test_votes_and_ties(project):
     pairs, figures = paired(type="best_vs_worst", by={"type": "votes"})
     assert told(pairs) == [("p1", " animal", " plant", 0.5)]

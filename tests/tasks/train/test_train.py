@@ -95,6 +95,42 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+def two_targets() -> list[Response]:
+    texts = {"prefix": "[rationale] ", "target": "rationale", "answer": " It has fur."}
+    found = []
+    for row in kept():
+        answer = row.prefixed("[label] ")
+        found += [answer, answer.model_copy(update=texts)]
+    return found
+
+
+def test_a_phase_learns_several_targets_and_says_how_to_ask_for_the_answer(round_so_far) -> None:
+    write_rows(ORDER / "train.jsonl", [
+        Lesson(**row.model_dump(), difficulty=0.0, stage=0) for row in two_targets()
+    ])  # fmt: skip
+    rows = {"rows": "data/order/train.jsonl", "targets": "data/order/train.jsonl"}
+    run("two", phase(**SFT | rows, target_weights={"rationale": 0.5}), seeds=[1])
+    assert json.loads((TRAIN / "two/summary.json").read_text())["rows"] == 20
+    assert checkpoints.prompt_prefix(TRAIN / "two/seed-1") == "[label] "
+    with pytest.raises(UserError, match="no row has a target 'rationle'; did you mean 'rationale'"):
+        run("typo", phase(**SFT | rows, target_weights={"rationle": 0.5}), seeds=[1])
+    run("plain", phase(**SFT), seeds=[1])
+    assert checkpoints.prompt_prefix(TRAIN / "plain/seed-1") is None
+
+
+def test_signals_are_captured_of_each_target(round_so_far) -> None:
+    write_rows(FILTER / "kept.jsonl", two_targets())
+    write_rows(ORDER / "train.jsonl", [
+        Lesson(**row.model_dump(), difficulty=0.0, stage=0) for row in two_targets()
+    ])  # fmt: skip
+    signals = CaptureParams(signals={"type": "top_k", "k": 64}, precision="float32", threads=1)
+    capture("main", Teacher(model="tiny"), signals)
+    run("two", phase(**KD, target_weights={"rationale": 0.5}), seeds=[1])
+    for line in history("two", 1):
+        parts = sum(float(line[term]) for term in ("forward_kl", "hard"))
+        assert parts == pytest.approx(float(line["loss"]), rel=1e-4)
+
+
 @pytest.mark.parametrize("fields", [SFT, KD], ids=lambda f: f["method"])
 def test_a_phase_trains_a_student_for_each_seed(round_so_far, fields) -> None:
     run("here", phase(**fields), seeds=[1, 2])
