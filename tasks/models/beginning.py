@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from tasks.models.blocks import body_of
+
 
 class Beginning:
     """Tokens, and what a model's attention keeps of them."""
@@ -29,7 +31,7 @@ class Beginning:
         cache = DynamicCache(config=self.model.config)
         cache.layers = [KnownLayer() for _ in cache.layers]
         with torch.no_grad(), torch.autocast(self.ids_P.device.type, enabled=False):
-            self.model.get_decoder()(self.ids_P[None], past_key_values=cache, use_cache=True)
+            body_of(self.model)(self.ids_P[None], past_key_values=cache, use_cache=True)
         return cache
 
     def known_of(self, ids_BS: Tensor, at_N: Tensor) -> int:

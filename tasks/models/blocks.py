@@ -1,9 +1,20 @@
-"""The stack of blocks of a causal language model, and their heads."""
+"""The body of a causal language model: what lies below its head, its blocks, their heads."""
+
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from tasks.errors import UserError
+
+
+def body_of(model: Any) -> Any:
+    """Return the module whose last hidden state the head reads."""
+    decoder = model.get_decoder()
+    if decoder is not model:
+        return decoder
+    # transformers returns the model itself where the prefix of its weights names no module (Llama 4)
+    return getattr(model, "model", model)
 
 
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
@@ -23,7 +34,7 @@ def has_blocks(model: PreTrainedModel) -> bool:
 
 
 def _stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
-    return [m for m in model.get_decoder().children() if isinstance(m, nn.ModuleList)]
+    return [m for m in body_of(model).children() if isinstance(m, nn.ModuleList)]
 
 
 def heads_of(model: PreTrainedModel) -> int:

@@ -195,7 +195,9 @@ def decode(
     never_V = never_said(model)
 
     def write(some: list[Row], logits_BV: "Tensor") -> None:
-        _extend(some, logits_BV if never_V is None else logits_BV + never_V, how, top_k)
+        if never_V is not None:
+            logits_BV = logits_BV + never_V[: logits_BV.shape[-1]]
+        _extend(some, logits_BV, how, top_k)
 
     with torch.no_grad():  # in inference mode autocast would cast every weight anew for each token
         if how.max_tokens > _SHORT and can_refill(model):

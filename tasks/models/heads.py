@@ -1,5 +1,9 @@
 """The output head of a causal LM, apart from its body.
 
+Some architectures change the logits behind the head: Granite divides them, Cohere multiplies them,
+MiniCPM divides what the head reads, Gemma 2 caps them. What a model does is measured on the model
+itself (`_measured`), so that it does not depend on how its configuration names the factor.
+
 Shapes: N rows, V vocabulary, D width.
 """
 
@@ -7,13 +11,25 @@ Shapes: N rows, V vocabulary, D width.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from tasks.errors import UserError
+from tasks.models.blocks import body_of
 from tasks.models.packed import PackedLinear
+
+_FACTORS = (
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+    "logits_mup_width_multiplier",
+)
+"""Names that configurations give the factor: some models multiply by it, some divide."""
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 @dataclass(frozen=True)
@@ -30,18 +46,20 @@ class Head:
 
     @classmethod
     def of(cls, model: Any, vocabulary: int | None = None) -> "Head":
-        """Return the head of a causal LM; `vocabulary` leaves out the ids of mere padding."""
-        linear, config = model.get_output_embeddings(), model.config.get_text_config()
+        """Return the head of a causal LM; `vocabulary` leaves out the ids of mere padding.
+
+        Raises:
+            UserError: the model does more with its last hidden state than this class does.
+        """
+        linear, finish = model.get_output_embeddings(), _finish_of(model)
         weight_VD, bias_V = linear.weight, getattr(linear, "bias", None)
-        whole = vocabulary is None or vocabulary >= len(weight_VD)
+        rows = min(len(weight_VD), finish.rows, vocabulary or len(weight_VD))
+        whole = rows == len(weight_VD)
         packed = linear if whole and bias_V is None and isinstance(linear, PackedLinear) else None
         if not whole:
-            weight_VD = weight_VD[:vocabulary]
-            bias_V = None if bias_V is None else bias_V[:vocabulary]
-        scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies, Granite divides
-        scale /= getattr(config, "logits_scaling", None) or 1.0
-        softcap = getattr(config, "final_logit_softcapping", None)
-        return cls(weight_VD, bias_V, scale, softcap, packed)
+            weight_VD = weight_VD[:rows]
+            bias_V = None if bias_V is None else bias_V[:rows]
+        return cls(weight_VD, bias_V, finish.scale, finish.softcap, packed)
 
     @cached_property
     def _kept(self) -> dict[tuple[str, torch.dtype], Tensor]:
@@ -108,13 +126,127 @@ def check_head(model: Any) -> None:
     Raises:
         UserError: the architecture does something else with it.
     """
+    _finish_of(model)
+
+
+class _Finish(NamedTuple):
+    """What a model does to the product of its last hidden state and the head's weight."""
+
+    scale: float
+    softcap: float | None
+    rows: int
+    """Logits that the model gives; rows of the weight beyond them are padding."""
+
+
+_KNOWN: WeakKeyDictionary[Any, _Finish] = WeakKeyDictionary()
+
+
+def _finish_of(model: Any) -> _Finish:
+    """Return what was measured on a model; once, before its weights are sharded or moved."""
+    if model not in _KNOWN:
+        finish = _measured(model)
+        if finish is None:
+            raise UserError(
+                f"{type(model).__name__} does more with its last hidden state than a head: "
+                "its logits cannot be computed from the head's weight",
+                mend="use a causal language model such as Llama, Qwen, Gemma, Granite or GPT-2",
+            )
+        _KNOWN[model] = finish
+    return _KNOWN[model]
+
+
+@torch.no_grad()
+def _measured(model: Any) -> _Finish | None:
+    """Measure on two passes what lies between the body and the logits; None: no `_Finish` does it.
+
+    In the second pass the head's output is replaced by a ramp, whatever the weights are: so that a
+    factor and a cap show wherever they are.
+    """
+    linear, seen = model.get_output_embeddings(), _Seen()
+    if linear is None or getattr(linear, "weight", None) is None:
+        return None
     ids_BS = torch.tensor([[1, 2]], device=model.device)
-    with torch.no_grad():
-        hidden_ND = model.get_decoder()(input_ids=ids_BS, use_cache=False).last_hidden_state[0]
-        head = Head.of(model)
-        ours, theirs = head.logits(hidden_ND), model(input_ids=ids_BS).logits[0]
+    handles = [
+        body_of(model).register_forward_hook(seen.keep_hidden),
+        linear.register_forward_hook(seen.keep_product),
+    ]
+    try:
+        with torch.autocast(ids_BS.device.type, enabled=False):
+            logits_BSV = model(input_ids=ids_BS, use_cache=False).logits
+            hidden_BSD, product_BSV = seen.hidden, seen.product
+            if hidden_BSD is None or product_BSV is None:
+                return None
+            seen.ramp = 90 * torch.linspace(-1, 1, product_BSV.shape[-1], device=ids_BS.device) ** 3
+            ramp_BSV = seen.ramp.to(product_BSV.dtype).expand(product_BSV.shape)
+            after_BSV = model(input_ids=ids_BS, use_cache=False).logits
+    except Exception as error:  # each architecture fails in its own way
+        raise UserError(f"{type(model).__name__} cannot read two tokens: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    rows = logits_BSV.shape[-1]
+    after = _behind(model.config.get_text_config(), ramp_BSV[..., :rows], after_BSV)
+    if after is None:
+        return None
+    bias_V = getattr(linear, "bias", None)
+    plain_BSV = hidden_BSD.to(linear.weight.dtype) @ linear.weight.T
+    before = 1.0
+    if bias_V is None:
+        before = _factor(model.config.get_text_config(), plain_BSV, product_BSV)
+    else:
+        plain_BSV = plain_BSV + bias_V
+    if not _alike(before * plain_BSV, product_BSV):
+        return None
+    return _Finish(before * after[0], after[1], rows)
+
+
+class _Seen:
+    """Forward hooks that keep what the body and the head give, or replace the latter by a ramp."""
+
+    hidden: Tensor | None = None
+    product: Tensor | None = None
+    ramp: Tensor | None = None
+
+    def keep_hidden(self, module: Any, inputs: Any, out: Any) -> None:
+        self.hidden = getattr(out, "last_hidden_state", None)
+        if self.hidden is None and isinstance(out, tuple):
+            self.hidden = out[0]
+
+    def keep_product(self, module: Any, inputs: Any, out: Tensor) -> Tensor:
+        self.product = out
+        return out if self.ramp is None else self.ramp.to(out.dtype).expand(out.shape)
+
+
+def _behind(config: Any, ramp: Tensor, after: Tensor) -> tuple[float, float | None] | None:
+    """Return factor and cap that turn a ramp into what a model made of it; None: no such pair."""
+    caps = [cap for name in _CAPS if (cap := getattr(config, name, None))]
+    for cap in [*caps, None]:
+        # where a cap bends little, the factor shows
+        straight = slice(None) if cap is None else ramp.abs().amax(0).amax(0) < cap / 20
+        scale = _factor(config, ramp[..., straight], after[..., straight])
+        made = ramp.double() * scale
+        if cap is not None:
+            made = (made / cap).tanh() * cap
+        if _alike(made, after):
+            return scale, cap
+    return None
+
+
+def _factor(config: Any, before: Tensor, after: Tensor) -> float:
+    """Return the factor between two tensors: the configuration's own figure where it is one."""
+    x, y = before.double().flatten().nan_to_num(), after.double().flatten().nan_to_num()
+    square = float(x @ x)
+    measured = float(x @ y) / square if square else 1.0
+    given = [getattr(config, name, None) for name in _FACTORS]
+    figures = [float(value) for value in given if isinstance(value, int | float) and value]
+    for figure in (1.0, *figures, *(1 / value for value in figures)):
+        if abs(measured - figure) <= 0.02 * abs(figure):
+            return figure
+    return measured
+
+
+def _alike(ours: Tensor, theirs: Tensor) -> bool:
     # nan_to_num: weights that are not finite are another mistake, and told elsewhere
-    bound = 1e-3 if theirs.dtype == torch.float32 else 3e-2
-    theirs = theirs.to(ours.dtype)
-    if not torch.allclose(ours.nan_to_num(), theirs.nan_to_num(), rtol=bound, atol=bound):
-        raise UserError(f"{type(model).__name__} does more with its last hidden state than a head")
+    bound = 1e-3 if theirs.dtype in {torch.float32, torch.float64} else 3e-2
+    ours, theirs = ours.double().nan_to_num(), theirs.double().nan_to_num()
+    return torch.allclose(ours, theirs, rtol=bound, atol=bound)

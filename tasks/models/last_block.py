@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tasks.models.blocks import blocks_of, has_blocks
+from tasks.models.blocks import blocks_of, body_of, has_blocks
 
 
 class _Asked(local):
@@ -93,12 +93,12 @@ def _works_alike(model: PreTrainedModel) -> bool:
     _ASKED.at_N = torch.tensor([1, 6, 7], device=model.device)
     with torch.autocast(ids_BS.device.type, enabled=False):
         try:
-            found_BSD = model.get_decoder()(ids_BS, use_cache=False).last_hidden_state
-        except (ValueError, RuntimeError, IndexError, TypeError):
+            found_BSD = body_of(model)(ids_BS, use_cache=False).last_hidden_state
+        except (ValueError, RuntimeError, IndexError, TypeError, AttributeError):
             return False
         finally:
             at_N, _ASKED.at_N, _ASKED.shape = _ASKED.at_N, None, None
-        wanted_BSD = model.get_decoder()(ids_BS, use_cache=False).last_hidden_state
+        wanted_BSD = body_of(model)(ids_BS, use_cache=False).last_hidden_state
     return agree(found_BSD.flatten(0, 1)[at_N], wanted_BSD.flatten(0, 1)[at_N])
 
 

@@ -130,11 +130,13 @@ class Likelihood:
         import torch
         from torch.nn import functional as F
 
-        head, never_V = self.model.get_output_embeddings(), never_said(self.model)
+        from tasks.models.heads import Head
+
+        head, never_V = Head.of(self.model), never_said(self.model)
 
         def logits_of(hidden_ND: "Tensor") -> "Tensor":
-            logits_NV: Tensor = head(hidden_ND).float()
-            return logits_NV if never_V is None else logits_NV + never_V
+            logits_NV = head.logits(hidden_ND)
+            return logits_NV if never_V is None else logits_NV + never_V[: logits_NV.shape[-1]]
 
         parts = (torch.split(whole, _HEAD_TOKENS) for whole in (hidden_ND, targets_N))
         chunks = zip(*parts, strict=True)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from tasks.errors import UserError
 from tasks.models.beginning import Beginning
-from tasks.models.blocks import blocks_of, heads_of
+from tasks.models.blocks import blocks_of, body_of, heads_of
 from tasks.models.unpadded import last_hidden
 
 Part = Literal["hidden", "attention", "values"]
@@ -54,7 +54,7 @@ def look(
     shown = {name: wanted for name, wanted in options.items() if wanted}
     values: list[Tensor] = []
     with _kept_values(model, values, "values" in parts):
-        out = model.get_decoder()(input_ids=ids_BS, use_cache=False, **shown)
+        out = body_of(model)(input_ids=ids_BS, use_cache=False, **shown)
     seen = Seen(out.last_hidden_state.flatten(0, 1)[at_N], values=tuple(values))
     if "hidden" in parts:
         seen = seen._replace(hidden=out.hidden_states)

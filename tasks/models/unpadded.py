@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from tasks.models.beginning import Beginning
-from tasks.models.blocks import blocks_of, has_blocks, heads_of
+from tasks.models.blocks import blocks_of, body_of, has_blocks, heads_of
 from tasks.models.last_block import agree, only
 from tasks.models.row_attention import RowMask, Rows
 
@@ -74,7 +74,7 @@ def _worth(device: torch.device, room: int) -> int:
 
 
 def _as_it_is(model: PreTrainedModel, ids_BS: Tensor, at_N: Tensor) -> Tensor:
-    hidden_BSD: Tensor = model.get_decoder()(ids_BS, use_cache=False).last_hidden_state
+    hidden_BSD: Tensor = body_of(model)(ids_BS, use_cache=False).last_hidden_state
     return hidden_BSD.flatten(0, 1)[at_N]
 
 
@@ -178,7 +178,7 @@ class Layout:
         before = {"past_key_values": beginning.cache} if beginning else {}
         where = {"attention_mask": mask, "position_ids": self.position_GT}
         with only(model, place_N, self.ids_GT.numel()):
-            out = model.get_decoder()(self.ids_GT, use_cache=False, **where, **before)
+            out = body_of(model)(self.ids_GT, use_cache=False, **where, **before)
         hidden_GTD: Tensor = out.last_hidden_state
         return hidden_GTD.flatten(0, 1).index_select(0, place_N)
 
@@ -224,7 +224,7 @@ def _known(model: PreTrainedModel, beginning: Beginning, ids_BS: Tensor, at_N: T
 def _attends_by_mask(model: PreTrainedModel) -> bool:
     """Say whether every layer looks back at all tokens, and positions are what it is told."""
     layers = DynamicCache(config=model.config).layers
-    told = "position_ids" in inspect.signature(model.get_decoder().forward).parameters
+    told = "position_ids" in inspect.signature(body_of(model).forward).parameters
     return told and bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.errors import UserError
+from tasks.models.blocks import body_of
 from tasks.progress import track
 from tasks.rows.records import Row, row_kind
 from tasks.rows.row_view import RowView
@@ -79,7 +80,7 @@ def importance_of(
         lengths = torch.tensor([len(row) for row in batch])
         real_BS = torch.arange(ids_BS.shape[1]) < lengths[:, None]
         with _watched(blocks, widths) as seen:
-            model.get_decoder()(input_ids=ids_BS, use_cache=False)
+            body_of(model)(input_ids=ids_BS, use_cache=False)
         for number, (before, after, heads, inner) in enumerate(seen):
             turn_N = 1 - torch.cosine_similarity(before[real_BS], after[real_BS], dim=-1)
             layers_L[number] += turn_N.sum(dtype=torch.float64)

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tasks.errors import UserError
+from tasks.models.blocks import body_of
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
@@ -17,7 +18,7 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
         UserError: the model is not one stack of blocks.
     """
     depth = model.config.get_text_config().num_hidden_layers
-    for module in model.get_decoder().children():
+    for module in body_of(model).children():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
     raise UserError(f"{type(model).__name__} is not one stack of {depth} layers", where="shape")

@@ -10,8 +10,10 @@ from tasks.learning.batches import Batches
 from tasks.learning.learner import Learner
 from tasks.losses.divergences import ForwardKL, Hard
 from tasks.models.heads import Head, check_head
+from tasks.models.likelihood import Continuation, Likelihood
 from tasks.models.seen import look
 from tasks.teaching.origins import Live
+from tests.tiny_models import make_tokenizer
 from tests.tasks.teaching.test_origins import examples, forward_kl, logits_of, mean_over_tokens
 
 SMALL = {
@@ -29,19 +31,21 @@ SMALL = {
 }
 
 
-def family(name: str) -> Any:
+def family(name: str, config: str = "", **others: Any) -> Any:
     import transformers
 
-    options = {
+    options = others or {
         "Gemma2": {"final_logit_softcapping": 3.0, "head_dim": 8},
         "Granite": {"logits_scaling": 4.0},
         "Cohere": {"logit_scale": 0.25},
         "Phi": {},
         "Qwen2": {},
     }[name]
-    config = getattr(transformers, f"{name}Config")(**(SMALL | options))
+    known = getattr(transformers, f"{config or name}Config")
+    names = set(known().to_dict()) | set(known.attribute_map)
+    made = known(**({k: v for k, v in SMALL.items() if k in names} | options))
     torch.manual_seed(0)
-    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    return getattr(transformers, f"{name}ForCausalLM")(made).eval()
 
 
 @pytest.mark.parametrize("name", ["Gemma2", "Granite", "Cohere", "Phi", "Qwen2"])
@@ -69,6 +73,46 @@ def test_the_heads_of_families_as_student_and_teacher(name: str) -> None:
         slopes = torch.autograd.grad(reference, list(a.parameters()))
         for found, slope in zip(torch.autograd.grad(loss, a.parameters()), slopes, strict=True):
             assert (found - slope).norm() <= 1e-3 * slope.norm() + 1e-6
+
+
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "scale", "softcap"),
+    [
+        ("GraniteMoe", {"logits_scaling": 6.0} | EXPERTS, 1 / 6, None),
+        ("Cohere2", {"logit_scale": 0.25}, 0.25, None),
+        ("HyperCLOVAX", {"logits_scaling": 0.5}, 0.5, None),  # it multiplies
+        ("MiniCPM3", {"dim_model_base": 8, "v_head_dim": 8} | LATENT, 0.25, None),  # before the head
+        ("RecurrentGemma", {"logits_soft_cap": 5.0, "lru_width": 32, "num_hidden_layers": 3}, 1.0, 5.0),
+        ("NanoChat", {"final_logit_softcapping": 7.0}, 1.0, 7.0),
+        ("Gemma3", {"final_logit_softcapping": 7.0, "head_dim": 8}, 1.0, 7.0),
+        ("Mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "logit_scale": 0.5}, 1.0, None),
+    ],
+)
+def test_what_a_model_does_to_its_logits_is_measured(
+    name: str, options: dict[str, Any], scale: float, softcap: float | None
+) -> None:
+    """The factor has many names, some multiply by it and some divide, and some ignore it."""
+    config = "Gemma3Text" if name == "Gemma3" else name
+    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 5e-2)):
+        model = family(name, config, **options).to(dtype)
+        head, ids = Head.of(model), torch.tensor([[5, 6, 7]])
+        assert (head.scale, head.softcap) == (pytest.approx(scale, rel=1e-6), softcap)
+        with torch.no_grad():
+            found = head.logits(look(model, ids, torch.arange(3)).last_ND)
+            torch.testing.assert_close(found, model(ids).logits[0].to(found), rtol=bound, atol=bound)
+
+
+def test_the_loss_of_an_answer_is_that_of_the_models_own_logits() -> None:
+    model, tokenizer = family("Granite", logits_scaling=8.0), make_tokenizer()
+    asked = Continuation([5, 6, 7], [8, 9])
+    (loss,) = Likelihood(model, tokenizer).losses([asked])
+    with torch.no_grad():
+        logp = model(torch.tensor([[5, 6, 7, 8, 9]])).logits[0].log_softmax(-1)
+    assert loss == pytest.approx(-float(logp[2, 8] + logp[3, 9]) / 2, rel=1e-5)
 
 
 def test_a_bfloat16_teacher_with_a_capped_head_is_a_head() -> None:
