@@ -74,13 +74,38 @@ def load(
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a model folder; `load` has verified it where it is a checkpoint."""
+    """Load the tokenizer of a model folder; `load` has verified it where it is a checkpoint.
+
+    Where it names no token that ends an answer, the one is taken that the model was shipped with.
+    """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise UserError(f"cannot load the tokenizer: {error}", where=str(folder)) from error
+        raise UserError(
+            f"cannot load the tokenizer: {error}",
+            where=str(folder),
+            mend="copy the tokenizer's files of the model (tokenizer.json) into the folder again",
+        ) from error
+    vocabulary = tokenizer.get_vocab()
+    if tokenizer.eos_token not in vocabulary:
+        tokens = tokenizer.convert_ids_to_tokens(_shipped_eos(folder, len(vocabulary)))
+        in_template = [t for t in tokens if t and t in str(tokenizer.chat_template)]
+        tokenizer.eos_token = next(iter([*in_template, *filter(None, tokens)]), None)
+    return tokenizer
+
+
+def _shipped_eos(folder: Path, vocabulary: int) -> list[int]:
+    """Return the ids that the model's own configuration lets end an answer."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).exists():
+            given = json.loads((folder / name).read_bytes())
+            ids = given.get("eos_token_id", (given.get("text_config") or {}).get("eos_token_id"))
+            found = ids if isinstance(ids, list) else [ids]
+            if found := [n for n in found if isinstance(n, int) and 0 <= n < vocabulary]:
+                return found
+    return []
 
 
 def accelerator() -> str:
@@ -109,8 +134,9 @@ def save(
         name: stored.setdefault((weight.data_ptr(), weight.shape), weight.detach().to(dtype))
         for name, weight in model.state_dict().items()
     }
-    tokenizer.backend_tokenizer.no_padding()  # else what was padded last ends in tokenizer.json
-    tokenizer.backend_tokenizer.no_truncation()
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.no_padding()  # else what was padded last ends in tokenizer.json
+        backend.no_truncation()
     with staged(folder) as partial:
         model.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)
@@ -187,7 +213,7 @@ def verify(folder: Path) -> str:
             raise _damaged(folder, f"{name} is missing")
         if (size := path.stat().st_size) < expected["bytes"]:
             raise _damaged(folder, f"{name} is truncated: {size} of {expected['bytes']} bytes")
-        if _sha256(path) != expected["sha256"]:
+        if sha256_of(path) != expected["sha256"]:
             raise _damaged(folder, f"{name} is altered: its sha256 is not the manifest's")
     return fingerprint(folder)
 
@@ -195,8 +221,8 @@ def verify(folder: Path) -> str:
 def fingerprint(folder: Path) -> str:
     """Return what identifies a model's content: the sha256 of its manifest, or of all its parts."""
     if (folder / MANIFEST).exists():
-        return _sha256(folder / MANIFEST)
-    return _checksum({path.name: _sha256(path) for path in parts(folder)})
+        return sha256_of(folder / MANIFEST)
+    return _checksum({path.name: sha256_of(path) for path in parts(folder)})
 
 
 def provenance(folder: Path) -> dict[str, Any]:
@@ -222,7 +248,7 @@ def _seal(partial: Path) -> None:
         _rewrite(path, {})
         path.chmod(0o644)
         _sync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     write_json(partial / MANIFEST, {"files": files, "checksum": _checksum(files)})
     _sync(partial / MANIFEST)
     _sync(partial)
@@ -272,7 +298,8 @@ def _damaged(folder: Path, what: str) -> UserError:
     )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

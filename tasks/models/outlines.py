@@ -1,4 +1,4 @@
-"""What a model folder says of its model, read from small files: no weights, no torch."""
+"""What a model folder says of its model, read from small files: no weights are loaded."""
 
 import hashlib
 import json
@@ -12,8 +12,14 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.models import checkpoints
+from tasks.models.model_folders import check_folder, weight_files
 
-_LAYER = re.compile(r"\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_BUFFER = re.compile(r"(\.(attn|attention)\.(masked_)?bias|inv_freq)$")
+"""Masks and tables that old checkpoints store beside their weights."""
+_HEADS_OF_OTHER_TASKS = re.compile(
+    r"For(MaskedLM|PreTraining|(Sequence|Token)Classification|QuestionAnswering|RewardModel)$"
+)
 _HEADER_LIMIT = 100_000_000  # the format's own bound on its header
 
 
@@ -23,7 +29,8 @@ class Outline:
 
     folder: Path
     config: dict[str, Any]
-    """config.json; of a model that also sees or hears, the part about text."""
+    """config.json under the names that all architectures share (`hidden_size`, also where it is
+    called `n_embd`); of a model that also sees or hears, the part about text."""
     shapes: dict[str, tuple[int, ...]]
     """Shape of each stored weight. Tied ones are stored once."""
     vocabulary: dict[str, int]
@@ -115,29 +122,66 @@ def outline_of(folder: Path) -> Outline:
     Raises:
         UserError: naming the file that is missing or damaged.
     """
-    from tokenizers import Tokenizer
-
-    config = _json(folder / "config.json")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise UserError("no safetensors here: other formats are not loaded", where=str(folder))
-    path = folder / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"cannot read tokenizer.json: {error}", where=str(folder)) from error
-    manners = _json(folder / "tokenizer_config.json")
-    shapes = {k: v for weight in weights for k, v in _shapes(weight).items()}
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    check_folder(folder)
+    config = _config(folder)
+    tokenizer = checkpoints.load_tokenizer(folder)
+    vocabulary = tokenizer.get_vocab()
+    if tokenizer.eos_token not in vocabulary:
+        raise UserError(
+            "the tokenizer names no end-of-sequence token: no answer could ever end",
+            where=str(folder / "tokenizer_config.json"),
+            mend='name it there: "eos_token": "<the token that ends an answer>"',
+        )
     return Outline(
         folder=folder,
-        config=config | config.get("text_config", {}),
-        shapes=shapes,
+        config=config,
+        shapes=_stored(folder),
         vocabulary=vocabulary,
-        eos=_eos(manners, vocabulary, folder),
-        template=_template(manners, folder),
-        encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
+        eos=tokenizer.eos_token,
+        template=default_template(tokenizer).strip(),
+        encode=lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]),
     )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a causal LM under the names that all architectures share.
+
+    Raises:
+        UserError: transformers does not know the architecture, or it is no causal LM.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto import modeling_auto
+
+    given = json.loads((folder / "config.json").read_bytes())
+    kind = str(given.get("model_type") or "none")
+    try:
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # each architecture checks its sizes in its own way
+        what = f"cannot read config.json (model_type {kind}): {_first_line(error)}"
+        if given.get("auto_map"):
+            what = f"the model (model_type {kind}) needs code of its own, which is not run here"
+        mend = "use a model that transformers knows by itself"
+        raise UserError(what, where=str(folder), mend=mend) from error
+    name = (config.architectures or ["unknown"])[0]
+    masked = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    encoder = masked and not getattr(config, "is_decoder", False)
+    other = _HEADS_OF_OTHER_TASKS.search(name)
+    causal = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if config.is_encoder_decoder or encoder or other or not causal:
+        what = "an encoder-decoder" if config.is_encoder_decoder else "no causal language model"
+        raise UserError(
+            f"{name} (model_type {kind}) is {what}: it cannot teach or learn here",
+            where=str(folder),
+            mend="use a causal language model, such as a Llama, Qwen, Gemma or GPT-2",
+        )
+    text = config.get_text_config(decoder=True)
+    shared = {name: getattr(text, name, None) for name in text.attribute_map}
+    return text.to_dict() | shared | {"architectures": config.architectures}
+
+
+def _stored(folder: Path) -> dict[str, tuple[int, ...]]:
+    stored = {name: shape for file in weight_files(folder) for name, shape in _shapes(file).items()}
+    return {name: shape for name, shape in stored.items() if not _BUFFER.search(name)}
 
 
 def difference(teacher: dict[str, int], student: dict[str, int]) -> str:
@@ -150,23 +194,10 @@ def difference(teacher: dict[str, int], student: dict[str, int]) -> str:
     return f"{token!r} is {ids[0]} in the teacher, {ids[1]} in the student"
 
 
-def _eos(manners: dict[str, Any], vocabulary: dict[str, int], folder: Path) -> str:
-    named = manners.get("eos_token")
-    token = named.get("content") if isinstance(named, dict) else named
-    if token not in vocabulary:
-        raise UserError(
-            "the tokenizer names no end-of-sequence token: no answer could ever end",
-            where=str(folder / "tokenizer_config.json"),
-        )
-    return str(token)
-
-
-def _template(manners: dict[str, Any], folder: Path) -> str:
-    apart = folder / "chat_template.jinja"
-    named = manners.get("chat_template") or ""
-    if isinstance(named, list):
-        named = next((t["template"] for t in named if t["name"] == "default"), "")
-    return (apart.read_text() if apart.exists() else str(named)).strip()
+def default_template(tokenizer: Any) -> str:
+    """Return a tokenizer's chat template, of several the default one; empty: it has none."""
+    template = tokenizer.chat_template or ""
+    return template.get("default", "") if isinstance(template, dict) else template
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -184,14 +215,8 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight["shape"]) for name, weight in weights.items()}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_bytes())
-        return value
-    except FileNotFoundError:
-        raise UserError(f"{path.name} is missing", where=str(path.parent)) from None
-    except ValueError as error:
-        raise UserError(f"{path.name} is damaged: {error}", where=str(path.parent)) from error
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _hash(value: Any) -> str:

