@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from tasks.models import sources
+from tasks.models import checkpoints, sources
+from tasks.models.chat_templates import PLAIN, TemplateSettings
 from tasks.params import Section
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -40,6 +44,9 @@ class Teacher(Section):
     signals: bool = True
     """Whether its token distributions are used, and not only its text: the student then needs the
     same vocabulary. Never those of a teacher behind an endpoint."""
+    template: TemplateSettings = PLAIN
+    """Settings of its chat template, such as `{enable_thinking: false}` or
+    `{system: into_first_user}`. A student that takes over its tokenizer has them too."""
 
     @model_validator(mode="before")
     @classmethod
@@ -59,9 +66,20 @@ class Teacher(Section):
             raise ValueError("endpoint: a key is not sent over plain http")
         if self.endpoint and self.signals:
             raise ValueError("an endpoint gives no token distributions: signals must be false")
+        if self.endpoint and self.template != PLAIN:
+            raise ValueError(
+                "template: a service renders its chat template itself: generate.backend.extra: "
+                "{chat_template_kwargs: {enable_thinking: false}} where it takes that"
+            )
         if self.key and not self.endpoint:
             raise ValueError("key: only a teacher behind an endpoint has one")
         return self
+
+    def tokenizer(self, folder: Path) -> "PreTrainedTokenizerBase":
+        """Load the tokenizer of the model in a folder, its template set as params.yaml says."""
+        tokenizer = checkpoints.load_tokenizer(folder)
+        self.template.write_into(tokenizer)
+        return tokenizer
 
     def folder(self, pin: Mapping[str, Any]) -> Path:
         """Return the folder of exactly the model that preflight looked at and wrote as `pin`.

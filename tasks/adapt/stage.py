@@ -20,11 +20,12 @@ from tasks.errors import UserError
 from tasks.judging.metrics import AnswerScore, DecidingMetric
 from tasks.judging.verifiers import Task
 from tasks.models import checkpoints
+from tasks.models.chat_templates import check_turns
 from tasks.models.decoding import Decoding
 from tasks.models.number_formats import resolve
 from tasks.params import EachOf
 from tasks.progress import say, track
-from tasks.rows.records import ADAPT, DEV, ENDPOINT, MODELS, Row, read_rows, write_json
+from tasks.rows.records import ADAPT, DEV, ENDPOINT, LABELLED, MODELS, Row, read_rows, write_json
 from tasks.teachers import Teacher
 
 
@@ -40,8 +41,9 @@ def run(
     Raises:
         UserError: the model is another than preflight saw, or tuning failed.
     """
-    pin = json.loads(MODELS.read_bytes())["teachers"][item]
-    folder = ADAPT / item
+    models = json.loads(MODELS.read_bytes())
+    pin, folder = models["teachers"][item], ADAPT / item
+    _check_conversations(item, models)
     if teacher.endpoint:
         _describe(item, teacher, adapt)
         return
@@ -52,11 +54,26 @@ def run(
         "licence": pin["licence"],
         "adapt": adapt.model_dump(mode="json"),
     }
-    rows = adapt.publish(teacher.folder(pin), folder, provenance, what=f"adapt {item}")
+    rows = adapt.publish(teacher.folder(pin), teacher, folder, provenance, what=f"adapt {item}")
     scored = _dev_score(item, adapt, task, metric)
     write_json(folder / "summary.json", {"tuned": rows > 0, "rows": rows, **scored})
     if scored:
         say(f"{item}: {scored['dev_score']:.3f} on {scored['dev_rows']} dev rows")
+
+
+def _check_conversations(item: str, models: dict[str, Any]) -> None:
+    """Refuse rows that a chat template refuses, before anything is spent on them."""
+    models = {
+        f"the teacher {item}": models["teachers"][item],
+        "the student": models.get("student", {}),
+    }
+    wheres = dict(zip(models, (f"params.yaml, teachers.{item}", "params.yaml, shape"), strict=True))
+    for whose, model in models.items():
+        refused = model.get("refused_turns", [])
+        for path in (LABELLED, DEV) if refused else ():
+            rows = read_rows(path, Row)
+            turns = ((row.id, row.prompt) for row in rows if not isinstance(row.prompt, str))
+            check_turns(turns, refused, whose, wheres[whose])
 
 
 def _describe(item: str, teacher: Teacher, adapt: Tuning) -> None:

@@ -12,10 +12,12 @@ from tasks.errors import UserError
 from tasks.learning import resuming
 from tasks.learning.hyperparameters import Hyperparameters
 from tasks.models import checkpoints
+from tasks.models.chat_templates import PLAIN, default_template
 from tasks.models.number_formats import NumberFormat, Precision
 from tasks.params import Section
 from tasks.progress import say
 from tasks.rows.records import LABELLED, Row, read_rows
+from tasks.teachers import Teacher
 
 
 class Untuned(Section):
@@ -29,9 +31,14 @@ class Untuned(Section):
     threads: int = Field(2, ge=1)
     """CPU threads, for these answers."""
 
-    def publish(self, source: Path, folder: Path, provenance: dict[str, Any], what: str) -> int:
+    def publish(
+        self, source: Path, teacher: Teacher, folder: Path, provenance: dict[str, Any], what: str
+    ) -> int:
         """Copy the model; return the number of rows it learnt from: none."""
-        checkpoints.copy(source, folder, provenance)
+        template = None
+        if teacher.template != PLAIN:
+            template = default_template(teacher.tokenizer(source))
+        checkpoints.copy(source, folder, provenance, template)
         return 0
 
 
@@ -48,7 +55,9 @@ class Sft(Hyperparameters):
     dev_rows: int = Field(500, ge=0)
     """Dev rows, at most, that the published teacher answers: a figure to look at."""
 
-    def publish(self, source: Path, folder: Path, provenance: dict[str, Any], what: str) -> int:
+    def publish(
+        self, source: Path, teacher: Teacher, folder: Path, provenance: dict[str, Any], what: str
+    ) -> int:
         """Tune the model and publish it; return the number of rows it learnt from.
 
         Raises:
@@ -66,7 +75,8 @@ class Sft(Hyperparameters):
                 where=str(LABELLED),
                 mend="cohobate run --set adapt.type=none",
             )
-        model, tokenizer = checkpoints.load(source, device=checkpoints.accelerator())
+        model, _ = checkpoints.load(source, device=checkpoints.accelerator())
+        tokenizer = teacher.tokenizer(source)
         examples = examples_of(rows, encode_all(tokenizer, rows), self.max_tokens)
         if len(examples) < len(rows):
             say(f"{len(rows) - len(examples)} rows are too long, or have no answer: left out")

@@ -166,9 +166,11 @@ def attention(
     """Attend in the way that trains fastest for rows of this length; set it back afterwards."""
     before, wanted = model.config._attn_implementation, hyperparameters.attention
     if wanted == "auto":
-        model.set_attn_implementation("sdpa")
-        short = longest <= SHORT_ROW and not torch.cuda.is_available()
-        wanted = "eager" if short and not reads_by_rows(model) else "sdpa"
+        wanted = "eager"
+        if model._supports_sdpa:  # older families (GPT-J, BLOOM) do not
+            model.set_attn_implementation("sdpa")
+            short = longest <= SHORT_ROW and not torch.cuda.is_available()
+            wanted = "eager" if short and not reads_by_rows(model) else "sdpa"
     model.set_attn_implementation(wanted)
     try:
         yield

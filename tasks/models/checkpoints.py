@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.errors import UserError
+from tasks.models.model_folders import has_weights, weight_files
 from tasks.models.number_formats import NumberFormat, Precision, resolve
 from tasks.rows.records import write_json
 
@@ -48,8 +49,6 @@ def load(
     Raises:
         UserError: the folder is damaged, or does not hold every weight of the model.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     from tasks.models.packed import pack
@@ -57,12 +56,8 @@ def load(
     if (folder / MANIFEST).exists():
         verify(folder)
     logging.disable_progress_bar()
-    dtype = getattr(torch, resolve(precision, device))
-    options = {"attn_implementation": attention, "use_safetensors": True, "local_files_only": True}
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, **options
-        )
+        model, loaded = _pretrained(folder, resolve(precision, device), attention)
     except Exception as error:  # safetensors, json and transformers each raise their own
         raise UserError(f"cannot load the model: {error}", where=str(folder)) from error
     if absent := sorted(loaded["missing_keys"]) + sorted(map(str, loaded["mismatched_keys"])):
@@ -71,6 +66,24 @@ def load(
     if frozen:
         pack(model, PACKED)
     return model, load_tokenizer(folder)
+
+
+def _pretrained(folder: Path, precision: NumberFormat, attention: str) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    options |= {"dtype": getattr(torch, precision), "attn_implementation": attention}
+    try:
+        found: tuple[Any, Any] = AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, **options
+        )
+    except ValueError as error:
+        if attention == "eager" or "scaled_dot_product_attention" not in str(error):
+            raise
+        # older families (GPT-J, BLOOM) have no other
+        return _pretrained(folder, precision, "eager")
+    return found
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -147,10 +160,17 @@ def save(
     return fingerprint(folder)
 
 
-def copy(source: Path, folder: Path, provenance: dict[str, Any]) -> str:
-    """Publish an unchanged model as a checkpoint of its own; return its fingerprint."""
+def copy(
+    source: Path, folder: Path, provenance: dict[str, Any], template: str | None = None
+) -> str:
+    """Publish an unchanged model as a checkpoint of its own; return its fingerprint.
+
+    `template` takes the place of its chat template.
+    """
     with staged(folder) as partial:
         copy_parts(source, partial)
+        if template is not None:
+            (partial / "chat_template.jinja").write_text(template)
         write_json(partial / PROVENANCE, provenance)
     return fingerprint(folder)
 
@@ -164,6 +184,8 @@ def copy_parts(source: Path, folder: Path) -> None:
 def parts(folder: Path) -> list[Path]:
     """Return the files of a model folder that belong to the model; safetensors only."""
     found = {path for pattern in _PARTS for path in folder.glob(pattern)}
+    if has_weights(folder):  # beside them may lie the same weights in their authors' format
+        found -= set(folder.glob("*.safetensors")) - set(weight_files(folder))
     return sorted(p for p in found if p.name not in (MANIFEST, PROVENANCE, "summary.json"))
 
 

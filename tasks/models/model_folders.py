@@ -54,13 +54,18 @@ def check_folder(folder: Path) -> None:
     if config is None:
         raise _refused("config.json is missing", folder, _nearby(folder) or _PUBLISHED)
     _check_quantisation(config, folder)
-    if not (folder / WEIGHTS).exists() and not (folder / INDEX).exists():
+    if not has_weights(folder):
         _check_other_formats(folder)
         raise _refused(f"no safetensors here: {WEIGHTS} is missing", folder, _nearby(folder))
     _check_shards(folder)
     if not any((folder / name).exists() for name in (*_TOKENIZERS, "tokenizer_config.json")):
         mend = "copy tokenizer.json and tokenizer_config.json of the model beside the weights"
         raise _refused("tokenizer.json is missing", folder, mend)
+
+
+def has_weights(folder: Path) -> bool:
+    """Say whether a folder has safetensors under the names that transformers looks for."""
+    return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -12,6 +11,7 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.models import checkpoints
+from tasks.models.chat_templates import TemplateSettings, default_template, refused_by
 from tasks.models.model_folders import check_folder, weight_files
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
@@ -39,8 +39,12 @@ class Outline:
     """Token that ends an answer."""
     template: str
     """Chat template; empty where there is none."""
-    encode: Callable[[str], list[int]]
+    tokenizer: Any
     """The tokenizer itself."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,8 +98,26 @@ class Outline:
                 where="params.yaml, section shape.tokenizer",
                 mend="choose a student of the same family",
             )
-        manners = {name: getattr(other, name) for name in ("eos", "template", "encode")}
+        manners = {name: getattr(other, name) for name in ("eos", "template", "tokenizer")}
         return replace(self, vocabulary=other.vocabulary, **manners)
+
+    def set_to(self, settings: TemplateSettings) -> "Outline":
+        """Return this model with its chat template set as params.yaml says."""
+        settings.write_into(self.tokenizer)
+        return replace(self, template=default_template(self.tokenizer).strip())
+
+    @property
+    def refused_turns(self) -> list[str]:
+        """What kinds of turns its chat template refuses."""
+        if not self.template:
+            return []
+        return refused_by(
+            lambda turns: str(
+                self.tokenizer.apply_chat_template(
+                    turns, add_generation_prompt=True, tokenize=False
+                )
+            )
+        )
 
     def facts(self) -> dict[str, Any]:
         """Return what is worth keeping, as JSON values."""
@@ -108,6 +130,7 @@ class Outline:
             "layers": self.depth,
             "padded_ids": self.rows - len(self.vocabulary),
             "parameters": self.parameters(),
+            "refused_turns": self.refused_turns,
             "parameters_of_embeddings": self.parameters_of_embeddings,
             "template_hash": _hash(self.template) if self.template else "",
             "vocabulary": len(self.vocabulary),
@@ -139,7 +162,7 @@ def outline_of(folder: Path) -> Outline:
         vocabulary=vocabulary,
         eos=tokenizer.eos_token,
         template=default_template(tokenizer).strip(),
-        encode=lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        tokenizer=tokenizer,
     )
 
 
@@ -176,7 +199,8 @@ def _config(folder: Path) -> dict[str, Any]:
         )
     text = config.get_text_config(decoder=True)
     shared = {name: getattr(text, name, None) for name in text.attribute_map}
-    return text.to_dict() | shared | {"architectures": config.architectures}
+    found: dict[str, Any] = text.to_dict() | shared
+    return found | {"architectures": config.architectures}
 
 
 def _stored(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -192,12 +216,6 @@ def difference(teacher: dict[str, int], student: dict[str, int]) -> str:
     token = next(t for t in tokens if teacher.get(t) != student.get(t))
     ids = [str(vocabulary.get(token, "absent")) for vocabulary in (teacher, student)]
     return f"{token!r} is {ids[0]} in the teacher, {ids[1]} in the student"
-
-
-def default_template(tokenizer: Any) -> str:
-    """Return a tokenizer's chat template, of several the default one; empty: it has none."""
-    template = tokenizer.chat_template or ""
-    return template.get("default", "") if isinstance(template, dict) else template
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

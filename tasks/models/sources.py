@@ -116,7 +116,10 @@ def _from_hub(model: str, revision: str) -> Path:
     say(f"looking up {model} on the hub")
     try:
         found = snapshot_download(
-            model, revision=revision or None, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]
+            model,
+            revision=revision or None,
+            allow_patterns=_HUB_FILES,
+            ignore_patterns=["*/*", "consolidated*"],  # the same weights in their authors' format
         )
     except Exception as error:  # offline, unreachable, unknown and gated are a class each
         reason = str(error).strip().splitlines() or [type(error).__name__]

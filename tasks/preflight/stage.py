@@ -57,7 +57,7 @@ def run(
         check_terms(key, teacher)
     shape.lender(teachers)
     outlines = {
-        key: outline_of(sources.resolve(teacher.model, teacher.revision))
+        key: look_at_teacher(key, teacher)
         for key, teacher in teachers.items()
         if not teacher.endpoint
     }
@@ -80,6 +80,15 @@ def run(
     summary |= {"parameters of the student": record["parameters"]}
     write_json(MODELS.with_name("summary.json"), summary | {"vocabulary": len(outline.vocabulary)})
     say(" · ".join(f"{what}: {count / 1e6:.1f}M" for what, count in summary.items()))
+
+
+def look_at_teacher(key: str, teacher: Teacher) -> Outline:
+    """Return what a teacher is, its chat template set; say what of the template is left unset."""
+    outline = outline_of(sources.resolve(teacher.model, teacher.revision))
+    where = f"params.yaml, teachers.{key}.template"
+    for note in teacher.template.check(f"the teacher {key}", outline.template, where):
+        say(note)
+    return outline.set_to(teacher.template)
 
 
 def _resources() -> dict[str, Any]:

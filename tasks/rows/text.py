@@ -96,7 +96,16 @@ def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: tuple[Message, ...
             mend="use an instruct model, or give the prompts as text",
         )
     turns = [message.model_dump() for message in messages]
-    text: str = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    try:
+        text: str = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # a template raises what it pleases
+        roles = ", ".join(message.role for message in messages)
+        raise UserError(
+            f"the chat template refuses a conversation of the turns {roles}: {error}",
+            where=f"the conversation that begins {messages[0].content[:60]!r}",
+            mend="teachers.<name>.template: {system: into_first_user} or {turns: alternate}; of a "
+            "student of its own tokenizer, shape.template; or leave such rows out",
+        ) from error
     return text
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.errors import UserError
-from tasks.models.blocks import body_of
+from tasks.models.blocks import body_of, heads_of
 from tasks.progress import track
 from tasks.rows.records import Row, row_kind
 from tasks.rows.row_view import RowView
@@ -44,8 +44,11 @@ def projections(block: nn.Module) -> tuple[nn.Linear, nn.Linear]:
     Raises:
         UserError: the block is not made of attention and a gated MLP as Llama's is.
     """
-    found: dict[str, Any] = {name.split(".")[-1]: m for name, m in block.named_modules()}
-    if not {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"} <= found.keys():
+    linear = [(n.split(".")[-1], m) for n, m in block.named_modules() if isinstance(m, nn.Linear)]
+    found: dict[str, Any] = dict(linear)
+    names = [name for name, _ in linear]
+    needed = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+    if any(names.count(name) != 1 for name in needed):  # experts have several
         raise UserError(
             f"{type(block).__name__} has no heads and neurons that are known here",
             where="params.yaml, section shape.width",
@@ -68,11 +71,12 @@ def importance_of(
     """Run the model over rows, prompts with their answers, and measure its parts."""
     torch.set_num_threads(1)  # so that the same rows always choose the same parts
     blocks = layers_of(model)
-    config = model.config.get_text_config()
-    depth, groups = len(blocks), config.num_key_value_heads
+    depth = len(blocks)
+    groups = heads_of(model) if widths else 0
+    neurons = projections(blocks[0])[1].in_features if widths else 0
     layers_L = torch.zeros(depth, dtype=torch.float64)
     groups_LG = torch.zeros(depth, groups, dtype=torch.float64)
-    neurons_LF = torch.zeros(depth, config.intermediate_size, dtype=torch.float64)
+    neurons_LF = torch.zeros(depth, neurons, dtype=torch.float64)
     ids = sorted((row.ids for row in encode_all(tokenizer, rows)), key=len)
     batches = [ids[start : start + _BATCH] for start in range(0, len(ids), _BATCH)]
     for batch in track(batches, total=len(batches), what="what matters in the teacher"):

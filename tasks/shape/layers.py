@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,12 +34,57 @@ def keep_layers(model: PreTrainedModel, positions: Sequence[int]) -> None:
     stack.extend(kept)
     for index, block in enumerate(kept):
         for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                vars(module)["layer_idx"] = index  # where its keys and values lie in the cache
+            for name in ("layer_idx", "layer_id"):  # where its keys and values lie in the cache
+                if hasattr(module, name):
+                    vars(module)[name] = index
     for name, value in config.to_dict().items():
         if isinstance(value, list) and len(value) == depth:  # one entry a layer: layer_types ...
             setattr(config, name, [value[n] for n in positions])
+    if hasattr(config, "attention_types"):  # GPT-Neo spells its list of layers so too
+        config.attention_types = [[[kind], 1] for kind in config.attention_layers]
     config.num_hidden_layers = len(kept)
+
+
+def parameters_of_cut(
+    folder: Path, positions: Sequence[int], widths: tuple[int, int] | None = None
+) -> int:
+    """Return how many weights a model has when it is cut; no weight is read.
+
+    Args:
+        folder: the whole model.
+        positions: layers to keep.
+        widths: groups of heads and neurons that each layer keeps.
+
+    Raises:
+        UserError: it would be no model of its kind: its configuration cannot say what is left of
+            it, or its blocks are not known.
+    """
+    model = _empty(AutoConfig.from_pretrained(folder, local_files_only=True))
+    keep_layers(model, positions)
+    if widths:
+        from tasks.shape.width import keep_first
+
+        keep_first(model, *widths)
+    cut = {name: weight.shape for name, weight in model.state_dict().items()}
+    try:
+        made = {name: w.shape for name, w in _empty(model.config).state_dict().items()}
+    except Exception:  # each architecture checks its configuration in its own way
+        made = {}
+    if cut != made:
+        raise UserError(
+            f"{type(model).__name__} is no model of its kind once it is cut so: its configuration "
+            "cannot say what is left of it",
+            where="params.yaml, section shape.width" if widths else "params.yaml, shape.layers",
+            mend="cut by layers alone" if widths else "shape={type: pretrained, model: ...}",
+        )
+    return int(model.num_parameters())
+
+
+def _empty(config: Any) -> PreTrainedModel:
+    """Return a model of a configuration, without memory for its weights."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 def random_like(
@@ -51,6 +97,7 @@ def random_like(
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     told = config.to_dict()
+    sizes = {config.attribute_map.get(name, name): value for name, value in sizes.items()}
     if unknown := sorted(set(sizes) - set(told)):
         raise UserError(f"the model's configuration has no {', '.join(unknown)}", where="shape")
     derived = {"layer_types", "head_dim"} - set(sizes)  # from the sizes, unless they were given

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from tasks.errors import UserError
 from tasks.models import checkpoints, sources
+from tasks.models.chat_templates import PLAIN, TemplateSettings
 from tasks.models.depth import Layers, chosen
 from tasks.models.number_formats import NumberFormat
 from tasks.models.outlines import Outline, outline_of
@@ -158,33 +159,21 @@ class TeacherLayers(Start):
     def preview(self, lender: Outline | None) -> tuple[Outline, dict[str, Any]]:
         """Return the model that the student speaks like, and what the student will be."""
         assert lender is not None  # `lender` has refused a teacher without weights
-        kept = self.chosen(lender.depth)
-        sizes = {"layers": len(kept), "parameters": lender.parameters(kept)}
-        if self.width is not None:
-            sizes["parameters"] = self._narrow_parameters(lender, self.width, len(kept))
+        from tasks.shape.layers import parameters_of_cut
+
+        kept, width = self.chosen(lender.depth), self.width
+        widths = None if width is None else (width.groups, width.neurons)
+        parameters = parameters_of_cut(lender.folder, kept, widths)
+        sizes = {"layers": len(kept), "parameters": parameters}
         return lender, lender.facts() | sizes | {"type": self.type}
 
-    def _narrow_parameters(self, lender: Outline, width: Width, depth: int) -> int:
-        from tasks.shape.layers import random_like
-
-        told = lender.config
-        heads, size = told["num_attention_heads"], told.get("head_dim")
-        groups = told.get("num_key_value_heads") or heads
-        if width.groups > groups or width.neurons > told["intermediate_size"]:
-            raise UserError(
-                f"the teacher has {groups} groups of heads and {told['intermediate_size']} neurons "
-                f"a layer: cannot keep {width.groups} and {width.neurons}",
-                where="params.yaml, section shape.width",
-            )
-        sizes = {
-            "num_hidden_layers": depth,
-            "head_dim": size or told["hidden_size"] // heads,
-            "num_attention_heads": width.groups * (heads // groups),
-            "num_key_value_heads": width.groups,
-            "intermediate_size": width.neurons,
-        }
-        parameters: int = random_like(lender.folder, sizes, 0, device="meta").num_parameters()
-        return parameters
+    def _lent_tokenizer(
+        self, teachers: Mapping[str, Teacher], folder: Path
+    ) -> "PreTrainedTokenizerBase":
+        """Return the teacher's tokenizer; a tuned teacher's is set already."""
+        if self.of == "data/preflight":
+            return self.lender(teachers).tokenizer(folder)
+        return checkpoints.load_tokenizer(folder)
 
     def build(
         self, teachers: Mapping[str, Teacher], pins: Pins
@@ -195,7 +184,8 @@ class TeacherLayers(Start):
         folder = Path(self.of)
         if self.of == "data/preflight":
             folder = self.lender(teachers).folder(pins.teachers[self.teacher])
-        model, tokenizer = checkpoints.load(folder)
+        model, _ = checkpoints.load(folder)
+        tokenizer = self._lent_tokenizer(teachers, folder)
         if not self._calibrated:
             keep_layers(model, self.chosen(len(layers_of(model))))
             return model, tokenizer
@@ -223,6 +213,9 @@ class Pretrained(Start):
     """Branch, tag or commit on the hub. Preflight pins the commit that it stands for."""
     tokenizer: Literal["own", "teacher"] = "own"
     """teacher: take over its end-of-sequence token and chat template (of the same vocabulary)."""
+    template: TemplateSettings = PLAIN
+    """Settings of its own chat template, as of a teacher's; one that is taken over has the
+    teacher's."""
 
     @property
     def borrows(self) -> bool:
@@ -232,6 +225,11 @@ class Pretrained(Start):
     def preview(self, lender: Outline | None) -> tuple[Outline, dict[str, Any]]:
         """Return the model as it will speak, and what the student will be."""
         found = outline_of(sources.resolve(self.model, self.revision))
+        for note in self.template.check(
+            "the student", found.template, "params.yaml, shape.template"
+        ):
+            say(note)
+        found = found.set_to(self.template)
         student = found.speaking_like(lender) if lender and self.borrows else found
         origin = sources.origin(self.model, found.folder)
         return student, student.facts() | origin | {"type": self.type}
@@ -243,7 +241,9 @@ class Pretrained(Start):
         model, tokenizer = checkpoints.load(sources.pinned(self.model, pins.student))
         if self.borrows:
             lender = self.lender(teachers).folder(pins.teachers[self.teacher])
-            tokenizer = checkpoints.load_tokenizer(lender)
+            tokenizer = self.lender(teachers).tokenizer(lender)
+        else:
+            self.template.write_into(tokenizer)
         return model, tokenizer
 
 
@@ -280,7 +280,7 @@ class RandomWeights(Start):
 
         folder = self.lender(teachers).folder(pins.teachers[self.teacher])
         model = random_like(folder, self.sizes, self.seed)
-        return model, checkpoints.load_tokenizer(folder)
+        return model, self.lender(teachers).tokenizer(folder)
 
 
 Student = Annotated[TeacherLayers | Pretrained | RandomWeights, Field(discriminator="type")]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tasks.errors import UserError
+from tasks.models.blocks import heads_of
 from tasks.shape.calibration import projections
 from tasks.shape.layers import layers_of
 
@@ -20,7 +22,7 @@ def keep_widths(
     """Keep in each layer the groups of heads and the neurons that matter most, in their order."""
     config = model.config.get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    shared = config.num_attention_heads // config.num_key_value_heads
+    shared = config.num_attention_heads // heads_of(model)
     for number, block in enumerate(layers_of(model)):
         projections(block)
         kept_groups = _highest(groups_LG[number], groups)
@@ -44,6 +46,24 @@ def keep_widths(
     config.intermediate_size = neurons
 
 
+def keep_first(model: PreTrainedModel, groups: int, neurons: int) -> None:
+    """Keep so many groups of heads and neurons of each layer, whichever: for a model's sizes.
+
+    Raises:
+        UserError: the model has fewer.
+    """
+    blocks = layers_of(model)
+    there = heads_of(model), projections(blocks[0])[1].in_features
+    if groups > there[0] or neurons > there[1]:
+        raise UserError(
+            f"the teacher has {there[0]} groups of heads and {there[1]} neurons a layer: cannot "
+            f"keep {groups} and {neurons}",
+            where="params.yaml, section shape.width",
+        )
+    groups_LG, neurons_LF = (torch.zeros(len(blocks), count) for count in there)
+    keep_widths(model, groups_LG, neurons_LF, groups, neurons)
+
+
 def _highest(scores: Tensor, count: int) -> Tensor:
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
@@ -53,6 +73,7 @@ def _spread(chosen: Tensor, size: int) -> Tensor:
 
 
 def _cut(module: nn.Linear, kept: Tensor, dim: int) -> None:
+    kept = kept.to(module.weight.device)
     module.weight = nn.Parameter(module.weight.detach().index_select(dim, kept).contiguous())
     if dim == 0 and module.bias is not None:
         module.bias = nn.Parameter(module.bias.detach()[kept].contiguous())
