@@ -19,6 +19,8 @@ from tasks.preflight.stage import run as preflight
 from tasks.rows.records import ADAPT, DEV, LABELLED, MODELS, Row, row_id, write_json, write_rows
 from tasks.shape.students import TeacherLayers
 from tasks.teachers import Teacher
+from tasks.train.stage import Method
+from tests.tasks.preflight.test_preflight import SFT as PHASE
 
 TASK = Task(verifier=Label(type="label"))
 MAIN = ADAPT / "main"
@@ -43,7 +45,9 @@ def adapt(project, checkpoint):
         adapt=Untuned(type="none"),
         generate=GenerateParams(),
         capture=CaptureParams(),
-        train={},
+        train={"sft": validated(Method, PHASE, "train.sft")},
+        student="sft",
+        baseline="sft",
     )
     write_rows(LABELLED, rows(16))
     write_rows(DEV, rows(10))

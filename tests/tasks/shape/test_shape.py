@@ -20,6 +20,8 @@ from tasks.shape.layers import keep_layers, layers_of
 from tasks.shape.stage import run
 from tasks.shape.students import Student
 from tasks.teachers import Teacher
+from tasks.train.stage import Method
+from tests.tasks.preflight.test_preflight import SFT as PHASE
 
 
 @pytest.fixture
@@ -38,7 +40,9 @@ def build(project, checkpoint, make_model, tokenizer):
             adapt=Untuned(type="none"),
             generate=GenerateParams(),
             capture=CaptureParams(),
-            train={},
+            train={"sft": validated(Method, PHASE, "train.sft")},
+            student="sft",
+            baseline="sft",
         )
         run(student, teachers)
         return checkpoints.load(SHAPE)
