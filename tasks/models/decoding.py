@@ -184,6 +184,7 @@ def decode(
     """
     import torch
 
+    from tasks.models.kv_cache import has_plain_cache
     from tasks.models.refill import can_refill, write_refilling
 
     rows = [Row(request, _room(model, request, how), how) for request in requests]
@@ -200,7 +201,10 @@ def decode(
         _extend(some, logits_BV, how, top_k)
 
     with torch.no_grad():  # in inference mode autocast would cast every weight anew for each token
-        if how.max_tokens > _SHORT and can_refill(model):
+        if not has_plain_cache(model):
+            for row in writing:
+                _write_without_cache(model, row, stop, write)
+        elif how.max_tokens > _SHORT and can_refill(model):
             write_refilling(model, writing, slots, lambda row: row.finished(stop), write)
         else:
             for start in range(0, len(writing), slots):
@@ -274,6 +278,20 @@ def _write(
         following = [r.prompt[read] if len(r.prompt) > read else r.written[-1] for r in rows]
         ids_BS = torch.tensor(following, device=model.device)[:, None]
         read += 1
+
+
+def _write_without_cache(
+    model: "PreTrainedModel",
+    row: Row,
+    stop: frozenset[int],
+    write: Callable[[list[Row], "Tensor"], None],
+) -> None:
+    """Answer one request, all of it read anew for each token: slow, and right for any model."""
+    import torch
+
+    while not row.finished(stop):
+        ids_BS = torch.tensor([row.prompt + row.written], device=model.device)
+        write([row], model(input_ids=ids_BS, use_cache=False).logits[:, -1].float())
 
 
 def never_said(model: "PreTrainedModel") -> "Tensor | None":

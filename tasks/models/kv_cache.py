@@ -24,6 +24,19 @@ def cache_for(model: "PreTrainedModel") -> DynamicCache:
     return cache
 
 
+def has_plain_cache(model: "PreTrainedModel") -> bool:
+    """Say whether a model keeps keys and values alone, of which rows can be taken.
+
+    Recurrent layers (Mamba, Griffin) keep a state that depends on how a prompt was cut.
+    """
+    if getattr(model, "_is_stateful", False):
+        return False
+    layers = DynamicCache(config=model.config).layers
+    return all(
+        hasattr(layer, "keys") and hasattr(layer, "batch_select_indices") for layer in layers
+    )
+
+
 class RoomyLayer(DynamicLayer):
     """The keys and values of one layer: a view of the filled part of two buffers."""
 
