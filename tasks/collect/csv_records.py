@@ -40,7 +40,7 @@ def csv_records(
     if hint := _SEPARATOR_LINE.fullmatch(text.ahead.partition("\n")[0]):
         delimiter = hint[1]
         next(lines)
-    rows = _Rows(lines, delimiter or _delimiter(text))
+    rows = _Rows(lines, *_layout(text, delimiter))
     header: list[str] | None = None
     for number, cells in rows:
         if header is None:
@@ -54,21 +54,28 @@ def csv_records(
             yield number, _record(header, cells, text.encoding)
 
 
-def _delimiter(text: TextStream) -> str:
-    """Return the delimiter by which most of the first rows have as many cells as the header."""
+def _layout(text: TextStream, delimiter: str | None) -> tuple[str, bool]:
+    """Return the delimiter, and whether blanks follow it that belong to no cell.
+
+    It is the one by which most of the first rows have as many cells as the header; blanks belong
+    to no cell where quotes come behind them.
+    """
     sample = text.ahead[text.at :].splitlines(keepends=True)
     sample = [line for line in sample[: None if text.ended else -1] if line.strip()][:_SAMPLE]
+    delimiter = delimiter or max(_DELIMITERS, key=lambda candidate: _share(sample, candidate))
+    spaced = re.compile(rf'{re.escape(delimiter)} +"(?!"|\s*(?:$|{re.escape(delimiter)}))')
+    return delimiter, any(map(spaced.search, sample))
 
-    def share(delimiter: str) -> float:
-        try:
-            rows = list(csv.reader(sample, delimiter=delimiter))
-        except csv.Error:
-            return 0
-        if not rows or len(rows[0]) < 2:
-            return 0
-        return sum(len(row) == len(rows[0]) for row in rows) / len(rows)
 
-    return max(_DELIMITERS, key=share)
+def _share(sample: list[str], delimiter: str) -> float:
+    """Return the share of rows that have as many cells as the first, if that is several."""
+    try:
+        rows = list(csv.reader(sample, delimiter=delimiter, skipinitialspace=True))
+    except csv.Error:
+        return 0
+    if not rows or len(rows[0]) < 2:
+        return 0
+    return sum(len(row) == len(rows[0]) for row in rows) / len(rows)
 
 
 def _header(number: int, cells: list[str] | Broken, encoding: str) -> list[str]:
@@ -104,8 +111,10 @@ def _record(header: list[str], cells: list[str], encoding: str) -> Mapping[str, 
 class _Rows:
     """Rows of cells, each with the line at which it begins."""
 
-    def __init__(self, lines: Iterable[tuple[int, str | Broken]], delimiter: str) -> None:
-        self._lines, self._delimiter = iter(lines), delimiter
+    def __init__(
+        self, lines: Iterable[tuple[int, str | Broken]], delimiter: str, spaced: bool
+    ) -> None:
+        self._lines, self._delimiter, self._spaced = iter(lines), delimiter, spaced
         self._again: deque[tuple[int, str | Broken]] = deque()  # lines to be read once more
         self._taken: list[tuple[int, str]] = []  # lines of the row at hand
         self.width = 0
@@ -132,7 +141,9 @@ class _Rows:
                 yield number, cells
 
     def _reader(self) -> Iterator[list[str]]:
-        return csv.reader(self._feed(), delimiter=self._delimiter, strict=True)
+        return csv.reader(
+            self._feed(), delimiter=self._delimiter, skipinitialspace=self._spaced, strict=True
+        )
 
     def _feed(self) -> Iterator[str]:
         while line := self._next():

@@ -135,7 +135,9 @@ def _record(value: Any, spelt: str) -> Mapping[str, Any] | Broken:
     if isinstance(value, Broken):
         return value
     if not isinstance(value, dict):
-        return Broken("not a JSON object", clipped(spelt))
+        twice = isinstance(value, str) and value.lstrip().startswith(("{", "["))
+        why = "JSON written as a text: it was encoded twice" if twice else "not a JSON object"
+        return Broken(why, clipped(spelt))
     if value.keys() == _VIEWER_ROW and isinstance(value["row"], dict):
         cut = "cells cut off by the hub's viewer (truncated_cells)"
         return Broken(cut, clipped(spelt)) if value["truncated_cells"] else value["row"]

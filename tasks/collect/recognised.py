@@ -123,8 +123,9 @@ class Recognised(Section):
         """Return a user's turn, and what the first of the answers' columns replies."""
         turns = [*(history or []), {"role": "user", "content": text}]
         answer = next((name for name in _ANSWERS if name in columns), None)
-        if answer and isinstance(columns[answer], list):
-            return conversation([*turns, *columns[answer]], system)
+        replied = columns.get(answer or "")
+        if isinstance(replied, list) and all(isinstance(turn, dict) for turn in replied):
+            return conversation([*turns, *replied], system)
         if answer and (reply := _optional(columns, answer)):
             turns.append({"role": "assistant", "content": reply})
         return conversation(turns, system)

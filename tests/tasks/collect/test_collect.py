@@ -108,9 +108,14 @@ def test_the_same_records_are_the_same_bytes_in_every_format(project):
         "question,answer,id\n"
         + "".join(f"{r['question']},{r['answer']},{r['id']}\n" for r in records)
     )
-    pq.write_table(pa.Table.from_pylist(records), project / "data.parquet")
+    table = pa.Table.from_pylist(records)
+    pq.write_table(table, project / "data.parquet")
+    with pa.ipc.new_stream(str(project / "data.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    (project / "data.json").write_text(json.dumps(records, indent=1))
     found = []
-    for path in ("data.jsonl", "data.jsonl", "data.csv", "data.parquet"):
+    for kind in ("jsonl", "jsonl", "csv", "parquet", "arrow", "json"):
+        path = f"data.{kind}"
         collect(path)
         files = [*ANSWERED, UNLABELLED]
         found.append(hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest())

@@ -123,6 +123,7 @@ def test_a_header_that_cannot_be_read_is_no_row(header):
         ('q,a\n"x, y","1,5",,\nz,2,\n', 2),
         (',q,a\n0,"x, y","1,5"\n1,z,2\n', 2),
         ('q , a\n"x, y","1,5"\nz,2', 2),
+        ('q, a\n"x, y", "1,5"\nz, 2\n', 2),
     ],
     ids=repr,
 )
@@ -135,6 +136,11 @@ def test_delimiters_line_ends_and_encodings_are_told(text, first):
 def test_a_semicolon_in_one_column_of_text_is_no_delimiter():
     assert read("text\none; two\nthree\n") == [(2, {"text": "one; two"}), (3, {"text": "three"})]
     assert read("Q;A, short\na;b\nc;d, e\n")[1] == (3, {"Q": "c", "A, short": "d, e"})
+
+
+def test_blanks_before_a_cell_belong_to_it_unless_quotes_come_behind_them():
+    assert read("q,a\nx, 1\n") == [(2, row("x", " 1"))]
+    assert read('q;a\n"I said, ";1\nx; 2\n') == [(2, row("I said, ", "1")), (3, row("x", " 2"))]
 
 
 def test_empty_cells_and_na_stay_what_they_are():

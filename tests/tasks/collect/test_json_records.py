@@ -65,6 +65,7 @@ def test_the_records_are_the_same_however_they_are_written(text, document):
         (b"{'a': 'x'}", "not JSON: Expecting property name enclosed in double quotes"),
         (b"[1]", "not a JSON object"),
         (b"null", "not a JSON object"),
+        (b'"{\\"a\\": 1}"', "JSON written as a text: it was encoded twice"),
         (b'{"a": 1, "a": 2}', "a key twice: 'a'"),
         (b'{"a": {"b": 1, "b": 2}}', "a key twice: 'b'"),
         (b'{"q": "one"} {"q": ', "not JSON: Expecting value"),

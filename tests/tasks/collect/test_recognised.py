@@ -95,6 +95,7 @@ def test_formats_are_told_by_their_columns(columns, wanted):
         ({"prompt": {"a": 1}}, "holds an object where text is needed"),
         ({"question": "a", "answer": 1, "choices": ["b", "c"]}, "a question with 'choices'"),
         ({"question": "a", "answer": "b", "context": "c"}, "a question with 'context'"),
+        ({"question": "a", "answer": ["b", "c"]}, "column 'answer' holds a list where text"),
         ({"turns": ["a", "b"]}, "turn 1 is text, not a role and a text"),
         ({"prompt": "a", "completion": "b", "label": False}, "marked as unwanted"),
         ({"messages": "[{'role': 'user', 'content': 'hi'}]"}, "turns as Python shows them"),
