@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from pydantic import SecretStr
 
+from tasks.generate.places import VARIABLE
 from tasks.lineage.versioning import StageNode
 
 ApiKeys = Mapping[str, SecretStr]
@@ -20,7 +21,10 @@ ApiKeys = Mapping[str, SecretStr]
 
 
 def keys_for(node: StageNode, document: Mapping[str, Any]) -> ApiKeys:
-    """Return the keys that a stage needs and that are known here: those of the teacher it asks."""
+    """Return the keys that a stage needs and that are known here: those of the teacher it asks.
+
+    Where the ledger is on S3, `COHOBATE_LEDGER` goes with them.
+    """
     match node.name:
         case "generate":
             teacher = node.address.partition("@")[2]
@@ -30,7 +34,10 @@ def keys_for(node: StageNode, document: Mapping[str, Any]) -> ApiKeys:
             return {}
     name = document["teachers"][teacher].get("key", "")
     found = os.environ.get(name) or _of_block(name) if name else None
-    return {name: SecretStr(found)} if found else {}
+    keys = {name: SecretStr(found)} if found else {}
+    if (ledger := os.environ.get(VARIABLE, "")).startswith("s3://"):
+        keys[VARIABLE] = SecretStr(ledger)  # other nodes have environments of their own
+    return keys
 
 
 @contextmanager

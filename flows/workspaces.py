@@ -18,7 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from tasks import params
 from tasks.errors import UserError
+from tasks.generate.places import LEDGER
+from tasks.generate.places import VARIABLE as LEDGER_VARIABLE
 from tasks.lineage import storage, versioning
 
 Kind = Literal["shared", "isolated"]
@@ -75,6 +78,7 @@ def parcel(root: Path) -> Parcel:
             where=".dvc/config",
             mend="dvc remote add --default s3 s3://bucket/prefix",
         )
+    _check_ledger(root)
     return Parcel(_fingerprint(root), changing_files(root), found, default)
 
 
@@ -92,6 +96,7 @@ def opened(parcel: Parcel, code: Path, address: str) -> Path:
         shutil.copytree(code, building)
         where = parcel.remotes, parcel.default_remote
         storage.make_standalone(building, *where, cache=base / "dvc-cache")
+        _share_ledger(building, base / "ledger")
         building.rename(root)
     shutil.rmtree(root / "reports", ignore_errors=True)
     write_files(root, parcel.files)
@@ -132,6 +137,33 @@ def changing_files(root: Path) -> dict[str, bytes]:
             if file.is_file() and file.stat().st_size <= _LARGEST:
                 found[file.relative_to(root).as_posix()] = file.read_bytes()
     return found
+
+
+def _check_ledger(root: Path) -> None:
+    """Refuse to buy answers on nodes that do not share a ledger: they would be bought twice.
+
+    Raises:
+        UserError: a teacher is behind an endpoint, and the ledger is not on S3.
+    """
+    document = params.load(root / "params.yaml")
+    teachers, generate = document.get("teachers") or {}, document.get("generate") or {}
+    bought = [key for key, teacher in teachers.items() if teacher.get("endpoint")]
+    ledger = os.environ.get(LEDGER_VARIABLE) or generate.get("ledger", "")
+    if bought and not ledger.startswith("s3://"):
+        raise UserError(
+            f"the answers of the teacher {bought[0]} are bought on nodes without a shared disk: "
+            "their ledger must be one that all nodes reach",
+            where="params.yaml, generate.ledger",
+            mend=f"export {LEDGER_VARIABLE}=s3://bucket/prefix",
+        )
+
+
+def _share_ledger(workspace: Path, folder: Path) -> None:
+    """Have the stages of a node share one ledger, which outlives their workspaces."""
+    folder.mkdir(parents=True, exist_ok=True)
+    link = workspace / LEDGER
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(folder)
 
 
 def _small_files(root: Path) -> list[str]:

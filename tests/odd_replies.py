@@ -237,6 +237,7 @@ BUSY = {
     "429 in a choice": (
         200, {}, b'{"choices": [{"error": {"code": "429", "message": "slow"}, "message": null}]}'
     ),
+    "429 below a 400": (400, {}, b'{"error": {"message": "slow", "code": 429}}'),
     "529": (529, {}, b'{"type": "error", "error": {"type": "overloaded_error"}}'),
     "524": (524, {}, b"<html><title>524: A timeout occurred</title></html>"),
     "milliseconds": (429, {"retry-after-ms": "30", "retry-after": "600"}, b'{"error": "slow"}'),

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-Kind = Literal["money", "access", "filter", "too_long", "busy", "parameter", "address", "other"]
+Kind = Literal["money", "access", "filter", "too_long", "busy", "address", "other"]
 
 _PATTERNS: tuple[tuple[Kind, str], ...] = (  # the first that matches counts
     (
@@ -22,8 +22,9 @@ _PATTERNS: tuple[tuple[Kind, str], ...] = (  # the first that matches counts
     ("access", r"(account|organi[sz]ation|project)\b.{0,60}(flag|block|suspend|deactiv|disable)"),
     (
         "filter",
-        r"content[_ -]?(filter|polic|manage|moder)|moderation|flagged|safety|responsible|sensitive"
-        r"|inappropriate|data_?inspection|guardrail|(usage|acceptable use) polic|blocked_prompt",
+        r"content[_ -]?(filter|polic|manage|moder)|moderation|flagged|safety|responsible[_ ]ai"
+        r"|(?<!case-)(?<!case )sensitive|inappropriate|data_?inspection|guardrail|blocked_prompt"
+        r"|(usage|acceptable use) polic",
     ),
     (
         "too_long",

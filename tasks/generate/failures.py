@@ -131,6 +131,8 @@ class Service(NamedTuple):
     ) -> Exception:
         """Return what a status and the body below it mean."""
         said, kind = f"{status}{where}: {self.clean(body.message or 'no reason given')}", body.kind
+        if body.status == 429:  # below another status: as busy as with its own
+            status = 429
         if stop := self._of_the_run(status, kind, past):
             what, mend = stop
             return self._stop(what, said, mend)

@@ -10,6 +10,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import api_keys, placement
 from flows.placement import StageResult
+from tasks.generate.places import VARIABLE
 from tasks.lineage.versioning import StageNode
 
 KEY = "sk-only-the-service-may-know"
@@ -30,6 +31,15 @@ def test_the_environment_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert api_keys.keys_for(node("evaluate"), TEACHERS) == keys
     assert api_keys.keys_for(node("generate@local"), TEACHERS) == {}
     assert api_keys.keys_for(node("filter"), TEACHERS) == {}
+
+
+def test_a_ledger_on_s3_is_named_to_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(NAME, raising=False)
+    monkeypatch.setenv(VARIABLE, "s3://bucket/ledger")
+    keys = api_keys.keys_for(node("generate@local"), TEACHERS)
+    assert keys[VARIABLE].get_secret_value() == "s3://bucket/ledger"
+    monkeypatch.setenv(VARIABLE, "a/folder/of/this/machine")
+    assert api_keys.keys_for(node("generate@local"), TEACHERS) == {}
 
 
 def test_a_secret_block_comes_second(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
