@@ -63,12 +63,17 @@ class Reads:
     annotation: Any
 
 
+def stage_names() -> list[str]:
+    """Return the names of all stages: the folders of tasks/ with a stage.py."""
+    return sorted(path.parent.name for path in TASKS.glob("*/stage.py"))
+
+
 @cache
 def stage_function(stage: str) -> Callable[..., None]:
     """Return the function of a stage: `run` in `tasks/<stage>/stage.py`."""
     if not (TASKS / stage / "stage.py").exists():
-        known = sorted(path.parent.name for path in TASKS.glob("*/stage.py"))
-        raise UserError(f"no stage is called {stage!r}{nearest(stage, known)}", where="tasks/")
+        near = nearest(stage, stage_names())
+        raise UserError(f"no stage is called {stage!r}{near}", where="tasks/")
     function: Callable[..., None] = import_module(f"tasks.{stage}.stage").run
     return function
 

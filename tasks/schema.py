@@ -4,7 +4,15 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
 
-from tasks.params import TASKS, ParamsError, Reads, nearest, reads_of, stage_function, validated
+from tasks.params import (
+    ParamsError,
+    Reads,
+    nearest,
+    reads_of,
+    stage_function,
+    stage_names,
+    validated,
+)
 from tasks.recipe import AppliedRecipe
 from tasks.resources import Resources
 from tasks.rounds import Rounds
@@ -12,8 +20,7 @@ from tasks.rounds import Rounds
 
 def sections() -> dict[str, Any]:
     """Return the annotation of each top-level section of params.yaml."""
-    stages = sorted(path.parent.name for path in TASKS.glob("*/stage.py"))
-    reads = [r for stage in stages for r in reads_of(stage_function(stage)).values()]
+    reads = [r for stage in stage_names() for r in reads_of(stage_function(stage)).values()]
     found = {r.section: _whole(r) for r in reads if "." not in r.section}
     of_flows = {"resources": dict[str, Resources], "rounds": Rounds, "recipe": AppliedRecipe}
     return found | of_flows

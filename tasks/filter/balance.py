@@ -96,6 +96,8 @@ class ClassBalance(Filter):
             raise UserError(
                 f"{len(counts)} different {self.of}s cannot each stay below {self.max_share:.0%}",
                 where="filter.filters: class_balance",
-                mend=f"give a max_share of {1 / len(counts):.2f} or more",
+                mend=f"give a max_share of {1 / len(counts):.2f} or more"
+                if len(counts) > 1
+                else f"leave the filter out: there is one {self.of} alone",
             )
         return most

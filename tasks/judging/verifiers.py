@@ -27,10 +27,13 @@ class Exact(Section):
     type: Literal["exact"]
     casefold: bool = True
     """Whether `Animal` and `animal` are the same answer."""
+    after: str = ""
+    """Mark before the answer, such as `Answer:` where a rationale comes first: what follows its
+    last occurrence is compared; a text without the mark is compared whole."""
 
     def canonical(self, answer: str) -> str | None:
         """Return the text with single spaces and, if asked, without case; None when empty."""
-        text = " ".join(answer.split())
+        text = " ".join((answer.rpartition(self.after)[2] if self.after else answer).split())
         return (text.casefold() if self.casefold else text) or None
 
     def correct(self, answer: str, reference: str) -> bool:

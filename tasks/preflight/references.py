@@ -9,11 +9,12 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from tasks.errors import UserError
-from tasks.params import nearest
+from tasks.params import nearest, stage_names
 
 _OUTPUTS = re.compile(r"^(models/train|models/adapt|data/capture|data/generate)/([^/]+)")
 _PHASES = ("evaluate.student", "evaluate.baseline")
 _TEACHERS = ("evaluate.teacher", "shape.teacher")
+_OF_TEACHERS = ("adapt", "generate", "capture")
 _NOT_OUTPUTS = ("teachers", "resources", "recipe")
 
 
@@ -39,6 +40,25 @@ def check_references(document: Mapping[str, Any]) -> None:
                 check_phase(key, match[2], phases)
             else:
                 check_teacher(key, match[2], teachers)
+    for teacher in (document.get("generate") or {}).get("backends") or ():
+        check_teacher("generate.backends", teacher, teachers)
+    for address in document.get("resources") or ():
+        _check_address(address, phases, teachers)
+
+
+def _check_address(address: str, phases: Collection[str], teachers: Collection[str]) -> None:
+    """Refuse resources of a stage that is not there: they would be asked for by nobody."""
+    stage = address.partition("@")[0]
+    known = {name: [name] for name in stage_names()}
+    known |= {name: [name, *(f"{name}@{one}" for one in teachers)] for name in _OF_TEACHERS}
+    known["train"] = ["train", *(f"train@{phase}" for phase in phases)]
+    if address not in known.get(stage, ()):
+        names = [one for some in known.values() for one in some]
+        raise UserError(
+            f"resources names the stage {address!r}, which is not there{nearest(address, names)}",
+            where=f"params.yaml, resources.{address}",
+            mend=f"name one of {', '.join(known.get(stage) or known)}",
+        )
 
 
 def check_phase(key: str, name: str, phases: Collection[str]) -> None:

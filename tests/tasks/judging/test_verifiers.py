@@ -25,6 +25,15 @@ def test_exact_ignores_white_space_and_case(answer, reference, right):
     assert verifier(type="exact").correct(answer, reference) is right
 
 
+def test_the_answer_behind_a_mark_is_compared():
+    task = Task(verifier={"type": "label", "after": "Answer:"})
+    labels = task.labels([" animal", " plant"])
+    trace = " Answer: no, wait: it has fur.\nAnswer: animal"
+    assert task.verifier.correct(trace, " animal") and task.verifier.admissible(trace, labels)
+    assert task.verifier.correct(" Animal", " animal")
+    assert not task.verifier.admissible(" It has fur.\nAnswer:", labels)
+
+
 def test_exact_heeds_case_when_asked():
     assert not verifier(type="exact", casefold=False).correct("Animal", "animal")
 

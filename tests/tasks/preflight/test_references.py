@@ -20,6 +20,11 @@ from tests.tiny_project import ROOT, put
         ("train.kd.targets", "data/capture/mian", "teacher 'mian'"),
         ("train.kd.targets", "models/train/kdd", "phase 'kdd'"),
         ("challenge.champion", "models/train/old/seed-1", "phase 'old'"),
+        ("generate.backends", {"mian": {"type": "transformers"}}, "teacher 'mian'"),
+        ("resources", {"train@kdd": {"cpus": 2}}, "'train@kdd'.*did you mean 'train@kd'"),
+        ("resources", {"generate@mian": {}}, "did you mean 'generate@main'"),
+        ("resources", {"fliter": {"cpus": 2}}, "did you mean 'filter'"),
+        ("resources", {"filter@main": {}}, "which is not there"),
     ],
 )
 def test_what_is_named_must_exist(key: str, value: str, message: str) -> None:
@@ -34,5 +39,6 @@ def test_what_exists_may_be_named() -> None:
     document = params.load(ROOT / "params.yaml")
     put(document, "pair.student", "models/train/kd/seed-1")
     put(document, "order.scorer", "models/adapt/main")
+    put(document, "resources", {"train": {}, "train@kd": {}, "capture@main": {}, "export": {}})
     put(document, "challenge.champion", "models/champion/round-0001")
     schema.check(document)
