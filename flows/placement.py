@@ -23,7 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from flows import local_ray, workspaces
+from flows import local_ray, ray_address, workspaces
 from flows.api_keys import ApiKeys, in_environment
 from flows.workspaces import Kind, Parcel, Returned, packed
 from tasks.errors import UserError, from_os_error
@@ -82,6 +82,7 @@ def ray_cluster(
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
         local_ray.use_loopback()
+    ray_address.check()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -123,6 +124,10 @@ def _connect(options: dict[str, Any]) -> None:
                 local_ray.end_remains()
             if left:
                 continue
+            if not local:  # on versions that do not match Ray says several lines
+                said = " ".join(str(error).split())[:300]
+                where = f"RAY_ADDRESS={options['address']}"
+                raise UserError(f"Ray: {said}", where=where, mend=ray_address.FIX) from error
             first = next(iter(str(error).splitlines()), type(error).__name__)
             mend = "cohobate doctor; a busy machine starts Ray too slowly: then simply again"
             raise UserError(f"Ray: {first}", where=options["address"], mend=mend) from error

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 from pydantic import BaseModel
 
-from flows import exposure, local_ray, prefect_server
+from flows import exposure, local_ray, prefect_server, ray_address
 from flows.local_ray import LOOPBACK, OBJECT_STORE
 from flows.prefect_home import STATE, use_project_server
 from tasks.errors import UserError
@@ -73,8 +73,8 @@ def use_services(root: Path) -> None:
     """Let this process talk to the project's services where they run, else to Prefect's own.
 
     Raises:
-        UserError: a server that others can reach is used without authentication, or the server of
-            PREFECT_API_URL cannot be used.
+        UserError: a server that others can reach is used without authentication, or that of
+            PREFECT_API_URL or RAY_ADDRESS cannot be used.
     """
     if "PREFECT_API_URL" not in os.environ and (services := running_services(root)):
         os.environ.pop("RAY_AUTH_TOKEN", None)  # Ray prefers it to the file
@@ -82,6 +82,7 @@ def use_services(root: Path) -> None:
     exposure.check()
     use_project_server(root)
     prefect_server.check()
+    ray_address.check()
 
 
 def up(root: Path, say: Callable[[str], None]) -> Services:

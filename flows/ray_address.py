@@ -1,0 +1,34 @@
+"""A Ray cluster of the user's own: does anything listen at RAY_ADDRESS?"""
+
+import os
+import socket
+from urllib.parse import urlsplit
+
+from tasks.errors import UserError
+
+_TIMEOUT = 5.0
+FIX = "start that cluster (ray status looks at it), or use a local one: unset RAY_ADDRESS"
+
+
+def check() -> None:
+    """Refuse a cluster that does not answer, which Ray itself would wait minutes for.
+
+    Raises:
+        UserError: RAY_ADDRESS is no address, or nothing listens there.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "local", "auto"):
+        return
+    where = f"RAY_ADDRESS={address}"
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or not port:
+        mend = "export RAY_ADDRESS=host:6379, or for Ray's client: ray://host:10001"
+        raise UserError("that is no address of a Ray cluster", where=where, mend=mend)
+    try:
+        socket.create_connection((host, port), timeout=_TIMEOUT).close()
+    except OSError as error:
+        raise UserError(f"Ray does not answer: {error}", where=where, mend=FIX) from None
