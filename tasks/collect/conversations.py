@@ -111,7 +111,7 @@ def _read(number: int, turn: Mapping[str, Any]) -> Iterator[tuple[Message, bool]
     place = f"ShareGPT turn {number}" if "from" in turn or "value" in turn else f"turn {number}"
     for key in _MORE_THAN_TEXT:
         if turn.get(key) not in (None, "", [], {}):
-            raise NoExampleError(f"{place} has {key!r}, which a row cannot hold")
+            raise NoExampleError(f"{place} has {key!r} (remove the key to keep the row)")
     role_key = next((key for key in _ROLE_KEYS if key in turn), None)
     if role_key is None:
         yield from _pair(place, turn)
@@ -143,7 +143,7 @@ def _role(place: str, name: Any) -> Role:
         raise NoExampleError(f"the role of {place} is {kind_of(name)}")
     plain = name.strip().lower()
     if plain in _TOOL_ROLES:
-        raise NoExampleError(f"{place} is a tool's ({plain!r}): a row cannot hold tool turns")
+        raise NoExampleError(f"{place} is a tool's ({plain!r}), which a row cannot hold")
     if plain in _ROLES:
         return _ROLES[plain]
     if _MODEL_NAME.fullmatch(plain):

@@ -95,17 +95,19 @@ def _header(number: int, cells: list[str] | Broken, encoding: str) -> list[str]:
 
 
 def _record(header: list[str], cells: list[str], encoding: str) -> Mapping[str, Any] | Broken:
-    if UNREADABLE in "".join(cells):
-        return Broken(not_decoded(encoding), clipped(",".join(cells)))
-    if "\0" in "".join(cells):
-        return Broken("a cell holds a zero byte", clipped(",".join(cells)))
-    if len(cells) < len(header):
-        return Broken("fewer cells than the header", clipped(",".join(cells)))
-    if any(cells[len(header) :]):
-        more = "more cells than the header (a cell that holds the delimiter needs quotes)"
-        return Broken(more, clipped(",".join(cells)))
-    # a column without a name, such as a data frame's index, can be named by nobody
-    return {name: cell for name, cell in zip(header, cells, strict=False) if name}
+    whole = "".join(cells)
+    if UNREADABLE in whole:
+        reason = not_decoded(encoding)
+    elif "\0" in whole:
+        reason = "a cell holds a zero byte"
+    elif len(cells) < len(header):
+        reason = "fewer cells than the header (an empty cell needs its delimiter too)"
+    elif any(cells[len(header) :]):
+        reason = "more cells than the header (a cell that holds the delimiter needs quotes)"
+    else:
+        # a column without a name, such as a data frame's index, can be named by nobody
+        return {name: cell for name, cell in zip(header, cells, strict=False) if name}
+    return Broken(reason, clipped(",".join(cells)))
 
 
 class _Rows:

@@ -56,7 +56,7 @@ class Recognised(Section):
         present = {name: value for name, value in columns.items() if value is not None}
         for name in _MORE_THAN_TEXT:
             if present.get(name) not in _EMPTY:
-                raise NoExampleError(f"column {name!r} is not empty, and a row cannot hold it")
+                raise NoExampleError(f"a row cannot hold column {name!r} (it may be empty)")
         system = next((text for name in _SYSTEM if (text := _optional(present, name))), "")
         if (turns := _conversation_of(present)) is not None:
             return conversation([*_vertex_system(present), *turns], system)

@@ -82,7 +82,7 @@ CALL = {"function": {"name": "f", "arguments": "{}"}}
         ([turn("user", "a"), turn("assistant", "", refusal="no")], "turn 2 has 'refusal'"),
         (
             [turn("user", "a"), turn("assistant", "b", reasoning_content="c")],
-            "turn 2 has 'reasoning_content', which a row cannot hold",
+            "turn 2 has 'reasoning_content' (remove the key to keep the row)",
         ),
         (
             [turn("user", [{"type": "image_url", "image_url": {"url": "x"}}])],

@@ -8,6 +8,7 @@ from tasks.collect.csv_records import csv_records
 from tasks.collect.examples import MAX_CHARACTERS, Broken, UnreadableError
 
 NEVER_CLOSES = "a quote opens here and never closes (a quote within a cell is written twice)"
+FEWER = "fewer cells than the header (an empty cell needs its delimiter too)"
 MORE = "more cells than the header (a cell that holds the delimiter needs quotes)"
 
 
@@ -25,7 +26,7 @@ def test_rows_span_lines_and_broken_ones_are_named():
     text = b'q,a\n"x\ny",1\n2\n3,4,5\n\xff,6\n\n7,8\n'
     assert read(text) == [
         (2, row("x\ny", "1")),
-        (4, "fewer cells than the header"),
+        (4, FEWER),
         (5, MORE),
         (6, "not UTF-8 (another encoding: name it in collect.source.encoding)"),
         (8, row("7", "8")),

@@ -21,7 +21,7 @@ ROWS = [
     for n in range(30)
 ]
 NEVER_CLOSES = "a quote opens here and never closes (a quote within a cell is written twice)"
-TOOL = "ShareGPT turn 2 is a tool's ('function_call'): a row cannot hold tool turns"
+TOOL = "ShareGPT turn 2 is a tool's ('function_call'), which a row cannot hold"
 
 
 def collect(name: str, data: bytes, template: dict | None = None) -> tuple[dict, list, list]:
