@@ -81,6 +81,7 @@ def run(
         with overrides.for_now(root, settings or [], recipe):
             _show_plan(plan(root, stage), as_json)
             _show_prices(root)
+            running.show_duration(root, stage, err)
         return
     for change in overrides.apply(root, settings or [], recipe):
         err.print(f"params.yaml: {change}", highlight=False)

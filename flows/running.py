@@ -35,6 +35,7 @@ def run_round(
     nodes = wanted(versioning.stages(root), only)
     if workspace == "shared" and not versioning.reasons(root):  # nothing to start two servers for
         return _outcome(root, only, {node.address: ("unchanged", 0.0) for node in nodes})
+    show_duration(root, only, console)
     use_quiet_server(root)
     console.print("starting Prefect and Ray", style="dim")
     with shown(console, nodes), _started(root, resources_for(nodes, document), workspace):
@@ -42,6 +43,17 @@ def run_round(
 
         results = distill_round(root, only, workspace)
     return _outcome(root, only, {a: (r.outcome, r.seconds) for a, r in results.items()})
+
+
+def show_duration(root: Path, only: str | None, console: Console) -> None:
+    """Print how long the stages that are not up to date will take on this machine."""
+    from flows.duration import outlook
+    from flows.plan import plan
+
+    nodes = wanted(versioning.stages(root), only)
+    changed = {stage.address for stage in plan(root, only) if stage.state != "up to date"}
+    for line in outlook(nodes, params.load(root / params.PARAMS), changed, root):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _outcome(root: Path, only: str | None, stages: dict[str, tuple[str, float]]) -> dict[str, Any]:

@@ -141,11 +141,11 @@ def device_name(device: str) -> str:
 
 
 def gflops() -> dict[str, float]:
-    """Return how many GFLOP/s the processor reaches in each format: measured once a machine."""
+    """Return how many GFLOP/s a core reaches in each format: measured once a machine."""
     path = _figures_file()
     found = _read(path)
     if found is None:
-        found = _measure()
+        found = measure()
         with contextlib.suppress(OSError):  # where nothing can be written, each process measures
             _publish(path, found)
             found = _read(path) or found  # another process may have been first
@@ -216,8 +216,8 @@ def _publish(path: Path, speeds: Mapping[str, float]) -> None:
         partial.unlink()
 
 
-def _measure() -> dict[str, float]:
-    """Multiply matrices in both formats, in turns; the best of a few times counts."""
+def measure() -> dict[str, float]:
+    """Return the GFLOP/s of one core in each format, just now; the best of a few times counts."""
     import torch
     from torch.nn import functional as F
 
@@ -226,7 +226,8 @@ def _measure() -> dict[str, float]:
     factors: dict[str, Any] = {
         name: [x.to(getattr(torch, name)) for x in (rows_NI, weight_OI)] for name in BYTES
     }
-    best = dict.fromkeys(BYTES, math.inf)
+    best, threads = dict.fromkeys(BYTES, math.inf), torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.inference_mode():
         for turn in range(5):  # the first is warm-up
             for name, pair in factors.items():
@@ -234,5 +235,6 @@ def _measure() -> dict[str, float]:
                 F.linear(*pair)
                 if turn:
                     best[name] = min(best[name], time.perf_counter() - start)
+    torch.set_num_threads(threads)
     work = 2 * rows * inputs * outputs / 1e9
     return {name: round(work / max(seconds, 1e-9), 1) for name, seconds in best.items()}

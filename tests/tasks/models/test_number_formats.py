@@ -28,7 +28,7 @@ def processor(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
         monkeypatch.setattr(number_formats.platform, "system", lambda: system)
-        monkeypatch.setattr(number_formats, "_measure", lambda: dict(figures))
+        monkeypatch.setattr(number_formats, "measure", lambda: dict(figures))
 
     return pretend
 

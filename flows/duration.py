@@ -1,0 +1,327 @@
+"""How long a round will take on this machine: its arithmetic by the measured speed of a product.
+
+An estimate to plan by, made before anything runs: products of matrices alone are counted, of rows
+whose lengths may not be known yet. It is given as a range of half to one and a half times.
+"""
+
+import json
+import math
+import os
+from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import reduce
+from itertools import islice
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+from tasks import params
+from tasks.learning.memory import Size
+from tasks.lineage.versioning import StageNode
+from tasks.models import checkpoints, number_formats, sources
+from tasks.rows.records import LABELLED, TEST, UNLABELLED
+from tasks.teachers import Teachers
+
+LOW, HIGH = 0.5, 1.5
+LONG = 15 * 60
+"""Seconds from which it is said what would shorten a round."""
+_OF_SPEED = 0.75  # of a bare product's speed, in products of other shapes
+# What is not a product, as a speed. With the figures around it these fit rounds of the default
+# task: 29 minutes in float32 on AVX2, 7 in bfloat16 with AMX, on two cores.
+_BESIDE = 400.0
+_EACH_STAGE = 5.0  # seconds: imports, hashes, copies
+_LETTERS = 4.5  # characters a token
+_PROMPT, _ANSWER = 22, 3  # tokens of a row that is not there yet
+_GENERAL = 1500  # tokens of the text on which forgetting is measured
+_PACKAGED = {  # config.json of the packaged teacher, before it is fetched
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage computes, in GFLOP, and on how many threads."""
+
+    gflop: float
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Its cores, and how fast one multiplies in the native number format."""
+
+    number_format: str
+    gflops: float
+    cores: int
+
+    @classmethod
+    def here(cls) -> "Machine":
+        """Measure this one, as busy as it is."""
+        name = number_formats.native("cpu").number_format
+        affinity = getattr(os, "sched_getaffinity", None)
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        return cls(name, number_formats.measure()[name], cores)
+
+    def seconds(self, work: Work) -> float:
+        """Return how long a stage takes that has the machine to itself."""
+        speed = 1 / (1 / (_OF_SPEED * self.gflops) + 1 / _BESIDE)
+        return work.gflop / (speed * min(work.threads, self.cores)) + _EACH_STAGE
+
+
+def outlook(
+    nodes: Sequence[StageNode], document: Mapping[str, Any], changed: Collection[str], root: Path
+) -> list[str]:
+    """Return how long the stages that are not up to date will take, and what would shorten it.
+
+    Nothing where a GPU computes, or the models are not here yet.
+
+    Args:
+        nodes: the stages of the round, in order.
+        document: params.yaml.
+        changed: addresses of the stages that will run.
+        root: the project.
+    """
+    if checkpoints.accelerator() != "cpu":
+        return []
+    machine = Machine.here()
+    try:
+        total = _seconds(nodes, Round(document, root), changed, machine)
+    except _UnknownModelError:
+        return []
+    said = f"about {_span(total)} on this machine ({machine.cores} cores, "
+    lines = [f"{said}{machine.number_format} at {machine.gflops:.0f} GFLOP/s a core)"]
+    if total < LONG:
+        return lines
+    whole = _seconds(nodes, Round(document, root, of_files=False), changed, machine)
+    for change, fewer in _halved(document):
+        less = whole - _seconds(nodes, Round(fewer, root, of_files=False), changed, machine)
+        if less >= 60:
+            lines.append(f"  {less / 60:.0f} minutes less with --set {change}")
+    return lines
+
+
+def _seconds(
+    nodes: Sequence[StageNode], of: "Round", changed: Collection[str], machine: Machine
+) -> float:
+    """Return the longest chain of stages, or all work spread over the cores, whichever is more."""
+    ends: dict[str, float] = {}
+    busy = 0.0
+    for node in nodes:
+        work = of.work(node.address)
+        seconds = machine.seconds(work) if node.address in changed else 0.0
+        busy += seconds * min(work.threads, machine.cores)
+        ends[node.address] = seconds + max((ends.get(up, 0.0) for up in node.upstream), default=0)
+    return max(*ends.values(), busy / machine.cores)
+
+
+def _span(seconds: float) -> str:
+    low, high = (max(1, round(share * seconds / 60)) for share in (LOW, HIGH))
+    return f"{low} to {high} minutes"
+
+
+def _halved(document: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return what would be less work, as `--set` takes it, each with the document so changed."""
+    keys = [f"train.{name}.updates" for name in document["train"]]
+    found = []
+    for key in ["collect.split.unlabelled", *keys]:
+        *above, last = key.split(".")
+        fewer = deepcopy(dict(document))
+        section = reduce(getitem, above, fewer)
+        if isinstance(section.get(last), int) and section[last] > 1:
+            section[last] //= 2
+            found.append((f"{key}={section[last]}", fewer))
+    return found
+
+
+class _UnknownModelError(Exception):
+    """A model is not here yet."""
+
+
+class Round:
+    """The work of a round's stages, by its params and by the rows and models that are there."""
+
+    def __init__(self, document: Mapping[str, Any], root: Path, *, of_files: bool = True) -> None:
+        self.document, self.root, self.of_files = document, root, of_files
+        self.split = document["collect"].get("split", {})
+        self.prompt = self._tokens(root / UNLABELLED)
+        self.row = self.prompt + _ANSWER
+
+    def work(self, address: str) -> Work:
+        """Return what a stage computes; nothing where models play no part in it."""
+        stage, _, key = address.partition("@")
+        make = getattr(self, f"_{stage}", None)
+        section = self.document.get(stage) or {}
+        return make(section, key) if make else Work(0)
+
+    def _adapt(self, section: Mapping[str, Any], key: str) -> Work:
+        size = self._teacher(key)
+        if section["type"] == "none" or size is None:
+            return Work(0)
+        rows = section.get("rows") or self._rows("labelled", LABELLED)
+        batch = section.get("batch_size", 32)
+        updates = section.get("updates") or section.get("epochs", 1) * rows / batch
+        trained = self._training(size, section, updates * batch)
+        return Work(trained + self._answers(size, section.get("dev_rows", 500)), _threads(section))
+
+    def _generate(self, section: Mapping[str, Any], key: str) -> Work:
+        size, backend = self._teacher(key), section.get("backend") or {}
+        if size is None:
+            return Work(0)
+        rows = section.get("rows") or self._rows("unlabelled", UNLABELLED)
+        long = (section.get("decoding") or {}).get("max_tokens", _ANSWER)
+        return Work(self._answers(size, rows * section.get("samples", 1), long), _threads(backend))
+
+    def _capture(self, section: Mapping[str, Any], key: str) -> Work:
+        size = self._teacher(key)
+        if size is None:
+            return Work(0)
+        rows = self._rows("unlabelled", UNLABELLED)
+        read = rows * (self.row * 2 * _body(size) + _ANSWER * 2 * _head(size))
+        return Work(read / 1e9, _threads(section))
+
+    def _train(self, section: Mapping[str, Any], key: str) -> Work:
+        phase = section[key]
+        rows = phase.get("updates", 100) * phase.get("batch_size", 32)
+        if "epochs" in phase:
+            rows = phase["epochs"] * self._rows("unlabelled", UNLABELLED)
+        gflop = self._training(self._start(phase["from"]), phase, rows)
+        if phase["targets"].startswith("models/"):
+            teacher = self._start(phase["targets"].removeprefix("models/"))
+            gflop += rows * self.row * 2 * (_body(teacher) + _head(teacher)) / 1e9
+        if phase["method"] == "on_policy":
+            gflop += self._answers(self._start(phase["from"]), rows, 16)
+        if phase["method"] == "dpo":
+            gflop *= 3  # two answers, and a reference
+        gflop *= len(phase.get("peers", [1])) * len(self.document["seeds"])
+        return Work(gflop, _threads(phase))
+
+    def _evaluate(self, section: Mapping[str, Any], key: str) -> Work:
+        rows = self._rows("test", TEST)
+        robustness = section.get("robustness") or {}
+        rows += robustness.get("rows", 0) * (len(robustness.get("perturbations", ())) + 1)
+        read = 2 * section.get("reading_rows", 512) * self.row + _GENERAL
+        sizes = [self._start("shape")]
+        for phase in self.document["train"].values():
+            sizes += [self._start(phase["from"])] * len(self.document["seeds"])
+        teacher = self._teacher(section.get("teacher", "main"))
+        long = (section.get("decoding") or {}).get("max_tokens", 8)
+        gflop = sum(
+            self._answers(size, rows, long) + read * 2 * _body(size) / 1e9
+            for size in [*sizes, *([teacher] if teacher else [])]
+        )
+        if teacher:  # it reads what each student wrote
+            gflop += len(sizes) * read * 2 * _body(teacher) / 1e9
+        return Work(gflop, _threads(section))
+
+    def _challenge(self, section: Mapping[str, Any], key: str) -> Work:
+        models = 1 + len(self.document["seeds"])
+        gflop = self._answers(self._start("shape"), models * self.split.get("dev", 500))
+        return Work(gflop, _threads(section))
+
+    def _export(self, section: Mapping[str, Any], key: str) -> Work:
+        answered = (1 + len(section.get("forms", [1]))) * section.get("dev_rows", 500)
+        return Work(self._answers(self._start("shape"), 2 * answered), _threads(section))
+
+    def _training(self, size: Size, how: Mapping[str, Any], rows: float) -> float:
+        """Return the GFLOP of learning from rows: forward, and back through what is not frozen."""
+        frozen = how.get("freeze") or {}
+        active = max(0, size.layers - frozen.get("layers", 0)) / max(1, size.layers)
+        body = self.row * (2 + 4 * active) * _body(size)
+        head = _ANSWER * (4 if frozen.get("embeddings", True) else 6) * _head(size)
+        return float(rows * (body + head) / 1e9)
+
+    def _answers(self, size: Size, rows: float, longest: int = _ANSWER) -> float:
+        """Return the GFLOP of answers: prompts are read, and tokens written one by one."""
+        written = min(longest, 256)
+        return rows * 2 * ((self.prompt + written) * _body(size) + written * _head(size)) / 1e9
+
+    def _teacher(self, key: str) -> Size | None:
+        """Return a teacher's size; None of one whose weights are not here."""
+        teachers = params.validated(Teachers, self.document["teachers"], "teachers")
+        if key not in teachers or teachers[key].endpoint:
+            return None
+        return _size(_config(teachers[key].model, self.root))
+
+    def _start(self, start: str) -> Size:
+        """Return the size of the model at a path below models/."""
+        stage, _, name = start.partition("/")
+        if stage == "train" and (phase := self.document["train"].get(name.split("/")[0])):
+            return self._start(phase["from"])
+        shape = self.document["shape"]
+        if shape["type"] == "pretrained" and stage != "adapt":
+            return _size(_config(shape["model"], self.root))
+        key = name if stage == "adapt" else shape.get("teacher", "main")
+        size = self._teacher(key)
+        if size is None:
+            raise _UnknownModelError
+        return size if stage == "adapt" else size.with_layers(_depth(shape["layers"]))
+
+    def _rows(self, part: str, path: Path) -> int:
+        """Return how many rows a part has: of the file that is there, or by the params."""
+        if self.of_files and (self.root / path).exists():
+            with (self.root / path).open("rb") as lines:
+                return sum(1 for _ in lines)
+        return int(self.split.get(part) or 1000)
+
+    def _tokens(self, path: Path) -> float:
+        """Return the tokens of a prompt, from the first rows of a file that is there."""
+        if not path.exists():
+            return _PROMPT
+        with path.open() as lines:
+            prompts = [json.loads(line)["prompt"] for line in islice(lines, 200)]
+        letters = sum(len(p if isinstance(p, str) else json.dumps(p)) for p in prompts)
+        return letters / _LETTERS / len(prompts) if prompts else _PROMPT
+
+
+def _config(model: str, root: Path) -> Mapping[str, Any]:
+    """Return a model's configuration, of small files that are here; nothing is fetched.
+
+    Raises:
+        _UnknownModelError: it is not here.
+    """
+    path = (root / Path(model).expanduser()) / "config.json"
+    if path.is_file():
+        config: dict[str, Any] = json.loads(path.read_text())
+        text: dict[str, Any] = config.get("text_config", config)
+        return text
+    if model == sources.PACKAGED:
+        return _PACKAGED
+    raise _UnknownModelError
+
+
+def _size(config: Mapping[str, Any]) -> Size:
+    """Return the size of a model like Llama, by its configuration."""
+    try:
+        size = Size.of(config, 0, 0, int(config["num_hidden_layers"]))
+    except (KeyError, ValueError) as error:
+        raise _UnknownModelError from error
+    embeddings = size.vocabulary * size.width * (1 if config.get("tie_word_embeddings") else 2)
+    layer = 2 * size.width * (size.width + size.keys) + 3 * size.width * size.neurons
+    fields = {"embeddings": embeddings, "parameters": embeddings + size.layers * layer}
+    return Size(**(vars(size) | fields))
+
+
+def _depth(layers: Any) -> int:
+    """Return how many layers `shape.layers` keeps: named ones, evenly spaced ones, a number."""
+    if isinstance(layers, int):
+        return layers
+    return math.prod(layers.values()) if isinstance(layers, Mapping) else len(layers)
+
+
+def _body(size: Size) -> int:
+    return size.parameters - size.embeddings
+
+
+def _head(size: Size) -> int:
+    return size.vocabulary * size.width
+
+
+def _threads(section: Mapping[str, Any]) -> int:
+    return int(section.get("threads", 2))
