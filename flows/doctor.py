@@ -30,7 +30,7 @@ class Finding:
 
 
 def examine(root: Path) -> list[Finding]:
-    """Look at versions, params, locks, remote, servers, disk, memory, number formats and clock."""
+    """Look at versions, params, servers, locks, disk, memory, number formats; start nothing."""
     return [
         *_versions(),
         *_params(root),
@@ -101,13 +101,16 @@ def _memory() -> Iterator[Finding]:
 
 def _number_formats() -> Iterator[Finding]:
     """Name the number format that `precision: auto` means on each device, and the speeds here."""
+    from tasks.learning.memory import available_on
     from tasks.models import checkpoints, number_formats
 
     speeds = ", ".join(f"{s:.0f} in {name}" for name, s in number_formats.gflops().items())
     try:
         for device in dict.fromkeys(("cpu", checkpoints.accelerator())):
-            measured = f"; GFLOP/s: {speeds}" if device == "cpu" else ""
-            yield Finding(True, f"number format of {number_formats.described(device)}{measured}")
+            more = f"GFLOP/s a core: {speeds}"
+            if device != "cpu":
+                more = f"{(available_on(device) or 0) / 2**30:.0f} GiB free"
+            yield Finding(True, f"number format of {number_formats.described(device)}; {more}")
     except UserError as error:
         yield Finding(False, error.what, error.mend)
 

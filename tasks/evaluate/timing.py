@@ -12,7 +12,7 @@ from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
 from tasks.evaluate import energy
-from tasks.models.number_formats import processor
+from tasks.models.number_formats import device_name
 from tasks.params import Section
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Timing(Section):
             "new_tokens": self.new_tokens,
             "batch": len(first),
             "threads": torch.get_num_threads(),
-            "machine": processor(),
+            "machine": device_name(next(iter(models.values())).device.type),
         }
 
     def _timed(self, model: "PreTrainedModel", prompts_BS: "Tensor") -> float:

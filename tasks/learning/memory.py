@@ -220,6 +220,16 @@ def check_loaded(
     check_room(f"with rows of {tokens} tokens it", parts, room // workers, where=where)
 
 
+def available_on(device: str) -> int | None:
+    """Return the bytes that a model on `device` could still take; None where that is not known."""
+    if not device.startswith("cuda"):
+        return available_memory()
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free)
+
+
 def available_memory(
     meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")
 ) -> int | None:

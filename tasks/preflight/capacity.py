@@ -1,19 +1,20 @@
 """Whether this machine has the room that the models alone will surely take.
 
-A lower bound; what training and the teacher's stages take is in memory.py. What stages elsewhere
-have is not known here. Nothing of it is recorded: it is a fact about the machine, not about the
-round.
+Memory is that of the device a model goes to: of the GPU where there is one. This is a lower bound;
+what training and the teacher's stages take is in memory.py. What stages elsewhere have is not known
+here. Nothing of it is recorded: it is a fact about the machine, not about the round.
 """
 
 import shutil
 from pathlib import Path
 
 from tasks.errors import UserError
-from tasks.learning.memory import GIB, available_memory
+from tasks.learning.memory import GIB, available_on
+from tasks.models import checkpoints
+from tasks.models.number_formats import BYTES, native
 from tasks.progress import say
 
 _BYTES_STORED = 2 * 2  # bfloat16, in the project and in the cache of versions
-_BYTES_ANSWERING = 2
 _BYTES_TUNING = 4 + 4  # float32 weights, and gradients of them all
 
 
@@ -31,18 +32,20 @@ def check_capacity(parameters: list[int]) -> None:
             where=str(Path.cwd()),
             mend="free some space, or run in a folder on another disk",
         )
-    memory = available_memory()
+    device = checkpoints.accelerator()
+    memory, number_format = available_on(device), native(device).number_format
     if memory is None:
         return
-    answering, tuning = (n * max(parameters) for n in (_BYTES_ANSWERING, _BYTES_TUNING))
+    kind = "GPU memory" if device.startswith("cuda") else "memory"
+    answering, tuning = (n * max(parameters) for n in (BYTES[number_format], _BYTES_TUNING))
     if memory < answering:
         raise UserError(
-            f"the largest model takes {answering / GIB:.1f} GiB of memory even in bfloat16, "
-            f"{memory / GIB:.1f} are available",
-            mend="free some memory, or choose a smaller teacher",
+            f"the largest model needs {answering / GIB:.1f} GiB of {kind} in {number_format}, "
+            f"{memory / GIB:.1f} GiB available",
+            mend=f"free some {kind}, or choose a smaller teacher",
         )
     if memory < tuning:
         say(
-            f"memory is tight: tuning every weight of the largest model takes {tuning / GIB:.1f} "
-            f"GiB, {memory / GIB:.1f} are available here"
+            f"{kind} is tight: tuning every weight of the largest model needs {tuning / GIB:.1f} "
+            f"GiB, {memory / GIB:.1f} GiB available"
         )

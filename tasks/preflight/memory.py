@@ -22,7 +22,7 @@ from tasks.learning.memory import (
     WEIGHTS,
     Asked,
     Size,
-    available_memory,
+    available_on,
     check_room,
     footprint,
 )
@@ -82,14 +82,15 @@ class Memory:
     def _tell(self, stage: str, both: list[Parts]) -> None:
         """Say what a stage takes with short and with the longest rows; refuse what cannot be."""
         asks = self.resources.get(stage, self.resources.get(stage.split("@", maxsplit=1)[0])) or {}
-        room = available_memory()
-        if asks.get("memory_gb"):
+        device = checkpoints.accelerator()
+        room, elsewhere = available_on(device), bool(asks.get("gpus")) and device == "cpu"
+        if asks.get("memory_gb") and device == "cpu":
             room = int(asks["memory_gb"] * GIB)
         figures = [f"{sum(parts.values()) / GIB:.1f}" for parts in both]
         longest = f", {figures[-1]} with rows of max_tokens" if len(both) > 1 else ""
         section, _, key = stage.partition("@")
         where = f"params.yaml, {section}.{key}" if section == "train" else f"params.yaml, {section}"
-        if room is None or asks.get("gpus"):
+        if room is None or elsewhere:
             say(f"{stage}: about {figures[0]} GiB with short rows{longest}")
             return
         check_room(stage, both[0], room, where=where)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from simulated_round import LABELS, read
 
+from tasks.evaluate.examinees import Loaded
 from tasks.evaluate.metrics import LabelAccuracy, Perplexity
 from tasks.evaluate.perturbations import Case, Distractor
 from tasks.evaluate.robustness import PERTURBED, Robustness
@@ -50,6 +51,11 @@ def trained(project: Path, make_model: Callable[..., Any], tokenizer: Any) -> Pa
     rows = [Row(id=row_id(p), prompt=p, answer=f" {LABELS[n % 9]}") for n, p in enumerate(prompts)]
     write_rows(TEST, [*rows, Row(id="unlabelled", prompt="Definition: no answer\nCategory:")])
     return project
+
+
+def test_models_are_evaluated_on_the_accelerator(monkeypatch, checkpoint: Path) -> None:
+    monkeypatch.setattr(checkpoints, "accelerator", lambda: "meta")
+    assert Loaded.of(PARAMS, checkpoint).model.device.type == "meta"
 
 
 def test_the_stage_answers_scores_and_reports(trained: Path) -> None:

@@ -93,6 +93,19 @@ def test_a_task_that_nobody_knows_is_a_readable_error(harness: Harness) -> None:
         unknown.results(Path("models/train/kd/seed-1"), "float32")
 
 
+def test_the_harness_loads_onto_the_accelerator(harness: Harness, monkeypatch) -> None:
+    class LoadedError(Exception):
+        pass
+
+    def load(folder: Path, **options: Any) -> Any:
+        raise LoadedError(options["device"])
+
+    monkeypatch.setattr(checkpoints, "accelerator", lambda: "cuda")
+    monkeypatch.setattr(checkpoints, "load", load)
+    with pytest.raises(LoadedError, match="cuda"):
+        harness.results(Path("models/train/kd/seed-1"), "auto")
+
+
 def test_no_task_asked_for_leaves_the_metrics_alone(project: Path) -> None:
     Harness().measure([], "float32", project / "metrics.json")
     assert not [*project.iterdir()]

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tasks.adapt.tuning import Untuned
 from tasks.capture.stage import CaptureParams
@@ -12,6 +13,7 @@ from tasks.errors import UserError
 from tasks.generate.stage import GenerateParams
 from tasks.learning.memory import available_memory
 from tasks.models import checkpoints
+from tasks.models.number_formats import FORCED
 from tasks.models.outlines import outline_of
 from tasks.params import validated
 from tasks.preflight import capacity, memory
@@ -209,6 +211,37 @@ def test_truncated_weights_are_seen_in_the_header(checkpoint):
         outline_of(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("capability", "parameters", "number_format"),
+    [((8, 0), 3000, "bfloat16"), ((7, 5), 1500, "float32")],
+)
+def test_the_gpus_memory_counts_where_models_go_there(
+    monkeypatch, project, capability, parameters, number_format
+):
+    monkeypatch.setattr(checkpoints, "accelerator", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda n: capability)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5000, 10**12))
+    monkeypatch.delenv(FORCED, raising=False)
+    with pytest.raises(UserError, match=f"GPU memory in {number_format}"):
+        capacity.check_capacity([parameters])
+    said = []
+    monkeypatch.setattr(capacity, "say", said.append)
+    capacity.check_capacity([1000])
+    assert "GPU memory is tight" in said.pop()
+
+
+def test_each_stage_is_measured_by_the_gpus_memory(look, monkeypatch):
+    room = {"cuda": 900 << 20, "cpu": 1 << 50}
+    monkeypatch.setattr(memory, "available_on", room.__getitem__)
+    wide = {"kd": KD | {"batch_size": 200_000}}
+    look(train=wide)
+    monkeypatch.setattr(memory.checkpoints, "accelerator", lambda: "cuda")
+    monkeypatch.setattr(capacity, "available_on", lambda device: 1 << 50)
+    with pytest.raises(UserError, match="train@kd takes about"):
+        look(train=wide)
+
+
 KD = {
     "method": "kd",
     "from": "shape",
@@ -300,12 +333,12 @@ def test_too_little_room_is_refused(monkeypatch, project):
     capacity.check_capacity([1000])
     with pytest.raises(UserError, match="on disk"):
         capacity.check_capacity([10**15])
-    monkeypatch.setattr(capacity, "available_memory", lambda: 5000)
+    monkeypatch.setattr(capacity, "available_on", lambda device: 5000)
     capacity.check_capacity([1000])
     assert "memory is tight" in said.pop()
     with pytest.raises(UserError, match="of memory"):
         capacity.check_capacity([3000])
-    monkeypatch.setattr(capacity, "available_memory", lambda: None)
+    monkeypatch.setattr(capacity, "available_on", lambda device: None)
     capacity.check_capacity([3000])
 
 
@@ -328,7 +361,7 @@ def test_what_each_stage_takes_is_told(look, monkeypatch):
 
 
 def test_a_phase_that_cannot_fit_is_refused_by_name(look, monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda: 900 << 20)
+    monkeypatch.setattr(memory, "available_on", lambda device: 900 << 20)
     look(train={"kd": KD})
     with pytest.raises(UserError, match="train@kd takes about") as caught:
         look(train={"kd": KD | {"batch_size": 200_000}})
