@@ -10,7 +10,7 @@ from pydantic import Field
 from tasks.filter.near_duplicates import shared_bands
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
 from tasks.rows.records import Response, prompt_text
-from tasks.rows.words import differ_by_signs, words_of
+from tasks.rows.words import differ_by_case, differ_by_signs, words_of
 
 _NEAR = "near-duplicate of an earlier prompt"
 
@@ -48,7 +48,8 @@ class ExactDuplicates(Filter):
 class NearDuplicates(Filter):
     """Refuse prompts that are nearly one kept before, the language of the task left aside.
 
-    Prompts that differ by signs alone, such as `72 × 6` and `72 ÷ 6`, are no duplicates.
+    Prompts that differ by signs alone, such as `72 × 6` and `72 ÷ 6`, are no duplicates, nor are
+    those that differ by capitals within a word, such as `5 mW` and `5 MW`.
     """
 
     type: Literal["near_duplicates"]
@@ -96,8 +97,12 @@ class NearDuplicates(Filter):
 
 
 def _same(row: Response, other: Response) -> bool:
-    words, others = (words_of(prompt_text(known.prompt)) for known in (row, other))
-    return not differ_by_signs(words, others)
+    """Say whether two prompts differ by no sign alone, and by no capital within a word alone."""
+    text, twin = prompt_text(row.prompt), prompt_text(other.prompt)
+    words, twins = words_of(text), words_of(twin)
+    if words == twins:
+        return not differ_by_case(text, twin)
+    return not differ_by_signs(words, twins)
 
 
 def _jaccard(some: set[str], others: set[str]) -> float:

@@ -51,6 +51,7 @@ _ASCII_TOKEN = re.compile(rf"\w+|[{re.escape(_OPERATORS)}]|{_SOMETIMES}", re.ASC
 _SPACED = bytes(n if chr(n).isalnum() or n == ord("_") else ord(" ") for n in range(256))
 _PROSE = bytes(n for n in range(128) if chr(n) not in _OPERATORS + _PLACED)
 _PUNCTUATION = bytes(n for n in range(128) if chr(n) not in _OPERATORS)
+_WORD = re.compile(r"\w+")
 _NEGATIONS = frozenset({"not", "no", "never", "without"})
 _DASHES = str.maketrans("−–", "--")  # minus and en dash: a hyphen, as far as meaning goes
 
@@ -83,6 +84,19 @@ def without_signs(words: Iterable[str]) -> str:
 def differ_by_signs(words: list[str], others: list[str]) -> bool:
     """Say whether texts differ by signs or negations alone: these are what they are about then."""
     return words != others and without_signs(words) == without_signs(others)
+
+
+def differ_by_case(text: str, other: str) -> bool:
+    """Say whether texts of the same words differ by capitals within one, as mW and MW do."""
+    pairs = zip(_WORD.findall(text), _WORD.findall(other), strict=False)
+    return any(
+        word != twin and word.lower() == twin.lower() and not (_is_plain(word) and _is_plain(twin))
+        for word, twin in pairs
+    )
+
+
+def _is_plain(word: str) -> bool:
+    return word.islower() or word.isupper() or word.istitle()
 
 
 @cache

@@ -159,6 +159,8 @@ def test_prompts_that_differ_by_a_sign_are_no_near_duplicates():
     for before in ("", long):
         rows = [response(prompt=before + text) for text in texts]
         assert judged({"type": "near_duplicates"}, rows) == wanted
+        cased = [response(prompt=before + f"power of 5 {unit}") for unit in ("mW", "MW", "mw")]
+        assert judged({"type": "near_duplicates"}, cased) == ["kept", "kept", near]
         same = {"type": "exact_duplicates"}
         assert judged(same, rows) == ["kept"] * len(rows)
 

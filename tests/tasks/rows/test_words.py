@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.rows.words import _ASCII_TOKEN, _SETTINGS, _content, _token, differ_by_signs, words_of
+from tasks.rows.words import (
+    _ASCII_TOKEN,
+    _SETTINGS,
+    _content,
+    _token,
+    differ_by_case,
+    differ_by_signs,
+    words_of,
+)
 
 MEANINGS = """
 72 × 6      72 ÷ 6          a && b      a || b          a & b       a | b
@@ -87,6 +95,20 @@ def test_texts_that_differ_by_signs_alone():
 
     assert differ("72 × 6", "72 ÷ 6") and differ("😀", "😡") and differ("lives", "lives not")
     assert not differ("72 × 6", "72 × 6") and not differ("72 × 6", "73 ÷ 6")
+
+
+@pytest.mark.parametrize(
+    ("text", "other", "differ"),
+    [
+        ("5 mW", "5 MW", True),
+        ("call userName", "call username", True),
+        ("a pH of 7", "A PH OF 7", True),
+        ("the Capital of France", "The capital of FRANCE", False),
+        ("the same", "the same", False),
+    ],
+)
+def test_capitals_within_a_word(text, other, differ):
+    assert differ_by_case(text, other) == differ_by_case(other, text) == differ
 
 
 @settings(max_examples=500)
