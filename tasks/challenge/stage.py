@@ -10,11 +10,11 @@ Out: reports/challenge.json, which `dvc metrics show` reads too; and, where the 
      "by_seed": {"1": 0.721, "2": 0.725}, "growth": {"bits_per_byte": 1.05, …},
      "intervals": {"champion": {"low": 0.601, "mean": 0.641, "high": 0.680}, "challenger": {…}}}
 
-Answers are scored by the metric that decides in `evaluate`. The test rows have no part in this:
-they are looked at once a round, and choose nothing.
+Answers are decoded as in `evaluate`, and scored by the metric that decides there. The test rows
+have no part in this: they are looked at once a round, and choose nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +26,7 @@ from tasks.errors import UserError
 from tasks.evaluate.bootstrap import Bootstrap
 from tasks.evaluate.efficiency import footprint
 from tasks.evaluate.forgetting import Forgetting
-from tasks.judging.metrics import AnswerScore, DecidingMetric
+from tasks.judging.metrics import DecidingMetric
 from tasks.judging.verifiers import Task
 from tasks.models import checkpoints
 from tasks.models.decoding import Batching, Decoding, answers
@@ -57,7 +57,6 @@ class ChallengeParams(Section):
     """By how much it may answer more slowly, by the clock: whoever promotes looks at it."""
     general: Forgetting = Forgetting()
     """The general text on which forgetting is guarded."""
-    decoding: Decoding = Decoding(max_tokens=8)
     batching: Batching = Batching()
     precision: Precision = "auto"
     """Number format in which both answer."""
@@ -72,8 +71,11 @@ def run(
     *,
     student: Annotated[str, ValueOf("evaluate.student")],
     metric: DecidingMetric,
+    decoding: Annotated[Decoding, ValueOf("evaluate.decoding")],
 ) -> None:
     """Let the champion and the seeds of the phase `student` answer the dev rows; write who wins.
+
+    They answer, and are scored, as in `evaluate`.
 
     Raises:
         UserError: no dev row has an answer.
@@ -84,8 +86,13 @@ def run(
     folders = {str(seed): TRAIN / student / f"seed-{seed}" for seed in seeds}
     folders["champion"] = Path(challenge.champion)
     scores, figures = {}, {}
+
+    def score(text: str, row: Row) -> float:
+        return metric.score(text, row.answer or "", task.verifier)
+
     for name, folder in folders.items():
-        scores[name], figures[name] = _sit(challenge, task, metric, folder, rows, name=name)
+        found = _sit(challenge, decoding, score, folder, rows, name=name)
+        scores[name], figures[name] = found
     verdict = judge(challenge, scores, figures)
     write_json(VERDICT, verdict)
     if timed_apart(verdict):
@@ -140,8 +147,8 @@ def judge(
 
 def _sit(
     challenge: ChallengeParams,
-    task: Task,
-    metric: AnswerScore,
+    decoding: Decoding,
+    score: Callable[[str, Row], float],
     folder: Path,
     rows: list[Row],
     *,
@@ -159,11 +166,11 @@ def _sit(
     )
     prefix = checkpoints.prompt_prefix(folder)
     prompts = [row.prefixed(prefix).full_prompt for row in rows]
-    how, batching, threads = challenge.decoding, challenge.batching, challenge.threads
-    said = answers(model, tokenizer, prompts, how, batching, threads=threads)
+    batching, threads = challenge.batching, challenge.threads
+    said = answers(model, tokenizer, prompts, decoding, batching, threads=threads)
     found = np.zeros(len(rows))
     for place, answer in track(said, total=len(rows), what=f"{name} on dev rows"):
-        found[place] = metric.score(answer.text, rows[place].answer or "", task.verifier)
+        found[place] = score(answer.text, rows[place])
     reader = Reader(model, tokenizer, threads=threads)
     general = challenge.general.measure(reader, challenge.general.passages())
     size = footprint(model, folder, _CONTEXT)

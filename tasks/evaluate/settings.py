@@ -33,7 +33,8 @@ class EvaluateParams(Section):
     """How answers are scored. The first decides, here and in `adapt`, `challenge` and `export`; the
     others are reported beside it."""
     decoding: Decoding = Decoding(max_tokens=8)
-    """How every model answers: greedily, unless a temperature is given."""
+    """How every model answers, here and in `challenge`: greedily, unless a temperature is given.
+    `export` takes its `max_tokens`."""
     batching: Batching = Batching()
     """How many rows are answered at once."""
     precision: Precision = "auto"

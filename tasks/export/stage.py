@@ -35,7 +35,7 @@ from tasks.judging.metrics import DecidingMetric
 from tasks.judging.verifiers import Task
 from tasks.models import checkpoints
 from tasks.models.number_formats import Precision, resolve
-from tasks.params import Section
+from tasks.params import Section, ValueOf
 from tasks.progress import say
 from tasks.rows.records import EXPORT, EXPORTED_DATA, write_json
 from tasks.shape.students import Student as Shape
@@ -54,12 +54,11 @@ class ExportParams(Section):
     seed: Choice | int = "best_on_dev"
     """Which checkpoint. Best is said by dev alone: the test's figures stay those of unseen rows."""
     dev_rows: int = Field(500, ge=1)
-    """So many dev rows are answered for the choice of the seed and to check each form."""
+    """So many dev rows are answered for the choice of the seed and to check each form: greedily,
+    with at most as many tokens as in `evaluate`."""
     vocabulary: Literal["whole", "used"] = "whole"
     """Of a student whose vocabulary was trimmed: all that it was cut from, so that the teacher's
     tokenizer serves it; or what it has, which is smaller."""
-    max_tokens: int = Field(8, ge=1)
-    """Most tokens of each of these answers."""
     precision: Precision = "auto"
     """Number format in which the original answers."""
     threads: int = Field(2, ge=1)
@@ -75,7 +74,13 @@ class ExportParams(Section):
         return self
 
 
-def run(export: ExportParams, task: Task, shape: Shape, metric: DecidingMetric) -> None:
+def run(
+    export: ExportParams,
+    task: Task,
+    shape: Shape,
+    metric: DecidingMetric,
+    max_tokens: Annotated[int, ValueOf("evaluate.decoding.max_tokens")],
+) -> None:
     """Choose the checkpoint, write it in every form, check each, and publish all or nothing.
 
     Raises:
@@ -91,7 +96,7 @@ def run(export: ExportParams, task: Task, shape: Shape, metric: DecidingMetric) 
     prefix = checkpoints.prompt_prefix(next(iter(student.by_seed.values())))
     rows = [row.prefixed(prefix) for row in dev_sample(export.dev_rows)]
     prompts = [row.full_prompt for row in rows]
-    questions = Questions(prompts, export.max_tokens, export.threads)
+    questions = Questions(prompts, max_tokens, export.threads)
     check = Check(rows, questions, metric, task.verifier)
     seed, said = _chosen(export, student, check)
     number_format = resolve(export.precision, checkpoints.accelerator())

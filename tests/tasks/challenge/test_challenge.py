@@ -14,10 +14,12 @@ from tasks.errors import UserError
 from tasks.evaluate.timing import Timing
 from tasks.judging.metrics import TokenF1, Verified
 from tasks.judging.verifiers import Label, Task
+from tasks.models.decoding import Decoding
 from tasks.rows.records import DEV, Row, row_id, write_json, write_rows
 
 ALIKE = {"parameters": 100.0, "flops_per_token": 10.0, "blocks": 5.0, "bits_per_byte": 4.0}
 LABELS = Task(verifier=Label(type="label"))
+EIGHT = Decoding(max_tokens=8)
 COUNTED_ALIKE = dict.fromkeys(COUNTED, 1.0)
 
 
@@ -71,7 +73,7 @@ def test_both_answer_the_dev_rows(project: Path, model, tokenizer) -> None:
         checkpoints.save(model, tokenizer, Path(folder), {})
     rows = [Row(id=row_id(p), prompt=p, answer="x") for p in ("one", "two", "three")]
     write_rows(DEV, rows)
-    run(ChallengeParams(threads=1), LABELS, [1], student="kd", metric=Verified())
+    run(ChallengeParams(threads=1), LABELS, [1], student="kd", metric=Verified(), decoding=EIGHT)
     found = json.loads(VERDICT.read_text())
     assert found["gain"] == {"low": 0, "mean": 0, "high": 0}  # it met itself
     assert found["growth"] == dict.fromkeys(ALIKE, 1.0)
@@ -80,33 +82,55 @@ def test_both_answer_the_dev_rows(project: Path, model, tokenizer) -> None:
 
 def test_the_metric_that_decides_scores_the_answers(project: Path, model, tokenizer) -> None:
     from tasks.models import checkpoints
-    from tasks.models.decoding import Decoding, answers
+    from tasks.models.decoding import answers
 
     for folder in ("models/shape", "models/train/kd/seed-1"):
         checkpoints.save(model, tokenizer, Path(folder), {})
-    said = dict(answers(model, tokenizer, ["one", "two"], Decoding(max_tokens=8)))
+    said = dict(answers(model, tokenizer, ["one", "two"], EIGHT))
     prompts = {"one": said[0].text, "two": said[1].text}
     rows = [Row(id=row_id(p), prompt=p, answer=f"{text} and so on") for p, text in prompts.items()]
     write_rows(DEV, rows)
     challenge = ChallengeParams(threads=1)
-    run(challenge, LABELS, [1], student="kd", metric=Verified())
+    run(challenge, LABELS, [1], student="kd", metric=Verified(), decoding=EIGHT)
     assert json.loads(VERDICT.read_text())["challenger"] == 0
-    run(challenge, LABELS, [1], student="kd", metric=TokenF1(type="token_f1"))
+    run(challenge, LABELS, [1], student="kd", metric=TokenF1(type="token_f1"), decoding=EIGHT)
     assert 0 < json.loads(VERDICT.read_text())["challenger"] < 1
+
+
+def test_both_answer_as_evaluate_lets_them(project: Path, model, tokenizer) -> None:
+    from tasks.models import checkpoints
+    from tasks.models.decoding import answers
+
+    for folder in ("models/shape", "models/train/kd/seed-1"):
+        checkpoints.save(model, tokenizer, Path(folder), {})
+    model, _ = checkpoints.load(Path("models/shape"), precision="bfloat16", frozen=True)
+    long = Decoding(max_tokens=20)
+    (_, said) = next(answers(model, tokenizer, ["one"], long))
+    write_rows(DEV, [Row(id=row_id("one"), prompt="one", answer=said.text)])
+    challenge = ChallengeParams(threads=1, precision="bfloat16")
+    run(challenge, LABELS, [1], student="kd", metric=Verified(), decoding=long)
+    assert json.loads(VERDICT.read_text())["challenger"] == 1
 
 
 def test_each_is_asked_with_the_prefix_that_it_learnt(project: Path, model, tokenizer) -> None:
     from tasks.models import checkpoints
-    from tasks.models.decoding import Decoding, answers
+    from tasks.models.decoding import answers
 
     checkpoints.save(model, tokenizer, Path("models/shape"), {})
     student = Path("models/train/kd/seed-1")
     checkpoints.save(model, tokenizer, student, {"prompt_prefix": "[label] "})
     model, _ = checkpoints.load(student, precision="bfloat16", frozen=True)
-    said = dict(answers(model, tokenizer, ["[label] one", "[label] two"], Decoding(max_tokens=8)))
+    said = dict(answers(model, tokenizer, ["[label] one", "[label] two"], EIGHT))
     rows = [Row(id=row_id(p), prompt=p, answer=said[n].text) for n, p in enumerate(("one", "two"))]
     write_rows(DEV, rows)
-    run(ChallengeParams(threads=1), LABELS, [1], student="kd", metric=Verified())
+    run(
+        ChallengeParams(threads=1, precision="bfloat16"),
+        LABELS,
+        [1],
+        student="kd",
+        metric=Verified(),
+        decoding=EIGHT,
+    )
     found = json.loads(VERDICT.read_text())
     assert (found["champion"], found["challenger"]) == (0, 1)
 
@@ -121,7 +145,7 @@ def test_a_deeper_student_is_seen_to_be_one(project: Path, model, tokenizer) -> 
     checkpoints.save(model, tokenizer, Path("models/shape"), {})
     checkpoints.save(type(model)(deeper), tokenizer, Path("models/train/kd/seed-1"), {})
     write_rows(DEV, [Row(id=row_id("one"), prompt="one", answer="x")])
-    run(ChallengeParams(threads=1), LABELS, [1], student="kd", metric=Verified())
+    run(ChallengeParams(threads=1), LABELS, [1], student="kd", metric=Verified(), decoding=EIGHT)
     found = json.loads(VERDICT.read_text())
     blocks = deeper.num_hidden_layers / (deeper.num_hidden_layers - 1)
     assert found["growth"]["blocks"] == pytest.approx(blocks, abs=1e-6)
@@ -178,4 +202,4 @@ def test_two_that_are_not_built_alike_are_timed(project: Path, model, tokenizer)
 def test_without_answers_there_is_nothing_to_judge_by(project: Path) -> None:
     write_rows(DEV, [Row(id="0" * 16, prompt="one")])
     with pytest.raises(UserError, match="no dev row"):
-        run(ChallengeParams(), LABELS, [1], student="kd", metric=Verified())
+        run(ChallengeParams(), LABELS, [1], student="kd", metric=Verified(), decoding=EIGHT)

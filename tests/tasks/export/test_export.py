@@ -115,7 +115,7 @@ def greedy(folder: Path, prompts: list[str]) -> list[str]:
 
 
 def chosen(**fields: Any) -> ExportParams:
-    return params.validated(ExportParams, {"max_tokens": 4, "threads": 1} | fields, "export")
+    return params.validated(ExportParams, {"threads": 1} | fields, "export")
 
 
 def read(path: str) -> Any:
@@ -128,7 +128,7 @@ def hashed(*folders: str) -> dict[str, str]:
 
 
 def test_the_seed_that_is_best_on_dev_leaves_the_house(evaluated: Path) -> None:
-    run(chosen(), TASK, SHAPE, Verified())
+    run(chosen(), TASK, SHAPE, Verified(), 4)
     source = Path("models/train/kd/seed-2")
     exported = Path("models/export/safetensors")
     checkpoints.verify(exported)
@@ -146,7 +146,7 @@ def test_the_seed_that_is_best_on_dev_leaves_the_house(evaluated: Path) -> None:
 
 @pytest.mark.parametrize(("asked", "seed"), [("first", 1), (2, 2)])
 def test_another_seed_can_be_asked_for(evaluated: Path, asked: str | int, seed: int) -> None:
-    run(chosen(seed=asked), TASK, SHAPE, Verified())
+    run(chosen(seed=asked), TASK, SHAPE, Verified(), 4)
     assert read("models/export/summary.json")["seed"] == seed
 
 
@@ -159,7 +159,7 @@ def test_the_forms_are_asked_with_the_prefix_that_the_student_learnt(evaluated: 
     said = greedy(Path("models/train/kd/seed-1"), [f"[label] {row.prompt}" for row in rows])
     pairs = zip(rows, said, strict=True)
     write_rows(DEV, [row.model_copy(update={"answer": answer}) for row, answer in pairs])
-    run(chosen(), TASK, SHAPE, Verified())
+    run(chosen(), TASK, SHAPE, Verified(), 4)
     summary = read("models/export/summary.json")
     assert (summary["seed"], summary["original score"]) == (1, 1.0)
     card = Path("models/export/safetensors/README.md").read_text()
@@ -177,22 +177,22 @@ def test_the_seed_is_chosen_by_the_metric_that_decides(evaluated: Path) -> None:
     write_rows(
         DEV, [r.model_copy(update={"answer": a}) for r, a in zip(rows, answers, strict=True)]
     )
-    run(chosen(), TASK, SHAPE, Verified())
+    run(chosen(), TASK, SHAPE, Verified(), 4)
     assert read("models/export/summary.json")["seed"] == 2
-    run(chosen(), TASK, SHAPE, TokenF1(type="token_f1"))
+    run(chosen(), TASK, SHAPE, TokenF1(type="token_f1"), 4)
     summary = read("models/export/summary.json")
     assert summary["seed"] == 1 and 0 < summary["original score"] < 1
 
 
 def test_a_seed_that_was_not_trained_is_refused(evaluated: Path) -> None:
     with pytest.raises(UserError, match="no student was trained with seed 7"):
-        run(chosen(seed=7), TASK, SHAPE, Verified())
+        run(chosen(seed=7), TASK, SHAPE, Verified(), 4)
 
 
 def test_the_same_round_is_exported_to_the_same_bytes(evaluated: Path) -> None:
-    run(chosen(), TASK, SHAPE, Verified())
+    run(chosen(), TASK, SHAPE, Verified(), 4)
     first = hashed("models/export", "data/export")
-    run(chosen(), TASK, SHAPE, Verified())
+    run(chosen(), TASK, SHAPE, Verified(), 4)
     assert hashed("models/export", "data/export") == first
 
 
@@ -204,7 +204,7 @@ def test_a_form_that_drifts_is_refused_and_nothing_is_published(evaluated: Path)
     ]
     pytest.importorskip("xllamacpp")
     with pytest.raises(UserError, match=r"gguf-q4_0 drifts from the original.*nothing is pub") as e:
-        run(chosen(forms=forms), TASK, SHAPE, Verified())
+        run(chosen(forms=forms), TASK, SHAPE, Verified(), 4)
     assert "tolerance" in e.value.mend
     assert not [*EXPORT.glob("*")] and not [*EXPORT.glob(".*")]
     assert not Path("data/export").exists()
@@ -213,7 +213,7 @@ def test_a_form_that_drifts_is_refused_and_nothing_is_published(evaluated: Path)
 def test_without_dev_rows_nothing_is_exported(evaluated: Path) -> None:
     DEV.write_text("")
     with pytest.raises(UserError, match="no dev row has an answer"):
-        run(chosen(), TASK, SHAPE, Verified())
+        run(chosen(), TASK, SHAPE, Verified(), 4)
 
 
 def test_the_same_form_twice_is_refused() -> None:
@@ -222,7 +222,7 @@ def test_the_same_form_twice_is_refused() -> None:
 
 
 def test_the_model_card_says_what_a_stranger_must_know(evaluated: Path) -> None:
-    run(chosen(), TASK, SHAPE, Verified())
+    run(chosen(), TASK, SHAPE, Verified(), 4)
     card = Path("models/export/safetensors/README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n") and "- someone/teacher\n" in card
     for said in (
@@ -250,7 +250,7 @@ def test_a_failed_gate_and_forbidding_terms_are_said_aloud(evaluated: Path) -> N
     models = read("data/preflight/models.json")
     models["teachers"]["main"] |= terms
     write_json(Path("data/preflight/models.json"), models)
-    run(chosen(), TASK, SHAPE, Verified())
+    run(chosen(), TASK, SHAPE, Verified(), 4)
     for card in ("models/export/safetensors/README.md", "data/export/README.md"):
         text = Path(card).read_text()
         assert "**are not known to be allowed to** train other models" in text
@@ -262,7 +262,7 @@ def test_a_failed_gate_and_forbidding_terms_are_said_aloud(evaluated: Path) -> N
 
 
 def test_the_dataset_goes_with_its_card_and_notice(evaluated: Path) -> None:
-    run(chosen(), TASK, SHAPE, Verified())
+    run(chosen(), TASK, SHAPE, Verified(), 4)
     assert Path("data/export/train.jsonl").read_bytes() == Path(FILTER / "kept.jsonl").read_bytes()
     assert Path("data/export/NOTICE.txt").read_text() == "keep this notice\n"
     card = Path("data/export/README.md").read_text()
@@ -303,7 +303,7 @@ class TestTrimmedVocabulary:
         pytest.importorskip("onnxruntime")
         loose = {"score": 0.5, "agreement": 0.5, "loss": 1}  # in float32 random weights waver
         forms = [{"type": "safetensors"}, {"type": "onnx", "tolerance": loose}]
-        run(chosen(forms=forms), TASK, self.TRIMMED, Verified())
+        run(chosen(forms=forms), TASK, self.TRIMMED, Verified(), 4)
         for name in ("safetensors", "onnx"):
             its = checkpoints.load_tokenizer(EXPORT / name)
             assert its.get_vocab() == trimmed.get_vocab()
@@ -318,20 +318,20 @@ class TestTrimmedVocabulary:
         [first, *others] = [Row.model_validate_json(x) for x in DEV.read_text().splitlines()]
         write_rows(DEV, [first.model_copy(update={"answer": " animal"}), *others])
         assert " animal" not in (first.answer or "")
-        run(chosen(), TASK, self.TRIMMED, Verified())
+        run(chosen(), TASK, self.TRIMMED, Verified(), 4)
         told = read("models/export/safetensors/provenance.json")["rescored"]
         assert told["log_prob_drift"] == pytest.approx(0.0, abs=1e-4)
         assert told["perplexity"] < 1e9
 
     def test_it_can_leave_as_it_is(self, trimmed: Any) -> None:
-        run(chosen(vocabulary="used"), TASK, self.TRIMMED, Verified())
+        run(chosen(vocabulary="used"), TASK, self.TRIMMED, Verified(), 4)
         source = Path("models/train/kd/seed-2/model.safetensors")
         assert (EXPORT / "safetensors/model.safetensors").read_bytes() == source.read_bytes()
 
     def test_the_teacher_must_be_there(self, trimmed: Any) -> None:
         (ADAPT / "main/config.json").unlink()
         with pytest.raises(UserError, match="whose vocabulary was trimmed is not here"):
-            run(chosen(), TASK, self.TRIMMED, Verified())
+            run(chosen(), TASK, self.TRIMMED, Verified(), 4)
 
 
 def test_a_form_that_finds_the_right_answers_less_likely_is_refused() -> None:
