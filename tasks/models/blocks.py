@@ -17,6 +17,15 @@ def body_of(model: Any) -> Any:
     return getattr(model, "model", model)
 
 
+def shared_names(config: Any) -> dict[str, Any]:
+    """Return a configuration under the names that all architectures share.
+
+    `hidden_size` is there too where the architecture itself says `n_embd`.
+    """
+    shared = {name: getattr(config, name, None) for name in config.attribute_map}
+    return dict(config.to_dict()) | shared
+
+
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     """Return the stack of blocks of a causal LM.
 

@@ -175,6 +175,8 @@ def _config(folder: Path) -> dict[str, Any]:
     from transformers import AutoConfig
     from transformers.models.auto import modeling_auto
 
+    from tasks.models.blocks import shared_names
+
     given = json.loads((folder / "config.json").read_bytes())
     kind = str(given.get("model_type") or "none")
     try:
@@ -198,9 +200,7 @@ def _config(folder: Path) -> dict[str, Any]:
             mend="use a causal language model, such as a Llama, Qwen, Gemma or GPT-2",
         )
     text = config.get_text_config(decoder=True)
-    shared = {name: getattr(text, name, None) for name in text.attribute_map}
-    found: dict[str, Any] = text.to_dict() | shared
-    return found | {"architectures": config.architectures}
+    return shared_names(text) | {"architectures": config.architectures}
 
 
 def _stored(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -31,6 +31,8 @@ def check_width(name: str, model: Outline) -> None:
             f"{name}: the tokenizer has the id {model.highest_id}, the embedding has only "
             f"{model.rows} rows",
             where=str(model.folder),
+            mend="model.resize_token_embeddings(len(tokenizer)) of transformers, saved as another "
+            "folder; or the tokenizer that the model was published with",
         )
 
 

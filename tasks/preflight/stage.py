@@ -88,7 +88,13 @@ def look_at_teacher(key: str, teacher: Teacher) -> Outline:
     where = f"params.yaml, teachers.{key}.template"
     for note in teacher.template.check(f"the teacher {key}", outline.template, where):
         say(note)
-    return outline.set_to(teacher.template)
+    outline = outline.set_to(teacher.template)
+    if refused := outline.refused_turns:
+        say(
+            f"the teacher {key}: its chat template refuses {', '.join(refused)}; where rows have "
+            f"such turns: {where}: {{system: into_first_user, turns: alternate}}"
+        )
+    return outline
 
 
 def _resources() -> dict[str, Any]:

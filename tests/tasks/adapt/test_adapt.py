@@ -16,10 +16,22 @@ from tasks.models import checkpoints
 from tasks.models.number_formats import resolve
 from tasks.params import validated
 from tasks.preflight.stage import run as preflight
-from tasks.rows.records import ADAPT, DEV, LABELLED, MODELS, Row, row_id, write_json, write_rows
+from tasks.rows.records import (
+    ADAPT,
+    DEV,
+    LABELLED,
+    MODELS,
+    Message,
+    Row,
+    row_id,
+    write_json,
+    write_rows,
+)
+from tasks.rows.text import prompt_ids
 from tasks.shape.students import TeacherLayers
 from tasks.teachers import Teacher
 from tasks.train.stage import Method
+from tests.tasks.models.test_chat_templates import STRICT
 from tests.tasks.preflight.test_preflight import SFT as PHASE
 
 TASK = Task(verifier=Label(type="label"))
@@ -36,9 +48,8 @@ def rows(count, answered=True):
     ]
 
 
-@pytest.fixture
-def adapt(project, checkpoint):
-    teacher = Teacher(model=str(checkpoint), licence="Apache-2.0", outputs_may_train=True)
+def look_at(teacher):
+    """Run preflight."""
     preflight(
         {"main": teacher},
         TeacherLayers(type="teacher_layers", layers=(0,)),
@@ -49,6 +60,12 @@ def adapt(project, checkpoint):
         student="sft",
         baseline="sft",
     )
+
+
+@pytest.fixture
+def adapt(project, checkpoint):
+    teacher = Teacher(model=str(checkpoint), licence="Apache-2.0", outputs_may_train=True)
+    look_at(teacher)
     write_rows(LABELLED, rows(16))
     write_rows(DEV, rows(10))
 
@@ -122,3 +139,31 @@ def test_of_a_teacher_behind_an_endpoint_the_address_is_published(project):
     checkpoints.verify(MAIN)
     with pytest.raises(UserError, match="cannot be tuned"):
         run("main", teacher, validated(Tuning, SFT, "adapt"), TASK, Verified())
+
+
+@pytest.mark.parametrize("tuning", [SFT, {"type": "none"}])
+def test_a_conversation_that_the_template_refuses_is_named_before_tuning(
+    project, tmp_path, make_model, make_tokenizer, tuning
+):
+    tokenizer = make_tokenizer(chat_template=STRICT)
+    checkpoints.save(make_model(tokenizer), tokenizer, tmp_path / "strict", {})
+    turns = [Message(role="system", content="Be brief."), Message(role="user", content="Hi")]
+    row = Row(id=row_id(tuple(turns)), prompt=tuple(turns), answer=" animal")
+    write_rows(LABELLED, [row])
+    write_rows(DEV, [row])
+
+    def adapted(**template):
+        teacher = Teacher(
+            model=str(tmp_path / "strict"), licence="mit", outputs_may_train=True, template=template
+        )
+        look_at(teacher)
+        run("main", teacher, validated(Tuning, tuning, "adapt"), TASK, Verified())
+        return checkpoints.load_tokenizer(ADAPT / "main")
+
+    with pytest.raises(UserError, match="the teacher main refuses a system turn") as refused:
+        adapted()
+    assert row.id in refused.value.where
+    assert "teachers.main.template: {system: into_first_user}" in refused.value.mend
+    assert not (ADAPT / "main").exists()
+    (ids,) = prompt_ids(adapted(system="into_first_user"), [tuple(turns)])
+    assert tokenizer.decode(ids) == "<|user|>Be brief.\n\nHi<|end|><|assistant|>"

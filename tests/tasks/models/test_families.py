@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from tasks.errors import UserError
+from tasks.learning.trainer import fit
+from tasks.losses.divergences import ForwardKL
 from tasks.models import checkpoints
 from tasks.models.decoding import Batching, Decoding, answers, stop_ids
 from tasks.models.heads import Head
@@ -14,6 +16,8 @@ from tasks.models.outlines import outline_of
 from tasks.models.unpadded import last_hidden
 from tasks.preflight.memory import size_of
 from tasks.shape.layers import keep_layers, parameters_of_cut, random_like
+from tasks.teaching.origins import Live
+from tests.tasks.learning.test_trainer import examples, settings
 from tests.tiny_models import make_tokenizer
 
 SIZES = {
@@ -96,6 +100,21 @@ def test_a_family_is_read_run_and_cut(name: str, tmp_path: Path) -> None:
     if name != "GPTNeo":  # its list of layers has the length of its own
         layers = {"num_hidden_layers": 2}
         assert random_like(tmp_path / "whole", layers, 0, device="meta").num_parameters() > 0
+
+
+@pytest.mark.parametrize("name", ["GPT2", "GPTJ"])
+@pytest.mark.usefixtures("one_thread")
+def test_a_family_learns_from_a_live_teacher(name: str, tmp_path: Path) -> None:
+    """GPT-2 has names of its own for its sizes, GPT-J none but eager attention."""
+    _, tokenizer = publish(name, tmp_path)
+    student, teacher = (checkpoints.load(tmp_path)[0] for _ in range(2))
+    with torch.no_grad():
+        student.get_output_embeddings().weight.mul_(0.3)
+    live, size = Live({"main": teacher}, len(tokenizer)), len(tokenizer)
+    how = settings(updates=6, batch_size=8, learning_rate=0.02, schedule="constant")
+    options = {"seed": 1, "what": "a test", "teaching": live, "vocabulary": size}
+    history = fit(student, examples(8), [ForwardKL()], how, **options)
+    assert history[-1].loss < history[0].loss
 
 
 def _writes_as_generate_does(loaded: Any, model: Any, tokenizer: Any) -> None:

@@ -22,6 +22,7 @@ from tasks.rows.records import MODELS
 from tasks.shape.students import Student
 from tasks.teachers import Teacher
 from tasks.train.stage import Method
+from tests.tasks.models.test_chat_templates import STRICT, THINKING
 
 TERMS = {"licence": "Apache-2.0", "outputs_may_train": True}
 ROWS = "data/order/train.jsonl"
@@ -413,3 +414,29 @@ def test_a_teacher_behind_an_endpoint_lends_nothing(look, publish, make_tokenize
 def test_an_address_that_makes_no_sense_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         Teacher(model="large-1", **given)
+
+
+def test_the_template_of_a_teacher_behind_an_endpoint_is_its_services():
+    with pytest.raises(ValueError, match="chat_template_kwargs"):
+        Teacher(
+            model="large-1",
+            endpoint="https://api.example.com/v1",
+            licence="theirs",
+            template={"enable_thinking": False},
+        )
+
+
+def test_templates_are_tried_and_their_settings_are_the_students_too(
+    look, publish, make_tokenizer, capfd
+):
+    strict = publish("strict", make_tokenizer(chat_template=STRICT))
+    found = look(model=strict)
+    assert "refuses a system turn" in capfd.readouterr().err
+    assert "a system turn" in found["student"]["refused_turns"]
+    found = look(model=strict, template={"system": "into_first_user"})
+    assert "a system turn" not in found["teachers"]["main"]["refused_turns"]
+    assert found["student"]["template_hash"] == found["teachers"]["main"]["template_hash"]
+    look(model=publish("thinking", make_tokenizer(chat_template=THINKING)))
+    assert "template: {enable_thinking: false}" in capfd.readouterr().err
+    with pytest.raises(UserError, match="reads no 'enable_thinking'"):
+        look(model=strict, template={"enable_thinking": False})
