@@ -21,6 +21,7 @@ from flows.console import (
 )
 from tasks.errors import UserError, from_os_error
 from tasks.params import ParamsError
+from tasks.utf8 import use_utf8
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -203,6 +204,7 @@ services_cli.register(app)
 
 def main() -> None:
     """Run the command line; an error for people is three lines, not a traceback."""
+    use_utf8()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else Prefect's server outlives us
     try:
         app()

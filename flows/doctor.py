@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
-from flows import exposure, prefect_server
-from tasks import params, schema
+from flows import exposure, local_ray, prefect_server
+from flows.git import git
+from tasks import cache, params, schema
 from tasks.errors import UserError
 from tasks.proxies import proxies
 
@@ -38,6 +38,7 @@ def examine(root: Path) -> list[Finding]:
         *_disk(root),
         *_memory(),
         *_number_formats(),
+        *_folders(),
         *_git(root),
         *_locks(root),
         *_remote(root),
@@ -116,20 +117,31 @@ def _number_formats() -> Iterator[Finding]:
 
 
 def _git(root: Path) -> Iterator[Finding]:
-    done = subprocess.run(
-        ["git", "status", "--porcelain", "dvc.lock"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        yield Finding(False, "git: this folder is not a git repository", "git init")
-    elif done.stdout.startswith("UU"):
+    try:
+        prefix = git(root, "rev-parse", "--show-prefix")
+        conflicts = git(root, "status", "--porcelain", "dvc.lock").startswith("UU")
+    except UserError as error:
+        yield Finding(False, f"git: {error.what}", error.mend)
+        return
+    if conflicts:
         mend = "git checkout --theirs dvc.lock && dvc repro"
         yield Finding(False, "dvc.lock has conflicts", mend)
     else:
-        yield Finding(True, "git: a repository")
+        yield Finding(True, f"git: a repository; this project is {prefix or 'its top folder'}")
+
+
+def _folders() -> Iterator[Finding]:
+    """Look at the folders outside the project that a round writes to."""
+    try:
+        folder = cache.folder()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        usable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+        mend = "" if usable else "export COHOBATE_CACHE=<a folder that you can write to>"
+        yield Finding(usable, f"cache: {folder}{'' if usable else ' cannot be written'}", mend)
+        temporary = local_ray.environment()["RAY_TMPDIR"]
+        yield Finding(True, f"temporary files of Ray: {temporary}")
+    except UserError as error:
+        yield Finding(False, error.what, error.mend)
 
 
 def _locks(root: Path) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ import sys
 from tasks import params, terminal
 from tasks.errors import UserError, from_os_error
 from tasks.params import arguments, stage_function
+from tasks.utf8 import use_utf8
 
 
 def run_stage(address: str) -> None:
@@ -46,4 +47,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main(sys.argv[1:]))

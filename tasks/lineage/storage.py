@@ -1,5 +1,6 @@
 """Where the objects of DVC lie: cache, remotes, and what worktrees and nodes are told of them."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,9 @@ def share_storage(root: Path, worktree: Path) -> None:
         local = {name: url for name, url in remotes.items() if "://" not in url}
         cache = repo.config["cache"].get("dir") or str(root / ".dvc/cache")
     with open_repo(worktree) as repo, repo.config.edit("local") as config:
-        config["cache"]["dir"] = cache
-        for name, url in local.items():  # in the file they are relative to its folder
-            config["remote"].setdefault(name, {})["url"] = url
+        config["cache"]["dir"] = _relative(cache)
+        for name, url in local.items():
+            config["remote"].setdefault(name, {})["url"] = _relative(url)
 
 
 def make_standalone(
@@ -92,8 +93,13 @@ def make_standalone(
     (folder / ".dvc").mkdir(exist_ok=True)
     with configuration(folder).edit("local") as local:
         local["core"] |= {"no_scm": True, "remote": default}
-        local["cache"]["dir"] = str(cache)
+        local["cache"]["dir"] = _relative(cache)
         local["remote"] |= remotes
+
+
+def _relative(path: str | Path) -> str:
+    """Return a path that DVC writes relative to its file: it can write no other than ASCII."""
+    return os.path.relpath(path)
 
 
 def default_remote(root: Path) -> str | None:

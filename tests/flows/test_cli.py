@@ -71,3 +71,15 @@ def test_doctor_finds_what_is_wrong_and_how_to_mend_it(folder: Path) -> None:
     wrong = {finding["what"] for finding in findings if not finding["ok"]}
     assert any("did you mean 'seeds'" in what for what in wrong)
     assert all(finding["mend"] for finding in findings if not finding["ok"])
+
+
+@pytest.mark.parametrize("command", [["cohobate", "params"], ["python", "-m", "tasks", "nothing"]])
+def test_a_locale_of_another_encoding_reads_the_project_as_utf_8(
+    folder: Path, command: list[str]
+) -> None:
+    with (folder / "params.yaml").open("a", encoding="utf-8") as file:
+        file.write("# für alle → 模型\n")
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run(folder, *command, PYTHONPATH=str(ROOT), **ascii_alone)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (0 if command[0] == "cohobate" else 1)

@@ -65,3 +65,29 @@ def test_a_torn_lock_file_comes_with_its_fix(root: Path, torn: str) -> None:
 
 def test_no_lock_is_held_in_a_project_at_rest(root: Path) -> None:
     assert [found.what for found in doctor._locks(root)] == ["locks: none is held"]
+
+
+def test_folders_outside_the_project_are_looked_at(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("COHOBATE_CACHE", str(tmp_path / "file/cache"))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 20)))
+    unusable, long = doctor._folders()
+    assert not unusable.ok and "COHOBATE_CACHE" in unusable.mend
+    assert not long.ok and "export RAY_TMPDIR=/tmp" in long.mend
+    monkeypatch.setenv("COHOBATE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("RAY_TMPDIR")
+    assert all(found.ok for found in doctor._folders())
+
+
+def test_a_folder_outside_git_and_a_project_in_a_folder_are_told_apart(root: Path) -> None:
+    (found,) = doctor._git(root)
+    assert found.ok and "its top folder" in found.what
+    inner = root / "ml"
+    inner.mkdir()
+    (found,) = doctor._git(inner)
+    assert found.ok and "ml/" in found.what
+    (root / ".git").rename(root / "git")
+    (found,) = doctor._git(root)
+    assert not found.ok and "git init" in found.mend
