@@ -43,7 +43,8 @@ class Teacher(Section):
     """Why the round may go on although the terms are unknown or forbid it; kept with the data."""
     signals: bool = True
     """Whether its token distributions are used, and not only its text: the student then needs the
-    same vocabulary. Never those of a teacher behind an endpoint."""
+    same vocabulary, unless `uld` alone compares the two. Never those of a teacher behind an
+    endpoint."""
     template: TemplateSettings = PLAIN
     """Settings of its chat template, such as `{enable_thinking: false}` or
     `{system: into_first_user}`. A student that takes over its tokenizer has them too."""

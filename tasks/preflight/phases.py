@@ -1,6 +1,6 @@
 """Whether the phases of training can work together, by params.yaml alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from tasks.errors import UserError
@@ -54,22 +54,40 @@ def _check_start(key: str, phases: Mapping[str, "Phase"], teachers: Teachers) ->
         )
 
 
-def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: Form) -> None:
+def shares_vocabulary(teacher: str, phases: Mapping[str, "Phase"]) -> bool:
+    """Say whether the student needs a teacher's vocabulary: not where `uld` alone compares them."""
+    crossing = [
+        phase.crosses_tokenizers
+        for phase in phases.values()
+        if teacher in (name for _, name in _teachers_of(phase))
+    ]
+    return not (crossing and all(crossing))
+
+
+def _teachers_of(phase: "Phase") -> Iterator[tuple[str, str]]:
+    """Yield the teachers whose distributions are a phase's targets, each after its folder."""
     several = getattr(phase, "teachers", None) or ()
     folders = [f"{phase.targets}/{name}" for name in several] or [phase.targets]
-    for stage, name in (folder.rsplit("/", 1) for folder in folders if "/" in folder):
-        if stage not in ("data/capture", "models/adapt"):
-            continue
+    for folder, _, name in (path.rpartition("/") for path in folders):
+        if folder in ("data/capture", "models/adapt"):
+            yield folder, name
+
+
+def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: Form) -> None:
+    for folder, name in _teachers_of(phase):
         where = f"params.yaml, train.{key}.targets"
         if name not in teachers:
             raise UserError(f"no teacher is called {name!r}{nearest(name, teachers)}", where=where)
-        if not teachers[name].signals:
+        crossed = phase.crosses_tokenizers and not teachers[name].endpoint
+        if not teachers[name].signals and not crossed:
             raise UserError(
                 f"the teacher {name} gives its text only",
                 where=where,
                 mend=f"teachers.{name}.signals: true, or train on its answers: method: sft",
             )
-        if stage == "data/capture":
+        if folder == "data/capture":
+            for term in getattr(phase, "live_terms", ()):
+                raise phase.needs_live(term)  # type: ignore[attr-defined]
             _check_form(key, phase, form)
 
 

@@ -21,7 +21,12 @@ from tasks.params import PARAMS, ValueOf, load
 from tasks.preflight.capacity import check_capacity
 from tasks.preflight.checks import check_signals, check_terms, check_width
 from tasks.preflight.memory import Memory, size_of
-from tasks.preflight.phases import check_beginnings, check_lengths, check_phases
+from tasks.preflight.phases import (
+    check_beginnings,
+    check_lengths,
+    check_phases,
+    shares_vocabulary,
+)
 from tasks.preflight.references import check_phase
 from tasks.progress import say
 from tasks.rows.records import MODELS, write_json
@@ -66,7 +71,7 @@ def run(
     outline, record = shape.preview(outlines.get(shape.teacher))
     check_width("student", outline)
     for key, teacher in teachers.items():
-        if teacher.signals:
+        if teacher.signals and shares_vocabulary(key, train):
             check_signals(key, outlines[key], outline)
     sizes = [outline.parameters() for outline in outlines.values()]
     check_capacity([*sizes, record["parameters"]])

@@ -53,6 +53,16 @@ class Kd(Phase):
         """The terms that compare what comes out."""
         return tuple(term for term in self.terms if not isinstance(term, Feature))
 
+    @property
+    def live_terms(self) -> tuple[str, ...]:
+        """The terms that no stored signals can serve."""
+        return tuple(term.type for term in self.terms if isinstance(term, Feature | Uld))
+
+    @property
+    def crosses_tokenizers(self) -> bool:
+        """Whether the teacher may have another tokenizer than the student: `uld` aligns the two."""
+        return any(isinstance(term, Uld) for term in self.terms)
+
     @model_validator(mode="after")
     def _attends_eagerly_where_maps_are_compared(self) -> "Kd":
         if self.attention != "eager" and any(isinstance(t, Attention) for t in self.terms):
@@ -102,7 +112,7 @@ class Kd(Phase):
         """
         folders = self.teacher_folders(seed)
         if all((folder / "config.json").is_file() for folder in folders.values()):
-            if any(isinstance(term, Uld) for term in self.terms):
+            if self.crosses_tokenizers:
                 return self._crossed(folders, tokenizer, rows, examples)
             return self._live(folders, model, tokenizer, examples, seed)
         if not all((folder / "signals.json").is_file() for folder in folders.values()):
@@ -137,12 +147,11 @@ class Kd(Phase):
         from tasks.signals.store import SignalStore
         from tasks.teaching.origins import Stored
 
-        for term in self.terms:
-            if isinstance(term, Feature | Uld):
-                raise self._needs_live(term.type)
+        for term in self.live_terms:
+            raise self.needs_live(term)
         soft = [term.type for term in self.responses if term.type not in ("hard", "forward_kl")]
         if self.teachers and not self.combine.one_a_row and (soft or self._mean_of_logits):
-            raise self._needs_live(f"combine: {self.combine.type} with {', '.join(soft) or 'this'}")
+            raise self.needs_live(f"combine: {self.combine.type} with {', '.join(soft) or 'this'}")
         stores = {name: SignalStore(folder) for name, folder in folders.items()}
         for store in stores.values():
             store.expect_terms(self.responses)
@@ -191,7 +200,8 @@ class Kd(Phase):
             frozen=True,
         )
 
-    def _needs_live(self, what: str) -> UserError:
+    def needs_live(self, what: str) -> UserError:
+        """Return the error of what needs a live teacher, and has stored signals."""
         return UserError(
             f"{what} needs a live teacher, not stored signals",
             where=f"targets: {self.targets}",

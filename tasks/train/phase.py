@@ -75,6 +75,11 @@ class Phase(Hyperparameters):
             raise ValueError("must stay inside the project")
         return path
 
+    @property
+    def crosses_tokenizers(self) -> bool:
+        """Whether the teacher may have another tokenizer than the student."""
+        return False
+
     def start_folder(self, seed: int) -> Path:
         """Return the checkpoint that the phase starts from."""
         return checkpoint_of(MODELS / self.start, seed)

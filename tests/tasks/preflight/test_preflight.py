@@ -120,6 +120,23 @@ def test_another_vocabulary_is_refused_with_an_example(look, publish, make_token
         look({**pretrained, "tokenizer": "teacher"})
 
 
+def test_uld_needs_no_common_vocabulary(look, publish, make_tokenizer):
+    specials = ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    other = {"type": "pretrained", "model": publish("other", make_tokenizer(special=specials))}
+    uld = KD | {"targets": "models/adapt/main", "terms": [{"type": "uld"}]}
+    look(other, train={"uld": uld})
+    look(other, train={"uld": uld}, signals=False)
+    beside = KD | {"targets": "models/adapt/main"}
+    with pytest.raises(UserError, match="different vocabularies"):
+        look(other, train={"uld": uld, "kd": beside})
+    stored = uld | {"targets": "data/capture/main"}
+    with pytest.raises(UserError, match="uld needs a live teacher"):
+        look(other, train={"uld": stored})
+    address = {"endpoint": "http://127.0.0.1:1/v1", "signals": False}
+    with pytest.raises(UserError, match="gives its text only"):
+        look(other, train={"uld": uld}, **address)
+
+
 def test_the_same_tokens_cut_otherwise_are_refused(look, publish, tokenizer, checkpoint):
     folder = Path(publish("cut", tokenizer))
     told = json.loads((folder / "tokenizer.json").read_text())
