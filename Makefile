@@ -16,7 +16,7 @@ LOCK ?=
 TORCH := $(shell grep -o 'torch==[0-9.]*' pyproject.toml)
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup can-fetch distill test test-slow test-cluster format lock audit ui
+.PHONY: setup can-fetch distill test test-slow test-cluster recipes-tiny format lock audit ui
 
 setup: $(VENV)/ready
 
@@ -45,6 +45,9 @@ test: setup  ## everything CI runs
 
 test-slow: setup  ## what takes minutes: real models, twenty kills
 	$(BIN)/pytest -m "slow or faults"
+
+recipes-tiny: setup  ## every recipe and variant through the flow, on tiny models
+	$(BIN)/python -m tests.recipes_tiny
 
 test-cluster: setup  ## two Ray nodes without a shared disk, S3 that goes away
 	$(BIN)/pytest -m cluster

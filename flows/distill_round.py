@@ -22,6 +22,7 @@ from flows.workspaces import Kind
 from tasks import params, schema
 from tasks.evaluate.report import render
 from tasks.lineage import storage, versioning
+from tasks.lineage.leftovers import drop_leftovers
 from tasks.lineage.versioning import StageNode
 from tasks.progress import Advance, Event
 from tasks.resources import Resources
@@ -89,7 +90,10 @@ def distill_round(
     root = root.absolute()
     document = params.load(root / params.PARAMS)
     schema.check(document)
-    nodes = wanted(versioning.stages(root), only)
+    graph = versioning.stages(root)
+    for path in drop_leftovers(root, graph):
+        get_run_logger().info("%s removed: no stage makes it any more; DVC's cache has it", path)
+    nodes = wanted(graph, only)
     resources = resources_for(nodes, document)
     with placement.ray_cluster(root, resources, workspace):
         placement.check_capacity(resources)

@@ -1,5 +1,6 @@
 """`--set train.kd.updates=300` and `--recipe`: edits of params.yaml that keep its comments."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -54,12 +55,25 @@ def _edited(root: Path) -> Iterator[tuple[Any, list[str]]]:
     document = yaml.load(path.read_text())
     before = _plain(document)
     yield document, changes
+    _write_out_defaults(document, root / "dvc.yaml")
     schema.check(after := _plain(document))
     changes.extend(_differences(before, after))
     if changes:
         text = StringIO()
         yaml.dump(document, text)
         path.write_text(text.getvalue())
+
+
+def _write_out_defaults(document: Any, graph: Path) -> None:
+    """Write the defaults of the keys that dvc.yaml reads: DVC knows params.yaml alone."""
+    read = re.findall(r"\$\{(\w+)\.(\w+)\}", graph.read_text()) if graph.exists() else []
+    kinds = schema.sections()
+    for name, key in read:
+        section = document.get(name)
+        if name in kinds and isinstance(section, dict) and key not in section:
+            default = getattr(params.validated(kinds[name], _plain(section), name), key, None)
+            if default is not None:
+                section[key] = default
 
 
 @contextmanager

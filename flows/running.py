@@ -16,6 +16,7 @@ from flows.workspaces import Kind
 from tasks import params, schema
 from tasks.errors import UserError
 from tasks.lineage import versioning
+from tasks.lineage.leftovers import drop_leftovers
 from tasks.lineage.stale_lock import drop_stale_lock
 from tasks.lineage.versioning import StageNode
 from tasks.resources import Resources
@@ -32,7 +33,10 @@ def run_round(
     document = params.load(root / params.PARAMS)
     schema.check(document)  # before anything is started
     drop_stale_lock(root)
-    nodes = wanted(versioning.stages(root), only)
+    graph = versioning.stages(root)
+    for path in drop_leftovers(root, graph):
+        console.print(f"{path} removed: no stage makes it any more; DVC's cache has it")
+    nodes = wanted(graph, only)
     if workspace == "shared" and not versioning.reasons(root):  # nothing to start two servers for
         return _outcome(root, only, {node.address: ("unchanged", 0.0) for node in nodes})
     show_duration(root, only, console)

@@ -6,17 +6,17 @@ one process (`in_process`), `make recipes-tiny` through the flow (`python -m tes
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flows import overrides, recipes
 from tasks import params
 from tests import tiny_models, tiny_project
+from tests.loopback_teacher import LoopbackTeacher
 from tests.tiny_project import ROOT
 
 LAYERS = 30
@@ -31,11 +31,19 @@ SMALL: dict[str, Any] = {
     "shape.layers": [0, 1, 2, 3, 29],
     "evaluate.robustness.rows": 4,
     "evaluate.reading_rows": 8,
-    "evaluate.timing": {"seconds": 0.05},
+    "evaluate.timing": {"seconds": 0.01, "new_tokens": 1, "batch": 2},
     "export.dev_rows": 8,
     "mine.rows": 4,  # of the default's 0 nothing would be computed
 }
 UPDATES = 2
+_WRITTEN = (
+    "models/shape",
+    "models/train",
+    "models/export",
+    "data/evaluate",
+    "data/mine",
+    "reports",
+)
 
 
 @dataclass(frozen=True)
@@ -49,13 +57,82 @@ class Round:
     """Folders of models/export."""
     needs: str = ""
     """A module without which the round cannot run."""
-    environment: Mapping[str, str] = field(default_factory=dict)
+    served: bool = False
+    """Whether the teacher is a service: `ENDPOINT` in the settings stands for its address."""
 
 
-RECIPES = [
-    Round(Path(recipe).stem, recipe)
-    for recipe in recipes.listed(ROOT)
-]  # fmt: skip
+RECIPES = [Round(Path(recipe).stem, recipe) for recipe in recipes.listed(ROOT)]
+
+_TERMS = "licence: Apache-2.0, outputs_may_train: true"
+_SECOND = f"teachers.second={{model: second-teacher, {_TERMS}}}"
+_OTHER_STUDENT = "shape={type: pretrained, model: another-tokenizer}"
+_ULD = ("train.kd.targets=models/adapt/main", "train.kd.terms=[{type: uld}]")
+_BOTH = "train.kd.teachers={main: 0.7, second: 0.3}"
+_FORWARD = "train.kd.terms=[{type: forward_kl}]"
+
+_CUT = (
+    "shape.width={groups: 1, neurons: 32}",
+    "shape.vocabulary=used",
+    "shape.rows=data/collect/labelled.jsonl",
+)
+_API = (
+    f"teachers.main={{model: large-1, endpoint: ENDPOINT, {_TERMS}}}",
+    "adapt={type: none}",
+    "generate.backend={type: openai, price: {input: 0.15, output: 0.60}, cap: 20.0}",
+    "order.difficulty={type: length}",
+    "shape={type: pretrained, model: small}",
+)
+_BATCHES = (
+    "generate.backend={type: openai-batch, poll_seconds: 0.1, price: {input: 0.15, output: 0.60}}"
+)
+
+VARIANTS = [
+    Round("default"),
+    Round("uld", settings=(_OTHER_STUDENT, *_ULD)),
+    Round("uld, text only", settings=(_OTHER_STUDENT, *_ULD, "teachers.main.signals=false")),
+    Round("two teachers, stored", settings=(_SECOND, "train.kd.targets=data/capture", _BOTH)),
+    Round("two teachers, live", settings=(_SECOND, "train.kd.targets=models/adapt", _BOTH)),
+    Round("hidden signals", settings=("capture.signals={type: hidden}",)),
+    Round("sampled signals", settings=("capture.signals={type: sampled, draws: 8}", _FORWARD)),
+    Round("pretrained student", settings=("shape={type: pretrained, model: small}",)),
+    Round("random student", settings=("shape={type: random, layers: 2}",)),
+    Round("student of the tuned teacher", settings=("shape.of=models/adapt/main",)),
+    Round("cut by rows", settings=("shape.layers={important: 5}", *_CUT)),
+    Round("teacher as it came", settings=("adapt={type: none}",)),
+    Round("easy to hard", settings=("order.schedule={type: easy_to_hard, stages: 3}",)),
+    Round(
+        "mixed, by the loss of the student",
+        settings=(
+            "order.schedule={type: mixed, stages: 2}",
+            "order.difficulty={type: student_loss}",
+            "order.scorer=models/shape",
+        ),
+    ),
+    Round(
+        "pairs by votes",
+        recipe="recipes/zephyr.yaml",
+        settings=(
+            "pair={type: best_vs_worst, by: {type: votes}}",
+            "generate.samples=3",
+            "generate.decoding={max_tokens: 3, temperature: 2}",
+        ),
+    ),
+    Round(
+        "out of distribution", settings=("collect.split.ood=6", "collect.split.ood_groups=[plant]")
+    ),
+    Round("two seeds", settings=("seeds=[1, 2]",)),
+    Round("low-rank adapters", settings=("train.kd.adapter={type: lora}",)),
+    Round(
+        "gguf",
+        settings=("export.forms=[{type: safetensors}, {type: gguf}]",),
+        forms=("safetensors", "gguf-q8_0"),
+        needs="xllamacpp",
+    ),
+    Round("onnx", settings=("export.forms=[{type: onnx}]",), forms=("onnx",), needs="onnxruntime"),
+    Round("int8", settings=("export.forms=[{type: int8}]",), forms=("int8",), needs="torchao"),
+    Round("API", "recipes/sequence-kd.yaml", _API, served=True),
+    Round("API in batches", "recipes/sequence-kd.yaml", (*_API, _BATCHES), served=True),
+]
 
 
 class Models:
@@ -87,16 +164,26 @@ def build(folder: Path, models: Models) -> Path:
     return folder
 
 
-def smaller(folder: Path, what: Round) -> list[str]:
-    """Return the settings that make a round's phases short, beside those of its own."""
-    with overrides.for_now(folder, list(what.settings), what.recipe or None):
+@contextlib.contextmanager
+def service(what: Round) -> Iterator[list[str]]:
+    """Run the service that a round's teacher is; yield the settings, with its address."""
+    if not what.served:
+        yield [*what.settings]
+        return
+    with LoopbackTeacher() as teacher:
+        yield [setting.replace("ENDPOINT", teacher.url) for setting in what.settings]
+
+
+def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
+    """Return a round's settings, and those that make its phases short."""
+    with overrides.for_now(folder, settings, what.recipe or None):
         phases = params.load(folder / params.PARAMS)["train"]
     found = []
     for name, phase in phases.items():
         found += [f"train.{name}.updates={UPDATES}", f"train.{name}.batch_size=8"]
         if phase.get("student_text", {}).get("held_out"):
             found.append(f"train.{name}.student_text.held_out=8")
-    return [*what.settings, *found]
+    return [*settings, *found]
 
 
 def in_process(folder: Path, what: Round) -> dict[str, str]:
@@ -104,10 +191,12 @@ def in_process(folder: Path, what: Round) -> dict[str, str]:
     from tasks.__main__ import run_stage
     from tasks.evaluate.report import render
     from tasks.lineage import versioning
+    from tasks.lineage.leftovers import drop_leftovers
 
-    overrides.apply(folder, smaller(folder, what), what.recipe or None)
-    with contextlib.chdir(folder), _environment(what.environment):
+    with contextlib.chdir(folder), service(what) as settings:
+        overrides.apply(folder, smaller(folder, what, settings), what.recipe or None)
         nodes = versioning.stages(folder)
+        drop_leftovers(folder, nodes)
         found = {n.address: versioning.reproduce(folder, n.address, run_stage) for n in nodes}
         render(folder)
     return found
@@ -139,23 +228,12 @@ def check(folder: Path, what: Round) -> None:
         assert (folder / "models/train" / name / "summary.json").is_file(), name
 
 
-@contextlib.contextmanager
-def _environment(more: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in more}
-    os.environ.update(more)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def clean(folder: Path) -> None:
-    """Make a project again what was committed; DVC's cache stays."""
-    for name in ("data", "models", "reports", "dvc.lock"):
+    """Remove what the stages write from shape on, and the edits of params.yaml.
+
+    What lies before them stays, as DVC would restore it from its cache in any case.
+    """
+    for name in _WRITTEN:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     subprocess.run(["git", "checkout", "--quiet", "."], cwd=folder, check=True)

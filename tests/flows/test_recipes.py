@@ -79,6 +79,29 @@ def test_preflight_lets_the_phases_of_every_recipe_through(root: Path, recipe: s
     check_phases(phases, teachers, CaptureParams.model_validate(document["capture"]).signals)
 
 
+@pytest.mark.parametrize(
+    ("setting", "written"),
+    [
+        ("shape={type: random, layers: 2}", {"shape.of": "data/preflight"}),
+        ("pair={type: best_vs_worst, by: {type: votes}}", {"pair.judge": "tasks/pair/ranking.py"}),
+        ("order={difficulty: {type: length}, schedule: {type: shuffled}}", {"order.scorer": None}),
+        ("challenge={}", {"challenge.champion": "models/shape"}),
+    ],
+)
+def test_what_dvc_yaml_reads_of_a_section_is_written_out(
+    repository: Path, setting: str, written: dict[str, str | None]
+) -> None:
+    from tasks.lineage import versioning
+
+    changes = overrides.apply(repository, [setting])
+    document = params.load(repository / "params.yaml")
+    for key, value in written.items():
+        section, _, name = key.partition(".")
+        assert name in document[section] and value in (None, document[section][name])
+    assert versioning.stages(repository)
+    assert changes
+
+
 def write(root: Path, text: str) -> str:
     (root / "recipes/mine.yaml").write_text(text)
     return "recipes/mine.yaml"
@@ -101,7 +124,12 @@ def test_a_mapping_is_merged_and_null_deletes(root: Path) -> None:
 
 def test_another_type_takes_the_place_of_the_whole(root: Path) -> None:
     overrides.apply(root, [], write(root, "# mine\nshape: {type: random, layers: 2}\n"))
-    assert params.load(root / "params.yaml")["shape"] == {"type": "random", "layers": 2}
+    assert params.load(root / "params.yaml")["shape"] == {
+        "type": "random",
+        "layers": 2,
+        "of": "data/preflight",
+        "rows": "data/preflight",
+    }
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_rounds
-from tests.tiny_rounds import RECIPES, Models, Round
+from tests.tiny_rounds import RECIPES, VARIANTS, Models, Round
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,9 @@ def fresh(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return project
 
 
-@pytest.mark.parametrize("what", RECIPES, ids=lambda what: what.name)
-def test_a_recipe_runs_whole(fresh: Path, what: Round) -> None:
+@pytest.mark.parametrize("what", [*RECIPES, *VARIANTS], ids=lambda what: what.name)
+def test_a_round_runs_whole(fresh: Path, what: Round) -> None:
+    if what.needs:
+        pytest.importorskip(what.needs)
     tiny_rounds.in_process(fresh, what)
     tiny_rounds.check(fresh, what)
