@@ -86,12 +86,25 @@ _BATCHES = (
     "generate.backend={type: openai-batch, poll_seconds: 0.1, price: {input: 0.15, output: 0.60}}"
 )
 
+_ASSISTANT = (
+    "{method: kd, from: adapt/main, keep_layers: [0, 1, 29], rows: data/order/train.jsonl, "
+    "targets: data/capture/main, terms: [{type: forward_kl}], updates: 2, batch_size: 8}"
+)
+
 VARIANTS = [
     Round("default"),
     Round("uld", settings=(_OTHER_STUDENT, *_ULD)),
     Round("uld, text only", settings=(_OTHER_STUDENT, *_ULD, "teachers.main.signals=false")),
     Round("two teachers, stored", settings=(_SECOND, "train.kd.targets=data/capture", _BOTH)),
     Round("two teachers, live", settings=(_SECOND, "train.kd.targets=models/adapt", _BOTH)),
+    Round(
+        "two phases teach one",
+        settings=(
+            f"assist={{first: {_ASSISTANT}, second: {_ASSISTANT}}}",
+            "train.kd.targets=models/assist",
+            "train.kd.teachers={first: 0.5, second: 0.5}",
+        ),
+    ),
     Round("hidden signals", settings=("capture.signals={type: hidden}",)),
     Round("sampled signals", settings=("capture.signals={type: sampled, draws: 8}", _FORWARD)),
     Round("pretrained student", settings=("shape={type: pretrained, model: small}",)),

@@ -30,6 +30,7 @@ from tasks.models import checkpoints
 from tasks.models.depth import Layers, chosen
 from tasks.models.number_formats import BYTES, resolve
 from tasks.models.outlines import Outline
+from tasks.preflight.phases import PHASES
 from tasks.progress import say
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Memory:
                 self._tell(f"generate@{key}", [answered(size, backend)])
             self._tell(f"capture@{key}", [captured(size, capture)])
         for key, phase in self.phases.items():
-            self._tell(f"train@{key}", [self.of_phase(phase, n) for n in _lengths(phase)])
+            self._tell(key.replace(".", "@", 1), [self.of_phase(phase, n) for n in _lengths(phase)])
 
     def _tell(self, stage: str, both: list[Parts]) -> None:
         """Say what a stage takes with short and with the longest rows; refuse what cannot be."""
@@ -89,7 +90,7 @@ class Memory:
         figures = [f"{sum(parts.values()) / GIB:.1f}" for parts in both]
         longest = f", {figures[-1]} with rows of max_tokens" if len(both) > 1 else ""
         section, _, key = stage.partition("@")
-        where = f"params.yaml, {section}.{key}" if section == "train" else f"params.yaml, {section}"
+        where = "params.yaml, " + (f"{section}.{key}" if section in PHASES else section)
         if room is None or elsewhere:
             say(f"{stage}: about {figures[0]} GiB with short rows{longest}")
             return
@@ -118,10 +119,13 @@ class Memory:
         stage, _, name = phase.start.partition("/")
         if stage == "adapt":
             return self.teachers.get(name, self.student)
-        if stage == "train":
-            above = self.phases[name.split("/")[0]]
+        if above := self._phase(stage, name):
             return _kept(self._start(above), above.keep_layers)
         return self.student
+
+    def _phase(self, stage: str, name: str) -> "Phase | None":
+        """Return the phase whose model is at `<stage>/<name>` below models/, if it is one's."""
+        return self.phases.get(f"{stage}.{name.split('/', maxsplit=1)[0]}")
 
     def _asked(self, phase: "Phase") -> Iterator[Asked]:
         """Yield the teachers that are in memory while the phase trains."""
@@ -131,9 +135,8 @@ class Memory:
         formats = phase.number_formats()
         wide = BYTES[formats.get("teachers", formats["student"])]
         for key in getattr(phase, "teachers", None) or (name,):
-            if stage == "train":
-                phases = self.phases.get(key.split("/")[0])
-                yield Asked(self._start(phases) if phases else self.student, wide)
+            if phase_of := self._phase(stage, key):
+                yield Asked(self._start(phase_of), wide)
             else:
                 yield Asked(self.teachers.get(key, self.student), wide)
 

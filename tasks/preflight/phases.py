@@ -13,45 +13,74 @@ from tasks.teachers import Teachers
 if TYPE_CHECKING:
     from tasks.train.phase import Phase
 
+PHASES = ("train", "assist")
+"""The sections that hold phases; each is the folder of their models too."""
+
 
 def check_phases(phases: Mapping[str, "Phase"], teachers: Teachers, form: Form) -> None:
     """Refuse phases that start nowhere or in a circle, and targets that no stage will write.
+
+    Args:
+        phases: by their keys in params.yaml: `train.kd`, `assist.first`.
+        teachers: the section `teachers`.
+        form: of the stored signals.
 
     Raises:
         UserError: naming the phase and its mend.
     """
     for key, phase in phases.items():
-        _check_start(key, phases, teachers)
+        _check_start(key, phase, phases, teachers)
         _check_targets(key, phase, teachers, form)
+    for key in phases:
+        _check_circle([key], phases)
 
 
-def _check_start(key: str, phases: Mapping[str, "Phase"], teachers: Teachers) -> None:
-    chain = [key]
-    while (start := phases[chain[-1]].start).startswith("train/"):
-        name = start.split("/")[1]  # what follows is a model trained beside
-        where = f"params.yaml, train.{chain[-1]}.from"
-        if name not in phases:
-            mend = "from: shape, or the name of a phase"
-            raise UserError(
-                f"no phase is called {name!r}{nearest(name, phases)}", where=where, mend=mend
-            )
-        if name in chain:
-            circle = " from ".join([*chain[chain.index(name) :], name])
-            mend = "let the first of them start from: shape"
-            raise UserError(f"phases start in a circle: {circle}", where=where, mend=mend)
-        chain.append(name)
-    where = f"params.yaml, train.{chain[-1]}.from"
-    stage, _, teacher = start.partition("/")
-    if stage == "adapt" and teacher not in teachers:
+def _check_start(
+    key: str, phase: "Phase", phases: Mapping[str, "Phase"], teachers: Teachers
+) -> None:
+    stage, _, name = phase.start.partition("/")
+    where = f"params.yaml, {key}.from"
+    name = name.split("/")[0]  # what follows is a model trained beside
+    if stage in PHASES and f"{stage}.{name}" not in phases:
+        known = [other.partition(".")[2] for other in phases if other.startswith(f"{stage}.")]
+        mend = "from: shape, or the name of a phase"
+        what = f"no phase is called {name!r}{nearest(name, known)}"
+        raise UserError(what, where=where, mend=mend)
+    if stage == "adapt" and name not in teachers:
+        raise UserError(f"no teacher is called {name!r}{nearest(name, teachers)}", where=where)
+    if stage not in ("shape", "adapt", "champion", *PHASES):
         raise UserError(
-            f"no teacher is called {teacher!r}{nearest(teacher, teachers)}", where=where
-        )
-    if stage not in ("shape", "adapt", "champion"):
-        raise UserError(
-            f"a phase cannot start from {start!r}",
+            f"a phase cannot start from {phase.start!r}",
             where=where,
-            mend="from: shape, adapt/<teacher>, or train/<phase>",
+            mend="from: shape, adapt/<teacher>, train/<phase>, or assist/<phase>",
         )
+
+
+def _check_circle(chain: list[str], phases: Mapping[str, "Phase"]) -> None:
+    """Refuse phases that wait for each other: by their starts, or by who teaches whom."""
+    for before in _waits_for(phases[chain[-1]], phases):
+        if before in chain:
+            names = [name.partition(".")[2] for name in [*chain[chain.index(before) :], before]]
+            raise UserError(
+                f"phases wait for each other in a circle: {' from '.join(names)}",
+                where=f"params.yaml, {chain[-1]}",
+                mend="let the first of them start from: shape; where several phases teach one, "
+                "they stand in section assist, and its targets are models/assist",
+            )
+        _check_circle([*chain, before], phases)
+
+
+def _waits_for(phase: "Phase", phases: Mapping[str, "Phase"]) -> list[str]:
+    """Return the phases of which a phase reads an output, or the folder above it."""
+    found = []
+    for path in (f"models/{phase.start}", phase.targets):
+        above, _, rest = path.removeprefix("models/").partition("/")
+        if path.startswith("models/") and above in PHASES:
+            wanted = f"{above}.{rest.split('/')[0]}"
+            found += [
+                key for key in phases if key == wanted or (not rest and key.startswith(wanted))
+            ]
+    return found
 
 
 def shares_vocabulary(teacher: str, phases: Mapping[str, "Phase"]) -> bool:
@@ -75,7 +104,7 @@ def _teachers_of(phase: "Phase") -> Iterator[tuple[str, str]]:
 
 def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: Form) -> None:
     for folder, name in _teachers_of(phase):
-        where = f"params.yaml, train.{key}.targets"
+        where = f"params.yaml, {key}.targets"
         if name not in teachers:
             raise UserError(f"no teacher is called {name!r}{nearest(name, teachers)}", where=where)
         crossed = phase.crosses_tokenizers and not teachers[name].endpoint
@@ -95,7 +124,7 @@ def _check_form(key: str, phase: "Phase", form: Form) -> None:
     try:
         form.check(getattr(phase, "responses", ()))
     except UserError as error:
-        where = f"params.yaml, train.{key}.terms"
+        where = f"params.yaml, {key}.terms"
         raise UserError(error.what, where=where, mend=error.mend) from None
 
 
@@ -104,7 +133,7 @@ def check_lengths(phases: Mapping[str, "Phase"], context: int | None) -> None:
     for key, phase in phases.items():
         if context is not None and phase.max_tokens > context:
             say(
-                f"train.{key}.max_tokens is {phase.max_tokens}: the student was made for rows of "
+                f"{key}.max_tokens is {phase.max_tokens}: the student was made for rows of "
                 f"{context} tokens"
             )
 
@@ -123,7 +152,7 @@ def check_beginnings(phases: Mapping[str, "Phase"], student: str) -> None:
         if phase.start == "shape" and terms and not any(map(_teaches_from_nothing, terms)):
             told = " and ".join(term.type for term in terms)
             say(
-                f"train.{key} starts from an untrained student, and {told} moves hardly anything "
+                f"{key} starts from an untrained student, and {told} moves hardly anything "
                 "where the student gives the teacher's tokens no probability: from: train/<a phase "
                 "of sft>, or add {type: forward_kl} to its terms"
             )

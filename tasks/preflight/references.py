@@ -11,7 +11,9 @@ from typing import Any
 from tasks.errors import UserError
 from tasks.params import nearest, stage_names
 
-_OUTPUTS = re.compile(r"^(models/train|models/adapt|data/capture|data/generate)/([^/]+)")
+_OUTPUTS = re.compile(
+    r"^(models/train|models/assist|models/adapt|data/capture|data/generate)/([^/]+)"
+)
 _PHASES = ("evaluate.student", "evaluate.baseline")
 _TEACHERS = ("evaluate.teacher", "shape.teacher")
 _OF_TEACHERS = ("adapt", "generate", "capture")
@@ -36,8 +38,9 @@ def check_references(document: Mapping[str, Any]) -> None:
         for key, path in _strings(content, section) if section not in _NOT_OUTPUTS else ():
             if not (match := _OUTPUTS.match(path)):
                 continue
-            if match[1] == "models/train":
-                check_phase(key, match[2], phases)
+            if match[1] in ("models/train", "models/assist"):
+                owner = match[1].removeprefix("models/")
+                check_phase(key, match[2], document.get(owner, {}), owner)
             else:
                 check_teacher(key, match[2], teachers)
     for teacher in (document.get("generate") or {}).get("backends") or ():
@@ -61,11 +64,11 @@ def _check_address(address: str, phases: Collection[str], teachers: Collection[s
         )
 
 
-def check_phase(key: str, name: str, phases: Collection[str]) -> None:
+def check_phase(key: str, name: str, phases: Collection[str], section: str = "train") -> None:
     """Refuse the name of a phase, which stands at `key`, if there is no such phase."""
     if name not in phases:
         raise UserError(
-            f"{key} names the phase {name!r}, and section train has no such phase"
+            f"{key} names the phase {name!r}, and section {section} has no such phase"
             f"{nearest(name, phases)}",
             where=f"params.yaml, {key}",
             mend=f"name one of {', '.join(phases)}",

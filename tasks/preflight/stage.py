@@ -42,6 +42,7 @@ def run(
     adapt: Tuning,
     generate: GenerateParams,
     capture: CaptureParams,
+    assist: dict[str, Method],
     train: dict[str, Method],
     student: Annotated[str, ValueOf("evaluate.student")],
     baseline: Annotated[str, ValueOf("evaluate.baseline")],
@@ -57,7 +58,9 @@ def run(
     say(f"number format of {described(checkpoints.accelerator())}")
     check_phase("evaluate.student", student, train)
     check_phase("evaluate.baseline", baseline, train)
-    check_phases(train, teachers, capture.signals)
+    phases = {f"assist.{key}": phase for key, phase in assist.items()}
+    phases |= {f"train.{key}": phase for key, phase in train.items()}
+    check_phases(phases, teachers, capture.signals)
     for key, teacher in teachers.items():
         check_terms(key, teacher)
     shape.lender(teachers)
@@ -71,14 +74,14 @@ def run(
     outline, record = shape.preview(outlines.get(shape.teacher))
     check_width("student", outline)
     for key, teacher in teachers.items():
-        if teacher.signals and shares_vocabulary(key, train):
+        if teacher.signals and shares_vocabulary(key, phases):
             check_signals(key, outlines[key], outline)
     sizes = [outline.parameters() for outline in outlines.values()]
     check_capacity([*sizes, record["parameters"]])
-    check_lengths(train, record.get("context"))
-    check_beginnings(train, shape.type)
+    check_lengths(phases, record.get("context"))
+    check_beginnings(phases, shape.type)
     asked = {key: size_of(outline) for key, outline in outlines.items()}
-    Memory(asked, size_of(outline, record), train, _resources()).check(adapt, generate, capture)
+    Memory(asked, size_of(outline, record), phases, _resources()).check(adapt, generate, capture)
     pinned = {key: _pinned(teacher, outlines.get(key)) for key, teacher in teachers.items()}
     write_json(MODELS, {"teachers": pinned, "student": record})
     summary = {f"parameters of {key}": pinned[key]["parameters"] for key in outlines}

@@ -15,7 +15,7 @@ from tasks.models.depth import Layers
 from tasks.models.number_formats import NumberFormat
 from tasks.params import nearest
 from tasks.progress import say
-from tasks.rows.records import TRAIN, Row
+from tasks.rows.records import ASSIST, TRAIN, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,7 +43,8 @@ class Phase(Hyperparameters):
     """One phase: where it starts, which rows it learns from, and how long."""
 
     start: str = Field(alias="from")
-    """Below models/: `shape`, `adapt/<teacher>`, or `train/<phase>`, seed by seed."""
+    """Below models/: `shape`, `adapt/<teacher>`, or `train/<phase>` and `assist/<phase>`, seed by
+    seed."""
     rows: str
     """The rows, such as `data/order/train.jsonl` or `data/collect/labelled.jsonl`."""
     targets: str
@@ -170,4 +171,4 @@ class Undivided(Phase):
 
 def checkpoint_of(path: Path, seed: int) -> Path:
     """Return the checkpoint at a path: a phase of training has one for each seed."""
-    return path / f"seed-{seed}" if path.is_relative_to(TRAIN) else path
+    return path / f"seed-{seed}" if path.parts[:2] in (TRAIN.parts, ASSIST.parts) else path

@@ -31,7 +31,7 @@ from tasks.train.dpo import Dpo
 from tasks.train.kd import Kd
 from tasks.train.mutual import Mutual
 from tasks.train.on_policy import OnPolicy
-from tasks.train.phase import Phase, Trained
+from tasks.train.phase import MODELS, Phase, Trained
 from tasks.train.sft import Sft
 
 Method = Annotated[Sft | Kd | OnPolicy | Dpo | Mutual, Field(discriminator="method")]
@@ -43,45 +43,56 @@ def run(item: str, phase: Annotated[Method, EachOf("train")], seeds: list[int]) 
     Raises:
         UserError: start, rows and targets do not fit each other; or a loss that is not finite.
     """
+    train_seeds(TRAIN / item, phase, seeds)
+
+
+def train_seeds(folder: Path, phase: Method, seeds: list[int]) -> None:
+    """Train a phase, which is named like its folder, once for each seed."""
     from tasks.progress import say
 
+    item = folder.name
     if not seeds:
         raise UserError("no seed to train with", where="params.yaml", mend="--set seeds=[1]")
     summary: dict[str, Any] = {"method": phase.method, "from": phase.start}
     losses = []
     for seed in seeds:
-        trained = _train_together(item, phase, seed)
+        trained = _train_together(folder, phase, seed)
         losses.append(final_loss(trained))
         summary |= {"rows": trained.rows, "updates": len(trained.history)}
         summary |= {f"{name}, seed {seed}": note for name, note in trained.notes.items()}
         summary[f"final_loss of seed {seed}"] = round(losses[-1], 4)
         say(f"{item}, seed {seed}: loss {losses[-1]:.4f} over the last updates")
     summary["final_loss"] = round(fmean(losses), 4)
-    write_json(TRAIN / item / "summary.json", summary)
-    resuming.forget(item)
+    write_json(folder / "summary.json", summary)
+    resuming.forget(_run_name(folder))
 
 
-def _train_together(item: str, phase: Phase, seed: int) -> Trained:
+def _train_together(folder: Path, phase: Phase, seed: int) -> Trained:
     """Train one seed, in this process or in as many workers as the phase wants."""
     if phase.workers == 1:
-        return _train(item, phase, seed)
+        return _train(folder, phase, seed)
     from tasks.train import distributed
 
-    work = partial(_train, item, phase, seed)
+    work = partial(_train, folder, phase, seed)
     return distributed.run(work, phase.workers, phase.replacements)
 
 
-def _train(item: str, phase: Phase, seed: int) -> Trained:
+def _run_name(folder: Path) -> str:
+    """Return the name under which the training checkpoints of a phase are kept."""
+    return folder.name if folder.parent == TRAIN else folder.relative_to(MODELS).as_posix()
+
+
+def _train(folder: Path, phase: Phase, seed: int) -> Trained:
     from tasks.learning import workers
     from tasks.models import checkpoints
 
-    start = phase.start_folder(seed)
+    item, start = folder.name, phase.start_folder(seed)
     model, tokenizer = phase.load_start(seed)
     rows = rows_of(Path(phase.rows))
-    with resuming.resumable(f"{item}/seed-{seed}", *phase.decided_by(seed)):
+    with resuming.resumable(f"{_run_name(folder)}/seed-{seed}", *phase.decided_by(seed)):
         trained = phase.train(model, tokenizer, rows, seed=seed, what=f"train {item}, seed {seed}")
     if workers.rank() == 0:
-        folder = TRAIN / item / f"seed-{seed}"
+        made = folder / f"seed-{seed}"
         provenance = {
             "phase": item,
             "seed": seed,
@@ -92,10 +103,10 @@ def _train(item: str, phase: Phase, seed: int) -> Trained:
         }
         if prefix := prefix_of(rows):
             provenance["prompt_prefix"] = prefix
-        checkpoints.save(model, tokenizer, folder, provenance, precision=phase.save_precision)
-        write_history(folder / "history.csv", trained.history)
+        checkpoints.save(model, tokenizer, made, provenance, precision=phase.save_precision)
+        write_history(made / "history.csv", trained.history)
         for name, other in trained.others.items():
-            beside = TRAIN / item / name / f"seed-{seed}"
+            beside = folder / name / f"seed-{seed}"
             checkpoints.save(other, tokenizer, beside, provenance, precision=phase.save_precision)
     return trained
 

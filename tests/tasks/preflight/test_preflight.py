@@ -34,7 +34,7 @@ LAYERS = {"type": "teacher_layers", "layers": [0, 3]}
 def look(project, checkpoint):
     """Run preflight with the tiny checkpoint as the teacher `main`."""
 
-    def run_with(shape=LAYERS, others=None, train=None, form=None, **teacher):
+    def run_with(shape=LAYERS, others=None, *, train=None, assist=None, form=None, **teacher):
         main = Teacher(**{"model": str(checkpoint), **TERMS, **teacher})
         phases = {
             key: validated(Method, p, f"train.{key}") for key, p in (train or {"sft": SFT}).items()
@@ -47,6 +47,7 @@ def look(project, checkpoint):
             adapt=Untuned(type="none"),
             generate=GenerateParams(),
             capture=capture,
+            assist={key: validated(Method, p, key) for key, p in (assist or {}).items()},
             train=phases,
             student=next(iter(phases)),
             baseline=next(iter(phases)),
@@ -297,6 +298,16 @@ def test_phases_that_cannot_work_are_refused_with_the_mend(look, train, signals,
     with pytest.raises(UserError, match=message):
         look(train=train, form=signals)
     assert not MODELS.exists()
+
+
+def test_several_phases_teach_one_from_the_section_assist(look):
+    first = KD | {"targets": "models/adapt/main"}
+    taught = KD | {"targets": "models/assist", "teachers": {"first": 1, "second": 2}}
+    look(assist={"first": first, "second": first}, train={"kd": taught})
+    with pytest.raises(UserError, match=r"circle: kd from kd(.|\n)*section assist"):
+        look(train={"kd": taught | {"targets": "models/train"}, "first": first, "second": first})
+    with pytest.raises(UserError, match=r"circle: a from b from a"):
+        look(train={"a": KD | {"targets": "models/train/b"}, "b": KD | {"from": "train/a"}})
 
 
 def test_a_phase_may_start_from_a_model_that_was_trained_beside_another(look):

@@ -1,0 +1,1 @@
+"""Phases whose models teach later ones."""
