@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from flows import recipes
 from tasks import params, schema
@@ -108,9 +109,17 @@ def _set(document: Any, setting: str) -> None:
     if not isinstance(place, dict | list):
         raise ParamsError(f"{'.'.join(parents)} is a value, not a section", where="params.yaml")
     index: Any = int(last) if isinstance(place, list) and last.isdigit() else last
-    value = YAML().load(text)  # keeps the style it is written in, such as [1, 2, 3]
+    value = _quoted(YAML().load(text))  # keeps the style it is written in, such as [1, 2, 3]
     if not _has(place, index) or place[index] != value:
         place[index] = value
+
+
+def _quoted(value: Any) -> Any:
+    """Quote the strings with a colon, such as addresses: DVC's parser refuses them in {} and []."""
+    if isinstance(value, dict | list):
+        for index in value if isinstance(value, dict) else range(len(value)):
+            value[index] = _quoted(value[index])
+    return DoubleQuotedScalarString(value) if isinstance(value, str) and ":" in value else value
 
 
 def _step(place: Any, name: str, where: str) -> Any:

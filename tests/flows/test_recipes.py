@@ -102,6 +102,14 @@ def test_what_dvc_yaml_reads_of_a_section_is_written_out(
     assert changes
 
 
+def test_dvc_reads_an_address_that_was_set(repository: Path) -> None:
+    from tasks.lineage import versioning
+
+    teacher = "{model: large-1, endpoint: http://127.0.0.1:1/v1, licence: x}"
+    overrides.apply(repository, [f"teachers.main={teacher}"])
+    assert versioning.stages(repository)
+
+
 def write(root: Path, text: str) -> str:
     (root / "recipes/mine.yaml").write_text(text)
     return "recipes/mine.yaml"
