@@ -1,6 +1,7 @@
 """What the next round should teach again: the prompts on which the student regrets most.
 
-In:  data/filter/kept.jsonl, models/train/<student>, reports/challenge.json (which seed is best)
+In:  data/filter/kept.jsonl, the prompts of data/collect, models/train/<student>,
+     reports/challenge.json (which seed is best)
 Out: data/mine/hardest.jsonl, the prompts as unlabelled rows, hardest first
      data/mine/summary.json
 
@@ -9,10 +10,12 @@ itself does, in nats a token: the gap between their losses (Ankner et al. 2024 p
 difference). A row that both find hard is noise, and not taught again. Where the teacher did not
 say how likely its answer was, the student's loss alone counts.
 
-Training rows alone are mined. To mine the dev or test rows would be to learn the examination.
+Training rows alone are mined, and of these the unlabelled ones: labelled prompts come in each round
+anyhow. To mine the dev or test rows would be to learn the examination.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -24,7 +27,17 @@ from tasks.models import checkpoints
 from tasks.models.number_formats import Precision, resolve
 from tasks.params import Section, ValueOf
 from tasks.progress import say, track
-from tasks.rows.records import FILTER, TRAIN, Response, Row, read_rows, write_json, write_rows
+from tasks.rows.records import (
+    FILTER,
+    LABELLED,
+    TRAIN,
+    UNLABELLED,
+    Response,
+    Row,
+    read_rows,
+    write_json,
+    write_rows,
+)
 
 MINE = Path("data/mine")
 HARDEST = MINE / "hardest.jsonl"
@@ -43,14 +56,13 @@ class MineParams(Section):
 
 def run(mine: MineParams, student: Annotated[str, ValueOf("evaluate.student")]) -> None:
     """Score the rows by the best seed of the phase `student`; keep the prompts of the hardest."""
-    responses = read_rows(FILTER / "kept.jsonl", Response) if mine.rows else ()
-    rows = [row for row in responses if row.target is None]
+    rows = _unlabelled_rows() if mine.rows else []
     regrets = _regrets(mine, student, rows) if rows else []
-    hardest: dict[str, tuple[float, Row]] = {}
+    hardest: dict[str, tuple[float, Response]] = {}
     for regret, row in sorted(zip(regrets, rows, strict=True), key=lambda pair: -pair[0]):
-        hardest.setdefault(row.id, (regret, _unanswered(row)))
+        hardest.setdefault(row.id, (regret, row))
     kept = [*hardest.values()][: mine.rows]
-    write_rows(HARDEST, (row for _, row in kept))
+    write_rows(HARDEST, _prompts([row for _, row in kept]))
     summary: dict[str, Any] = {"looked_at": len(rows), "rows": len(kept)}
     if kept:
         mean = {"mean_regret": fmean(regrets), "mean_regret_of_hardest": fmean(r for r, _ in kept)}
@@ -70,5 +82,17 @@ def _regrets(mine: MineParams, phase: str, rows: list[Response]) -> list[float]:
     return [round(loss + (row.logprob or 0.0), 6) for loss, row in zip(losses, rows, strict=True)]
 
 
-def _unanswered(row: Response) -> Row:
-    return Row(id=row.id, prompt=row.prompt, group=row.group)
+def _unlabelled_rows() -> list[Response]:
+    """Return the kept answers to prompts without a label: labelled prompts come again anyhow."""
+    labelled = {row.id for row in read_rows(LABELLED, Row)}
+    kept = read_rows(FILTER / "kept.jsonl", Response)
+    return [row for row in kept if row.target is None and row.id not in labelled]
+
+
+def _prompts(rows: list[Response]) -> Iterator[Row]:
+    """Yield the rows' prompts as they were collected; those that a teacher made up, as they are."""
+    wanted = {row.id for row in rows}
+    collected = read_rows(UNLABELLED, Row) if rows else ()
+    known = {row.id: row for row in collected if row.id in wanted}
+    for row in rows:
+        yield known.get(row.id) or Row(id=row.id, prompt=row.prompt, group=row.group)

@@ -10,7 +10,10 @@ from tasks.mine.stage import HARDEST, MINE, MineParams, run
 from tasks.models import checkpoints
 from tasks.rows.records import (
     FILTER,
+    LABELLED,
     TRAIN,
+    UNLABELLED,
+    Message,
     Response,
     Row,
     read_rows,
@@ -39,6 +42,8 @@ def loss(model, tokenizer, row: Row) -> float:
 
 @pytest.fixture
 def student(project: Path, model, tokenizer):
+    write_rows(LABELLED, [])
+    write_rows(UNLABELLED, [])
     checkpoints.save(model, tokenizer, TRAIN / "kd/seed-2", {})
     write_json(VERDICT, {"seed": 2})
     return model
@@ -73,6 +78,18 @@ def test_a_prompt_is_mined_without_the_prefix_and_the_rationale_of_its_row(stude
     run(MineParams(rows=10), "kd")
     assert [row.full_prompt for row in read_rows(HARDEST, Row)] == ["one"]
     assert json.loads((MINE / "summary.json").read_text())["looked_at"] == 1
+
+
+def test_prompts_are_mined_as_they_were_collected_and_labelled_ones_are_not(student) -> None:
+    turns = (Message(role="system", content="Explain."), Message(role="user", content="one"))
+    asked = response("one", "a", -1.0).model_copy(update={"prompt": turns})
+    write_rows(
+        FILTER / "kept.jsonl", [asked, response("two", "b", -9.0), response("three", "c", 0)]
+    )
+    write_rows(UNLABELLED, [Row(id=row_id("one"), prompt="one", group="g")])
+    write_rows(LABELLED, [Row(id=row_id("two"), prompt="two", answer="b")])
+    run(MineParams(rows=10), "kd")
+    assert {row.prompt for row in read_rows(HARDEST, Row)} == {"one", "three"}
 
 
 def test_nothing_is_computed_when_no_row_is_wanted(project: Path) -> None:
