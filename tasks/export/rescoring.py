@@ -12,6 +12,7 @@ from tasks.errors import UserError
 from tasks.export.form import Form, Questions
 from tasks.judging.metrics import AnswerScore
 from tasks.judging.verifiers import Verifier
+from tasks.models.reasoning import split
 from tasks.rows.records import DEV, Row, read_rows
 
 
@@ -120,7 +121,7 @@ class Check:
         Raises:
             UserError: it drifts beyond the form's tolerance.
         """
-        answers = form.answers(folder, self.questions)
+        answers = [split(text)[0] for text in form.answers(folder, self.questions)]
         same = [a.strip() == b.strip() for a, b in zip(answers, original.answers, strict=True)]
         losses = form.losses(folder, self.rows, self.questions.threads)
         pairs = [*zip(losses or original.losses, original.losses, strict=True)]

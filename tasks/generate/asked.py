@@ -11,10 +11,9 @@ from tasks.generate.asks import Ask, History
 from tasks.generate.interview import answered_into, ask_of, how_to_go_on, missing_of
 from tasks.generate.ledger import Ledger
 from tasks.generate.places import journal_of
-from tasks.generate.reasoning import apart
 from tasks.generate.spending import noted
 from tasks.generate.stage import GenerateParams, identity
-from tasks.models.decoding import Answer, Decoding
+from tasks.models.decoding import Answer, Decoding, apart
 from tasks.progress import Meter, say
 from tasks.rows.records import ADAPT, Row
 

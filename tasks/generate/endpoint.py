@@ -19,10 +19,10 @@ from tasks.generate.asks import NO_HISTORY, Answering, Ask, Batch, History, driv
 from tasks.generate.error_body import ErrorBody, error_body, error_in
 from tasks.generate.failures import Again, ErrorReply, Refused, Service, retry_after
 from tasks.generate.prices import Budget, Price, most_tokens
-from tasks.generate.reasoning import split
 from tasks.generate.replies import Choice, Most, best_choice, bought, parsed
 from tasks.models import checkpoints
 from tasks.models.decoding import Answer, Decoding
+from tasks.models.reasoning import split
 from tasks.params import Section
 from tasks.rows.records import ENDPOINT
 

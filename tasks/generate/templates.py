@@ -30,8 +30,8 @@ from pydantic import Field, field_validator, model_validator
 from ruamel.yaml import YAML
 
 from tasks.errors import UserError
-from tasks.generate.reasoning import inline
 from tasks.models.decoding import Answer
+from tasks.models.reasoning import inline
 from tasks.params import Section, nearest, validated
 from tasks.rows.records import Message, Response, Row, prompt_text, row_id
 

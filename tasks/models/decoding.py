@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
+from tasks.models.reasoning import split
 from tasks.params import Section
 from tasks.rows.records import Message
 from tasks.rows.text import prompt_ids
@@ -104,7 +105,7 @@ class Answer(NamedTuple):
     """For each token its text, its log-probability and those of the likeliest in its place, where
     a service was asked for them."""
     reasoning: str | None = None
-    """What the model wrote before the answer, where a service returns it apart from the text."""
+    """What the model wrote before the answer, in a field of its own or between think tags."""
     note: str | None = None
     """What was odd about a service's reply."""
 
@@ -220,10 +221,19 @@ def stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> 
 
 
 def as_text(tokenizer: "PreTrainedTokenizerBase", written: Completion) -> Answer:
-    """Return a completion as text, without the id that ended it."""
+    """Return a completion as text, without the id that ended it, its reasoning apart."""
     ids = written.ids[:-1] if written.finish == "stop" else written.ids
     text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    return Answer(text, written.finish, written.logprob)
+    return apart(Answer(text, written.finish, written.logprob))
+
+
+def apart(answer: Answer) -> Answer:
+    """Return an answer with the reasoning out of its text, in the field for it."""
+    text, thought = split(answer.text)
+    if text == answer.text:
+        return answer
+    whole = "\n\n".join(part for part in (answer.reasoning, thought) if part)
+    return answer._replace(text=text, reasoning=whole or None)
 
 
 class Row:

@@ -1,12 +1,10 @@
-"""Reasoning that a teacher writes before its answer.
+"""Reasoning that a model writes before its answer, between tags.
 
-A service with a reasoning parser returns it in a field of its own; one without leaves it in the
-text, between tags. `split` makes one of the two: the text behind the reasoning, and the reasoning.
+Metrics, filters and rows read the answer behind it. A service with a reasoning parser returns the
+reasoning in a field of its own; one without leaves it in the text, as local models do.
 """
 
 import re
-
-from tasks.models.decoding import Answer
 
 _TAGS = (
     ("<think>", "</think>"),  # DeepSeek, Qwen
@@ -30,15 +28,6 @@ def split(text: str) -> tuple[str, str]:
     if closed:
         return text[closed.end() :].lstrip(), text[start : closed.start()].strip()
     return ("", text[start:].strip()) if opened else (text, "")
-
-
-def apart(answer: Answer) -> Answer:
-    """Return an answer with the reasoning out of its text, in the field for it."""
-    text, thought = split(answer.text)
-    if text == answer.text:
-        return answer
-    whole = "\n\n".join(part for part in (answer.reasoning, thought) if part)
-    return answer._replace(text=text, reasoning=whole or None)
 
 
 def inline(text: str, reasoning: str) -> str:
