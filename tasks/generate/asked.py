@@ -13,7 +13,8 @@ from tasks.generate.ledger import Ledger
 from tasks.generate.places import journal_of
 from tasks.generate.spending import noted
 from tasks.generate.stage import GenerateParams, identity
-from tasks.models.decoding import Answer, Decoding, apart
+from tasks.models.decoding import Answer, Decoding
+from tasks.models.reasoning import apart
 from tasks.progress import Meter, say
 from tasks.rows.records import ADAPT, Row
 

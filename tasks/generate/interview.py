@@ -14,7 +14,8 @@ from tasks.generate.ledger import Ledger, key_of
 from tasks.generate.prices import Price
 from tasks.generate.prompts import count_of, rows_of
 from tasks.generate.templates import Exchange, Prompt, Step, Template
-from tasks.models.decoding import Answer, Decoding, apart
+from tasks.models.decoding import Answer, Decoding
+from tasks.models.reasoning import apart
 from tasks.progress import Meter, say
 from tasks.rows.records import (
     ADAPT,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
-from tasks.models.reasoning import split
+from tasks.models.reasoning import apart
 from tasks.params import Section
 from tasks.rows.records import Message
 from tasks.rows.text import prompt_ids
@@ -225,15 +225,6 @@ def as_text(tokenizer: "PreTrainedTokenizerBase", written: Completion) -> Answer
     ids = written.ids[:-1] if written.finish == "stop" else written.ids
     text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     return apart(Answer(text, written.finish, written.logprob))
-
-
-def apart(answer: Answer) -> Answer:
-    """Return an answer with the reasoning out of its text, in the field for it."""
-    text, thought = split(answer.text)
-    if text == answer.text:
-        return answer
-    whole = "\n\n".join(part for part in (answer.reasoning, thought) if part)
-    return answer._replace(text=text, reasoning=whole or None)
 
 
 class Row:

@@ -5,6 +5,10 @@ reasoning in a field of its own; one without leaves it in the text, as local mod
 """
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasks.models.decoding import Answer
 
 _TAGS = (
     ("<think>", "</think>"),  # DeepSeek, Qwen
@@ -28,6 +32,15 @@ def split(text: str) -> tuple[str, str]:
     if closed:
         return text[closed.end() :].lstrip(), text[start : closed.start()].strip()
     return ("", text[start:].strip()) if opened else (text, "")
+
+
+def apart(answer: "Answer") -> "Answer":
+    """Return an answer with the reasoning out of its text, in the field for it."""
+    text, thought = split(answer.text)
+    if text == answer.text:
+        return answer
+    whole = "\n\n".join(part for part in (answer.reasoning, thought) if part)
+    return answer._replace(text=text, reasoning=whole or None)
 
 
 def inline(text: str, reasoning: str) -> str:
