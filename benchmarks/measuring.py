@@ -1,4 +1,4 @@
-"""What the benchmarks share: each variant in its own process, its CPU time, its peak memory."""
+"""Shared by the benchmarks: the machine, a process for each variant, CPU time, peak memory."""
 
 import ctypes
 import json
@@ -9,6 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+
+def machine() -> dict[str, str]:
+    """Return the processor, and the number format in which it is fast."""
+    from tasks.models import number_formats
+
+    name = number_formats.native("cpu").number_format
+    return {"processor": number_formats.processor(), "number_format": name}
 
 
 def status(field: str) -> float:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring import machine
+
 
 def parser(text: str, name: str) -> argparse.ArgumentParser:
     """Return the options that every benchmark has."""
@@ -29,6 +31,8 @@ def tell(
         lines: rows of the table, with the same keys.
         targets: figure, `>=` or `<=`, and bound, by name.
     """
+    here = machine()
+    print(", ".join(here.values()))
     names = list(lines[0])
     cells = [names, *[[_short(line[name]) for name in names] for line in lines]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(names))]
@@ -42,7 +46,11 @@ def tell(
         told = "met" if met[name] else "MISSED"
         print(f"{name}: {_short(found)} (target {sign} {bound:g}) {told}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    whole = {"lines": lines, "targets": {n: [*t, met[n]] for n, t in targets.items()}}
+    whole = {
+        "machine": here,
+        "lines": lines,
+        "targets": {n: [*t, met[n]] for n, t in targets.items()},
+    }
     options.out.write_text(json.dumps(whole, indent=2) + "\n")
     return int(options.check and not all(met.values()))
 

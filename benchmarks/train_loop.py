@@ -6,12 +6,13 @@ The teacher is the packaged model, the student some of its layers; the text is W
 conversations, taken two ways: short answers (a definition asks for its category) and long ones (a
 category asks for a definition). `wide` are the short ones with the vocabulary of both models
 widened to 131,072 ids, as those of today are. Both sides see the same rows, batch sizes, number of
-updates and precision (bfloat16), learn from the answers alone, train every weight, attend in the
-way that is quickest for them on a CPU (TRL's eagerly), and run in a process of their own with one
-thread. Tokens are those of prompt and answer, without padding; time is the CPU's in `train()`.
-DistillationTrainer has the student answer for every update, as our on-policy phase does: there the
-tokens are those written too. Batches are of 8 rows, which is TRL's default, and of 32, which is the
-default round's. On a machine that others share `--repeat` takes turns and the median of each loop.
+updates and number format (the processor's own), learn from the answers alone, train every weight,
+attend in the way that is quickest for them on a CPU (TRL's eagerly), and run in a process of their
+own with one thread. Tokens are those of prompt and answer, without padding; time is the CPU's in
+`train()`. DistillationTrainer has the student answer for every update, as our on-policy phase does:
+there the tokens are those written too. Batches are of 8 rows, which is TRL's default, and of 32,
+which is the default round's. On a machine that others share `--repeat` takes turns and the median
+of each loop.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
-from benchmarks.measuring import at_rest, in_own_process, status, table
+from benchmarks.measuring import at_rest, in_own_process, machine, status, table
 
 KINDS = ["long", "short", "wide"]
 BATCHES = [8, 32]
@@ -117,7 +118,7 @@ def teacher(answers: str, *, frozen: bool = False) -> Any:
     from tasks.models.packed import pack
 
     packaged = sources.resolve(sources.PACKAGED)
-    model = widened(checkpoints.load(packaged, precision="bfloat16")[0], answers)
+    model = widened(checkpoints.load(packaged, precision="auto")[0], answers)
     if frozen:
         pack(model, checkpoints.PACKED)
     return model
@@ -140,7 +141,7 @@ def stock(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
             "per_device_train_batch_size": loop.batch,
             "max_steps": updates,
             "use_cpu": True,
-            "bf16": True,
+            "bf16": machine()["number_format"] == "bfloat16",
             "gradient_checkpointing": False,
             "report_to": "none",
             "save_strategy": "no",
@@ -241,8 +242,9 @@ def ours(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
         terms = [ReverseKL()]
         how = Sampling.model_validate({"decoding": {"max_tokens": WRITTEN, "temperature": 1.0}})
         text = StudentText(
-            model, tokenizer, how, Constant(share=1), seed=1, updates=updates, autocast=True
-        )
+            model, tokenizer, how, Constant(share=1), seed=1, updates=updates,
+            autocast=chosen.number_format == "bfloat16",
+        )  # fmt: skip
     seconds = timed(FusedTrainer)
     fit(
         model, examples, terms, chosen,
@@ -313,6 +315,7 @@ def main() -> int:
     }
     keys = ["seconds", "tokens", "tokens_per_second", "peak_mb"]
     rows = [[*loop, *(figures[key] for key in keys)] for loop, figures in found.items()]
+    print(", ".join(machine().values()))
     print(table(["answers", "batch", "loop", "CPU s", "tokens", "tokens/s", "peak MB"], rows))
     judged = []
     for name, answers, batch, mine, peer, wanted in TARGETS:
@@ -323,7 +326,9 @@ def main() -> int:
     print(table(["target", "answers", "batch", "ratio", "wanted", "holds"], judged))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     loops = [loop._asdict() | figures for loop, figures in found.items()]
-    chosen.out.write_text(json.dumps({"loops": loops, "targets": judged}, indent=2) + "\n")
+    chosen.out.write_text(
+        json.dumps({"machine": machine(), "loops": loops, "targets": judged}, indent=2) + "\n"
+    )
     return 0 if all(row[-1] for row in judged) or not chosen.check else 1
 
 
