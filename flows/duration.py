@@ -75,12 +75,17 @@ class Machine:
         return work.gflop / (speed * min(work.threads, self.cores)) + _EACH_STAGE
 
 
+SLOWEST = Machine("float32", 5.0, 1)
+SHORT = 120.0
+"""Seconds on the slowest machine below which nothing is measured."""
+
+
 def outlook(
     nodes: Sequence[StageNode], document: Mapping[str, Any], changed: Collection[str], root: Path
 ) -> list[str]:
     """Return how long the stages that are not up to date will take, and what would shorten it.
 
-    Nothing where a GPU computes, or the models are not here yet.
+    Nothing where a GPU computes, the models are not here yet, or any machine is quick.
 
     Args:
         nodes: the stages of the round, in order.
@@ -88,13 +93,14 @@ def outlook(
         changed: addresses of the stages that will run.
         root: the project.
     """
-    if checkpoints.accelerator() != "cpu":
-        return []
-    machine = Machine.here()
     try:
-        total = _seconds(nodes, Round(document, root), changed, machine)
+        known = Round(document, root)
+        if _seconds(nodes, known, changed, SLOWEST) < SHORT or checkpoints.accelerator() != "cpu":
+            return []
     except _UnknownModelError:
         return []
+    machine = Machine.here()
+    total = _seconds(nodes, known, changed, machine)
     said = f"about {_span(total)} on this machine ({machine.cores} cores, "
     lines = [f"{said}{machine.number_format} at {machine.gflops:.0f} GFLOP/s a core)"]
     if total < LONG:

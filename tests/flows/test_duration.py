@@ -92,7 +92,13 @@ def test_what_is_not_known_is_not_estimated(on, default, monkeypatch) -> None:
     teachers = {"main": default["teachers"]["main"] | {"model": "someone/large"}}
     assert on(default | {"teachers": teachers}, AVX2) == []
     monkeypatch.setattr(checkpoints, "accelerator", lambda: "cuda")
-    assert outlook([], default, set(), Path()) == []
+    nodes = versioning.stages(ROOT)
+    assert outlook(nodes, default, {node.address for node in nodes}, Path()) == []
+
+
+def test_nothing_is_measured_for_a_round_of_seconds(default, monkeypatch) -> None:
+    monkeypatch.setattr(Machine, "here", classmethod(lambda _: pytest.fail("measured")))
+    assert outlook(versioning.stages(ROOT), default, {"filter", "order"}, Path()) == []
 
 
 def test_a_models_size_is_read_off_its_configuration(project, make_model, tokenizer) -> None:
