@@ -141,13 +141,17 @@ class RowText(Section):
     def response(
         self, exchange: Exchange, teacher: str, reasoning: Literal["keep", "drop", "inline"]
     ) -> Response:
-        """Return the row, with the last reply's reasoning where it is kept, or in the answer."""
+        """Return the row, with the last reply's reasoning where it is kept, or in the answer.
+
+        An auxiliary target is what the template makes of the reply: no reasoning is added to it.
+        """
         assert exchange.answer is not None
         prompt: Prompt = exchange.asked if self.as_asked else exchange.row.prompt
         if self.prompt is not None:
             prompt = exchange.render(self.prompt, ())
         logprob = exchange.answer.logprob
-        text, thought = exchange.render(self.answer, ()), exchange.answer.reasoning or ""
+        text = exchange.render(self.answer, ())
+        thought = "" if self.target else exchange.answer.reasoning or ""
         return Response(
             id=exchange.row.id if self.prompt is None else row_id(prompt),
             prompt=prompt,

@@ -164,6 +164,7 @@ def test_the_forms_are_asked_with_the_prefix_that_the_student_learnt(evaluated: 
     assert (summary["seed"], summary["original score"]) == (1, 1.0)
     card = Path("models/export/safetensors/README.md").read_text()
     assert f"[label] {rows[0].prompt}" in card and "`[label] ` before each prompt" in card
+    assert "a `prefix`, the student read it" in Path("data/export/README.md").read_text()
 
 
 def test_the_seed_is_chosen_by_the_metric_that_decides(evaluated: Path) -> None:

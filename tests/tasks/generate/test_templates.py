@@ -9,9 +9,9 @@ from tasks.errors import UserError
 from tasks.generate import templates
 from tasks.generate.openai import OpenAI
 from tasks.generate.stage import GenerateParams, run
-from tasks.generate.templates import FOLDER, template_of
+from tasks.generate.templates import FOLDER, Exchange, RowText, template_of
 from tasks.learning.batches import key_of
-from tasks.models.decoding import Decoding
+from tasks.models.decoding import Answer, Decoding
 from tasks.rows.records import (
     GENERATE,
     UNLABELLED,
@@ -98,6 +98,15 @@ def test_answer_and_rationale_are_two_targets_of_one_reply(responses):
     assert (first.target, second.target) == (None, "rationale")
     assert first.id == second.id == row_id(PROMPTS[0]) and first.prompt == PROMPTS[0]
     assert key_of(first) != key_of(second)
+
+
+@pytest.mark.parametrize("reasoning", ["keep", "inline"])
+def test_reasoning_goes_with_the_answer_and_not_with_the_rationale(reasoning):
+    reply = Answer("So 4.\nAnswer: 4", "stop", None, reasoning="Hm.")
+    exchange = Exchange(Row(id=row_id("one"), prompt="one"), 0, {"rationale": "So."}, answer=reply)
+    rationale = RowText(answer="{{ rationale }}", target="rationale")
+    row = rationale.response(exchange, "main", reasoning)
+    assert (row.answer, row.reasoning) == ("So.", None)
 
 
 def test_a_prefix_stands_before_the_last_user_turn(responses):
