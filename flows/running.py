@@ -113,6 +113,8 @@ def use_quiet_server(root: Path) -> None:
     use_services(root)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    # Ctrl-C on a terminal ends Prefect's server too: what cannot be sent there is no news.
+    os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "CRITICAL")
 
 
 @contextmanager
