@@ -9,9 +9,12 @@ import pytest
 
 from tasks.errors import UserError
 from tasks.generate import ledger as ledgers
+from tasks.generate.backends import Transformers
 from tasks.generate.ledger import key_of
 from tasks.generate.places import journal_of
+from tasks.generate.vllm import Vllm
 from tasks.models.decoding import Answer
+from tasks.models.number_formats import FORCED
 
 
 def Ledger(teacher, folder):  # noqa: N802
@@ -55,6 +58,14 @@ def test_a_key_says_everything_that_decides_an_answer():
         key_of(["transformers", "bfloat16"], {"seed": 0}, "a", 1),
     ]
     assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("forced", ["float32", "bfloat16"])
+def test_a_key_holds_the_number_format_that_auto_comes_to(monkeypatch, forced):
+    monkeypatch.setenv(FORCED, forced)
+    assert Transformers().decided_by() == ["transformers", forced]
+    assert Vllm(type="vllm").decided_by() == ["vllm", forced]
+    assert Transformers(precision="float32").decided_by() == ["transformers", "float32"]
 
 
 def test_a_write_cut_off_anywhere_loses_its_batch_alone(three, tmp_path):

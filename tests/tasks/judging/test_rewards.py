@@ -1,15 +1,17 @@
 """Rewards in batches are those of one answer at a time."""
 
 import pytest
+import torch
 
 from tasks.errors import UserError
 from tasks.judging.rewards import RewardModel
+from tasks.models import checkpoints
+from tasks.models.number_formats import FORCED
 from tasks.rows.records import Message
 
 
 @pytest.fixture
 def folder(tokenizer, tmp_path, one_thread):
-    import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     def made(labels: int = 1):
@@ -24,6 +26,14 @@ def folder(tokenizer, tmp_path, one_thread):
         return tmp_path
 
     return made
+
+
+@pytest.mark.parametrize("forced", ["float32", "bfloat16"])
+def test_it_runs_on_the_accelerator_in_the_native_format(monkeypatch, folder, forced):
+    monkeypatch.setenv(FORCED, forced)
+    monkeypatch.setattr(checkpoints, "accelerator", lambda: "meta")
+    model = RewardModel.of(folder(), "auto").model
+    assert model.device.type == "meta" and model.dtype is getattr(torch, forced)
 
 
 def test_rewards_do_not_depend_on_the_batch(folder):
