@@ -35,16 +35,23 @@ class Forgetting(Section):
         tokenizer."""
         from math import log
 
+        from tasks.models.blocks import learned_positions
         from tasks.rows.text import Encoded
 
         ids = [list(found) for found in reader.tokenizer(list(passages)).input_ids]
-        texts = [Encoded(one[:1], one[1:]) for one in ids]  # the first token is given
-        reader.read(texts)
+        # the first token is given; a text longer than the model's positions is read in pieces
+        most = learned_positions(reader.model) or 1 << 62
+        starts = [range(0, max(1, len(one) - 1), most - 1) for one in ids]
+        texts = [
+            [Encoded(one[at : at + 1], one[at + 1 : at + most]) for at in places]
+            for one, places in zip(ids, starts, strict=True)
+        ]
+        reader.read([text for pieces in texts for text in pieces])
         losses, tokens = [], 0
-        for passage, text in zip(passages, texts, strict=True):
-            nats = -float(reader.answer_log_probs([text]).sum())
+        for passage, pieces in zip(passages, texts, strict=True):
+            nats = -float(reader.answer_log_probs(pieces).sum())
             losses.append(round(nats / log(2) / len(passage.encode()), 6))
-            tokens += len(text.completion_ids)
+            tokens += sum(len(text.completion_ids) for text in pieces)
         return {
             "bits_per_byte": round(sum(losses) / len(losses), 6),
             "by_passage": losses,

@@ -17,6 +17,34 @@ def body_of(model: Any) -> Any:
     return getattr(model, "model", model)
 
 
+def learned_positions(model: Any) -> int | None:
+    """Return how many positions a model has learnt a vector of (GPT-2, OPT); None: no such table.
+
+    Other models read rows beyond their context, worse; these cannot.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    words = model.get_input_embeddings()
+    tables = [m for m in body_of(model).modules() if isinstance(m, nn.Embedding) and m is not words]
+    ahead = (0, 2)  # OPT keeps two rows for itself
+    found = context and any(table.num_embeddings - context in ahead for table in tables)
+    return int(context or 0) if found else None
+
+
+def check_positions(model: Any, width: int) -> None:
+    """Refuse rows that are longer than the positions which a model has learnt.
+
+    Raises:
+        UserError: says how long rows may be.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context and width > context and learned_positions(model):
+        raise UserError(
+            f"a row has {width} tokens, {type(model).__name__} has positions for {context}",
+            where="rows with their answers",
+            mend=f"max_tokens: {context} in adapt and in train; or leave longer rows out",
+        )
+
+
 def shared_names(config: Any) -> dict[str, Any]:
     """Return a configuration under the names that all architectures share.
 

@@ -143,6 +143,8 @@ _KNOWN: WeakKeyDictionary[Any, _Finish] = WeakKeyDictionary()
 
 def _finish_of(model: Any) -> _Finish:
     """Return what was measured on a model; once, before its weights are sharded or moved."""
+    if model.device.type == "meta":  # without weights there are no logits to measure
+        return _Finish(1.0, None, len(model.get_output_embeddings().weight))
     if model not in _KNOWN:
         finish = _measured(model)
         if finish is None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from tasks.errors import UserError
 from tasks.models.beginning import Beginning
-from tasks.models.blocks import blocks_of, body_of, heads_of
+from tasks.models.blocks import blocks_of, body_of, check_positions, heads_of
 from tasks.models.unpadded import last_hidden
 
 Part = Literal["hidden", "attention", "values"]
@@ -50,6 +50,7 @@ def look(
     """
     if not parts:
         return Seen(last_hidden(model, ids_BS, at_N, beginning))
+    check_positions(model, ids_BS.shape[1])
     options = {"output_hidden_states": "hidden" in parts, "output_attentions": "attention" in parts}
     shown = {name: wanted for name, wanted in options.items() if wanted}
     values: list[Tensor] = []

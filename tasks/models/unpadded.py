@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from tasks.models.beginning import Beginning
-from tasks.models.blocks import blocks_of, body_of, has_blocks, heads_of
+from tasks.models.blocks import blocks_of, body_of, check_positions, has_blocks, heads_of
 from tasks.models.last_block import agree, only
 from tasks.models.row_attention import RowMask, Rows
 
@@ -48,6 +48,7 @@ def last_hidden(
         at_N: what is looked at.
         beginning: what rows are expected to begin with, read before by this very model.
     """
+    check_positions(model, ids_BS.shape[1])
     if model.training and _drops(model):  # chance is drawn for each token, read or not
         return _as_it_is(model, ids_BS, at_N)
     if room := _room(model):

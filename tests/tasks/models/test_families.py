@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from tasks.errors import UserError
+from tasks.evaluate.forgetting import Forgetting
+from tasks.evaluate.readings import Reader
 from tasks.learning.trainer import fit
 from tasks.losses.divergences import ForwardKL
 from tasks.models import checkpoints
+from tasks.models.blocks import learned_positions
 from tasks.models.decoding import Batching, Decoding, answers, stop_ids
 from tasks.models.heads import Head
 from tasks.models.outlines import outline_of
@@ -100,6 +103,23 @@ def test_a_family_is_read_run_and_cut(name: str, tmp_path: Path) -> None:
     if name != "GPTNeo":  # its list of layers has the length of its own
         layers = {"num_hidden_layers": 2}
         assert random_like(tmp_path / "whole", layers, 0, device="meta").num_parameters() > 0
+
+
+@pytest.mark.parametrize("name", ["GPT2", "OPT", "Phi"])
+def test_rows_beyond_learnt_positions_are_refused_and_general_text_is_read_in_pieces(
+    name: str, tmp_path: Path
+) -> None:
+    model, tokenizer = publish(name, tmp_path)
+    learnt = 128 if name != "Phi" else None
+    assert learned_positions(model) == learnt
+    long = torch.randint(2, 200, (1, 130))
+    if learnt:
+        with pytest.raises(UserError, match=r"130 tokens, .* has positions for 128") as refused:
+            last_hidden(model, long, torch.tensor([129]))
+        assert "max_tokens: 128" in refused.value.mend
+    text = "a small animal; " * 60
+    found = Forgetting().measure(Reader(model, tokenizer), [text])
+    assert found["tokens"] == len(tokenizer(text).input_ids) - 1 > 128
 
 
 @pytest.mark.parametrize("name", ["GPT2", "GPTJ"])
