@@ -110,8 +110,9 @@ class Layout:
     def of(cls, ids_BS: Tensor, lengths: list[int], sequence: int, known: int = 0) -> "Layout":
         """Lay rows out, in their order, evenly over sequences of about so many tokens."""
         rows, width = ids_BS.shape
-        shared = _shared(ids_BS[:, : min(lengths)])
-        own = [length - shared for length in lengths]
+        # a row without a token that is looked at is shorter than what all begin with
+        shared = max(known, _shared(ids_BS[:, : min(lengths)]))
+        own = [max(0, length - shared) for length in lengths]
         room = max(sequence, width, 2 * shared) - shared
         count = max(1, -(-sum(own) // max(room, 1)))
         read = shared - known
@@ -123,9 +124,9 @@ class Layout:
         for row, (number, start) in enumerate(starts):
             stop, first = start + own[row], number * max(ends)
             row_GT[number, start:stop] = row
-            position_GT[number, start:stop] = torch.arange(shared, lengths[row])
+            position_GT[number, start:stop] = torch.arange(shared, shared + own[row])
             place_BS[row, known:shared] = torch.arange(first, first + read)
-            place_BS[row, shared : lengths[row]] = torch.arange(first + start, first + stop)
+            place_BS[row, shared : shared + own[row]] = torch.arange(first + start, first + stop)
         ids_GT = ids_BS.cpu()[row_GT.clamp(0, rows - 1), position_GT]
         ids_GT, row_GT, position_GT, place_BS = (
             x.to(ids_BS.device) for x in (ids_GT, row_GT, position_GT, place_BS)

@@ -159,6 +159,15 @@ def test_a_beginning_that_rows_do_not_have_or_that_is_looked_at_is_read() -> Non
     assert widths(model, ids_BS, behind, own)[1] != widths(model, ids_BS, behind)[1]
 
 
+def test_a_row_of_which_nothing_is_looked_at_may_begin_as_the_others() -> None:
+    model, ids_BS = made(ARCHITECTURES["llama"], "sdpa").eval(), rows()
+    at_N = everywhere()
+    at_N = at_N[(at_N % LENGTH >= 7) & (at_N >= LENGTH)]  # none of the first row
+    found_ND, _ = widths(model, ids_BS, at_N, Beginning(model, ids_BS[0, :7]))
+    whole_BSD = model.get_decoder()(ids_BS, use_cache=False).last_hidden_state
+    torch.testing.assert_close(found_ND, whole_BSD.flatten(0, 1)[at_N], atol=2e-6, rtol=1e-5)
+
+
 def test_only_a_model_that_goes_row_by_row_is_asked_for_a_beginning() -> None:
     ids_BS, behind = rows(), everywhere()[everywhere() % LENGTH >= 7]
     window = made(MistralConfig(**GROUPED, sliding_window=16), "sdpa").eval()
