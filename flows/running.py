@@ -39,8 +39,8 @@ def run_round(
     nodes = wanted(graph, only)
     if workspace == "shared" and not versioning.reasons(root):  # nothing to start two servers for
         return _outcome(root, only, {node.address: ("unchanged", 0.0) for node in nodes})
-    show_duration(root, only, console)
     use_quiet_server(root)
+    show_duration(root, only, console)
     console.print("starting Prefect and Ray", style="dim")
     with shown(console, nodes), _started(root, resources_for(nodes, document), workspace):
         from flows.distill_round import distill_round

@@ -51,7 +51,7 @@ def test_held_locks_are_named_with_their_process_while_it_lives_and_after(
     deadline = time.monotonic() + 10
     while "at work" in (left := next(iter(doctor._locks(root)))).what:
         assert time.monotonic() < deadline
-    assert left.ok and f"ended processes ({holder.pid})" in left.what
+    assert left.ok and f"processes that ended ({holder.pid})" in left.what
 
 
 @pytest.mark.parametrize("torn", ["", '{"write": {"a"', "[]", '{"read": {"a": [{"pid": 1}]}}'])
