@@ -25,7 +25,7 @@ LAYERS = 30
 SMALL: dict[str, Any] = {
     "adapt.epochs": 2,
     "adapt.batch_size": 8,
-    "adapt.freeze": {"embeddings": True, "layers": 12},
+    "adapt.freeze": {"embeddings": True, "layers": 2},
     "adapt.dev_rows": 8,
     "collect.split": {"seed": 0, "labelled": 24, "unlabelled": 48, "dev": 12, "test": 12},
     "shape.layers": [0, 1, 2, 3, 29],
@@ -119,15 +119,6 @@ VARIANTS = [
             "order.schedule={type: mixed, stages: 2}",
             "order.difficulty={type: student_loss}",
             "order.scorer=models/shape",
-        ),
-    ),
-    Round(
-        "pairs by votes",
-        recipe="recipes/zephyr.yaml",
-        settings=(
-            "pair={type: best_vs_worst, by: {type: votes}}",
-            "generate.samples=3",
-            "generate.decoding={max_tokens: 3, temperature: 2}",
         ),
     ),
     Round(
