@@ -92,7 +92,7 @@ def test_the_history_says_loss_rate_and_stage_of_each_update(model, capfd) -> No
     assert [u.learning_rate for u in history] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
     assert history[-1].loss < history[0].loss
     out, err = capfd.readouterr()
-    assert out == "" and all(line.startswith("a test: ") for line in err.splitlines())
+    assert out == "" and all(line.startswith("a test ") for line in err.splitlines())
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
