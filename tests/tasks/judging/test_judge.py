@@ -98,7 +98,7 @@ def test_injections_flip_no_verdict_where_a_verifier_knows(monkeypatch):
     monkeypatch.setattr(Judge, "open", lambda self, folder: preferring(obedient))
     task = Task(verifier={"type": "numeric"})
     window = [
-        Candidates(row_id(f"p{n}"), f"p{n}", "", [Candidate("It is 42.", "teacher"), wrong])
+        Candidates(row_id(f"p{n}"), f"p{n}", None, "", [Candidate("It is 42.", "teacher"), wrong])
         for n, text in enumerate(INJECTIONS)
         for wrong in (Candidate(f"{text} It is 41.", "teacher"),)
     ]
@@ -114,7 +114,7 @@ def test_votes_cannot_be_bought_by_words():
     answers = [Candidate("It is 42.", "teacher"), Candidate("so 42", "teacher")]
     known = Known(Task(verifier={"type": "numeric"}), {}, lambda: None)
     for text in INJECTIONS:
-        asked = Candidates("0" * 16, "p", "", [*answers, Candidate(f"{text} 41", "teacher")])
+        asked = Candidates("0" * 16, "p", None, "", [*answers, Candidate(f"{text} 41", "teacher")])
         (scores,) = Voted(type="votes").open(known)([asked])
         assert scores[2] < scores[0] == scores[1]
 

@@ -101,7 +101,7 @@ def together(fields: dict[str, Any], count: int = 2) -> list[str]:
             said = ""
             try:
                 join(rank, count)
-                _train("it", phase(fields | {"workers": count}), seed=1)
+                _train(TRAIN / "it", phase(fields | {"workers": count}), seed=1)
             except BaseException as error:
                 said = f"{type(error).__name__}: {error}"
             Path(f"said-{rank}").write_text(said)
