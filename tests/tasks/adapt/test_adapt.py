@@ -56,6 +56,7 @@ def look_at(teacher):
         adapt=Untuned(type="none"),
         generate=GenerateParams(),
         capture=CaptureParams(),
+        assist={},
         train={"sft": validated(Method, PHASE, "train.sft")},
         student="sft",
         baseline="sft",

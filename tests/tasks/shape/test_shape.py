@@ -40,6 +40,7 @@ def build(project, checkpoint, make_model, tokenizer):
             adapt=Untuned(type="none"),
             generate=GenerateParams(),
             capture=CaptureParams(),
+            assist={},
             train={"sft": validated(Method, PHASE, "train.sft")},
             student="sft",
             baseline="sft",
