@@ -11,6 +11,7 @@ Shapes: N rows, V vocabulary, D width.
 
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock, get_ident
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -139,22 +140,24 @@ class _Finish(NamedTuple):
 
 
 _KNOWN: WeakKeyDictionary[Any, _Finish] = WeakKeyDictionary()
+_MEASURING = Lock()
 
 
 def _finish_of(model: Any) -> _Finish:
     """Return what was measured on a model; once, before its weights are sharded or moved."""
     if model.device.type == "meta":  # without weights there are no logits to measure
         return _Finish(1.0, None, len(model.get_output_embeddings().weight))
-    if model not in _KNOWN:
-        finish = _measured(model)
-        if finish is None:
-            raise UserError(
-                f"{type(model).__name__} does more with its last hidden state than a head: "
-                "its logits cannot be computed from the head's weight",
-                mend="use a causal language model such as Llama, Qwen, Gemma, Granite or GPT-2",
-            )
-        _KNOWN[model] = finish
-    return _KNOWN[model]
+    with _MEASURING:  # batches of one model run in several threads
+        if model not in _KNOWN:
+            finish = _measured(model)
+            if finish is None:
+                raise UserError(
+                    f"{type(model).__name__} does more with its last hidden state than a head: "
+                    "its logits cannot be computed from the head's weight",
+                    mend="use a causal language model such as Llama, Qwen, Gemma, Granite or GPT-2",
+                )
+            _KNOWN[model] = finish
+        return _KNOWN[model]
 
 
 @torch.no_grad()
@@ -203,18 +206,28 @@ def _measured(model: Any) -> _Finish | None:
 
 
 class _Seen:
-    """Forward hooks that keep what the body and the head give, or replace the latter by a ramp."""
+    """Forward hooks that keep what the body and the head give, or replace the latter by a ramp.
+
+    They act in the thread that measures alone: passes of the same model beside it stay as they are.
+    """
 
     hidden: Tensor | None = None
     product: Tensor | None = None
     ramp: Tensor | None = None
 
+    def __init__(self) -> None:
+        self._thread = get_ident()
+
     def keep_hidden(self, module: Any, inputs: Any, out: Any) -> None:
+        if get_ident() != self._thread:
+            return
         self.hidden = getattr(out, "last_hidden_state", None)
         if self.hidden is None and isinstance(out, tuple):
             self.hidden = out[0]
 
     def keep_product(self, module: Any, inputs: Any, out: Tensor) -> Tensor:
+        if get_ident() != self._thread:
+            return out
         self.product = out
         return out if self.ramp is None else self.ramp.to(out.dtype).expand(out.shape)
 

@@ -1,5 +1,6 @@
 """Heads of other families: soft-capping, scaling, bias; what is more than a head is refused."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -142,3 +143,19 @@ def test_more_than_a_head_is_refused() -> None:
     with pytest.raises(UserError, match="does more"):
         check_head(model)
     assert look(model, torch.tensor([[3, 4]]), torch.tensor([0, 1])).last_ND.shape == (2, 32)
+
+
+def test_a_head_is_measured_beside_passes_of_the_same_model(make_model, tokenizer) -> None:
+    ids_BS = torch.tensor([[1, 2, 3, 4]])
+    with ThreadPoolExecutor(4) as pool:
+        for seed in range(5):
+            model = make_model(tokenizer, seed=seed)
+            with torch.no_grad():
+                expected = model(input_ids=ids_BS).logits
+
+            def measured(_: int, model=model, expected=expected) -> bool:
+                with torch.no_grad():
+                    beside = torch.allclose(model(input_ids=ids_BS).logits, expected, atol=1e-5)
+                return beside and Head.of(model).scale == 1
+
+            assert all(pool.map(measured, range(8)))
