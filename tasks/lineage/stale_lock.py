@@ -5,6 +5,7 @@ numbers others have been given since: DVC would wait for those. That is the rule
 a container, where numbers are small.
 """
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -23,13 +24,13 @@ _CLOCK_SECONDS = 1.0
 def drop_stale_lock(root: Path) -> None:
     """Delete the list where nobody stands in it, and where it is torn and nobody may stand in it.
 
-    Who stood in a torn one cannot be known any more, so whoever is at work in `root` is waited for:
-    the workers that a killed round left behind go within seconds. If one stays, the list stays too,
-    and DVC's next call says so.
+    The workers that a killed round left behind go within seconds, and are waited for. Who stood in
+    a torn one cannot be known any more: whoever is at work in `root` is waited for then. If one
+    stays, the list stays too, and DVC's next call says so.
     """
     path = root / _LIST
     deadline = time.monotonic() + BUSY_SECONDS
-    while (found := holders(root)) is None and _at_work(root.resolve()):
+    while ((found := holders(root)) is None and _at_work(root.resolve())) or _left_behind(found):
         if time.monotonic() > deadline:
             return
         time.sleep(0.5)
@@ -68,11 +69,29 @@ def holders(root: Path) -> list[Holder] | None:
 def _held(pid: int, path: Path) -> bool:
     """Whether the process that wrote itself into the list still lives."""
     try:
-        return psutil.Process(pid).create_time() <= path.stat().st_mtime + _CLOCK_SECONDS
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:  # a container without init keeps its number
+            return False
+        return process.create_time() <= path.stat().st_mtime + _CLOCK_SECONDS
     except (psutil.NoSuchProcess, FileNotFoundError):
         return False
     except psutil.Error:  # someone else's: as DVC takes it
         return True
+
+
+def _left_behind(found: list[Holder] | None) -> bool:
+    """Whether a holder is a worker of Ray whose node was killed: it ends on its own."""
+    for holder in (one for one in found or [] if one.alive):
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(holder.pid)
+            node = process.parent()
+            ray = any(
+                "ray" in Path(word).parts or word.startswith("ray::")
+                for word in process.cmdline()[:3]
+            )
+            if ray and (node is None or node.name() != "raylet"):
+                return True
+    return False
 
 
 def _at_work(root: Path) -> list[int]:

@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from dvc.exceptions import DownloadError
 
@@ -339,3 +340,18 @@ def test_a_download_that_fails_is_asked_for_again_but_not_for_ever(
     with pytest.raises(DownloadError):
         versioning.patiently(download)
     assert len(left) == 1
+
+
+def test_the_worker_of_a_killed_round_is_waited_for(project: Path) -> None:
+    in_process(project)
+    worker = project / "ray/worker.py"
+    worker.parent.mkdir()
+    worker.write_text("import time\ntime.sleep(2)\n")
+    shell = f"{sys.executable} {worker} >/dev/null & echo $!"  # its parent ends at once
+    pid = int(subprocess.run(shell, shell=True, capture_output=True, check=True).stdout)
+    listed = project / ".dvc/tmp/rwlock"
+    writer = {"pid": pid, "cmd": "a stage"}
+    listed.write_text(json.dumps({"read": {}, "write": {str(project / "out"): writer}}))
+    drop_stale_lock(project)
+    assert not listed.exists()
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
