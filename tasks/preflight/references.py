@@ -66,23 +66,21 @@ def _check_address(address: str, phases: Collection[str], teachers: Collection[s
 
 def check_phase(key: str, name: str, phases: Collection[str], section: str = "train") -> None:
     """Refuse the name of a phase, which stands at `key`, if there is no such phase."""
-    if name not in phases:
-        raise UserError(
-            f"{key} names the phase {name!r}, and section {section} has no such phase"
-            f"{nearest(name, phases)}",
-            where=f"params.yaml, {key}",
-            mend=f"name one of {', '.join(phases)}",
-        )
+    _check_name(key, name, phases, "phase", section)
 
 
 def check_teacher(key: str, name: str, teachers: Collection[str]) -> None:
     """Refuse the name of a teacher, which stands at `key`, if there is no such teacher."""
-    if name not in teachers:
+    _check_name(key, name, teachers, "teacher", "teachers")
+
+
+def _check_name(key: str, name: str, known: Collection[str], what: str, section: str) -> None:
+    if name not in known:
         raise UserError(
-            f"{key} names the teacher {name!r}, and section teachers has no such teacher"
-            f"{nearest(name, teachers)}",
+            f"{key} names the {what} {name!r}, and section {section} has no such {what}"
+            f"{nearest(name, known)}",
             where=f"params.yaml, {key}",
-            mend=f"name one of {', '.join(teachers)}",
+            mend=f"name one of {', '.join(known)}",
         )
 
 
