@@ -22,11 +22,11 @@ _CLOCK_SECONDS = 1.0
 
 
 def drop_stale_lock(root: Path) -> None:
-    """Delete the list where nobody stands in it, and where it is torn and nobody may stand in it.
+    """Delete DVC's lock file if no living process holds a lock in it, or if it is torn.
 
-    The workers that a killed round left behind go within seconds, and are waited for. Who stood in
-    a torn one cannot be known any more: whoever is at work in `root` is waited for then. If one
-    stays, the list stays too, and DVC's next call says so.
+    Workers that a killed round left behind end within seconds, and are waited for. A torn file does
+    not say who holds a lock, so every process that works in `root` is waited for. Where one stays,
+    the file stays too, and DVC's next call names it.
     """
     path = root / _LIST
     deadline = time.monotonic() + BUSY_SECONDS
@@ -80,7 +80,7 @@ def _held(pid: int, path: Path) -> bool:
 
 
 def _left_behind(found: list[Holder] | None) -> bool:
-    """Whether a holder is a worker of Ray whose node was killed: it ends on its own."""
+    """Return whether a holder is a Ray worker whose node was killed: it ends on its own."""
     for holder in (one for one in found or [] if one.alive):
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(holder.pid)
