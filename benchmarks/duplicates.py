@@ -18,29 +18,29 @@ from typing import Any
 import numpy  # noqa: F401  both stand on it: neither pays for its import
 
 from benchmarks.outcome import parser, tell
+from cohobate.data.contamination import Contamination, bigrams_of
+from cohobate.data.records import Response, row_id
+from cohobate.data.text_comparison import words_of
+from cohobate.scoring.verifiers import Task
 from tasks.filter.duplicates import NearDuplicates
 from tasks.filter.near_duplicates import bands
 from tasks.filter.verdicts import Context, Refused
-from tasks.judging.verifiers import Task
-from tasks.rows.contamination import Contamination, bigrams_of
-from tasks.rows.records import Response, row_id
-from tasks.rows.words import words_of
 
 SIMILARITY, PERMUTATIONS = 0.8, 128
 
 
 def documents(rows: int, seed: int = 0) -> list[str]:
     """Draw prompts of 30 to 60 words; one in ten is an earlier one, a word or two changed."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     words = [f"{chr(97 + n % 26)}{n:x}" for n in range(30_000)]
     found: list[str] = []
     for _ in range(rows):
-        if found and dice.random() < 0.1:
-            said = found[dice.randrange(len(found))].split()
-            for _ in range(dice.randint(1, 2)):
-                said[dice.randrange(len(said))] = dice.choice(words)
+        if found and rng.random() < 0.1:
+            said = found[rng.randrange(len(found))].split()
+            for _ in range(rng.randint(1, 2)):
+                said[rng.randrange(len(said))] = rng.choice(words)
         else:
-            said = dice.choices(words, k=dice.randint(30, 60))
+            said = rng.choices(words, k=rng.randint(30, 60))
         found.append(" ".join(said))
     return found
 

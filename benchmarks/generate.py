@@ -18,13 +18,15 @@ import time
 import torch
 
 from benchmarks.outcome import parser, tell
+from cohobate.data.records import Message
+from cohobate.data.tokenized import prompt_ids
+from cohobate.fast.frozen import load_frozen
+from cohobate.generation.decoding import decode, plan, stop_ids
+from cohobate.generation.requests import Batching, Decoding, Request
+from cohobate.models import checkpoints, hub
+from cohobate.thread_map import side_by_side
 from tasks.collect.examples import Example
 from tasks.collect.wordnet import WordNet
-from tasks.models import checkpoints, sources
-from tasks.models.decoding import Batching, Decoding, Request, decode, plan, stop_ids
-from tasks.models.side_by_side import side_by_side
-from tasks.rows.records import Message
-from tasks.rows.text import prompt_ids
 
 THREADS = 2
 TARGET = 2.0
@@ -72,9 +74,9 @@ def seconds_of(work, *arguments):
 
 
 def compare(kind, chosen):
-    packaged = sources.resolve(sources.PACKAGED)
+    packaged = hub.resolve(hub.PACKAGED)
     model, tokenizer = checkpoints.load(packaged)
-    frozen = checkpoints.load(packaged, frozen=True)[0]  # as the stage loads it
+    frozen = load_frozen(packaged)[0]  # as the stage loads it
     prompts, tokens, styles = ASKED[kind]
     tokens = chosen.tokens or tokens
     ids = prompt_ids(tokenizer, questions(chosen.prompts or prompts, styles))

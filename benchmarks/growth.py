@@ -17,11 +17,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.outcome import parser, tell
-from tasks.rows.records import GENERATE, UNLABELLED, Response, Row, read_rows, write_rows
+from cohobate.data.records import GENERATE, UNLABELLED, Response, Row, read_rows, write_rows
 
 ROOT = Path(__file__).parents[1]
 LABELS = ("animal", "plant", "person", "act", "feeling")
-STAGES = ("collect", "filter", "order")
+STAGES = ("collect", "filter", "curriculum")
 SPLIT = {"seed": 0, "labelled": 1000, "dev": 500, "test": 2000}
 
 
@@ -37,7 +37,7 @@ def params(rows: int) -> dict:
             "split": SPLIT | {"unlabelled": rows},
         },
         "filter": {"filters": [{"type": name} for name in filters]},
-        "order": {
+        "curriculum": {
             "difficulty": {"type": "teacher_loss"},
             "schedule": {"type": "easy_to_hard", "mode": "disjoint"},
         },
@@ -46,25 +46,25 @@ def params(rows: int) -> dict:
 
 def write_source(path: Path, rows: int) -> None:
     """Write glosses of 8 to 25 words, one in twenty nearly an earlier one."""
-    dice = random.Random(0)
+    rng = random.Random(0)
     words = [f"{chr(97 + n % 26)}{n:x}" for n in range(20_000)]
     recent: list[list[str]] = []
     with path.open("w") as out:
         for _ in range(rows + sum(SPLIT.values())):
-            if recent and dice.random() < 0.05:
-                said = [*dice.choice(recent), dice.choice(words)]
+            if recent and rng.random() < 0.05:
+                said = [*rng.choice(recent), rng.choice(words)]
             else:
-                said = dice.choices(words, k=dice.randint(8, 25))
+                said = rng.choices(words, k=rng.randint(8, 25))
             recent = [*recent[-99:], said]
-            out.write(json.dumps({"text": " ".join(said), "answer": dice.choice(LABELS)}) + "\n")
+            out.write(json.dumps({"text": " ".join(said), "answer": rng.choice(LABELS)}) + "\n")
 
 
 def responses() -> Iterator[Response]:
     """Answer each prompt by chance."""
-    dice = random.Random(1)
+    rng = random.Random(1)
     for row in read_rows(UNLABELLED, Row):
-        given = {"answer": f" {dice.choice(LABELS)}", "origin": "teacher"}
-        told = {"teacher": "main", "finish": "stop", "logprob": -round(dice.random(), 4)}
+        given = {"answer": f" {rng.choice(LABELS)}", "origin": "teacher"}
+        told = {"teacher": "main", "finish": "stop", "logprob": -round(rng.random(), 4)}
         yield Response(**(row.model_dump() | given | told))
 
 

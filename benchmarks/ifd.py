@@ -17,11 +17,11 @@ from math import exp
 
 from benchmarks.measuring import machine
 from benchmarks.outcome import parser, tell
-from tasks.models import checkpoints, sources
-from tasks.models.likelihood import Likelihood
-from tasks.models.number_formats import NumberFormat
-from tasks.rows.records import Row, row_id
-from tasks.rows.text import encode
+from cohobate.data.records import Row, row_id
+from cohobate.data.tokenized import encode
+from cohobate.generation.likelihood import Likelihood
+from cohobate.models import checkpoints, hub
+from cohobate.models.number_formats import NumberFormat
 
 TEXT = "the small animal lives under a tree and eats roots of plants that grow near rivers"
 WORDS = TEXT.split()
@@ -33,10 +33,10 @@ KINDS = {"a label": ((8, 25), (1, 1)), "a sentence": ((10, 60), (5, 40))}
 
 def rows(kind: str, number: int) -> list[Row]:
     """Draw rows of a kind."""
-    dice, (prompts, answers), found = random.Random(0), KINDS[kind], []
+    rng, (prompts, answers), found = random.Random(0), KINDS[kind], []
     for _ in range(number):
-        prompt = " ".join(dice.choices(WORDS, k=dice.randint(*prompts))) + "\n"
-        answer = " ".join(dice.choices(WORDS, k=dice.randint(*answers)))
+        prompt = " ".join(rng.choices(WORDS, k=rng.randint(*prompts))) + "\n"
+        answer = " ".join(rng.choices(WORDS, k=rng.randint(*answers)))
         found.append(Row(id=row_id(prompt), prompt=prompt, answer=answer))
     return found
 
@@ -85,7 +85,7 @@ def main() -> int:
     import torch
 
     options = parser(__doc__, "ifd")
-    options.add_argument("--model", default=sources.PACKAGED)
+    options.add_argument("--model", default=hub.PACKAGED)
     options.add_argument("--rows", type=int, default=96)
     chosen = options.parse_args()
     torch.set_num_threads(1)
@@ -93,7 +93,7 @@ def main() -> int:
     native = machine()["number_format"]
     formats: list[NumberFormat] = ["bfloat16", "float32"] if native == "bfloat16" else ["float32"]
     for precision in formats:
-        folder = sources.resolve(chosen.model)
+        folder = hub.resolve(chosen.model)
         ours = Likelihood.of(folder, precision, threads=1)
         plain = Likelihood(*checkpoints.load(folder, precision=precision))
         for kind in KINDS:

@@ -133,10 +133,10 @@ def ours(
     """Return the loss of the trainer's `Learner`."""
     import torch
 
-    from tasks.learning.learner import Learner
-    from tasks.losses.divergences import ForwardKL
-    from tasks.losses.targets import TopK
-    from tasks.teaching.origins import Live
+    from cohobate.losses.divergences import ForwardKL
+    from cohobate.losses.targets import TopK
+    from cohobate.teachers.target_sources import Live
+    from cohobate.training.learner import Learner
 
     tokens, vocabulary = ROWS * (LENGTH - setting.answer), setting.vocabulary
     positions = torch.arange(setting.answer - 1, LENGTH - 1) + LENGTH * torch.arange(ROWS)[:, None]

@@ -13,7 +13,7 @@ from typing import Any
 
 def machine() -> dict[str, str]:
     """Return the processor, and the number format in which it is fast."""
-    from tasks.models import number_formats
+    from cohobate.models import number_formats
 
     name = number_formats.native("cpu").number_format
     return {"processor": number_formats.processor(), "number_format": name}

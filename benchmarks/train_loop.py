@@ -75,9 +75,9 @@ WIDE = 131_072
 
 def rows_of(answers: str, count: int) -> list[Any]:
     """Return rows of WordNet as conversations."""
+    from cohobate.data.records import Message, Row, row_id
     from tasks.collect.examples import Example
     from tasks.collect.wordnet import WordNet
-    from tasks.rows.records import Message, Row, row_id
 
     found = []
     for example in WordNet(type="wordnet").examples():
@@ -97,30 +97,31 @@ def rows_of(answers: str, count: int) -> list[Any]:
 
 def tokens_of(tokenizer: Any, rows: Sequence[Any]) -> int:
     """Return how many tokens the rows have."""
-    from tasks.rows.text import encode_all
+    from cohobate.data.tokenized import encode_all
 
     return sum(len(row.ids) for row in encode_all(tokenizer, rows))
 
 
 def student(answers: str, attention: Literal["eager", "sdpa"] = "sdpa") -> tuple[Any, Any]:
     """Return some layers of the packaged model, and its tokenizer."""
-    from tasks.models import checkpoints, sources
-    from tasks.shape.layers import keep_layers
+    from cohobate.models import checkpoints, hub
+    from cohobate.students.layer_cutting import keep_layers
 
-    model, tokenizer = checkpoints.load(sources.resolve(sources.PACKAGED), attention=attention)
+    model, tokenizer = checkpoints.load(hub.resolve(hub.PACKAGED), attention=attention)
     keep_layers(model, LAYERS)
     return widened(model, answers), tokenizer
 
 
 def teacher(answers: str, *, frozen: bool = False) -> Any:
     """Return the packaged model; `frozen`: as our stages load what only teaches."""
-    from tasks.models import checkpoints, sources
-    from tasks.models.packed import pack
+    from cohobate.fast.frozen import PACKED
+    from cohobate.fast.packed_linear import pack
+    from cohobate.models import checkpoints, hub
 
-    packaged = sources.resolve(sources.PACKAGED)
+    packaged = hub.resolve(hub.PACKAGED)
     model = widened(checkpoints.load(packaged, precision="auto")[0], answers)
     if frozen:
-        pack(model, checkpoints.PACKED)
+        pack(model, PACKED)
     return model
 
 
@@ -217,14 +218,14 @@ def turns(row: Any) -> list[dict[str, str]]:
 
 def ours(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     """Run our trainer; return its seconds and the tokens that it saw."""
-    from tasks.learning.batches import common_beginning, examples_of
-    from tasks.learning.hyperparameters import Freeze, Hyperparameters
-    from tasks.learning.trainer import FusedTrainer, fit
-    from tasks.losses.divergences import ForwardKL, Hard, ReverseKL
-    from tasks.rows.text import encode_all
-    from tasks.teaching.origins import Live
-    from tasks.train.rollouts import StudentText
-    from tasks.train.sampling import Constant, Sampling
+    from cohobate.data.examples import common_beginning, examples_of
+    from cohobate.data.tokenized import encode_all
+    from cohobate.losses.divergences import ForwardKL, Hard, ReverseKL
+    from cohobate.methods.rollout_settings import Constant, Sampling
+    from cohobate.methods.rollouts import StudentText
+    from cohobate.teachers.target_sources import Live
+    from cohobate.training.hyperparameters import Freeze, Hyperparameters
+    from cohobate.training.trainer import FusedTrainer, fit
 
     model, tokenizer = student(loop.answers)
     examples = examples_of(rows, encode_all(tokenizer, rows))

@@ -5,7 +5,7 @@
 A variant is an overlay on params.yaml, as a recipe is. The rounds run one after the other in this
 folder; what a variant does not touch is restored. params.yaml is put back at the end, and the next
 `cohobate run` puts back the outputs. Three seeds each; the intervals hold for other test rows and
-other seeds, and the differences are those of the same test rows (tasks/evaluate/bootstrap.py).
+other seeds, and the differences are those of the same test rows (cohobate/evaluation/bootstrap.py).
 Nothing is chosen here: all is shown.
 """
 
@@ -20,11 +20,11 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from benchmarks.outcome import parser, tell
+from cohobate import params
+from cohobate.data.records import read_rows
+from cohobate.evaluation.bootstrap import Bootstrap, Floats
 from flows import overrides
-from tasks import params
-from tasks.evaluate.bootstrap import Bootstrap, Floats
 from tasks.evaluate.predictions import PREDICTIONS, Prediction
-from tasks.rows.records import read_rows
 
 ROOT = Path()
 SEEDS = "seeds=[1,2,3]"

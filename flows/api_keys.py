@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from pydantic import SecretStr
 
-from tasks.generate.places import VARIABLE
-from tasks.lineage.versioning import StageNode
+from cohobate.backends.ledger_storage import VARIABLE
+from cohobate.dvc_bridge.versioning import StageNode
 
 ApiKeys = Mapping[str, SecretStr]
 """Keys by the names of their environment variables."""

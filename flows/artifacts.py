@@ -15,11 +15,11 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from cohobate.progress import Advance
 from flows import pictures
 from flows.placement import StageResult
 from flows.round_history import RoundRecord, name_of
 from tasks.evaluate.report.round_files import RoundFiles
-from tasks.progress import Advance
 
 _EVERY_SECONDS = 2.0
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cohobate.backends.cost_log import SPENT
 from flows.round_history import RoundRecord
 from flows.stage_seconds import STAGE_SECONDS
-from tasks.generate.spending import SPENT
 
 
 def spent(worktree: Path, last: RoundRecord | None) -> dict[str, Any]:

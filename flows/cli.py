@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from cohobate.errors import UserError, from_os_error
+from cohobate.params import ParamsError
+from cohobate.utf8 import use_utf8
 from flows import rounds_cli, services_cli
 from flows.console import (
     Exit,
@@ -19,9 +22,6 @@ from flows.console import (
     print_json,
     project_root,
 )
-from tasks.errors import UserError, from_os_error
-from tasks.params import ParamsError
-from tasks.utf8 import use_utf8
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -125,7 +125,7 @@ def report(
 
     root = project_root()
     if not (root / "reports/metrics.json").exists():
-        raise UserError("no round has been evaluated here", where="reports/", mend="cohobate run")
+        raise UserError("no round has been evaluated here", where="reports/", fix="cohobate run")
     html = render(root, against)
     print_json({"html": str(html)}) if as_json else out.print(f"{html}", highlight=False)
 
@@ -156,8 +156,8 @@ def show_params(
     as_json: Json = False,
 ) -> None:
     """Check params.yaml; with --schema, print what it may say."""
-    from tasks import params
-    from tasks import schema as whole
+    from cohobate import params
+    from flows import params_schema as whole
 
     if schema:
         print_json(whole.json_schema())
@@ -183,7 +183,7 @@ def list_recipes(as_json: Json = False) -> None:
 
 @app.command(epilog="Example: `cohobate doctor`")
 def doctor(as_json: Json = False) -> None:
-    """Check versions, locks, disk, memory, servers and remote; each finding comes with its mend."""
+    """Check versions, locks, disk, memory, servers and remote; each finding comes with its fix."""
     from flows.doctor import examine
 
     findings = examine(project_root())
@@ -192,8 +192,8 @@ def doctor(as_json: Json = False) -> None:
     for finding in [] if as_json else findings:
         mark = "[green]✓[/]" if finding.ok else "[red]✗[/]"
         out.print(f"{mark} {finding.what}", highlight=False)
-        if finding.mend:
-            out.print(f"  next: {finding.mend}", style="dim", highlight=False, soft_wrap=True)
+        if finding.fix:
+            out.print(f"  fix: {finding.fix}", style="dim", highlight=False, soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(Exit.FAILED)
 
@@ -210,7 +210,7 @@ def main() -> None:
         app()
     except SystemExit as end:
         if end.code == Exit.STOPPED:
-            err.print("stopped; what had finished is kept\n  next:  the same command goes on there")
+            err.print("stopped; what had finished is kept\n  next: the same command resumes there")
         raise
     except UserError as error:
         if _state["debug"]:
@@ -248,11 +248,11 @@ def _show_plan(planned: list[Any], as_json: bool) -> None:
 
 def _show_prices(root: Path) -> None:
     """Say on stderr what the teachers behind endpoints will cost."""
+    from cohobate import params
+    from cohobate.backends.settings import GenerateParams
+    from cohobate.teachers.teacher import Teachers
     from flows.estimate import outlooks
-    from tasks import params
     from tasks.evaluate.settings import EvaluateParams
-    from tasks.generate.stage import GenerateParams
-    from tasks.teachers import Teachers
 
     document = params.load(root / params.PARAMS)
     teachers = params.validated(Teachers, document["teachers"], "teachers")

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from tasks.errors import UserError
+from cohobate.errors import UserError
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True)
@@ -38,7 +38,7 @@ def project_root() -> Path:
     """Return the current folder, which must be a project's root."""
     root = Path.cwd()
     if not (root / "dvc.yaml").exists():
-        raise UserError("this folder has no dvc.yaml", where=str(root), mend="cd to the project")
+        raise UserError("this folder has no dvc.yaml", where=str(root), fix="cd to the project")
     return root
 
 

@@ -33,7 +33,7 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
-from tasks.errors import UserError
+from cohobate.errors import UserError
 
 PREFECT_YAML = "infra/prefect.yaml"
 FLOW_OF = {"in-place": "distill-round"}
@@ -54,7 +54,7 @@ def deploy(root: Path) -> list[str]:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
         told = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-5:])
-        raise UserError(f"prefect deploy: {told}", where=PREFECT_YAML, mend="cohobate doctor")
+        raise UserError(f"prefect deploy: {told}", where=PREFECT_YAML, fix="cohobate doctor")
     return [*_deployments(), *(_replace(automation) for automation in _automations())]
 
 
@@ -106,7 +106,7 @@ def _deployment(name: str) -> DeploymentResponse:
         raise UserError(
             f"no deployment is called {name!r}",
             where=os.environ.get("PREFECT_API_URL", ""),
-            mend="cohobate deploy",
+            fix="cohobate deploy",
         ) from None
 
 
@@ -212,5 +212,5 @@ def parameters_of(text: str | None) -> dict[str, Any]:
     except ValueError as error:
         found = error
     if not isinstance(found, dict):
-        raise UserError(f"--params: not a JSON object: {found}", mend="--params '{\"rounds\": 2}'")
+        raise UserError(f"--params: not a JSON object: {found}", fix="--params '{\"rounds\": 2}'")
     return found

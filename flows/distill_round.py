@@ -1,8 +1,8 @@
 """One pass over the DAG: a named Prefect task for each stage of dvc.yaml, with the same arrows.
 
 Prefect says when and keeps the record, Ray runs the stage (`flows/placement.py`), DVC decides
-whether there is anything to do (`tasks/lineage/versioning.py`). After this flow `dvc repro` has
-nothing to do, and the other way round.
+whether there is anything to do (`cohobate/dvc_bridge/versioning.py`). After this flow `dvc repro`
+has nothing to do, and the other way round.
 """
 
 from pathlib import Path
@@ -13,20 +13,20 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import artifacts, placement, stage_seconds
+from cohobate import params
+from cohobate.dvc_bridge import storage, versioning
+from cohobate.dvc_bridge.leftovers import drop_leftovers
+from cohobate.dvc_bridge.versioning import StageNode
+from cohobate.progress import Advance, Event
+from cohobate.terminal import StageLog
+from flows import artifacts, params_schema, placement, stage_seconds
 from flows.api_keys import keys_for
+from flows.events import StageStarted, watcher
 from flows.placement import StageLostError, StageResult
+from flows.resources import Resources
 from flows.selection import resources_for, wanted
-from flows.watching import StageStarted, watcher
 from flows.workspaces import Kind
-from tasks import params, schema
 from tasks.evaluate.report import render
-from tasks.lineage import storage, versioning
-from tasks.lineage.leftovers import drop_leftovers
-from tasks.lineage.versioning import StageNode
-from tasks.progress import Advance, Event
-from tasks.resources import Resources
-from tasks.terminal import StageLog
 
 
 def _only_when_lost(task: object, run: object, state: State[StageResult]) -> bool:
@@ -89,7 +89,7 @@ def distill_round(
     """
     root = root.absolute()
     document = params.load(root / params.PARAMS)
-    schema.check(document)
+    params_schema.check(document)
     graph = versioning.stages(root)
     for path in drop_leftovers(root, graph):
         get_run_logger().info("%s removed: no stage makes it any more; DVC's cache has it", path)

@@ -1,4 +1,4 @@
-"""`cohobate doctor`: what of this machine or folder would make a round fail, and how to mend it."""
+"""`cohobate doctor`: what of this machine or folder would make a round fail, and how to fix it."""
 
 import os
 import shutil
@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
-from flows import exposure, local_ray, prefect_server
+from cohobate import cache, params
+from cohobate.errors import UserError
+from cohobate.proxies import proxies
+from flows import auth_check, local_ray, params_schema, prefect_server
 from flows.git import git
-from tasks import cache, params, schema
-from tasks.errors import UserError
-from tasks.proxies import proxies
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Finding:
 
     ok: bool
     what: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine(root: Path) -> list[Finding]:
@@ -70,40 +70,40 @@ def _versions() -> Iterator[Finding]:
 
 def _params(root: Path) -> Iterator[Finding]:
     try:
-        schema.check(params.load(root / params.PARAMS))
+        params_schema.check(params.load(root / params.PARAMS))
         yield Finding(True, "params.yaml: every key is known")
     except UserError as error:
-        yield Finding(False, f"params.yaml: {error.what}", error.mend)
+        yield Finding(False, f"params.yaml: {error.what}", error.fix)
 
 
 def _dvc(root: Path) -> Iterator[Finding]:
-    from tasks.lineage import versioning
+    from cohobate.dvc_bridge import versioning
 
     try:
         count = len(versioning.stages(root))
         yield Finding(True, f"dvc.yaml and dvc.lock: {count} stages")
     except UserError as error:
-        yield Finding(False, error.what, error.mend)
+        yield Finding(False, error.what, error.fix)
 
 
 def _disk(root: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(root).free / 2**30
     enough = free > 5
-    mend = "" if enough else "dvc gc --workspace   (drops what no current file needs)"
-    yield Finding(enough, f"disk: {free:.0f} GiB free (a default round takes about 3)", mend)
+    fix = "" if enough else "dvc gc --workspace   (drops what no current file needs)"
+    yield Finding(enough, f"disk: {free:.0f} GiB free (a default round takes about 3)", fix)
 
 
 def _memory() -> Iterator[Finding]:
     free = psutil.virtual_memory().available / 2**30
     enough = free > 6
-    mend = "" if enough else "close something: the default round's peak is about 5 GiB"
-    yield Finding(enough, f"memory: {free:.0f} GiB available", mend)
+    fix = "" if enough else "close something: the default round's peak is about 5 GiB"
+    yield Finding(enough, f"memory: {free:.0f} GiB available", fix)
 
 
 def _number_formats() -> Iterator[Finding]:
     """Name the number format that `precision: auto` means on each device, and the speeds here."""
-    from tasks.learning.memory import available_on
-    from tasks.models import checkpoints, number_formats
+    from cohobate.models import checkpoints, number_formats
+    from cohobate.training.memory import available_on
 
     speeds = ", ".join(f"{s:.0f} in {name}" for name, s in number_formats.gflops().items())
     try:
@@ -113,7 +113,7 @@ def _number_formats() -> Iterator[Finding]:
                 more = f"{(available_on(device) or 0) / 2**30:.0f} GiB free"
             yield Finding(True, f"number format of {number_formats.described(device)}; {more}")
     except UserError as error:
-        yield Finding(False, error.what, error.mend)
+        yield Finding(False, error.what, error.fix)
 
 
 def _git(root: Path) -> Iterator[Finding]:
@@ -121,11 +121,11 @@ def _git(root: Path) -> Iterator[Finding]:
         prefix = git(root, "rev-parse", "--show-prefix")
         conflicts = git(root, "status", "--porcelain", "dvc.lock").startswith("UU")
     except UserError as error:
-        yield Finding(False, f"git: {error.what}", error.mend)
+        yield Finding(False, f"git: {error.what}", error.fix)
         return
     if conflicts:
-        mend = "git checkout --theirs dvc.lock && dvc repro"
-        yield Finding(False, "dvc.lock has conflicts", mend)
+        fix = "git checkout --theirs dvc.lock && dvc repro"
+        yield Finding(False, "dvc.lock has conflicts", fix)
     else:
         yield Finding(True, f"git: a repository; this project is {prefix or 'its top folder'}")
 
@@ -136,20 +136,20 @@ def _folders() -> Iterator[Finding]:
         folder = cache.folder()
         there = next(path for path in (folder, *folder.parents) if path.exists())
         usable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-        mend = "" if usable else "export COHOBATE_CACHE=<a folder that you can write to>"
-        yield Finding(usable, f"cache: {folder}{'' if usable else ' cannot be written'}", mend)
+        fix = "" if usable else "export COHOBATE_CACHE=<a folder that you can write to>"
+        yield Finding(usable, f"cache: {folder}{'' if usable else ' cannot be written'}", fix)
         temporary = local_ray.environment()["RAY_TMPDIR"]
         yield Finding(True, f"temporary files of Ray: {temporary}")
     except UserError as error:
-        yield Finding(False, error.what, error.mend)
+        yield Finding(False, error.what, error.fix)
 
 
 def _locks(root: Path) -> Iterator[Finding]:
-    from tasks.lineage.stale_lock import holders
+    from cohobate.dvc_bridge.stale_lock import holders
 
     if (found := holders(root)) is None:
-        mend = "when no other dvc or cohobate runs here: rm .dvc/tmp/rwlock"
-        yield Finding(False, "DVC's lock file is torn: a process was killed while it wrote", mend)
+        fix = "when no other dvc or cohobate runs here: rm .dvc/tmp/rwlock"
+        yield Finding(False, "DVC's lock file is torn: a process was killed while it wrote", fix)
         return
     live = sorted({f"{held.command} (process {held.pid})" for held in found if held.alive})
     dead = sorted({held.pid for held in found if not held.alive})
@@ -170,24 +170,24 @@ def _below(root: Path, path: str) -> str:
 
 
 def _remote(root: Path) -> Iterator[Finding]:
-    from tasks.lineage import storage
+    from cohobate.dvc_bridge import storage
 
     try:
         where = storage.reach_default_remote(root)
     except UserError as error:
-        yield Finding(False, f"DVC remote: {error.what}", error.mend)
+        yield Finding(False, f"DVC remote: {error.what}", error.fix)
         return
-    mend = "dvc remote add --default store s3://bucket/prefix"
+    fix = "dvc remote add --default store s3://bucket/prefix"
     said = f"DVC remote: {where}" if where else "DVC remote: none; nothing is pushed"
-    yield Finding(bool(where), said, "" if where else mend)
+    yield Finding(bool(where), said, "" if where else fix)
 
 
 def _exposure() -> Iterator[Finding]:
     try:
-        exposure.check()
+        auth_check.check()
         yield Finding(True, "servers: on loopback, or with authentication")
     except UserError as error:
-        yield Finding(False, error.what, error.mend)
+        yield Finding(False, error.what, error.fix)
 
 
 def _services(root: Path) -> Iterator[Finding]:
@@ -211,11 +211,11 @@ def _prefect() -> Iterator[Finding]:
         with urllib.request.urlopen(f"{api}/health", timeout=5) as reply:
             there = parsedate_to_datetime(reply.headers["Date"])
     except UserError as error:
-        yield Finding(False, error.what, error.mend)
+        yield Finding(False, error.what, error.fix)
         return
     except (OSError, TypeError, ValueError):
         yield Finding(True, f"Prefect: {prefect_server.public(api)}; its clock is not known")
         return
     apart = abs((datetime.now(UTC) - there).total_seconds())
-    mend = "" if apart < 5 else "timedatectl set-ntp true"
-    yield Finding(apart < 5, f"clock: {apart:.0f} s from the Prefect server's", mend)
+    fix = "" if apart < 5 else "timedatectl set-ntp true"
+    yield Finding(apart < 5, f"clock: {apart:.0f} s from the Prefect server's", fix)

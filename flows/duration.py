@@ -16,12 +16,12 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
-from tasks import params
-from tasks.learning.memory import Size
-from tasks.lineage.versioning import StageNode
-from tasks.models import checkpoints, number_formats, sources
-from tasks.rows.records import LABELLED, TEST, UNLABELLED
-from tasks.teachers import Teachers
+from cohobate import params
+from cohobate.data.records import LABELLED, TEST, UNLABELLED
+from cohobate.dvc_bridge.versioning import StageNode
+from cohobate.models import checkpoints, hub, number_formats
+from cohobate.teachers.teacher import Teachers
+from cohobate.training.memory import Size
 
 LOW, HIGH = 0.5, 1.5
 LONG = 15 * 60
@@ -213,7 +213,7 @@ class Round:
         robustness = section.get("robustness") or {}
         rows += robustness.get("rows", 0) * (len(robustness.get("perturbations", ())) + 1)
         read = 2 * section.get("reading_rows", 512) * self.row + _GENERAL
-        sizes = [self._start("shape")]
+        sizes = [self._start("init_student")]
         for phase in self.document["train"].values():
             sizes += [self._start(phase["from"])] * len(self.document["seeds"])
         teacher = self._teacher(section.get("teacher", "main"))
@@ -228,12 +228,12 @@ class Round:
 
     def _challenge(self, section: Mapping[str, Any], key: str) -> Work:
         models = 1 + len(self.document["seeds"])
-        gflop = self._answers(self._start("shape"), models * self.split.get("dev", 500))
+        gflop = self._answers(self._start("init_student"), models * self.split.get("dev", 500))
         return Work(gflop, _threads(section))
 
     def _export(self, section: Mapping[str, Any], key: str) -> Work:
         answered = (1 + len(section.get("forms", [1]))) * section.get("dev_rows", 500)
-        return Work(self._answers(self._start("shape"), 2 * answered), _threads(section))
+        return Work(self._answers(self._start("init_student"), 2 * answered), _threads(section))
 
     def _training(self, size: Size, how: Mapping[str, Any], rows: float) -> float:
         """Return the GFLOP of learning from rows: forward, and back through what is not frozen."""
@@ -260,14 +260,14 @@ class Round:
         stage, _, name = start.partition("/")
         if stage == "train" and (phase := self.document["train"].get(name.split("/")[0])):
             return self._start(phase["from"])
-        shape = self.document["shape"]
-        if shape["type"] == "pretrained" and stage != "adapt":
-            return _size(_config(shape["model"], self.root))
-        key = name if stage == "adapt" else shape.get("teacher", "main")
+        student = self.document["init_student"]
+        if student["type"] == "pretrained" and stage != "adapt":
+            return _size(_config(student["model"], self.root))
+        key = name if stage == "adapt" else student.get("teacher", "main")
         size = self._teacher(key)
         if size is None:
             raise _UnknownModelError
-        return size if stage == "adapt" else size.with_layers(_depth(shape["layers"]))
+        return size if stage == "adapt" else size.with_layers(_depth(student["layers"]))
 
     def _rows(self, part: str, path: Path) -> int:
         """Return how many rows a part has: of the file that is there, or by the params."""
@@ -297,7 +297,7 @@ def _config(model: str, root: Path) -> Mapping[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text())
         text: dict[str, Any] = config.get("text_config", config)
         return text
-    if model == sources.PACKAGED:
+    if model == hub.PACKAGED:
         return _PACKAGED
     raise _UnknownModelError
 
@@ -315,7 +315,8 @@ def _size(config: Mapping[str, Any]) -> Size:
 
 
 def _depth(layers: Any) -> int:
-    """Return how many layers `shape.layers` keeps: named ones, evenly spaced ones, a number."""
+    """Return how many layers `init_student.layers` keeps: named ones, evenly spaced ones, a
+    number."""
     if isinstance(layers, int):
         return layers
     return math.prod(layers.values()) if isinstance(layers, Mapping) else len(layers)

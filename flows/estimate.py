@@ -3,15 +3,15 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from cohobate.backends.endpoint import Endpoint
+from cohobate.backends.openai_batch import OpenAIBatch
+from cohobate.backends.prices import Prompt
+from cohobate.backends.prompts import files_of, rows_of
+from cohobate.backends.settings import GenerateParams
+from cohobate.backends.templates import Exchange, Template, template_of
+from cohobate.data.records import TEST, Row, read_rows
+from cohobate.teachers.teacher import Teacher
 from tasks.evaluate.settings import EvaluateParams
-from tasks.generate.endpoint import Endpoint
-from tasks.generate.openai_batch import OpenAIBatch
-from tasks.generate.prices import Prompt
-from tasks.generate.prompts import files_of, rows_of
-from tasks.generate.stage import GenerateParams
-from tasks.generate.templates import Exchange, Template, template_of
-from tasks.rows.records import TEST, Row, read_rows
-from tasks.teachers import Teacher
 
 
 def outlooks(

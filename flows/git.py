@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from tasks.errors import UserError
+from cohobate.errors import UserError
 
 _IDENTITY = {"user.name": "cohobate", "user.email": "cohobate@localhost"}
 """Who commits rounds where git has not been told."""
@@ -37,8 +37,8 @@ def _run(
             check=False,
         )
     except FileNotFoundError:
-        mend = "install git: https://git-scm.com/downloads"
-        raise UserError("git is not installed", where="PATH", mend=mend) from None
+        fix = "install git: https://git-scm.com/downloads"
+        raise UserError("git is not installed", where="PATH", fix=fix) from None
 
 
 def _identity(folder: Path) -> list[str]:
@@ -58,9 +58,9 @@ def _error(folder: Path, command: str, message: str) -> UserError:
         start = message.find("'") + 1
         top = message[start : message.find("'", start)]
         what = "git refuses this repository: its folder belongs to another user"
-        return UserError(what, where=top, mend=f"git config --global --add safe.directory '{top}'")
+        return UserError(what, where=top, fix=f"git config --global --add safe.directory '{top}'")
     if "not a git repository" in message:
         what = "this folder is not in a git repository, which keeps the rounds"
-        mend = "git init && git add --all && git commit -m 'the project'"
-        return UserError(what, where=where, mend=mend)
-    return UserError(f"git {command}: {message}", where=where, mend="git status")
+        fix = "git init && git add --all && git commit -m 'the project'"
+        return UserError(what, where=where, fix=fix)
+    return UserError(f"git {command}: {message}", where=where, fix="git status")

@@ -1,7 +1,7 @@
 """Rounds of distillation, one after the other: champion, challenger, gate, stop rule.
 
 Each round runs in a git worktree of its own and ends as a commit and a tag on the branch `rounds`
-(`flows/round_history.py`); how it differs from the one before says `flows/succession.py`. A round
+(`flows/round_history.py`); how it differs from the one before says `flows/next_round.py`. A round
 that died is taken up where it stopped: what its stages had finished is kept.
 """
 
@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any
 from prefect import flow, get_run_logger
 from pydantic import BaseModel
 
-from flows import artifacts, budget, overrides, succession
+from cohobate import params
+from cohobate.dvc_bridge import storage, versioning
+from cohobate.dvc_bridge.stale_lock import drop_stale_lock
+from cohobate.errors import UserError
+from flows import artifacts, budget, next_round, overrides, params_schema
 from flows.distill_round import distill_round
 from flows.round_diff import outputs
 from flows.round_history import History, RoundRecord, name_of
-from flows.stopping import reason_to_stop
+from flows.round_settings import Rounds, Stop
+from flows.stop_rules import reason_to_stop
 from flows.workspaces import Kind
-from tasks import params, schema
-from tasks.errors import UserError
-from tasks.lineage import storage, versioning
-from tasks.lineage.stale_lock import drop_stale_lock
-from tasks.rounds import Rounds, Stop
 
 if TYPE_CHECKING:
     Params = BaseModel
 else:  # the form that the UI shows is made of it
-    Params = schema.partial_model()
+    Params = params_schema.partial_model()
 
 
 @flow(persist_result=False, log_prints=False)
@@ -79,9 +79,9 @@ def one_round(
         drop_stale_lock(worktree)
     storage.share_storage(history.root, worktree)
     wished = overrides.lay_over(worktree, changes) if changes else []
-    if not succession.goes_on(worktree, last):
+    if not next_round.goes_on(worktree, last):
         log.info("another shape than the champion's is asked for: the student begins anew")
-    for change in [*wished, *succession.prepare(worktree, last)]:
+    for change in [*wished, *next_round.prepare(worktree, last)]:
         log.info("params.yaml: %s", change)
     distill_round(worktree, workspace=workspace)
     record = _conclude(history, number, worktree, last)
@@ -89,9 +89,9 @@ def one_round(
         storage.push(worktree, [node.address for node in versioning.stages(worktree)])
     if absent := storage.absent_from_remote(worktree):
         told = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
-        mend = "dvc push, then cohobate resume"
-        raise UserError(f"not on the DVC remote: {told}", where=str(worktree), mend=mend)
-    verdict = succession.verdict(worktree)
+        fix = "dvc push, then cohobate resume"
+        raise UserError(f"not on the DVC remote: {told}", where=str(worktree), fix=fix)
+    verdict = next_round.verdict(worktree)
     commit = history.close(worktree, record, _message(record))
     artifacts.show_promotion(verdict, record, last)
     artifacts.show_lineage(record, history.tag(number), commit, outputs(history, number))
@@ -103,13 +103,13 @@ def _conclude(
     history: History, number: int, worktree: Path, last: RoundRecord | None
 ) -> RoundRecord:
     """Promote or refuse, hand the prompts on, and say what the round came to."""
-    verdict = succession.verdict(worktree)
-    before = last.champion if last else succession.FIRST_CHAMPION
-    champion = succession.promote(worktree, number) if verdict["promote"] else before
-    succession.hand_on_prompts(worktree, number)
+    verdict = next_round.verdict(worktree)
+    before = last.champion if last else next_round.FIRST_CHAMPION
+    champion = next_round.promote(worktree, number) if verdict["promote"] else before
+    next_round.hand_on_prompts(worktree, number)
     behind = last.updates if last else 0
     if verdict["promote"]:
-        behind = succession.updates_behind(worktree, last)
+        behind = next_round.updates_behind(worktree, last)
     metrics = json.loads((worktree / "reports/metrics.json").read_text())
     scores = {name: metrics[name] for name in ("teacher", "baseline", "student")}
     return RoundRecord(
@@ -118,7 +118,7 @@ def _conclude(
         champion=champion,
         promoted=verdict["promote"],
         why=verdict["why"],
-        next_batch=succession.next_batch(worktree),
+        next_batch=next_round.next_batch(worktree),
         updates=behind,
         dev={name: verdict[name] for name in ("champion", "challenger", "gain")},
         test=scores | {name: metrics[name] for name in ("retention", "retention_low")},
@@ -137,6 +137,6 @@ def _message(record: RoundRecord) -> str:
 
 def _reason_to_stop(history: History, stop: Stop | None) -> str | None:
     document = params.load(history.here / params.PARAMS)
-    schema.check(document)
+    params_schema.check(document)
     rules = stop or Rounds.model_validate(document["rounds"]).stop
     return reason_to_stop(rules, history.records())

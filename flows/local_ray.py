@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tasks.errors import UserError
+from cohobate.errors import UserError
 
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE = 128 * 2**20
@@ -67,7 +67,7 @@ def _temporary_folder(variables: Mapping[str, str]) -> str:
             f"RAY_TMPDIR is too long for Ray's sockets, or not writable "
             f"({len(os.fsencode(chosen))} bytes, at most {_longest()})",
             where=f"RAY_TMPDIR={chosen}",
-            mend="export RAY_TMPDIR=/tmp",
+            fix="export RAY_TMPDIR=/tmp",
         )
     candidates = [chosen, variables.get("TMPDIR"), *_SHORT_FOLDERS]
     for folder in filter(None, candidates):
@@ -77,7 +77,7 @@ def _temporary_folder(variables: Mapping[str, str]) -> str:
         f"no temporary folder is writable and at most {_longest()} bytes long, as Ray's sockets "
         "require",
         where=", ".join(filter(None, candidates)),
-        mend="export RAY_TMPDIR=<a short folder on a local disk that you can write to>",
+        fix="export RAY_TMPDIR=<a short folder on a local disk that you can write to>",
     )
 
 

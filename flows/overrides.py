@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from flows import recipes
-from tasks import params, schema
-from tasks.params import ParamsError, nearest
+from cohobate import params
+from cohobate.params import ParamsError, nearest
+from flows import params_schema, recipes
 
 _REPLACED = f"{recipes.SECTION}.replaced"
 
@@ -57,7 +57,7 @@ def _edited(root: Path) -> Iterator[tuple[Any, list[str]]]:
     before = _plain(document)
     yield document, changes
     _write_out_defaults(document, root / "dvc.yaml")
-    schema.check(after := _plain(document))
+    params_schema.check(after := _plain(document))
     changes.extend(_differences(before, after))
     if changes:
         text = StringIO()
@@ -68,7 +68,7 @@ def _edited(root: Path) -> Iterator[tuple[Any, list[str]]]:
 def _write_out_defaults(document: Any, graph: Path) -> None:
     """Write the defaults of the keys that dvc.yaml reads: DVC knows params.yaml alone."""
     read = re.findall(r"\$\{(\w+)\.(\w+)\}", graph.read_text()) if graph.exists() else []
-    kinds = schema.sections()
+    kinds = params_schema.sections()
     for name, key in read:
         section = document.get(name)
         if name in kinds and isinstance(section, dict) and key not in section:
@@ -101,7 +101,7 @@ def _as_it_is_written() -> YAML:
 def _set(document: Any, setting: str) -> None:
     key, equals, text = setting.partition("=")
     if not equals:
-        raise ParamsError(f"--set {setting}: expected key=value", mend="--set train.kd.updates=300")
+        raise ParamsError(f"--set {setting}: expected key=value", fix="--set train.kd.updates=300")
     *parents, last = key.strip().split(".")
     place = document
     for depth, name in enumerate(parents):
@@ -128,7 +128,7 @@ def _step(place: Any, name: str, where: str) -> Any:
         known = place if isinstance(place, dict) else []
         raise ParamsError(
             f"{where} is not in params.yaml{nearest(name, map(str, known))}",
-            mend="cohobate params --schema",
+            fix="cohobate params --schema",
         )
     return place[index]
 

@@ -23,13 +23,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from cohobate.dvc_bridge.versioning import Outcome
+from cohobate.errors import UserError, from_os_error
+from cohobate.progress import Event, Say, reporting_to
 from flows import local_ray, ray_address, workspaces
 from flows.api_keys import ApiKeys, in_environment
+from flows.resources import Resources
 from flows.workspaces import Kind, Parcel, Returned, packed
-from tasks.errors import UserError, from_os_error
-from tasks.lineage.versioning import Outcome
-from tasks.progress import Event, Say, reporting_to
-from tasks.resources import Resources
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,10 @@ def _connect(options: dict[str, Any]) -> None:
             if not local:  # on versions that do not match Ray says several lines
                 said = " ".join(str(error).split())[:300]
                 where = f"RAY_ADDRESS={options['address']}"
-                raise UserError(f"Ray: {said}", where=where, mend=ray_address.FIX) from error
+                raise UserError(f"Ray: {said}", where=where, fix=ray_address.FIX) from error
             first = next(iter(str(error).splitlines()), type(error).__name__)
-            mend = "cohobate doctor; a busy machine starts Ray too slowly: then simply again"
-            raise UserError(f"Ray: {first}", where=options["address"], mend=mend) from error
+            fix = "cohobate doctor; a busy machine starts Ray too slowly: then simply again"
+            raise UserError(f"Ray: {first}", where=options["address"], fix=fix) from error
         finally:
             # Ray's handler ends the process where it stands; Prefect's raises, and states come out
             # true. None: not set by Python, and not to be set by it
@@ -158,7 +158,7 @@ def run_stage(
     from ray.exceptions import RayError
 
     if not ray.is_initialized():  # Ray would quietly start a cluster of its own
-        raise StageFailedError(f"{address}: the round was stopped", mend="cohobate run")
+        raise StageFailedError(f"{address}: the round was stopped", fix="cohobate run")
     parcel = workspaces.parcel(root) if workspace == "isolated" else None
     stream = _submit(root, address, resources, parcel, keys)
     _live.append(stream)
@@ -175,12 +175,12 @@ def run_stage(
         raise StageLostError(f"{address} ended without a result")
     except RayError as error:
         if stream not in _live:
-            raise StageFailedError(f"{address}: stopped", mend="cohobate run") from None
+            raise StageFailedError(f"{address}: stopped", fix="cohobate run") from None
         reason = str(error).strip().splitlines()[0]
         raise StageLostError(
             f"{address}: its worker died ({type(error).__name__})",
             where=reason,
-            mend="cohobate run   (what had finished is kept)",
+            fix="cohobate run   (what had finished is kept)",
         ) from None
     finally:
         if stream in _live:
@@ -210,7 +210,7 @@ def check_capacity(wanted: dict[str, Resources]) -> None:
             raise UserError(
                 f"no node of the cluster can take {address}: it asks for {asked}",
                 where=f"params.yaml, resources.{address.partition('@')[0]}",
-                mend="lower what it asks for, or add a node (ray status)",
+                fix="lower what it asks for, or add a node (ray status)",
             )
 
 
@@ -275,8 +275,8 @@ def _run_versioned(
 
 
 def _brought_up_to_date(root: Path, address: str, parcel: Parcel | None) -> StageResult:
+    from cohobate.dvc_bridge import storage, versioning
     from tasks.__main__ import run_stage as body
-    from tasks.lineage import storage, versioning
 
     own = [0.0]
 
@@ -325,10 +325,10 @@ def _warnings_to(send: Callable[[Say], None]) -> Iterator[None]:
 def _as_failed(address: str, failure: _Failure) -> StageFailedError:
     if failure.error is not None:
         error = failure.error
-        failed = StageFailedError(f"{address}: {error.what}", where=error.where, mend=error.mend)
+        failed = StageFailedError(f"{address}: {error.what}", where=error.where, fix=error.fix)
     else:
         last = failure.trace.strip().splitlines()[-1]
-        failed = StageFailedError(f"{address}: {last}", mend=f"python -m tasks {address} --debug")
+        failed = StageFailedError(f"{address}: {last}", fix=f"python -m tasks {address} --debug")
     failed.add_note(failure.trace)
     return failed
 

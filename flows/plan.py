@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.lineage import versioning
+from cohobate.dvc_bridge import versioning
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import json
 import os
 from urllib.parse import urlsplit
 
-from tasks.errors import UserError
-from tasks.proxies import proxies
+from cohobate.errors import UserError
+from cohobate.proxies import proxies
 
 _TIMEOUT = 5.0
 """Seconds for the connection and for the reply."""
@@ -40,8 +40,8 @@ def check() -> None:
     except (json.JSONDecodeError, InvalidVersion, TypeError):  # a page of something else
         raise _no_api(url) from None
     except RuntimeError as error:  # Prefect's own words on versions that do not match
-        mend = f"install the server's version here, {_OWN}"
-        raise _refused(url, str(error).splitlines()[0], mend) from None
+        fix = f"install the server's version here, {_OWN}"
+        raise _refused(url, str(error).splitlines()[0], fix) from None
     except (ImportError, ValueError) as error:  # httpx reads the proxy variables
         raise _by_proxy(error) from None
 
@@ -66,14 +66,14 @@ def _request_version(url: str) -> None:
 
 def _by_status(url: str, status: int) -> UserError:
     if status in (401, 403):
-        mend = "export PREFECT_API_AUTH_STRING=user:password   (Prefect Cloud: PREFECT_API_KEY)"
-        return _refused(url, f"the Prefect server refuses the credentials ({status})", mend)
+        fix = "export PREFECT_API_AUTH_STRING=user:password   (Prefect Cloud: PREFECT_API_KEY)"
+        return _refused(url, f"the Prefect server refuses the credentials ({status})", fix)
     if status == 404:
         return _no_api(url)
-    mend = f"look at that server's log, {_OWN}"
+    fix = f"look at that server's log, {_OWN}"
     if proxies(os.environ):
-        mend = f"if a proxy replied: export NO_PROXY={urlsplit(url).hostname}; else {mend}"
-    return _refused(url, f"the Prefect server replies with HTTP {status}", mend)
+        fix = f"if a proxy replied: export NO_PROXY={urlsplit(url).hostname}; else {fix}"
+    return _refused(url, f"the Prefect server replies with HTTP {status}", fix)
 
 
 def _by_connection(url: str, reason: str) -> UserError:
@@ -82,8 +82,8 @@ def _by_connection(url: str, reason: str) -> UserError:
         return _refused(url, what, "export PREFECT_API_SSL_CERT_FILE=<file of the CA certificates>")
     if "SSL" in reason and url.startswith("https:"):
         plain = public(url).replace("https:", "http:", 1)
-        mend = f"if that server does not speak TLS: export PREFECT_API_URL={plain}"
-        return _refused(url, what, mend)
+        fix = f"if that server does not speak TLS: export PREFECT_API_URL={plain}"
+        return _refused(url, what, fix)
     return _refused(url, what, f"start that server, {_OWN}")
 
 
@@ -98,12 +98,12 @@ def _no_api(url: str) -> UserError:
 def _by_proxy(error: Exception) -> UserError:
     named = ", ".join(proxies(os.environ))  # their values may hold a password
     first = str(error).splitlines()[0]
-    mend = "unset ALL_PROXY all_proxy   (HTTP_PROXY and HTTPS_PROXY do, with http:// addresses)"
-    return UserError(f"a proxy variable cannot be used: {first}", where=named, mend=mend)
+    fix = "unset ALL_PROXY all_proxy   (HTTP_PROXY and HTTPS_PROXY do, with http:// addresses)"
+    return UserError(f"a proxy variable cannot be used: {first}", where=named, fix=fix)
 
 
-def _refused(url: str, what: str, mend: str) -> UserError:
-    return UserError(what, where=f"PREFECT_API_URL={public(url)}", mend=mend)
+def _refused(url: str, what: str, fix: str) -> UserError:
+    return UserError(what, where=f"PREFECT_API_URL={public(url)}", fix=fix)
 
 
 def public(url: str) -> str:

@@ -4,7 +4,7 @@ import os
 import socket
 from urllib.parse import urlsplit
 
-from tasks.errors import UserError
+from cohobate.errors import UserError
 
 _TIMEOUT = 5.0
 FIX = "start that cluster (ray status looks at it), or use a local one: unset RAY_ADDRESS"
@@ -26,9 +26,9 @@ def check() -> None:
     except ValueError:
         host = port = None
     if not host or not port:
-        mend = "export RAY_ADDRESS=host:6379, or for Ray's client: ray://host:10001"
-        raise UserError("that is no address of a Ray cluster", where=where, mend=mend)
+        fix = "export RAY_ADDRESS=host:6379, or for Ray's client: ray://host:10001"
+        raise UserError("that is no address of a Ray cluster", where=where, fix=fix)
     try:
         socket.create_connection((host, port), timeout=_TIMEOUT).close()
     except OSError as error:
-        raise UserError(f"Ray does not answer: {error}", where=where, mend=FIX) from None
+        raise UserError(f"Ray does not answer: {error}", where=where, fix=FIX) from None

@@ -13,7 +13,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from tasks.params import ParamsError, nearest
+from cohobate.params import ParamsError, nearest
 
 FOLDER = Path("recipes")
 NONE = "none"
@@ -57,7 +57,7 @@ def read(root: Path, recipe: str) -> Any:
     path = root / recipe
     if not path.is_file():
         raise ParamsError(
-            f"there is no recipe {recipe}{nearest(recipe, listed(root))}", mend="cohobate recipes"
+            f"there is no recipe {recipe}{nearest(recipe, listed(root))}", fix="cohobate recipes"
         )
     try:
         document = YAML().load(path.read_text())

@@ -18,9 +18,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from cohobate.backends.ledger_storage import main_project
+from cohobate.errors import UserError
 from flows.git import git
-from tasks.errors import UserError
-from tasks.generate.places import main_project
 
 WORKTREES = Path(".cohobate/rounds")
 RECORD = Path("reports/round.json")
@@ -37,7 +37,8 @@ class RoundRecord(BaseModel):
     base: str
     """Commit whose code and params it used."""
     champion: str
-    """Checkpoint of the student in use after it: `models/champion/round-0003`, or models/shape."""
+    """Checkpoint of the student in use after it: `models/champion/round-0003`, or
+    models/init_student."""
     promoted: bool
     why: str
     next_batch: int
@@ -98,7 +99,7 @@ class History:
         """
         if number not in (known := self.numbers()):
             told = f"there are {known[0]} to {known[-1]}" if known else "there is none yet"
-            raise UserError(f"no round {number}: {told}", mend="cohobate rounds")
+            raise UserError(f"no round {number}: {told}", fix="cohobate rounds")
         return RoundRecord.model_validate_json(self.file(number, RECORD.as_posix()))
 
     def file(self, number: int, path: str) -> str:
@@ -128,7 +129,7 @@ class History:
         with self._lock(fcntl.LOCK_EX, attempts=5) as held:
             if not held:
                 told, where = "another process is running rounds here", str(self.root)
-                raise UserError(told, where=where, mend="cohobate rounds")
+                raise UserError(told, where=where, fix="cohobate rounds")
             yield
 
     def at_work(self) -> bool:
@@ -189,13 +190,13 @@ class History:
         commit_it = "git add --all && git commit -m 'the project'"
         if not commit and base == "HEAD":
             what = "the repository has no commit yet, and a round is made from one"
-            raise UserError(what, where=str(self.here), mend=commit_it)
+            raise UserError(what, where=str(self.here), fix=commit_it)
         if not commit:
-            mend = "git log --oneline --all; a shallow clone: git fetch --unshallow"
-            raise UserError(f"there is no commit {base!r}", where=str(self.here), mend=mend)
+            fix = "git log --oneline --all; a shallow clone: git fetch --unshallow"
+            raise UserError(f"there is no commit {base!r}", where=str(self.here), fix=fix)
         if not git(self.here, "ls-tree", commit, "./dvc.yaml"):
             what = f"commit {commit[:12]} has no dvc.yaml in {self.prefix or 'its top folder'}"
-            raise UserError(what, where=str(self.here), mend=commit_it)
+            raise UserError(what, where=str(self.here), fix=commit_it)
         return commit
 
     def base_of(self, workspace: Path) -> str:

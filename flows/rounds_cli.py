@@ -27,9 +27,9 @@ def iterate(
     as_json: Json = False,
 ) -> None:
     """Run rounds of distillation here, each from the champion of those before."""
+    from cohobate.dvc_bridge import versioning
     from flows import running
     from flows.round_history import History
-    from tasks.lineage import versioning
 
     root = project_root()
     with History(root).alone():

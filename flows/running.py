@@ -10,16 +10,17 @@ from typing import Any
 
 from rich.console import Console
 
+from cohobate import params
+from cohobate.dvc_bridge import versioning
+from cohobate.dvc_bridge.leftovers import drop_leftovers
+from cohobate.dvc_bridge.stale_lock import drop_stale_lock
+from cohobate.dvc_bridge.versioning import StageNode
+from cohobate.errors import UserError
+from flows import params_schema
+from flows.resources import Resources
 from flows.selection import resources_for, wanted
 from flows.services import use_services
 from flows.workspaces import Kind
-from tasks import params, schema
-from tasks.errors import UserError
-from tasks.lineage import versioning
-from tasks.lineage.leftovers import drop_leftovers
-from tasks.lineage.stale_lock import drop_stale_lock
-from tasks.lineage.versioning import StageNode
-from tasks.resources import Resources
 
 
 def run_round(
@@ -31,7 +32,7 @@ def run_round(
         `stages` (address -> outcome, seconds), `metrics`, and `gate_passed` (None without metrics).
     """
     document = params.load(root / params.PARAMS)
-    schema.check(document)  # before anything is started
+    params_schema.check(document)  # before anything is started
     drop_stale_lock(root)
     graph = versioning.stages(root)
     for path in drop_leftovers(root, graph):
@@ -120,8 +121,8 @@ def use_quiet_server(root: Path) -> None:
 @contextmanager
 def shown(console: Console, nodes: list[StageNode]) -> Iterator[None]:
     """Show on the terminal what happens to a round's stages."""
+    from flows.events import watcher
     from flows.terminal import RoundOnTerminal
-    from flows.watching import watcher
 
     with RoundOnTerminal(console, [node.address for node in nodes]) as screen:
         token = watcher.set(screen)
@@ -151,5 +152,5 @@ def _start_prefect() -> None:
             client.hello()
     except Exception as error:  # of httpx, or Prefect's own where its server is late
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        mend = "cohobate doctor; a busy machine starts it too slowly: then simply again"
-        raise UserError(f"Prefect did not start: {first}", mend=mend) from error
+        fix = "cohobate doctor; a busy machine starts it too slowly: then simply again"
+        raise UserError(f"Prefect did not start: {first}", fix=fix) from error

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from tasks import params
-from tasks.errors import UserError
-from tasks.lineage.versioning import StageNode
-from tasks.resources import Resources
+from cohobate import params
+from cohobate.dvc_bridge.versioning import StageNode
+from cohobate.errors import UserError
+from flows.resources import Resources
 
 
 def wanted(nodes: list[StageNode], only: str | None) -> list[StageNode]:

@@ -23,10 +23,10 @@ from typing import Any
 import psutil
 from pydantic import BaseModel
 
-from flows import exposure, local_ray, prefect_server, ray_address
+from cohobate.errors import UserError
+from flows import auth_check, local_ray, prefect_server, ray_address
 from flows.local_ray import LOOPBACK, OBJECT_STORE
 from flows.prefect_home import STATE, use_project_server
-from tasks.errors import UserError
 
 POOL = "cohobate"
 SERVICES = STATE / "services.json"
@@ -79,7 +79,7 @@ def use_services(root: Path) -> None:
     if "PREFECT_API_URL" not in os.environ and (services := running_services(root)):
         os.environ.pop("RAY_AUTH_TOKEN", None)  # Ray prefers it to the file
         os.environ.update(services.environment(root))
-    exposure.check()
+    auth_check.check()
     use_project_server(root)
     prefect_server.check()
     ray_address.check()
@@ -99,7 +99,7 @@ def up(root: Path, say: Callable[[str], None]) -> Services:
         raise UserError(
             "PREFECT_API_URL names another server than the one that `cohobate up` starts",
             where=f"PREFECT_API_URL={prefect_server.public(other)}",
-            mend="unset PREFECT_API_URL, then cohobate up; or cohobate deploy, to use that server",
+            fix="unset PREFECT_API_URL, then cohobate up; or cohobate deploy, to use that server",
         )
     if services.alive():
         return services
@@ -190,7 +190,7 @@ def prefect_command(root: Path, services: Services, *words: str) -> str:
     )
     if done.returncode:
         told = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise UserError(f"prefect {words[0]}: {' '.join(told)}", mend="cohobate doctor")
+        raise UserError(f"prefect {words[0]}: {' '.join(told)}", fix="cohobate doctor")
     return done.stdout
 
 
@@ -256,7 +256,7 @@ def _wait(root: Path, services: Services, name: str, ready: Callable[[], bool]) 
             log = _LOGS / f"{name}.log"
             last = (root / log).read_text(errors="replace").strip().splitlines()[-1:]
             raise UserError(
-                f"{name} did not come up: {' '.join(last)}", where=str(log), mend="cohobate doctor"
+                f"{name} did not come up: {' '.join(last)}", where=str(log), fix="cohobate doctor"
             )
         time.sleep(0.5)
 

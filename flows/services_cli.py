@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cohobate.errors import UserError
 from flows.console import Exit, Json, StoppedError, err, out, plain, print_json, project_root
-from tasks.errors import UserError
 
 
 def register(app: typer.Typer) -> None:
@@ -68,7 +68,7 @@ def trigger(
     running = deployments.at_work(name)
     attach = running and (follow or deployments.refuses_a_second(name))
     if follow and not running:
-        raise UserError(f"no run of {name} is at work", mend=f"cohobate trigger {name} --wait")
+        raise UserError(f"no run of {name} is at work", fix=f"cohobate trigger {name} --wait")
     if attach:
         _say_at_work(name, running)
     run = running if attach else deployments.trigger(name, given)
@@ -115,12 +115,12 @@ def _followed(deployments: Any, name: str, run: Any, as_json: bool) -> Any:
     except KeyboardInterrupt:
         raise StoppedError(
             f"stopped waiting; {run.name} goes on at the worker",
-            mend=f"{again}   (or stop it: prefect flow-run cancel {run.id})",
+            fix=f"{again}   (or stop it: prefect flow-run cancel {run.id})",
         ) from None
     except TransportError as error:
         raise UserError(
             f"the Prefect server no longer answers: {error}; {run.name} may go on at the worker",
-            mend=f"cohobate up, then {again}",
+            fix=f"cohobate up, then {again}",
         ) from None
 
 
@@ -132,7 +132,7 @@ def _deployments() -> Any:
 
     use_services(project_root())
     if "PREFECT_API_URL" not in os.environ:
-        raise UserError("no Prefect server runs for this project", mend="cohobate up")
+        raise UserError("no Prefect server runs for this project", fix="cohobate up")
     from flows import deployments
 
     return deployments

@@ -4,8 +4,8 @@ import json
 import threading
 from pathlib import Path
 
+from cohobate.data.records import write_json
 from flows.placement import StageResult
-from tasks.rows.records import write_json
 
 STAGE_SECONDS = Path("reports/stages.json")
 _writing = threading.Lock()

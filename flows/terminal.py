@@ -12,10 +12,10 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from cohobate.progress import Advance, Say
+from cohobate.terminal import StageLog, captured
+from flows.events import StageStarted
 from flows.placement import StageResult
-from flows.watching import StageStarted
-from tasks.progress import Advance, Say
-from tasks.terminal import StageLog, captured
 
 _LOOKS = {
     "waiting": ("·", "dim"),
@@ -37,7 +37,7 @@ class _Line:
 
 
 class RoundOnTerminal:
-    """Watches a round (`flows.watching.Watcher`) and draws it on a terminal, or writes a log."""
+    """Watches a round (`flows.events.Watcher`) and draws it on a terminal, or writes a log."""
 
     def __init__(self, console: Console, addresses: list[str]) -> None:
         self._console = console

@@ -18,11 +18,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from tasks import params
-from tasks.errors import UserError
-from tasks.generate.places import LEDGER
-from tasks.generate.places import VARIABLE as LEDGER_VARIABLE
-from tasks.lineage import storage, versioning
+from cohobate import params
+from cohobate.backends.ledger_storage import LEDGER
+from cohobate.backends.ledger_storage import VARIABLE as LEDGER_VARIABLE
+from cohobate.dvc_bridge import storage, versioning
+from cohobate.errors import UserError
 
 Kind = Literal["shared", "isolated"]
 """`shared`: nodes see the driver's folder. `isolated`: they do not."""
@@ -76,7 +76,7 @@ def parcel(root: Path) -> Parcel:
         raise UserError(
             "nodes without a shared disk need a DVC remote that they can reach",
             where=".dvc/config",
-            mend="dvc remote add --default s3 s3://bucket/prefix",
+            fix="dvc remote add --default s3 s3://bucket/prefix",
         )
     _check_ledger(root)
     return Parcel(_fingerprint(root), changing_files(root), found, default)
@@ -154,7 +154,7 @@ def _check_ledger(root: Path) -> None:
             f"the answers of the teacher {bought[0]} are bought on nodes without a shared disk: "
             "their ledger must be one that all nodes reach",
             where="params.yaml, generate.ledger",
-            mend=f"export {LEDGER_VARIABLE}=s3://bucket/prefix",
+            fix=f"export {LEDGER_VARIABLE}=s3://bucket/prefix",
         )
 
 

@@ -7,10 +7,10 @@ python -m tasks train@kd --debug      with a traceback on errors
 
 import sys
 
-from tasks import params, terminal
-from tasks.errors import UserError, from_os_error
-from tasks.params import arguments, stage_function
-from tasks.utf8 import use_utf8
+from cohobate import params, terminal
+from cohobate.errors import UserError, from_os_error
+from cohobate.utf8 import use_utf8
+from tasks.signatures import arguments, stage_function
 
 
 def run_stage(address: str) -> None:

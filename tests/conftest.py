@@ -40,7 +40,7 @@ def model(make_model: Callable[..., Any], tokenizer: Any) -> Any:
 @pytest.fixture
 def checkpoint(model: Any, tokenizer: Any, tmp_path: Path) -> Path:
     """A published checkpoint of the tiny model, outside the project folder."""
-    from tasks.models import checkpoints
+    from cohobate.models import checkpoints
 
     folder = tmp_path / "elsewhere" / "tiny"
     checkpoints.save(model, tokenizer, folder, {"from": "a test"})

@@ -18,8 +18,8 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
-from tasks.models import checkpoints
-from tasks.rows.records import ADAPT, ENDPOINT, UNLABELLED, Row, row_id, write_json, write_rows
+from cohobate.data.records import ADAPT, ENDPOINT, UNLABELLED, Row, row_id, write_json, write_rows
+from cohobate.models import checkpoints
 
 FAULTS = (
     "429 seconds", "429 date", "429 long", "quota", "401", "500",

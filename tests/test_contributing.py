@@ -19,14 +19,14 @@ NEW = re.compile(r"New file `(?P<file>[^`]+)`:\n\n```python\n(?P<code>.*?)```", 
 TRY = re.compile(r"Try it:\n\n```python\n(?P<code>.*?)```", re.S)
 SECTIONS = dict(re.findall(r"^## (Adding .*?)\n(.*?)(?=^## |\Z)", TEXT, re.S | re.M))
 KINDS = ("filter", "divergence", "feature", "metric", "teacher", "stage")
-IMPORTS = "\nfrom typing import Annotated\nfrom pydantic import Field\n\nfrom tasks"
+IMPORTS = "\nfrom typing import Annotated\nfrom pydantic import Field\n\nfrom cohobate"
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
-    shutil.copytree(
-        ROOT / "tasks", tmp_path / "tasks", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    for package in ("cohobate", "tasks"):
+        source = ROOT / package
+        shutil.copytree(source, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     return tmp_path
 
@@ -42,7 +42,7 @@ def apply(house: Path, body: str) -> None:
         else:  # one kind so far
             first = re.match(r"\w+", after)[0]
             after = f'Annotated[{first} | {name}, Field(discriminator="type")]\n'
-            before = before.replace("\nfrom tasks", IMPORTS, 1)
+            before = before.replace("\nfrom cohobate", IMPORTS, 1)
         path.write_text(f"{before}\n{example['code']}\n\n{union}{after}")
     for example in NEW.finditer(body):
         (house / example["file"]).parent.mkdir()

@@ -17,12 +17,12 @@ TEXTS = [
     "docs/signal-store.md",
     *(
         path.relative_to(ROOT).as_posix()
-        for folder in ("infra", "recipes", "benchmarks", "tasks", "flows", "docs")
+        for folder in ("infra", "recipes", "benchmarks", "cohobate", "tasks", "flows", "docs")
         for path in sorted((ROOT / folder).rglob("*"))
         if path.suffix in (".py", ".yaml", ".md", ".sh", "") and path.is_file()
     ),
 ]
-FOLDERS = "tasks|flows|infra|recipes|benchmarks|tests|docs"
+FOLDERS = "cohobate|tasks|flows|infra|recipes|benchmarks|tests|docs"
 NAMED = re.compile(rf"(?<![\w./-])((?:{FOLDERS})/[\w./-]+|[A-Z]{{4,}}\.md|Makefile|LICENSE)")
 WRITTEN_LATER = {
     "tasks/census",  # an example of CONTRIBUTING.md

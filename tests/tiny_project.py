@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {
     "generate.backend": {"type": "transformers", "threads": 1},
     "capture.threads": 1,
     "filter.filters": [{"type": "exact_duplicates"}],
-    "shape.layers": [0, 1],
+    "init_student.layers": [0, 1],
     "train.baseline.updates": 4,
     "train.kd.updates": 4,
     "evaluate.threads": 1,
@@ -40,7 +40,9 @@ TINY: dict[str, Any] = {
 
 def build(folder: Path, teacher: Path, settings: dict[str, Any] | None = None) -> Path:
     """Lay out a git and DVC project in `folder`: real stages, tiny rows, the teacher beside."""
-    shutil.copytree(ROOT / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("cohobate", "tasks"):
+        source = ROOT / package
+        shutil.copytree(source, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)

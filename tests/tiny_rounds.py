@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cohobate import params
 from flows import overrides, recipes
-from tasks import params
 from tests import tiny_models, tiny_project
 from tests.loopback_teacher import LoopbackTeacher
 from tests.tiny_project import ROOT
@@ -28,20 +28,20 @@ SMALL: dict[str, Any] = {
     "adapt.freeze": {"embeddings": True, "layers": 2},
     "adapt.dev_rows": 8,
     "collect.split": {"seed": 0, "labelled": 24, "unlabelled": 48, "dev": 12, "test": 12},
-    "shape.layers": [0, 1, 2, 3, 29],
+    "init_student.layers": [0, 1, 2, 3, 29],
     "evaluate.robustness.rows": 4,
     "evaluate.reading_rows": 8,
     "evaluate.timing": {"seconds": 0.01, "new_tokens": 1, "batch": 2},
     "export.dev_rows": 8,
-    "mine.rows": 4,  # of the default's 0 nothing would be computed
+    "hard_examples.rows": 4,  # of the default's 0 nothing would be computed
 }
 UPDATES = 2
 _WRITTEN = (
-    "models/shape",
+    "models/init_student",
     "models/train",
     "models/export",
     "data/evaluate",
-    "data/mine",
+    "data/hard_examples",
     "reports",
 )
 
@@ -65,29 +65,29 @@ RECIPES = [Round(Path(recipe).stem, recipe) for recipe in recipes.listed(ROOT)]
 
 _TERMS = "licence: Apache-2.0, outputs_may_train: true"
 _SECOND = f"teachers.second={{model: second-teacher, {_TERMS}}}"
-_OTHER_STUDENT = "shape={type: pretrained, model: another-tokenizer}"
+_OTHER_STUDENT = "init_student={type: pretrained, model: another-tokenizer}"
 _ULD = ("train.kd.targets=models/adapt/main", "train.kd.terms=[{type: uld}]")
 _BOTH = "train.kd.teachers={main: 0.7, second: 0.3}"
 _FORWARD = "train.kd.terms=[{type: forward_kl}]"
 
 _CUT = (
-    "shape.width={groups: 1, neurons: 32}",
-    "shape.vocabulary=used",
-    "shape.rows=data/collect/labelled.jsonl",
+    "init_student.width={groups: 1, neurons: 32}",
+    "init_student.vocabulary=used",
+    "init_student.rows=data/collect/labelled.jsonl",
 )
 _API = (
     f"teachers.main={{model: large-1, endpoint: ENDPOINT, {_TERMS}}}",
     "adapt={type: none}",
     "generate.backend={type: openai, price: {input: 0.15, output: 0.60}, cap: 20.0}",
-    "order.difficulty={type: length}",
-    "shape={type: pretrained, model: small}",
+    "curriculum.difficulty={type: length}",
+    "init_student={type: pretrained, model: small}",
 )
 _BATCHES = (
     "generate.backend={type: openai-batch, poll_seconds: 0.1, price: {input: 0.15, output: 0.60}}"
 )
 
 _ASSISTANT = (
-    "{method: kd, from: adapt/main, keep_layers: [0, 1, 29], rows: data/order/train.jsonl, "
+    "{method: kd, from: adapt/main, keep_layers: [0, 1, 29], rows: data/curriculum/train.jsonl, "
     "targets: data/capture/main, terms: [{type: forward_kl}], updates: 2, batch_size: 8}"
 )
 
@@ -107,18 +107,18 @@ VARIANTS = [
     ),
     Round("hidden signals", settings=("capture.signals={type: hidden}",)),
     Round("sampled signals", settings=("capture.signals={type: sampled, draws: 8}", _FORWARD)),
-    Round("pretrained student", settings=("shape={type: pretrained, model: small}",)),
-    Round("random student", settings=("shape={type: random, layers: 2}",)),
-    Round("student of the tuned teacher", settings=("shape.of=models/adapt/main",)),
-    Round("cut by rows", settings=("shape.layers={important: 5}", *_CUT)),
+    Round("pretrained student", settings=("init_student={type: pretrained, model: small}",)),
+    Round("random student", settings=("init_student={type: random, layers: 2}",)),
+    Round("student of the tuned teacher", settings=("init_student.of=models/adapt/main",)),
+    Round("cut by rows", settings=("init_student.layers={important: 5}", *_CUT)),
     Round("teacher as it came", settings=("adapt={type: none}",)),
-    Round("easy to hard", settings=("order.schedule={type: easy_to_hard, stages: 3}",)),
+    Round("easy to hard", settings=("curriculum.schedule={type: easy_to_hard, stages: 3}",)),
     Round(
         "mixed, by the loss of the student",
         settings=(
-            "order.schedule={type: mixed, stages: 2}",
-            "order.difficulty={type: student_loss}",
-            "order.scorer=models/shape",
+            "curriculum.schedule={type: mixed, stages: 2}",
+            "curriculum.difficulty={type: student_loss}",
+            "curriculum.scorer=models/init_student",
         ),
     ),
     Round(
@@ -192,10 +192,10 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
 
 def in_process(folder: Path, what: Round) -> dict[str, str]:
     """Run a round in this process, stage by stage as `dvc repro` would; return the outcomes."""
+    from cohobate.dvc_bridge import versioning
+    from cohobate.dvc_bridge.leftovers import drop_leftovers
     from tasks.__main__ import run_stage
     from tasks.evaluate.report import render
-    from tasks.lineage import versioning
-    from tasks.lineage.leftovers import drop_leftovers
 
     with contextlib.chdir(folder), service(what) as settings:
         overrides.apply(folder, smaller(folder, what, settings), what.recipe or None)
@@ -214,7 +214,7 @@ def check(folder: Path, what: Round) -> None:
     student = document["evaluate"]["student"]
     lock = YAML(typ="safe").load(folder / "dvc.lock")["stages"]
     trained = f"models/train/{student}"
-    for stage in ("challenge", "mine"):
+    for stage in ("challenge", "hard_examples"):
         assert trained in {dep["path"] for dep in lock[stage]["deps"]}, stage
     metrics = json.loads((folder / "reports/metrics.json").read_text())
     assert metrics["student"]["score"] >= 0
@@ -223,7 +223,7 @@ def check(folder: Path, what: Round) -> None:
     assert export["phase"] == student
     challenge = json.loads((folder / "reports/challenge.json").read_text())
     assert challenge["seed"] in document["seeds"]
-    assert (folder / "data/mine/hardest.jsonl").stat().st_size
+    assert (folder / "data/hard_examples/hardest.jsonl").stat().st_size
     for form in what.forms:
         record = json.loads((folder / "models/export" / form / "provenance.json").read_text())
         assert record["source"]["provenance"]["phase"] == student

@@ -1,32 +1,34 @@
 """The teacher, tuned to the task on the labelled rows, or taken as it came.
 
 In:  the teacher's model as preflight pinned it (data/preflight/models.json), data/collect
-Out: models/adapt/<teacher>, a checkpoint (tasks/models/checkpoints.py), and its summary.json:
+Out: models/adapt/<teacher>, a checkpoint (cohobate/models/checkpoints.py), and its summary.json:
 
     {"dev_rows": 500, "dev_score": 0.802, "number_format": "bfloat16", "rows": 1000,
      "tuned": true}
 
 Of a teacher behind an endpoint, whose weights are not here, the folder holds endpoint.json alone:
 
-    {"key": "EXAMPLE_API_KEY", "model": "large-1", "revision": "", "url": "https://api.example.com/v1"}
+    {"key": "EXAMPLE_API_KEY", "model": "large-1", "revision": "", "url":
+    "https://api.example.com/v1"}
 """
 
 import json
 from itertools import islice
 from typing import Annotated, Any
 
-from tasks.adapt.tuning import Tuning
-from tasks.errors import UserError
-from tasks.judging.metrics import AnswerScore, DecidingMetric
-from tasks.judging.verifiers import Task
-from tasks.models import checkpoints
-from tasks.models.chat_templates import check_turns
-from tasks.models.decoding import Decoding
-from tasks.models.number_formats import resolve
-from tasks.params import EachOf
-from tasks.progress import say, track
-from tasks.rows.records import ADAPT, DEV, ENDPOINT, LABELLED, MODELS, Row, read_rows, write_json
-from tasks.teachers import Teacher
+from cohobate.data.records import ADAPT, DEV, ENDPOINT, LABELLED, MODELS, Row, read_rows, write_json
+from cohobate.errors import UserError
+from cohobate.fast.frozen import load_frozen
+from cohobate.generation.requests import Decoding
+from cohobate.methods.teacher_tuning import Tuning
+from cohobate.models import checkpoints
+from cohobate.models.chat_templates import check_turns
+from cohobate.models.number_formats import resolve
+from cohobate.params import EachOf
+from cohobate.progress import say, track
+from cohobate.scoring.metrics import AnswerScore, DecidingMetric
+from cohobate.scoring.verifiers import Task
+from cohobate.teachers.teacher import Teacher
 
 
 def run(
@@ -82,7 +84,7 @@ def _describe(item: str, teacher: Teacher, adapt: Tuning) -> None:
         raise UserError(
             f"the teacher {item} is behind an endpoint: it cannot be tuned",
             where="params.yaml, section adapt",
-            mend="cohobate run --set 'adapt={type: none}'",
+            fix="cohobate run --set 'adapt={type: none}'",
         )
     with checkpoints.staged(ADAPT / item) as partial:
         where = {"url": teacher.endpoint, "key": teacher.key}
@@ -93,16 +95,14 @@ def _describe(item: str, teacher: Teacher, adapt: Tuning) -> None:
 
 def _dev_score(item: str, adapt: Tuning, task: Task, metric: AnswerScore) -> dict[str, Any]:
     """Let the published teacher answer dev rows; return nothing where none has an answer."""
-    from tasks.models.decoding import answers
+    from cohobate.generation.decoding import answers
 
     known = (row for row in read_rows(DEV, Row) if row.answer is not None)
     rows = list(islice(known, adapt.dev_rows))
     if not rows:
         return {}
     device = checkpoints.accelerator()
-    model, tokenizer = checkpoints.load(
-        ADAPT / item, precision=adapt.precision, device=device, frozen=True
-    )
+    model, tokenizer = load_frozen(ADAPT / item, precision=adapt.precision, device=device)
     longest = max(len(tokenizer(row.answer)["input_ids"]) for row in rows) + 1
     said = answers(
         model,

@@ -10,9 +10,9 @@ one of them, as it would wait for itself.
 
 from typing import Annotated
 
-from tasks.params import EachOf
-from tasks.rows.records import ASSIST
-from tasks.train.stage import Method, train_seeds
+from cohobate.data.records import ASSIST
+from cohobate.methods.train import Method, train_seeds
+from cohobate.params import EachOf
 
 
 def run(item: str, phase: Annotated[Method, EachOf("assist")], seeds: list[int]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from tasks.params import Section
+from cohobate.params import Section
 
 
 class Guards(Section):

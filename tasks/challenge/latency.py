@@ -14,10 +14,10 @@ from typing import Any
 
 from pydantic import Field
 
-from tasks.evaluate.timing import Timing
-from tasks.models.number_formats import Precision, resolve
-from tasks.params import Section
-from tasks.rows.records import Message, write_json
+from cohobate.data.records import Message, write_json
+from cohobate.evaluation.timing import Timing
+from cohobate.models.number_formats import Precision, resolve
+from cohobate.params import Section
 
 LATENCY = Path("reports/latency.json")
 COUNTED = ("parameters", "flops_per_token", "blocks")
@@ -47,17 +47,16 @@ class Latency(Section):
         """
         import torch
 
-        from tasks.models import checkpoints
-        from tasks.rows.records import with_prefix
-        from tasks.rows.text import prompt_ids
+        from cohobate.data.records import with_prefix
+        from cohobate.data.tokenized import prompt_ids
+        from cohobate.fast.frozen import load_frozen
+        from cohobate.models import checkpoints
 
         torch.set_num_threads(threads)
         device = checkpoints.accelerator()
         models, asked = {}, {}
         for name, folder in folders.items():
-            models[name], tokenizer = checkpoints.load(
-                folder, precision=precision, device=device, frozen=True
-            )
+            models[name], tokenizer = load_frozen(folder, precision=precision, device=device)
             prefix = checkpoints.prompt_prefix(folder)
             first = [with_prefix(prompt, prefix) for prompt in prompts[: self.timing.batch]]
             asked[name] = prompt_ids(tokenizer, first)

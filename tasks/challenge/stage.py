@@ -1,7 +1,7 @@
 """Is the new student better than the one in use? Champion against challenger, on the dev rows.
 
 In:  data/collect/dev.jsonl, models/train/<student>, and the champion's checkpoint: before any
-     student was promoted that is models/shape, the student that has learnt nothing
+     student was promoted that is models/init_student, the student that has learnt nothing
 Out: reports/challenge.json, which `dvc metrics show` reads too; and, where the two are not built
      alike, reports/latency.json, which nothing hashes (tasks/challenge/latency.py)
 
@@ -20,26 +20,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from cohobate.data.records import DEV, TRAIN, VERDICT, Row, read_rows, write_json
+from cohobate.errors import UserError
+from cohobate.evaluation.bootstrap import Bootstrap
+from cohobate.evaluation.footprint import footprint
+from cohobate.evaluation.forgetting import Forgetting
+from cohobate.fast.frozen import load_frozen
+from cohobate.generation.decoding import answers
+from cohobate.generation.requests import Batching, Decoding
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import Precision, resolve
+from cohobate.params import Section, ValueOf
+from cohobate.progress import say, track
+from cohobate.scoring.metrics import DecidingMetric
+from cohobate.scoring.verifiers import Task
 from tasks.challenge.guards import Guards
 from tasks.challenge.latency import Latency, timed_apart
-from tasks.errors import UserError
-from tasks.evaluate.bootstrap import Bootstrap
-from tasks.evaluate.efficiency import footprint
-from tasks.evaluate.forgetting import Forgetting
-from tasks.judging.metrics import DecidingMetric
-from tasks.judging.verifiers import Task
-from tasks.models import checkpoints
-from tasks.models.decoding import Batching, Decoding, answers
-from tasks.models.number_formats import Precision, resolve
-from tasks.params import Section, ValueOf
-from tasks.progress import say, track
-from tasks.rows.records import DEV, TRAIN, Row, read_rows, write_json
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-VERDICT = Path("reports/challenge.json")
 _CONTEXT = 64
 """Tokens at which the work for a token is counted."""
 
@@ -47,7 +48,7 @@ _CONTEXT = 64
 class ChallengeParams(Section):
     """Who meets whom, and what the challenger must show."""
 
-    champion: str = "models/shape"
+    champion: str = "models/init_student"
     """Checkpoint of the student in use; `iterate_rounds` names the one it promoted last."""
     min_gain: float = Field(0.0, ge=0)
     """By how much the lower end of the gain's interval must exceed zero."""
@@ -82,7 +83,7 @@ def run(
     """
     rows = [row for row in read_rows(DEV, Row) if row.answer is not None]
     if not rows:
-        raise UserError("no dev row has an answer", where=str(DEV), mend="give collect.split.dev")
+        raise UserError("no dev row has an answer", where=str(DEV), fix="give collect.split.dev")
     folders = {str(seed): TRAIN / student / f"seed-{seed}" for seed in seeds}
     folders["champion"] = Path(challenge.champion)
     scores, figures = {}, {}
@@ -157,13 +158,11 @@ def _sit(
     """Return a model's score on each row, and its figures that are guarded."""
     import numpy as np
 
-    from tasks.evaluate.readings import Reader
-    from tasks.models.blocks import blocks_of
+    from cohobate.evaluation.answer_logprobs import Reader
+    from cohobate.models.layers import blocks_of
 
     device = checkpoints.accelerator()
-    model, tokenizer = checkpoints.load(
-        folder, precision=challenge.precision, device=device, frozen=True
-    )
+    model, tokenizer = load_frozen(folder, precision=challenge.precision, device=device)
     prefix = checkpoints.prompt_prefix(folder)
     prompts = [row.prefixed(prefix).full_prompt for row in rows]
     batching, threads = challenge.batching, challenge.threads

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from cohobate.data.records import Message
 from tasks.collect.examples import MAX_CHARACTERS, NoExampleError, clipped, kind_of, storable
-from tasks.rows.records import Message
 
 Prompt = str | tuple[Message, ...]
 Role = Literal["system", "user", "assistant"]

@@ -9,6 +9,8 @@ from typing import IO, Any, Literal
 
 from pydantic import field_validator
 
+from cohobate.errors import UserError
+from cohobate.params import Section
 from tasks.collect.examples import (
     Broken,
     Example,
@@ -20,8 +22,6 @@ from tasks.collect.examples import (
     text_of,
 )
 from tasks.collect.formats import known_format, records
-from tasks.errors import UserError
-from tasks.params import Section
 
 PARTS = {"train": "train", "dev": "dev", "validation": "dev", "test": "test", "ood": "ood"}
 """Names of splits, and the part that each becomes."""
@@ -135,7 +135,7 @@ class Files(Records):
             raise UserError(
                 f"cannot read the data: {_why(error)}",
                 where=self.path,
-                mend=error.fix if isinstance(error, UnreadableError) else fix,
+                fix=error.fix if isinstance(error, UnreadableError) else fix,
             ) from error
 
 
@@ -151,7 +151,7 @@ def inside_project(path: str) -> Path:
         raise UserError(
             "data is read from within the project only",
             where=f"collect.source.path: {path}",
-            mend="copy the file into the project, or give an s3:// URI",
+            fix="copy the file into the project, or give an s3:// URI",
         )
     return resolved.relative_to(root)
 

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from cohobate.errors import UserError
 from tasks.collect.arrow_records import batch_records
 from tasks.collect.examples import Example, SetAside
 from tasks.collect.files import PARTS, Records, inside_project
-from tasks.errors import UserError
 
 _BATCH = 1024
 
@@ -89,7 +89,7 @@ class Hub(Records):
             raise UserError(
                 f"cannot read the data set {self.name}: {reason[0]}",
                 where=f"revision {self.revision}, split {self.part}",
-                mend="check name and connection, or save it with `save_to_disk` where there is a "
+                fix="check name and connection, or save it with `save_to_disk` where there is a "
                 "hub and give collect.source {type: datasets, path: ...}",
             ) from error
 
@@ -103,6 +103,6 @@ def _loaded(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"cannot read the data set: {error}",
             where=str(folder),
-            mend="name a folder that `datasets` wrote with save_to_disk",
+            fix="name a folder that `datasets` wrote with save_to_disk",
         ) from error
     return {"": found} if isinstance(found, Dataset) else dict(found)

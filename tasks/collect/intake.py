@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from cohobate.data.records import Row, prompt_text, row_id
+from cohobate.data.row_files import RowView
 from tasks.collect.conversations import Prompt
 from tasks.collect.examples import Example, NoExampleError, SetAside, clipped
 from tasks.collect.split import Pool, Split
-from tasks.rows.records import Row, prompt_text, row_id
-from tasks.rows.row_view import RowView
 
 
 class Source(Protocol):

@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+from cohobate.progress import say
 from tasks.collect.examples import MAX_CHARACTERS, Broken, Record, UnreadableError, clipped
 from tasks.collect.json_values import BETWEEN, BLANK, CUT_OFF, Decoder, Values, why_not
 from tasks.collect.text_stream import UNREADABLE, TextStream, not_decoded
-from tasks.progress import say
 
 _LIST_OF_OBJECTS = re.compile(r"\[[ \t\r\n]*\{")
 _LISTS = frozenset(

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from cohobate.errors import UserError
+from cohobate.params import Section
 from tasks.collect.examples import Example, SetAside
-from tasks.errors import UserError
-from tasks.params import Section
 
 
 class ReasoningGym(Section):
@@ -70,7 +70,7 @@ def _problems(name: str, level: int, rows: int, seed: int) -> Any:
         raise UserError(
             "reasoning-gym is not installed",
             where="collect.source",
-            mend="pip install 'cohobate[reasoning]'",
+            fix="pip install 'cohobate[reasoning]'",
         ) from error
     wanted = {"size": rows, "seed": seed}
     try:

@@ -24,9 +24,9 @@ turn.
 from collections.abc import Mapping
 from typing import Any
 
+from cohobate.params import Section
 from tasks.collect.conversations import Prompt, conversation, turns_in
 from tasks.collect.examples import MAX_CHARACTERS, NoExampleError, text_of
-from tasks.params import Section
 
 _TURNS = (
     *("messages", "conversations", "conversation", "dialogue", "dialog", "chat"),

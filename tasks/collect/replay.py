@@ -1,7 +1,8 @@
 """Prompts of an earlier round that come again, because the student is still far from the teacher.
 
-`iterate_rounds` writes the file (`tasks/mine`) and names it here; it takes the place of as many new
-prompts. The rows are the training side's own: dev and test are drawn before, from the same seed.
+`iterate_rounds` writes the file (`tasks/hard_examples`) and names it here; it takes the place of as
+many new prompts. The rows are the training side's own: dev and test are drawn before, from the same
+seed.
 """
 
 from collections.abc import Iterator
@@ -10,9 +11,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from tasks.errors import UserError
-from tasks.params import Section
-from tasks.rows.records import Row, read_rows
+from cohobate.data.records import Row, read_rows
+from cohobate.errors import UserError
+from cohobate.params import Section
 
 
 class Replay(Section):
@@ -30,6 +31,6 @@ class Replay(Section):
             UserError: there is no such file.
         """
         if self.rows and not Path(self.path).exists():
-            raise UserError("no rows to replay here", where=self.path, mend="dvc checkout")
+            raise UserError("no rows to replay here", where=self.path, fix="dvc checkout")
         if self.rows:
             yield from islice(read_rows(Path(self.path), Row), self.rows)

@@ -14,10 +14,10 @@ from itertools import islice
 
 from pydantic import Field
 
+from cohobate.data.contamination import Contamination
+from cohobate.data.records import Row
+from cohobate.params import Section
 from tasks.collect.examples import Example
-from tasks.params import Section
-from tasks.rows.contamination import Contamination
-from tasks.rows.records import Row
 
 _MARKS = {"": 0, "train": 0, "dev": 1, "test": 2, "ood": 3}
 _NO_ANSWER = 0

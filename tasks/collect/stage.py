@@ -20,20 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tasks.collect.examples import SetAside
-from tasks.collect.files import Files
-from tasks.collect.hugging_face import Hub, Saved
-from tasks.collect.intake import Intake
-from tasks.collect.reasoning import ReasoningGym
-from tasks.collect.recognised import Recognised
-from tasks.collect.replay import Replay
-from tasks.collect.split import Parts, Split
-from tasks.collect.template import Template
-from tasks.collect.wordnet import WordNet
-from tasks.errors import UserError
-from tasks.params import Section
-from tasks.progress import say
-from tasks.rows.records import (
+from cohobate.data.records import (
     COLLECT,
     DEV,
     LABELLED,
@@ -44,6 +31,19 @@ from tasks.rows.records import (
     write_json,
     write_rows,
 )
+from cohobate.errors import UserError
+from cohobate.params import Section
+from cohobate.progress import say
+from tasks.collect.examples import SetAside
+from tasks.collect.files import Files
+from tasks.collect.hugging_face import Hub, Saved
+from tasks.collect.intake import Intake
+from tasks.collect.reasoning import ReasoningGym
+from tasks.collect.recognised import Recognised
+from tasks.collect.replay import Replay
+from tasks.collect.split import Parts, Split
+from tasks.collect.template import Template
+from tasks.collect.wordnet import WordNet
 
 Source = Annotated[WordNet | Files | Saved | Hub | ReasoningGym, Field(discriminator="type")]
 QUARANTINE = COLLECT / "quarantine.jsonl"
@@ -120,7 +120,7 @@ def _shortage(collect: CollectParams, intake: Intake, what: str) -> UserError:
     return UserError(
         "\n".join([f"{what} ({usable}); set aside:", *(reasons or ["  none"])]),
         where=f"{collect.source.file}; what was set aside is in {QUARANTINE}",
-        mend="mend the records or collect.template, or lower the sizes in collect.split",
+        fix="fix the records or collect.template, or lower the sizes in collect.split",
     )
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import field_validator
 
+from cohobate.data.records import Message
+from cohobate.params import Section
 from tasks.collect.conversations import Prompt, conversation, turns_in
 from tasks.collect.examples import MAX_CHARACTERS, NoExampleError, text_of
-from tasks.params import Section
-from tasks.rows.records import Message
 
 
 class Template(Section):

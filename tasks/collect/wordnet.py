@@ -17,11 +17,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from cohobate.errors import UserError
+from cohobate.params import Section
 from tasks.collect import wordnet_release
 from tasks.collect.examples import Example, SetAside, clipped
 from tasks.collect.files import inside_project
-from tasks.errors import UserError
-from tasks.params import Section
 
 HERE = "tasks/collect/wordnet.py"
 # lexicographer files 3 to 28 (WordNet, lexnames(5WN))

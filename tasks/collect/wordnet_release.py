@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tasks import cache
-from tasks.errors import UserError, from_os_error
-from tasks.progress import say
+from cohobate import cache
+from cohobate.errors import UserError, from_os_error
+from cohobate.progress import say
 
 _SECONDS = 120
 _INSTALLED = Path("/usr/share/wordnet/data.noun")
@@ -62,7 +62,7 @@ def database() -> Path:
     raise UserError(
         "\n".join(["WordNet is not to be had:", *(f"  {line}" for line in tried)]),
         where="collect.source",
-        mend="put a data.noun (WordNet 3.0 or 3.1) into the project, and name it in "
+        fix="put a data.noun (WordNet 3.0 or 3.1) into the project, and name it in "
         "collect.source.path",
     )
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tasks.errors import UserError
-from tasks.models import checkpoints
-from tasks.params import nearest
-from tasks.progress import say
-from tasks.rows.records import ADAPT, ENDPOINT, SHAPE, TRAIN
+from cohobate.data.records import ADAPT, ENDPOINT, INIT_STUDENT, TRAIN
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
+from cohobate.params import nearest
+from cohobate.progress import say
 
 Role = Literal["teacher", "initial", "baseline", "student", "other"]
 TEACHER, INITIAL = "teacher", "initial"
@@ -77,12 +77,12 @@ def arms_on_disk(teacher: str, baseline: str, student: str, seeds: list[int]) ->
             raise UserError(
                 f"no phase is called {phase!r}{nearest(phase, phases)}",
                 where=f"params.yaml, evaluate.{role}",
-                mend=f"cohobate run --stage train@{phase}",
+                fix=f"cohobate run --stage train@{phase}",
             )
     others = [phase for phase in phases if phase not in roles and _complete(phase, seeds)]
     return [
         Arm(TEACHER, "teacher", {0: _present(ADAPT / teacher, "adapt")}),
-        Arm(INITIAL, "initial", {0: _present(SHAPE, "shape")}),
+        Arm(INITIAL, "initial", {0: _present(INIT_STUDENT, "init_student")}),
         *(Arm(phase, role, _by_seed(phase, seeds)) for phase, role in roles.items()),
         *(Arm(phase, "other", _by_seed(phase, seeds)) for phase in others),
     ]
@@ -103,6 +103,6 @@ def _complete(phase: str, seeds: list[int]) -> bool:
 def _present(folder: Path, stage: str) -> Path:
     if not folder.is_dir():
         raise UserError(
-            "a checkpoint is not there", where=str(folder), mend=f"cohobate run --stage {stage}"
+            "a checkpoint is not there", where=str(folder), fix=f"cohobate run --stage {stage}"
         )
     return folder

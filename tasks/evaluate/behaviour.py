@@ -9,16 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from tasks.evaluate.findings import Findings, Measured
+from cohobate.data.records import (
+    CURRICULUM,
+    EVALUATE,
+    Lesson,
+    Row,
+    read_rows,
+    write_json,
+    write_rows,
+)
 from tasks.evaluate.mistakes import CLUSTERS, ERRORS, Mistake
 from tasks.evaluate.robustness import ROBUSTNESS, VARIED, Scores, longest, read_variants
 from tasks.evaluate.router import ROUTED, ROUTER, write_curve
 from tasks.evaluate.settings import EvaluateParams
-from tasks.rows.records import EVALUATE, ORDER, Lesson, Row, read_rows, write_json, write_rows
+from tasks.evaluate.statistics import Findings, Measured
 
 FORGETTING = EVALUATE / "forgetting.json"
 MEMORISATION = EVALUATE / "memorisation.json"
-LESSONS = ORDER / "train.jsonl"
+LESSONS = CURRICULUM / "train.jsonl"
 
 
 def write_behaviour(

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import Field
 
-from tasks.params import Section
-from tasks.rows.records import EVALUATE, REPORTS
+from cohobate.data.records import EVALUATE, REPORTS
+from cohobate.params import Section
 
 SERVED = EVALUATE / "served.json"
 COST = REPORTS / "cost.json"

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from tasks.errors import UserError
-from tasks.params import Section
-from tasks.rows.records import CAPTURE, FILTER, Response, read_rows
-from tasks.rows.text import Encoded, encode_all
+from cohobate.data.records import CAPTURE, FILTER, Response, read_rows
+from cohobate.data.tokenized import Encoded, encode_all
+from cohobate.errors import UserError
+from cohobate.params import Section
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tasks.evaluate.readings import Reader
+    from cohobate.evaluation.answer_logprobs import Reader
 
 
 class Texts(NamedTuple):
@@ -111,9 +111,9 @@ class Stored(Section):
         Raises:
             UserError: nothing is stored of this teacher, or for another tokenizer.
         """
-        from tasks.learning.batches import examples_of
-        from tasks.losses.targets import TopK
-        from tasks.signals.store import SignalStore
+        from cohobate.data.examples import examples_of
+        from cohobate.losses.targets import TopK
+        from cohobate.teachers.signal_store.store import SignalStore
 
         store = SignalStore(CAPTURE / name)
         rows = self._rows(FILTER / "kept.jsonl", name)
@@ -124,7 +124,7 @@ class Stored(Section):
             raise UserError(
                 "only signals of the form top_k can be compared with a student",
                 where=str(CAPTURE / name),
-                mend="evaluate.fidelity: {type: live}, or capture.signals: {type: top_k, ...}",
+                fix="evaluate.fidelity: {type: live}, or capture.signals: {type: top_k, ...}",
             )
         likeliest_NK = top.ids_NK.gather(-1, top.logp_NK.argsort(dim=-1, descending=True))
         p_NC, tally = top.at(1.0, "bucket"), _Tally(self.top_k)

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from tasks.params import Section
+from cohobate.params import Section
 
 
 class Gate(Section):

@@ -14,13 +14,13 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from tasks.errors import UserError
+from cohobate.data.records import EVALUATE, write_json
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import Precision
+from cohobate.params import Section
+from cohobate.progress import say
 from tasks.evaluate.arms import Arm
-from tasks.models import checkpoints
-from tasks.models.number_formats import Precision
-from tasks.params import Section
-from tasks.progress import say
-from tasks.rows.records import EVALUATE, write_json
 
 HARNESS = EVALUATE / "harness.json"
 
@@ -82,7 +82,7 @@ class Harness(Section):
             raise UserError(
                 "lm-evaluation-harness is not installed",
                 where="params.yaml, evaluate.harness",
-                mend='pip install -e ".[harness]"',
+                fix='pip install -e ".[harness]"',
             ) from error
         model, tokenizer = checkpoints.load(
             folder, precision=precision, device=checkpoints.accelerator()
@@ -100,7 +100,7 @@ class Harness(Section):
             raise UserError(
                 f"lm-evaluation-harness: {str(error) or type(error).__name__}",
                 where="params.yaml, evaluate.harness",
-                mend="lm-eval ls tasks   (the names it knows)",
+                fix="lm-eval ls tasks   (the names it knows)",
             ) from error
         figures: dict[str, dict[str, Any]] = told["results"]
         return figures

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from tasks.params import Section
+from cohobate.params import Section
 
 _BREAK = ""
 """Stands between two answers: no word is empty, so no run of words crosses it."""

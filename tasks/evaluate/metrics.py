@@ -1,8 +1,8 @@
 """How good the answers are. A model's score is the mean over the test rows.
 
-Most metrics look at one answer and score it from 0 to 1 (tasks/judging/metrics.py). Some need the
-model itself, to read the reference answers of a sample of rows (`measure`): they are reported, and
-decide nothing.
+Most metrics look at one answer and score it from 0 to 1 (cohobate/scoring/metrics.py). Some need
+the model itself, to read the reference answers of a sample of rows (`measure`): they are reported,
+and decide nothing.
 
 To add one of these: a class with `measure`, and its name in `Metric` at the bottom.
 """
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkabl
 
 from pydantic import Field
 
-from tasks.judging.metrics import AnswerMetric
-from tasks.judging.verifiers import Verifier
-from tasks.params import Section
+from cohobate.params import Section
+from cohobate.scoring.metrics import AnswerMetric
+from cohobate.scoring.verifiers import Verifier
 
 if TYPE_CHECKING:
-    from tasks.evaluate.readings import Reader
-    from tasks.rows.records import Row
-    from tasks.rows.text import Encoded
+    from cohobate.data.records import Row
+    from cohobate.data.tokenized import Encoded
+    from cohobate.evaluation.answer_logprobs import Reader
 
 
 @runtime_checkable

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.params import Section
-from tasks.rows.records import EVALUATE, Message, Row, prompt_text
+from cohobate.data.records import EVALUATE, Message, Row, prompt_text
+from cohobate.params import Section
 
 ERRORS = EVALUATE / "errors.jsonl"
 CLUSTERS = EVALUATE / "clusters.json"

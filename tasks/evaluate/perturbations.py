@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tasks.params import Section
+from cohobate.params import Section
 
 TEXT = "{text}"
 """Where the row's own text stands in a template."""

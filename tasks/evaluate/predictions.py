@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from tasks.errors import UserError
+from cohobate.data.records import EVALUATE, TEST, Row, read_rows, write_rows
+from cohobate.errors import UserError
+from cohobate.evaluation.bootstrap import Floats
+from cohobate.generation.requests import Answer
+from cohobate.scoring.metrics import AnswerScore
+from cohobate.scoring.verifiers import Verifier
 from tasks.evaluate.arms import Arm
-from tasks.evaluate.bootstrap import Floats
-from tasks.judging.metrics import AnswerScore
-from tasks.judging.verifiers import Verifier
-from tasks.models.decoding import Answer
-from tasks.rows.records import EVALUATE, TEST, Row, read_rows, write_rows
 
 PREDICTIONS = EVALUATE / "predictions"
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.evaluate.bootstrap import Bootstrap, Floats, Interval, difference_apart
+from cohobate.data.records import COLLECT, EVALUATE, Message, Row, read_rows
+from cohobate.evaluation.bootstrap import Bootstrap, Floats, Interval, difference_apart
+from cohobate.params import Section
 from tasks.evaluate.perturbations import TEXT, Perturbation
-from tasks.params import Section
-from tasks.rows.records import COLLECT, EVALUATE, Message, Row, read_rows
 
 OUT_OF_DISTRIBUTION = COLLECT / "ood.jsonl"
 ROBUSTNESS = EVALUATE / "robustness.json"

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from tasks.evaluate.bootstrap import Bootstrap, Floats
-from tasks.params import Section
-from tasks.rows.records import EVALUATE
+from cohobate.data.records import EVALUATE
+from cohobate.evaluation.bootstrap import Bootstrap, Floats
+from cohobate.params import Section
 
 ROUTER = EVALUATE / "router.csv"
 ROUTED = EVALUATE / "router.json"

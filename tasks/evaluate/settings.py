@@ -2,9 +2,15 @@
 
 from pydantic import Field, model_validator
 
+from cohobate.evaluation.forgetting import Forgetting
+from cohobate.evaluation.timing import Timing
+from cohobate.generation.requests import Batching, Decoding
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import NumberFormat, Precision, resolve
+from cohobate.params import Section
+from cohobate.scoring.metrics import AnswerScore, Verified
 from tasks.evaluate.cost import Prices
 from tasks.evaluate.fidelity import FidelityOn, Live
-from tasks.evaluate.forgetting import Forgetting
 from tasks.evaluate.gate import Gate
 from tasks.evaluate.harness import Harness
 from tasks.evaluate.memorisation import Memorisation
@@ -12,12 +18,6 @@ from tasks.evaluate.metrics import Metric, ReadingMetric
 from tasks.evaluate.mistakes import Mistakes
 from tasks.evaluate.robustness import Robustness
 from tasks.evaluate.router import Router
-from tasks.evaluate.timing import Timing
-from tasks.judging.metrics import AnswerScore, Verified
-from tasks.models import checkpoints
-from tasks.models.decoding import Batching, Decoding
-from tasks.models.number_formats import NumberFormat, Precision, resolve
-from tasks.params import Section
 
 
 class EvaluateParams(Section):

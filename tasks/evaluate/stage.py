@@ -1,8 +1,8 @@
 """Evaluate: every model on the same test rows, and whether distillation was worth it.
 
-In: data/collect/test.jsonl (and ood.jsonl where there is one), data/generate, data/order,
-    models/adapt/<teacher>, models/shape, models/train/<phase>/seed-<n>; what `capture` stored of
-    the teacher where fidelity is asked for on that.
+In: data/collect/test.jsonl (and ood.jsonl where there is one), data/generate, data/curriculum,
+    models/adapt/<teacher>, models/init_student, models/train/<phase>/seed-<n>; what `capture`
+    stored of the teacher where fidelity is asked for on that.
 Out, hashed: reports/metrics.json, and below data/evaluate
     predictions/<arm>[/seed-<n>].jsonl   every answer with its scores, for instance
         {"answer": " animal", "confidence": 0.93, "finish": "stop", "id": "9f8a…",
@@ -19,21 +19,21 @@ Of a teacher behind an endpoint the answers alone are scored: bought through the
 Out, not hashed: reports/timings.json, cost.json (measured), report.html, report.md (rendered).
 """
 
+from cohobate.backends.settings import GenerateParams
+from cohobate.scoring.verifiers import Task
 from tasks.evaluate.settings import EvaluateParams
-from tasks.generate.stage import GenerateParams
-from tasks.judging.verifiers import Task
 
 
 def run(evaluate: EvaluateParams, task: Task, seeds: list[int], generate: GenerateParams) -> None:
     """Answer, score, compare, time, and render the report."""
     import torch
 
-    from tasks.evaluate.answering import Examination
+    from cohobate.data.records import REPORTS, write_json
     from tasks.evaluate.arms import Arm, arms_on_disk
-    from tasks.evaluate.conclusions import METRICS, write_conclusions
     from tasks.evaluate.predictions import test_rows
     from tasks.evaluate.report import render
-    from tasks.rows.records import REPORTS, write_json
+    from tasks.evaluate.run_models import Examination
+    from tasks.evaluate.write_results import METRICS, write_conclusions
 
     torch.set_num_threads(evaluate.threads)
     arms = arms_on_disk(evaluate.teacher, evaluate.baseline, evaluate.student, seeds)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cohobate.data.records import EVALUATE, Row
 from tasks.evaluate.arms import Arm
-from tasks.evaluate.findings import Findings
 from tasks.evaluate.predictions import Prediction
-from tasks.rows.records import EVALUATE, Row
+from tasks.evaluate.statistics import Findings
 
 GROUPS = EVALUATE / "groups.csv"
 INTERVALS = EVALUATE / "intervals.csv"

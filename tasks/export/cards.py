@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cohobate.data.records import COLLECT, EVALUATE, FILTER, GENERATE, MODELS, Row, prompt_text
 from tasks.export.form import Form
 from tasks.export.student import Student, lineage
-from tasks.rows.records import COLLECT, EVALUATE, FILTER, GENERATE, MODELS, Row, prompt_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -125,7 +125,7 @@ def _write(path: Path, template: str, shown: dict[str, Any]) -> None:
 def _templates() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from tasks.evaluate.report import figures
+    from cohobate.evaluation import number_text
 
     templates = Environment(
         loader=PackageLoader("tasks.export", "."),
@@ -135,7 +135,7 @@ def _templates() -> "Environment":
         keep_trailing_newline=True,
     )
     written = ("points", "signed", "count", "short", "size", "figure")
-    templates.filters |= {name: getattr(figures, name) for name in written}
+    templates.filters |= {name: getattr(number_text, name) for name in written}
     return templates
 
 

@@ -6,9 +6,9 @@ from typing import NamedTuple, Self
 
 from pydantic import Field
 
-from tasks.errors import UserError
-from tasks.params import Section
-from tasks.rows.records import Message, Row
+from cohobate.data.records import Message, Row
+from cohobate.errors import UserError
+from cohobate.params import Section
 
 
 class Tolerance(Section):
@@ -91,5 +91,5 @@ def not_installed(library: str, form: str, extra: str = "export") -> UserError:
     return UserError(
         f"{library} is not installed: it writes or reads the form {form}",
         where="params.yaml, export.forms",
-        mend=f'pip install -e ".[{extra}]"',
+        fix=f'pip install -e ".[{extra}]"',
     )

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks.errors import UserError
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
 from tasks.export.form import Form, Questions, Tolerance, not_installed
-from tasks.models import checkpoints
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,7 +107,7 @@ def _architecture(config: dict[str, Any], student: Path) -> str:
         f"no GGUF is written of a model of type {kind!r} with {rotary!r} rotary positions; known "
         f"are {', '.join(_ARCHITECTURES)} with 'default'",
         where=str(student),
-        mend="take another form, or llama.cpp's own converter on the form safetensors",
+        fix="take another form, or llama.cpp's own converter on the form safetensors",
     )
 
 
@@ -156,5 +156,5 @@ def _packed(name: str, weight: "np.ndarray", numbers: Any) -> "np.ndarray":
         raise UserError(
             f"{name} cannot be stored as {numbers.name}: {error}",
             where="params.yaml, export.forms",
-            mend="quantisation: F16",
+            fix="quantisation: F16",
         ) from error

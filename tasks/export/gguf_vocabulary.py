@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.errors import UserError
+from cohobate.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,6 +71,6 @@ def _cut(folder: Path) -> str:
             f"llama.cpp's name for this tokenizer is not known ({written['model']['type']}, "
             f"cut by {' then '.join(steps)})",
             where=str(folder / "tokenizer.json"),
-            mend="take another form, or llama.cpp's own converter on the form safetensors",
+            fix="take another form, or llama.cpp's own converter on the form safetensors",
         )
     return _CUTS[steps]

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cohobate.data.records import Row
+from cohobate.generation.decoding import never_said
+from cohobate.models import checkpoints
 from tasks.export.form import Form, Questions, Tolerance, not_installed
-from tasks.models import checkpoints
-from tasks.models.decoding import never_said
-from tasks.rows.records import Row
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tasks.rows.text import Encoded
+    from cohobate.data.tokenized import Encoded
 
 GRAPH = "model.onnx"
 
@@ -70,7 +70,7 @@ class Onnx(Form):
 
     def answers(self, folder: Path, questions: Questions) -> list[str]:
         """Answer prompt after prompt with onnxruntime."""
-        from tasks.rows.text import prompt_ids
+        from cohobate.data.tokenized import prompt_ids
 
         session = self._session(folder, questions.threads)
         tokenizer = checkpoints.load_tokenizer(folder)
@@ -81,7 +81,7 @@ class Onnx(Form):
 
     def losses(self, folder: Path, rows: Sequence[Row], threads: int) -> list[float]:
         """Read answer after answer with onnxruntime."""
-        from tasks.rows.text import encode_all
+        from cohobate.data.tokenized import encode_all
 
         session = self._session(folder, threads)
         tokenizer = checkpoints.load_tokenizer(folder)

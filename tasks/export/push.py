@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import Field
 
-from tasks.errors import UserError
-from tasks.params import Section
-from tasks.progress import say
+from cohobate.errors import UserError
+from cohobate.params import Section
+from cohobate.progress import say
 
 TOKEN = "HF_TOKEN"
 
@@ -29,26 +29,26 @@ class Push(Section):
             UserError: a teacher's terms do not allow it, the gate was not passed, or the
                 environment holds no token.
         """
-        mend = "take export.push out of params.yaml"
+        fix = "take export.push out of params.yaml"
         for key, teacher in teachers.items():
             if not teacher["outputs_may_train"]:
                 raise UserError(
                     f"a student of {key} ({teacher['licence']}) is not published: its terms do "
                     "not say that its outputs may train another model",
                     where="params.yaml, export.push",
-                    mend=mend,
+                    fix=fix,
                 )
         if not gate_passed:
             raise UserError(
                 "the gate was not passed: this student is not published",
                 where="data/evaluate/summary.json",
-                mend=mend,
+                fix=fix,
             )
         if not os.environ.get(TOKEN):
             raise UserError(
                 "no token for the hub in the environment",
                 where="params.yaml, export.push",
-                mend=f"export {TOKEN}=...",
+                fix=f"export {TOKEN}=...",
             )
 
     def upload(self, forms: Sequence[Path]) -> None:
@@ -76,6 +76,6 @@ class Push(Section):
             raise UserError(
                 f"cannot publish on the hub: {reason[0]}",
                 where=self.repo,
-                mend="check the name, the token and the connection; cohobate run sends it again",
+                fix="check the name, the token and the connection; cohobate run sends it again",
             ) from error
         say(f"published as {self.repo}")

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from cohobate.data.records import Row
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import Precision
 from tasks.export.form import Form, Questions, Tolerance, not_installed
 from tasks.export.safetensors import answered, read_losses
-from tasks.models import checkpoints
-from tasks.models.number_formats import Precision
-from tasks.rows.records import Row
 
 
 class Quantised(Form):
@@ -55,11 +55,11 @@ class Quantised(Form):
         checkpoints.load_tokenizer(student).save_pretrained(folder)
 
     def answers(self, folder: Path, questions: Questions) -> list[str]:
-        """Answer with tasks/models/decoding.py, which every stage answers with."""
+        """Answer with cohobate/generation/decoding.py, which every stage answers with."""
         return answered(folder, self.precision, questions)
 
     def losses(self, folder: Path, rows: Sequence[Row], threads: int) -> list[float]:
-        """Read the answers with tasks/models/likelihood.py."""
+        """Read the answers with cohobate/generation/likelihood.py."""
         return read_losses(folder, self.precision, rows, threads)
 
 

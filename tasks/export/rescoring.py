@@ -8,12 +8,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from tasks.errors import UserError
+from cohobate.data.reasoning import split
+from cohobate.data.records import DEV, Row, read_rows
+from cohobate.errors import UserError
+from cohobate.scoring.metrics import AnswerScore
+from cohobate.scoring.verifiers import Verifier
 from tasks.export.form import Form, Questions
-from tasks.judging.metrics import AnswerScore
-from tasks.judging.verifiers import Verifier
-from tasks.models.reasoning import split
-from tasks.rows.records import DEV, Row, read_rows
 
 
 def dev_sample(rows: int) -> list[Row]:
@@ -27,7 +27,7 @@ def dev_sample(rows: int) -> list[Row]:
         raise UserError(
             "no dev row has an answer: no exported form can be checked",
             where=str(DEV),
-            mend="collect.split.dev in params.yaml",
+            fix="collect.split.dev in params.yaml",
         )
     if rows >= len(found):
         return found
@@ -87,7 +87,7 @@ class Rescored:
             f"loss on the right answers higher by {self.rise:.4f} nats a token (at most "
             f"{allowed.loss:g}); nothing is published",
             where="params.yaml, export.forms",
-            mend="take another form, or widen its tolerance there",
+            fix="take another form, or widen its tolerance there",
         )
 
 

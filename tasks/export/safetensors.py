@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from cohobate.data.records import Row
+from cohobate.fast.frozen import load_frozen
+from cohobate.generation.decoding import answers
+from cohobate.generation.requests import Decoding
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import Precision
 from tasks.export.form import Form, Questions, Tolerance
-from tasks.models import checkpoints
-from tasks.models.decoding import Decoding, answers
-from tasks.models.number_formats import Precision
-from tasks.rows.records import Row
 
 
 class Safetensors(Form):
@@ -45,11 +47,11 @@ class Safetensors(Form):
         checkpoints.copy_parts(student, folder)
 
     def answers(self, folder: Path, questions: Questions) -> list[str]:
-        """Answer with tasks/models/decoding.py, which every stage answers with."""
+        """Answer with cohobate/generation/decoding.py, which every stage answers with."""
         return answered(folder, self.precision, questions)
 
     def losses(self, folder: Path, rows: Sequence[Row], threads: int) -> list[float]:
-        """Read the answers with tasks/models/likelihood.py."""
+        """Read the answers with cohobate/generation/likelihood.py."""
         return read_losses(folder, self.precision, rows, threads)
 
 
@@ -57,7 +59,7 @@ def read_losses(
     folder: Path, precision: Precision, rows: Sequence[Row], threads: int
 ) -> list[float]:
     """Return a checkpoint's mean loss on each row's answer, in nats a token."""
-    from tasks.models.likelihood import Likelihood
+    from cohobate.generation.likelihood import Likelihood
 
     return [*Likelihood.of(folder, precision, threads).answer_losses(rows)]
 
@@ -65,7 +67,7 @@ def read_losses(
 def answered(folder: Path, precision: Precision, questions: Questions) -> list[str]:
     """Return the greedy answers of a checkpoint."""
     device = checkpoints.accelerator()
-    loaded = checkpoints.load(folder, precision=precision, device=device, frozen=True)
+    loaded = load_frozen(folder, precision=precision, device=device)
     how = Decoding(max_tokens=questions.max_tokens)
     found = dict(answers(*loaded, questions.prompts, how, threads=questions.threads))
     return [found[place].text for place in range(len(questions.prompts))]

@@ -20,7 +20,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.errors import UserError
+from cohobate.data.records import EXPORT, EXPORTED_DATA, write_json
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import Precision, resolve
+from cohobate.params import Section, ValueOf
+from cohobate.progress import say
+from cohobate.scoring.metrics import DecidingMetric
+from cohobate.scoring.verifiers import Task
+from cohobate.students.students import Student as Shape
 from tasks.export.cards import Exported, RoundFiles, write_dataset, write_model_card
 from tasks.export.form import Questions
 from tasks.export.gguf import Gguf
@@ -31,14 +39,6 @@ from tasks.export.rescoring import Check, Original, dev_sample
 from tasks.export.safetensors import Safetensors, answered, read_losses
 from tasks.export.student import Choice, Student, evaluated, lineage
 from tasks.export.vocabulary import whole
-from tasks.judging.metrics import DecidingMetric
-from tasks.judging.verifiers import Task
-from tasks.models import checkpoints
-from tasks.models.number_formats import Precision, resolve
-from tasks.params import Section, ValueOf
-from tasks.progress import say
-from tasks.rows.records import EXPORT, EXPORTED_DATA, write_json
-from tasks.shape.students import Student as Shape
 
 AnyForm = Annotated[Safetensors | Gguf | Onnx | Int8 | Int4, Field(discriminator="type")]
 
@@ -77,7 +77,7 @@ class ExportParams(Section):
 def run(
     export: ExportParams,
     task: Task,
-    shape: Shape,
+    init_student: Shape,
     metric: DecidingMetric,
     max_tokens: Annotated[int, ValueOf("evaluate.decoding.max_tokens")],
 ) -> None:
@@ -107,8 +107,8 @@ def run(
     summary["original score"] = round(check.score(said), 6)
     with ExitStack() as published:  # all of them at its end, or none
         source, forms = student.by_seed[seed], export.forms
-        if shape.vocabulary == "used" and export.vocabulary == "whole":
-            source = published.enter_context(whole(source, shape))
+        if init_student.vocabulary == "used" and export.vocabulary == "whole":
+            source = published.enter_context(whole(source, init_student))
             forms = tuple(form.for_restored() for form in forms)
         for form in forms:
             partial = published.enter_context(checkpoints.staged(EXPORT / form.name))
@@ -143,7 +143,7 @@ def _chosen(export: ExportParams, student: Student, check: Check) -> tuple[int, 
         raise UserError(
             f"no student was trained with seed {export.seed}",
             where="params.yaml, export.seed",
-            mend=f"one of {', '.join(map(str, sorted(student.by_seed)))}",
+            fix=f"one of {', '.join(map(str, sorted(student.by_seed)))}",
         )
     said = {
         seed: answered(student.by_seed[seed], export.precision, check.questions) for seed in seeds

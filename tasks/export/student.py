@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tasks.errors import UserError
-from tasks.models import checkpoints
-from tasks.rows.records import EVALUATE
+from cohobate.data.records import EVALUATE
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
 
 Choice = Literal["best_on_dev", "first"]
 ROLES = ("teacher", "initial", "baseline", "student")
@@ -39,7 +39,7 @@ def evaluated() -> Student:
     }
     for folder in folders.values():
         if not folder.is_dir():
-            raise UserError("a checkpoint is not there", where=str(folder), mend="cohobate run")
+            raise UserError("a checkpoint is not there", where=str(folder), fix="cohobate run")
     return Student(row["arm"], folders, row, [by_role[role] for role in ROLES])
 
 

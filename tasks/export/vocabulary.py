@@ -11,25 +11,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.errors import UserError
-from tasks.models import checkpoints, sources
-from tasks.progress import say
-from tasks.rows.records import ADAPT, EXPORT, MODELS
+from cohobate.data.records import ADAPT, EXPORT, MODELS
+from cohobate.errors import UserError
+from cohobate.models import checkpoints, hub
+from cohobate.progress import say
 
 if TYPE_CHECKING:
-    from tasks.shape.students import Student
+    from cohobate.students.students import Student
 
 
 @contextmanager
-def whole(student: Path, shape: "Student") -> Iterator[Path]:
+def whole(student: Path, student_params: "Student") -> Iterator[Path]:
     """Yield a checkpoint of the student with the vocabulary it was cut from; gone afterwards.
 
     Raises:
         UserError: the model that it was cut from is not here, or is as wide as another.
     """
-    from tasks.shape.vocabulary import restore
+    from cohobate.students.vocabulary_trimming import restore
 
-    lender = _cut_from(shape)
+    lender = _cut_from(student_params)
     model, tokenizer = checkpoints.load(student)
     known = len(tokenizer)
     full = restore(model, tokenizer, lender)
@@ -42,16 +42,16 @@ def whole(student: Path, shape: "Student") -> Iterator[Path]:
         yield Path(scratch) / "model"
 
 
-def _cut_from(shape: "Student") -> Path:
+def _cut_from(student_params: "Student") -> Path:
     """Return the folder of the model whose vocabulary the student's is a part of."""
-    if shape.type == "pretrained":
+    if student_params.type == "pretrained":
         pin = json.loads(MODELS.read_bytes())["student"]
-        return sources.pinned(shape.model, pin)
-    folder = ADAPT / shape.teacher
+        return hub.pinned(student_params.model, pin)
+    folder = ADAPT / student_params.teacher
     if not (folder / "config.json").exists():
         raise UserError(
             "the teacher whose vocabulary was trimmed is not here",
             where=str(folder),
-            mend=f"cohobate run --stage adapt@{shape.teacher}, or export.vocabulary: used",
+            fix=f"cohobate run --stage adapt@{student_params.teacher}, or export.vocabulary: used",
         )
     return folder

@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from cohobate.data.records import Response
+from cohobate.scoring.votes import hash_of, votes_of
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
-from tasks.judging.votes import hash_of, votes_of
-from tasks.rows.records import Response
 
 
 class Verified(Filter):

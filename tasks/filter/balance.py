@@ -9,9 +9,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tasks.errors import UserError
+from cohobate.data.records import Response
+from cohobate.errors import UserError
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
-from tasks.rows.records import Response
 
 
 class Confidence(Filter):
@@ -96,7 +96,7 @@ class ClassBalance(Filter):
             raise UserError(
                 f"{len(counts)} different {self.of}s cannot each stay below {self.max_share:.0%}",
                 where="filter.filters: class_balance",
-                mend=f"give a max_share of {1 / len(counts):.2f} or more"
+                fix=f"give a max_share of {1 / len(counts):.2f} or more"
                 if len(counts) > 1
                 else f"leave the filter out: there is one {self.of} alone",
             )

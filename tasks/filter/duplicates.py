@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from cohobate.data.records import Response, prompt_text
+from cohobate.data.text_comparison import differ_by_case, differ_by_signs, words_of
 from tasks.filter.near_duplicates import shared_bands
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
-from tasks.rows.records import Response, prompt_text
-from tasks.rows.words import differ_by_case, differ_by_signs, words_of
 
 _NEAR = "near-duplicate of an earlier prompt"
 

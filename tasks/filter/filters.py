@@ -10,17 +10,17 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from cohobate.data.contamination import SIMILARITY, WORDS
+from cohobate.data.records import Response, prompt_text
+from cohobate.data.text_comparison import words_of
 from tasks.filter.agreement import Agreement, Verified
 from tasks.filter.balance import ClassBalance, Confidence, Sample
 from tasks.filter.duplicates import ExactDuplicates, NearDuplicates
 from tasks.filter.instruction_following import InstructionFollowing
-from tasks.filter.judged import Judged, Rewarded
-from tasks.filter.meaning import Diversity, SemanticDuplicates
+from tasks.filter.model_scores import Judged, Rewarded
+from tasks.filter.semantic import Diversity, SemanticDuplicates
+from tasks.filter.text_rules import Boilerplate, Language, Repetition, Schema
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
-from tasks.filter.wording import Boilerplate, Language, Repetition, Schema
-from tasks.rows.contamination import SIMILARITY, WORDS
-from tasks.rows.records import Response, prompt_text
-from tasks.rows.words import words_of
 
 
 class Contaminated(Filter):

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from cohobate.data.records import Response
+from cohobate.models.number_formats import Precision
 from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
-from tasks.models.number_formats import Precision
-from tasks.rows.records import Response
 
 
 class InstructionFollowing(Filter):
@@ -30,7 +30,7 @@ class InstructionFollowing(Filter):
 
     def over(self, rows: Rows, context: Context) -> Keep:
         """Score all rows with the model that `filter.scorer` names; return what compares."""
-        from tasks.models.likelihood import Likelihood
+        from cohobate.generation.likelihood import Likelihood
 
         scorer = Likelihood.of(context.scorer(), self.precision, self.threads)
         found = (round(s, 4) for s in scorer.instruction_following_difficulty(rows))

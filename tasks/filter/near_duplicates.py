@@ -50,7 +50,7 @@ def shared_bands(
 
     Args:
         texts: the words of each row; the pairs of neighbours are what rows have in common, as
-            `tasks.rows.contamination.bigrams_of` has them.
+            `cohobate.data.contamination.bigrams_of` has them.
         ignored: pairs, with a space between their words, that count for nothing.
         similarity: Jaccard similarity from which two rows are to be found.
         permutations: most permutations of a sketch.
@@ -131,11 +131,11 @@ def _band_hashes(
     """Return a 32-bit hash of each band of each row, (N, B)."""
     import numpy as np
 
-    dice = np.random.default_rng(_SEED)
+    rng = np.random.default_rng(_SEED)
     hashes_NB = np.empty((len(starts_N), number), dtype=np.uint32)
     for band in range(number):
         mixed_N = np.zeros(len(starts_N), dtype=np.uint64)
-        for factor, shift in dice.integers(1 << 32, size=(width, 2), dtype=np.uint32):
+        for factor, shift in rng.integers(1 << 32, size=(width, 2), dtype=np.uint32):
             smallest_N = np.minimum.reduceat(pairs_T * (factor | np.uint32(1)) + shift, starts_N)
             mixed_N = _mixed(mixed_N, smallest_N.astype(np.uint64)).astype(np.uint64)
         hashes_NB[:, band] = mixed_N

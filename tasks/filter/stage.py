@@ -23,16 +23,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from tasks.errors import UserError
-from tasks.filter.filters import AnyFilter, Contaminated
-from tasks.filter.picture import funnel_svg
-from tasks.filter.verdicts import KEPT, Context, Filter, Refused
-from tasks.judging.verifiers import Task
-from tasks.models import sources
-from tasks.params import Section
-from tasks.progress import say, track
-from tasks.rows.contamination import Contamination
-from tasks.rows.records import (
+from cohobate.data.contamination import Contamination
+from cohobate.data.records import (
     DEV,
     FILTER,
     GENERATE,
@@ -47,7 +39,15 @@ from tasks.rows.records import (
     write_json,
     write_rows,
 )
-from tasks.rows.row_view import RowView
+from cohobate.data.row_files import RowView
+from cohobate.errors import UserError
+from cohobate.models import hub
+from cohobate.params import Section
+from cohobate.progress import say, track
+from cohobate.scoring.verifiers import Task
+from tasks.filter.filters import AnyFilter, Contaminated
+from tasks.filter.picture import funnel_svg
+from tasks.filter.verdicts import KEPT, Context, Filter, Refused
 
 
 class FilterParams(Section):
@@ -84,7 +84,7 @@ def run(filter: FilterParams, task: Task) -> None:
         raise UserError(
             f"the filters refuse all {len(rows)} responses",
             where=str(FILTER / "funnel.json"),
-            mend="see data/filter/dropped.jsonl for the reasons, and mend filter.filters",
+            fix="see data/filter/dropped.jsonl for the reasons, and fix filter.filters",
         )
     write_rows(FILTER / "kept.jsonl", funnel.rows)
     say(f"kept {len(funnel.rows)} of {len(rows)} responses")
@@ -139,7 +139,7 @@ def _context(filter: FilterParams, task: Task) -> Context:
         task.labels(references.values()),
         Contamination(prompts, contaminated.words, contaminated.similarity),
         references,
-        lambda: sources.watched(filter.scorer),
+        lambda: hub.watched(filter.scorer),
     )
 
 

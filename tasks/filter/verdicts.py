@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from tasks.judging.verifiers import Task
-from tasks.params import Section
-from tasks.rows.contamination import Contamination
-from tasks.rows.records import Response
+from cohobate.data.contamination import Contamination
+from cohobate.data.records import Response
+from cohobate.params import Section
+from cohobate.scoring.verifiers import Task
 
 
 @dataclass(frozen=True)

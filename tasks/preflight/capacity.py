@@ -8,11 +8,11 @@ here. Nothing of it is recorded: it is a fact about the machine, not about the r
 import shutil
 from pathlib import Path
 
-from tasks.errors import UserError
-from tasks.learning.memory import GIB, available_on
-from tasks.models import checkpoints
-from tasks.models.number_formats import BYTES, native
-from tasks.progress import say
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import BYTES, native
+from cohobate.progress import say
+from cohobate.training.memory import GIB, available_on
 
 _BYTES_STORED = 2 * 2  # bfloat16, in the project and in the cache of versions
 _BYTES_TUNING = 4 + 4  # float32 weights, and gradients of them all
@@ -30,7 +30,7 @@ def check_capacity(parameters: list[int]) -> None:
         raise UserError(
             f"the round's models take {stored / GIB:.1f} GiB on disk, {disk / GIB:.1f} are free",
             where=str(Path.cwd()),
-            mend="free some space, or run in a folder on another disk",
+            fix="free some space, or run in a folder on another disk",
         )
     device = checkpoints.accelerator()
     memory, number_format = available_on(device), native(device).number_format
@@ -42,7 +42,7 @@ def check_capacity(parameters: list[int]) -> None:
         raise UserError(
             f"the largest model needs {answering / GIB:.1f} GiB of {kind} in {number_format}, "
             f"{memory / GIB:.1f} GiB available",
-            mend=f"free some {kind}, or choose a smaller teacher",
+            fix=f"free some {kind}, or choose a smaller teacher",
         )
     if memory < tuning:
         say(

@@ -1,8 +1,8 @@
 """What must hold between the models of a round; each check says what to do about it."""
 
-from tasks.errors import UserError
-from tasks.models.outlines import Outline, difference
-from tasks.teachers import Teacher
+from cohobate.errors import UserError
+from cohobate.models.model_info import Outline, difference
+from cohobate.teachers.teacher import Teacher
 
 _PROBE = "A probe: naïve 2+2=4,  tabs\tand\nlines, 漢字, don't — «ok»?"
 
@@ -12,15 +12,15 @@ def check_terms(key: str, teacher: Teacher) -> None:
     if teacher.acknowledge.strip():
         return
     where, known = f"params.yaml, section teachers.{key}", teacher.licence.strip().lower()
-    mend = f'set it, or acknowledge in words: cohobate run --set teachers.{key}.acknowledge="..."'
+    fix = f'set it, or acknowledge in words: cohobate run --set teachers.{key}.acknowledge="..."'
     if known in ("", "unknown"):
-        raise UserError(f"the licence of the teacher {key} is not known", where=where, mend=mend)
+        raise UserError(f"the licence of the teacher {key} is not known", where=where, fix=fix)
     if not teacher.outputs_may_train:
         raise UserError(
             f"{teacher.licence}: its terms do not say that outputs of the teacher {key} may train "
             "another model (outputs_may_train)",
             where=where,
-            mend=mend,
+            fix=fix,
         )
 
 
@@ -31,7 +31,7 @@ def check_width(name: str, model: Outline) -> None:
             f"{name}: the tokenizer has the id {model.highest_id}, the embedding has only "
             f"{model.rows} rows",
             where=str(model.folder),
-            mend="model.resize_token_embeddings(len(tokenizer)) of transformers, saved as another "
+            fix="model.resize_token_embeddings(len(tokenizer)) of transformers, saved as another "
             "folder; or the tokenizer that the model was published with",
         )
 
@@ -39,18 +39,29 @@ def check_width(name: str, model: Outline) -> None:
 def check_signals(key: str, teacher: Outline, student: Outline) -> None:
     """Refuse a student that means other text by the teacher's token ids, or ends otherwise."""
     between = f"teacher {key} and student"
-    mend = "choose a student of the same family, or `signals: false` to use the teacher's text only"
+    fix = "choose a student of the same family, or `signals: false` to use the teacher's text only"
     if odd := difference(teacher.vocabulary, student.vocabulary):
-        raise UserError(f"{between} have different vocabularies: {odd}", where="shape", mend=mend)
+        raise UserError(
+            f"{between} have different vocabularies: {odd}",
+            where="params.yaml, section init_student",
+            fix=fix,
+        )
     if teacher.encode(_PROBE) != student.encode(_PROBE):
-        raise UserError(f"{between} cut the same text into different tokens", where="shape")
-    mend = "shape.tokenizer: teacher   (for a pretrained student)"
+        raise UserError(
+            f"{between} cut the same text into different tokens",
+            where="params.yaml, section init_student",
+        )
+    fix = "init_student.tokenizer: teacher   (for a pretrained student)"
     if teacher.eos != student.eos:
         raise UserError(
             f"{between} end an answer differently: {teacher.eos!r} and {student.eos!r}; "
             "the student would never stop",
-            where="shape",
-            mend=mend,
+            where="params.yaml, section init_student",
+            fix=fix,
         )
     if teacher.template != student.template:
-        raise UserError(f"{between} have different chat templates", where="shape", mend=mend)
+        raise UserError(
+            f"{between} have different chat templates",
+            where="params.yaml, section init_student",
+            fix=fix,
+        )

@@ -2,18 +2,23 @@
 
 How long the rows will be is not known yet. A phase that does not fit even with short rows is
 refused here; one that would not with rows of `max_tokens` is told of, and refused once its rows
-are known (tasks/learning/trainer.py). Like all of preflight's look at the machine, nothing of it is
-recorded.
+are known (cohobate/training/trainer.py). Like all of preflight's look at the machine, nothing of it
+is recorded.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tasks.capture.stage import CaptureParams
-from tasks.generate.backends import Transformers
-from tasks.generate.stage import GenerateParams
-from tasks.learning.hyperparameters import Hyperparameters
-from tasks.learning.memory import (
+from cohobate.backends.settings import GenerateParams
+from cohobate.backends.transformers import Transformers
+from cohobate.models import checkpoints
+from cohobate.models.layer_choice import Layers, chosen
+from cohobate.models.model_info import Outline
+from cohobate.models.number_formats import BYTES, resolve
+from cohobate.progress import say
+from cohobate.teachers.signal_store.settings import CaptureParams
+from cohobate.training.hyperparameters import Hyperparameters
+from cohobate.training.memory import (
     BASE,
     GIB,
     LOGITS,
@@ -26,15 +31,10 @@ from tasks.learning.memory import (
     check_room,
     footprint,
 )
-from tasks.models import checkpoints
-from tasks.models.depth import Layers, chosen
-from tasks.models.number_formats import BYTES, resolve
-from tasks.models.outlines import Outline
 from tasks.preflight.phases import PHASES
-from tasks.progress import say
 
 if TYPE_CHECKING:
-    from tasks.train.phase import Phase
+    from cohobate.methods.phase import Phase
 
 SHORT = 32
 """Tokens of a row that is surely not longer than the round's longest."""

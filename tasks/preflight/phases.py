@@ -3,15 +3,15 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from tasks.errors import UserError
-from tasks.losses.divergences import Divergence
-from tasks.params import Section, nearest
-from tasks.progress import say
-from tasks.signals.forms import Form
-from tasks.teachers import Teachers
+from cohobate.errors import UserError
+from cohobate.losses.divergences import Divergence
+from cohobate.params import Section, nearest
+from cohobate.progress import say
+from cohobate.teachers.signal_store.forms import Form
+from cohobate.teachers.teacher import Teachers
 
 if TYPE_CHECKING:
-    from tasks.train.phase import Phase
+    from cohobate.methods.phase import Phase
 
 PHASES = ("train", "assist")
 """The sections that hold phases; each is the folder of their models too."""
@@ -26,7 +26,7 @@ def check_phases(phases: Mapping[str, "Phase"], teachers: Teachers, form: Form) 
         form: of the stored signals.
 
     Raises:
-        UserError: naming the phase and its mend.
+        UserError: naming the phase and its fix.
     """
     for key, phase in phases.items():
         _check_start(key, phase, phases, teachers)
@@ -43,16 +43,16 @@ def _check_start(
     name = name.split("/")[0]  # what follows is a model trained beside
     if stage in PHASES and f"{stage}.{name}" not in phases:
         known = [other.partition(".")[2] for other in phases if other.startswith(f"{stage}.")]
-        mend = "from: shape, or the name of a phase"
+        fix = "from: init_student, or the name of a phase"
         what = f"no phase is called {name!r}{nearest(name, known)}"
-        raise UserError(what, where=where, mend=mend)
+        raise UserError(what, where=where, fix=fix)
     if stage == "adapt" and name not in teachers:
         raise UserError(f"no teacher is called {name!r}{nearest(name, teachers)}", where=where)
-    if stage not in ("shape", "adapt", "champion", *PHASES):
+    if stage not in ("init_student", "adapt", "champion", *PHASES):
         raise UserError(
             f"a phase cannot start from {phase.start!r}",
             where=where,
-            mend="from: shape, adapt/<teacher>, train/<phase>, or assist/<phase>",
+            fix="from: init_student, adapt/<teacher>, train/<phase>, or assist/<phase>",
         )
 
 
@@ -64,8 +64,8 @@ def _check_circle(chain: list[str], phases: Mapping[str, "Phase"]) -> None:
             raise UserError(
                 f"phases wait for each other in a circle: {' from '.join(names)}",
                 where=f"params.yaml, {chain[-1]}",
-                mend="let the first of them start from: shape; where several phases teach one, "
-                "they stand in section assist, and its targets are models/assist",
+                fix="let the first of them start from: init_student; where several phases teach "
+                "one, they stand in section assist, and its targets are models/assist",
             )
         _check_circle([*chain, before], phases)
 
@@ -112,7 +112,7 @@ def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: Form) -> 
             raise UserError(
                 f"the teacher {name} gives its text only",
                 where=where,
-                mend=f"teachers.{name}.signals: true, or train on its answers: method: sft",
+                fix=f"teachers.{name}.signals: true, or train on its answers: method: sft",
             )
         if folder == "data/capture":
             for term in getattr(phase, "live_terms", ()):
@@ -125,7 +125,7 @@ def _check_form(key: str, phase: "Phase", form: Form) -> None:
         form.check(getattr(phase, "responses", ()))
     except UserError as error:
         where = f"params.yaml, {key}.terms"
-        raise UserError(error.what, where=where, mend=error.mend) from None
+        raise UserError(error.what, where=where, fix=error.fix) from None
 
 
 def check_lengths(phases: Mapping[str, "Phase"], context: int | None) -> None:
@@ -143,13 +143,13 @@ def check_beginnings(phases: Mapping[str, "Phase"], student: str) -> None:
 
     Args:
         phases: by name.
-        student: how the student is made, `shape.type`.
+        student: how the student is made, `init_student.type`.
     """
     if student == "pretrained":
         return
     for key, phase in phases.items():
         terms = getattr(phase, "terms", ())
-        if phase.start == "shape" and terms and not any(map(_teaches_from_nothing, terms)):
+        if phase.start == "init_student" and terms and not any(map(_teaches_from_nothing, terms)):
             told = " and ".join(term.type for term in terms)
             say(
                 f"{key} starts from an untrained student, and {told} moves hardly anything "

@@ -8,14 +8,15 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from tasks.errors import UserError
-from tasks.params import nearest, stage_names
+from cohobate.errors import UserError
+from cohobate.params import nearest
+from tasks.signatures import stage_names
 
 _OUTPUTS = re.compile(
     r"^(models/train|models/assist|models/adapt|data/capture|data/generate)/([^/]+)"
 )
 _PHASES = ("evaluate.student", "evaluate.baseline")
-_TEACHERS = ("evaluate.teacher", "shape.teacher")
+_TEACHERS = ("evaluate.teacher", "init_student.teacher")
 _OF_TEACHERS = ("adapt", "generate", "capture")
 _NOT_OUTPUTS = ("teachers", "resources", "recipe")
 
@@ -60,7 +61,7 @@ def _check_address(address: str, phases: Collection[str], teachers: Collection[s
         raise UserError(
             f"resources names the stage {address!r}, which is not there{nearest(address, names)}",
             where=f"params.yaml, resources.{address}",
-            mend=f"name one of {', '.join(known.get(stage) or known)}",
+            fix=f"name one of {', '.join(known.get(stage) or known)}",
         )
 
 
@@ -80,7 +81,7 @@ def _check_name(key: str, name: str, known: Collection[str], what: str, section:
             f"{key} names the {what} {name!r}, and section {section} has no such {what}"
             f"{nearest(name, known)}",
             where=f"params.yaml, {key}",
-            mend=f"name one of {', '.join(known)}",
+            fix=f"name one of {', '.join(known)}",
         )
 
 

@@ -10,14 +10,19 @@ Out: data/preflight/models.json, what they are, pinned: later stages refuse any 
 
 from typing import Annotated, Any
 
-from tasks.adapt.tuning import Tuning
-from tasks.capture.stage import CaptureParams
-from tasks.errors import UserError
-from tasks.generate.stage import GenerateParams
-from tasks.models import checkpoints, sources
-from tasks.models.number_formats import described
-from tasks.models.outlines import Outline, outline_of
-from tasks.params import PARAMS, ValueOf, load
+from cohobate.backends.settings import GenerateParams
+from cohobate.data.records import MODELS, write_json
+from cohobate.errors import UserError
+from cohobate.methods.teacher_tuning import Tuning
+from cohobate.methods.train import Method
+from cohobate.models import checkpoints, hub
+from cohobate.models.model_info import Outline, outline_of
+from cohobate.models.number_formats import described
+from cohobate.params import PARAMS, ValueOf, load
+from cohobate.progress import say
+from cohobate.students.students import Student
+from cohobate.teachers.signal_store.settings import CaptureParams
+from cohobate.teachers.teacher import Teacher, Teachers
 from tasks.preflight.capacity import check_capacity
 from tasks.preflight.checks import check_signals, check_terms, check_width
 from tasks.preflight.memory import Memory, size_of
@@ -28,16 +33,11 @@ from tasks.preflight.phases import (
     shares_vocabulary,
 )
 from tasks.preflight.references import check_phase
-from tasks.progress import say
-from tasks.rows.records import MODELS, write_json
-from tasks.shape.students import Student
-from tasks.teachers import Teacher, Teachers
-from tasks.train.stage import Method
 
 
 def run(
     teachers: Teachers,
-    shape: Student,
+    init_student: Student,
     *,
     adapt: Tuning,
     generate: GenerateParams,
@@ -63,7 +63,7 @@ def run(
     check_phases(phases, teachers, capture.signals)
     for key, teacher in teachers.items():
         check_terms(key, teacher)
-    shape.lender(teachers)
+    init_student.lender(teachers)
     outlines = {
         key: look_at_teacher(key, teacher)
         for key, teacher in teachers.items()
@@ -71,7 +71,7 @@ def run(
     }
     for key, outline in outlines.items():
         check_width(f"teacher {key}", outline)
-    outline, record = shape.preview(outlines.get(shape.teacher))
+    outline, record = init_student.preview(outlines.get(init_student.teacher))
     check_width("student", outline)
     for key, teacher in teachers.items():
         if teacher.signals and shares_vocabulary(key, phases):
@@ -79,7 +79,7 @@ def run(
     sizes = [outline.parameters() for outline in outlines.values()]
     check_capacity([*sizes, record["parameters"]])
     check_lengths(phases, record.get("context"))
-    check_beginnings(phases, shape.type)
+    check_beginnings(phases, init_student.type)
     asked = {key: size_of(outline) for key, outline in outlines.items()}
     Memory(asked, size_of(outline, record), phases, _resources()).check(adapt, generate, capture)
     pinned = {key: _pinned(teacher, outlines.get(key)) for key, teacher in teachers.items()}
@@ -92,7 +92,7 @@ def run(
 
 def look_at_teacher(key: str, teacher: Teacher) -> Outline:
     """Return what a teacher is, its chat template set; say what of the template is left unset."""
-    outline = outline_of(sources.resolve(teacher.model, teacher.revision))
+    outline = outline_of(hub.resolve(teacher.model, teacher.revision))
     where = f"params.yaml, teachers.{key}.template"
     for note in teacher.template.check(f"the teacher {key}", outline.template, where):
         say(note)
@@ -120,4 +120,4 @@ def _pinned(teacher: Teacher, outline: Outline | None) -> dict[str, Any]:
     if outline is None:
         where = {"endpoint": teacher.endpoint, "revision": teacher.revision}
         return terms | where | {"model": teacher.model}
-    return outline.facts() | terms | sources.origin(teacher.model, outline.folder)
+    return outline.facts() | terms | hub.origin(teacher.model, outline.folder)

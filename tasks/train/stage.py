@@ -11,30 +11,14 @@ Lines of history.csv, a column for each term of the loss:
     step,loss,forward_kl,hard,gradient_norm,tokens,learning_rate,stage
     1,4.33,3.9,0.43,2.17,96,0.0,0
 
-To add a method: one file beside this one with its class, and its name in `Method`.
+Methods of training: cohobate/methods/.
 """
 
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field
-
-from tasks.errors import UserError
-from tasks.learning import resuming
-from tasks.learning.history import write_history
-from tasks.params import EachOf
-from tasks.rows.records import TRAIN, read_rows, row_kind, write_json
-from tasks.train.dpo import Dpo
-from tasks.train.kd import Kd
-from tasks.train.mutual import Mutual
-from tasks.train.on_policy import OnPolicy
-from tasks.train.phase import MODELS, Phase, Trained
-from tasks.train.sft import Sft
-
-Method = Annotated[Sft | Kd | OnPolicy | Dpo | Mutual, Field(discriminator="method")]
+from cohobate.data.records import TRAIN
+from cohobate.methods.train import Method, train_seeds
+from cohobate.params import EachOf
 
 
 def run(item: str, phase: Annotated[Method, EachOf("train")], seeds: list[int]) -> None:
@@ -44,93 +28,3 @@ def run(item: str, phase: Annotated[Method, EachOf("train")], seeds: list[int]) 
         UserError: start, rows and targets do not fit each other; or a loss that is not finite.
     """
     train_seeds(TRAIN / item, phase, seeds)
-
-
-def train_seeds(folder: Path, phase: Method, seeds: list[int]) -> None:
-    """Train a phase, which is named like its folder, once for each seed."""
-    from tasks.progress import say
-
-    item = folder.name
-    if not seeds:
-        raise UserError("no seed to train with", where="params.yaml", mend="--set seeds=[1]")
-    summary: dict[str, Any] = {"method": phase.method, "from": phase.start}
-    losses = []
-    for seed in seeds:
-        trained = _train_together(folder, phase, seed)
-        losses.append(final_loss(trained))
-        summary |= {"rows": trained.rows, "updates": len(trained.history)}
-        summary |= {f"{name}, seed {seed}": note for name, note in trained.notes.items()}
-        summary[f"final_loss of seed {seed}"] = round(losses[-1], 4)
-        say(f"{item}, seed {seed}: loss {losses[-1]:.4f} over the last updates")
-    summary["final_loss"] = round(fmean(losses), 4)
-    write_json(folder / "summary.json", summary)
-    resuming.forget(_run_name(folder))
-
-
-def _train_together(folder: Path, phase: Phase, seed: int) -> Trained:
-    """Train one seed, in this process or in as many workers as the phase wants."""
-    if phase.workers == 1:
-        return _train(folder, phase, seed)
-    from tasks.train import distributed
-
-    work = partial(_train, folder, phase, seed)
-    return distributed.run(work, phase.workers, phase.replacements)
-
-
-def _run_name(folder: Path) -> str:
-    """Return the name under which the training checkpoints of a phase are kept."""
-    return folder.name if folder.parent == TRAIN else folder.relative_to(MODELS).as_posix()
-
-
-def _train(folder: Path, phase: Phase, seed: int) -> Trained:
-    from tasks.learning import workers
-    from tasks.models import checkpoints
-
-    item, start = folder.name, phase.start_folder(seed)
-    model, tokenizer = phase.load_start(seed)
-    rows = rows_of(Path(phase.rows))
-    with resuming.resumable(f"{_run_name(folder)}/seed-{seed}", *phase.decided_by(seed)):
-        trained = phase.train(model, tokenizer, rows, seed=seed, what=f"train {item}, seed {seed}")
-    if workers.rank() == 0:
-        made = folder / f"seed-{seed}"
-        provenance = {
-            "phase": item,
-            "seed": seed,
-            "from": checkpoints.fingerprint(start),
-            "updates": checkpoints.updates(start) + len(trained.history),
-            "params": phase.params(),
-            "number_formats": phase.number_formats(),
-        }
-        if prefix := prefix_of(rows):
-            provenance["prompt_prefix"] = prefix
-        checkpoints.save(model, tokenizer, made, provenance, precision=phase.save_precision)
-        write_history(made / "history.csv", trained.history)
-        for name, other in trained.others.items():
-            beside = folder / name / f"seed-{seed}"
-            checkpoints.save(other, tokenizer, beside, provenance, precision=phase.save_precision)
-    return trained
-
-
-def rows_of(path: Path) -> list[Any]:
-    """Read rows of whichever kind the file holds: lessons, responses, plain rows or pairs.
-
-    Raises:
-        UserError: there is no such file, or no row in it.
-    """
-    if not path.is_file():
-        raise UserError("these rows do not exist", where=str(path), mend="see train.<phase>.rows")
-    if not path.stat().st_size:
-        raise UserError("there are no rows to learn from", where=str(path))
-    return list(read_rows(path, row_kind(path)))
-
-
-def prefix_of(rows: Sequence[Any]) -> str | None:
-    """Return the prefix of the rows' answers: what the trained student is to be asked with."""
-    answers = (row for row in rows if getattr(row, "target", None) is None)
-    return next((row.prefix for row in answers), None)
-
-
-def final_loss(trained: Trained) -> float:
-    """Return the mean loss of the last tenth of the updates."""
-    tail = trained.history[-max(1, len(trained.history) // 10) :]
-    return fmean(update.loss for update in tail)

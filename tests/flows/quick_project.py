@@ -35,7 +35,7 @@ stages:
   mine:
     cmd: python stand_in.py mine
     deps: [models/train]
-    outs: [data/mine]
+    outs: [data/hard_examples]
 """
 STAND_IN = """\
 import json, pathlib, sys, time
@@ -78,8 +78,8 @@ if stage == "verdict":
     arms = dict.fromkeys(("teacher", "initial", "baseline", "student"), {"score": 0.5})
     gate = {"gate": {"passed": True}, "gain_over_baseline": gain}
     write("reports/metrics.json", {**arms, **gate, "retention": 0.9, "retention_low": 0.8})
-if stage == "mine":
-    write("data/mine/hardest.jsonl", {})
+if stage == "hard_examples":
+    write("data/hard_examples/hardest.jsonl", {})
 """
 
 

@@ -8,10 +8,10 @@ import pytest
 from prefect.blocks.system import Secret
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from cohobate.backends.ledger_storage import VARIABLE
+from cohobate.dvc_bridge.versioning import StageNode
 from flows import api_keys, placement
 from flows.placement import StageResult
-from tasks.generate.places import VARIABLE
-from tasks.lineage.versioning import StageNode
 
 KEY = "sk-only-the-service-may-know"
 NAME = "COHOBATE_TEST_API_KEY"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from cohobate.data.records import write_json
 from flows import artifacts, pictures
 from tasks.evaluate.tables import LOSSES, SAMPLES
-from tasks.rows.records import write_json
 from tests.flows.test_round_history import record
 
 

@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 
+from cohobate.backends import cost_log
+from cohobate.backends.openai import OpenAI
+from cohobate.backends.settings import GenerateParams
+from cohobate.errors import UserError
+from cohobate.generation.requests import Decoding
 from flows import budget, stage_seconds
 from flows.placement import StageResult
 from flows.round_history import RoundRecord
-from flows.stopping import reason_to_stop
-from tasks.errors import UserError
-from tasks.generate import spending
-from tasks.generate.openai import OpenAI
-from tasks.generate.stage import GenerateParams, run
-from tasks.models.decoding import Decoding
-from tasks.rounds import Stop
+from flows.round_settings import Stop
+from flows.stop_rules import reason_to_stop
+from tasks.generate.stage import run
 from tests.flows.test_round_history import record
 from tests.loopback_teacher import LoopbackTeacher, publish_address, write_prompts
 
@@ -40,7 +41,7 @@ def buy(prompts: int, **backend: Any) -> None:
 def concluded(last: RoundRecord | None) -> RoundRecord:
     """End a round, and open the next one's worktree: nothing of this one's notes is in it."""
     ended = record(last.number + 1 if last else 1, **budget.spent(Path(), last))
-    for note in spending.SPENT.glob("*"):
+    for note in cost_log.SPENT.glob("*"):
         note.unlink()
     return ended
 
@@ -71,7 +72,7 @@ def test_what_an_attempt_that_died_had_bought_counts_to_the_round(
 
 def test_what_was_bought_before_the_first_round_is_not_its_own(service: LoopbackTeacher) -> None:
     buy(20)
-    for note in spending.SPENT.glob("*"):
+    for note in cost_log.SPENT.glob("*"):
         note.unlink()
     buy(30)
     assert concluded(None).money == pytest.approx(10 * ANSWER)

@@ -70,7 +70,7 @@ def test_doctor_finds_what_is_wrong_and_how_to_mend_it(folder: Path) -> None:
     assert done.returncode == 1
     wrong = {finding["what"] for finding in findings if not finding["ok"]}
     assert any("did you mean 'seeds'" in what for what in wrong)
-    assert all(finding["mend"] for finding in findings if not finding["ok"])
+    assert all(finding["fix"] for finding in findings if not finding["ok"])
 
 
 @pytest.mark.parametrize("command", [["cohobate", "params"], ["python", "-m", "tasks", "nothing"]])

@@ -22,17 +22,17 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Running
 from prefect.utilities.callables import parameter_schema
 
-from flows import deployments, overrides, services_cli
+from cohobate import params
+from cohobate.errors import UserError
+from cohobate.params import ParamsError
+from flows import deployments, overrides, params_schema, services_cli
 from flows.console import StoppedError
 from flows.iterate_rounds import Params, iterate_rounds
 from flows.round_history import History
-from tasks import params, schema
-from tasks.errors import UserError
-from tasks.params import ParamsError
 from tests.flows import quick_project
 
 ROOT = Path(__file__).parents[2]
-FORM = set(schema.sections()) - {"recipe"}  # that section is written, not set
+FORM = set(params_schema.sections()) - {"recipe"}  # that section is written, not set
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def test_every_section_of_params_yaml_is_in_the_form() -> None:
     form = parameter_schema(iterate_rounds).model_dump()
     offered = form["definitions"]["Params"]["properties"]
     assert set(offered) == FORM
-    mine = form["definitions"]["MineParams"]["properties"]
+    mine = form["definitions"]["HardExamplesParams"]["properties"]
     assert mine["rows"]["type"] == "integer"
     assert "description" in mine["rows"]
 
@@ -54,19 +54,19 @@ def test_every_section_of_params_yaml_is_in_the_form() -> None:
 def test_what_the_form_sets_is_laid_over_params_yaml(tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     before = params.load(tmp_path / "params.yaml")
-    wished = Params.model_validate({"mine": {"rows": 7}, "rounds": {"stop": {"hours": 3}}})
+    wished = Params.model_validate({"hard_examples": {"rows": 7}, "rounds": {"stop": {"hours": 3}}})
     changes = overrides.lay_over(tmp_path, wished)
-    assert changes == ["mine.rows: 0 -> 7", "rounds.stop.hours: (default) -> 3.0"]
+    assert changes == ["hard_examples.rows: 0 -> 7", "rounds.stop.hours: (default) -> 3.0"]
     after = params.load(tmp_path / "params.yaml")
     assert after["rounds"] == before["rounds"] | {"stop": before["rounds"]["stop"] | {"hours": 3}}
-    assert {k: v for k, v in after.items() if k not in ("mine", "rounds")} == {
-        k: v for k, v in before.items() if k not in ("mine", "rounds")
+    assert {k: v for k, v in after.items() if k not in ("hard_examples", "rounds")} == {
+        k: v for k, v in before.items() if k not in ("hard_examples", "rounds")
     }
     assert overrides.lay_over(tmp_path, wished) == []  # a round that died is taken up
 
 
 def test_what_the_whole_refuses_changes_nothing(tmp_path: Path) -> None:
-    text = (ROOT / "params.yaml").read_text().replace("mine: {", "mien: {")
+    text = (ROOT / "params.yaml").read_text().replace("hard_examples: {", "hard_exmaples: {")
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(ParamsError, match="mien"):
         overrides.lay_over(tmp_path, Params.model_validate({"seeds": [1, 2]}))
@@ -163,6 +163,6 @@ def test_stopping_to_wait_says_that_the_run_goes_on(
     monkeypatch.setattr(deployments, "follow", stopped)
     with pytest.raises(StoppedError, match="goes on at the worker") as error:
         services_cli.trigger("on-demand", wait=True)
-    assert "trigger on-demand --follow" in error.value.mend
+    assert "trigger on-demand --follow" in error.value.fix
     with pytest.raises(UserError, match="no deployment is called 'nihgtly'"):
         services_cli.trigger("nihgtly")

@@ -60,7 +60,7 @@ def test_a_torn_lock_file_comes_with_its_fix(root: Path, torn: str) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(torn)
     (found,) = doctor._locks(root)
-    assert not found.ok and "rm .dvc/tmp/rwlock" in found.mend
+    assert not found.ok and "rm .dvc/tmp/rwlock" in found.fix
 
 
 def test_no_lock_is_held_in_a_project_at_rest(root: Path) -> None:
@@ -74,8 +74,8 @@ def test_folders_outside_the_project_are_looked_at(
     monkeypatch.setenv("COHOBATE_CACHE", str(tmp_path / "file/cache"))
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 20)))
     unusable, long = doctor._folders()
-    assert not unusable.ok and "COHOBATE_CACHE" in unusable.mend
-    assert not long.ok and "export RAY_TMPDIR=/tmp" in long.mend
+    assert not unusable.ok and "COHOBATE_CACHE" in unusable.fix
+    assert not long.ok and "export RAY_TMPDIR=/tmp" in long.fix
     monkeypatch.setenv("COHOBATE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("RAY_TMPDIR")
     assert all(found.ok for found in doctor._folders())
@@ -90,4 +90,4 @@ def test_a_folder_outside_git_and_a_project_in_a_folder_are_told_apart(root: Pat
     assert found.ok and "ml/" in found.what
     (root / ".git").rename(root / "git")
     (found,) = doctor._git(root)
-    assert not found.ok and "git init" in found.mend
+    assert not found.ok and "git init" in found.fix

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from cohobate import params
+from cohobate.data.records import UNLABELLED, Row, row_id, write_rows
+from cohobate.dvc_bridge import versioning
+from cohobate.models import checkpoints
 from flows import duration, recipes
 from flows.duration import Machine, Round, outlook
 from flows.overrides import for_now
-from tasks import params
-from tasks.lineage import versioning
-from tasks.models import checkpoints
-from tasks.rows.records import UNLABELLED, Row, row_id, write_rows
 
 ROOT = Path(__file__).parents[2]
 AVX2, AMX = Machine("float32", 80.0, 2), Machine("bfloat16", 800.0, 2)
@@ -98,7 +98,7 @@ def test_what_is_not_known_is_not_estimated(on, default, monkeypatch) -> None:
 
 def test_nothing_is_measured_for_a_round_of_seconds(default, monkeypatch) -> None:
     monkeypatch.setattr(Machine, "here", classmethod(lambda _: pytest.fail("measured")))
-    assert outlook(versioning.stages(ROOT), default, {"filter", "order"}, Path()) == []
+    assert outlook(versioning.stages(ROOT), default, {"filter", "curriculum"}, Path()) == []
 
 
 def test_a_models_size_is_read_off_its_configuration(project, make_model, tokenizer) -> None:

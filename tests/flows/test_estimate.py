@@ -1,14 +1,14 @@
 """The price of a round is told before it starts."""
 
+from cohobate.backends.openai import OpenAI
+from cohobate.backends.openai_batch import OpenAIBatch
+from cohobate.backends.prices import Price
+from cohobate.backends.settings import GenerateParams
+from cohobate.data.records import TEST, UNLABELLED, Row, row_id, write_rows
+from cohobate.generation.requests import Decoding
+from cohobate.teachers.teacher import Teacher
 from flows.estimate import outlooks
 from tasks.evaluate.settings import EvaluateParams
-from tasks.generate.openai import OpenAI
-from tasks.generate.openai_batch import OpenAIBatch
-from tasks.generate.prices import Price
-from tasks.generate.stage import GenerateParams
-from tasks.models.decoding import Decoding
-from tasks.rows.records import TEST, UNLABELLED, Row, row_id, write_rows
-from tasks.teachers import Teacher
 from tests.loopback_teacher import write_prompts
 
 PRICE = Price(input=1000, output=2000)

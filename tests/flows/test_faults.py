@@ -150,17 +150,17 @@ def settled(server: str) -> dict[str, str]:
 def test_14_the_server_dies_in_mid_flow_and_every_state_is_right_in_the_end(
     tmp_path: Path,
 ) -> None:
-    dice, landed = random.Random(14), 0
+    rng, landed = random.Random(14), 0
     with Server(tmp_path / "prefect") as server:
         for number in range(3):
             root = quick_project.build(tmp_path / str(number))
-            outage(root, server, dice.uniform(0, 5))
+            outage(root, server, rng.uniform(0, 5))
             landed += 1
             assert settled(server.url) == dict.fromkeys(
-                ("collect", "train baseline", "train kd", "verdict", "mine", "the flow"),
+                ("collect", "train baseline", "train kd", "verdict", "hard_examples", "the flow"),
                 "COMPLETED",
             )
-            assert sorted(ran(root)) == ["collect", "mine", "train", "train", "verdict"]
+            assert sorted(ran(root)) == ["collect", "hard_examples", "train", "train", "verdict"]
     print(f"{landed} servers killed in mid-flow, all states right")
 
 

@@ -27,7 +27,7 @@ LEARNS = {
 
 
 GROWS = {
-    "shape.layers": [0, 1, 2, 3],
+    "init_student.layers": [0, 1, 2, 3],
     "train.kd.updates": 60,
     "challenge.guards": {"parameters": 2, "flops_per_token": 2, "blocks": 2, "bits_per_byte": 10},
     "challenge.latency": {"growth": 1.0},
@@ -123,7 +123,7 @@ def test_a_student_of_another_shape_begins_anew_and_must_not_be_slower(
     (second,) = iterate(root, **server)
 
     params = YAML(typ="safe").load(History(root).file(2, "params.yaml"))
-    assert params["train"]["kd"]["from"] == "shape"
+    assert params["train"]["kd"]["from"] == "init_student"
     assert params["train"]["baseline"]["updates"] == 4
     assert params["challenge"]["champion"] == first["champion"]
     assert second["dev"]["gain"]["low"] > 0, second["why"]

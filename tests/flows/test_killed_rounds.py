@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.lineage import versioning
+from cohobate.dvc_bridge import versioning
 from tests import tiny_project
 from tests.tiny_project import BIN, outcomes, run
 
@@ -59,7 +59,7 @@ def workers(folder: Path) -> list[str]:
     return found
 
 
-def killed_in(folder: Path, stage: str, saved: list[Path], dice: random.Random, **env: str) -> int:
+def killed_in(folder: Path, stage: str, saved: list[Path], rng: random.Random, **env: str) -> int:
     """Kill all of a round in the midst of `stage`; return how many kills it took to come in time.
 
     Where it has ended already, beside other stages or before the kill came, all is put back to what
@@ -72,7 +72,7 @@ def killed_in(folder: Path, stage: str, saved: list[Path], dice: random.Random, 
         saved.append(folder.with_name(f"{len(saved)}-{stage}"))
         shutil.copytree(folder, saved[-1], symlinks=True)
         process = started_in(folder, stage, *SEALED, **env)
-        time.sleep(dice.uniform(0, 2 ** (1 - kills)))
+        time.sleep(rng.uniform(0, 2 ** (1 - kills)))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         while workers(folder):
@@ -95,9 +95,9 @@ def test_1_killed_in_every_stage_a_round_ends_with_the_same_lock(
     folder = tiny_project.build(tmp_path / "killed" / "project", teacher)
     assert set(outcomes(clean, **server).values()) == {"ran"}
     saved: list[Path] = []
-    dice = random.Random(1)
+    rng = random.Random(1)
     names = [stage.address for stage in versioning.stages(folder)]
-    kills = {name: killed_in(folder, name, saved, dice, **server) for name in names}
+    kills = {name: killed_in(folder, name, saved, rng, **server) for name in names}
     print(f"killed -9 in each of {len(names)} stages; kills until one came in time: {kills}")
     found = outcomes(folder, **server)
     assert set(found) == set(names)
@@ -141,11 +141,11 @@ def test_2_what_a_killed_driver_leaves_at_work_is_never_there_twice(
     clean_and_up: tuple[Path, Path], prefect_server: str
 ) -> None:
     clean, up = clean_and_up
-    dice = random.Random(2)
+    rng = random.Random(2)
     with watching(up) as seen:
         for _ in range(3):
             driver = started_in(up, "train@kd")
-            time.sleep(dice.uniform(0.5, 3))
+            time.sleep(rng.uniform(0.5, 3))
             assert "train@kd" in workers(up)
             os.kill(driver.pid, signal.SIGKILL)  # its node, its workers: all go on
             driver.wait()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cohobate.errors import UserError
 from flows import local_ray
-from tasks.errors import UserError
 from tests.tiny_project import ROOT
 
 LONG = "scratch/users/someone/slurm_jobdir/0001234567/step_" + 40 * "0"
@@ -71,4 +71,4 @@ def test_a_temporary_folder_that_fits_is_kept_and_a_long_one_is_replaced(tmp_pat
 def test_a_ray_tmpdir_that_is_too_long_is_refused_with_a_short_one(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         local_ray.environment({"RAY_TMPDIR": str(tmp_path / LONG)})
-    assert "at most" in refused.value.what and "export RAY_TMPDIR=/tmp" in refused.value.mend
+    assert "at most" in refused.value.what and "export RAY_TMPDIR=/tmp" in refused.value.fix

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from cohobate.params import ParamsError
 from flows import overrides
-from tasks.params import ParamsError
 
 ROOT = Path(__file__).parents[2]
 

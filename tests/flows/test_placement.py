@@ -3,8 +3,8 @@
 import pytest
 import ray
 
+from cohobate.errors import UserError
 from flows import placement
-from tasks.errors import UserError
 
 
 @pytest.mark.parametrize(

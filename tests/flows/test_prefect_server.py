@@ -10,8 +10,8 @@ from pathlib import Path
 import prefect
 import pytest
 
+from cohobate.errors import UserError
 from flows import prefect_server
-from tasks.errors import UserError
 from tests.flows import quick_project
 from tests.prefect_server import free_port
 from tests.tiny_project import run
@@ -77,7 +77,7 @@ def test_what_replies_is_refused_by_kind(
 ) -> None:
     with replying(status, body) as port:
         error = refused(monkeypatch, f"http://127.0.0.1:{port}")
-    assert what in error.what and fix in error.mend
+    assert what in error.what and fix in error.fix
     assert error.where == f"PREFECT_API_URL=http://127.0.0.1:{port}"
 
 
@@ -90,12 +90,12 @@ def test_a_server_of_the_same_version_is_used(monkeypatch: pytest.MonkeyPatch) -
 def test_tls_at_a_server_without_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with replying(200, "{}") as port:
         error = refused(monkeypatch, f"https://127.0.0.1:{port}/api")
-    assert f"export PREFECT_API_URL=http://127.0.0.1:{port}/api" in error.mend
+    assert f"export PREFECT_API_URL=http://127.0.0.1:{port}/api" in error.fix
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:4200", "localhost", "4200"])
 def test_what_is_no_url_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    assert "export PREFECT_API_URL=http" in refused(monkeypatch, url).mend
+    assert "export PREFECT_API_URL=http" in refused(monkeypatch, url).fix
 
 
 @pytest.mark.parametrize("proxy", ["socks://127.0.0.1:9", "socks5://me:secret@127.0.0.1:9"])
@@ -104,7 +104,7 @@ def test_a_proxy_that_cannot_be_used_is_named_without_its_password(
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy)
     error = refused(monkeypatch, "http://prefect.example/api")
-    assert "unset ALL_PROXY" in error.mend and "secret" not in str(error)
+    assert "unset ALL_PROXY" in error.fix and "secret" not in str(error)
 
 
 @pytest.mark.parametrize("command", [["run"], ["iterate"], ["trigger", "nightly"], ["ui"], ["up"]])

@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
+from cohobate.errors import UserError
 from flows import ray_address
-from tasks.errors import UserError
 from tests.prefect_server import free_port
 
 
@@ -16,7 +16,7 @@ def test_a_cluster_that_is_down_is_said_with_its_fix(
     monkeypatch.setenv("RAY_ADDRESS", form.format(free_port()))
     with pytest.raises(UserError, match="Ray does not answer") as refused:
         ray_address.check()
-    assert "unset RAY_ADDRESS" in refused.value.mend
+    assert "unset RAY_ADDRESS" in refused.value.fix
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1", "host:port", "ray://host"])

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from flows import overrides, recipes, succession
-from tasks import params
-from tasks.params import ParamsError
+from cohobate import params
+from cohobate.params import ParamsError
+from flows import next_round, overrides, recipes
 from tests.tiny_project import ROOT
 
 RECIPES = list(recipes.listed(ROOT))
@@ -42,7 +42,7 @@ def test_a_recipe_says_what_it_is_and_can_be_laid_twice(root: Path, recipe: str)
 
 
 def test_every_recipe_makes_a_graph_whose_student_exists(repository: Path) -> None:
-    from tasks.lineage import versioning
+    from cohobate.dvc_bridge import versioning
 
     before = (repository / "params.yaml").read_bytes()
     for recipe in RECIPES:
@@ -57,20 +57,20 @@ def test_every_recipe_makes_a_graph_whose_student_exists(repository: Path) -> No
                 assert wanted in upstream, f"{recipe}: {name} waits for nobody who makes {path}"
         for role in ("baseline", "student"):
             assert document["evaluate"][role] in document["train"], recipe
-        for stage in ("challenge", "mine"):
+        for stage in ("challenge", "hard_examples"):
             assert f"train@{document['evaluate']['student']}" in nodes[stage].upstream, recipe
         phases, student = document["train"], document["evaluate"]["student"]
-        behind = succession.updates_of(phases, succession.chain_of(phases, student))
+        behind = next_round.updates_of(phases, next_round.chain_of(phases, student))
         assert behind == phases[document["evaluate"]["baseline"]]["updates"], recipe
         (repository / "params.yaml").write_bytes(before)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_preflight_lets_the_phases_of_every_recipe_through(root: Path, recipe: str) -> None:
-    from tasks.capture.stage import CaptureParams
+    from cohobate.methods.train import Method
+    from cohobate.teachers.signal_store.settings import CaptureParams
+    from cohobate.teachers.teacher import Teacher
     from tasks.preflight.phases import check_phases
-    from tasks.teachers import Teacher
-    from tasks.train.stage import Method
 
     overrides.apply(root, [], recipe)
     document = params.load(root / "params.yaml")
@@ -85,16 +85,22 @@ def test_preflight_lets_the_phases_of_every_recipe_through(root: Path, recipe: s
 @pytest.mark.parametrize(
     ("setting", "written"),
     [
-        ("shape={type: random, layers: 2}", {"shape.of": "data/preflight"}),
-        ("pair={type: best_vs_worst, by: {type: votes}}", {"pair.judge": "tasks/pair/ranking.py"}),
-        ("order={difficulty: {type: length}, schedule: {type: shuffled}}", {"order.scorer": None}),
-        ("challenge={}", {"challenge.champion": "models/shape"}),
+        ("init_student={type: random, layers: 2}", {"init_student.of": "data/preflight"}),
+        (
+            "preferences={type: best_vs_worst, by: {type: votes}}",
+            {"preferences.judge": "tasks/preferences/ranking.py"},
+        ),
+        (
+            "curriculum={difficulty: {type: length}, schedule: {type: shuffled}}",
+            {"curriculum.scorer": None},
+        ),
+        ("challenge={}", {"challenge.champion": "models/init_student"}),
     ],
 )
 def test_what_dvc_yaml_reads_of_a_section_is_written_out(
     repository: Path, setting: str, written: dict[str, str | None]
 ) -> None:
-    from tasks.lineage import versioning
+    from cohobate.dvc_bridge import versioning
 
     overrides.apply(repository, [setting])
     document = params.load(repository / "params.yaml")
@@ -105,7 +111,7 @@ def test_what_dvc_yaml_reads_of_a_section_is_written_out(
 
 
 def test_dvc_reads_an_address_that_was_set(repository: Path) -> None:
-    from tasks.lineage import versioning
+    from cohobate.dvc_bridge import versioning
 
     teacher = "{model: large-1, endpoint: http://127.0.0.1:1/v1, licence: x}"
     overrides.apply(repository, [f"teachers.main={teacher}"])
@@ -134,7 +140,7 @@ def test_a_mapping_is_merged_and_null_deletes(root: Path) -> None:
 
 def test_another_type_takes_the_place_of_the_whole(root: Path) -> None:
     overrides.apply(root, [], write(root, "# mine\nshape: {type: random, layers: 2}\n"))
-    assert params.load(root / "params.yaml")["shape"] == {
+    assert params.load(root / "params.yaml")["init_student"] == {
         "type": "random",
         "layers": 2,
         "of": "data/preflight",

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
+from cohobate.backends import ledger_storage
+from cohobate.errors import UserError
 from flows.git import git
 from flows.round_diff import differences
 from flows.round_history import History, RoundRecord
+from flows.round_settings import Stop
 from flows.rounds_cli import iterate, rounds
-from flows.stopping import reason_to_stop
-from tasks.errors import UserError
-from tasks.generate import places
-from tasks.rounds import Stop
+from flows.stop_rules import reason_to_stop
 
 
 @pytest.fixture(params=["", "ml/distil", "Völlig anders/mit Leerzeichen"])
@@ -202,7 +202,7 @@ def test_rounds_of_a_submodule_lie_in_its_folder(top: Path, tmp_path: Path) -> N
     _, workspace, _ = history.open()
     assert workspace == outer / "ml/distil/.cohobate/rounds/round-0001"
     assert History(workspace).root == outer / "ml/distil"
-    assert places.main_project(workspace) == outer / "ml/distil"
+    assert ledger_storage.main_project(workspace) == outer / "ml/distil"
 
 
 def test_a_linked_worktree_shares_the_rounds_and_gives_them_its_own_code(
@@ -246,7 +246,7 @@ def test_what_git_lacks_or_refuses_comes_with_its_fix(
 
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "git init" in refused(empty).mend
+    assert "git init" in refused(empty).fix
     subprocess.run(["git", "init", "-q"], cwd=empty, check=True)
     assert "no commit yet" in refused(empty).what
     assert "no commit 'nightly'" in refused(top, "nightly").what
@@ -263,7 +263,7 @@ def test_a_repository_of_another_owner_is_refused_with_gits_own_fix(top: Path) -
         os.chown(path, 12345, 12345)
     with pytest.raises(UserError) as refused:
         History(top)
-    assert f"safe.directory '{top}'" in refused.value.mend
+    assert f"safe.directory '{top}'" in refused.value.fix
 
 
 def test_rounds_are_committed_where_git_knows_no_name(

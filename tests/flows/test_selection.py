@@ -2,9 +2,9 @@
 
 import pytest
 
+from cohobate.dvc_bridge.versioning import StageNode
+from cohobate.errors import UserError
 from flows.selection import resources_for, wanted
-from tasks.errors import UserError
-from tasks.lineage.versioning import StageNode
 
 
 def node(address: str, *upstream: str) -> StageNode:
@@ -13,8 +13,8 @@ def node(address: str, *upstream: str) -> StageNode:
 
 GRAPH = [
     node("collect"),
-    node("shape"),
-    node("train@sft", "collect", "shape"),
+    node("init_student"),
+    node("train@sft", "collect", "init_student"),
     node("train@kd", "train@sft"),
     node("evaluate", "train@sft", "train@kd"),
 ]
@@ -23,10 +23,10 @@ GRAPH = [
 @pytest.mark.parametrize(
     ("only", "taken"),
     [
-        (None, ["collect", "shape", "train@sft", "train@kd", "evaluate"]),
+        (None, ["collect", "init_student", "train@sft", "train@kd", "evaluate"]),
         ("collect", ["collect"]),
-        ("train@sft", ["collect", "shape", "train@sft"]),
-        ("train", ["collect", "shape", "train@sft", "train@kd"]),
+        ("train@sft", ["collect", "init_student", "train@sft"]),
+        ("train", ["collect", "init_student", "train@sft", "train@kd"]),
     ],
 )
 def test_a_stage_is_taken_with_all_it_waits_for(only: str | None, taken: list[str]) -> None:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from cohobate.backends.ledger_storage import LEDGER, VARIABLE
+from cohobate.dvc_bridge import storage
+from cohobate.errors import UserError
 from flows import workspaces
 from flows.workspaces import Parcel
-from tasks.errors import UserError
-from tasks.generate.places import LEDGER, VARIABLE
-from tasks.lineage import storage
 
 TEACHER = "teachers: {main: {model: large-1, endpoint: 'https://api.example.com/v1'}}\n"
 
@@ -23,7 +23,7 @@ def test_a_teacher_behind_an_endpoint_needs_a_ledger_that_all_nodes_reach(
     (project / "params.yaml").write_text(TEACHER)
     with pytest.raises(UserError, match="one that all nodes reach") as refused:
         workspaces.parcel(project)
-    assert "export COHOBATE_LEDGER=s3://" in refused.value.mend
+    assert "export COHOBATE_LEDGER=s3://" in refused.value.fix
     (project / "params.yaml").write_text(TEACHER + "generate: {ledger: 's3://bucket/ledger'}\n")
     assert workspaces.parcel(project).default_remote == "s3"
     (project / "params.yaml").write_text(TEACHER)

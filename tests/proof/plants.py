@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.models import checkpoints
-from tasks.rows.records import GENERATE, TEST, Response, Row, read_rows, write_rows
-from tasks.signals.store import INDEX
+from cohobate.data.records import GENERATE, TEST, Response, Row, read_rows, write_rows
+from cohobate.models import checkpoints
+from cohobate.teachers.signal_store.store import INDEX
 
 
 def shuffle_signals(store: Path, seed: int = 0) -> float:
@@ -20,10 +20,10 @@ def shuffle_signals(store: Path, seed: int = 0) -> float:
     index = np.load(store / INDEX)
     place = ["shard", "token", "draw"]  # where a row's signals lie
     before = index[place].copy()
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     for length in np.unique(index["length"]):
         (same,) = np.nonzero(index["length"] == length)
-        from_others = before[dice.permutation(same)]
+        from_others = before[rng.permutation(same)]
         for field in place:
             index[field][same] = from_others[field]
     names = [path for path in store.iterdir() if path.name != checkpoints.MANIFEST]

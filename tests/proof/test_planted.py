@@ -14,8 +14,8 @@ import plants
 import pytest
 from ruamel.yaml import YAML
 
+from cohobate.data.records import CAPTURE, FILTER, LABELLED, Row, read_rows, write_rows
 from tasks.__main__ import run_stage
-from tasks.rows.records import CAPTURE, FILTER, LABELLED, Row, read_rows, write_rows
 from tests import tiny_project
 
 SYLLABLES = [consonant + vowel for consonant in "bdgkl" for vowel in "aeio"]
@@ -39,11 +39,11 @@ CHANGES: dict[str, Any] = {
 
 def rows() -> list[dict[str, str]]:
     """One telling word of a class among words that say nothing."""
-    dice = random.Random(0)
+    rng = random.Random(0)
     found = {}
     while len(found) < 760:
-        kind = dice.choice(sorted(KINDS))
-        words = [dice.choice(KINDS[kind]), *dice.sample(WORDS[100:], 3)]
+        kind = rng.choice(sorted(KINDS))
+        words = [rng.choice(KINDS[kind]), *rng.sample(WORDS[100:], 3)]
         found[" ".join(words)] = kind
     return [{"text": text, "answer": kind} for text, kind in found.items()]
 
@@ -64,10 +64,17 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("COHOBATE_CACHE", str(base / "cache"))
-        for stage in ("preflight", "collect", "adapt@main", "generate@main", "filter", "order"):
+        for stage in (
+            "preflight",
+            "collect",
+            "adapt@main",
+            "generate@main",
+            "filter",
+            "curriculum",
+        ):
             run_stage(stage)
         write_rows(FEW, list(read_rows(LABELLED, Row))[:24])
-        for stage in ("capture@main", "shape", "train@baseline"):
+        for stage in ("capture@main", "init_student", "train@baseline"):
             run_stage(stage)
     return folder
 
@@ -108,7 +115,7 @@ def test_a_leaked_test_row_is_found_and_told(planted: Path) -> None:
     found = [line for line in dropped if '"filter":"contaminated"' in line]
     assert all(any(row in line for line in found) for row in leaked)
     assert not any(row in (FILTER / "kept.jsonl").read_text() for row in leaked)
-    for stage in ("order", "capture@main"):
+    for stage in ("curriculum", "capture@main"):
         run_stage(stage)
     judged()
     [line] = [

@@ -13,18 +13,18 @@ import plants
 import pytest
 from ruamel.yaml import YAML
 
+from cohobate.data.records import CAPTURE
 from tasks.__main__ import run_stage
-from tasks.rows.records import CAPTURE
 from tests.tiny_project import ROOT, put
 
 ROUND = Path(os.environ.get("COHOBATE_ROUND", ROOT))
 PARTS = (
     "data/collect",
     "data/filter",
-    "data/order",
+    "data/curriculum",
     "data/capture",
     "models/adapt",
-    "models/shape",
+    "models/init_student",
 )
 SMALLER = {
     "train.baseline.updates": 60,

@@ -6,8 +6,8 @@ again from what is.
 
 from pathlib import Path
 
+from cohobate.data.records import REPORTS
 from tasks.evaluate.cost import COST
-from tasks.rows.records import REPORTS
 
 
 def render(root: Path = Path(), against: str = "") -> Path:
@@ -22,10 +22,10 @@ def render(root: Path = Path(), against: str = "") -> Path:
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-    from tasks.evaluate.report import figures
+    from cohobate.data.records import write_json
+    from cohobate.evaluation import number_text
     from tasks.evaluate.report.round_files import RoundFiles
     from tasks.evaluate.report.view import view
-    from tasks.rows.records import write_json
 
     templates = Environment(
         loader=PackageLoader("tasks.evaluate.report", "."),
@@ -35,7 +35,7 @@ def render(root: Path = Path(), against: str = "") -> Path:
         lstrip_blocks=True,
     )
     written = ("points", "signed", "count", "short", "size", "times", "duration", "figure")
-    templates.filters |= {name: getattr(figures, name) for name in written}
+    templates.filters |= {name: getattr(number_text, name) for name in written}
     shown = view(RoundFiles(root), against)
     folder = root / REPORTS
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tasks.evaluate.report import figures
+from cohobate.evaluation import number_text
 from tasks.evaluate.report.charts import Scale, polyline, thinned
 from tasks.evaluate.report.round_files import RoundFiles, Table
 from tasks.evaluate.robustness import VARIED
@@ -56,7 +56,7 @@ def cost(worked_out: dict[str, Any] | None) -> dict[str, Any] | None:
             for role, (first, last) in ends.items()
         },
         "even_at": x.at(even) if even else None,
-        "x_ticks": [(25 * n, figures.short(n * far / 4) if n else "0") for n in range(5)],
+        "x_ticks": [(25 * n, number_text.short(n * far / 4) if n else "0") for n in range(5)],
         "y_ticks": [(y.at(tick), f"{tick:.3g}") for tick in y.ticks],
     }
 
@@ -114,7 +114,7 @@ def difficulty(lessons: Table) -> dict[str, Any] | None:
     return {
         "line": polyline(points, x, y),
         "turns": [x.at(n) for n in range(1, len(stages)) if stages[n] != stages[n - 1]],
-        "x_ticks": [(x.at(tick), figures.count(tick)) for tick in x.ticks],
+        "x_ticks": [(x.at(tick), number_text.count(tick)) for tick in x.ticks],
         "y_ticks": [(y.at(tick), f"{tick:g}") for tick in y.ticks],
     }
 
@@ -134,4 +134,4 @@ def _near(near: dict[str, Any], lessons: dict[str, Any]) -> dict[str, Any]:
 
 
 def _points(tick: float) -> str:
-    return f"{100 * tick:g}".replace("-", figures.MINUS)
+    return f"{100 * tick:g}".replace("-", number_text.MINUS)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import UserError
-from tasks.evaluate.conclusions import METRICS
+from cohobate.errors import UserError
+from tasks.evaluate.write_results import METRICS
 
 
 def compared(root: Path, metrics: Mapping[str, Any], against: str) -> list[dict[str, Any]]:
@@ -42,7 +42,7 @@ def _earlier(root: Path, against: str) -> Any:
         raise UserError(
             f"no round to compare with: {told.stderr.strip() or against}",
             where=f"{against}:{METRICS.as_posix()}",
-            mend="git tag --list 'round-*', or name a folder that holds a metrics.json",
+            fix="git tag --list 'round-*', or name a folder that holds a metrics.json",
         )
     return json.loads(told.stdout)
 

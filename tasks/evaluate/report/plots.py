@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tasks.evaluate.report import figures
+from cohobate.evaluation import number_text
 from tasks.evaluate.report.charts import Scale, boundaries, polyline, thinned
 from tasks.evaluate.report.round_files import Table
 
@@ -62,11 +62,11 @@ def losses(losses: dict[str, dict[int, Table]], arms: Table) -> Table:
                 "label": tones.get(phase, (phase, "other"))[0],
                 "tone": tones.get(phase, (phase, "other"))[1],
                 "lines": [polyline(curve, x, y) for curve in curves.values()],
-                "x_ticks": [(x.at(tick), figures.count(tick)) for tick in x.ticks],
+                "x_ticks": [(x.at(tick), number_text.count(tick)) for tick in x.ticks],
                 "y_ticks": [(y.at(tick), f"{tick:g}") for tick in y.ticks],
                 "cut": any(loss > y.high for _, loss in everything),
                 "stages": [x.at(step) for step in boundaries(next(iter(seeds.values())))],
-                "steps": figures.count(max(step["step"] for c in seeds.values() for step in c)),
+                "steps": number_text.count(max(step["step"] for c in seeds.values() for step in c)),
                 "last": ", ".join(f"{loss:.3f}" for loss in last.values()),
                 "seeds": len(seeds),
             }
@@ -122,4 +122,4 @@ def reliability(bins: Table, arms: Table) -> Table:
 
 
 def _points(tick: float) -> str:
-    return f"{100 * tick:+g}".replace("-", figures.MINUS) if tick else "0"
+    return f"{100 * tick:+g}".replace("-", number_text.MINUS) if tick else "0"

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import UserError
+from cohobate.data.records import COLLECT, CURRICULUM, FILTER, MODELS, REPORTS
+from cohobate.errors import UserError
+from cohobate.params import validated
 from tasks.evaluate.behaviour import FORGETTING, MEMORISATION
-from tasks.evaluate.conclusions import ARMS, METRICS
 from tasks.evaluate.cost import SERVED, Prices
 from tasks.evaluate.mistakes import CLUSTERS, ERRORS
 from tasks.evaluate.robustness import ROBUSTNESS
 from tasks.evaluate.router import ROUTED, ROUTER
 from tasks.evaluate.tables import GROUPS, LOSSES, RELIABILITY, SAMPLES
-from tasks.params import validated
-from tasks.rows.records import COLLECT, FILTER, MODELS, ORDER, REPORTS
+from tasks.evaluate.write_results import ARMS, METRICS
 
 TIMINGS = REPORTS / "timings.json"
 STAGE_SECONDS = REPORTS / "stages.json"
@@ -111,7 +111,7 @@ class RoundFiles:
     @property
     def lessons(self) -> Table:
         """What the student learned from, in its order."""
-        return list(self._lines(ORDER / "train.jsonl"))
+        return list(self._lines(CURRICULUM / "train.jsonl"))
 
     @property
     def cost(self) -> dict[str, Any] | None:
@@ -127,7 +127,7 @@ class RoundFiles:
     def curriculum(self) -> Table:
         """Rows and difficulty of each stage, from the lessons themselves."""
         stages: dict[int, dict[str, Any]] = {}
-        for lesson in self._lines(ORDER / "train.jsonl"):
+        for lesson in self._lines(CURRICULUM / "train.jsonl"):
             stage, difficulty = lesson["stage"], lesson["difficulty"]
             first = {"rows": 0, "sum": 0.0, "low": difficulty, "high": difficulty}
             known = stages.setdefault(stage, first)
@@ -203,9 +203,7 @@ class RoundFiles:
     def _needed(self, path: Path) -> Any:
         found = self._json(path)
         if found is None:
-            raise UserError(
-                "no round has been evaluated here", where=str(path), mend="cohobate run"
-            )
+            raise UserError("no round has been evaluated here", where=str(path), fix="cohobate run")
         return found
 
     def _json(self, path: Path) -> Any:
@@ -214,7 +212,7 @@ class RoundFiles:
             return json.loads(whole.read_text()) if whole.exists() else None
         except ValueError as error:
             raise UserError(
-                f"not JSON: {error}", where=str(path), mend="dvc checkout, or cohobate run"
+                f"not JSON: {error}", where=str(path), fix="dvc checkout, or cohobate run"
             ) from error
 
     def _yaml(self, path: Path) -> dict[str, Any]:

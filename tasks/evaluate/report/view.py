@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tasks.evaluate.report import behaviour_view, figures, plots
+from cohobate.evaluation import number_text
+from tasks.evaluate.report import behaviour_view, plots
 from tasks.evaluate.report.comparison import compared
 from tasks.evaluate.report.round_files import RoundFiles, Table
 
@@ -89,7 +90,7 @@ def verdict(metrics: dict[str, Any]) -> dict[str, str]:
         "no": ("bad", "Distillation falls behind the equal-updates baseline:", "."),
         "within noise": ("unsure", "Over the equal-updates baseline:", ", within noise."),
     }[metrics["verdict"]]
-    mean, low, high = (figures.signed(gain[end]) for end in ("mean", "low", "high"))
+    mean, low, high = (number_text.signed(gain[end]) for end in ("mean", "low", "high"))
     if tone == "good":
         mean, low, high = (text.removeprefix("+") for text in (mean, low, high))
     interval = f"[{low}, {high}]"
@@ -104,14 +105,14 @@ def gate(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "met": asked["gain"],
             "what": "lower end of the gain",
-            "asked": f"more than {figures.points(asked['min_gain'])}",
-            "found": figures.signed(gain["low"]),
+            "asked": f"more than {number_text.points(asked['min_gain'])}",
+            "found": number_text.signed(gain["low"]),
         },
         {
             "met": asked["retention"],
             "what": "retention",
-            "asked": f"at least {figures.points(asked['min_retention'])} %",
-            "found": "unknown" if kept is None else f"{figures.points(kept)} %",
+            "asked": f"at least {number_text.points(asked['min_retention'])} %",
+            "found": "unknown" if kept is None else f"{number_text.points(kept)} %",
         },
     ]
 
@@ -215,24 +216,26 @@ def _efficiency(by_role: dict[str, Any], timings: dict[str, Any] | None) -> Tabl
     """Return pairs of figures, teacher's and student's, and what the student saves."""
     large, small = by_role["teacher"]["footprint"], by_role["student"]["footprint"]
     counted = [
-        _pair("Parameters", large, small, "parameters", figures.short),
-        _pair("without embeddings", large, small, "non_embedding_parameters", figures.short),
-        _pair("Weights on disk", large, small, "bytes", figures.size),
-        _pair("FLOPs per token", large, small, "flops_per_token", figures.short),
+        _pair("Parameters", large, small, "parameters", number_text.short),
+        _pair("without embeddings", large, small, "non_embedding_parameters", number_text.short),
+        _pair("Weights on disk", large, small, "bytes", number_text.size),
+        _pair("FLOPs per token", large, small, "flops_per_token", number_text.short),
     ]
     if timings is None:
         return counted
     slow, fast = timings["models"].get("teacher"), timings["models"]["student"]
-    latency, memory = figures.milliseconds, figures.size
+    latency, memory = number_text.milliseconds, number_text.size
     timed = [
         _pair("Latency, median", slow, fast, "latency_ms_p50", latency),
         _pair("Latency, 95th percentile", slow, fast, "latency_ms_p95", latency),
         _pair("Peak memory", slow, fast, "peak_memory_bytes", memory),
-        _pair("Tokens per second", slow, fast, "tokens_per_second", figures.short, more=True),
+        _pair("Tokens per second", slow, fast, "tokens_per_second", number_text.short, more=True),
     ]
     if each := timings.get("energy", {}).get("joules_per_token"):
         used = [{"joules": each[role]} if role in each else None for role in ("teacher", "student")]
-        timed.append(_pair("Energy of a token", used[0], used[1] or {}, "joules", figures.joules))
+        timed.append(
+            _pair("Energy of a token", used[0], used[1] or {}, "joules", number_text.joules)
+        )
     return counted + [pair | {"timed": True} for pair in timed]
 
 
@@ -248,7 +251,7 @@ def _pair(
     """Return one figure of both models; `more` says that more of it is better."""
     other = student[key]
     if teacher is None:
-        unknown = {"teacher": "–", "teacher_width": 0.0, "ratio": figures.times(None)}
+        unknown = {"teacher": "–", "teacher_width": 0.0, "ratio": number_text.times(None)}
         known = {"student": write(other), "student_width": 100.0}
         return {"what": what, **unknown, **known, "better": "", "timed": False}
     one = teacher[key]
@@ -260,7 +263,7 @@ def _pair(
         "student": write(other),
         "teacher_width": round(100 * one / most, 2),
         "student_width": round(100 * other / most, 2),
-        "ratio": figures.times(above / below if below else None),
+        "ratio": number_text.times(above / below if below else None),
         "better": "more" if more else "less",
         "timed": False,
     }

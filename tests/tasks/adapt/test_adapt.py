@@ -5,18 +5,8 @@ import json
 import pytest
 import torch
 
-from tasks.adapt.stage import run
-from tasks.adapt.tuning import Tuning, Untuned
-from tasks.capture.stage import CaptureParams
-from tasks.errors import UserError
-from tasks.generate.stage import GenerateParams
-from tasks.judging.metrics import TokenF1, Verified
-from tasks.judging.verifiers import Label, Task
-from tasks.models import checkpoints
-from tasks.models.number_formats import resolve
-from tasks.params import validated
-from tasks.preflight.stage import run as preflight
-from tasks.rows.records import (
+from cohobate.backends.settings import GenerateParams
+from cohobate.data.records import (
     ADAPT,
     DEV,
     LABELLED,
@@ -27,11 +17,21 @@ from tasks.rows.records import (
     write_json,
     write_rows,
 )
-from tasks.rows.text import prompt_ids
-from tasks.shape.students import TeacherLayers
-from tasks.teachers import Teacher
-from tasks.train.stage import Method
-from tests.tasks.models.test_chat_templates import STRICT
+from cohobate.data.tokenized import prompt_ids
+from cohobate.errors import UserError
+from cohobate.methods.teacher_tuning import Tuning, Untuned
+from cohobate.methods.train import Method
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import resolve
+from cohobate.params import validated
+from cohobate.scoring.metrics import TokenF1, Verified
+from cohobate.scoring.verifiers import Label, Task
+from cohobate.students.students import TeacherLayers
+from cohobate.teachers.signal_store.settings import CaptureParams
+from cohobate.teachers.teacher import Teacher
+from tasks.adapt.stage import run
+from tasks.preflight.stage import run as preflight
+from tests.cohobate.models.test_chat_templates import STRICT
 from tests.tasks.preflight.test_preflight import SFT as PHASE
 
 TASK = Task(verifier=Label(type="label"))
@@ -120,7 +120,7 @@ def test_without_labels_there_is_nothing_to_tune_on(adapt):
     write_rows(LABELLED, [])
     with pytest.raises(UserError, match="no labelled rows") as refused:
         adapt(**SFT)
-    assert "adapt.type=none" in refused.value.mend
+    assert "adapt.type=none" in refused.value.fix
     write_rows(DEV, rows(3, answered=False))
     assert adapt(type="none") == {"tuned": False, "rows": 0}
 
@@ -164,7 +164,7 @@ def test_a_conversation_that_the_template_refuses_is_named_before_tuning(
     with pytest.raises(UserError, match="the teacher main refuses a system turn") as refused:
         adapted()
     assert row.id in refused.value.where
-    assert "teachers.main.template: {system: into_first_user}" in refused.value.mend
+    assert "teachers.main.template: {system: into_first_user}" in refused.value.fix
     assert not (ADAPT / "main").exists()
     (ids,) = prompt_ids(adapted(system="into_first_user"), [tuple(turns)])
     assert tokenizer.decode(ids) == "<|user|>Be brief.\n\nHi<|end|><|assistant|>"

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from tasks.capture.stage import CaptureParams, run
-from tasks.errors import UserError
-from tasks.models import checkpoints
-from tasks.rows.records import ADAPT, CAPTURE, FILTER, Response, row_id, write_rows
-from tasks.signals.store import SignalStore
-from tasks.teachers import Teacher
+from cohobate.data.records import ADAPT, CAPTURE, FILTER, Response, row_id, write_rows
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
+from cohobate.teachers.signal_store.settings import CaptureParams
+from cohobate.teachers.signal_store.store import SignalStore
+from cohobate.teachers.teacher import Teacher
+from tasks.capture.stage import run
 
 TEACHER = Teacher(model="tiny")
 WORDS = ["animal", "plant", "a small person", "category", "definition of plants"]
@@ -54,8 +55,8 @@ def expected(model, tokenizer, row: Response, temperature: float = 1.0) -> torch
 
 
 def stored(store: SignalStore, tokenizer, row: Response):
-    from tasks.learning.batches import examples_of
-    from tasks.rows.text import encode_all
+    from cohobate.data.examples import examples_of
+    from cohobate.data.tokenized import encode_all
 
     (example,) = store.attach(examples_of([row], encode_all(tokenizer, [row])), tokenizer)
     return store.targets(store.read([example.signal]))

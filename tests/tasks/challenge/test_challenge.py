@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cohobate.data.records import DEV, VERDICT, Row, row_id, write_json, write_rows
+from cohobate.errors import UserError
+from cohobate.evaluation.timing import Timing
+from cohobate.generation.requests import Decoding
+from cohobate.scoring.metrics import TokenF1, Verified
+from cohobate.scoring.verifiers import Label, Task
 from tasks.challenge.guards import Guards
 from tasks.challenge.latency import COUNTED, LATENCY, Latency, objection
-from tasks.challenge.stage import VERDICT, ChallengeParams, judge, run
-from tasks.errors import UserError
-from tasks.evaluate.timing import Timing
-from tasks.judging.metrics import TokenF1, Verified
-from tasks.judging.verifiers import Label, Task
-from tasks.models.decoding import Decoding
-from tasks.rows.records import DEV, Row, row_id, write_json, write_rows
+from tasks.challenge.stage import ChallengeParams, judge, run
 
 ALIKE = {"parameters": 100.0, "flops_per_token": 10.0, "blocks": 5.0, "bits_per_byte": 4.0}
 LABELS = Task(verifier=Label(type="label"))
@@ -26,8 +26,8 @@ COUNTED_ALIKE = dict.fromkeys(COUNTED, 1.0)
 def verdict(
     champion: float, seeds: dict[str, float], grown: dict[str, float] = ALIKE, **params
 ) -> dict:
-    dice = np.random.default_rng(0)
-    rows = dice.random(400)
+    rng = np.random.default_rng(0)
+    rows = rng.random(400)
     scores = {name: (rows < share).astype(float) for name, share in seeds.items()}
     scores["champion"] = (rows < champion).astype(float)
     figures = dict.fromkeys(seeds, ALIKE | grown) | {"champion": ALIKE}
@@ -67,9 +67,9 @@ def test_a_student_that_grew_or_forgot_is_refused_by_name(name: str) -> None:
 
 
 def test_both_answer_the_dev_rows(project: Path, model, tokenizer) -> None:
-    from tasks.models import checkpoints
+    from cohobate.models import checkpoints
 
-    for folder in ("models/shape", "models/train/kd/seed-1"):
+    for folder in ("models/init_student", "models/train/kd/seed-1"):
         checkpoints.save(model, tokenizer, Path(folder), {})
     rows = [Row(id=row_id(p), prompt=p, answer="x") for p in ("one", "two", "three")]
     write_rows(DEV, rows)
@@ -81,10 +81,10 @@ def test_both_answer_the_dev_rows(project: Path, model, tokenizer) -> None:
 
 
 def test_the_metric_that_decides_scores_the_answers(project: Path, model, tokenizer) -> None:
-    from tasks.models import checkpoints
-    from tasks.models.decoding import answers
+    from cohobate.generation.decoding import answers
+    from cohobate.models import checkpoints
 
-    for folder in ("models/shape", "models/train/kd/seed-1"):
+    for folder in ("models/init_student", "models/train/kd/seed-1"):
         checkpoints.save(model, tokenizer, Path(folder), {})
     said = dict(answers(model, tokenizer, ["one", "two"], EIGHT))
     prompts = {"one": said[0].text, "two": said[1].text}
@@ -98,12 +98,13 @@ def test_the_metric_that_decides_scores_the_answers(project: Path, model, tokeni
 
 
 def test_both_answer_as_evaluate_lets_them(project: Path, model, tokenizer) -> None:
-    from tasks.models import checkpoints
-    from tasks.models.decoding import answers
+    from cohobate.fast.frozen import load_frozen
+    from cohobate.generation.decoding import answers
+    from cohobate.models import checkpoints
 
-    for folder in ("models/shape", "models/train/kd/seed-1"):
+    for folder in ("models/init_student", "models/train/kd/seed-1"):
         checkpoints.save(model, tokenizer, Path(folder), {})
-    model, _ = checkpoints.load(Path("models/shape"), precision="bfloat16", frozen=True)
+    model, _ = load_frozen(Path("models/init_student"), precision="bfloat16")
     long = Decoding(max_tokens=20)
     (_, said) = next(answers(model, tokenizer, ["one"], long))
     write_rows(DEV, [Row(id=row_id("one"), prompt="one", answer=said.text)])
@@ -113,13 +114,14 @@ def test_both_answer_as_evaluate_lets_them(project: Path, model, tokenizer) -> N
 
 
 def test_each_is_asked_with_the_prefix_that_it_learnt(project: Path, model, tokenizer) -> None:
-    from tasks.models import checkpoints
-    from tasks.models.decoding import answers
+    from cohobate.fast.frozen import load_frozen
+    from cohobate.generation.decoding import answers
+    from cohobate.models import checkpoints
 
-    checkpoints.save(model, tokenizer, Path("models/shape"), {})
+    checkpoints.save(model, tokenizer, Path("models/init_student"), {})
     student = Path("models/train/kd/seed-1")
     checkpoints.save(model, tokenizer, student, {"prompt_prefix": "[label] "})
-    model, _ = checkpoints.load(student, precision="bfloat16", frozen=True)
+    model, _ = load_frozen(student, precision="bfloat16")
     said = dict(answers(model, tokenizer, ["[label] one", "[label] two"], EIGHT))
     rows = [Row(id=row_id(p), prompt=p, answer=said[n].text) for n, p in enumerate(("one", "two"))]
     write_rows(DEV, rows)
@@ -136,13 +138,13 @@ def test_each_is_asked_with_the_prefix_that_it_learnt(project: Path, model, toke
 
 
 def test_a_deeper_student_is_seen_to_be_one(project: Path, model, tokenizer) -> None:
-    from tasks.models import checkpoints
+    from cohobate.models import checkpoints
 
     deeper = copy.deepcopy(model.config)
     deeper.num_hidden_layers += 1
     if getattr(deeper, "layer_types", None):
         deeper.layer_types = [*deeper.layer_types, deeper.layer_types[-1]]
-    checkpoints.save(model, tokenizer, Path("models/shape"), {})
+    checkpoints.save(model, tokenizer, Path("models/init_student"), {})
     checkpoints.save(type(model)(deeper), tokenizer, Path("models/train/kd/seed-1"), {})
     write_rows(DEV, [Row(id=row_id("one"), prompt="one", answer="x")])
     run(ChallengeParams(threads=1), LABELS, [1], student="kd", metric=Verified(), decoding=EIGHT)
@@ -185,11 +187,11 @@ def test_the_times_of_another_verdict_do_not_count(project: Path, timed, other) 
 
 
 def test_two_that_are_not_built_alike_are_timed(project: Path, model, tokenizer) -> None:
-    from tasks.models import checkpoints
+    from cohobate.models import checkpoints
 
-    for name, folder in {"champion": "models/shape", "challenger": "models/new"}.items():
+    for name, folder in {"champion": "models/init_student", "challenger": "models/new"}.items():
         checkpoints.save(model, tokenizer, Path(folder), {"name": name})
-    folders = {"champion": Path("models/shape"), "challenger": Path("models/new")}
+    folders = {"champion": Path("models/init_student"), "challenger": Path("models/new")}
     write_json(VERDICT, SMALLER)
     latency = Latency(timing=Timing(seconds=0.1))
     latency.compare(folders, ["one two", "three"], VERDICT, precision="auto", threads=1)

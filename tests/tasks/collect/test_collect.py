@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cohobate.data.records import COLLECT, DEV, LABELLED, TEST, UNLABELLED, Row, read_rows
+from cohobate.errors import UserError
+from cohobate.params import ParamsError, validated
 from tasks.collect.stage import CollectParams, run
-from tasks.errors import UserError
-from tasks.params import ParamsError, validated
-from tasks.rows.records import COLLECT, DEV, LABELLED, TEST, UNLABELLED, Row, read_rows
 
 SIZES = {"labelled": 6, "unlabelled": 30, "dev": 3, "test": 5}
 ANSWERED = (LABELLED, DEV, TEST)

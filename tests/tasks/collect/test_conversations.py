@@ -2,9 +2,9 @@
 
 import pytest
 
+from cohobate.data.records import Message
 from tasks.collect.conversations import conversation
 from tasks.collect.examples import NoExampleError
-from tasks.rows.records import Message
 
 NULL_KEYS = {"name": None, "tool_calls": None, "function_call": None, "weight": None}
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cohobate.data.records import COLLECT, DEV, LABELLED, TEST, UNLABELLED, Row, read_rows
+from cohobate.errors import UserError
+from cohobate.params import validated
 from tasks.collect.stage import CollectParams, run
-from tasks.errors import UserError
-from tasks.params import validated
-from tasks.rows.records import COLLECT, DEV, LABELLED, TEST, UNLABELLED, Row, read_rows
 
 SIZES = {"labelled": 6, "unlabelled": 100, "dev": 3, "test": 5}
 TEMPLATE = {"prompt": "{question}", "answer": " {answer}"}

@@ -8,10 +8,10 @@ import lzma
 import pyarrow as pa
 import pytest
 
+from cohobate.errors import UserError
+from cohobate.params import ParamsError, validated
 from tasks.collect.examples import Example
 from tasks.collect.files import Files
-from tasks.errors import UserError
-from tasks.params import ParamsError, validated
 
 ROWS = [{"q": f"number {n}"} for n in range(5)]
 LINES = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
@@ -88,14 +88,14 @@ def test_what_a_file_is_instead_is_said(project, name, data, said):
     (project / name).write_bytes(data)
     with pytest.raises(UserError, match=f"cannot read the data: (?s:.*){said}") as refused:
         columns(name)
-    assert refused.value.where == name and refused.value.mend
+    assert refused.value.where == name and refused.value.fix
 
 
 def test_a_folder_is_no_file(project):
     (project / "rows.parquet").mkdir()
     with pytest.raises(UserError, match="a folder, not a file") as refused:
         columns("rows.parquet")
-    assert "type: datasets" in refused.value.mend
+    assert "type: datasets" in refused.value.fix
 
 
 def test_an_encoding_is_known_or_refused(project):

@@ -5,47 +5,47 @@ import random
 from collections import Counter
 from pathlib import Path
 
+from cohobate.data.records import COLLECT, DEV, LABELLED, TEST, UNLABELLED, Row, read_rows
+from cohobate.params import validated
 from tasks.collect.stage import CollectParams, run
-from tasks.params import validated
-from tasks.rows.records import COLLECT, DEV, LABELLED, TEST, UNLABELLED, Row, read_rows
 
 GOOD = 400
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 KINDS = {
-    "no JSON": lambda dice: b'{"prompt": "a' + dice.choice([b"", b'"', b'",', b"}"]),
-    "bytes": lambda dice: dice.randbytes(dice.randint(1, 60)).replace(b"\n", b"x"),
-    "no UTF-8": lambda dice: b'{"prompt": "\xff\xfe' + dice.randbytes(3).hex().encode() + b'"}',
-    "null": lambda dice: json.dumps({"prompt": None, "completion": dice.random()}).encode(),
-    "all null": lambda dice: b'{"messages": null, "prompt": null, "text": null}',
-    "NaN": lambda dice: b'{"prompt": "' + str(dice.random()).encode() + b'", "completion": NaN}',
-    "infinity": lambda dice: b'{"prompt": -Infinity}',
-    "huge number": lambda dice: b'{"prompt": 1' + b"0" * 6000 + b"}",
-    "wrong role": lambda dice: json.dumps(
-        {"messages": [{"role": dice.choice(["tool", "", 7, None]), "content": "x"}]}
+    "no JSON": lambda rng: b'{"prompt": "a' + rng.choice([b"", b'"', b'",', b"}"]),
+    "bytes": lambda rng: rng.randbytes(rng.randint(1, 60)).replace(b"\n", b"x"),
+    "no UTF-8": lambda rng: b'{"prompt": "\xff\xfe' + rng.randbytes(3).hex().encode() + b'"}',
+    "null": lambda rng: json.dumps({"prompt": None, "completion": rng.random()}).encode(),
+    "all null": lambda rng: b'{"messages": null, "prompt": null, "text": null}',
+    "NaN": lambda rng: b'{"prompt": "' + str(rng.random()).encode() + b'", "completion": NaN}',
+    "infinity": lambda rng: b'{"prompt": -Infinity}',
+    "huge number": lambda rng: b'{"prompt": 1' + b"0" * 6000 + b"}",
+    "wrong role": lambda rng: json.dumps(
+        {"messages": [{"role": rng.choice(["tool", "", 7, None]), "content": "x"}]}
     ).encode(),
-    "no turn": lambda dice: json.dumps(
-        {"messages": dice.choice([[], "hi", {}, [7], [None], [TURNS], [TURNS[1]]])}
+    "no turn": lambda rng: json.dumps(
+        {"messages": rng.choice([[], "hi", {}, [7], [None], [TURNS], [TURNS[1]]])}
     ).encode(),
-    "deep": lambda dice: b'{"prompt": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
-    "deep object": lambda dice: b'{"a":' * 5000 + b"1" + b"}" * 5000,
-    "key twice": lambda dice: b'{"prompt": "a", "prompt": "b"}',
-    "surrogate": lambda dice: b'{"prompt": "half \\ud800", "completion": "x"}',
-    "no object": lambda dice: dice.choice([b"[]", b"7", b'"text"', b"null", b"true", b"[{}]"]),
-    "empty": lambda dice: b'{"prompt": "  ", "completion": ""}',
-    "no columns": lambda dice: json.dumps({"question": dice.random()}).encode(),
-    "zero byte": lambda dice: b'{"prompt": "a\x00b"}',
-    "types": lambda dice: json.dumps(
-        {"prompt": dice.choice([{}, [], [1], True]), "completion": dice.choice([{}, []])}
+    "deep": lambda rng: b'{"prompt": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+    "deep object": lambda rng: b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    "key twice": lambda rng: b'{"prompt": "a", "prompt": "b"}',
+    "surrogate": lambda rng: b'{"prompt": "half \\ud800", "completion": "x"}',
+    "no object": lambda rng: rng.choice([b"[]", b"7", b'"text"', b"null", b"true", b"[{}]"]),
+    "empty": lambda rng: b'{"prompt": "  ", "completion": ""}',
+    "no columns": lambda rng: json.dumps({"question": rng.random()}).encode(),
+    "zero byte": lambda rng: b'{"prompt": "a\x00b"}',
+    "types": lambda rng: json.dumps(
+        {"prompt": rng.choice([{}, [], [1], True]), "completion": rng.choice([{}, []])}
     ).encode(),
-    "other line ends": lambda dice: b'{"prompt": "a"}\r{"prompt": "b"}\x0b\x0c\x85',
+    "other line ends": lambda rng: b'{"prompt": "a"}\r{"prompt": "b"}\x0b\x0c\x85',
 }
 LONG = b'{"prompt": "' + b"x" * 10_000_000 + b'"}'
 
 
 def hostile() -> list[bytes]:
     """1,000 records: fifty of each kind, the longest twice."""
-    dice = random.Random(0)
-    found = [make(dice) for make in KINDS.values() for _ in range(50)]
+    rng = random.Random(0)
+    found = [make(rng) for make in KINDS.values() for _ in range(50)]
     return [*found[2:], LONG, LONG]
 
 

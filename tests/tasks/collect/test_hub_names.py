@@ -60,11 +60,11 @@ def test_another_commit_and_an_unknown_name_are_named(hub, tmp_path):
 
 
 RESOLVE = """
-from tasks.models import checkpoints, sources
-folder = sources.resolve("org/tiny", "main")
+from cohobate.models import checkpoints, hub
+folder = hub.resolve("org/tiny", "main")
 print(folder)
 checkpoints.load(folder)
-print(sources.origin("org/tiny", folder))
+print(hub.origin("org/tiny", folder))
 """
 
 

@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.collect.stage import CollectParams, run
-from tasks.errors import UserError
-from tasks.params import ParamsError, validated
-from tasks.rows.records import (
+from cohobate.data.records import (
     COLLECT,
     DEV,
     LABELLED,
@@ -18,6 +15,9 @@ from tasks.rows.records import (
     Row,
     read_rows,
 )
+from cohobate.errors import UserError
+from cohobate.params import ParamsError, validated
+from tasks.collect.stage import CollectParams, run
 
 SIZES = {"labelled": 6, "unlabelled": 30, "dev": 3, "test": 5}
 TEMPLATE = {"prompt": "{question}\nA:", "answer": " {answer}"}
@@ -54,7 +54,7 @@ def test_saved_data_sets_keep_their_splits(project):
 def test_without_a_hub_the_error_says_what_to_do(project):
     with pytest.raises(UserError, match="cannot read the data set org/none") as refused:
         collect({"type": "hub", "name": "org/none", "revision": "0" * 40}, TEMPLATE)
-    assert "save_to_disk" in refused.value.mend
+    assert "save_to_disk" in refused.value.fix
     with pytest.raises(ParamsError, match="revision"):
         collect({"type": "hub", "name": "org/none", "revision": "main"}, TEMPLATE)
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from cohobate.data.records import Message
 from tasks.collect.examples import NoExampleError
 from tasks.collect.recognised import Recognised
-from tasks.rows.records import Message
 
 ASK = {"role": "user", "content": "hi"}
 REPLY = {"role": "assistant", "content": "ho"}

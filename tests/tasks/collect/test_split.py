@@ -1,10 +1,10 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cohobate.data.contamination import Contamination
+from cohobate.data.records import Row, row_id
 from tasks.collect.examples import Example
 from tasks.collect.split import Parts, Pool, Split
-from tasks.rows.contamination import Contamination
-from tasks.rows.records import Row, row_id
 
 SIZES = {"labelled": 5, "unlabelled": 50, "dev": 4, "test": 6}
 

@@ -1,9 +1,9 @@
 import pytest
 from pydantic import ValidationError
 
+from cohobate.data.records import Message
 from tasks.collect.examples import MAX_CHARACTERS, NoExampleError
 from tasks.collect.template import Template
-from tasks.rows.records import Message
 
 TURNS = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 

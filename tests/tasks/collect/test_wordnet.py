@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from cohobate.errors import UserError
 from tasks.collect import wordnet_release
 from tasks.collect.examples import Example, SetAside
 from tasks.collect.wordnet import WordNet
-from tasks.errors import UserError
 
 DATA = """\
   1 This software and database is being provided to you, the LICENSEE, by

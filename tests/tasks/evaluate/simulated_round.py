@@ -8,26 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.evaluate.arms import Arm, arms_on_disk
-from tasks.evaluate.conclusions import write_conclusions
-from tasks.evaluate.cost import SERVED
-from tasks.evaluate.efficiency import Footprint
-from tasks.evaluate.fidelity import Agreement, Fidelity
-from tasks.evaluate.findings import Measured
-from tasks.evaluate.predictions import Prediction, scored, write
-from tasks.evaluate.robustness import PERTURBED, Variant
-from tasks.evaluate.settings import EvaluateParams
-from tasks.judging.verifiers import Label
-from tasks.models.checkpoints import PROVENANCE
-from tasks.models.decoding import Answer
-from tasks.rows.records import (
+from cohobate.data.records import (
     ADAPT,
     COLLECT,
+    CURRICULUM,
     FILTER,
+    INIT_STUDENT,
     MODELS,
-    ORDER,
     REPORTS,
-    SHAPE,
     TEST,
     TRAIN,
     Lesson,
@@ -36,6 +24,18 @@ from tasks.rows.records import (
     write_json,
     write_rows,
 )
+from cohobate.evaluation.footprint import Footprint
+from cohobate.generation.requests import Answer
+from cohobate.models.checkpoints import PROVENANCE
+from cohobate.scoring.verifiers import Label
+from tasks.evaluate.arms import Arm, arms_on_disk
+from tasks.evaluate.cost import SERVED
+from tasks.evaluate.fidelity import Agreement, Fidelity
+from tasks.evaluate.predictions import Prediction, scored, write
+from tasks.evaluate.robustness import PERTURBED, Variant
+from tasks.evaluate.settings import EvaluateParams
+from tasks.evaluate.statistics import Measured
+from tasks.evaluate.write_results import write_conclusions
 
 LABELS = ["animal", "artifact", "person", "plant", "act", "food", "location", "state", "body"]
 KINDS = ["small rodent", "tool for cutting", "ruler", "flowering shrub", "sudden movement"]
@@ -170,12 +170,14 @@ class SimulatedRound:
         return Answer(text, "length" if cut else "stop", math.log(confidence))
 
     def _models(self) -> None:
-        for folder in (ADAPT / "main", SHAPE):
+        for folder in (ADAPT / "main", INIT_STUDENT):
             folder.mkdir(parents=True, exist_ok=True)
         write_json(
             ADAPT / "main" / "summary.json", {"rows": 1500, "epochs": 2, "dev_score": self.teacher}
         )
-        write_json(SHAPE / "summary.json", {"layers_kept": "0, 1, 2, 29", "parameters": 42_471_936})
+        write_json(
+            INIT_STUDENT / "summary.json", {"layers_kept": "0, 1, 2, 29", "parameters": 42_471_936}
+        )
         starts = {"baseline": 3.4, "kd": 2.9} | {name: 2.2 for name, _ in self.others}
         for phase, start in starts.items():
             write_json(TRAIN / phase / "summary.json", {"updates": self.updates})
@@ -221,16 +223,16 @@ class SimulatedRound:
             )
             for n, row in enumerate(rows)
         )  # fmt: skip
-        write_rows(ORDER / "train.jsonl", lessons)
+        write_rows(CURRICULUM / "train.jsonl", lessons)
         write_json(
-            ORDER / "summary.json", {"rows": 7211, "stages": 3, "difficulty": "teacher_loss"}
+            CURRICULUM / "summary.json", {"rows": 7211, "stages": 3, "difficulty": "teacher_loss"}
         )
         write_json(MODELS, PINNED)
         write_json(Path("dvc.lock"), lock())  # JSON is YAML
         phases = {
-            "baseline": {"from": "shape"},
+            "baseline": {"from": "init_student"},
             "kd": {"from": "train/warm"},
-            "warm": {"from": "shape"},
+            "warm": {"from": "init_student"},
         }
         evaluate = {"student": "kd"}
         params = {"seeds": list(self.seeds), "train": phases, "evaluate": evaluate}
@@ -327,7 +329,7 @@ def lock() -> dict[str, Any]:
         "collect": "data/collect",
         "adapt@main": "models/adapt/main",
         "filter": "data/filter",
-        "shape": "models/shape",
+        "init_student": "models/init_student",
         "train@baseline": "models/train/baseline",
         "train@kd": "models/train/kd",
         "evaluate": "data/evaluate",

@@ -5,6 +5,10 @@ import random
 import numpy as np
 import pytest
 
+from cohobate.data.records import Message, Row
+from cohobate.params import ParamsError, validated
+from cohobate.scoring.metrics import Bleu, ChrF, RougeL
+from cohobate.scoring.verifiers import Label
 from tasks.evaluate.cost import Prices
 from tasks.evaluate.memorisation import Memorisation
 from tasks.evaluate.mistakes import Mistake, Mistakes
@@ -12,10 +16,6 @@ from tasks.evaluate.perturbations import Case, Distractor, Paraphrase, Typos
 from tasks.evaluate.robustness import Robustness, Scores, longest
 from tasks.evaluate.router import Router
 from tasks.evaluate.settings import EvaluateParams
-from tasks.judging.metrics import Bleu, ChrF, RougeL
-from tasks.judging.verifiers import Label
-from tasks.params import ParamsError, validated
-from tasks.rows.records import Message, Row
 
 TEMPLATE = "Definition: {text}\nCategory:"
 WAYS = (

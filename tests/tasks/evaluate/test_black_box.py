@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 from simulated_round import LABELS, read
 
-from tasks.errors import UserError
+from cohobate.backends.ledger_storage import LEDGER
+from cohobate.backends.openai import OpenAI
+from cohobate.backends.prices import Price
+from cohobate.backends.settings import GenerateParams
+from cohobate.data.records import GENERATE, TEST, Row, row_id, write_json, write_rows
+from cohobate.errors import UserError
+from cohobate.evaluation.timing import Timing
+from cohobate.models import checkpoints
+from cohobate.scoring.metrics import Verified
+from cohobate.scoring.verifiers import Label, Task
 from tasks.evaluate.metrics import LabelAccuracy, Perplexity
 from tasks.evaluate.perturbations import Case
 from tasks.evaluate.robustness import ROBUSTNESS, Robustness
 from tasks.evaluate.settings import EvaluateParams
 from tasks.evaluate.stage import run
-from tasks.evaluate.timing import Timing
-from tasks.generate.openai import OpenAI
-from tasks.generate.places import LEDGER
-from tasks.generate.prices import Price
-from tasks.generate.stage import GenerateParams
-from tasks.judging.metrics import Verified
-from tasks.judging.verifiers import Label, Task
-from tasks.models import checkpoints
-from tasks.rows.records import GENERATE, TEST, Row, row_id, write_json, write_rows
 from tests.loopback_teacher import LoopbackTeacher, publish_address
 from tests.odd_replies import ODD
 
@@ -63,7 +63,11 @@ def round_(
 ) -> Path:
     """What is on disk when all phases have been trained on a service's answers."""
     publish_address(service.url)
-    for folder, seed in {"shape": 1, "train/baseline/seed-1": 2, "train/kd/seed-1": 3}.items():
+    for folder, seed in {
+        "init_student": 1,
+        "train/baseline/seed-1": 2,
+        "train/kd/seed-1": 3,
+    }.items():
         model = make_model(tokenizer, seed=seed, layers=2)
         checkpoints.save(model, tokenizer, Path("models") / folder, {})
     rows = [Row(id=row_id(p), prompt=p, answer=f" {LABELS[n % 9]}") for n, p in enumerate(PROMPTS)]
@@ -136,7 +140,7 @@ def test_no_answer_is_bought_twice_and_the_bytes_are_the_same(
 def test_the_cap_holds_for_the_test_too(round_: Path, service: LoopbackTeacher) -> None:
     with pytest.raises(UserError, match="the cost cap is reached") as error:
         run(EVALUATE, TASK, [1], generate(cap=0.05))
-    assert "cap" in (error.value.mend or "")
+    assert "cap" in (error.value.fix or "")
     kept = [line for path in LEDGER.glob("*") for line in path.read_text().splitlines()]
     assert 0 < len(kept) == service.sent < 18
     assert sum(json.loads(line)["bought"][2] for line in kept) <= 0.05

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 from simulated_round import LABELS, read
 
-from tasks.evaluate.examinees import Loaded
+from cohobate.backends.settings import GenerateParams
+from cohobate.data.records import TEST, Row, read_rows, row_id, write_rows
+from cohobate.evaluation.timing import Timing
+from cohobate.models import checkpoints
+from cohobate.scoring.metrics import Verified
+from cohobate.scoring.verifiers import Label, Task
 from tasks.evaluate.metrics import LabelAccuracy, Perplexity
+from tasks.evaluate.models_under_test import Loaded
 from tasks.evaluate.perturbations import Case, Distractor
 from tasks.evaluate.robustness import PERTURBED, Robustness
 from tasks.evaluate.settings import EvaluateParams
 from tasks.evaluate.stage import run
-from tasks.evaluate.timing import Timing
-from tasks.generate.stage import GenerateParams
-from tasks.judging.metrics import Verified
-from tasks.judging.verifiers import Label, Task
-from tasks.models import checkpoints
-from tasks.rows.records import TEST, Row, read_rows, row_id, write_rows
 
 PARAMS = EvaluateParams(
     bootstrap=200,
@@ -41,7 +41,7 @@ def trained(project: Path, make_model: Callable[..., Any], tokenizer: Any) -> Pa
         checkpoints.save(model, tokenizer, Path(folder), {})
 
     publish("models/adapt/main", 0, 4)
-    publish("models/shape", 1, 2)
+    publish("models/init_student", 1, 2)
     for seed in (1, 2):
         publish(f"models/train/baseline/seed-{seed}", 1 + seed, 2)
         publish(f"models/train/kd/seed-{seed}", 0, 4)
@@ -89,7 +89,7 @@ def test_the_stage_answers_scores_and_reports(trained: Path) -> None:
 
 
 def test_a_student_is_asked_with_the_prefix_that_it_learnt(trained: Path, make_model, tokenizer):
-    from tasks.models.decoding import answers
+    from cohobate.generation.decoding import answers
 
     model = make_model(tokenizer, seed=0)
     for seed in (1, 2):

@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 from simulated_round import read
 
-from tasks import params
-from tasks.errors import UserError
+from cohobate import params
+from cohobate.data.records import Row, row_id, write_rows
+from cohobate.errors import UserError
+from cohobate.generation.decoding import answers
+from cohobate.generation.requests import Decoding
+from cohobate.models import checkpoints
+from cohobate.params import ParamsError
+from cohobate.scoring.metrics import ExactMatch
+from cohobate.scoring.verifiers import Label
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.harness import Harness, means
-from tasks.judging.metrics import ExactMatch
-from tasks.judging.verifiers import Label
-from tasks.models import checkpoints
-from tasks.models.decoding import Decoding, answers
-from tasks.params import ParamsError
-from tasks.rows.records import Row, row_id, write_rows
 
 TASK = """
 task: round_test

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from simulated_round import SimulatedRound, read
 
-from tasks.errors import UserError
+from cohobate.data.records import write_json
+from cohobate.errors import UserError
+from cohobate.evaluation import number_text, render
 from tasks.evaluate.perturbations import Case, Typos
-from tasks.evaluate.report import figures, render
 from tasks.evaluate.report.charts import Scale, thinned
 from tasks.evaluate.report.view import training_seconds
 from tasks.evaluate.robustness import Robustness
 from tasks.evaluate.settings import EvaluateParams
-from tasks.rows.records import write_json
 
 PARAMS = EvaluateParams(
     bootstrap=500,
@@ -85,7 +85,8 @@ def test_every_section_is_there(project: Path) -> None:
         "data/evaluate/robustness.json", "data/evaluate/forgetting.json", "reports/cost.json",
         "data/evaluate/memorisation.json", "data/evaluate/router.json",
         "data/evaluate/errors.jsonl",
-        "data/filter/funnel.json", "data/order/train.jsonl", "reports/timings.json", "dvc.lock",
+        "data/filter/funnel.json", "data/curriculum/train.jsonl", "reports/timings.json",
+        "dvc.lock",
     ):  # fmt: skip
         assert file in page.text, file
     assert not page.open
@@ -101,7 +102,7 @@ def test_the_page_needs_nothing_from_elsewhere(project: Path) -> None:
 def test_headline_figures_are_those_of_the_files(project: Path) -> None:
     _, page = rendered()
     metrics, gain = read("reports/metrics.json"), read("reports/metrics.json")["gain_over_baseline"]
-    low, high = (figures.signed(gain[end]).lstrip("+") for end in ("low", "high"))
+    low, high = (number_text.signed(gain[end]).lstrip("+") for end in ("low", "high"))
     assert f"{100 * gain['mean']:.1f} points [{low}, {high}]." in page.text
     assert f"{100 * metrics['retention']:.1f} %" in page.text
     for arm in read("data/evaluate/arms.json"):
@@ -117,13 +118,20 @@ def test_each_model_stands_beside_the_baseline_and_the_clock(project: Path) -> N
     _, page = rendered()
     for arm in read("data/evaluate/arms.json"):
         if gain := arm["gain_over_baseline"]:
-            assert f"{figures.signed(gain['mean'])} [{figures.signed(gain['low'])}" in page.text
+            assert (
+                f"{number_text.signed(gain['mean'])} [{number_text.signed(gain['low'])}"
+                in page.text
+            )
     assert "72 s" in page.text  # 55 of kd, and 17.5 of warm, from which it starts
     assert "51 s" in page.text
 
 
 def test_time_of_a_phase_that_did_not_run_here_is_not_known() -> None:
-    phases = {"warm": {"from": "shape"}, "kd": {"from": "train/warm"}, "late": {"from": "adapt/x"}}
+    phases = {
+        "warm": {"from": "init_student"},
+        "kd": {"from": "train/warm"},
+        "late": {"from": "adapt/x"},
+    }
     stages = {"train@kd": {"seconds": 55.0, "own_seconds": 50.0}, "train@late": {"seconds": 8.0}}
     assert training_seconds("kd", phases, stages) is None
     assert training_seconds("late", phases, stages) == 8.0
@@ -137,11 +145,14 @@ def test_figures_beside_the_score_are_those_of_the_files(project: Path) -> None:
     _, page = rendered()
     cost, router = read("reports/cost.json"), read("data/evaluate/router.json")
     assert cost["seconds"] == pytest.approx(335.4)
-    assert f"{figures.short(cost['break_even_tokens'])} tokens" in page.text
+    assert f"{number_text.short(cost['break_even_tokens'])} tokens" in page.text
     assert f"{100 * router['share']:.1f} % of the traffic" in page.text
     for line in read("data/evaluate/robustness.json"):
         extra = line["students_extra_drop"]
-        assert f"[{figures.signed(extra['low'])}, {figures.signed(extra['high'])}]" in page.text
+        assert (
+            f"[{number_text.signed(extra['low'])}, {number_text.signed(extra['high'])}]"
+            in page.text
+        )
     total = sum(cluster["rows"] for cluster in read("data/evaluate/clusters.json"))
     assert f"{total} test rows that the teacher answers better" in page.text
     assert len(Path("data/evaluate/errors.jsonl").read_text().splitlines()) == total
@@ -223,7 +234,13 @@ def test_text_of_models_is_data(project: Path) -> None:
 
 def test_what_is_missing_is_left_out_or_named(project: Path) -> None:
     rendered(seeds=(1,))
-    for path in ("data/filter", "data/order", "data/generate", "data/preflight", "data/collect"):
+    for path in (
+        "data/filter",
+        "data/curriculum",
+        "data/generate",
+        "data/preflight",
+        "data/collect",
+    ):
         shutil.rmtree(path)
     for path in ("dvc.lock", "params.yaml", "reports/timings.json", "reports/stages.json"):
         Path(path).unlink()
@@ -265,20 +282,20 @@ def test_it_renders_from_another_folder(
 
 
 def test_figures_are_written_for_people() -> None:
-    assert figures.points(0.67718) == "67.7"
-    assert figures.signed(-0.0021) == "−0.2"
-    assert figures.signed(0.0841) == "+8.4"
-    assert figures.signed(-0.0001) == "0.0"
-    assert figures.short(134_515_008) == "135 M"
-    assert figures.short(42_471_936) == "42.5 M"
-    assert figures.size(512) == "512 B"
-    assert figures.size(269_060_552) == "269 MB"
-    assert figures.times(3.1789) == "3.18×"
-    assert figures.times(None) == "–"
-    assert figures.duration(312) == "5 min 12 s"
-    assert figures.duration(0.44) == "0.4 s"
-    assert figures.figure(True) == "yes"
-    assert figures.figure(71243) == "71,243"
+    assert number_text.points(0.67718) == "67.7"
+    assert number_text.signed(-0.0021) == "−0.2"
+    assert number_text.signed(0.0841) == "+8.4"
+    assert number_text.signed(-0.0001) == "0.0"
+    assert number_text.short(134_515_008) == "135 M"
+    assert number_text.short(42_471_936) == "42.5 M"
+    assert number_text.size(512) == "512 B"
+    assert number_text.size(269_060_552) == "269 MB"
+    assert number_text.times(3.1789) == "3.18×"
+    assert number_text.times(None) == "–"
+    assert number_text.duration(312) == "5 min 12 s"
+    assert number_text.duration(0.44) == "0.4 s"
+    assert number_text.figure(True) == "yes"
+    assert number_text.figure(71243) == "71,243"
 
 
 def test_scales_hold_their_values_and_are_round() -> None:

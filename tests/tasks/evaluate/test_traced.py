@@ -8,11 +8,11 @@ import pytest
 from simulated_round import SimulatedRound
 from tracing import untraced
 
+from cohobate.data.records import write_json
 from tasks.evaluate.perturbations import Case, Typos
 from tasks.evaluate.report import render
 from tasks.evaluate.robustness import Robustness
 from tasks.evaluate.settings import EvaluateParams
-from tasks.rows.records import write_json
 
 PARAMS = EvaluateParams(
     bootstrap=500,

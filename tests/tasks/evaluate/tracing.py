@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
-from tasks.evaluate.report import figures, view
+from cohobate.evaluation import number_text, view
 from tasks.evaluate.report.charts import thinned
 
 NUMBER = re.compile(r"(?<![\w.])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
@@ -80,9 +80,13 @@ def untraced(root: Path) -> list[Shown]:
 
 def written(value: float) -> Iterator[str]:
     """Yield the numbers by which the report may write a value."""
-    texts = [figures.points(value), figures.count(value), figures.short(value)]
-    texts += [figures.size(value), figures.figure(value), figures.times(value)]
-    texts += [figures.milliseconds(value), figures.joules(value), figures.duration(abs(value))]
+    texts = [number_text.points(value), number_text.count(value), number_text.short(value)]
+    texts += [number_text.size(value), number_text.figure(value), number_text.times(value)]
+    texts += [
+        number_text.milliseconds(value),
+        number_text.joules(value),
+        number_text.duration(abs(value)),
+    ]
     texts += [f"{value:.{digits}f}" for digits in (1, 2, 3, 4)] + [f"{value:g}"]
     for text in texts:
         yield from NUMBER.findall(text.replace("\N{MINUS SIGN}", "").lstrip("+-"))
@@ -140,7 +144,7 @@ def _derived_of_data(root: Path, section: str) -> list[float]:
     if section == "data":
         funnel = json.loads((root / "data/filter/funnel.json").read_text())
         kept = [step["seen"] - step["dropped"] for step in funnel]
-        rows = [json.loads(x) for x in (root / "data/order/train.jsonl").open()]
+        rows = [json.loads(x) for x in (root / "data/curriculum/train.jsonl").open()]
         by_stage = [
             [r["difficulty"] for r in rows if r["stage"] == n] for n in {r["stage"] for r in rows}
         ]

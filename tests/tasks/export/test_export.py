@@ -8,15 +8,8 @@ from typing import Any
 
 import pytest
 
-from tasks import params
-from tasks.errors import UserError
-from tasks.export.rescoring import Rescored
-from tasks.export.stage import AnyForm, ExportParams, run
-from tasks.judging.metrics import TokenF1, Verified
-from tasks.judging.verifiers import Label, Task
-from tasks.models import checkpoints
-from tasks.params import ParamsError
-from tasks.rows.records import (
+from cohobate import params
+from cohobate.data.records import (
     ADAPT,
     DEV,
     EXPORT,
@@ -28,10 +21,17 @@ from tasks.rows.records import (
     write_json,
     write_rows,
 )
-from tasks.shape.students import Student as Shape
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
+from cohobate.params import ParamsError
+from cohobate.scoring.metrics import TokenF1, Verified
+from cohobate.scoring.verifiers import Label, Task
+from cohobate.students.students import Student as Shape
+from tasks.export.rescoring import Rescored
+from tasks.export.stage import AnyForm, ExportParams, run
 
 TASK = Task(verifier=Label(type="label"))
-SHAPE = params.validated(Shape, {"type": "teacher_layers", "layers": [0, 1]}, "shape")
+INIT_STUDENT = params.validated(Shape, {"type": "teacher_layers", "layers": [0, 1]}, "init_student")
 TEACHER = {
     "model": "someone/teacher",
     "revision": "9f8a",
@@ -95,7 +95,7 @@ def evaluated(project: Path, make_model: Callable[..., Any], tokenizer: Any) -> 
         Path("data/evaluate/arms.json"),
         [
             arm("teacher", "teacher", {0: "models/adapt/main"}, 0.8),
-            arm("initial", "initial", {0: "models/shape"}, 0.0),
+            arm("initial", "initial", {0: "models/init_student"}, 0.0),
             arm("baseline", "baseline", {1: "b", 2: "b"}, 0.7),
             arm("student", "kd", {s: f"models/train/kd/seed-{s}" for s in (1, 2)}, 0.75),
         ],
@@ -128,7 +128,7 @@ def hashed(*folders: str) -> dict[str, str]:
 
 
 def test_the_seed_that_is_best_on_dev_leaves_the_house(evaluated: Path) -> None:
-    run(chosen(), TASK, SHAPE, Verified(), 4)
+    run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
     source = Path("models/train/kd/seed-2")
     exported = Path("models/export/safetensors")
     checkpoints.verify(exported)
@@ -146,7 +146,7 @@ def test_the_seed_that_is_best_on_dev_leaves_the_house(evaluated: Path) -> None:
 
 @pytest.mark.parametrize(("asked", "seed"), [("first", 1), (2, 2)])
 def test_another_seed_can_be_asked_for(evaluated: Path, asked: str | int, seed: int) -> None:
-    run(chosen(seed=asked), TASK, SHAPE, Verified(), 4)
+    run(chosen(seed=asked), TASK, INIT_STUDENT, Verified(), 4)
     assert read("models/export/summary.json")["seed"] == seed
 
 
@@ -159,7 +159,7 @@ def test_the_forms_are_asked_with_the_prefix_that_the_student_learnt(evaluated: 
     said = greedy(Path("models/train/kd/seed-1"), [f"[label] {row.prompt}" for row in rows])
     pairs = zip(rows, said, strict=True)
     write_rows(DEV, [row.model_copy(update={"answer": answer}) for row, answer in pairs])
-    run(chosen(), TASK, SHAPE, Verified(), 4)
+    run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
     summary = read("models/export/summary.json")
     assert (summary["seed"], summary["original score"]) == (1, 1.0)
     card = Path("models/export/safetensors/README.md").read_text()
@@ -178,22 +178,22 @@ def test_the_seed_is_chosen_by_the_metric_that_decides(evaluated: Path) -> None:
     write_rows(
         DEV, [r.model_copy(update={"answer": a}) for r, a in zip(rows, answers, strict=True)]
     )
-    run(chosen(), TASK, SHAPE, Verified(), 4)
+    run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
     assert read("models/export/summary.json")["seed"] == 2
-    run(chosen(), TASK, SHAPE, TokenF1(type="token_f1"), 4)
+    run(chosen(), TASK, INIT_STUDENT, TokenF1(type="token_f1"), 4)
     summary = read("models/export/summary.json")
     assert summary["seed"] == 1 and 0 < summary["original score"] < 1
 
 
 def test_a_seed_that_was_not_trained_is_refused(evaluated: Path) -> None:
     with pytest.raises(UserError, match="no student was trained with seed 7"):
-        run(chosen(seed=7), TASK, SHAPE, Verified(), 4)
+        run(chosen(seed=7), TASK, INIT_STUDENT, Verified(), 4)
 
 
 def test_the_same_round_is_exported_to_the_same_bytes(evaluated: Path) -> None:
-    run(chosen(), TASK, SHAPE, Verified(), 4)
+    run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
     first = hashed("models/export", "data/export")
-    run(chosen(), TASK, SHAPE, Verified(), 4)
+    run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
     assert hashed("models/export", "data/export") == first
 
 
@@ -205,8 +205,8 @@ def test_a_form_that_drifts_is_refused_and_nothing_is_published(evaluated: Path)
     ]
     pytest.importorskip("xllamacpp")
     with pytest.raises(UserError, match=r"gguf-q4_0 drifts from the original.*nothing is pub") as e:
-        run(chosen(forms=forms), TASK, SHAPE, Verified(), 4)
-    assert "tolerance" in e.value.mend
+        run(chosen(forms=forms), TASK, INIT_STUDENT, Verified(), 4)
+    assert "tolerance" in e.value.fix
     assert not [*EXPORT.glob("*")] and not [*EXPORT.glob(".*")]
     assert not Path("data/export").exists()
 
@@ -214,7 +214,7 @@ def test_a_form_that_drifts_is_refused_and_nothing_is_published(evaluated: Path)
 def test_without_dev_rows_nothing_is_exported(evaluated: Path) -> None:
     DEV.write_text("")
     with pytest.raises(UserError, match="no dev row has an answer"):
-        run(chosen(), TASK, SHAPE, Verified(), 4)
+        run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
 
 
 def test_the_same_form_twice_is_refused() -> None:
@@ -223,7 +223,7 @@ def test_the_same_form_twice_is_refused() -> None:
 
 
 def test_the_model_card_says_what_a_stranger_must_know(evaluated: Path) -> None:
-    run(chosen(), TASK, SHAPE, Verified(), 4)
+    run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
     card = Path("models/export/safetensors/README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n") and "- someone/teacher\n" in card
     for said in (
@@ -251,7 +251,7 @@ def test_a_failed_gate_and_forbidding_terms_are_said_aloud(evaluated: Path) -> N
     models = read("data/preflight/models.json")
     models["teachers"]["main"] |= terms
     write_json(Path("data/preflight/models.json"), models)
-    run(chosen(), TASK, SHAPE, Verified(), 4)
+    run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
     for card in ("models/export/safetensors/README.md", "data/export/README.md"):
         text = Path(card).read_text()
         assert "**are not known to be allowed to** train other models" in text
@@ -263,7 +263,7 @@ def test_a_failed_gate_and_forbidding_terms_are_said_aloud(evaluated: Path) -> N
 
 
 def test_the_dataset_goes_with_its_card_and_notice(evaluated: Path) -> None:
-    run(chosen(), TASK, SHAPE, Verified(), 4)
+    run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
     assert Path("data/export/train.jsonl").read_bytes() == Path(FILTER / "kept.jsonl").read_bytes()
     assert Path("data/export/NOTICE.txt").read_text() == "keep this notice\n"
     card = Path("data/export/README.md").read_text()
@@ -283,7 +283,7 @@ class TestTrimmedVocabulary:
     @pytest.fixture
     def trimmed(self, evaluated: Path, make_model: Callable[..., Any], tokenizer: Any) -> Any:
         """Two seeds of a student without most of the tokens that its teacher has."""
-        from tasks.shape.vocabulary import trim
+        from cohobate.students.vocabulary_trimming import trim
 
         checkpoints.save(make_model(tokenizer, layers=4), tokenizer, ADAPT / "main", {})
         rows = [Row.model_validate_json(line) for line in DEV.read_text().splitlines()]

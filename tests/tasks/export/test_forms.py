@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import params
-from tasks.errors import UserError
+from cohobate import params
+from cohobate.data.records import Message, Row
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
 from tasks.export.form import Form, Questions
 from tasks.export.safetensors import answered
 from tasks.export.stage import AnyForm
-from tasks.models import checkpoints
-from tasks.rows.records import Message, Row
 
 WORDS = ["a small", " animal", " plant", "Definition:", " person", "q", " zz", "naïve 漢字", "1 23"]
 PROMPTS = [f"{one}{two}\nCategory:" for one in WORDS for two in WORDS[:3]]

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tasks import params
-from tasks.errors import UserError
+from cohobate import params
+from cohobate.errors import UserError
+from cohobate.params import ParamsError
 from tasks.export.push import Push
-from tasks.params import ParamsError
 
 FREE = {"main": {"licence": "Apache-2.0", "outputs_may_train": True}}
 BOUND = {"main": {"licence": "Llama-2", "outputs_may_train": False}}

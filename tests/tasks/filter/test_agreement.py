@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from tasks.judging.verifiers import Task
-from tasks.judging.votes import votes_of
+from cohobate.scoring.verifiers import Task
+from cohobate.scoring.votes import votes_of
 from tests.tasks.filter.test_filters import context, judged, response
 
 

@@ -3,11 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import UserError
-from tasks.filter.stage import FilterParams, run
-from tasks.judging.verifiers import Task
-from tasks.params import ParamsError, validated
-from tasks.rows.records import (
+from cohobate.data.records import (
     DEV,
     FILTER,
     GENERATE,
@@ -20,6 +16,10 @@ from tasks.rows.records import (
     row_id,
     write_rows,
 )
+from cohobate.errors import UserError
+from cohobate.params import ParamsError, validated
+from cohobate.scoring.verifiers import Task
+from tasks.filter.stage import FilterParams, run
 
 TASK = Task(verifier={"type": "label"})
 FILTERS = [

@@ -3,12 +3,12 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.errors import UserError
+from cohobate.data.contamination import Contamination
+from cohobate.data.records import Message, Response, row_id
+from cohobate.errors import UserError
+from cohobate.scoring.verifiers import Task
 from tasks.filter.filters import AnyFilter, Contaminated
 from tasks.filter.verdicts import KEPT, Context, Filter, Refused
-from tasks.judging.verifiers import Task
-from tasks.rows.contamination import Contamination
-from tasks.rows.records import Message, Response, row_id
 
 EVALUATION = ["a small furry animal that lives under the ground in the gardens of Europe"]
 
@@ -180,7 +180,7 @@ def test_class_balance_holds_its_share_exactly():
 def test_a_balance_that_cannot_be_is_refused():
     with pytest.raises(UserError, match="cannot each stay below 30%") as refused:
         judged({"type": "class_balance", "max_share": 0.3}, [response(" animal"), response(" b")])
-    assert "max_share of 0.50 or more" in refused.value.mend
+    assert "max_share of 0.50 or more" in refused.value.fix
 
 
 def test_contaminated():

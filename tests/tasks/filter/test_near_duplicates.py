@@ -2,8 +2,8 @@ import random
 
 import pytest
 
+from cohobate.data.contamination import bigrams_of
 from tasks.filter.near_duplicates import bands, shared_bands
-from tasks.rows.contamination import bigrams_of
 
 VOCABULARY = [f"t{n}" for n in range(4000)]
 

@@ -5,15 +5,12 @@ import shutil
 
 import pytest
 
-from tasks.errors import UserError
-from tasks.generate import backends
-from tasks.generate.backends import Transformers
-from tasks.generate.ledger import Ledger
-from tasks.generate.places import LEDGER
-from tasks.generate.stage import GenerateParams, run
-from tasks.models import checkpoints
-from tasks.models.decoding import Batching, Decoding
-from tasks.rows.records import (
+from cohobate.backends import backends
+from cohobate.backends.ledger import Ledger
+from cohobate.backends.ledger_storage import LEDGER
+from cohobate.backends.settings import GenerateParams
+from cohobate.backends.transformers import Transformers
+from cohobate.data.records import (
     ADAPT,
     GENERATE,
     LABELLED,
@@ -25,6 +22,10 @@ from tasks.rows.records import (
     row_id,
     write_rows,
 )
+from cohobate.errors import UserError
+from cohobate.generation.requests import Batching, Decoding
+from cohobate.models import checkpoints
+from tasks.generate.stage import run
 
 RESPONSES = GENERATE / "main" / "responses.jsonl"
 PARAMS = GenerateParams(

@@ -7,26 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.adapt.tuning import Untuned
-from tasks.capture.stage import CaptureParams
-from tasks.errors import UserError
-from tasks.generate.stage import GenerateParams
-from tasks.learning.memory import available_memory
-from tasks.models import checkpoints
-from tasks.models.number_formats import FORCED
-from tasks.models.outlines import outline_of
-from tasks.params import validated
+from cohobate.backends.settings import GenerateParams
+from cohobate.data.records import MODELS
+from cohobate.errors import UserError
+from cohobate.methods.teacher_tuning import Untuned
+from cohobate.methods.train import Method
+from cohobate.models import checkpoints
+from cohobate.models.model_info import outline_of
+from cohobate.models.number_formats import FORCED
+from cohobate.params import validated
+from cohobate.students.students import Student
+from cohobate.teachers.signal_store.settings import CaptureParams
+from cohobate.teachers.teacher import Teacher
+from cohobate.training.memory import available_memory
 from tasks.preflight import capacity, memory
 from tasks.preflight.stage import run
-from tasks.rows.records import MODELS
-from tasks.shape.students import Student
-from tasks.teachers import Teacher
-from tasks.train.stage import Method
-from tests.tasks.models.test_chat_templates import STRICT, THINKING
+from tests.cohobate.models.test_chat_templates import STRICT, THINKING
 
 TERMS = {"licence": "Apache-2.0", "outputs_may_train": True}
-ROWS = "data/order/train.jsonl"
-SFT = {"method": "sft", "from": "shape", "rows": ROWS, "targets": ROWS, "updates": 1}
+ROWS = "data/curriculum/train.jsonl"
+SFT = {"method": "sft", "from": "init_student", "rows": ROWS, "targets": ROWS, "updates": 1}
 LAYERS = {"type": "teacher_layers", "layers": [0, 3]}
 
 
@@ -40,7 +40,7 @@ def look(project, checkpoint):
             key: validated(Method, p, f"train.{key}") for key, p in (train or {"sft": SFT}).items()
         }
         capture = CaptureParams(**({"signals": form} if form else {}))
-        student = validated(Student, shape, "shape")
+        student = validated(Student, shape, "init_student")
         run(
             {"main": main, **(others or {})},
             student,
@@ -161,7 +161,7 @@ def test_other_manners_are_refused_and_can_be_taken_over(
     other = publish("other", make_tokenizer(**manners))
     with pytest.raises(UserError, match=message) as refused:
         look({"type": "pretrained", "model": other})
-    assert "shape.tokenizer: teacher" in refused.value.mend
+    assert "init_student.tokenizer: teacher" in refused.value.fix
     found = look({"type": "pretrained", "model": other, "tokenizer": "teacher"})
     assert found["student"]["eos"] == "<|end|>"
 
@@ -263,8 +263,8 @@ def test_each_stage_is_measured_by_the_gpus_memory(look, monkeypatch):
 
 KD = {
     "method": "kd",
-    "from": "shape",
-    "rows": "data/order/train.jsonl",
+    "from": "init_student",
+    "rows": "data/curriculum/train.jsonl",
     "targets": "data/capture/main",
     "terms": [{"type": "forward_kl"}],
     "updates": 1,
@@ -372,7 +372,7 @@ def test_too_little_room_is_refused(monkeypatch, project):
 
 
 KD = {
-    "method": "kd", "from": "shape", "rows": "data/order/train.jsonl", "updates": 2,
+    "method": "kd", "from": "init_student", "rows": "data/curriculum/train.jsonl", "updates": 2,
     "targets": "models/adapt/main", "terms": [{"type": "forward_kl"}],
 }  # fmt: skip
 
@@ -395,7 +395,7 @@ def test_a_phase_that_cannot_fit_is_refused_by_name(look, monkeypatch):
     with pytest.raises(UserError, match="train@kd takes about") as caught:
         look(train={"kd": KD | {"batch_size": 200_000}})
     assert caught.value.where == "params.yaml, train.kd"
-    assert "micro_batch_size" in caught.value.mend
+    assert "micro_batch_size" in caught.value.fix
     Path("params.yaml").write_text("resources: {train@kd: {memory_gb: 4000}}\n")
     look(train={"kd": KD | {"batch_size": 200_000}})
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from tasks import params, schema
-from tasks.errors import UserError
+from cohobate import params
+from cohobate.errors import UserError
+from flows import params_schema
 from tests.tiny_project import ROOT, put
 
 
@@ -13,9 +14,9 @@ from tests.tiny_project import ROOT, put
         ("evaluate.student", "kd-", "phase 'kd-'.*did you mean 'kd'"),
         ("evaluate.baseline", "base-line", "did you mean 'baseline'"),
         ("evaluate.teacher", "mian", "teacher 'mian'.*did you mean 'main'"),
-        ("shape.teacher", "mian", "did you mean 'main'"),
-        ("pair.student", "models/train/kdd/seed-1", "phase 'kdd'.*did you mean 'kd'"),
-        ("order.scorer", "models/train/sft/seed-1", "phase 'sft'"),
+        ("init_student.teacher", "mian", "did you mean 'main'"),
+        ("preferences.student", "models/train/kdd/seed-1", "phase 'kdd'.*did you mean 'kd'"),
+        ("curriculum.scorer", "models/train/sft/seed-1", "phase 'sft'"),
         ("filter.scorer", "models/adapt/mian", "teacher 'mian'"),
         ("train.kd.targets", "data/capture/mian", "teacher 'mian'"),
         ("train.kd.targets", "models/train/kdd", "phase 'kdd'"),
@@ -31,14 +32,14 @@ def test_what_is_named_must_exist(key: str, value: str, message: str) -> None:
     document = params.load(ROOT / "params.yaml")
     put(document, key, value)
     with pytest.raises(UserError, match=message) as caught:
-        schema.check(document)
+        params_schema.check(document)
     assert key in str(caught.value)
 
 
 def test_what_exists_may_be_named() -> None:
     document = params.load(ROOT / "params.yaml")
-    put(document, "pair.student", "models/train/kd/seed-1")
-    put(document, "order.scorer", "models/adapt/main")
+    put(document, "preferences.student", "models/train/kd/seed-1")
+    put(document, "curriculum.scorer", "models/adapt/main")
     put(document, "resources", {"train": {}, "train@kd": {}, "capture@main": {}, "export": {}})
     put(document, "challenge.champion", "models/champion/round-0001")
-    schema.check(document)
+    params_schema.check(document)

@@ -8,17 +8,12 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from tasks.capture.stage import CaptureParams
-from tasks.capture.stage import run as capture
-from tasks.errors import UserError
-from tasks.models import checkpoints
-from tasks.params import ParamsError, validated
-from tasks.rows.records import (
+from cohobate.data.records import (
     ADAPT,
+    CURRICULUM,
     FILTER,
+    INIT_STUDENT,
     LABELLED,
-    ORDER,
-    SHAPE,
     TRAIN,
     Lesson,
     Response,
@@ -26,12 +21,18 @@ from tasks.rows.records import (
     row_id,
     write_rows,
 )
-from tasks.teachers import Teacher
-from tasks.train.stage import Method, rows_of, run
+from cohobate.errors import UserError
+from cohobate.methods.train import Method, rows_of
+from cohobate.models import checkpoints
+from cohobate.params import ParamsError, validated
+from cohobate.teachers.signal_store.settings import CaptureParams
+from cohobate.teachers.teacher import Teacher
+from tasks.capture.stage import run as capture
+from tasks.train.stage import run
 
 SFT = {
     "method": "sft",
-    "from": "shape",
+    "from": "init_student",
     "rows": "data/collect/labelled.jsonl",
     "targets": "data/collect/labelled.jsonl",
     "updates": 6,
@@ -42,7 +43,7 @@ SFT = {
 }
 KD = SFT | {
     "method": "kd",
-    "rows": "data/order/train.jsonl",
+    "rows": "data/curriculum/train.jsonl",
     "targets": "data/capture/main",
     "terms": [
         {"type": "forward_kl", "weight": 0.7},
@@ -75,9 +76,9 @@ def round_so_far(project, make_model, tokenizer):
     lessons = [
         Lesson(**row.model_dump(), difficulty=float(n), stage=n % 2) for n, row in enumerate(kept())
     ]
-    write_rows(ORDER / "train.jsonl", lessons)
+    write_rows(CURRICULUM / "train.jsonl", lessons)
     checkpoints.save(make_model(tokenizer, seed=1), tokenizer, ADAPT / "main", {})
-    checkpoints.save(make_model(tokenizer, seed=2, layers=2), tokenizer, SHAPE, {})
+    checkpoints.save(make_model(tokenizer, seed=2, layers=2), tokenizer, INIT_STUDENT, {})
     signals = CaptureParams(signals={"type": "top_k", "k": 64}, precision="float32", threads=1)
     capture("main", Teacher(model="tiny"), signals)
 
@@ -105,10 +106,10 @@ def two_targets() -> list[Response]:
 
 
 def test_a_phase_learns_several_targets_and_says_how_to_ask_for_the_answer(round_so_far) -> None:
-    write_rows(ORDER / "train.jsonl", [
+    write_rows(CURRICULUM / "train.jsonl", [
         Lesson(**row.model_dump(), difficulty=0.0, stage=0) for row in two_targets()
     ])  # fmt: skip
-    rows = {"rows": "data/order/train.jsonl", "targets": "data/order/train.jsonl"}
+    rows = {"rows": "data/curriculum/train.jsonl", "targets": "data/curriculum/train.jsonl"}
     run("two", phase(**SFT | rows, target_weights={"rationale": 0.5}), seeds=[1])
     assert json.loads((TRAIN / "two/summary.json").read_text())["rows"] == 20
     assert checkpoints.prompt_prefix(TRAIN / "two/seed-1") == "[label] "
@@ -120,7 +121,7 @@ def test_a_phase_learns_several_targets_and_says_how_to_ask_for_the_answer(round
 
 def test_signals_are_captured_of_each_target(round_so_far) -> None:
     write_rows(FILTER / "kept.jsonl", two_targets())
-    write_rows(ORDER / "train.jsonl", [
+    write_rows(CURRICULUM / "train.jsonl", [
         Lesson(**row.model_dump(), difficulty=0.0, stage=0) for row in two_targets()
     ])  # fmt: skip
     signals = CaptureParams(signals={"type": "top_k", "k": 64}, precision="float32", threads=1)
@@ -151,7 +152,7 @@ def test_a_phase_trains_a_student_for_each_seed(round_so_far, fields) -> None:
     assert (summary["rows"], summary["updates"]) == (10, 6)
     assert summary["final_loss"] > 0
     provenance = json.loads((TRAIN / "here/seed-2/provenance.json").read_text())
-    assert provenance["seed"] == 2 and provenance["params"]["from"] == "shape"
+    assert provenance["seed"] == 2 and provenance["params"]["from"] == "init_student"
     assert provenance["updates"] == 6
 
 
@@ -192,7 +193,7 @@ def test_distillation_moves_the_student_towards_the_teacher(round_so_far) -> Non
         return sum(found) / len(found)
 
     run("kd", phase(**KD | {"updates": 80, "terms": [{"type": "forward_kl"}]}), seeds=[1])
-    assert distance(TRAIN / "kd/seed-1") < distance(SHAPE) / 2
+    assert distance(TRAIN / "kd/seed-1") < distance(INIT_STUDENT) / 2
 
 
 def test_signals_of_other_rows_are_refused_by_name(round_so_far) -> None:
@@ -212,7 +213,7 @@ def test_weights_are_stored_in_the_chosen_precision(round_so_far) -> None:
 def test_rows_of_each_kind_are_read_as_what_they_are(round_so_far) -> None:
     assert type(rows_of(LABELLED)[0]) is Row
     assert type(rows_of(FILTER / "kept.jsonl")[0]) is Response
-    assert type(rows_of(ORDER / "train.jsonl")[0]) is Lesson
+    assert type(rows_of(CURRICULUM / "train.jsonl")[0]) is Lesson
 
 
 def test_no_seed_is_a_readable_error(round_so_far) -> None:

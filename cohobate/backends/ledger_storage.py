@@ -1,0 +1,214 @@
+"""Where ledgers lie: a folder that all worktrees of a repository share, or an S3 prefix.
+
+In a folder a ledger is one file with one writer at a time: a second process waits for the first,
+and then finds its answers. On S3 each batch is an object of its own, never changed and named by
+its content, so that writers cannot harm each other and need no lock.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cohobate.errors import UserError
+from cohobate.progress import say
+
+LEDGER = Path(".cohobate/ledger")
+VARIABLE = "COHOBATE_LEDGER"
+_NAME = 16  # hex digits of a teacher's hash
+_WORKTREE = re.compile(r"^\s*worktree\s*=\s*(?P<path>.+?)\s*$", re.MULTILINE)
+_EXPERIMENTS = (".dvc", "tmp", "exps")
+
+
+def journal_of(teacher: str, chosen: str = "") -> "Journal":
+    """Return where the ledger of a teacher lies.
+
+    Args:
+        teacher: the hash that says which teacher.
+        chosen: a folder, or `s3://bucket/prefix`; `$COHOBATE_LEDGER` overrules it. Empty:
+            `.cohobate/ledger`. A relative folder lies in the project's main worktree.
+    """
+    place = os.environ.get(VARIABLE) or chosen or str(LEDGER)
+    if place.startswith("s3://"):
+        return Objects(f"{place.rstrip('/')}/{teacher[:_NAME]}")
+    return File(main_project() / Path(place).expanduser() / f"{teacher[:_NAME]}.jsonl")
+
+
+class Journal(ABC):
+    """Bytes that are only ever added to."""
+
+    name: str
+    """Says which teacher's it is, wherever it lies."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Make ready to read and append."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let others write."""
+
+    @abstractmethod
+    def blobs(self) -> Iterator[tuple[int, bytes]]:
+        """Yield what was appended, and where it starts, in a fixed order."""
+
+    @abstractmethod
+    def cut(self, end: int) -> None:
+        """Take away what lies behind `end`: a write that did not finish."""
+
+    @abstractmethod
+    def append(self, data: bytes) -> None:
+        """Add bytes: all are safe when this returns, or none are there."""
+
+
+class File(Journal):
+    """A file on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.stem
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def open(self) -> None:
+        """Open the file, and wait until no other process writes it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a+b", buffering=0)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process is writing {self.path}: waiting for it to end")
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        """Close the file, and free the lock with it."""
+        self._file.close()
+
+    def blobs(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the whole file."""
+        self._file.seek(0)
+        yield 0, self._file.read()
+
+    def cut(self, end: int) -> None:
+        """Truncate the file."""
+        self._file.truncate(end)
+
+    def append(self, data: bytes) -> None:
+        """Write at the end, and wait for the disk."""
+        end, descriptor = self._file.seek(0, os.SEEK_END), self._file.fileno()
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+            os.fsync(descriptor)
+        except OSError as error:
+            self._file.truncate(end)
+            if error.errno == errno.ENOSPC:
+                raise UserError("the disk is full: no answer added", where=str(self)) from None
+            raise
+
+
+class Objects(Journal):
+    """Objects below an S3 prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix.removeprefix("s3://")
+        self.name = self.prefix.rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return f"s3://{self.prefix}"
+
+    def open(self) -> None:
+        """Ask nothing: there is no lock."""
+
+    def close(self) -> None:
+        """Free nothing."""
+
+    def blobs(self) -> Iterator[tuple[int, bytes]]:
+        """Yield object by object, in the order of their names.
+
+        Raises:
+            UserError: the store cannot be read.
+        """
+        with self._to("read"):
+            self._store.invalidate_cache()
+            for path in sorted(self._store.find(self.prefix)):
+                yield 0, self._store.cat_file(path)
+
+    def cut(self, end: int) -> None:
+        """Leave a damaged object as it is: what was sound in it has been taken."""
+
+    def append(self, data: bytes) -> None:
+        """Put one object, whole or not at all."""
+        name = hashlib.blake2b(data, digest_size=16).hexdigest()
+        with self._to("write to"):
+            self._store.pipe_file(f"{self.prefix}/{name}.jsonl", data)
+
+    @cached_property
+    def _store(self) -> Any:
+        from s3fs import S3FileSystem
+
+        return S3FileSystem()
+
+    @contextmanager
+    def _to(self, what: str) -> Iterator[None]:
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            yield
+        except (OSError, BotoCoreError) as error:  # refused, or not reached at all
+            raise UserError(
+                f"cannot {what} the ledger: {error}",
+                where=str(self),
+                fix="check AWS_ENDPOINT_URL and the credentials; what was answered before is safe",
+            ) from error
+
+
+def main_project(folder: Path = Path()) -> Path:
+    """Return the folder of the project at `folder` in the main worktree of its repository.
+
+    Rounds run in git worktrees, and DVC runs `exp run --temp` and `--queue` in repositories of
+    their own below `.dvc/tmp/exps`, which it deletes: all of them share the main worktree's ledger.
+    A folder outside any repository is its own main worktree.
+    """
+    here = folder.resolve()
+    if (top := _repository(here)) is None:
+        return folder
+    origin = top
+    while (outer := _dvc_project(origin)) is not None:
+        origin = _repository(outer) or outer
+    return _main_worktree(origin) / here.relative_to(top)
+
+
+def _repository(folder: Path) -> Path | None:
+    """Return the top folder of the repository that a folder belongs to."""
+    return next((top for top in (folder, *folder.parents) if (top / ".git").exists()), None)
+
+
+def _dvc_project(top: Path) -> Path | None:
+    """Return the project whose experiment runs in the temporary repository `top`, if it is one."""
+    ends = (at for at in top.parents if at.parts[-3:] == _EXPERIMENTS)
+    return next((end.parents[2] for end in ends), None)
+
+
+def _main_worktree(top: Path) -> Path:
+    """Return the main worktree of the repository with a worktree at `top`.
+
+    The files of git are read as they lie: git itself refuses folders of another owner.
+    """
+    if (top / ".git").is_dir():
+        return top
+    git_folder = top / (top / ".git").read_text().removeprefix("gitdir:").strip()
+    if not (git_folder / "commondir").exists():  # a submodule
+        return top
+    shared = (git_folder / (git_folder / "commondir").read_text().strip()).resolve()
+    if shared.name == ".git":
+        return shared.parent
+    found = _WORKTREE.search((shared / "config").read_text())  # a submodule's names its folder
+    return (shared / found["path"]).resolve() if found else shared

@@ -1,0 +1,24 @@
+"""A teacher in memory, which answers one batch of prompts at a time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cohobate.fast.frozen import load_frozen
+from cohobate.generation.decoding import as_text, decode, stop_ids
+from cohobate.generation.requests import Answer, Batching, Decoding, Request
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import NumberFormat
+
+
+class Writer:
+    """A teacher in memory."""
+
+    def __init__(self, checkpoint: Path, precision: NumberFormat, batching: Batching) -> None:
+        device = checkpoints.accelerator()
+        self.model, self.tokenizer = load_frozen(checkpoint, precision=precision, device=device)
+        self.stop, self.batching = stop_ids(self.model, self.tokenizer), batching
+
+    def write(self, batch: Sequence[Request], how: Decoding) -> list[Answer]:
+        """Answer one batch."""
+        written = decode(self.model, batch, how, self.stop, self.batching)
+        return [as_text(self.tokenizer, completion) for completion in written]

@@ -1,0 +1,237 @@
+"""The backend `openai`: a teacher behind any OpenAI-compatible service, asked prompt by prompt.
+
+Every answer is yielded as it comes, and its place is given to the next prompt only once the stage
+has it safe in the ledger: a kill at any moment loses no more than what was in flight.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from cohobate.backends.api_errors import Again, ErrorReply, Refused, advice
+from cohobate.backends.endpoint import Endpoint, Place
+from cohobate.backends.prices import Budget, Price, most_tokens
+from cohobate.backends.rate_limit import Limits, Pace
+from cohobate.backends.requests import Ask, Batch, State, Unanswered
+from cohobate.backends.service_record import Record
+from cohobate.errors import UserError
+from cohobate.generation.requests import Answer, Decoding
+from cohobate.progress import say
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+
+class OpenAI(Endpoint):
+    """A service that is asked prompt by prompt."""
+
+    type: Literal["openai"]
+    limits: Limits = Limits()
+    """How much the service may be asked."""
+    attempts: int = Field(8, ge=1)
+    """Most tries for one answer; after a reply that the service may charge for, one more."""
+    backoff: float = Field(30.0, ge=0)
+    """Most seconds between tries, where the service does not say how long to wait."""
+    longest_wait: float = Field(300.0, ge=0)
+    """Most seconds that a service may ask to wait; beyond them the run ends."""
+
+    def run(self, place: Place, budget: Budget, before: bool = False) -> "Purchase":
+        """Return a run against the service."""
+        return Purchase(self, place, budget, before)
+
+
+class Purchase:
+    """A run against one service: its pace, its budget, its deadline."""
+
+    def __init__(self, params: OpenAI, place: Place, budget: Budget, before: bool = False) -> None:
+        self.params, self.place, self.budget = params, place, budget
+        self.service = place.service()
+        self.pace = Pace(params.limits)
+        self.price = params.price or Price()
+        self.end = time.monotonic() + (params.run_seconds or float("inf"))
+        self.record = Record(before)
+        self.sent: dict[str, float] = {}
+        """What each request on the way can cost at most, by its key."""
+        self.stopped: UserError | None = None
+
+    async def stream(self, asks: Sequence[Ask], how: Decoding) -> AsyncGenerator[Batch]:
+        """Yield outcomes as they come, several together where they came together.
+
+        Raises:
+            UserError: the service cannot be used, or deadline or budget are reached; all that was
+                answered has been yielded by then.
+        """
+        if self.params.price:
+            say(self.price.outlook((ask.prompt for ask in asks), self.params.priced(how)))
+        waiting, running = deque(asks), dict[asyncio.Task[Answer | Unanswered], Ask]()
+        async with self.place.client() as self.client:
+            try:
+                while waiting or running:
+                    self._start(waiting, running, how)
+                    if not running:
+                        break
+                    left = self.end - time.monotonic()
+                    done, _ = await asyncio.wait(
+                        running,
+                        timeout=None if left == float("inf") else max(0.0, left),
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                    ended = {running.pop(task): task.result() for task in done}
+                    waiting.extendleft(a for a, one in ended.items() if _is_retried(one))
+                    if outcomes := self.record.settled(ended):
+                        yield outcomes
+                    if (waiting or running) and time.monotonic() >= self.end:
+                        yield self._cut_off()
+                        raise self._late(len(waiting) + len(running))
+            finally:
+                for task in running:
+                    task.cancel()
+        if self.stopped:
+            raise self.stopped
+        if waiting:
+            raise self.budget.exhausted(len(waiting))
+        if outcomes := self.record.unsettled():
+            yield outcomes
+
+    def _start(
+        self,
+        waiting: deque[Ask],
+        running: dict[asyncio.Task[Answer | Unanswered], Ask],
+        how: Decoding,
+    ) -> None:
+        """Send as many of the waiting asks as pace and budget allow."""
+        while waiting and not self.stopped and len(running) < self.pace.at_once:
+            most = self.price.bound(waiting[0], self.params.priced(how))
+            if not self.budget.allows(most):
+                return
+            self.budget.reserved += most
+            ask = waiting.popleft()
+            self.record.ask(ask)
+            running[asyncio.create_task(self._answer(ask, how, most))] = ask
+
+    async def _answer(self, ask: Ask, how: Decoding, most: float) -> Answer | Unanswered:
+        """Ask until there is an answer, none is to be hoped for, or money went; tell the budget."""
+        try:
+            answer = await self._retrying(ask, how, most)
+        except (Again, Refused, UserError) as error:
+            outcome = self._unanswered(ask, error, most)
+            self.budget.spent += outcome.cost
+            return outcome
+        finally:
+            self.budget.reserved -= most
+        self.budget.spent += answer.bought.cost if answer.bought else 0.0
+        return answer
+
+    def _unanswered(self, ask: Ask, error: Exception, most: float) -> Unanswered:
+        """Return what becomes of a prompt without an answer; stop where none is to be expected."""
+        if isinstance(error, UserError):
+            self.stopped = self.stopped or error
+            return Unanswered(str(error))
+        assert isinstance(error, Again | Refused)
+        cost = most if error.cost is None else error.cost
+        reason = self.service.clean(str(error))
+        reply = error.reply and self.service.clean(error.reply)
+        if isinstance(error, Refused):
+            self._stop_after(self.record.refused(ask, error.certain, cost), error)
+            state: State = "refused" if error.certain else "doubtful"
+            return Unanswered(reason, cost, reply, reply is not None, state)
+        if error.once and self.record.may_retry(ask, self.params.attempts):
+            return Unanswered(reason, cost, reply, error.whole, "retried")
+        self._stop_after(self.record.failed(ask), error)
+        state = "refused" if error.whole else "failed"
+        return Unanswered(reason, cost, reply, error.whole, state)
+
+    def _stop_after(self, in_a_row: int, error: Exception) -> None:
+        """Stop where so many prompts got no answer, one after the other, that none will."""
+        if not in_a_row or self.stopped:
+            return
+        reason, down = self.service.clean(str(error)), "run again when the service works"
+        if isinstance(error, Refused):
+            down = "check generate.template, and whether this model answers such prompts"
+        self.stopped = UserError(
+            f"{in_a_row} prompts in a row got no answer; the last: {reason}",
+            where=self.service.url,
+            fix=advice(reason) or f"{down}; what is answered stays",
+        )
+
+    async def _retrying(self, ask: Ask, how: Decoding, most: float) -> Answer:
+        from tenacity import AsyncRetrying, retry_if_exception
+
+        def worth_it(error: BaseException) -> bool:
+            again = isinstance(error, Again) and not error.once
+            return again and not self.stopped and self.budget.allows(0.0)
+
+        retrying = AsyncRetrying(
+            stop=lambda _: self.record.tries[ask.key] >= self.params.attempts,
+            wait=self._pause,
+            retry=retry_if_exception(worth_it),
+            reraise=True,
+        )
+        return await retrying(self._try, ask, how, most)
+
+    async def _try(self, ask: Ask, how: Decoding, most: float) -> Answer:
+        """Send one request."""
+        from openai import OpenAIError
+
+        body = self.params.body(self.place.model, ask, how)
+        sent = await self.pace.turn(most_tokens(ask.prompt) + how.max_tokens)
+        self.record.tries[ask.key] += 1
+        self.sent[ask.key] = most
+        try:
+            async with asyncio.timeout(self.params.request_seconds):
+                content, headers = await self._post(body)
+            answer = self.params.accepted(content, ask, how, headers=headers)
+        except TimeoutError:
+            self.pace.congested(sent, None)
+            seconds = f"{self.params.request_seconds:g} s"
+            reason = f"no whole answer within {seconds}: raise generate.backend.request_seconds"
+            raise Again(reason, cost=None) from None
+        except (OpenAIError, ErrorReply) as error:
+            meaning = self.service.meaning(error, self.record.past, body)
+            if isinstance(meaning, Again):
+                if (meaning.after or 0.0) > self.params.longest_wait:
+                    raise self.service.too_long(meaning.after or 0.0) from None
+                if meaning.congested:
+                    self.pace.congested(sent, meaning.after)
+            raise meaning from None
+        finally:
+            del self.sent[ask.key]
+        self.pace.answered()
+        self.record.answered(ask)
+        return answer
+
+    async def _post(self, body: dict[str, object]) -> tuple[bytes, Mapping[str, str]]:
+        import httpx2
+
+        raw = await self.client.post(self.params.path, body=body, cast_to=httpx2.Response)
+        return raw.content, raw.headers
+
+    def _pause(self, state: "RetryCallState") -> float:
+        """Return the seconds until the next try: as the service asks, or longer each time."""
+        from tenacity import wait_random_exponential
+
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.after if isinstance(error, Again) else None
+        return wait_random_exponential(max=self.params.backoff)(state) if asked is None else asked
+
+    def _cut_off(self) -> Batch:
+        """Return what the requests on the way may cost all the same once the run has ended."""
+        return {
+            key: Unanswered("cut off at the end of run_seconds", most)
+            for key, most in self.sent.items()
+        }
+
+    def _late(self, left: int) -> UserError:
+        return UserError(
+            f"{self.params.run_seconds:.0f} s are over and {left} prompts are not answered yet",
+            where="params.yaml, generate.backend.run_seconds",
+            fix="run again: what is answered stays",
+        )
+
+
+def _is_retried(outcome: Answer | Unanswered) -> bool:
+    return isinstance(outcome, Unanswered) and outcome.state == "retried"

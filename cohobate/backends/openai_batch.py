@@ -1,0 +1,245 @@
+"""The backend `openai-batch`: whole files of prompts, answered within a day at a lower price.
+
+The service keeps the state: batches that an earlier run left behind are found by the mark that they
+bear, waited for and collected before anything else is bought. So there is nothing here that a kill
+could leave wrong. Lines that failed are handed in again.
+"""
+
+import asyncio
+import json
+import time
+from collections import defaultdict
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Sequence,
+)
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import Field
+
+from cohobate.backends.api_errors import Again, Refused
+from cohobate.backends.batch_results import Lines, Results, batched, parsed_line
+from cohobate.backends.endpoint import Endpoint, Place
+from cohobate.backends.prices import Budget, Price
+from cohobate.backends.requests import Ask, Batch
+from cohobate.errors import UserError
+from cohobate.generation.requests import Answer, Decoding
+from cohobate.progress import say
+
+if TYPE_CHECKING:
+    from openai.types import Batch as Remote
+
+T = TypeVar("T")
+_ENDED = ("completed", "failed", "expired", "cancelled")
+_MARK = "cohobate"
+_NEWEST = 100  # batches that are looked through for what was left behind
+_TRIES = 8  # of one request
+
+
+class OpenAIBatch(Endpoint):
+    """A service that is handed files."""
+
+    type: Literal["openai-batch"]
+    poll_seconds: float = Field(60.0, gt=0)
+    """Seconds between looks at a batch."""
+    file_rows: int = Field(10_000, ge=1, le=50_000)
+    """Most prompts of one file."""
+    attempts: int = Field(3, ge=1)
+    """Most times that a prompt is handed in; after a reply that was charged for, once more."""
+
+    @property
+    def share(self) -> float:
+        """Share of the full price that its answers cost."""
+        return self.price.batch if self.price else 1.0
+
+    def run(self, place: Place, budget: Budget, before: bool = False) -> "HandIn":
+        """Return a run against the service."""
+        return HandIn(self, place, budget, before)
+
+
+class HandIn:
+    """A run against one service."""
+
+    def __init__(
+        self, params: OpenAIBatch, place: Place, budget: Budget, before: bool = False
+    ) -> None:
+        self.params, self.place, self.budget = params, place, budget
+        self.results = Results(params, params.attempts, place, budget, before)
+        self.service = place.service()
+        self.price = params.price or Price()
+        self.end = time.monotonic() + (params.run_seconds or float("inf"))
+        self.found: Lines | None = None
+        """Lines of batches that earlier runs left behind."""
+
+    async def stream(self, asks: Sequence[Ask], how: Decoding) -> AsyncGenerator[Batch]:
+        """Yield what earlier batches hold, then hand in the rest until it is answered or given up.
+
+        Raises:
+            UserError: the service cannot be used, or deadline or budget are reached.
+        """
+        missing = {ask.key: ask for ask in asks}
+        for ask in asks:
+            self.results.record.ask(ask)
+        async with self.place.client() as self.client:
+            if self.found is None:
+                self.found = await self._left_behind()
+            lines = self.found
+            while missing:
+                results = self.results.of(lines, missing, how, old=lines is self.found)
+                for outcomes in batched(results):
+                    yield outcomes
+                    for key, outcome in outcomes.items():
+                        if isinstance(outcome, Answer) or outcome.state != "retried":
+                            missing.pop(key, None)
+                for _, result in results:
+                    if isinstance(result, UserError):
+                        raise result
+                if missing:
+                    lines = await self._bought(list(missing.values()), how)
+
+    async def _bought(self, asks: list[Ask], how: Decoding) -> Lines:
+        """Hand in files, as far as the budget allows, and wait for them; return their lines."""
+        share, reserved = self.price.batch, 0.0
+        allowed: list[Ask] = []
+        for ask in asks:
+            most = self.price.bound(ask, self.params.priced(how), share)
+            if not self.budget.allows(most):
+                break
+            self.budget.reserved += most
+            reserved += most
+            allowed.append(ask)
+        if not allowed:
+            raise self.budget.exhausted(len(asks))
+        size = self.params.file_rows
+        if self.params.price:
+            priced = self.params.priced(how)
+            say(self.price.outlook((ask.prompt for ask in allowed), priced, share))
+        files = [allowed[start : start + size] for start in range(0, len(allowed), size)]
+        remotes = [await self._handed_in(file, how) for file in files]
+        self.results.record.tries.update(ask.key for ask in allowed)
+        lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for remote in remotes:
+            for key, found in (await self._lines(await self._ended(remote))).items():
+                lines[key] += found
+        self.budget.reserved -= reserved
+        return {ask.key: lines[ask.key] or [{}] for ask in allowed}
+
+    async def _handed_in(self, asks: list[Ask], how: Decoding) -> "Remote":
+        """Upload a file of requests and have the service start on it."""
+        model, url = self.place.model, f"/v1{self.params.path}"
+        requests = [
+            {
+                "custom_id": a.key,
+                "method": "POST",
+                "url": url,
+                "body": self.params.body(model, a, how),
+            }
+            for a in asks
+        ]
+        content = "".join(json.dumps(request) + "\n" for request in requests).encode()
+        named = ("asks.jsonl", content)
+        file = await self._call(lambda: self.client.files.create(file=named, purpose="batch"))
+        remote = await self._call(
+            lambda: self.client.batches.create(
+                input_file_id=file.id,
+                endpoint=url,  # type: ignore[arg-type]
+                completion_window="24h",
+                metadata={_MARK: model},
+            )
+        )
+        say(f"handed in {len(asks)} prompts as {remote.id}")
+        return remote
+
+    async def _ended(self, remote: "Remote") -> "Remote":
+        """Look at a batch now and then until it has ended.
+
+        Raises:
+            UserError: the service refuses the file, or the run's time is over.
+        """
+        while remote.status not in _ENDED:
+            if time.monotonic() + self.params.poll_seconds > self.end:
+                raise UserError(
+                    f"{self.params.run_seconds:.0f} s are over and {remote.id} is not answered yet",
+                    where="params.yaml, generate.backend.run_seconds",
+                    fix="run again: the service goes on, and its answers are collected then",
+                )
+            await asyncio.sleep(self.params.poll_seconds)
+            remote = await self._call(partial(self.client.batches.retrieve, remote.id))
+        if remote.status == "failed":
+            told = remote.errors.data if remote.errors and remote.errors.data else []
+            reason = told[0].message if told else "no reason given"
+            raise UserError(
+                f"the service refuses the batch {remote.id}: {reason}", where=self.service.url
+            )
+        return remote
+
+    async def _lines(self, remote: "Remote") -> Lines:
+        """Return the lines of a batch's output and error files; a file with garbled ones is read
+        a second time."""
+        lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for file in filter(None, (remote.error_file_id, remote.output_file_id)):
+            parsed: list[Any] = []
+            for _ in range(2):
+                content = await self._call(partial(self.client.files.content, file))
+                parsed = [
+                    parsed_line(text) for text in content.content.splitlines() if text.strip()
+                ]
+                if not any("garbled" in line for line in parsed):
+                    break
+            for line in parsed:
+                lines[str(line.get("custom_id", ""))].append(line)
+        return lines
+
+    async def _left_behind(self) -> Lines:
+        """Return the lines of the newest batches that bear the mark; wait for those under way."""
+        listed = await self._call(lambda: self.client.batches.list(limit=_NEWEST))
+        lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for remote in reversed(listed.data):
+            if (remote.metadata or {}).get(_MARK) == self.place.model and remote.status != "failed":
+                ended = await self._ended(remote)
+                try:
+                    found = await self._lines(ended)
+                except UserError as error:  # services delete the files of old batches
+                    say(f"{remote.id}: its answers are not there any more: {error.what}")
+                    continue
+                for key, more in found.items():
+                    lines[key] += more
+        return lines
+
+    async def _call(self, send: Callable[[], Awaitable[T]]) -> T:
+        """Send a request, again where that may help.
+
+        Raises:
+            UserError: it does not help.
+        """
+        from openai import OpenAIError
+        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+        from tenacity import wait_random_exponential as pause
+
+        async def once() -> T:
+            try:
+                async with asyncio.timeout(self.params.request_seconds):
+                    result = await send()
+                if isinstance(result, str):  # what the client makes of a web page
+                    raise Refused("the reply is no object of the batch API")
+                return result
+            except AttributeError:  # what the client makes of a page in a list's place
+                raise Refused("the reply is no object of the batch API") from None
+            except (OpenAIError, TimeoutError, ValueError) as error:
+                raise self.service.meaning(error) from None
+
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(_TRIES),
+            wait=pause(max=30),
+            retry=retry_if_exception_type(Again),
+            reraise=True,
+        )
+        try:
+            return await retrying(once)
+        except (Again, Refused) as error:
+            raise UserError(
+                f"the batch service fails: {error}", where=self.service.url, fix="run again later"
+            ) from None

@@ -1,0 +1,55 @@
+"""Batches over several Ray workers, each with the teacher in memory; the same answers come out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cohobate.errors import UserError
+from cohobate.generation.requests import Answer, Batching, Decoding, Request
+from cohobate.models.number_formats import Precision
+
+
+def over_workers(
+    opened: tuple[Path, Precision, Batching], workers: int, gpus: float
+) -> Callable[[list[list[Request]], Decoding], Iterator[list[Answer]]]:
+    """Start the workers, each with what it is `opened` on; return what answers batches in order.
+
+    A worker answers one batch at a time with one thread, as a thread of a single process does, so
+    the rows do not depend on the number of workers.
+    """
+    import ray
+    from ray.exceptions import RayActorError
+    from ray.util import ActorPool
+
+    if not ray.is_initialized():
+        ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    started: Any = ray.remote(num_gpus=gpus)(_single_threaded())
+    pool = ActorPool([started.remote(*opened) for _ in range(workers)])
+
+    def answers(batches: list[list[Request]], how: Decoding) -> Iterator[list[Answer]]:
+        try:
+            yield from pool.map(lambda worker, batch: worker.write.remote(batch, how), batches)
+        except RayActorError as error:
+            raise UserError(
+                f"a worker died while it answered: {str(error).splitlines()[0]}",
+                fix="run again: what is answered stays",
+            ) from None
+
+    return answers
+
+
+def _single_threaded() -> type:
+    from cohobate.backends.loaded_teacher import Writer
+
+    class Worker(Writer):
+        """A writer in a process of its own."""
+
+        def write(self, batch: Sequence[Request], how: Decoding) -> list[Answer]:
+            """Answer one batch with one thread."""
+            import torch
+
+            torch.set_num_threads(1)
+            written: list[Answer] = super().write(batch, how)
+            return written
+
+    return Worker

@@ -1,0 +1,233 @@
+"""A service's reply, read leniently: text, reasoning, why it ended, and what was charged for it.
+
+What was paid for is not thrown away for the sake of its frame: content may be text or parts, the
+reasoning may stand in one of several fields, the usage may have other names, be partly missing or
+impossible, and the reply may be a stream although none was asked for. What cannot be read of the
+usage counts as the most that it can be.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from cohobate.generation.requests import Bought
+
+Finish = Literal["stop", "length", "filter", "tool"]
+_FINISH: dict[str, Finish] = {
+    "stop": "stop", "eos": "stop", "eos_token": "stop", "end_turn": "stop",
+    "stop_sequence": "stop", "completed": "stop", "end_of_text": "stop",
+    "length": "length", "max_tokens": "length", "max_output_tokens": "length",
+    "model_length": "length", "model_context_window_exceeded": "length",
+    "content_filter": "filter", "content-filter": "filter", "safety": "filter",
+    "refusal": "filter", "recitation": "filter", "prohibited_content": "filter",
+    "blocklist": "filter", "spii": "filter", "sensitive": "filter",
+    "tool_calls": "tool", "tool_use": "tool", "function_call": "tool",
+}  # fmt: skip
+_THOUGHT = ("reasoning_content", "reasoning", "thinking", "thought", "reasoning_details")
+_PROMPT = ("prompt_tokens", "input_tokens", "promptTokens", "inputTokens", "promptTokenCount")
+_ANSWER = (
+    "completion_tokens", "output_tokens", "completionTokens", "outputTokens",
+    "candidatesTokenCount", "generated_tokens",
+)  # fmt: skip
+_TOTAL = ("total_tokens", "totalTokens", "totalTokenCount")
+_CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
+_HIDDEN = 100_000  # tokens that a service may add to a prompt or think beyond the limit, at most
+Tokens = list[tuple[str, float, dict[str, float]]]
+
+
+class Most(NamedTuple):
+    """The most tokens that a request can take."""
+
+    prompt: int
+    answer: int
+
+
+class Content(NamedTuple):
+    """What a message holds."""
+
+    text: str = ""
+    reasoning: str = ""
+    refusal: str = ""
+
+
+class Choice(NamedTuple):
+    """One answer of a reply."""
+
+    content: Content
+    finish: Finish
+    note: str
+    """What was odd about it, where something was."""
+    tokens: Tokens
+    fields: Mapping[str, Any]
+
+
+def parsed(content: bytes) -> Any:
+    """Return a reply as JSON; a stream of events as the reply that it spells.
+
+    Of a key that stands twice the last value counts that is not null.
+
+    Raises:
+        ValueError: it is neither, or a stream that breaks off.
+    """
+    text = content.decode("utf-8-sig").strip()
+    if text.startswith(("data:", "event:", ":")):
+        try:
+            return _streamed(text)
+        except (AttributeError, TypeError):
+            raise ValueError("the stream holds other events than a completion's") from None
+    return json.loads(text, object_pairs_hook=_last_that_is_not_null)
+
+
+def best_choice(reply: Mapping[str, Any]) -> Choice | None:
+    """Return the first choice that holds a text, or else the first; None where there is none."""
+    choices = [_choice(one) for one in _choices(reply)]
+    with_text = [choice for choice in choices if choice.content.text.strip()]
+    return next(iter(with_text or choices), None)
+
+
+def bought(reply: Mapping[str, Any], headers: Mapping[str, str], most: Most) -> Bought:
+    """Return what a reply took, without its price; what is unknown counts as the most."""
+    choices = _choices(reply)
+    usage = _usage(reply, choices, headers)
+    prompt = _count(usage, _PROMPT, most.prompt)
+    cached = sum(_count(usage, (name,), most.prompt) or 0 for name in _CACHED)
+    answer = _count(usage, _ANSWER, most.answer)
+    total = _count(usage, _TOTAL, most.prompt + most.answer)
+    if prompt and total and total > prompt and not cached:
+        # Some count the reasoning into the total alone.
+        answer = max(answer or 0, total - prompt)
+    written = any(_choice(one).content != Content() for one in choices)
+    if answer is None or (answer == 0 and written):
+        answer = most.answer * max(1, len(choices))
+    return Bought(prompt + cached if prompt else most.prompt, answer, 0.0)
+
+
+def _last_that_is_not_null(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if value is not None or name not in found:
+            found[name] = value
+    return found
+
+
+def _streamed(text: str) -> dict[str, Any]:
+    """Return the reply that a stream of events spells.
+
+    Raises:
+        ValueError: it breaks off.
+    """
+    message: dict[str, str] = {}
+    choice: dict[str, Any] = {"message": message, "finish_reason": None}
+    reply: dict[str, Any] = {"choices": [choice]}
+    ended = False
+    for line in text.splitlines():
+        data = line.removeprefix("data:").strip()
+        if not line.startswith("data:") or data == "[DONE]":
+            ended |= data == "[DONE]"
+            continue
+        event = json.loads(data)
+        reply |= {k: v for k, v in event.items() if k != "choices" and v is not None}
+        for part in event.get("choices") or ():
+            if part.get("index"):
+                continue
+            told = Content(str(part.get("text") or ""))
+            told = _content(part.get("delta") or part.get("message")) if not told.text else told
+            for name, more in zip(("content", "reasoning", "refusal"), told, strict=True):
+                message[name] = message.get(name, "") + more
+            choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
+    if not (ended or choice["finish_reason"] or reply.get("error")):
+        raise ValueError("the stream of events breaks off")
+    return reply
+
+
+def _choices(reply: Mapping[str, Any]) -> list[dict[str, Any]]:
+    listed = reply.get("choices")
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+
+
+def _choice(fields: dict[str, Any]) -> Choice:
+    content = _content(fields.get("message") or fields.get("delta"))
+    if not content.text and isinstance(fields.get("text"), str):
+        content = content._replace(text=fields["text"])
+    said = fields.get("finish_reason")
+    finish = _FINISH.get(str(said).lower())
+    note = "" if finish else f"finish_reason {said!r} is not known: taken as stop"
+    return Choice(content, finish or "stop", note, _tokens(fields), fields)
+
+
+def _content(message: Any) -> Content:
+    """Return what a message holds, whether as text or as parts."""
+    if not isinstance(message, dict):
+        return Content(message if isinstance(message, str) else "")
+    said = message.get("content")
+    parts = said if isinstance(said, list) else [said]
+    text = "".join(_text(part, ("text", "output_text")) for part in parts)
+    inside = [_text(part, ("thinking", "reasoning", "summary_text")) for part in parts]
+    beside = next((_flat(message[name]) for name in _THOUGHT if message.get(name)), "")
+    refused = [_flat(p.get("refusal")) for p in parts if isinstance(p, dict)]
+    refusal = _flat(message.get("refusal")) or "".join(refused)
+    return Content(text, "\n".join(filter(None, [beside, *inside])), refusal)
+
+
+def _text(part: Any, kinds: tuple[str, ...]) -> str:
+    """Return the text of a part of one of these kinds."""
+    if isinstance(part, str):
+        return part if "text" in kinds else ""
+    if not isinstance(part, dict) or part.get("type", "text") not in kinds:
+        return ""
+    return next((_flat(part[k]) for k in (*kinds, "text", "summary") if part.get(k)), "")
+
+
+def _flat(value: Any) -> str:
+    """Return the texts inside a value, one below the other."""
+    if isinstance(value, list):
+        return "\n".join(filter(None, map(_flat, value)))
+    if isinstance(value, dict):
+        names = ("text", "content", "summary", "thinking")
+        return next((_flat(value[name]) for name in names if value.get(name)), "")
+    return value if isinstance(value, str) else ""
+
+
+def _tokens(choice: dict[str, Any]) -> Tokens:
+    """Return each token, its log-probability, and those of others in its place; none if odd."""
+    try:
+        return list(_listed_tokens(choice.get("logprobs") or {}))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return []
+
+
+def _listed_tokens(told: Mapping[str, Any]) -> Iterator[tuple[str, float, dict[str, float]]]:
+    if told.get("content"):
+        for one in told["content"]:
+            others = {t["token"]: float(t["logprob"]) for t in one.get("top_logprobs") or ()}
+            yield str(one["token"]), float(one["logprob"]), others
+        return
+    names = told.get("tokens") or []
+    places = told.get("top_logprobs") or [{}] * len(names)
+    for name, logprob, others in zip(names, told["token_logprobs"], places, strict=True):
+        yield str(name), float(logprob), dict(others or {})
+
+
+def _usage(
+    reply: Mapping[str, Any], choices: list[dict[str, Any]], headers: Mapping[str, str]
+) -> Mapping[str, Any]:
+    """Return the usage: of the reply, of a choice, or of the headers, where any tells it."""
+    groq = reply.get("x_groq")
+    places = [reply.get("usage"), *(choice.get("usage") for choice in choices)]
+    places += [groq.get("usage") if isinstance(groq, dict) else None, reply.get("usageMetadata")]
+    told = next((usage for usage in places if isinstance(usage, dict) and usage), None)
+    in_headers = {name.removeprefix("x-").replace("-", "_"): v for name, v in headers.items()}
+    return told or in_headers
+
+
+def _count(usage: Mapping[str, Any], names: tuple[str, ...], most: int) -> int | None:
+    """Return a number of tokens; None where it is missing or cannot be true."""
+    value = next((usage[name] for name in names if usage.get(name) is not None), None)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    possible = number.is_integer() and 0 <= number <= most + _HIDDEN
+    return int(number) if possible else None

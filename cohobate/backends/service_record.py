@@ -1,0 +1,90 @@
+"""What a service did with each prompt of a run, in the order in which the prompts were asked.
+
+Whether prompts fail in a row is told by that order, not by the order in which requests end: those
+that are tried again end last. A refusal that could be the account's or the service's fault counts
+as the prompt's once a prompt that was asked later has been answered.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from cohobate.backends.api_errors import Past
+from cohobate.backends.requests import Ask, Unanswered
+from cohobate.generation.requests import Answer
+
+_IN_A_ROW = 5  # prompts without an answer that mean that a service is down
+_REFUSED_IN_A_ROW = 50  # refused prompts that mean that a service refuses all
+
+
+class Record:
+    """The prompts of a run: which were tried, answered, refused or failed."""
+
+    def __init__(self, before: bool) -> None:
+        self.tries: Counter[str] = Counter()
+        """Requests by key."""
+        self.past = Past(before=before)
+        self._number: dict[str, int] = {}
+        self._latest = -1
+        """Number of the latest prompt that was answered."""
+        self._failed: set[int] = set()
+        self._refused: set[int] = set()
+        self._paid: Counter[str] = Counter()
+        self._doubtful: dict[str, Unanswered] = {}
+
+    def ask(self, ask: Ask) -> None:
+        """Note that a prompt is asked; it keeps its number when it is asked again."""
+        self._number.setdefault(ask.key, len(self._number))
+
+    def answered(self, ask: Ask) -> None:
+        """Note an answer."""
+        self._latest = max(self._latest, self._number[ask.key])
+        self.past = self.past._replace(answered=True)
+
+    def may_retry(self, ask: Ask, attempts: int) -> bool:
+        """Say whether a prompt is asked again after a reply that may have been charged for."""
+        self._paid[ask.key] += 1
+        return len(ask.replies) + self._paid[ask.key] < 2 and self.tries[ask.key] < attempts
+
+    def failed(self, ask: Ask) -> int:
+        """Note a prompt without an answer; return how many did in a row, 0 while they are few."""
+        return _row(self._failed, self._number[ask.key], _IN_A_ROW)
+
+    def refused(self, ask: Ask, certain: bool, cost: float) -> int:
+        """Note a prompt that the service refuses; return how many were in a row, 0 while few.
+
+        Where nothing was ever answered, money or doubt make it as bad as a service that is down.
+        """
+        if not any(self.past) and (cost or not certain):
+            return self.failed(ask)
+        if certain and any(self.past):
+            return 0
+        return _row(self._refused, self._number[ask.key], _REFUSED_IN_A_ROW)
+
+    def settled(self, ended: Mapping[Ask, Answer | Unanswered]) -> dict[str, Answer | Unanswered]:
+        """Return the outcomes that are certain by now, earlier ones among them."""
+        outcomes: dict[str, Answer | Unanswered] = {}
+        for ask, outcome in ended.items():
+            if isinstance(outcome, Unanswered) and outcome.state == "doubtful":
+                self._doubtful[ask.key] = outcome
+            else:
+                outcomes[ask.key] = outcome
+        for key in [key for key in self._doubtful if self._number[key] < self._latest]:
+            outcomes[key] = self._doubtful.pop(key)._replace(state="refused")
+        return outcomes
+
+    def unsettled(self) -> dict[str, Answer | Unanswered]:
+        """Return the outcomes that are left, once all prompts were asked."""
+        left: dict[str, Answer | Unanswered] = {**self._doubtful}
+        self._doubtful.clear()
+        return left
+
+
+def _row(numbers: set[int], new: int, limit: int) -> int:
+    """Add a number; return how many follow one another around it, 0 while below the limit."""
+    numbers.add(new)
+    first = last = new
+    while first - 1 in numbers:
+        first -= 1
+    while last + 1 in numbers:
+        last += 1
+    return last - first + 1 if last - first + 1 >= limit else 0

@@ -1,0 +1,84 @@
+"""The backend `transformers`: the teacher's own weights, on this machine or on Ray's."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cohobate.backends.endpoint import check_weights
+from cohobate.backends.requests import NO_HISTORY, Answering, Ask, Batch, History
+from cohobate.data.tokenized import prompt_ids
+from cohobate.generation.decoding import plan
+from cohobate.generation.requests import Answer, Batching, Decoding, Request
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import NumberFormat, Precision, resolve
+from cohobate.params import Section
+
+
+class Transformers(Section):
+    """The teacher's own weights, on this machine or on Ray's."""
+
+    type: Literal["transformers"] = "transformers"
+    precision: Precision = "auto"
+    """Number format of weights and matrix products."""
+    batching: Batching = Batching()
+    threads: int = Field(2, ge=1)
+    """Batches side by side on a CPU. The answers do not depend on it."""
+    workers: int = Field(1, ge=1)
+    """Processes with a model each, on Ray where there are several; `threads` is for one alone."""
+    gpus_each: float = Field(0, ge=0)
+    """GPUs of each of several workers."""
+
+    def decided_by(self) -> list[Any]:
+        """Return what of this backend decides an answer, and so belongs to its key."""
+        return [self.type, self.number_format]
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """The number format of weights and matrix products; workers take it over from here."""
+        device = "cuda" if self.gpus_each else checkpoints.accelerator()
+        return resolve(self.precision, device)
+
+    def open(self, checkpoint: Path, history: History = NO_HISTORY) -> Answering:
+        """Load the teacher; return the function that answers.
+
+        Its batches depend on the asks alone, and the asks that an interrupted run left over make
+        the remaining batches of the whole run (see `cohobate.generation.decoding.plan`).
+
+        Raises:
+            UserError: the weights are not here.
+        """
+        check_weights(checkpoint)
+        tokenizer = checkpoints.load_tokenizer(checkpoint)
+        write_all = self._write_all(checkpoint)
+
+        def answers(asks: Sequence[Ask], how: Decoding) -> Iterator[Batch]:
+            ids = prompt_ids(tokenizer, [ask.prompt for ask in asks])
+            requests = [Request(i, ask.draw) for i, ask in zip(ids, asks, strict=True)]
+            batches = plan(requests, how, self.batching)
+            written = write_all([[requests[n] for n in batch] for batch in batches], how)
+            for batch, texts in zip(batches, written, strict=True):
+                yield {asks[n].key: text for n, text in zip(batch, texts, strict=True)}
+
+        return answers
+
+    def _write_all(
+        self, checkpoint: Path
+    ) -> Callable[[list[list[Request]], Decoding], Iterator[list[Answer]]]:
+        """Return the function that answers batches and yields them in their order."""
+        if self.workers > 1:
+            from cohobate.backends.ray_workers import over_workers
+
+            opened = (checkpoint.resolve(), self.number_format, self.batching)
+            return over_workers(opened, self.workers, self.gpus_each)
+        from cohobate.backends.loaded_teacher import Writer
+        from cohobate.thread_map import side_by_side
+
+        writer = Writer(checkpoint, self.number_format, self.batching)
+
+        def here(batches: list[list[Request]], how: Decoding) -> Iterator[list[Answer]]:
+            for _, written in side_by_side(lambda b: writer.write(b, how), batches, self.threads):
+                yield written
+
+        return here

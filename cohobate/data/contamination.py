@@ -1,0 +1,136 @@
+"""Does a training prompt give away an evaluation prompt? One rule for `collect` and `filter`.
+
+Two signs are looked for: a run of n words in common (n-gram overlap, as in Brown et al. 2020,
+appendix C), and a near-duplicate: Jaccard similarity of the sets of word bigrams. Both are exact
+(an inverted index over the evaluation prompts, no sketches). What all prompts have in common, the
+template above all, is no sign of anything and is left out on both sides. A prompt that differs
+from an evaluation prompt by its signs alone (72 × 6, 72 ÷ 6) is another prompt.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from itertools import chain, pairwise
+
+from cohobate.data.text_comparison import without_signs, words_of
+
+WORDS = 8
+"""Length of a run of words in common that counts as overlap."""
+SIMILARITY = 0.7
+"""Jaccard similarity of the bigrams from which two prompts are near-duplicates."""
+_TEMPLATE_SHARE, _ENOUGH = 0.95, 20
+_PHRASE_SHARE, _PHRASE_COUNT = 0.005, 3
+_OWN_SHARE = 0.4
+
+
+class Contamination:
+    """The evaluation prompts, indexed: `reason(text)` says what a text has in common with them.
+
+    A word that occurs in 95 % of the evaluation prompts belongs to the template and is ignored. A
+    pair of words that recurs in more than 0.5 % of them (and in more than three) is the language
+    of the task (`a native or inhabitant of`): a run of words is a sign only if 40 % of its pairs
+    are its own, or if it goes on to a whole evaluation prompt.
+    """
+
+    def __init__(
+        self, prompts: Iterable[str], words: int = WORDS, similarity: float = SIMILARITY
+    ) -> None:
+        spoken = [words_of(prompt) for prompt in prompts]
+        self._words, self._similarity = words, similarity
+        self._whole = {" ".join(said) for said in spoken}
+        self._template = _template_words(spoken)
+        content = [self._without_template(said) for said in spoken]
+        self._contents = [_spaced(said) for said in content]
+        often = max(_PHRASE_COUNT, _PHRASE_SHARE * len(content))
+        bigrams = Counter(chain.from_iterable(bigrams_of(said) for said in content))
+        self.phrases = {bigram for bigram, n in bigrams.items() if n > often}
+        """Pairs of words that are the language of the task."""
+        self._sizes: list[int] = []
+        self._by_words: defaultdict[str, list[int]] = defaultdict(list)
+        self._runs: defaultdict[str, list[int]] = defaultdict(list)
+        self._pairs: defaultdict[str, list[int]] = defaultdict(list)
+        for number, said in enumerate(spoken):
+            self._by_words[without_signs(said)].append(number)
+        for number, said in enumerate(content):
+            own = bigrams_of(said) - self.phrases
+            self._sizes.append(len(own))
+            for bigram in own:
+                self._pairs[bigram].append(number)
+            for run in _ngrams(said, words):
+                self._runs[run].append(number)
+
+    def reason(self, prompt: str) -> str | None:
+        """Return what `prompt` shares with an evaluation prompt, or None."""
+        said = words_of(prompt)
+        if " ".join(said) in self._whole:
+            return "identical to an evaluation prompt"
+        content = self._without_template(said)
+        others = frozenset(self._by_words.get(without_signs(said), ()))
+        if self._overlaps(content, others):
+            return f"{self._words} words in a row of an evaluation prompt"
+        if self._similar(bigrams_of(content) - self.phrases, others):
+            return "near-duplicate of an evaluation prompt"
+        return None
+
+    def pairs(self, text: str) -> set[str]:
+        """Return the pairs of neighbouring words of `text` that are its own, not the task's."""
+        return bigrams_of(self.content(text)) - self.phrases
+
+    def content(self, text: str) -> list[str]:
+        """Return the words of `text` that are not the template's."""
+        return self._without_template(words_of(text))
+
+    def _without_template(self, said: list[str]) -> list[str]:
+        if not self._template:
+            return said
+        return [word for word in said if word not in self._template]
+
+    def _overlaps(self, content: list[str], others: frozenset[int]) -> bool:
+        """Say whether a run is shared with an evaluation prompt that is none of `others`."""
+        shared = [run for run in _ngrams(content, self._words) if run in self._runs]
+        if others:
+            shared = [run for run in shared if not others.issuperset(self._runs[run])]
+        if any(self._is_own(run) for run in shared):
+            return True
+        text = _spaced(content)
+        numbers = set(chain.from_iterable(self._runs[run] for run in shared))
+        return any(self._contents[number] in text for number in numbers - others)
+
+    def _is_own(self, run: str) -> bool:
+        pairs = list(pairwise(run.split(" ")))
+        own = sum(f"{first} {second}" not in self.phrases for first, second in pairs)
+        return own >= _OWN_SHARE * len(pairs)
+
+    def _similar(self, bigrams: set[str], others: frozenset[int]) -> bool:
+        known = [self._pairs[bigram] for bigram in bigrams if bigram in self._pairs]
+        if not known or len(known) < self._similarity * len(bigrams):
+            return False  # even a prompt with just these bigrams would not be near enough
+        shared = Counter(chain.from_iterable(known))
+        return any(
+            n >= self._similarity * (len(bigrams) + self._sizes[number] - n)
+            for number, n in shared.items()
+            if number not in others
+        )
+
+
+def _spaced(said: list[str]) -> str:
+    return f" {' '.join(said)} "  # so that only whole words are found in it
+
+
+def _template_words(spoken: list[list[str]]) -> set[str]:
+    if len(spoken) < _ENOUGH:
+        return set()
+    return {w for w, n in _count(spoken, 1).items() if n >= _TEMPLATE_SHARE * len(spoken)}
+
+
+def bigrams_of(said: list[str]) -> set[str]:
+    """Return the pairs of neighbouring words; the first and the last word make one each."""
+    return set(map(" ".join, zip(["", *said], [*said, ""], strict=True))) if said else set()
+
+
+def _ngrams(said: list[str], n: int) -> set[str]:
+    return {" ".join(said[i : i + n]) for i in range(len(said) - n + 1)}
+
+
+def _count(texts: list[list[str]], n: int) -> Counter[str]:
+    """Count in how many texts each n-gram occurs."""
+    return Counter(chain.from_iterable(_ngrams(said, n) for said in texts))

@@ -1,0 +1,107 @@
+"""Tokenised examples: rows as a model reads them, and where their completions lie in a batch.
+
+Shapes: B batch, S sequence, P tokens of a common prefix, N completion tokens.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from cohobate.data.records import Response, Row
+from cohobate.data.tokenized import Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row as a model reads it."""
+
+    key: str
+    """`key_of` the row."""
+    ids: np.ndarray
+    """Prompt and completion, int32."""
+    prompt_length: int
+    stage: int = 0
+    """Stage of the curriculum, from 0."""
+    signal: int = -1
+    """Its row in the signal store; −1: none."""
+    group: str = ""
+    """Class, topic or task of the row."""
+    by_student: bool = False
+    """Whether the student wrote the completion."""
+    target: str = ""
+    """Name of an auxiliary target; empty for a prompt's own answer."""
+    weight: float = 1.0
+    """Of the loss on this target."""
+
+    @property
+    def length(self) -> int:
+        """Number of completion tokens: those that carry a loss."""
+        return len(self.ids) - self.prompt_length
+
+
+def key_of(row: Row) -> str:
+    """Return which row this is: which prompt, whose answer of which sample, which target."""
+    if isinstance(row, Response):
+        target = f"/{row.target}" if row.target else ""
+        return f"{row.id}/{row.teacher}/{row.sample}{target}"
+    return row.id
+
+
+def examples_of(
+    rows: Iterable[Row], encoded: Iterable[Encoded], max_tokens: int | None = None
+) -> list[Example]:
+    """Return rows and their token ids as examples; a `Lesson` brings its stage.
+
+    Rows without an answer, and those of more than `max_tokens`, are left out: compare the number.
+    """
+    return [
+        Example(
+            key_of(row),
+            np.array(ids.ids, dtype=np.int32),
+            len(ids.prompt_ids),
+            getattr(row, "stage", 0),
+            group=row.group,
+            by_student=row.origin == "student",
+            target=getattr(row, "target", None) or "",
+        )
+        for row, ids in zip(rows, encoded, strict=True)
+        if ids.completion_ids and (max_tokens is None or len(ids.ids) <= max_tokens)
+    ]
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """Return a hash of what there is to learn: the rows, in their order, as ids."""
+    found = hashlib.sha256()
+    for row in examples:
+        about = (row.key, row.prompt_length, row.stage, row.signal, len(row.ids))
+        found.update(repr(about).encode() + row.ids.tobytes())
+    return found.hexdigest()
+
+
+def positions_of(rows: Sequence[Example], width: int) -> torch.Tensor:
+    """Return where the completions are predicted in rows stacked to (B, S), counted through B·S."""
+    spans = [
+        np.arange(row.prompt_length - 1, len(row.ids) - 1) + n * width for n, row in enumerate(rows)
+    ]
+    return torch.from_numpy(np.concatenate(spans))
+
+
+def common_beginning(rows: Sequence[Example]) -> torch.Tensor:
+    """Return the tokens that all prompts begin with, each one's last token apart, (P,)."""
+    asked = [row.ids[: row.prompt_length - 1] for row in rows]
+    first = min(asked, key=len, default=np.empty(0, dtype=np.int32))
+    alike_P = np.all([ids[: len(first)] == first for ids in asked], 0)
+    return torch.from_numpy(first[: int(alike_P.cumprod().sum())]).long()
+
+
+class Brings(Protocol):
+    """What gives soft targets, as far as rows are concerned
+    (cohobate/teachers/target_sources.py)."""
+
+    def bring(self, rows: Sequence[Example]) -> dict[str, Any]:
+        """Return what a micro-batch of these rows needs: tensors, or nested maps of them."""
+        ...

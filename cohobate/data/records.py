@@ -1,0 +1,201 @@
+"""The rows that flow between stages, and the files that hold them.
+
+Every stage writes below `data/<stage>` or `models/<stage>` (`/<item>` where it is one of a
+foreach), and a `summary.json` of the few figures worth showing. Rows are JSON lines with sorted
+keys: the same rows are the same bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+# collect
+COLLECT = Path("data/collect")
+LABELLED = COLLECT / "labelled.jsonl"
+UNLABELLED = COLLECT / "unlabelled.jsonl"
+DEV = COLLECT / "dev.jsonl"
+TEST = COLLECT / "test.jsonl"
+OOD = COLLECT / "ood.jsonl"
+"""Rows from another distribution than the training rows; there only when asked for."""
+# preflight, adapt, generate, filter, pair, order, capture, shape, train, evaluate, export
+MODELS = Path("data/preflight/models.json")
+ADAPT = Path("models/adapt")
+ENDPOINT = "endpoint.json"  # below ADAPT / <teacher>: where a teacher is whose weights are not here
+GENERATE = Path("data/generate")
+FILTER = Path("data/filter")
+PREFERENCES = Path("data/preferences")
+CURRICULUM = Path("data/curriculum")
+CAPTURE = Path("data/capture")
+INIT_STUDENT = Path("models/init_student")
+TRAIN = Path("models/train")
+VERDICT = Path("reports/challenge.json")
+ASSIST = Path("models/assist")
+EVALUATE = Path("data/evaluate")
+EXPORT = Path("models/export")
+EXPORTED_DATA = Path("data/export")
+REPORTS = Path("reports")
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Row(BaseModel):
+    """A prompt, and its answer where one is known.
+
+    {"id": "9f8a…", "prompt": "Definition: a small rodent\\nCategory:", "answer": " animal",
+     "group": "animal", "origin": "ground_truth"}
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: str
+    """First 16 hex digits of a hash of the prompt."""
+    prompt: str | tuple[Message, ...]
+    """Text to be continued as it stands, or a conversation for the model's chat template."""
+    prefix: str | None = None
+    """Text before the prompt that tells a student which target is wanted, such as `[label] `."""
+    answer: str | None = None
+    """What should follow the prompt, to the letter (a leading space belongs to it)."""
+    group: str = ""
+    """Class, topic or task of the row, for balance and per-group scores. Empty when unknown."""
+    origin: Literal["ground_truth", "teacher", "student", "none"] = "none"
+    """Who wrote the answer."""
+
+    @property
+    def full_prompt(self) -> str | tuple[Message, ...]:
+        """The prompt behind its prefix: what a student reads."""
+        return with_prefix(self.prompt, self.prefix)
+
+    def prefixed(self, prefix: str | None) -> Self:
+        """Return the row with another prefix."""
+        return self if prefix == self.prefix else self.model_copy(update={"prefix": prefix})
+
+
+class Response(Row):
+    """A teacher's answer to a prompt: what `generate` writes and `filter` reads."""
+
+    teacher: str
+    """Key of the teacher in params.yaml."""
+    sample: int = 0
+    """Number of the sample where several were drawn for one prompt."""
+    finish: Literal["stop", "length"]
+    """Whether the teacher ended the answer itself."""
+    logprob: float | None = None
+    """Mean log-probability (nats a token) the teacher gave its own answer."""
+    reasoning: str | None = None
+    """What the teacher wrote before its answer, where `generate.reasoning` keeps it."""
+    target: str | None = None
+    """Name of an auxiliary target, such as `rationale`; none where the row has the prompt's own
+    answer. Auxiliary targets stand behind their answer, and have its id, teacher and sample."""
+
+
+class Dropped(Response):
+    """A response that a filter refused."""
+
+    filter: str
+    reason: str
+    score: float | None = None
+    """The figure that decided, where the filter computes one."""
+
+
+class Lesson(Response):
+    """A row in the order in which the student meets it."""
+
+    difficulty: float
+    stage: int
+    """Stage of the curriculum, from 0."""
+
+
+class Pair(BaseModel):
+    """Two answers to one prompt, one better than the other: what preference training reads.
+
+    {"id": "9f8a…", "prompt": "Definition: …", "chosen": " animal", "rejected": " plant",
+     "chosen_origin": "teacher", "rejected_origin": "student", "margin": 1.0, "group": "animal"}
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: str
+    """`id` of the row."""
+    prompt: str | tuple[Message, ...]
+    prefix: str | None = None
+    """As in `Row`."""
+    chosen: str
+    rejected: str
+    chosen_origin: Literal["ground_truth", "teacher", "student"]
+    rejected_origin: Literal["ground_truth", "teacher", "student"]
+    margin: float
+    """Score of the chosen answer minus that of the rejected one."""
+    group: str = ""
+
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def row_id(prompt: str | tuple[Message, ...]) -> str:
+    """Return the id of a prompt: 16 hex digits of its BLAKE2 hash."""
+    text = prompt if isinstance(prompt, str) else json.dumps([m.model_dump() for m in prompt])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def prompt_text(prompt: str | tuple[Message, ...]) -> str:
+    """Return all that a prompt says, its turns one below the other."""
+    return prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
+
+
+def with_prefix(prompt: str | tuple[Message, ...], prefix: str | None) -> str | tuple[Message, ...]:
+    """Return a prompt with text before it; in a conversation, before its last user turn."""
+    if not prefix:
+        return prompt
+    if isinstance(prompt, str):
+        return prefix + prompt
+    last = max((n for n, turn in enumerate(prompt) if turn.role == "user"), default=0)
+    turn = prompt[last].model_copy(update={"content": prefix + prompt[last].content})
+    return (*prompt[:last], turn, *prompt[last + 1 :])
+
+
+def read_rows(path: Path, kind: type[R]) -> Iterator[R]:
+    """Yield the rows of a JSON-lines file that a stage wrote."""
+    with path.open("rb") as lines:
+        for line in lines:
+            yield kind.model_validate_json(line)
+
+
+def row_kind(path: Path) -> type[Any]:
+    """Return which kind of rows a file holds: pairs, lessons, responses or plain rows."""
+    with path.open("rb") as lines:
+        first = lines.readline()
+    kinds = {b'"chosen":': Pair, b'"stage":': Lesson, b'"teacher":': Response}
+    return next((kind for mark, kind in kinds.items() if mark in first), Row)
+
+
+def write_rows(path: Path, rows: Iterable[BaseModel]) -> int:
+    """Write rows as JSON lines with sorted keys, through a temporary file; return their number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    count = 0
+    with partial.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(_sorted_json(row.model_dump(mode="json", exclude_none=True)) + "\n")
+            count += 1
+    partial.replace(path)
+    return count
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people and for `dvc metrics`: indented, sorted, through a temporary file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    partial.replace(path)
+
+
+def _sorted_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

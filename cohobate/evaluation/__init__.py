@@ -1,0 +1,1 @@
+"""Measures of models that several stages take: intervals, timing, memory, forgetting."""

@@ -1,0 +1,64 @@
+"""What a model costs, counted rather than timed: parameters, bytes, floating-point operations."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cohobate.params import Section
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Footprint(Section):
+    """A model's size and the work it does for a token."""
+
+    parameters: int
+    """All of them; tied ones once."""
+    non_embedding_parameters: int
+    """Without the token embeddings and the output head."""
+    flops_per_token: int
+    """Of a forward pass, output head included, at `context` tokens; a multiply-add is two."""
+    context: int
+    """Tokens in the context for which `flops_per_token` holds."""
+    bytes: int
+    """Of the weights on disk."""
+
+
+def footprint(model: "PreTrainedModel", folder: Path, context: int) -> Footprint:
+    """Count a model that was loaded from `folder`, at a context of `context` tokens."""
+    embeddings = {
+        id(layer.weight): layer.weight.numel()
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+        if layer is not None
+    }
+    parameters = sum(weight.numel() for weight in model.parameters())
+    return Footprint(
+        parameters=parameters,
+        non_embedding_parameters=parameters - sum(embeddings.values()),
+        flops_per_token=_flops(model, context) // context,
+        context=context,
+        bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+    )
+
+
+def _flops(model: "PreTrainedModel", context: int) -> int:
+    """Count the matrix products of one forward pass over `context` tokens.
+
+    Attention is counted over the whole square, as dense implementations compute it; that is also
+    what the last token of the context costs when the keys and values before it are cached.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cohobate.fast.packed_linear import unpacked
+
+    used = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # the counter does not see into fused attention
+    try:
+        ids = torch.zeros((1, context), dtype=torch.long, device=model.device)
+        counting = FlopCounterMode(display=False)
+        with torch.inference_mode(), unpacked(model), counting as counter:
+            model(input_ids=ids, use_cache=False)
+    finally:
+        model.set_attn_implementation(used)
+    return int(counter.get_total_flops())

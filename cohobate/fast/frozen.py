@@ -1,0 +1,34 @@
+"""Frozen models: checkpoints that are read and never trained, packed for products on a CPU."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKED = 2 * 2**30
+"""Bytes of linear layers up to which those of a frozen model are packed."""
+
+
+def load_frozen(
+    folder: Path,
+    *,
+    precision: Precision = "float32",
+    attention: Literal["eager", "sdpa"] = "sdpa",
+    device: str = "cpu",
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Load a verified checkpoint that will not be trained; its linear layers are packed on a CPU.
+
+    Raises:
+        UserError: the folder is damaged, or does not hold every weight of the model.
+    """
+    from cohobate.fast.packed_linear import pack
+
+    model, tokenizer = checkpoints.load(
+        folder, precision=precision, attention=attention, device=device
+    )
+    pack(model, PACKED)
+    return model, tokenizer

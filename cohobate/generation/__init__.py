@@ -1,0 +1,1 @@
+"""Decoding on local models, and the likelihood of given texts."""

@@ -1,0 +1,153 @@
+"""How likely a model finds a text: mean losses of many answers, like lengths in one batch.
+
+Shapes: B batch, S sequence, N answer tokens, V vocabulary.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cohobate.data.records import Row
+from cohobate.data.tokenized import encode_all, pad_right
+from cohobate.generation.decoding import never_said
+from cohobate.generation.requests import Batching
+from cohobate.models.number_formats import Precision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_WINDOW = 4096
+"""Sequences that are in memory, and sorted by length, together."""
+_HEAD_TOKENS = 256
+"""Answer tokens whose logits are in memory at once."""
+
+
+class Continuation(NamedTuple):
+    """Ids to be read, and ids to be judged as what follows."""
+
+    read: list[int]
+    judged: list[int]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """A causal model that is asked how likely it finds answers."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    batching: Batching = field(default_factory=Batching)
+    threads: int = 1
+
+    @classmethod
+    def of(cls, folder: Path, precision: Precision, threads: int) -> "Likelihood":
+        """Load the model of `folder`."""
+        from cohobate.fast.frozen import load_frozen
+        from cohobate.models import checkpoints
+
+        device = checkpoints.accelerator()
+        model, tokenizer = load_frozen(folder, precision=precision, device=device)
+        return cls(model, tokenizer, threads=threads)
+
+    def answer_losses(self, rows: Iterable[Row]) -> Iterator[float]:
+        """Yield the mean loss of each answer after its prompt, closing token included, in nats."""
+        for window in _windows(rows):
+            encoded = encode_all(self.tokenizer, window)
+            yield from self.losses([Continuation(e.prompt_ids, e.completion_ids) for e in encoded])
+
+    def instruction_following_difficulty(self, rows: Iterable[Row]) -> Iterator[float]:
+        """Yield ppl(answer | prompt) / ppl(answer): the share of an answer that stays a surprise.
+
+        Li et al. 2024, "Superfiltering", section 3. An answer alone follows the token that starts
+        a text, so that answers of one token have a perplexity too; closing tokens do not count.
+        """
+        from math import exp
+
+        start = self.tokenizer.bos_token_id
+        start = self.tokenizer.eos_token_id if start is None else start
+        for window in _windows(rows):
+            asked: list[Continuation] = []
+            for encoded in encode_all(self.tokenizer, window):
+                answer = encoded.completion_ids[:-1] or encoded.completion_ids
+                asked += [Continuation(encoded.prompt_ids, answer), Continuation([start], answer)]
+            found = self.losses(asked)
+            yield from (exp(a - b) for a, b in zip(found[::2], found[1::2], strict=True))
+
+    def losses(self, asked: Sequence[Continuation]) -> list[float]:
+        """Return the mean loss of the judged ids of each continuation, in nats a token."""
+        from cohobate.thread_map import side_by_side
+
+        fitting = [self._fitting(continuation) for continuation in asked]
+        found = [0.0] * len(asked)
+        batches = self._batches([len(read) + len(judged) for read, judged in fitting])
+        measured = side_by_side(
+            lambda batch: self._measure([fitting[n] for n in batch]), batches, self.threads
+        )
+        for batch, losses in measured:
+            for n, loss in zip(batch, losses, strict=True):
+                found[n] = loss
+        return found
+
+    def _fitting(self, asked: Continuation) -> Continuation:
+        """Cut to the model's context: of what is read the beginning, of what is judged the end."""
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        most = context or 1 << 62
+        judged = asked.judged[: most - 1]
+        return Continuation(asked.read[-(most - len(judged)) :], judged)
+
+    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
+        batch: list[int] = []
+        for n in sorted(range(len(lengths)), key=lambda n: (lengths[n], n)):
+            full = len(batch) == self.batching.rows
+            if batch and (full or (len(batch) + 1) * lengths[n] > self.batching.tokens):
+                yield batch
+                batch = []
+            batch.append(n)
+        if batch:
+            yield batch
+
+    def _measure(self, batch: list[Continuation]) -> list[float]:
+        import torch
+
+        from cohobate.fast.padding_free import last_hidden
+
+        with torch.inference_mode():
+            texts = [[*read, *judged[:-1]] for read, judged in batch]
+            ids_BS = pad_right(texts, 0).to(self.model.device)
+            places = [
+                row * ids_BS.shape[1] + len(read) - 1 + n
+                for row, (read, judged) in enumerate(batch)
+                for n in range(len(judged))
+            ]
+            at_N = torch.tensor(places, device=ids_BS.device)
+            targets_N = torch.tensor([n for _, judged in batch for n in judged])
+            hidden_ND = last_hidden(self.model, ids_BS, at_N)
+            losses_N = self._losses(hidden_ND, targets_N.to(ids_BS.device))
+        means = torch.split(losses_N, [len(judged) for _, judged in batch])
+        return [float(part.double().mean()) for part in means]
+
+    def _losses(self, hidden_ND: "Tensor", targets_N: "Tensor") -> "Tensor":
+        import torch
+        from torch.nn import functional as F
+
+        from cohobate.models.lm_head import Head
+
+        head, never_V = Head.of(self.model), never_said(self.model)
+
+        def logits_of(hidden_ND: "Tensor") -> "Tensor":
+            logits_NV = head.logits(hidden_ND)
+            return logits_NV if never_V is None else logits_NV + never_V[: logits_NV.shape[-1]]
+
+        parts = (torch.split(whole, _HEAD_TOKENS) for whole in (hidden_ND, targets_N))
+        chunks = zip(*parts, strict=True)
+        return torch.cat(
+            [F.cross_entropy(logits_of(h), t, reduction="none").cpu() for h, t in chunks]
+        )
+
+
+def _windows(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    rest = iter(rows)
+    while window := list(islice(rest, _WINDOW)):
+        yield window

@@ -1,0 +1,94 @@
+"""Requests to a language model and its answers, and the settings of decoding."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import Field
+
+from cohobate.data.reasoning import split
+from cohobate.params import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Decoding(Section):
+    """How the next token is chosen, and how many there may be."""
+
+    max_tokens: int = Field(16, ge=1)
+    """Most tokens of an answer, the closing one included."""
+    temperature: float = Field(0.0, ge=0)
+    """0 takes the likeliest token (greedy); 1 samples from the model's distribution as it is."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Samples among the likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Of the samples; each prompt and sample has its own random numbers, whatever its batch."""
+
+
+class Batching(Section):
+    """How many rows are in memory at once."""
+
+    rows: int = Field(64, ge=1)
+    """Most rows at once."""
+    tokens: int = Field(8192, ge=1)
+    """Most tokens at once, prompts and answers together."""
+
+    def slots(self, longest: int, how: Decoding) -> int:
+        """Return how many rows there may be at once if the longest prompt has so many tokens."""
+        return min(self.rows, self.tokens // (longest + how.max_tokens))
+
+
+class Request(NamedTuple):
+    """A prompt to be answered."""
+
+    ids: list[int]
+    draw: str = ""
+    """Names the random numbers of a sampled answer, such as `<row id>/<sample>`."""
+
+
+class Completion(NamedTuple):
+    """What a model wrote."""
+
+    ids: list[int]
+    """Ids of the answer, with the closing one where the model ended it itself."""
+    finish: Literal["stop", "length"]
+    logprob: float | None
+    """Mean log-probability of these ids (nats a token, at temperature 1); None without any."""
+    top: "list[tuple[Tensor, Tensor]]"
+    """For each id, the K likeliest ids and their log-probabilities; empty unless asked for."""
+
+
+class Bought(NamedTuple):
+    """What an answer took, as the service counts."""
+
+    prompt_tokens: int
+    answer_tokens: int
+    cost: float
+    """US dollars."""
+
+
+class Answer(NamedTuple):
+    """What a model wrote, as text."""
+
+    text: str
+    finish: Literal["stop", "length", "unanswered"]
+    """`unanswered`: a service gave no answer, and the text is empty."""
+    logprob: float | None
+    bought: Bought | None = None
+    """What a service charged for it; None where it was computed here."""
+    tokens: tuple[tuple[str, float, Mapping[str, float]], ...] | None = None
+    """For each token its text, its log-probability and those of the likeliest in its place, where
+    a service was asked for them."""
+    reasoning: str | None = None
+    """What the model wrote before the answer, in a field of its own or between think tags."""
+    note: str | None = None
+    """What was odd about a service's reply."""
+
+
+def apart(answer: Answer) -> Answer:
+    """Return an answer with the reasoning out of its text, in the field for it."""
+    text, thought = split(answer.text)
+    if text == answer.text:
+        return answer
+    whole = "\n\n".join(part for part in (answer.reasoning, thought) if part)
+    return answer._replace(text=text, reasoning=whole or None)

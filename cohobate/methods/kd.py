@@ -1,0 +1,244 @@
+"""Distillation from teachers' distributions and insides, on text that is given (off-policy)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from cohobate.data.records import Row
+from cohobate.errors import UserError
+from cohobate.fast.frozen import load_frozen
+from cohobate.losses.divergences import Hard, Term
+from cohobate.losses.features import Attention, Feature, FeatureTerm
+from cohobate.losses.uld import Uld
+from cohobate.methods.phase import Phase, Trained, checkpoint_of
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import NumberFormat, Precision, resolve
+from cohobate.teachers.ensembles import Combining, Mixture, Progressive
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from cohobate.data.examples import Example
+    from cohobate.teachers.cross_tokenizer import Crossing
+    from cohobate.teachers.target_sources import Live, Stored
+
+Share = Annotated[float, Field(gt=0)]
+
+
+class Kd(Phase):
+    """A weighted sum of divergences from the teacher, and of the rows' own answers if wished."""
+
+    method: Literal["kd"]
+    terms: tuple[
+        Annotated[Term | Uld | FeatureTerm, Field(discriminator="type")], ...  # type: ignore[valid-type]
+    ] = Field(min_length=1)
+    """What the loss is made of, each with its weight; the sum is per valid token."""
+    teachers: dict[str, Share] | None = Field(None, min_length=1)
+    """Several teachers: the folders below `targets`, and the weight of each."""
+    combine: Combining = Mixture()
+    """How several teachers make one target."""
+    teacher_precision: Precision = "auto"
+    """Number format in which live teachers run."""
+    progressive: Progressive | None = None
+    """Let the target move towards the teacher's."""
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The terms that compare what is inside."""
+        return tuple(term for term in self.terms if isinstance(term, Feature))
+
+    @property
+    def responses(self) -> tuple[Term | Uld, ...]:
+        """The terms that compare what comes out."""
+        return tuple(term for term in self.terms if not isinstance(term, Feature))
+
+    @property
+    def live_terms(self) -> tuple[str, ...]:
+        """The terms that no stored signals can serve."""
+        return tuple(term.type for term in self.terms if isinstance(term, Feature | Uld))
+
+    @property
+    def crosses_tokenizers(self) -> bool:
+        """Whether the teacher may have another tokenizer than the student: `uld` aligns the two."""
+        return any(isinstance(term, Uld) for term in self.terms)
+
+    @model_validator(mode="after")
+    def _attends_eagerly_where_maps_are_compared(self) -> "Kd":
+        if self.attention != "eager" and any(isinstance(t, Attention) for t in self.terms):
+            raise ValueError("attention maps need `attention: eager`")
+        return self
+
+    def train(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[Row],
+        *,
+        seed: int,
+        what: str,
+    ) -> Trained:
+        """Train against the teacher or teachers in `targets`: checkpoints, or signal stores."""
+        from cohobate.teachers.target_sources import Live
+        from cohobate.training.trainer import fit
+
+        examples = self.examples(tokenizer, rows)
+        teaching = self.teaching(model, tokenizer, rows, examples, seed)
+        history = fit(
+            model,
+            examples,
+            self.responses,
+            self,
+            seed=seed,
+            what=what,
+            teaching=teaching,
+            vocabulary=teaching.vocabulary if isinstance(teaching, Live) else len(tokenizer),
+        )
+        notes = teaching.matching.report() if teaching.matching else {}
+        return Trained(history, len(examples), notes)
+
+    def teaching(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[Row],
+        examples: "Sequence[Example]",
+        seed: int,
+    ) -> "Stored | Live | Crossing":
+        """Open the targets of one seed.
+
+        Raises:
+            UserError: they do not fit the student or the rows, or the terms need others.
+        """
+        folders = self.teacher_folders(seed)
+        if all((folder / "config.json").is_file() for folder in folders.values()):
+            if self.crosses_tokenizers:
+                return self._crossed(folders, tokenizer, rows, examples)
+            return self._live(folders, model, tokenizer, examples, seed)
+        if not all((folder / "signals.json").is_file() for folder in folders.values()):
+            raise UserError(
+                "neither teachers' checkpoints nor signal stores",
+                where=", ".join(map(str, folders.values())),
+                fix="targets: models/adapt/<teacher>, models/train/<phase> or "
+                "data/capture/<teacher>; the folder above and `teachers` for several",
+            )
+        return self._stored(folders, tokenizer, examples)
+
+    def number_formats(self) -> dict[str, NumberFormat]:
+        """Return in which number format student and live teachers run on this machine."""
+        if not self.targets.startswith("models/"):
+            return super().number_formats()
+        teachers = resolve(self.teacher_precision, checkpoints.accelerator())
+        return super().number_formats() | {"teachers": teachers}
+
+    def teacher_folders(self, seed: int) -> dict[str, Path]:
+        """Return the folder of each teacher; that of an earlier phase is of the same seed."""
+        above = Path(self.targets)
+        named = {name: above / name for name in self.teachers} if self.teachers else {}
+        folders = named or {above.name: above}
+        return {name: checkpoint_of(folder, seed) for name, folder in folders.items()}
+
+    def _stored(
+        self,
+        folders: Mapping[str, Path],
+        tokenizer: "PreTrainedTokenizerBase",
+        examples: "Sequence[Example]",
+    ) -> "Stored":
+        from cohobate.teachers.signal_store.store import SignalStore
+        from cohobate.teachers.target_sources import Stored
+
+        for term in self.live_terms:
+            raise self.needs_live(term)
+        soft = [term.type for term in self.responses if term.type not in ("hard", "forward_kl")]
+        if self.teachers and not self.combine.one_a_row and (soft or self._mean_of_logits):
+            raise self.needs_live(f"combine: {self.combine.type} with {', '.join(soft) or 'this'}")
+        stores = {name: SignalStore(folder) for name, folder in folders.items()}
+        for store in stores.values():
+            store.expect_terms(self.responses)
+        taught = Stored(stores, **self._several)
+        taught.attach(examples, tokenizer)
+        return taught
+
+    @property
+    def _mean_of_logits(self) -> bool:
+        return self.combine.averages == "logits"
+
+    @property
+    def _several(self) -> dict[str, Any]:
+        how: dict[str, Any] = {"progressive": self.progressive}
+        if self.teachers:
+            how |= {"combining": self.combine, "shares": tuple(self.teachers.values())}
+        return how
+
+    def _crossed(
+        self,
+        folders: Mapping[str, Path],
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[Row],
+        examples: "Sequence[Example]",
+    ) -> "Crossing":
+        from cohobate.teachers.cross_tokenizer import Crossing
+
+        others = [t.type for t in self.terms if not isinstance(t, Uld | Hard)]
+        if others or len(folders) > 1 or self.progressive:
+            raise UserError(
+                "uld needs one teacher, and goes with hard terms alone",
+                where=", ".join([*others, *map(str, folders.values())]),
+            )
+        (folder,) = folders.values()
+        teacher, theirs = self._load(folder)
+        crossing = Crossing(teacher, theirs, tokenizer)
+        crossing.attach(rows, examples)
+        return crossing
+
+    def _load(self, folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        return load_frozen(
+            folder,
+            precision=self.teacher_precision,
+            attention="eager" if self.attention == "eager" else "sdpa",
+            device=checkpoints.accelerator(),
+        )
+
+    def needs_live(self, what: str) -> UserError:
+        """Return the error of what needs a live teacher, and has stored signals."""
+        return UserError(
+            f"{what} needs a live teacher, not stored signals",
+            where=f"targets: {self.targets}",
+            fix="targets: models/adapt/<teacher>",
+        )
+
+    def _live(
+        self,
+        folders: Mapping[str, Path],
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        examples: "Sequence[Example]",
+        seed: int,
+    ) -> "Live":
+        from cohobate.data.examples import common_beginning
+        from cohobate.losses.layer_matching import Matching
+        from cohobate.teachers.target_sources import Live, understood, within
+
+        if self.features and len(folders) > 1:
+            raise UserError(f"{self.features[0].type} needs one teacher, not several")
+        loaded = {name: self._load(folder) for name, folder in folders.items()}
+        known = {
+            name: understood(tokenizer, theirs, str(folders[name]))
+            for name, (_, theirs) in loaded.items()
+        }
+        vocabulary = min(count for count, _ in known.values())
+        within(examples, vocabulary)
+        teachers = {name: teacher for name, (teacher, _) in loaded.items()}
+        matching = None
+        if self.features:
+            matching = Matching(self.features, model, next(iter(teachers.values())), seed)
+        ids_V = {name: ids for name, (_, ids) in known.items() if ids is not None}
+        return Live(
+            teachers,
+            vocabulary,
+            matching=matching,
+            ids_V=ids_V,
+            begin_P=common_beginning(examples),
+            **self._several,
+        )

@@ -1,0 +1,120 @@
+"""Mutual learning: several students at once, each a teacher of the others.
+
+Zhang et al. 2018, "Deep Mutual Learning". The peers read the same rows and learn from these rows'
+answers and from each other's distributions. They start from one checkpoint and must differ: in the
+layers that they keep, or by a jitter of their weights. A peer with all the layers of a teacher
+that does not imitate is a teacher trained beside its student.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from cohobate.data.records import Row
+from cohobate.losses.divergences import ForwardKL, Hard, Term
+from cohobate.methods.phase import Trained, Undivided
+from cohobate.models.layer_choice import Layers
+from cohobate.params import Section
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Peer(Section):
+    """One of the models that learn together."""
+
+    keep_layers: Layers | None = None
+    """Layers of the start that this peer has; all of them when not given."""
+    jitter: float = Field(0.0, ge=0)
+    """Noise on its first weights, drawn anew for each seed: its standard deviation, as a share of
+    each weight matrix's own."""
+    imitates: bool = True
+    """Whether it learns from its peers too, or from the rows' answers alone."""
+
+
+class Mutual(Undivided):
+    """Peers trained at once; the first of them is the student that is published."""
+
+    method: Literal["mutual"]
+    peers: tuple[Peer, ...] = Field(min_length=2)
+    """The models; no two may be the same."""
+    terms: tuple[Term, ...] = (Hard(), ForwardKL())
+    """The loss of each: hard terms against the rows' answers, soft ones against its peers."""
+    keep_peers: bool = False
+    """Publish the others too, as `models/train/<phase>/peer-<k>`, k from 2."""
+
+    @model_validator(mode="after")
+    def _peers_have_something_to_say(self) -> "Mutual":
+        if self.targets != self.rows:
+            raise ValueError(f"mutual learns the rows' answers: targets must be {self.rows}")
+        if self.keep_layers is not None:
+            raise ValueError("each peer has its own keep_layers: the phase itself has none")
+        kinds = {isinstance(term, Hard) for term in self.terms}
+        if kinds != {True, False}:
+            raise ValueError("peers need a hard term, to be right, and a soft one, to be alike")
+        starts = [(peer.keep_layers, peer.jitter > 0) for peer in self.peers]
+        if any(starts.count(start) > 1 for start in starts if not start[1]):
+            raise ValueError("two peers start the same and would stay so: give one a jitter")
+        return self
+
+    def load_start(self, seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """Load the first peer."""
+        return self.load_layers(seed, self.peers[0].keep_layers)
+
+    def train(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[Row],
+        *,
+        seed: int,
+        what: str,
+    ) -> Trained:
+        """Train `model` as the first peer, and the others beside it."""
+        from cohobate.methods.peers import Cohort
+        from cohobate.models.lm_head import check_head
+        from cohobate.training.learner import learning
+        from cohobate.training.trainer import fit
+
+        examples = self.examples(tokenizer, rows)
+        others = [self.load_layers(seed, peer.keep_layers)[0] for peer in self.peers[1:]]
+        for number, peer in enumerate(self.peers):
+            _jitter([model, *others][number], peer.jitter, seed * len(self.peers) + number)
+        longest = max((len(row.ids) for row in examples), default=0)
+        with ExitStack() as stack:
+            for other in others:
+                check_head(other)
+                stack.enter_context(learning(other, self, longest, seed))
+            history = fit(
+                model,
+                examples,
+                self.terms,
+                self,
+                seed=seed,
+                what=what,
+                learner=Cohort(
+                    [model, *others],
+                    self.terms,
+                    [peer.imitates for peer in self.peers],
+                    chunk_tokens=self.chunk_tokens,
+                    vocabulary=len(tokenizer),
+                    compiled=self.compiled,
+                ),
+            )
+        kept = {f"peer-{n}": other for n, other in enumerate(others, start=2) if self.keep_peers}
+        return Trained(history, len(examples), others=kept)
+
+
+def _jitter(model: "PreTrainedModel", size: float, seed: int) -> None:
+    import torch
+
+    if not size:
+        return
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:  # norms and biases stay
+                noise = torch.randn(weight.shape, generator=rng, dtype=weight.dtype)
+                weight.add_(noise * (size * float(weight.std())))

@@ -1,0 +1,109 @@
+"""Models that learn side by side, each taught by what the others say at that very update.
+
+Shapes: B batch, S sequence, N valid tokens, D width, T terms.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cohobate.fast.padding_free import last_hidden
+from cohobate.losses.divergences import Divergence, Term
+from cohobate.losses.fused_head import fused_head_loss
+from cohobate.losses.targets import LiveTeacher, Targets
+from cohobate.models.lm_head import Head
+from cohobate.training.history import names_of
+
+
+class Cohort(nn.Module):
+    """Peers as one module: one pass gives each peer its loss, and all of them their gradients.
+
+    A hard term counts as it is; a soft one is the mean over the other peers, whose distributions
+    are constants to the gradient (Zhang et al. 2018, section 3.3). All peers step at once, and the
+    gradient is clipped by its norm over all of them.
+    """
+
+    def __init__(
+        self,
+        peers: Sequence[PreTrainedModel],
+        terms: Sequence[Term],
+        imitates: Sequence[bool],
+        *,
+        chunk_tokens: int = 512,
+        vocabulary: int | None = None,
+        compiled: bool = False,
+    ) -> None:
+        super().__init__()
+        self.peers = nn.ModuleList(peers)
+        self.terms, self.imitates = tuple(terms), tuple(imitates)
+        self.chunk_tokens, self.vocabulary, self.compiled = chunk_tokens, vocabulary, compiled
+        self.names = names_of(self.terms)
+
+    def forward(
+        self,
+        *,
+        ids_BS: Tensor,
+        positions_N: Tensor,
+        targets_N: Tensor,
+        divisor: float | Tensor,
+        weight_N: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the first peer's loss, with the gradients of all, and its losses (N, T)."""
+        hidden = [last_hidden(peer, ids_BS, positions_N) for peer in self.peers]
+        heads = [Head.of(peer, self.vocabulary) for peer in self.peers]
+        taught = [
+            LiveTeacher(h_ND.detach().to(self._dtype(h_ND)), head)
+            for h_ND, head in zip(hidden, heads, strict=True)
+        ]
+        targets, found = Targets(targets_N, weight_N=weight_N), []
+        for n, (hidden_ND, head) in enumerate(zip(hidden, heads, strict=True)):
+            others = taught[:n] + taught[n + 1 :] if self.imitates[n] else []
+            found.append(self._loss(hidden_ND, head, targets, others, divisor))
+        (loss, losses_NT), *rest = found
+        beside = sum(other - other.detach() for other, _ in rest)  # zero, but for its gradient
+        return loss + beside, losses_NT
+
+    def _loss(
+        self,
+        hidden_ND: Tensor,
+        head: Head,
+        targets: Targets,
+        others: Sequence[LiveTeacher],
+        divisor: float | Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        total = hidden_ND.new_zeros(())
+        losses_NT = hidden_ND.new_zeros(len(hidden_ND), len(self.terms), dtype=torch.float32)
+        for number, teacher in enumerate(others or [None]):
+            columns = [
+                n
+                for n, term in enumerate(self.terms)
+                if (teacher is not None if isinstance(term, Divergence) else number == 0)
+            ]
+            some = [self._share(self.terms[n], len(others)) for n in columns]
+            loss, part_NT = fused_head_loss(
+                hidden_ND,
+                head,
+                some,
+                targets._replace(teacher=teacher),
+                divisor=divisor,
+                chunk_tokens=self.chunk_tokens,
+                compiled=self.compiled,
+            )
+            total = total + loss
+            losses_NT[:, columns] += part_NT
+        return total, losses_NT
+
+    @staticmethod
+    def _share(term: Term, others: int) -> Term:
+        if not isinstance(term, Divergence) or others < 2:
+            return term
+        return term.model_copy(update={"weight": term.weight / others})
+
+    @staticmethod
+    def _dtype(hidden_ND: Tensor) -> torch.dtype:
+        """Return the precision of the products, as the student's own head has it."""
+        device = hidden_ND.device.type
+        autocast = torch.is_autocast_enabled(device)
+        return torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype

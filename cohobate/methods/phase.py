@@ -1,0 +1,174 @@
+"""What every phase of training says of itself, whichever its method."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from pydantic import Field, field_validator, model_validator
+
+from cohobate.data.records import ASSIST, TRAIN, Row
+from cohobate.errors import UserError
+from cohobate.models.layer_choice import Layers
+from cohobate.models.number_formats import NumberFormat
+from cohobate.params import nearest
+from cohobate.progress import say
+from cohobate.training.hyperparameters import Hyperparameters
+from cohobate.training.resuming import content_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from cohobate.data.examples import Example
+    from cohobate.training.history import Update
+
+MODELS = Path("models")
+_NO_MATTER = {"checkpoint_every", "replacements"}  # to the outcome
+
+
+class Trained(NamedTuple):
+    """What one run of a phase leaves beside the weights."""
+
+    history: "list[Update]"
+    rows: int
+    """Rows that were learnt from."""
+    notes: Mapping[str, Any] = MappingProxyType({})
+    """What else the method has to say in the summary."""
+    others: "Mapping[str, PreTrainedModel]" = MappingProxyType({})
+    """Models that were trained beside the student and are kept, by name."""
+
+
+class Phase(Hyperparameters):
+    """One phase: where it starts, which rows it learns from, and how long."""
+
+    start: str = Field(alias="from")
+    """Below models/: `init_student`, `adapt/<teacher>`, or `train/<phase>` and `assist/<phase>`,
+    seed by seed."""
+    rows: str
+    """The rows, such as `data/curriculum/train.jsonl` or `data/collect/labelled.jsonl`."""
+    targets: str
+    """Where the targets are: the rows' own file, or a signal store such as `data/capture/main`."""
+    keep_layers: Layers | None = None
+    """Layers of the start that the phase goes on with, the others being dropped before it trains;
+    a chain of such phases is progressive layer dropping. All of them when not given."""
+    target_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Weight λ of the loss on each auxiliary target, such as `{rationale: 0.5}`; 1 where not given.
+    The loss is the answers' mean over their tokens, plus λ times that target's over its own."""
+    save_precision: NumberFormat = "bfloat16"
+    """Number format of the weights on disk."""
+    workers: int = Field(1, ge=1)
+    """Processes that train together, each on its share of every update's rows. Ray Train runs
+    them where there are more than one; each asks for a CPU slot, or a GPU where there are any."""
+    replacements: int = Field(3, ge=0)
+    """How often lost workers are replaced; all go on at the newest training checkpoint."""
+
+    @model_validator(mode="after")
+    def _shares_are_equal(self) -> "Phase":
+        if self.batch_size % self.workers:
+            raise ValueError(f"batch_size must be a multiple of workers, which are {self.workers}")
+        return self
+
+    @field_validator("start", "rows", "targets")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise ValueError("must stay inside the project")
+        return path
+
+    @property
+    def crosses_tokenizers(self) -> bool:
+        """Whether the teacher may have another tokenizer than the student."""
+        return False
+
+    def start_folder(self, seed: int) -> Path:
+        """Return the checkpoint that the phase starts from."""
+        return checkpoint_of(MODELS / self.start, seed)
+
+    def load_start(self, seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """Load what the phase starts from, without the layers that it does not keep.
+
+        Raises:
+            UserError: the checkpoint is damaged, or has no such layer.
+        """
+        return self.load_layers(seed, self.keep_layers)
+
+    def load_layers(
+        self, seed: int, layers: Layers | None
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """Load what the phase starts from, with these of its layers, or all."""
+        from cohobate.models import checkpoints
+        from cohobate.models.layer_choice import chosen
+        from cohobate.students.layer_cutting import keep_layers, layers_of
+
+        model, tokenizer = checkpoints.load(self.start_folder(seed))
+        if layers is not None:
+            depth = len(layers_of(model))
+            keep_layers(model, chosen(layers, depth, "train.<phase>.keep_layers"))
+        return model, tokenizer
+
+    def params(self) -> dict[str, Any]:
+        """Return the params that decide the outcome, as JSON values."""
+        return self.model_dump(mode="json", by_alias=True, exclude=_NO_MATTER)
+
+    def decided_by(self, seed: int) -> list[Any]:
+        """Return all that decides the outcome, what is read by its content: a run's key."""
+        reads = [self.start_folder(seed), Path(self.rows), Path(self.targets)]
+        return [self.params(), self.number_formats(), seed, *map(content_of, reads)]
+
+    def number_formats(self) -> dict[str, NumberFormat]:
+        """Return in which number format the models of the phase run on this machine."""
+        return {"student": self.number_format}
+
+    def train(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[Row],
+        *,
+        seed: int,
+        what: str,
+    ) -> Trained:
+        """Train `model` in place; every method says how.
+
+        Raises:
+            UserError: the rows and the targets do not fit, or training did not stay finite.
+        """
+        raise NotImplementedError
+
+    def examples(
+        self, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]
+    ) -> "list[Example]":
+        """Return the rows as token ids; those without answer and the too long are left out."""
+        from cohobate.data.examples import examples_of
+        from cohobate.data.tokenized import encode_all
+
+        found = examples_of(rows, encode_all(tokenizer, rows), self.max_tokens)
+        targets = {example.target for example in found if example.target}
+        if unknown := sorted(set(self.target_weights) - targets):
+            raise UserError(
+                f"no row has a target {unknown[0]!r}{nearest(unknown[0], targets)}",
+                where=f"{self.rows}, and target_weights of the phase",
+                fix="name the targets of tasks/generate/templates/<template>.yaml, or none",
+            )
+        weights = self.target_weights
+        found = [replace(one, weight=weights.get(one.target, 1.0)) for one in found]
+        if len(found) < len(rows):
+            left_out = len(rows) - len(found)
+            say(f"{left_out} rows left out: no answer, or more than {self.max_tokens} tokens")
+        return found
+
+
+class Undivided(Phase):
+    """A phase that one process trains."""
+
+    @model_validator(mode="after")
+    def _one_worker(self) -> "Undivided":
+        if self.workers > 1:
+            raise ValueError("only sft and kd are divided among workers: workers must be 1")
+        return self
+
+
+def checkpoint_of(path: Path, seed: int) -> Path:
+    """Return the checkpoint at a path: a phase of training has one for each seed."""
+    return path / f"seed-{seed}" if path.parts[:2] in (TRAIN.parts, ASSIST.parts) else path

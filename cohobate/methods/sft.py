@@ -1,0 +1,46 @@
+"""Supervised fine-tuning: the answers of the rows are the targets, whoever wrote them.
+
+On a teacher's answers this is sequence-level distillation (Kim & Rush 2016).
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import model_validator
+
+from cohobate.data.records import Row
+from cohobate.losses.divergences import Hard
+from cohobate.methods.phase import Phase, Trained
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Sft(Phase):
+    """Plain cross-entropy on the rows' answers."""
+
+    method: Literal["sft"]
+
+    @model_validator(mode="after")
+    def _targets_are_the_rows(self) -> "Sft":
+        if self.targets != self.rows:
+            raise ValueError(f"sft learns the rows' own answers: targets must be {self.rows}")
+        return self
+
+    def train(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[Row],
+        *,
+        seed: int,
+        what: str,
+    ) -> Trained:
+        """Train on the answers' tokens and the end of sequence after them."""
+        from cohobate.training.trainer import fit
+
+        examples = self.examples(tokenizer, rows)
+        history = fit(
+            model, examples, [Hard()], self, seed=seed, what=what, vocabulary=len(tokenizer)
+        )
+        return Trained(history, len(examples))

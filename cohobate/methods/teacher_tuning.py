@@ -1,0 +1,94 @@
+"""How a teacher is tuned to the task before it teaches; one class a way.
+
+To add a way: a class with `publish`, and its name in `Tuning` at the bottom.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from cohobate.data.records import LABELLED, Row, read_rows
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
+from cohobate.models.chat_templates import PLAIN, default_template
+from cohobate.models.number_formats import NumberFormat, Precision
+from cohobate.params import Section
+from cohobate.progress import say
+from cohobate.teachers.teacher import Teacher
+from cohobate.training import resuming
+from cohobate.training.hyperparameters import Hyperparameters
+
+
+class Untuned(Section):
+    """The teacher teaches as it came."""
+
+    type: Literal["none"]
+    dev_rows: int = Field(500, ge=0)
+    """Dev rows, at most, that the published teacher answers: a figure to look at."""
+    precision: Precision = "auto"
+    """Number format in which it gives these answers."""
+    threads: int = Field(2, ge=1)
+    """CPU threads, for these answers."""
+
+    def publish(
+        self, source: Path, teacher: Teacher, folder: Path, provenance: dict[str, Any], what: str
+    ) -> int:
+        """Copy the model; return the number of rows it learnt from: none."""
+        template = None
+        if teacher.template != PLAIN:
+            template = default_template(teacher.tokenizer(source))
+        checkpoints.copy(source, folder, provenance, template)
+        return 0
+
+
+class Sft(Hyperparameters):
+    """Supervised fine-tuning on the labelled rows."""
+
+    type: Literal["sft"]
+    rows: int | None = Field(None, ge=1)
+    """Learn from so many labelled rows, the first of the list; all when not given."""
+    seed: int = 0
+    """Of the order of rows, and of dropout."""
+    save_precision: NumberFormat = "bfloat16"
+    """Number format of the weights on disk."""
+    dev_rows: int = Field(500, ge=0)
+    """Dev rows, at most, that the published teacher answers: a figure to look at."""
+
+    def publish(
+        self, source: Path, teacher: Teacher, folder: Path, provenance: dict[str, Any], what: str
+    ) -> int:
+        """Tune the model and publish it; return the number of rows it learnt from.
+
+        Raises:
+            UserError: no labelled row, or a loss that is not finite.
+        """
+        from cohobate.data.examples import examples_of
+        from cohobate.data.tokenized import encode_all
+        from cohobate.losses.divergences import Hard
+        from cohobate.training.trainer import fit
+
+        rows = list(read_rows(LABELLED, Row))[: self.rows]
+        if not rows:
+            raise UserError(
+                "no labelled rows to tune the teacher on",
+                where=str(LABELLED),
+                fix="cohobate run --set adapt.type=none",
+            )
+        model, _ = checkpoints.load(source, device=checkpoints.accelerator())
+        tokenizer = teacher.tokenizer(source)
+        examples = examples_of(rows, encode_all(tokenizer, rows), self.max_tokens)
+        if len(examples) < len(rows):
+            say(f"{len(rows) - len(examples)} rows are too long, or have no answer: left out")
+        vocabulary = len(tokenizer)
+        provenance = provenance | {"number_format": self.number_format}
+        decided_by = (provenance, resuming.content_of(LABELLED))
+        name = what.replace(" ", "@")
+        with resuming.resumable(name, *decided_by):
+            fit(model, examples, [Hard()], self, seed=self.seed, what=what, vocabulary=vocabulary)
+        checkpoints.save(model, tokenizer, folder, provenance, precision=self.save_precision)
+        resuming.forget(name)
+        return len(examples)
+
+
+Tuning = Annotated[Untuned | Sft, Field(discriminator="type")]

@@ -1,0 +1,325 @@
+"""Model, tokenizer and provenance as one folder on disk, published whole or not at all.
+
+A checkpoint is a Hugging Face folder (safetensors, config, tokenizer) with two files more:
+`provenance.json`, what it was made from, and `manifest.json`, the size and sha256 of every other
+file. The manifest is written last, in a staging folder that is then renamed: a folder that bears
+the name is finished, and `verify` names the file that was damaged since.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cohobate.data.records import write_json
+from cohobate.errors import UserError
+from cohobate.models.folder_formats import has_weights, weight_files
+from cohobate.models.number_formats import NumberFormat, Precision, resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MANIFEST = "manifest.json"
+PROVENANCE = "provenance.json"
+_PARTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+# Where a model was loaded from, and how: it would make the same model another one elsewhere.
+_PLACES = ("_name_or_path", "name_or_path", "_model_name_or_path", "_commit_hash")
+_VOLATILE = (*_PLACES, "is_local", "local_files_only")
+
+
+def load(
+    folder: Path,
+    *,
+    precision: Precision = "float32",
+    attention: Literal["eager", "sdpa"] = "sdpa",
+    device: str = "cpu",
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Load a verified checkpoint, its weights cast to `precision`, ready for inference.
+
+    Raises:
+        UserError: the folder is damaged, or does not hold every weight of the model.
+    """
+    from transformers.utils import logging
+
+    if (folder / MANIFEST).exists():
+        verify(folder)
+    logging.disable_progress_bar()
+    try:
+        model, loaded = _pretrained(folder, resolve(precision, device), attention)
+    except Exception as error:  # safetensors, json and transformers each raise their own
+        raise UserError(f"cannot load the model: {error}", where=str(folder)) from error
+    if absent := sorted(loaded["missing_keys"]) + sorted(map(str, loaded["mismatched_keys"])):
+        raise UserError(f"weights are missing or misshapen: {absent[:3]}", where=str(folder))
+    model = model.eval().to(device)
+    return model, load_tokenizer(folder)
+
+
+def _pretrained(folder: Path, precision: NumberFormat, attention: str) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    options |= {"dtype": getattr(torch, precision), "attn_implementation": attention}
+    try:
+        found: tuple[Any, Any] = AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, **options
+        )
+    except ValueError as error:
+        if attention == "eager" or "scaled_dot_product_attention" not in str(error):
+            raise
+        # older families (GPT-J, BLOOM) have no other
+        return _pretrained(folder, precision, "eager")
+    return found
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a model folder; `load` has verified it where it is a checkpoint.
+
+    Where it names no token that ends an answer, the one is taken that the model was shipped with.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise UserError(
+            f"cannot load the tokenizer: {error}",
+            where=str(folder),
+            fix="copy the tokenizer's files of the model (tokenizer.json) into the folder again",
+        ) from error
+    vocabulary = tokenizer.get_vocab()
+    if tokenizer.eos_token not in vocabulary:
+        tokens = tokenizer.convert_ids_to_tokens(_shipped_eos(folder, len(vocabulary)))
+        in_template = [t for t in tokens if t and t in str(tokenizer.chat_template)]
+        tokenizer.eos_token = next(iter([*in_template, *filter(None, tokens)]), None)
+    return tokenizer
+
+
+def _shipped_eos(folder: Path, vocabulary: int) -> list[int]:
+    """Return the ids that the model's own configuration lets end an answer."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).exists():
+            given = json.loads((folder / name).read_bytes())
+            ids = given.get("eos_token_id", (given.get("text_config") or {}).get("eos_token_id"))
+            found = ids if isinstance(ids, list) else [ids]
+            if found := [n for n in found if isinstance(n, int) and 0 <= n < vocabulary]:
+                return found
+    return []
+
+
+def accelerator() -> str:
+    """Return the device on which a model answers quickest here: a GPU where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def save(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    provenance: dict[str, Any],
+    *,
+    precision: NumberFormat = "float32",
+) -> str:
+    """Publish a checkpoint with its weights stored in `precision`; return its fingerprint."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    dtype = getattr(torch, precision)
+    stored: dict[Any, Any] = {}  # tied weights share memory, and must still do so after the cast
+    state = {
+        name: stored.setdefault((weight.data_ptr(), weight.shape), weight.detach().to(dtype))
+        for name, weight in model.state_dict().items()
+    }
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.no_padding()  # else what was padded last ends in tokenizer.json
+        backend.no_truncation()
+    with staged(folder) as partial:
+        model.save_pretrained(partial, state_dict=state)
+        tokenizer.save_pretrained(partial)
+        _rewrite(partial / "config.json", {"dtype": precision})
+        for name in ("config.json", "generation_config.json"):
+            _end_like(tokenizer, partial / name)
+        write_json(partial / PROVENANCE, provenance)
+    return fingerprint(folder)
+
+
+def copy(
+    source: Path, folder: Path, provenance: dict[str, Any], template: str | None = None
+) -> str:
+    """Publish an unchanged model as a checkpoint of its own; return its fingerprint.
+
+    `template` takes the place of its chat template.
+    """
+    with staged(folder) as partial:
+        copy_parts(source, partial)
+        if template is not None:
+            (partial / "chat_template.jinja").write_text(template)
+        write_json(partial / PROVENANCE, provenance)
+    return fingerprint(folder)
+
+
+def copy_parts(source: Path, folder: Path) -> None:
+    """Copy the files of a model, and no others, to another folder."""
+    for path in parts(source):
+        shutil.copyfile(path, folder / path.name)
+
+
+def parts(folder: Path) -> list[Path]:
+    """Return the files of a model folder that belong to the model; safetensors only."""
+    found = {path for pattern in _PARTS for path in folder.glob(pattern)}
+    if has_weights(folder):  # beside them may lie the same weights in their authors' format
+        found -= set(folder.glob("*.safetensors")) - set(weight_files(folder))
+    return sorted(p for p in found if p.name not in (MANIFEST, PROVENANCE, "summary.json"))
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`; sealed with a manifest, it takes that name at the end.
+
+    A staging folder that a killed process left behind is cleared first. Nothing changes at
+    `folder` when the body fails.
+    """
+    partial, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _seal(partial)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        _sync(folder.parent)
+    except Exception as error:
+        if _disk_is_full(error):
+            raise UserError("the disk is full: no checkpoint written", where=str(folder)) from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Tell it by the number, or by the words of a library that keeps no number."""
+    kinds = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    said = str(error)
+    return getattr(error, "errno", None) in kinds or any(os.strerror(n) in said for n in kinds)
+
+
+def verify(folder: Path) -> str:
+    """Compare every file with the manifest; return the checkpoint's fingerprint.
+
+    Raises:
+        UserError: naming the file that is missing, truncated or altered.
+    """
+    for name, expected in _manifest(folder).items():
+        path = folder / name
+        if not path.exists():
+            raise _damaged(folder, f"{name} is missing")
+        if (size := path.stat().st_size) < expected["bytes"]:
+            raise _damaged(folder, f"{name} is truncated: {size} of {expected['bytes']} bytes")
+        if sha256_of(path) != expected["sha256"]:
+            raise _damaged(folder, f"{name} is altered: its sha256 is not the manifest's")
+    return fingerprint(folder)
+
+
+def fingerprint(folder: Path) -> str:
+    """Return what identifies a model's content: the sha256 of its manifest, or of all its parts."""
+    if (folder / MANIFEST).exists():
+        return sha256_of(folder / MANIFEST)
+    return _checksum({path.name: sha256_of(path) for path in parts(folder)})
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint says that it was made from; nothing where it does not say."""
+    path = folder / PROVENANCE
+    return json.loads(path.read_bytes()) if path.exists() else {}
+
+
+def updates(folder: Path) -> int:
+    """Return the optimiser steps of the phases that led to a checkpoint, over all rounds."""
+    return int(provenance(folder).get("updates", 0))
+
+
+def prompt_prefix(folder: Path) -> str | None:
+    """Return the text that a checkpoint learnt to read before a prompt, where there is one."""
+    prefix: str | None = provenance(folder).get("prompt_prefix")
+    return prefix
+
+
+def _seal(partial: Path) -> None:
+    files = {}
+    for path in sorted(partial.iterdir()):
+        _rewrite(path, {})
+        path.chmod(0o644)
+        _sync(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    write_json(partial / MANIFEST, {"files": files, "checksum": _checksum(files)})
+    _sync(partial / MANIFEST)
+    _sync(partial)
+
+
+def _rewrite(path: Path, changes: dict[str, Any]) -> None:
+    """Strip a configuration of what depends on where the model came from."""
+    if path.name not in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        return
+    kept = {k: v for k, v in json.loads(path.read_text()).items() if k not in _VOLATILE}
+    write_json(path, kept | changes)
+
+
+def _end_like(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
+    """Let a model end its answers with the token that it was taught to end them with."""
+    if not path.exists():
+        return
+    shipped = json.loads(path.read_text()).get("eos_token_id")
+    if tokenizer.eos_token_id not in (shipped if isinstance(shipped, list) else [shipped]):
+        _rewrite(path, {"eos_token_id": tokenizer.eos_token_id})
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.exists():
+        raise _damaged(folder, f"{MANIFEST} is missing")
+    try:
+        manifest = json.loads(path.read_bytes())
+        files: dict[str, Any] = manifest["files"]
+        sound = manifest["checksum"] == _checksum(files)
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise _damaged(folder, f"{MANIFEST} is altered or truncated")
+    return files
+
+
+def _checksum(files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(folder: Path, what: str) -> UserError:
+    return UserError(
+        f"damaged checkpoint: {what}",
+        where=str(folder),
+        fix="run the stage again that wrote it, or `dvc checkout` the folder",
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

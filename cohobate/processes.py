@@ -1,0 +1,74 @@
+"""The processes that train one model together: what each needs to know of the others.
+
+One process alone is one worker of one. More of them are started by
+cohobate/training/distributed.py, over torch.distributed.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+from cohobate.errors import UserError
+
+T = TypeVar("T")
+
+
+def count() -> int:
+    """Return how many workers there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return which worker this is, from 0. The first one publishes, and speaks for all."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def share(batch: Sequence[T]) -> list[T]:
+    """Return this worker's rows of an update; rows lie by length, so every n-th is a fair share."""
+    return list(batch[rank() :: count()])
+
+
+def total(tensor: Tensor) -> Tensor:
+    """Return the sum of a tensor over all workers."""
+    if count() == 1:
+        return tensor
+    summed = tensor.clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def all_of(value: T) -> list[T]:
+    """Return the value of each worker, in their order."""
+    if count() == 1:
+        return [value]
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def union(names: list[str]) -> list[str]:
+    """Return the names that any worker has, each once."""
+    return list(dict.fromkeys(name for some in all_of(names) for name in some))
+
+
+def first_decides(function: Callable[[], T]) -> T:
+    """Call a function in the first worker alone; return its result, or raise its error, in all.
+
+    Raises:
+        UserError: the function did.
+    """
+    if count() == 1:
+        return function()
+    said: list[Any] = [None]
+    if rank() == 0:
+        try:
+            said = [function()]
+        except UserError as error:
+            said = [error]
+    dist.broadcast_object_list(said)
+    if isinstance(said[0], UserError):
+        raise said[0]
+    result: T = said[0]
+    return result

@@ -1,0 +1,124 @@
+"""Metrics of a single answer, compared with a reference: a score from 0 to 1.
+
+The first metric of `evaluate.metrics` decides: which student is better, which seed is exported,
+what an exported form may lose. Every stage that compares answers reads it as `DecidingMetric`.
+
+To add a metric: a class with `score`, and its name in `AnswerMetric` at the bottom.
+"""
+
+import re
+import string
+from collections import Counter
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from cohobate.params import Section, ValueOf
+from cohobate.scoring.verifiers import Verifier
+
+
+class AnswerScore(Section):
+    """Base of the metrics that score one answer."""
+
+    type: str
+
+    def score(self, answer: str, reference: str, verifier: Verifier) -> float:
+        """Score one answer, from 0 to 1."""
+        raise NotImplementedError
+
+
+class Verified(AnswerScore):
+    """1 where the task's verifier calls the answer right, else 0: accuracy."""
+
+    type: Literal["verifier"] = "verifier"
+
+    def score(self, answer: str, reference: str, verifier: Verifier) -> float:
+        """Score one answer."""
+        return float(verifier.correct(answer, reference))
+
+
+class ExactMatch(AnswerScore):
+    """1 where the answer is the reference to the letter, white space at the ends aside."""
+
+    type: Literal["exact_match"]
+
+    def score(self, answer: str, reference: str, verifier: Verifier) -> float:
+        """Score one answer."""
+        return float(answer.strip() == reference.strip())
+
+
+class TokenF1(AnswerScore):
+    """Harmonic mean of precision and recall over words, as SQuAD's script has it: without case,
+    punctuation and articles (Rajpurkar et al. 2016)."""
+
+    type: Literal["token_f1"]
+
+    def score(self, answer: str, reference: str, verifier: Verifier) -> float:
+        """Score one answer; two empty texts agree."""
+        given, wanted = Counter(_squad_words(answer)), Counter(_squad_words(reference))
+        if not given or not wanted:
+            return float(given == wanted)
+        shared = (given & wanted).total()
+        return 2 * shared / (given.total() + wanted.total())
+
+
+class RougeL(AnswerScore):
+    """F-measure of the longest common subsequence of words (Lin 2004), by `rouge-score`."""
+
+    type: Literal["rouge_l"]
+    stemmer: bool = False
+    """Whether English words are compared by their stems."""
+
+    def score(self, answer: str, reference: str, verifier: Verifier) -> float:
+        """Score one answer."""
+        found = _rouge(self.stemmer).score(reference, answer)
+        return float(found["rougeL"].fmeasure)
+
+
+class Bleu(AnswerScore):
+    """Sentence BLEU (Papineni et al. 2002) by `sacrebleu`; orders that a short answer cannot have
+    are left out, the others smoothed. The mean over rows is no corpus BLEU."""
+
+    type: Literal["bleu"]
+
+    def score(self, answer: str, reference: str, verifier: Verifier) -> float:
+        """Score one answer."""
+        return float(_sacrebleu("BLEU").sentence_score(answer, [reference]).score) / 100
+
+
+class ChrF(AnswerScore):
+    """F-score of character n-grams (Popović 2015), a sentence at a time, by `sacrebleu`."""
+
+    type: Literal["chrf"]
+
+    def score(self, answer: str, reference: str, verifier: Verifier) -> float:
+        """Score one answer."""
+        return float(_sacrebleu("CHRF").sentence_score(answer, [reference]).score) / 100
+
+
+def _squad_words(text: str) -> list[str]:
+    bare = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+@cache
+def _rouge(stemmer: bool) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=stemmer)
+
+
+@cache
+def _sacrebleu(name: str) -> Any:
+    from sacrebleu import metrics
+
+    return metrics.BLEU(effective_order=True) if name == "BLEU" else metrics.CHRF()
+
+
+AnswerMetric = Annotated[
+    Verified | ExactMatch | TokenF1 | RougeL | Bleu | ChrF, Field(discriminator="type")
+]
+
+DecidingMetric = Annotated[AnswerMetric, ValueOf("evaluate.metrics.0")]
+"""The metric that decides, as a parameter of a stage's function."""

@@ -1,0 +1,93 @@
+"""Reward models: a sequence classifier of transformers with one output, the higher the better."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cohobate.data.records import Message
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import Precision, resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Prompt = str | tuple[Message, ...]
+_BATCH, _WINDOW = 16, 2048
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A model that says how good an answer is, as one number."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+    @classmethod
+    def of(cls, folder: Path, precision: Precision) -> "RewardModel":
+        """Load the classifier of `folder`.
+
+        Raises:
+            UserError: there is none, it has several outputs, or the head was never trained.
+        """
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        device = checkpoints.accelerator()
+        fix = "name a sequence classifier with one output, in safetensors"
+        try:
+            model, loaded = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                dtype=getattr(torch, resolve(precision, device)),
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # transformers and safetensors each raise their own
+            raise UserError(
+                f"cannot load the reward model: {error}", where=str(folder), fix=fix
+            ) from error
+        if model.config.num_labels != 1 or loaded["missing_keys"]:
+            raise UserError("this is no reward model", where=str(folder), fix=fix)
+        return cls(model.eval().to(device), tokenizer)
+
+    def scores(self, asked: Iterable[tuple[Prompt, str]]) -> Iterator[float]:
+        """Yield the reward of each (prompt, answer), in their order."""
+        rest = iter(asked)
+        while window := list(islice(rest, _WINDOW)):
+            texts = [self._text(prompt, answer) for prompt, answer in window]
+            found = [0.0] * len(texts)
+            order = sorted(range(len(texts)), key=lambda n: (len(texts[n]), n))
+            for start in range(0, len(order), _BATCH):
+                batch = order[start : start + _BATCH]
+                for n, reward in zip(batch, self._batch([texts[n] for n in batch]), strict=True):
+                    found[n] = reward
+            yield from found
+
+    def _text(self, prompt: Prompt, answer: str) -> str:
+        if isinstance(prompt, str) or not self.tokenizer.chat_template:
+            from cohobate.data.records import prompt_text
+
+            return prompt_text(prompt) + answer
+        turns = [message.model_dump() for message in prompt]
+        turns.append({"role": "assistant", "content": answer})
+        text: str = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        return text
+
+    def _batch(self, texts: list[str]) -> list[float]:
+        import torch
+
+        # one by one where nothing can be padded: the last token is what is classified
+        single = self.tokenizer.pad_token_id is None or self.model.config.pad_token_id is None
+        parts = [[text] for text in texts] if single else [texts]
+        with torch.inference_mode():
+            outs = []
+            for part in parts:
+                read = self.tokenizer(
+                    part, return_tensors="pt", padding=not single, truncation=True
+                )
+                outs.append(self.model(**read.to(self.model.device)).logits[:, 0].float().cpu())
+        return [round(reward, 4) for reward in torch.cat(outs).tolist()]

@@ -1,0 +1,1 @@
+"""Initial students: cut from a larger model, pretrained, or random."""

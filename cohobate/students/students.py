@@ -1,0 +1,286 @@
+"""What a student is made of before it learns anything; one class a way.
+
+To add a way: a class with `preview` (what it will be, before any work) and `build`, and its name in
+`Student` at the bottom.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from cohobate.errors import UserError
+from cohobate.models import checkpoints, hub
+from cohobate.models.chat_templates import PLAIN, TemplateSettings
+from cohobate.models.layer_choice import Layers, chosen
+from cohobate.models.model_info import Outline, outline_of
+from cohobate.models.number_formats import NumberFormat
+from cohobate.params import Section
+from cohobate.progress import say
+from cohobate.teachers.teacher import Teacher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Pins(NamedTuple):
+    """What preflight looked at: the sections of its models.json."""
+
+    teachers: Mapping[str, Any]
+    student: Mapping[str, Any]
+
+
+class Important(Section):
+    """So many layers, those that turn their input the most on calibration rows."""
+
+    important: int = Field(ge=1)
+    """Number of layers."""
+
+
+class Width(Section):
+    """Fewer heads and MLP neurons in every layer: those that give the most on calibration rows."""
+
+    groups: int = Field(ge=1)
+    """Groups of heads that share keys and values; each is kept or dropped as a whole."""
+    neurons: int = Field(ge=1)
+    """Neurons of the MLP (`intermediate_size`)."""
+
+
+class Start(Section):
+    """What every way has in common."""
+
+    teacher: str = "main"
+    """Key of the teacher that lends its layers, its tokenizer, or its outline."""
+    of: Literal["data/preflight"] = "data/preflight"
+    """What it is made of, as DVC watches it: the models as they came."""
+    save_precision: NumberFormat = "float32"
+    """Number format of the weights on disk."""
+    vocabulary: Literal["whole", "used"] = "whole"
+    """used: only the tokens that occur in `rows`, with the added ones and every byte."""
+    rows: str = Field("data/preflight", pattern=r"^data/[a-z0-9-]+(/[a-z0-9._-]+\.jsonl)?$")
+    """The file of rows by which the student is cut, such as data/filter/kept.jsonl for a
+    vocabulary, data/collect/labelled.jsonl for what matters; data/preflight where none are."""
+
+    @model_validator(mode="after")
+    def _rows_where_needed(self) -> "Start":
+        if self.needs_rows and not self.rows.endswith(".jsonl"):
+            raise ValueError("this student is cut by rows: rows: data/collect/labelled.jsonl")
+        return self
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether what the student will be depends on rows."""
+        return self.vocabulary == "used"
+
+    def trimmed(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+    ) -> "PreTrainedTokenizerBase":
+        """Leave the model only the tokens that are wanted; return the tokenizer of these."""
+        if self.vocabulary == "whole":
+            return tokenizer
+        from cohobate.data.records import read_rows, row_kind
+        from cohobate.students.vocabulary_trimming import trim
+
+        return trim(model, tokenizer, read_rows(Path(self.rows), row_kind(Path(self.rows))))
+
+    def lender(self, teachers: Mapping[str, Teacher]) -> Teacher:
+        """Return the teacher by its key.
+
+        Raises:
+            UserError: no teacher has this key, or what is wanted of it is not here.
+        """
+        if self.teacher not in teachers:
+            raise UserError(
+                f"init_student.teacher: {self.teacher!r} is not one of {sorted(teachers)}",
+                where="params.yaml, section init_student",
+            )
+        teacher = teachers[self.teacher]
+        if teacher.endpoint and self.borrows:
+            raise UserError(
+                f"the teacher {self.teacher} is behind an endpoint: it has nothing to lend",
+                where="params.yaml, section init_student",
+                fix="cohobate run --set 'init_student={type: pretrained, model: ...}'",
+            )
+        return teacher
+
+    @property
+    def borrows(self) -> bool:
+        """Whether something of the teacher's folder is needed."""
+        return True
+
+
+class TeacherLayers(Start):
+    """Some of a teacher's layers, with its embeddings and head."""
+
+    type: Literal["teacher_layers"]
+    of: str = Field("data/preflight", pattern="^(data/preflight|models/adapt/[a-z0-9-]{1,64})$")  # type: ignore[assignment]
+    """`data/preflight`: the teacher as it came; `models/adapt/<teacher>`: as it was tuned."""
+    layers: Layers | Important
+    """Positions of the layers, from 0 and in this order; `{uniform: n}`; or `{important: n}`."""
+    width: Width | None = None
+    """How many heads and neurons each layer keeps; all when not given."""
+    calibration_rows: int = Field(256, ge=1)
+    """How many of `rows` tell what matters."""
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> "TeacherLayers":
+        if self.of not in ("data/preflight", f"models/adapt/{self.teacher}"):
+            raise ValueError(f"`of` names another teacher than `teacher: {self.teacher}`")
+        return self
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether what the student will be depends on rows."""
+        return super().needs_rows or self._calibrated
+
+    @property
+    def _calibrated(self) -> bool:
+        return isinstance(self.layers, Important) or self.width is not None
+
+    def chosen(self, depth: int, scores: Sequence[float] = ()) -> list[int]:
+        """Return the positions of the layers to take from a teacher of `depth` layers.
+
+        Args:
+            depth: number of the teacher's layers.
+            scores: how much each matters; without them, the first of so many.
+
+        Raises:
+            UserError: the teacher has no such layer.
+        """
+        where = "section init_student.layers"
+        if not isinstance(self.layers, Important):
+            return chosen(self.layers, depth, where)
+        ranked = sorted(range(depth), key=lambda n: (-scores[n] if scores else 0, n))
+        found = sorted(ranked[: self.layers.important])
+        missing = range(depth, self.layers.important)
+        return chosen((*found, *missing), depth, where)
+
+    def preview(self, lender: Outline | None) -> tuple[Outline, dict[str, Any]]:
+        """Return the model that the student speaks like, and what the student will be."""
+        assert lender is not None  # `lender` has refused a teacher without weights
+        from cohobate.students.layer_cutting import parameters_of_cut
+
+        kept, width = self.chosen(lender.depth), self.width
+        widths = None if width is None else (width.groups, width.neurons)
+        parameters = parameters_of_cut(lender.folder, kept, widths)
+        sizes = {"layers": len(kept), "parameters": parameters}
+        return lender, lender.facts() | sizes | {"type": self.type}
+
+    def _lent_tokenizer(
+        self, teachers: Mapping[str, Teacher], folder: Path
+    ) -> "PreTrainedTokenizerBase":
+        """Return the teacher's tokenizer; a tuned teacher's is set already."""
+        if self.of == "data/preflight":
+            return self.lender(teachers).tokenizer(folder)
+        return checkpoints.load_tokenizer(folder)
+
+    def build(
+        self, teachers: Mapping[str, Teacher], pins: Pins
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """Load the teacher and keep the chosen layers, heads and neurons."""
+        from cohobate.students.layer_cutting import keep_layers, layers_of
+
+        folder = Path(self.of)
+        if self.of == "data/preflight":
+            folder = self.lender(teachers).folder(pins.teachers[self.teacher])
+        model, _ = checkpoints.load(folder)
+        tokenizer = self._lent_tokenizer(teachers, folder)
+        if not self._calibrated:
+            keep_layers(model, self.chosen(len(layers_of(model))))
+            return model, tokenizer
+        from cohobate.students.importance import calibration_rows, importance_of
+        from cohobate.students.width_cutting import keep_widths
+
+        rows = calibration_rows(Path(self.rows), self.calibration_rows)
+        matters = importance_of(model, tokenizer, rows, widths=self.width is not None)
+        kept = self.chosen(len(layers_of(model)), matters.layers_L.tolist())
+        keep_layers(model, kept)
+        say(f"layers kept: {', '.join(map(str, kept))}")
+        if self.width is not None:
+            of_kept = (matters.groups_LG[kept], matters.neurons_LF[kept])
+            keep_widths(model, *of_kept, self.width.groups, self.width.neurons)
+        return model, tokenizer
+
+
+class Pretrained(Start):
+    """A smaller model that someone has trained already."""
+
+    type: Literal["pretrained"]
+    model: str
+    """A folder in Hugging Face format, or a hub id."""
+    revision: str = ""
+    """Branch, tag or commit on the hub. Preflight pins the commit that it stands for."""
+    tokenizer: Literal["own", "teacher"] = "own"
+    """teacher: take over its end-of-sequence token and chat template (of the same vocabulary)."""
+    template: TemplateSettings = PLAIN
+    """Settings of its own chat template, as of a teacher's; one that is taken over has the
+    teacher's."""
+
+    @property
+    def borrows(self) -> bool:
+        """Whether something of the teacher's folder is needed."""
+        return self.tokenizer == "teacher"
+
+    def preview(self, lender: Outline | None) -> tuple[Outline, dict[str, Any]]:
+        """Return the model as it will speak, and what the student will be."""
+        found = outline_of(hub.resolve(self.model, self.revision))
+        for note in self.template.check(
+            "the student", found.template, "params.yaml, init_student.template"
+        ):
+            say(note)
+        found = found.set_to(self.template)
+        student = found.speaking_like(lender) if lender and self.borrows else found
+        origin = hub.origin(self.model, found.folder)
+        return student, student.facts() | origin | {"type": self.type}
+
+    def build(
+        self, teachers: Mapping[str, Teacher], pins: Pins
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """Load the model, with the tokenizer that was chosen."""
+        model, tokenizer = checkpoints.load(hub.pinned(self.model, pins.student))
+        if self.borrows:
+            lender = self.lender(teachers).folder(pins.teachers[self.teacher])
+            tokenizer = self.lender(teachers).tokenizer(lender)
+        else:
+            self.template.write_into(tokenizer)
+        return model, tokenizer
+
+
+class RandomWeights(Start):
+    """The teacher's architecture, smaller, with weights that have learnt nothing."""
+
+    type: Literal["random"]
+    layers: int = Field(ge=1)
+    """Number of layers."""
+    overrides: dict[str, int] = Field(default_factory=dict)
+    """Other sizes in the model's configuration, such as `{hidden_size: 288}`."""
+    seed: int = 0
+    """Of the weights."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What differs from the teacher's configuration."""
+        return {**self.overrides, "num_hidden_layers": self.layers}
+
+    def preview(self, lender: Outline | None) -> tuple[Outline, dict[str, Any]]:
+        """Return the model that the student speaks like, and what the student will be."""
+        from cohobate.students.layer_cutting import random_like
+
+        assert lender is not None  # `lender` has refused a teacher without weights
+        model = random_like(lender.folder, self.sizes, self.seed, device="meta")
+        sizes = {"layers": self.layers, "parameters": model.num_parameters()}
+        return lender, lender.facts() | sizes | {"type": self.type}
+
+    def build(
+        self, teachers: Mapping[str, Teacher], pins: Pins
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """Draw the weights."""
+        from cohobate.students.layer_cutting import random_like
+
+        folder = self.lender(teachers).folder(pins.teachers[self.teacher])
+        model = random_like(folder, self.sizes, self.seed)
+        return model, self.lender(teachers).tokenizer(folder)
+
+
+Student = Annotated[TeacherLayers | Pretrained | RandomWeights, Field(discriminator="type")]

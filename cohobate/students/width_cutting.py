@@ -1,0 +1,80 @@
+"""Cutting heads and neurons out of a model, so that what is left is a model of its kind.
+
+Heads go by whole groups that share keys and values: every architecture with grouped queries then
+reads its configuration as before, with fewer of both.
+
+Shapes: G groups of heads, F neurons, L layers.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cohobate.errors import UserError
+from cohobate.models.layers import heads_of
+from cohobate.students.importance import projections
+from cohobate.students.layer_cutting import layers_of
+
+
+def keep_widths(
+    model: PreTrainedModel, groups_LG: Tensor, neurons_LF: Tensor, groups: int, neurons: int
+) -> None:
+    """Keep in each layer the groups of heads and the neurons that matter most, in their order."""
+    config = model.config.get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    shared = config.num_attention_heads // heads_of(model)
+    for number, block in enumerate(layers_of(model)):
+        projections(block)
+        kept_groups = _highest(groups_LG[number], groups)
+        kept_neurons = _highest(neurons_LF[number], neurons)
+        keys, queries = (_spread(kept_groups, n) for n in (size, size * shared))
+        cuts = {"q_proj": (queries, 0), "k_proj": (keys, 0), "v_proj": (keys, 0)}
+        cuts |= {"o_proj": (queries, 1), "down_proj": (kept_neurons, 1)}
+        cuts |= {"gate_proj": (kept_neurons, 0), "up_proj": (kept_neurons, 0)}
+        for name, module in block.named_modules():
+            last = name.split(".")[-1]
+            if last in cuts and isinstance(module, nn.Linear):
+                _cut(module, *cuts[last])
+            for attribute, value in (
+                ("num_heads", groups * shared),
+                ("num_key_value_heads", groups),
+            ):
+                if hasattr(module, attribute):
+                    setattr(module, attribute, value)
+    config.head_dim = size
+    config.num_attention_heads, config.num_key_value_heads = groups * shared, groups
+    config.intermediate_size = neurons
+
+
+def keep_first(model: PreTrainedModel, groups: int, neurons: int) -> None:
+    """Keep so many groups of heads and neurons of each layer, whichever: for a model's sizes.
+
+    Raises:
+        UserError: the model has fewer.
+    """
+    blocks = layers_of(model)
+    there = heads_of(model), projections(blocks[0])[1].in_features
+    if groups > there[0] or neurons > there[1]:
+        raise UserError(
+            f"the teacher has {there[0]} groups of heads and {there[1]} neurons a layer: cannot "
+            f"keep {groups} and {neurons}",
+            where="params.yaml, section init_student.width",
+        )
+    groups_LG, neurons_LF = (torch.zeros(len(blocks), count) for count in there)
+    keep_widths(model, groups_LG, neurons_LF, groups, neurons)
+
+
+def _highest(scores: Tensor, count: int) -> Tensor:
+    return scores.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def _spread(chosen: Tensor, size: int) -> Tensor:
+    return (chosen[:, None] * size + torch.arange(size)).flatten()
+
+
+def _cut(module: nn.Linear, kept: Tensor, dim: int) -> None:
+    kept = kept.to(module.weight.device)
+    module.weight = nn.Parameter(module.weight.detach().index_select(dim, kept).contiguous())
+    if dim == 0 and module.bias is not None:
+        module.bias = nn.Parameter(module.bias.detach()[kept].contiguous())
+    module.out_features, module.in_features = module.weight.shape

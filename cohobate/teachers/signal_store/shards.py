@@ -1,0 +1,186 @@
+"""A signal store is made of shards: each is written whole, and none is computed twice.
+
+A shard has the signals of so many consecutive rows of the file. It is made below
+`.cohobate/capture/<teacher>/<key>`, where the key is a hash of all that decides its bytes, and
+takes its name when it is complete. A capture that was killed goes on behind the last shard that is
+whole; when all are, they become the store (`publish`) and are gone from here.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from cohobate.data.examples import Example
+from cohobate.data.records import write_json
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
+from cohobate.models.lm_head import Head
+from cohobate.progress import say
+from cohobate.teachers.signal_store.forms import Signals
+from cohobate.teachers.signal_store.store import (
+    ABOUT,
+    HEAD,
+    INDEX,
+    ROW,
+    VOCABULARY,
+    Origin,
+    ids_hash,
+    row_hash,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+WORK = Path(".cohobate/capture")
+_FIGURES = "figures.json"
+
+
+def key_of(origin: Origin, rows: Path, decided_by: dict[str, Any]) -> str:
+    """Return the key of a capture: a hash of the teacher, the rows, the params and the code."""
+    with rows.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    tasks = Path(__file__).parents[1]
+    code = hashlib.sha256()
+    for path in sorted([*tasks.glob("*.py"), *Path(__file__).parent.glob("*.py")]):
+        code.update(path.read_bytes())
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    said = [origin.model_dump(mode="json"), content, decided_by, code.hexdigest(), kind]
+    text = json.dumps([*said, torch.__version__], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def windows(path: Path, rows: int) -> Iterator[list[bytes]]:
+    """Yield the lines of a file, so many at a time."""
+    with path.open("rb") as lines:
+        while chunk := list(islice(lines, rows)):
+            yield chunk
+
+
+def figures_of(shard: Path) -> dict[str, float] | None:
+    """Return the figures of a shard that is whole; None where it must be made."""
+    if not shard.exists():
+        return None
+    try:
+        checkpoints.verify(shard)
+    except UserError as error:
+        say(f"{shard} is made anew: {error.what}")
+        return None
+    found: dict[str, float] = json.loads((shard / _FIGURES).read_bytes())
+    return found
+
+
+class ShardWriter:
+    """Writes one shard; `with` publishes it whole at the end, or nothing."""
+
+    def __init__(self, shard: Path, number: int, origin: Origin) -> None:
+        self.origin, self.number = origin, number
+        self.figures: dict[str, float] = {"rows": 0, "tokens": 0}
+        self._staged = checkpoints.staged(shard)
+        self._rows: list[tuple[int, ...]] = []
+        self._token = self._draw = 0
+
+    def __enter__(self) -> "ShardWriter":
+        self._folder = self._staged.__enter__()
+        self._tokens = (self._folder / f"tokens-{self.number:05}.bin").open("wb")
+        self._draws = (self._folder / f"draws-{self.number:05}.bin").open("wb")
+        return self
+
+    def add(self, examples: Sequence[Example], signals: Signals) -> None:
+        """Append rows and the signals of all their completions, one row after the other.
+
+        Raises:
+            UserError: the teacher's logits are not finite: names the row.
+        """
+        self._refuse_not_finite(examples, signals)
+        packed = self.origin.form.pack(signals, self.origin.vocabulary)
+        sizes = self.origin.form.drawn(packed.tokens, self.origin.vocabulary)
+        drawn = np.cumsum([0, *sizes])
+        at = 0
+        for row in examples:
+            bound = (row_hash(row.key), ids_hash(row.ids.tolist(), row.prompt_length))
+            place = (self._token + at, self._draw + int(drawn[at]))
+            self._rows.append((*bound, self.number, row.length, *place))
+            at += row.length
+        self._tokens.write(packed.tokens.tobytes())
+        self._draws.write(packed.draws.tobytes())
+        self._token += at
+        self._draw += len(packed.draws)
+        for name, each in self.origin.form.figures(signals).items():
+            total = float(each.sum(dtype=torch.float64))
+            self.figures[name] = self.figures.get(name, 0.0) + total
+
+    def _refuse_not_finite(self, examples: Sequence[Example], signals: Signals) -> None:
+        finite_N = torch.ones(sum(row.length for row in examples), dtype=torch.bool)
+        for tensor in signals.values():
+            finite_N &= tensor.isfinite().reshape(len(tensor), -1).all(1)
+        if not finite_N.all():
+            owners = [row.key for row in examples for _ in range(row.length)]
+            bad = owners[int((~finite_N).nonzero()[0])]
+            raise UserError("the teacher's logits are not finite", where=f"row {bad}")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._tokens.close()
+        self._draws.close()
+        if kind is None:
+            if not self._draw:
+                Path(self._draws.name).unlink()
+            np.save(self._folder / INDEX, np.array(self._rows, dtype=ROW))
+            self.figures |= {"rows": len(self._rows), "tokens": self._token}
+            write_json(self._folder / _FIGURES, self.figures)
+        self._staged.__exit__(kind, error, trace)
+
+
+def publish(
+    shards: Sequence[Path],
+    folder: Path,
+    origin: Origin,
+    tokenizer: "PreTrainedTokenizerBase",
+    head: Head,
+) -> None:
+    """Make a store of shards that are whole.
+
+    Raises:
+        UserError: the same row twice.
+    """
+    index = np.concatenate([np.load(shard / INDEX) for shard in shards])
+    index.sort(order="key")
+    if (index["key"][1:] == index["key"][:-1]).any():
+        raise UserError("the same row was captured twice", where=str(folder))
+    with checkpoints.staged(folder) as partial:
+        for path in (path for shard in shards for path in sorted(shard.glob("*.bin"))):
+            _link(path, partial / path.name)
+        np.save(partial / INDEX, index)
+        strings = {number: token for token, number in tokenizer.get_vocab().items()}
+        tokens = [strings.get(number) for number in range(origin.vocabulary)]
+        (partial / VOCABULARY).write_text(json.dumps(tokens, ensure_ascii=False))
+        if origin.form.needs_head:
+            _save_head(head, partial / HEAD)
+        sizes = {"shards": len(shards), "rows": len(index), "tokens": int(index["length"].sum())}
+        write_json(partial / ABOUT, origin.model_copy(update=sizes).model_dump(mode="json"))
+
+
+def _save_head(head: Head, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    parts = {"weight": head.weight_VD, "bias": head.bias_V}
+    save_file({k: v.detach().cpu().contiguous() for k, v in parts.items() if v is not None}, path)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)

@@ -1,0 +1,255 @@
+"""The signal store: a teacher's distributions over the next token, on disk.
+
+Of every completion token of every row it has one record, in one of three forms
+(cohobate/teachers/signal_store/forms.py). It is a folder of a few large files, read through memory
+maps, by row in any order:
+
+    tokens-00000.bin   a record of fixed size a token, in the order of writing; one file a shard
+    draws-00000.bin    the drawn ids with their counts, token after token (form `sampled`)
+    index.npy          a record a row, sorted by `key`: key, hash of its token ids, shard, number
+                       of tokens, its first token and its first draw in the shard
+    vocabulary.json    the teacher's tokens in the order of their ids
+    head.safetensors   the teacher's output head (form `hidden`)
+    signals.json       what it was made with (`Origin`), and the sizes
+    manifest.json      size and sha256 of each file
+
+It is bound to what it was made with: a row whose token ids differ, another tokenizer, another chat
+template or another teacher are refused by name. A student whose vocabulary is a part of the
+teacher's gets the signals in its own ids (`attach`). docs/signal-store.md has the bytes.
+
+Shapes: N tokens, V vocabulary, D width.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from cohobate.data.examples import Example
+from cohobate.errors import UserError
+from cohobate.models.checkpoints import verify
+from cohobate.models.number_formats import NumberFormat
+from cohobate.models.vocabularies import ids_within, ids_without, template_hash, vocabulary_hash
+from cohobate.teachers.signal_store.forms import Form, Loss, Packed, Signals
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from cohobate.losses.sampled import Sampled
+    from cohobate.losses.targets import LiveTeacher, TopK
+    from cohobate.models.lm_head import Head
+
+FORMAT = 3
+ABOUT, INDEX, VOCABULARY, HEAD = (
+    "signals.json",
+    "index.npy",
+    "vocabulary.json",
+    "head.safetensors",
+)
+ROW = np.dtype(
+    [
+        ("key", "<u8"),
+        ("ids", "<u8"),
+        ("shard", "<u4"),
+        ("length", "<u4"),
+        ("token", "<i8"),
+        ("draw", "<i8"),
+    ]
+)
+"""A row of the index."""
+
+
+class Origin(BaseModel):
+    """What a store was made with, and its sizes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: int = FORMAT
+    teacher: str
+    """Fingerprint of the teacher's checkpoint."""
+    tokenizer: str
+    """`vocabulary_hash` of the tokenizer."""
+    template: str
+    """`template_hash` of the tokenizer."""
+    vocabulary: int
+    width: int
+    form: Form
+    number_format: NumberFormat
+    """In which the teacher ran."""
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    shards: int = 0
+    rows: int = 0
+    tokens: int = 0
+
+    @property
+    def record(self) -> np.dtype[Any]:
+        """What one token takes on disk."""
+        return self.form.record(self.vocabulary, self.width)
+
+
+def row_hash(key: str) -> int:
+    """Return under what the index has a row."""
+    return _hash64(key.encode())
+
+
+def ids_hash(ids: Sequence[int], prompt_length: int) -> int:
+    """Return what binds a signal to the token ids that it was computed on."""
+    return _hash64(np.array([prompt_length, *ids], dtype="<i4").tobytes())
+
+
+class SignalStore:
+    """A store that was written, verified and opened for reading; nothing is held in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / ABOUT).exists():
+            raise UserError("no teacher signals here", where=str(folder), fix="dvc repro capture")
+        verify(folder)
+        about = json.loads((folder / ABOUT).read_text())
+        if about["format"] != FORMAT:
+            fix = "dvc repro capture"
+            what = f"signals of format {about['format']}, not {FORMAT}"
+            raise UserError(what, where=str(folder), fix=fix)
+        self.origin = origin = Origin.model_validate(about)
+        self._index = np.load(folder / INDEX, mmap_mode="r")
+        shards = range(origin.shards)
+        self._tokens = [self._map(f"tokens-{n:05}.bin", origin.record) for n in shards]
+        self._draws = [self._map(f"draws-{n:05}.bin", np.dtype("u1")) for n in shards]
+        self._teacher_ids: np.ndarray[Any, Any] | None = None
+
+    def _map(self, name: str, record: np.dtype[Any]) -> Any:
+        path = self.folder / name
+        if not path.exists() or not path.stat().st_size:
+            return np.empty(0, record)
+        length = path.stat().st_size // record.itemsize
+        return np.memmap(path, dtype=record, mode="r", shape=(length,))
+
+    def attach(
+        self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
+    ) -> list[Example]:
+        """Return the examples, each knowing its row in the index; `read` then gives their signals.
+
+        Args:
+            examples: rows as the student reads them.
+            tokenizer: the student's: the teacher's, or one that has a part of its tokens.
+
+        Raises:
+            UserError: another tokenizer or chat template; or rows that are not there, or have
+                other token ids.
+        """
+        self._teacher_ids = self._ids_of(tokenizer)
+        wanted = np.array([row_hash(row.key) for row in examples], dtype="<u8")
+        keys = np.ascontiguousarray(self._index["key"])
+        found = np.searchsorted(keys, wanted).clip(0, max(len(keys) - 1, 0))
+        absent = keys[found] != wanted if len(keys) else np.ones(len(wanted), dtype=bool)
+        if absent.any():
+            raise self._mismatch(f"no signals of {_named(examples, absent)}")
+        hashes = np.array([self._hash_of(row) for row in examples], dtype="<u8")
+        altered = self._index["ids"][found] != hashes
+        if altered.any():
+            raise self._mismatch(f"the token ids are others now, of {_named(examples, altered)}")
+        return [replace(row, signal=n) for row, n in zip(examples, found.tolist(), strict=True)]
+
+    def _ids_of(self, tokenizer: "PreTrainedTokenizerBase") -> "np.ndarray[Any, Any] | None":
+        if template_hash(tokenizer) != self.origin.template:
+            raise self._mismatch("the signals were captured with another chat template")
+        if vocabulary_hash(tokenizer) == self.origin.tokenizer:
+            return None
+        tokens = json.loads((self.folder / VOCABULARY).read_text())
+        whole = {token: n for n, token in enumerate(tokens) if token is not None}
+        ids = ids_within(whole, tokenizer.get_vocab())
+        if ids is None or len(ids) >= self.origin.vocabulary:
+            raise self._mismatch("the signals were captured with another tokenizer than this one")
+        return ids
+
+    def _hash_of(self, row: Example) -> int:
+        ids = row.ids if self._teacher_ids is None else self._teacher_ids[row.ids]
+        return ids_hash(ids.tolist(), row.prompt_length)
+
+    def expect_teacher(self, fingerprint: str) -> None:
+        """Refuse a store that another teacher made."""
+        if self.origin.teacher != fingerprint:
+            raise self._mismatch(
+                f"the signals are of teacher {self.origin.teacher[:12]}, not {fingerprint[:12]}"
+            )
+
+    def expect_terms(self, terms: Sequence[Loss]) -> None:
+        """Refuse a loss that is not defined on signals of this form."""
+        self.origin.form.check(terms)
+
+    def read(self, rows: Sequence[int]) -> Signals:
+        """Return the signals of rows of the index, one after the other, as tensors by name."""
+        form, size = self.origin.form, self.origin.vocabulary
+        signals = form.unpack(self._packed(rows), size)
+        if self._teacher_ids is None:
+            return signals
+        return form.only(signals, self._student_ids, len(self._teacher_ids))
+
+    def _packed(self, rows: Sequence[int]) -> Packed:
+        records = self._index[list(rows)]
+        spans = zip(*(records[name].tolist() for name in ("shard", "token", "length")), strict=True)
+        tokens = [self._tokens[shard][start : start + n] for shard, start, n in spans]
+        together = np.concatenate(tokens)
+        sizes = np.cumsum([0, *self.origin.form.drawn(together, self.origin.vocabulary)])
+        ends = np.cumsum([len(some) for some in tokens])
+        lengths = np.diff(sizes[ends], prepend=0)
+        draws = [
+            self._draws[record["shard"]][record["draw"] : record["draw"] + length]
+            for record, length in zip(records, lengths.tolist(), strict=True)
+        ]
+        return Packed(together, np.concatenate(draws))
+
+    def targets(self, signals: Signals) -> "TopK | Sampled | LiveTeacher":
+        """Return what a loss compares the student with, from what `read` gave, on its device."""
+        head = None
+        if self.origin.form.needs_head:
+            head = self._head_on(str(next(iter(signals.values())).device))
+        return self.origin.form.targets(signals, head)
+
+    @cached_property
+    def _student_ids(self) -> Any:
+        import torch
+
+        assert self._teacher_ids is not None
+        return torch.from_numpy(ids_without(self._teacher_ids, self.origin.vocabulary))
+
+    def _head_on(self, device: str) -> "Head":
+        """Return the teacher's head over the ids that the student has.
+
+        The distribution is then that of the teacher given that it says one of these.
+        """
+        if device not in self._heads:
+            from safetensors.torch import load_file
+
+            from cohobate.models.lm_head import Head
+
+            parts = load_file(self.folder / HEAD, device=device)
+            if self._teacher_ids is not None:
+                parts = {name: part[self._teacher_ids] for name, part in parts.items()}
+            scale, cap = self.origin.logit_scale, self.origin.logit_softcap
+            self._heads[device] = Head(parts["weight"], parts.get("bias"), scale, cap)
+        return self._heads[device]
+
+    @cached_property
+    def _heads(self) -> "dict[str, Head]":
+        return {}
+
+    def _mismatch(self, what: str) -> UserError:
+        fix = "capture again over these rows with this teacher: dvc repro capture"
+        return UserError(what, where=str(self.folder), fix=fix)
+
+
+def _named(examples: Sequence[Example], chosen: np.ndarray[Any, Any]) -> str:
+    keys = [row.key for row, is_it in zip(examples, chosen, strict=True) if is_it]
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f"row {', '.join(keys[:3])}{more}"
+
+
+def _hash64(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

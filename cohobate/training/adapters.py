@@ -1,0 +1,100 @@
+"""What of a model is trained, and through what: its weights, or small matrices beside them.
+
+Both ways end as plain weights, so that whatever comes after needs to know of neither.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from cohobate.errors import UserError
+from cohobate.params import Section
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    Blocks = Iterable[nn.Module]
+
+
+class Full(Section):
+    """The weights themselves."""
+
+    type: Literal["full"] = "full"
+
+    @contextmanager
+    def attached(self, model: "PreTrainedModel", still: "Blocks", seed: int) -> Iterator[None]:
+        """Do nothing."""
+        yield
+
+
+class Lora(Section):
+    """Low-rank updates of linear maps, merged into them at the end (Hu et al. 2021).
+
+    Everything else stays as it is, embeddings and head included.
+    """
+
+    type: Literal["lora"]
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    """The update is alpha / rank · B A."""
+    dropout: float = Field(0, ge=0, lt=1)
+    """Of what goes into A."""
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the linear maps, such as `[q_proj, v_proj]`; all but the head when not given."""
+
+    @contextmanager
+    def attached(self, model: "PreTrainedModel", still: "Blocks", seed: int) -> Iterator[None]:
+        """Train the updates in place of the weights; merge them once the block ends well.
+
+        Args:
+            model: changed in place.
+            still: blocks that are to stay as they are.
+            seed: of the updates' first values.
+
+        Raises:
+            UserError: no linear map has such a name, or the head or the embeddings have it.
+        """
+        import torch
+        from peft import get_peft_model
+
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            try:
+                adapted: Any = get_peft_model(model, self._config())
+            except ValueError as error:
+                raise UserError(str(error).split(". ")[0], where="adapter.target_modules") from None
+        self._spare_the_head(model)
+        for block in still:
+            block.requires_grad_(False)
+        yield
+        adapted.merge_and_unload()
+
+    def _config(self) -> Any:
+        from peft import LoraConfig
+
+        chosen = self.target_modules
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=chosen if isinstance(chosen, str) else list(chosen),
+            task_type="CAUSAL_LM",
+        )
+
+    def _spare_the_head(self, model: "PreTrainedModel") -> None:
+        """Refuse an update that the loss, which is fused with the head, would pass over."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        if any(isinstance(end, BaseTunerLayer) for end in ends):
+            raise UserError(
+                "LoRA cannot adapt the head or the embeddings",
+                where=f"adapter.target_modules: {self.target_modules}",
+                fix="leave them out; or train them whole: adapter: {type: full}",
+            )
+
+
+Adapter = Annotated[Full | Lora, Field(discriminator="type")]

@@ -1,0 +1,116 @@
+"""Rows as examples, and which of them each update of a training run sees.
+
+The order is shuffled anew for each epoch; within a window of some updates, rows of like length
+come together, so that little is padding. Stages of a curriculum follow each other, and share the
+updates in proportion to their rows.
+
+Shapes: B batch, S sequence, P tokens of a beginning, N valid tokens, K stored ids.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from cohobate.data.examples import Brings, Example, positions_of
+from cohobate.data.tokenized import pad_right
+from cohobate.training.hyperparameters import Hyperparameters
+
+WINDOW = 16
+"""Updates whose rows are sorted by length together."""
+
+
+def plan(
+    examples: Sequence[Example], hyperparameters: Hyperparameters, seed: int
+) -> list[list[int]]:
+    """Return, for each update, the positions of its rows in `examples`."""
+    stages = sorted({example.stage for example in examples})
+    updates, size = hyperparameters.updates_over(len(examples)), hyperparameters.batch_size
+    batches: list[list[int]] = []
+    seen = 0
+    for stage in stages:
+        rows = [i for i, example in enumerate(examples) if example.stage == stage]
+        seen += len(rows)
+        count = round(updates * seen / len(examples)) - len(batches)
+        batches += _stage_batches(examples, rows, count, size, random.Random(f"{seed}/{stage}"))
+    return batches
+
+
+def _stage_batches(
+    examples: Sequence[Example], rows: list[int], count: int, size: int, rng: random.Random
+) -> Iterator[list[int]]:
+    endless = _epochs(rows, rng)
+    widest = min(WINDOW, max(1, len(rows) // size))  # else a row could be twice in one update
+    for start in range(0, count, widest):
+        width = min(widest, count - start)
+        window = [next(endless) for _ in range(width * size)]
+        window.sort(key=lambda i: len(examples[i].ids))
+        batches = [window[n * size : (n + 1) * size] for n in range(width)]
+        rng.shuffle(batches)
+        yield from batches
+
+
+def _epochs(rows: list[int], rng: random.Random) -> Iterator[int]:
+    order = list(rows)
+    while True:
+        rng.shuffle(order)
+        yield from order
+
+
+class Batches(Dataset[dict[str, Any]]):
+    """The micro-batches of a plan, in order, as the tensors that `Learner` takes."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        batches: Sequence[Sequence[int]],
+        rows_at_once: int,
+        teaching: Brings | None,
+    ) -> None:
+        self.examples, self.teaching = examples, teaching
+        self._instead: dict[int, list[Example]] = {}
+        starts = [
+            (update, start)
+            for update, batch in enumerate(batches)
+            for start in range(0, len(batch), rows_at_once)
+        ]
+        self.micro = [list(batches[n][start : start + rows_at_once]) for n, start in starts]
+        self.progress = [n / max(1, len(batches) - 1) for n, _ in starts]
+
+    def __len__(self) -> int:
+        return len(self.micro)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Return one micro-batch: `ids_BS`, `positions_N` (into B·S), `targets_N`; and, for soft
+        targets, how far training is (`progress`, 0 to 1) and what their source brings.
+        """
+        if number >= len(self.micro):
+            raise IndexError(number)
+        rows = self.rows(number)
+        ids_BS = pad_right([row.ids[:-1].tolist() for row in rows], 0)  # nothing follows the last
+        batch: dict[str, Any] = {
+            "ids_BS": ids_BS,
+            "positions_N": positions_of(rows, ids_BS.shape[1]),
+            "targets_N": torch.from_numpy(
+                np.concatenate([row.ids[row.prompt_length :] for row in rows]).astype(np.int64)
+            ),
+        }
+        if self.teaching is not None:
+            owned = [row.by_student for row in rows for _ in range(row.length)]
+            batch["by_student_N"] = torch.tensor(owned)
+            batch |= {"progress": self.progress[number], "brought": self.teaching.bring(rows)}
+        return batch
+
+    def rows(self, number: int) -> list[Example]:
+        """Return the examples of a micro-batch."""
+        return self._instead.get(number) or [self.examples[i] for i in self.micro[number]]
+
+    def put(self, numbers: Sequence[int], rows: Sequence[Example]) -> None:
+        """Let the micro-batches of one update hold these rows instead of the planned ones."""
+        size = math.ceil(len(rows) / len(numbers))
+        parts = (list(rows[n * size : (n + 1) * size]) for n in range(len(numbers)))
+        self._instead = dict(zip(numbers, parts, strict=True))

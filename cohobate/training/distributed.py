@@ -1,0 +1,171 @@
+"""One phase trained by several processes at once: Ray Train places, joins and replaces them.
+
+Every worker does the same work on the same files (the round's folder is on a disk that all see),
+and learns its share of each update's rows; the first one writes checkpoints and publishes. A worker
+that is lost takes the others down with it, and all start again at the newest training checkpoint
+(cohobate/training/resuming.py): Ray's own checkpoints are not used.
+"""
+
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cohobate.errors import UserError
+from cohobate.progress import Event, emit, reporting_to
+
+Result = TypeVar("Result")
+
+_STARTS = 3
+_PATIENCE = "300"
+"""Seconds in which a worker must have started; Ray's minute is short for two that import torch."""
+
+
+def run(work: Callable[[], Result], workers: int, replacements: int) -> Result:
+    """Do `work` in so many workers together; return what the first one returns.
+
+    Args:
+        work: it can be pickled, and finds what it reads from this folder.
+        workers: processes; each asks Ray for a CPU slot, and for a GPU where the cluster has any.
+        replacements: how often lost workers are replaced before this gives up.
+
+    Raises:
+        UserError: the work raised it; the cluster is too small; or workers were lost too often.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
+
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _PATIENCE)
+    with _cluster(workers), tempfile.TemporaryDirectory(prefix="cohobate-train-") as scratch:
+        on_gpu = ray.cluster_resources().get("GPU", 0) > 0
+        _check_room("GPU" if on_gpu else "CPU", workers)
+        messages = Queue(actor_options={"num_cpus": 0})
+        trainer = TorchTrainer(
+            _do,
+            train_loop_config={"root": str(Path.cwd()), "work": work, "send": messages.put},
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=on_gpu, resources_per_worker={"CPU": 1}
+            ),
+            run_config=RunConfig(
+                name="run",
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=replacements),
+            ),
+        )
+        fitting = threading.Thread(target=_fit, args=(trainer, messages.put))
+        fitting.start()
+        try:
+            result: Result = _hear(messages.get)
+            return result
+        finally:
+            fitting.join()
+            messages.shutdown(force=True)
+
+
+def _do(config: dict[str, Any]) -> None:
+    """Run in each worker."""
+    from cohobate import processes
+
+    os.chdir(config["root"])
+    first = processes.rank() == 0
+    send: Callable[[Any], None] = config["send"] if first else lambda message: None
+    with reporting_to(send):
+        try:
+            send(config["work"]())
+        except UserError as error:  # to be told, not to be tried again
+            send(error)
+
+
+def _fit(trainer: Any, send: Callable[[Any], None]) -> None:
+    from ray.train import TrainingFailedError
+
+    try:
+        trainer.fit()
+        send(UserError("the workers ended without a result"))
+    except TrainingFailedError as error:
+        reason = str(error).strip().splitlines()[-1]
+        send(UserError("the workers were lost too often, or failed", where=reason))
+    except Exception as error:  # a cluster that went away; the caller waits for a word
+        send(UserError(f"Ray could not train: {type(error).__name__}", where=str(error)[:500]))
+
+
+def _hear(receive: Callable[[], Any]) -> Any:
+    """Pass on the progress events of the first worker, until its result comes."""
+    while True:
+        message = receive()
+        if isinstance(message, UserError):
+            raise message
+        if not isinstance(message, Event):
+            return message
+        emit(message)
+
+
+@contextmanager
+def _cluster(workers: int) -> Iterator[None]:
+    """Be connected to Ray: the round's, or where there is none a local one for the block."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    home = tempfile.mkdtemp(prefix="cohobate-ray-")
+    _start(workers, home)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _start(workers: int, home: str) -> None:
+    """Start a local cluster; again where the machine was too busy for Ray's half a minute.
+
+    Raises:
+        UserError: it did not come up.
+    """
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for _ in range(_STARTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                object_store_memory=128 * 2**20,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=home,
+                _system_config={"worker_niceness": 0},  # they are this stage: as nice as it is
+            )
+        except Exception as error:  # Ray raises nothing narrower
+            ray.shutdown()
+            reason = str(error)
+        else:
+            return
+    raise UserError("Ray did not start", where=reason[:500], fix="try again, or workers: 1")
+
+
+def _check_room(kind: str, workers: int) -> None:
+    """Refuse what Ray would wait for without end: slots that there are not, or that we hold."""
+    import ray
+
+    held = 0.0
+    with suppress(AssertionError):  # under `dvc repro` this is no worker of Ray's
+        held = ray.get_runtime_context().get_assigned_resources().get(kind, 0)
+    slots = ray.cluster_resources().get(kind, 0)
+    if slots - held < workers:
+        raise UserError(
+            f"{workers} workers need as many {kind} slots: the cluster has {slots:g}, "
+            f"and this stage itself holds {held:g} of them",
+            where="params.yaml, train.<phase>.workers",
+            fix="fewer workers, a larger cluster, or resources.train: {cpus: 0}",
+        )

@@ -1,0 +1,113 @@
+"""What a person chooses of a training run, whichever model is trained and on whatever targets."""
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import NumberFormat, Precision, resolve
+from cohobate.params import Section
+from cohobate.training.adapters import Adapter, Full
+from cohobate.training.quantization_aware import Quantisation, Unquantised
+
+SHORT_ROW = 256
+"""Tokens up to which eager attention trains faster than SDPA on a CPU."""
+
+
+class Freeze(Section):
+    """Weights that training leaves as they are. What lies below them needs no backward pass."""
+
+    embeddings: bool = True
+    """The input embeddings, and with them the head where the two are tied."""
+    layers: int = Field(0, ge=0)
+    """So many of the lowest blocks."""
+    head: bool = False
+    """The output head, where it is a matrix of its own."""
+
+
+class Hyperparameters(Section):
+    """How long and how fast a model is trained."""
+
+    updates: int | None = Field(None, ge=1)
+    """Optimiser steps. Give this or `epochs`."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the rows."""
+    batch_size: int = Field(32, ge=1)
+    """Rows of one update, whatever the number of workers."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Rows that a worker has in memory at once; its whole share of the batch when not given.
+    Gradients are summed."""
+    optimiser: Literal["adamw", "adafactor", "sgd"] = "adamw"
+    """adafactor keeps a row and a column in place of AdamW's second moments; sgd keeps nothing."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls from its peak; cosine and linear end at zero."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of the updates over which the learning rate rises from zero to its peak."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay (plain with sgd); biases and norms have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    clip: float = Field(1.0, gt=0)
+    """Largest global norm of the gradient."""
+    freeze: Freeze = Freeze()
+    adapter: Adapter = Full()
+    """Train the weights, or low-rank updates of them."""
+    quantisation: Quantisation = Unquantised()
+    """Train the weights as they will be once they are integers."""
+    precision: Precision = "auto"
+    """Number format of the matrix products; weights, optimiser and softmax are float32 always.
+    auto: the one in which the processor or GPU is fast (cohobate/models/number_formats.py)."""
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    """auto: sdpa, with rows compared with themselves alone (cohobate/fast/row_attention.py); of a
+    model that cannot, eager on a CPU where rows are short: its backward is twice as fast."""
+    chunk_tokens: int = Field(512, ge=1)
+    """Tokens whose logits are in memory at once."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile for what is elementwise in the loss against a live teacher; the numbers are
+    those of the plain path up to rounding. auto: on a GPU alone. On a CPU the compiler takes its
+    time first; `benchmarks/kd_step.py --compiled` measures a step both ways."""
+    max_tokens: int = Field(1024, ge=2)
+    """Longest row, prompt and completion together; longer ones are left out and counted."""
+    checkpoint_every: int = Field(500, ge=0)
+    """Updates between two training checkpoints, from which a killed run goes on, whatever its
+    method. A run of fewer updates has none: it is as quick to train again. 0: never."""
+    threads: int = Field(2, ge=1)
+    """CPU threads; part of what decides the bytes of the result."""
+
+    @model_validator(mode="after")
+    def _one_change_of_the_weights(self) -> "Hyperparameters":
+        if self.adapter.type == "lora" and self.quantisation.type != "none":
+            raise ValueError("a merged LoRA leaves the grid that was trained: choose one of both")
+        return self
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Hyperparameters":
+        if (self.updates is None) == (self.epochs is None):
+            raise ValueError("give either updates or epochs")
+        return self
+
+    def updates_over(self, rows: int) -> int:
+        """Return the number of optimiser steps for a data set of so many rows."""
+        if self.updates is not None:
+            return self.updates
+        return math.ceil((self.epochs or 0) * rows / self.batch_size)
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """The number format of the matrix products on this machine."""
+        return resolve(self.precision, checkpoints.accelerator())
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the loss is compiled on this machine."""
+        import torch
+
+        return self.compile == "on" or (self.compile == "auto" and torch.cuda.is_available())
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of one forward pass, of one worker alone."""
+        return min(self.micro_batch_size or self.batch_size, self.batch_size)

@@ -1,0 +1,250 @@
+"""How much memory training takes at its peak, by arithmetic alone: nothing is loaded for it.
+
+The parts are those that decide: weights, gradients and the optimiser's moments, activations that
+the backward pass needs, the logits of one chunk, the teachers that are asked. What an activation
+and a logit cost was read off runs of SmolLM2's first layers on a CPU, in MiB (teachers unpacked):
+
+    sft, 32 rows at once                        told 1580, measured 1160
+    kd or on_policy, live teacher, 16 rows      told 2030, measured 1690 and 2020
+    the same with a trimmed vocabulary          told 1610, measured 1480
+    dpo, 16 pairs                               told 3320, measured 2950
+
+An estimate is there to tell a run that fits from one that cannot, not to fill a machine by it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cohobate.errors import UserError
+from cohobate.fast.frozen import PACKED
+from cohobate.training.hyperparameters import SHORT_ROW, Hyperparameters
+
+GIB = 1 << 30
+PROGRAM = 700 << 20
+"""Of Python with torch and transformers, before any model."""
+_MOMENTS = {"adamw": 8, "adafactor": 0, "sgd": 0}  # bytes a trained weight
+_OF_WIDTH, _OF_NEURONS, _OF_MAPS = 40, 16, 8  # bytes an activation that backward needs
+_OF_LOGIT = {False: 12, True: 24}  # bytes a logit of the chunk, without and with a live teacher
+_OF_WHOLE_LOGIT = 44  # bytes a logit where TRL makes those of every position
+
+WEIGHTS, LEARNING, ROWS, LOGITS, TEACHERS, BASE = (
+    "weights",
+    "gradients and optimiser",
+    "activations",
+    "logits",
+    "live teachers",
+    "the program",
+)
+_TOO_HIGH = 4 / 3
+_MENDS = {
+    WEIGHTS: "a smaller student",
+    LEARNING: "adapter: {type: lora}, or optimiser: adafactor",
+    ROWS: "a smaller micro_batch_size",
+    LOGITS: "a smaller chunk_tokens (of dpo: micro_batch_size)",
+    TEACHERS: "stored signals, targets: data/capture/<teacher>",
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """What of a model decides how much memory it takes."""
+
+    parameters: int
+    embeddings: int
+    """Weights in embeddings and head."""
+    layers: int
+    width: int
+    neurons: int
+    """Of the MLP of a layer."""
+    heads: int
+    vocabulary: int
+    keys: int = 0
+    """Width of the keys of a layer, all heads that share none together."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], parameters: int, embeddings: int, layers: int) -> "Size":
+        """Return the size of a model, by its configuration."""
+        width = int(config["hidden_size"])
+        heads = int(config.get("num_attention_heads") or 1)
+        return cls(
+            parameters,
+            embeddings,
+            layers,
+            width,
+            int(config.get("intermediate_size") or 4 * width),
+            heads,
+            int(config["vocab_size"]),
+            width * int(config.get("num_key_value_heads") or heads) // heads,
+        )
+
+    def with_layers(self, layers: int) -> "Size":
+        """Return the same model with so many of its layers."""
+        body = (self.parameters - self.embeddings) * layers // max(1, self.layers)
+        figures = {"parameters": self.embeddings + body, "layers": layers}
+        return Size(**(vars(self) | figures))
+
+    def asked(self, bytes_per_weight: int) -> int:
+        """Return the bytes of a model that is asked and never trained
+        (cohobate/fast/packed_linear.py)."""
+        maps = self.parameters - self.embeddings + self.vocabulary * self.width
+        copy = bytes_per_weight * maps
+        return bytes_per_weight * self.parameters + (copy if copy <= PACKED else 0)
+
+    @property
+    def tied(self) -> bool:
+        """Whether embedding and head are one matrix."""
+        return self.embeddings < 2 * self.vocabulary * self.width
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A teacher that is in memory beside the student."""
+
+    size: Size
+    bytes_per_weight: int = 2
+
+
+def trained(size: Size, how: Hyperparameters) -> int:
+    """Return how many weights get a gradient."""
+    active = max(0, size.layers - how.freeze.layers)
+    if how.adapter.type == "lora":
+        a_layer = 11 * size.width + 3 * size.neurons  # in and out of its seven linear maps
+        return how.adapter.rank * a_layer * active
+    matrix = size.embeddings if size.tied else size.embeddings // 2
+    ends = 0 if how.freeze.embeddings else matrix
+    if not size.tied and not how.freeze.head:
+        ends += matrix
+    return ends + (size.parameters - size.embeddings) * active // max(1, size.layers)
+
+
+def footprint(
+    size: Size,
+    how: Hyperparameters,
+    tokens: int,
+    asked: Sequence[Asked] = (),
+    *,
+    rows: int | None = None,
+    whole_logits: bool = False,
+) -> dict[str, int]:
+    """Return the bytes of each part, at the peak of one worker.
+
+    Args:
+        size: of the student.
+        how: precision, optimiser, adapter, batch and chunk.
+        tokens: of the longest row.
+        asked: teachers that run beside it.
+        rows: in memory at once, where that is not `how.rows_at_once`.
+        whole_logits: those of every position are in memory, not those of a chunk.
+    """
+    rows = rows or how.rows_at_once
+    moving, half = trained(size, how), how.number_format == "bfloat16"
+    body = size.parameters - size.embeddings
+    active = max(0, size.layers - how.freeze.layers)
+    a_token = _OF_WIDTH * size.width + _OF_NEURONS * size.neurons
+    if eager(how, tokens):
+        a_token += _OF_MAPS * size.heads * tokens
+    chunk = min(how.chunk_tokens, rows * tokens)
+    teachers = sum(
+        each.size.asked(each.bytes_per_weight)
+        + rows * tokens * 4 * (2 * each.size.width + 2 * each.size.neurons)
+        for each in asked
+    )
+    return {
+        BASE: PROGRAM,
+        WEIGHTS: 4 * size.parameters + (2 * body if half else 0),
+        LEARNING: moving * (4 + _MOMENTS[how.optimiser]),
+        ROWS: rows * tokens * active * a_token,
+        LOGITS: size.vocabulary
+        * (rows * tokens * _OF_WHOLE_LOGIT if whole_logits else chunk * _OF_LOGIT[bool(asked)]),
+        TEACHERS: teachers,
+    }
+
+
+def eager(how: Hyperparameters, tokens: int) -> bool:
+    """Return whether attention maps are kept (on a CPU)."""
+    return how.attention == "eager" or (how.attention == "auto" and tokens <= SHORT_ROW)
+
+
+def check_room(what: str, parts: Mapping[str, int], room: int, *, where: str) -> None:
+    """Refuse what surely takes more than there is: an estimate may be a third too high.
+
+    Raises:
+        UserError: with what takes the most, and how to have it take less.
+    """
+    total = sum(parts.values())
+    if total <= _TOO_HIGH * room:
+        return
+    most = sorted((part for part in _MENDS if parts.get(part)), key=lambda part: -parts[part])
+    told = ", ".join(f"{part} {parts[part] / GIB:.1f}" for part in most)
+    raise UserError(
+        f"{what} takes about {total / GIB:.1f} GiB of memory, {room / GIB:.1f} are there ({told})",
+        where=where,
+        fix=" or ".join(_MENDS[part] for part in most[:2]),
+    )
+
+
+def size_loaded(model: Any) -> Size:
+    """Return the size of a causal LM of transformers."""
+    from cohobate.models.layers import shared_names
+
+    ends = {id(end.weight): end.weight.numel() for end in _ends(model) if end is not None}
+    config = shared_names(model.config.get_text_config())
+    layers = int(config["num_hidden_layers"])
+    return Size.of(config, model.num_parameters(), sum(ends.values()), layers)
+
+
+def _ends(model: Any) -> tuple[Any, Any]:
+    return model.get_input_embeddings(), model.get_output_embeddings()
+
+
+def check_loaded(
+    model: Any,
+    how: Hyperparameters,
+    tokens: int,
+    asked: Sequence[Any],
+    *,
+    where: str,
+    workers: int = 1,
+) -> None:
+    """Refuse a run whose models are loaded, where what training adds to them is not there.
+
+    Raises:
+        UserError: as `check_room`.
+    """
+    room = available_memory()
+    if room is None:
+        return
+    size = size_loaded(model)
+    teachers = [Asked(size_loaded(each), 0) for each in asked]
+    parts = footprint(size, how, tokens, teachers)
+    parts |= {BASE: 0, WEIGHTS: parts[WEIGHTS] - 4 * size.parameters}
+    check_room(f"with rows of {tokens} tokens it", parts, room // workers, where=where)
+
+
+def available_on(device: str) -> int | None:
+    """Return the bytes that a model on `device` could still take; None where that is not known."""
+    if not device.startswith("cuda"):
+        return available_memory()
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free)
+
+
+def available_memory(
+    meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """Return the bytes that this process could still take; None where the system does not say."""
+    if not meminfo.exists():
+        return None
+    lines = dict(line.split(":") for line in meminfo.read_text().splitlines() if ":" in line)
+    found = int(lines["MemAvailable"].split()[0]) * 1024
+    try:  # a container's own limit; its page cache can be given up
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        stats = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return min(found, limit - used + int(stats["inactive_file"]))
+    except (OSError, ValueError, KeyError):
+        return found

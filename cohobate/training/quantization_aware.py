@@ -1,0 +1,73 @@
+"""Training a student as it will compute once it is quantised (quantisation-aware training).
+
+Each forward pass rounds the weights of the linear maps to the grid of the integers, and the
+gradient passes straight through (Jacob et al. 2018). What is published are the plain weights, from
+which the same rounding makes the same integers; the checkpoint's provenance says which.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from cohobate.errors import UserError
+from cohobate.params import Section
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Unquantised(Section):
+    """The weights as they are."""
+
+    type: Literal["none"] = "none"
+
+    @contextmanager
+    def rounding(self, model: "PreTrainedModel") -> Iterator[None]:
+        """Do nothing."""
+        yield
+
+
+class Rounded(Section):
+    """Symmetric integer weights with a scale for each group of inputs; not head or embeddings."""
+
+    type: Literal["int8", "int4"]
+    group_size: int = Field(32, ge=8)
+    """Weights that share a scale; it must divide the width of every linear map."""
+
+    @contextmanager
+    def rounding(self, model: "PreTrainedModel") -> Iterator[None]:
+        """Let the linear maps compute with rounded weights within the block.
+
+        Raises:
+            UserError: torchao is not installed, or a width is no multiple of the group.
+        """
+        import torch
+        from torch import nn
+
+        try:
+            from torchao.quantization import quantize_
+            from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
+        except ImportError:
+            fix = "uv pip install -e '.[quantised]'"
+            raise UserError("quantisation needs torchao", where="quantisation", fix=fix) from None
+
+        head = model.get_output_embeddings()
+
+        def inner(module: nn.Module, name: str) -> bool:
+            return isinstance(module, nn.Linear) and module is not head
+
+        for name, module in model.named_modules():
+            if inner(module, name) and module.in_features % self.group_size:
+                raise UserError(
+                    f"{name} has {module.in_features} inputs, no multiple of {self.group_size}",
+                    where="quantisation.group_size",
+                )
+        grid = IntxFakeQuantizeConfig(getattr(torch, self.type), group_size=self.group_size)
+        quantize_(model, QATConfig(weight_config=grid, step="prepare"), filter_fn=inner)
+        yield
+        quantize_(model, QATConfig(step="convert"))
+
+
+Quantisation = Annotated[Unquantised | Rounded, Field(discriminator="type")]

@@ -1,0 +1,19 @@
+"""The recipe that params.yaml was last written with, and what it replaced.
+
+`flows/recipes.py` writes this section of params.yaml; no stage reads it.
+"""
+
+from typing import Any
+
+from pydantic import Field
+
+from cohobate.params import Section
+
+
+class AppliedRecipe(Section):
+    """The section `recipe` of params.yaml: written by `cohobate run --recipe`, not by hand."""
+
+    file: str = ""
+    """The recipe; empty: none."""
+    replaced: dict[str, Any] = Field(default_factory=dict)
+    """The values before it, by dotted key; null: there was none. The next recipe restores them."""

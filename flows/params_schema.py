@@ -1,0 +1,77 @@
+"""The whole of params.yaml as one schema, derived from what the stages' functions read."""
+
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
+
+from cohobate.params import ParamsError, nearest, validated
+from flows.applied_recipe import AppliedRecipe
+from flows.resources import Resources
+from flows.round_settings import Rounds
+from tasks.signatures import Reads, reads_of, stage_function, stage_names
+
+
+def sections() -> dict[str, Any]:
+    """Return the annotation of each top-level section of params.yaml."""
+    reads = [r for stage in stage_names() for r in reads_of(stage_function(stage)).values()]
+    found = {r.section: _whole(r) for r in reads if "." not in r.section}
+    of_flows = {"resources": dict[str, Resources], "rounds": Rounds, "recipe": AppliedRecipe}
+    return found | of_flows
+
+
+def check(document: dict[str, Any]) -> None:
+    """Refuse unknown sections and keys, wrong types and missing sections, with the nearest name.
+
+    Raises:
+        ParamsError: with one line for each mistake of the first section that has any.
+        UserError: a phase or a teacher is named that is not there.
+    """
+    from tasks.preflight.references import check_references
+
+    known = sections()
+    for name in document:
+        if name not in known:
+            raise ParamsError(
+                f"{name} is not a known section{nearest(name, known)}",
+                where="params.yaml",
+                fix="cohobate params --schema",
+            )
+    for name, annotation in known.items():
+        if name not in document:
+            raise ParamsError(f"the section {name} is missing", where="params.yaml")
+        validated(annotation, document[name], name)
+    check_references(document)
+
+
+def partial_model() -> type[BaseModel]:
+    """Return a model of which every section may be left out: what a run changes of params.yaml."""
+    fields: dict[str, Any] = {
+        name: (_alternatives(kind) | None, None)
+        for name, kind in sections().items()
+        if name != "recipe"
+    }
+    strict = ConfigDict(frozen=True, extra="forbid")
+    return create_model("Params", __config__=strict, **fields)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of params.yaml, for editors and for `cohobate params --schema`."""
+    inputs = [(name, "validation", TypeAdapter(kind)) for name, kind in sections().items()]
+    by_name, shared = TypeAdapter.json_schemas(inputs, title="params.yaml")  # type: ignore[arg-type]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {name: schema for (name, _), schema in by_name.items()},
+        "required": sorted(sections()),
+        **shared,
+    }
+
+
+def _alternatives(kind: Any) -> Any:
+    """Return the classes that a section may be, side by side: Prefect's form names each."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def _whole(reads: Reads) -> Any:
+    return dict[str, reads.annotation] if reads.each else reads.annotation  # type: ignore[name-defined]

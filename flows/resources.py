@@ -1,0 +1,20 @@
+"""What a stage asks of the machine it runs on; the flow hands it to Ray."""
+
+from pydantic import Field
+
+from cohobate.params import Section
+
+
+class Resources(Section):
+    """Resources of one stage, as Ray counts them. Not part of a stage's lineage."""
+
+    cpus: float = Field(1, ge=0)
+    """CPU slots that the stage occupies (how many threads it uses is the stage's own param)."""
+    gpus: float = Field(0, ge=0)
+    """GPUs, fractions allowed."""
+    memory_gb: float = Field(0, ge=0)
+    """GiB that Ray sets aside; 0 leaves it to chance."""
+    custom: dict[str, float] = Field(default_factory=dict)
+    """Custom resources of the cluster, such as `{"a100": 1}`."""
+    retries: int = Field(1, ge=0, le=10)
+    """How often Prefect runs the stage again after its worker was lost. Errors are not retried."""

@@ -1,0 +1,1 @@
+"""Fingerprints of the code of each stage."""

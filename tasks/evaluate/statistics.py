@@ -1,0 +1,169 @@
+"""From predictions to conclusions: scores with intervals, retention, gain, and the gate."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cohobate.evaluation.bootstrap import Bootstrap, Interval
+from cohobate.evaluation.footprint import Footprint
+from cohobate.scoring.verifiers import Verifier
+from tasks.evaluate.arms import Arm
+from tasks.evaluate.fidelity import Agreement, Fidelity
+from tasks.evaluate.gate import Gate
+from tasks.evaluate.predictions import Predictions
+
+Verdict = Literal["yes", "within noise", "no"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What running a checkpoint of an arm told, beside its answers."""
+
+    footprint: Footprint | None
+    """None of a teacher whose weights are not here."""
+    fidelity: dict[int, Fidelity]
+    """By seed; empty where the vocabularies differ, and for the teacher itself."""
+    readings: dict[int, dict[str, float]] = field(default_factory=dict)
+    """By seed, the metrics for which the model read the references."""
+    general: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """By seed, its loss on general text."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that follows from the predictions."""
+
+    arms: list[Arm]
+    predictions: Predictions
+    measured: Mapping[str, Measured]
+    metric: str
+    """The metric that decides; others are reported beside it."""
+    verifier: Verifier
+    bootstrap: Bootstrap
+    bins: int
+    gate: Gate
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The arm of each of the four roles."""
+        return {arm.role: arm.name for arm in self.arms if arm.role != "other"}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row of figures for each arm, as `data/evaluate/arms.json` holds them."""
+        return [self._row(arm) for arm in self.arms]
+
+    def metrics(self) -> dict[str, Any]:
+        """Return what `reports/metrics.json` holds, for `dvc metrics` and for the gate."""
+        rows = self.rows()
+        by_role = {row["role"]: row for row in rows if row["role"] != "other"}
+        student, teacher = by_role["student"], by_role["teacher"]
+        gain, retention = self.gain(), self.retention()
+        counts = {role: _brief(row) for role, row in by_role.items()}
+        others = {row["arm"]: _brief(row) for row in rows if row["role"] == "other"}
+        return {
+            **counts,
+            **({"phases": others} if others else {}),
+            "gain_over_baseline": gain.rounded(),
+            "verdict": verdict(gain),
+            "gate": self.gate.judge(gain.low, retention.mean if retention else None),
+            "retention": retention and round(retention.mean, 6),
+            "retention_low": retention and round(retention.low, 6),
+            "retention_high": retention and round(retention.high, 6),
+            "parameters_ratio": _ratio(student, teacher, "parameters"),
+            "non_embedding_parameters_ratio": _ratio(student, teacher, "non_embedding_parameters"),
+            "bytes_ratio": _ratio(student, teacher, "bytes"),
+            "speedup": _ratio(teacher, student, "flops_per_token"),
+            "agreement": student["agreement"],
+            "fidelity": student["fidelity"],
+            "calibration_error": student["calibration_error"],
+            "metric": self.metric,
+            "seeds": max(len(arm.checkpoints) for arm in self.arms),
+            "test_rows": len(next(iter(self.predictions.by_arm["teacher"].values()))),
+        }
+
+    def gain(self) -> Interval:
+        """Return the student's score minus the baseline's, paired by test row."""
+        return self.bootstrap.difference(self.names["student"], self.names["baseline"])
+
+    def retention(self) -> Interval | None:
+        """Return the student's score as a share of the teacher's; None where that is 0."""
+        return self.bootstrap.ratio(self.names["student"], "teacher")
+
+    def _row(self, arm: Arm) -> dict[str, Any]:
+        scores = self.predictions.scores(self.metric)[arm.name]
+        kept = self.bootstrap.ratio(arm.name, "teacher")
+        gain = self.bootstrap.difference(arm.name, self.names["baseline"])
+        predictions = self.predictions
+        answers = [p for rows in predictions.by_arm[arm.name].values() for p in rows]
+        error = predictions.calibration_error(arm.name, self.metric, self.bins)
+        measured = self.measured[arm.name]
+        return {
+            "arm": arm.name,
+            "role": arm.role,
+            "checkpoints": [str(path) for path in arm.checkpoints.values()],
+            "updates": arm.updates,
+            "score": self.bootstrap.score(arm.name).rounded(),
+            "by_seed": {
+                str(seed): round(float(mean), 6)
+                for seed, mean in zip(arm.checkpoints, scores.mean(axis=1), strict=True)
+            },
+            "metrics": {
+                name: round(float(predictions.scores(name)[arm.name].mean()), 6)
+                for name in answers[0].scores
+            }
+            | _means(list(measured.readings.values())),
+            "bits_per_byte": _means(
+                [{"mean": found["bits_per_byte"]} for found in measured.general.values()]
+            ).get("mean"),
+            "retention": kept.rounded() if kept else None,
+            "gain_over_baseline": gain.rounded() if arm.role != "baseline" else None,
+            "unfinished": round(sum(p.finish == "length" for p in answers) / len(answers), 6),
+            "agreement": round(predictions.same_answer(arm.name, "teacher", self.verifier), 6),
+            "fidelity": _mean_fidelity(list(measured.fidelity.values())),
+            "calibration_error": None if error is None else round(error, 6),
+            "footprint": measured.footprint and measured.footprint.model_dump(),
+        }
+
+
+def verdict(gain: Interval) -> Verdict:
+    """Say whether distillation beat the baseline, as far as the interval tells."""
+    if gain.low > 0:
+        return "yes"
+    return "no" if gain.high < 0 else "within noise"
+
+
+def _brief(row: dict[str, Any]) -> dict[str, Any]:
+    score = row["score"]
+    return {"score": score["mean"], "low": score["low"], "high": score["high"]}
+
+
+def _ratio(row: dict[str, Any], other: dict[str, Any], what: str) -> float | None:
+    if not (row["footprint"] and other["footprint"]):
+        return None
+    above, below = row["footprint"][what], other["footprint"][what]
+    return round(above / below, 6) if below else None
+
+
+def _mean_fidelity(by_seed: list[Fidelity]) -> dict[str, Any] | None:
+    if not by_seed:
+        return None
+    own = [found.student_text for found in by_seed if found.student_text]
+    return _mean_agreement(by_seed) | ({"student_text": _mean_agreement(own)} if own else {})
+
+
+def _mean_agreement(by_seed: Sequence[Agreement]) -> dict[str, Any]:
+    figures = [
+        found.model_dump(include={"top1_agreement", "top_k_overlap", "kl", "reverse_kl"})
+        for found in by_seed
+    ]
+    return _means(figures) | {"tokens": by_seed[0].tokens}
+
+
+def _means(by_seed: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each figure over the seeds that have it."""
+    names = list(by_seed[0]) if by_seed else []
+    return {
+        name: round(sum(found[name] for found in by_seed) / len(by_seed), 6)
+        for name in names
+        if all(name in found for found in by_seed)
+    }

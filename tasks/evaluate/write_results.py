@@ -1,0 +1,72 @@
+"""Writes what follows from the predictions: the hashed files below data/evaluate and reports."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cohobate.data.records import EVALUATE, REPORTS, Row, write_json
+from cohobate.evaluation.bootstrap import Bootstrap
+from cohobate.progress import say
+from cohobate.scoring.verifiers import Verifier
+from tasks.evaluate import tables
+from tasks.evaluate.arms import Arm
+from tasks.evaluate.behaviour import write_behaviour
+from tasks.evaluate.predictions import Predictions
+from tasks.evaluate.settings import EvaluateParams
+from tasks.evaluate.statistics import Findings, Measured
+
+ARMS = EVALUATE / "arms.json"
+METRICS = REPORTS / "metrics.json"
+
+
+def write_conclusions(
+    params: EvaluateParams,
+    verifier: Verifier,
+    arms: list[Arm],
+    rows: Sequence[Row],
+    measured: Mapping[str, Measured],
+) -> None:
+    """Read the predictions on disk and write the scores, the tables and the verdict."""
+    predictions = Predictions.read(arms)
+    metric = params.metrics[0].type
+    bootstrap = Bootstrap(predictions.scores(metric), params.bootstrap, params.seed)
+    findings = Findings(
+        arms,
+        predictions,
+        measured,
+        metric,
+        verifier,
+        bootstrap,
+        params.calibration_bins,
+        params.gate,
+    )
+    write_json(ARMS, findings.rows())
+    tables.write_groups(findings, rows)
+    tables.write_intervals(findings)
+    tables.write_losses(arms)
+    tables.write_reliability(findings)
+    write_json(tables.SAMPLES, tables.samples(findings, rows, params.samples, params.seed))
+    metrics = findings.metrics() | write_behaviour(params, findings, rows, measured)
+    metrics["number_format"] = params.number_format
+    write_json(METRICS, metrics)
+    write_json(EVALUATE / "summary.json", _summary(metrics))
+    gain = metrics["gain_over_baseline"]
+    say(
+        f"gain over the baseline: {100 * gain['mean']:+.1f} points "
+        f"[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+    )
+
+
+def _summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    gain = metrics["gain_over_baseline"]
+    roles = ("teacher", "initial", "baseline", "student")
+    return {
+        **{role: metrics[role]["score"] for role in roles},
+        "retention": metrics["retention"],
+        "gain": gain["mean"],
+        "gain_low": gain["low"],
+        "gain_high": gain["high"],
+        "beats_baseline": metrics["verdict"],
+        "gate_passed": metrics["gate"]["passed"],
+        "seeds": metrics["seeds"],
+        "test_rows": metrics["test_rows"],
+    }

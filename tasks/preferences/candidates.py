@@ -1,0 +1,150 @@
+"""Where the answers come from that are put against each other.
+
+To add a way: a class with `candidates`, and its name in `Pairing` at the bottom.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from cohobate.data.records import FILTER, GENERATE, LABELLED, Dropped, Response, Row, read_rows
+from cohobate.data.row_files import RowView
+from cohobate.errors import UserError
+from cohobate.generation.requests import Decoding
+from cohobate.models import hub
+from cohobate.models.number_formats import Precision
+from cohobate.params import Section
+from tasks.preferences.ranking import Candidate, Candidates, Ranking
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_WINDOW = 2048
+
+
+class Sources(Section):
+    """The models of any way, as DVC watches them."""
+
+    student: str = "tasks/preferences/stage.py"
+    """Checkpoint whose answers are put against the teacher's, such as models/init_student or
+    models/train/kd/seed-1. A file of the stage's own code stands for the packaged SmolLM2."""
+    judge: str = "tasks/preferences/ranking.py"
+    """Judge or reward model: a checkpoint such as models/adapt/main, named like the student."""
+
+
+class NoPairs(Sources):
+    """None: the round trains on no preferences."""
+
+    type: Literal["none"]
+
+
+class Ranked(Sources):
+    """What all ways have in common that make pairs."""
+
+    type: str
+    by: Ranking
+    """Says which answer is better."""
+    min_margin: float = Field(0.0, ge=0)
+    """Least difference of the scores; pairs below it, and equal scores, are ties."""
+    ties: Literal["drop", "shorter"] = "drop"
+    """Whether a tie makes no pair, or the shorter answer is chosen (against a bias to length)."""
+    prompts: int | None = Field(None, ge=1)
+    """Most prompts to look at, the first ones; all when not given."""
+
+    def candidates(self) -> Iterator[Candidates]:
+        """Yield the answers to each prompt to which there are different ones."""
+        raise NotImplementedError
+
+
+class BestVersusWorst(Ranked):
+    """The best against the worst of the samples to a prompt, of all teachers."""
+
+    type: Literal["best_vs_worst"]
+
+    @model_validator(mode="after")
+    def _not_by_origin(self) -> "BestVersusWorst":
+        if self.by.type == "trusted":
+            raise ValueError("the samples are all the teacher's: rank them by something else")
+        return self
+
+    def candidates(self) -> Iterator[Candidates]:
+        """Yield the samples of each prompt that gives no evaluation prompt away.
+
+        Also samples that a filter dropped: what is wrong is what a pair needs.
+        """
+        responses = RowView.of(sorted(GENERATE.glob("*/responses.jsonl")), Response)
+        dropped = read_rows(FILTER / "dropped.jsonl", Dropped)
+        closed = {row.id for row in dropped if row.filter == "contaminated"}
+        for _, rows in groupby(_by_prompt(responses), key=lambda row: row.id):
+            several = [row for row in rows if row.target is None]
+            texts = dict.fromkeys(row.answer or "" for row in several)
+            first = several[0]
+            if first.id not in closed and len(texts) > 1:
+                answers = [Candidate(row.answer or "", "teacher") for row in several]
+                yield Candidates(first.id, first.prompt, first.prefix, first.group, answers)
+
+
+class TeacherVersusStudent(Ranked):
+    """The teacher's answer, or the right one, against what the student says itself."""
+
+    type: Literal["teacher_vs_student"]
+    rows: Literal["kept", "labelled"] = "kept"
+    """Whether the student is put against the teacher on the rows that the filters kept, or against
+    the ground truth on the labelled rows."""
+    decoding: Decoding = Decoding()
+    """How the student answers."""
+    precision: Precision = "auto"
+    threads: int = Field(2, ge=1)
+    """Batches side by side on a CPU; the answers do not depend on it."""
+
+    def candidates(self) -> Iterator[Candidates]:
+        """Yield both answers to each prompt, where they differ."""
+        from cohobate.fast.frozen import load_frozen
+        from cohobate.models import checkpoints
+
+        origin: Literal["ground_truth", "teacher"] = "teacher"
+        kept = read_rows(FILTER / "kept.jsonl", Response)
+        rows: Iterable[Row] = (row for row in kept if row.target is None)
+        if self.rows == "labelled":
+            origin, rows = "ground_truth", read_rows(LABELLED, Row)
+        device = checkpoints.accelerator()
+        folder = hub.watched(self.student)
+        model, tokenizer = load_frozen(folder, precision=self.precision, device=device)
+        prefix = checkpoints.prompt_prefix(folder)
+        firsts = (next(same) for _, same in groupby(rows, key=lambda row: row.id))
+        firsts = (row if row.prefix else row.prefixed(prefix) for row in firsts)
+        rest = islice(firsts, self.prompts)
+        while window := list(islice(rest, _WINDOW)):
+            for row, said in zip(window, self._answers(model, tokenizer, window), strict=True):
+                given = row.answer or ""
+                if said != given:
+                    answers = [Candidate(given, origin), Candidate(said, "student")]
+                    yield Candidates(row.id, row.prompt, row.prefix, row.group, answers)
+
+    def _answers(self, model: "PreTrainedModel", tokenizer: Any, rows: list[Row]) -> list[str]:
+        from cohobate.generation import decoding
+
+        found = [""] * len(rows)
+        prompts = [row.full_prompt for row in rows]
+        for n, answer in decoding.answers(
+            model, tokenizer, prompts, self.decoding, threads=self.threads
+        ):
+            found[n] = answer.text
+        return found
+
+
+def _by_prompt(responses: RowView[Response]) -> RowView[Response]:
+    """Bring the samples of a prompt together, in the order in which the prompts come first."""
+    import numpy as np
+
+    if not len(responses):
+        raise UserError("there are no responses to pair", where=str(GENERATE))
+    ids = np.asarray(array("Q", (int(row.id, 16) for row in responses)))
+    _, first, back = np.unique(ids, return_index=True, return_inverse=True)
+    return responses.only(np.argsort(first[back], kind="stable").tolist())
+
+
+Pairing = Annotated[NoPairs | BestVersusWorst | TeacherVersusStudent, Field(discriminator="type")]

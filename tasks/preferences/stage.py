@@ -1,0 +1,155 @@
+"""Preference pairs: two answers to one prompt, the better one first.
+
+In:  data/generate/<teacher>/responses.jsonl, data/filter, the labelled rows of data/collect; the
+     student and the judge that `preferences` names, where they are asked
+Out: data/preferences/pairs.jsonl       none with `{type: none}`, the default
+     data/preferences/summary.json      how many, by what margin, and whether the longer answers won
+
+A row of pairs.jsonl:
+
+    {"chosen": " animal", "chosen_origin": "ground_truth", "group": "animal",
+     "id": "58a1f2e09c7d3b46", "margin": 1.0,
+     "prompt": "Definition: any of various small short-tailed rodents\\nCategory:",
+     "rejected": " plant", "rejected_origin": "student"}
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from cohobate.data.records import (
+    LABELLED,
+    PREFERENCES,
+    Pair,
+    Row,
+    read_rows,
+    write_json,
+    write_rows,
+)
+from cohobate.errors import UserError
+from cohobate.models import hub
+from cohobate.progress import Meter, say
+from cohobate.scoring.verifiers import Task
+from tasks.preferences.candidates import NoPairs, Pairing, Ranked
+from tasks.preferences.ranking import Candidates, Known, Scores
+
+PAIRS = PREFERENCES / "pairs.jsonl"
+_WINDOW = 256
+
+
+def run(preferences: Pairing, task: Task) -> None:
+    """Put answers against each other, write the pairs.
+
+    Raises:
+        UserError: pairs are asked for, and there is none.
+    """
+    report = Report(preferences.type)
+    pairs = iter(()) if isinstance(preferences, NoPairs) else _pairs(preferences, task, report)
+    count = write_rows(PAIRS, pairs)
+    write_json(PREFERENCES / "summary.json", report.summary())
+    if not count and not isinstance(preferences, NoPairs):
+        raise UserError(
+            f"no pair came of {report.prompts} prompts with different answers: "
+            f"{report.ties} ties, {report.unknown} without a verdict",
+            where=str(PAIRS),
+            fix="draw more samples (generate.samples), lower preferences.min_margin or "
+            "rank by another",
+        )
+    say(f"{count} pairs")
+
+
+@dataclass
+class Report:
+    """What the summary says."""
+
+    type: str
+    prompts: int = 0
+    ties: int = 0
+    unknown: int = 0
+    pairs: int = 0
+    longer: int = 0
+    """Pairs whose chosen answer is the longer one."""
+    shorter: int = 0
+    sums: Counter[str] = field(default_factory=Counter)
+    """Of the characters of the chosen and the rejected answers."""
+    margin: float = 0.0
+    told: dict[str, int] = field(default_factory=dict)
+
+    def note(self, pair: Pair) -> None:
+        """Take note of one more pair."""
+        chosen, rejected = len(pair.chosen.strip()), len(pair.rejected.strip())
+        self.pairs += 1
+        self.longer += chosen > rejected
+        self.shorter += chosen < rejected
+        self.sums.update(chosen=chosen, rejected=rejected)
+        self.margin += pair.margin
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures; a bias to length is the share of longer less that of shorter ones."""
+        count = max(self.pairs, 1)
+        return {
+            "type": self.type,
+            "pairs": self.pairs,
+            "prompts_with_different_answers": self.prompts,
+            "ties": self.ties,
+            "without_verdict": self.unknown,
+            "mean_margin": round(self.margin / count, 4),
+            "mean_characters_chosen": round(self.sums["chosen"] / count, 2),
+            "mean_characters_rejected": round(self.sums["rejected"] / count, 2),
+            "chosen_is_longer": round(self.longer / count, 4),
+            "chosen_is_shorter": round(self.shorter / count, 4),
+            "length_bias": round((self.longer - self.shorter) / count, 4),
+            **self.told,
+        }
+
+
+def _pairs(preferences: Ranked, task: Task, report: Report) -> Iterator[Pair]:
+    labelled = ((row.id, row.answer) for row in read_rows(LABELLED, Row))
+    references = {id: answer for id, answer in labelled if answer is not None}
+    known = Known(task, references, partial(hub.watched, preferences.judge), report.told)
+    scoring = preferences.by.open(known)
+    rest = islice(preferences.candidates(), preferences.prompts)
+    meter = Meter(f"preferences {preferences.by.type}", preferences.prompts or 0)
+    while window := list(islice(rest, _WINDOW)):
+        report.prompts += len(window)
+        for asked, scores in zip(window, scoring(window), strict=True):
+            found = _best_and_worst(preferences, asked, scores, report)
+            if found is not None:
+                report.note(found)
+                yield found
+        meter.advance(len(window))
+    meter.finish()
+
+
+def _best_and_worst(
+    preferences: Ranked, asked: Candidates, scores: Scores, report: Report
+) -> Pair | None:
+    if scores is None:
+        report.unknown += 1
+        return None
+    ranked = sorted(range(len(scores)), key=lambda n: -scores[n])  # equals stay as they came
+    best, worst = ranked[0], ranked[-1]
+    margin = scores[best] - scores[worst]
+    if margin <= 0 or margin < preferences.min_margin:
+        report.ties += 1
+        by_length = sorted(ranked, key=lambda n: len(asked.answers[n].text.strip()))
+        best, worst = by_length[0], by_length[-1]
+        texts = [asked.answers[n].text for n in (best, worst)]
+        if preferences.ties == "drop" or len(texts[0].strip()) == len(texts[1].strip()):
+            return None
+        margin = 0.0
+    chosen, rejected = asked.answers[best], asked.answers[worst]
+    return Pair(
+        id=asked.id,
+        prompt=asked.prompt,
+        prefix=asked.prefix,
+        chosen=chosen.text,
+        rejected=rejected.text,
+        chosen_origin=chosen.origin,
+        rejected_origin=rejected.origin,
+        margin=round(margin, 4),
+        group=asked.group,
+    )

@@ -1,0 +1,149 @@
+"""Where ledgers lie: shared by the worktrees of a repository, or on S3."""
+
+import subprocess
+
+import pytest
+from botocore.exceptions import EndpointConnectionError
+
+from cohobate.backends.ledger import Ledger
+from cohobate.backends.ledger_storage import LEDGER, VARIABLE, Objects, journal_of
+from cohobate.backends.requests import Unanswered
+from cohobate.errors import UserError
+from cohobate.generation.requests import Answer, Bought
+
+TEACHER = "0123456789abcdef" * 4
+
+
+@pytest.fixture(autouse=True)
+def nothing_chosen(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+def git(folder, *command):
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.com"]
+    subprocess.run(["git", *who, *command], cwd=folder, check=True, capture_output=True)
+
+
+def test_worktrees_share_the_ledger_of_the_main_one(project, monkeypatch, tmp_path):
+    (project / "sub").mkdir()
+    (project / "sub" / "file").touch()
+    git(project, "init", "-q")
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "first")
+    git(project, "worktree", "add", "-q", str(tmp_path / "round"))
+    for folder in (project, tmp_path / "round"):
+        monkeypatch.chdir(folder)
+        assert journal_of(TEACHER).path == project / LEDGER / f"{TEACHER[:16]}.jsonl"
+        monkeypatch.chdir(folder / "sub")
+        assert journal_of(TEACHER).path.parent == project / "sub" / LEDGER
+
+
+def test_an_experiment_of_dvc_shares_the_ledger_of_its_project(project, monkeypatch):
+    """`dvc exp run --temp` and `--queue`: repositories of their own below .dvc/tmp/exps."""
+    git(project, "init", "-q")
+    for below in ("", "ml/distil"):  # the DVC project is the repository, or a folder in it
+        for kind in ("tmp123", "standalone/tmp123"):
+            folder = project / below / ".dvc/tmp/exps" / kind
+            (folder / below).mkdir(parents=True)
+            git(folder, "init", "-q")
+            monkeypatch.chdir(folder / below)
+            assert journal_of(TEACHER).path.parent == project / below / LEDGER
+            assert journal_of(TEACHER, "ours").path.parent == project / below / "ours"
+
+
+def test_a_submodule_keeps_its_own_ledger(project, monkeypatch):
+    inner = project / "distil"
+    inner.mkdir()
+    (inner / ".git").write_text("gitdir: ../.git/modules/distil\n")
+    monkeypatch.chdir(inner)
+    assert journal_of(TEACHER).path.parent == inner / LEDGER
+
+
+def test_a_chosen_place_counts_and_the_environment_more(project, monkeypatch, tmp_path):
+    assert journal_of(TEACHER).path.parent == LEDGER  # git knows nothing of this folder
+    assert journal_of(TEACHER, "elsewhere").path.parent.name == "elsewhere"
+    monkeypatch.setenv(VARIABLE, "s3://bucket/ours/")
+    assert str(journal_of(TEACHER, "elsewhere")) == f"s3://bucket/ours/{TEACHER[:16]}"
+
+
+class Store:
+    """An object store in memory, as far as s3fs is used."""
+
+    objects: dict[str, bytes]
+
+    def __init__(self):
+        self.objects, self.down = {}, False
+
+    def invalidate_cache(self):
+        pass
+
+    def find(self, prefix):
+        if self.down:
+            raise PermissionError("Access Denied")
+        return [path for path in self.objects if path.startswith(prefix)]
+
+    def cat_file(self, path):
+        return self.objects[path]
+
+    def pipe_file(self, path, data):
+        if self.down:
+            raise PermissionError("Access Denied")
+        assert path not in self.objects or self.objects[path] == data
+        self.objects[path] = data
+
+
+@pytest.fixture
+def store(monkeypatch):
+    store = Store()
+    monkeypatch.setattr(Objects, "_store", store)
+    return store
+
+
+def on_s3():
+    return Ledger(journal_of(TEACHER, "s3://bucket/ours"))
+
+
+def test_writers_on_s3_need_no_lock(store):
+    with on_s3() as one, on_s3() as other:
+        one.append({"a": Answer("x", "stop", None), "b": Answer("y", "stop", None)})
+        other.append({"a": Answer("z", "stop", None), "c": Answer("w", "stop", None)})
+    assert len(store.objects) == 2
+    with on_s3() as first, on_s3() as second:
+        assert all(key in first for key in "abc")
+        assert first["a"] == second["a"] and first["a"].text in "xz"
+
+
+def test_a_damaged_object_costs_its_lines_alone(store):
+    with on_s3() as ledger:
+        ledger.append({"a": Answer("x", "stop", None)})
+        ledger.append({"b": Answer("y", "stop", None)})
+    path = next(p for p, data in store.objects.items() if b'"a"' in data)
+    store.objects[path] = store.objects[path][:-5]
+    with on_s3() as ledger:
+        assert "a" not in ledger and "b" in ledger
+
+
+def test_a_store_that_is_down_is_named(store):
+    with on_s3() as ledger:
+        store.down = True
+        with pytest.raises(UserError, match="cannot write to the ledger: Access"):
+            ledger.append({"a": Answer("x", "stop", None)})
+        assert "a" not in ledger
+    store.find = unreachable
+    with pytest.raises(UserError, match="cannot read the ledger: Could not connect"), on_s3():
+        pass
+
+
+def unreachable(prefix):
+    raise EndpointConnectionError(endpoint_url=f"https://s3.example.com/{prefix}")
+
+
+def test_what_was_spent_is_summed_failures_included(project):
+    with Ledger(journal_of(TEACHER)) as ledger:
+        told = (("the", -0.5, {"the": -0.5, "a": -1.5}),)
+        answer = Answer("x", "stop", -0.5, Bought(10, 5, 0.25), told)
+        ledger.append({"a": answer, "b": Unanswered("empty", 0.5), "c": Unanswered("down")})
+        assert ledger.spent == 0.75
+    with Ledger(journal_of(TEACHER)) as ledger:
+        assert ledger.spent == 0.75 and ledger["a"] == answer
+        assert "b" not in ledger and "c" not in ledger

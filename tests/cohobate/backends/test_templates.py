@@ -1,0 +1,204 @@
+"""Templates: what is asked, how replies are taken apart, and the rows that come of them."""
+
+import json
+import re
+
+import pytest
+
+from cohobate.backends import templates
+from cohobate.backends.openai import OpenAI
+from cohobate.backends.settings import GenerateParams
+from cohobate.backends.templates import FOLDER, Exchange, RowText, template_of
+from cohobate.data.examples import key_of
+from cohobate.data.records import (
+    GENERATE,
+    UNLABELLED,
+    Message,
+    Response,
+    Row,
+    prompt_text,
+    read_rows,
+    row_id,
+    write_rows,
+)
+from cohobate.errors import UserError
+from cohobate.generation.requests import Answer, Decoding
+from tasks.generate.stage import run
+from tests.loopback_teacher import LoopbackTeacher, publish_address
+
+PROMPTS = [f"How many legs have {n} horses?" for n in range(1, 5)]
+
+
+def reply_to(turns):
+    """What a willing model says: a list, a trace, or a line, as it is asked."""
+    asked = turns[-1]["content"]
+    if 'starts with "Answer:"' in asked:
+        horses = int(re.search(r"have (\d+)", asked)[1])
+        return f"{horses} times four.\n\nAnswer: {4 * horses}"
+    if count := re.search(r"(three|four|eight) (?:new|different)", asked):
+        lines = {"three": 3, "four": 4, "eight": 8}[count[1]]
+        return "\n".join(f"- {hash_of(asked)} {n}" for n in range(lines)) + "\nThat is all."
+    return f"re: {asked}"
+
+
+def hash_of(text):
+    return row_id(text)[:6]
+
+
+@pytest.fixture
+def responses(project, monkeypatch):
+    write_rows(UNLABELLED, [Row(id=row_id(p), prompt=p) for p in PROMPTS])
+    asked = []
+
+    def good(service, body, path):
+        turns = body["messages"]
+        asked.append(turns)
+        said = {"role": "assistant", "content": reply_to(turns)}
+        return json.dumps({"choices": [{"finish_reason": "stop", "message": said}]}).encode()
+
+    monkeypatch.setattr(LoopbackTeacher, "good", good)
+
+    def of(template, **more):
+        how = Decoding(max_tokens=99, temperature=more.pop("temperature", 0))
+        with LoopbackTeacher() as service:
+            publish_address(service.url)
+            run("main", GenerateParams(backend=OpenAI(type="openai"), template=template,
+                                       decoding=how, **more))  # fmt: skip
+        return list(read_rows(GENERATE / "main" / "responses.jsonl", Response)), asked
+
+    return of
+
+
+def test_every_template_here_can_be_read_and_says_whose_idea_it_is():
+    for path in FOLDER.glob("*.yaml"):
+        assert template_of(path.stem).about
+    with pytest.raises(UserError, match="did you mean 'rationale'"):
+        template_of("rationales")
+
+
+def test_answer_only_asks_the_prompt_itself(responses):
+    rows, asked = responses("answer")
+    assert sorted(t[0]["content"] for t in asked) == sorted(PROMPTS)
+    assert [(r.prompt, r.answer, r.target) for r in rows] == [
+        (p, f"re: {p}", None) for p in PROMPTS
+    ]
+
+
+def test_a_rationale_comes_before_the_answer(responses):
+    rows, _ = responses("rationale")
+    assert [r.prompt for r in rows] == PROMPTS
+    assert rows[1].answer == " 2 times four.\nAnswer: 8"
+
+
+def test_answer_and_rationale_are_two_targets_of_one_reply(responses):
+    rows, asked = responses("step-by-step")
+    assert len(asked) == 4 and len(rows) == 8
+    first, second = rows[:2]
+    assert (first.full_prompt, first.answer) == (f"[label] {PROMPTS[0]}", " 4")
+    assert (second.full_prompt, second.answer) == (f"[rationale] {PROMPTS[0]}", " 1 times four.")
+    assert (first.target, second.target) == (None, "rationale")
+    assert first.id == second.id == row_id(PROMPTS[0]) and first.prompt == PROMPTS[0]
+    assert key_of(first) != key_of(second)
+
+
+@pytest.mark.parametrize("reasoning", ["keep", "inline"])
+def test_reasoning_goes_with_the_answer_and_not_with_the_rationale(reasoning):
+    reply = Answer("So 4.\nAnswer: 4", "stop", None, reasoning="Hm.")
+    exchange = Exchange(Row(id=row_id("one"), prompt="one"), 0, {"rationale": "So."}, answer=reply)
+    rationale = RowText(answer="{{ rationale }}", target="rationale")
+    row = rationale.response(exchange, "main", reasoning)
+    assert (row.answer, row.reasoning) == ("So.", None)
+
+
+def test_a_prefix_stands_before_the_last_user_turn(responses):
+    turns = (Message(role="system", content="Be brief."), Message(role="user", content=PROMPTS[0]))
+    write_rows(UNLABELLED, [Row(id=row_id(turns), prompt=turns)])
+    rows, _ = responses("step-by-step")
+    assert [turn.content for turn in rows[1].full_prompt] == [
+        "Be brief.",
+        f"[rationale] {PROMPTS[0]}",
+    ]
+
+
+def test_reasoning_has_a_name_in_templates(responses, monkeypatch, tmp_path):
+    text = "about: a test\nsteps: [{name: first}, {name: second, text: '{{ reasoning }}+'}]\n"
+    text += "rows: [{answer: '{{ first_reasoning }}, {{ reasoning }}: {{ second }}'}]\n"
+    (tmp_path / "thoughts.yaml").write_text(text)
+    monkeypatch.setattr(templates, "FOLDER", tmp_path)
+    monkeypatch.setitem(
+        globals(), "reply_to", lambda turns: f"<think>{turns[-1]['content'][-2:]}</think>x"
+    )
+    rows, _ = responses("thoughts")
+    assert [row.answer for row in rows] == ["s?, ?+: x"] * 4
+    assert [row.reasoning for row in rows] == ["?+"] * 4
+
+
+def test_a_reply_without_the_form_is_set_aside(responses, monkeypatch):
+    monkeypatch.setitem(globals(), "reply_to", lambda turns: "Four, I think")
+    rows, _ = responses("rationale")
+    failed = [json.loads(line) for line in (GENERATE / "main" / "failed.jsonl").open()]
+    assert rows == [] and [f["reply"] for f in failed] == ["Four, I think"] * 4
+    assert "form" in failed[0]["reason"]
+
+
+def test_explanations_are_asked_for_in_many_ways_and_the_student_hears_which(responses):
+    rows, asked = responses("explanation", samples=4, temperature=1.0)
+    systems = {turns[0]["content"] for turns in asked}
+    assert 2 <= len(systems) <= 5 and all(t[0]["role"] == "system" for t in asked)
+    for row in rows:
+        assert row.prompt[0].content in systems and row.prompt[1].content in PROMPTS
+        assert row.id == row_id(row.prompt[1].content)  # the same question, whoever asks
+    again, _ = responses("explanation", samples=4, temperature=1.0)
+    assert [r.prompt for r in again] == [r.prompt for r in rows]
+
+
+def test_a_draft_is_criticised_and_revised(responses):
+    rows, asked = responses("critique")
+    assert len(asked) == 12
+    roles = [[t["role"] for t in turns] for turns in asked]
+    assert roles.count(["user"]) == 4 and roles.count(["user", "assistant", "user"]) == 8
+    last = next(t for t in asked if "A reviewer says" in t[-1]["content"])
+    assert last[1]["content"] == f"re: {last[0]['content']}" and "What is" not in rows[0].answer
+    assert [r.prompt for r in rows] == PROMPTS and "A reviewer says" in rows[0].answer
+
+
+def test_new_tasks_are_made_up_from_seeds(responses):
+    rows, asked = responses("self-instruct")
+    assert len(rows) == 12 == len({r.prompt for r in rows})
+    seeds = [t[0]["content"] for t in asked if "three new tasks" in t[0]["content"]]
+    assert len(seeds) == 4 and all(text.count("horses?") >= 4 for text in seeds)
+    assert all(r.answer == f"re: {r.prompt}" and r.id == row_id(r.prompt) for r in rows)
+
+
+def test_topics_become_tasks_without_any_data(responses):
+    UNLABELLED.unlink()
+    rows, _ = responses("topic-tree", rows=2)
+    assert len(rows) == 2 * 8 * 4
+    assert all(r.answer == f"re: {prompt_text(r.prompt)}" for r in rows)
+
+
+def test_conversations_keep_their_turns(responses):
+    turns = (Message(role="system", content="Be brief."), Message(role="user", content=PROMPTS[0]))
+    write_rows(UNLABELLED, [Row(id=row_id(turns), prompt=turns)])
+    rows, asked = responses("critique")
+    assert [t["role"] for t in asked[0]] == ["system", "user"]
+    assert rows[0].prompt == turns and rows[0].id == row_id(turns)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("about: x\nrows: [{answer: '{{ verdict }}'}]", "'verdict' is undefined"),
+        ("about: x\nsteps: [{pattern: '('}]", "no regular expression"),
+        ("about: x\nsteps: [{}, {}]", "two steps have the same name"),
+        ("about: x\nrows: [{target: rationale}]", "the first is the prompt's answer"),
+        ("about: x\nrows: [{}, {}]", "the first is the prompt's answer"),
+        ("about: x\nstep: []", "did you mean 'steps'"),
+        ("about: x\nrows: [{answer: '{{ prompt.__class__.mro() }}'}]", "unsafe|undefined"),
+    ],
+)
+def test_a_template_that_makes_no_sense_is_refused(responses, monkeypatch, tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    monkeypatch.setattr(templates, "FOLDER", tmp_path)
+    with pytest.raises(UserError, match=message):
+        responses("mine")

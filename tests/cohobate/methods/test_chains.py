@@ -1,0 +1,60 @@
+"""Chains of phases: each goes on from the one before, by params alone."""
+
+import pytest
+
+from cohobate.data.records import TRAIN, write_rows
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
+from tasks.train.stage import run
+from tests.cohobate.methods.test_dpo import DPO, PAIRS, pairs
+from tests.cohobate.methods.test_on_policy import ON_POLICY
+from tests.tasks.train.test_train import KD, SFT, phase, round_so_far
+
+__all__ = ["round_so_far"]
+
+
+def depth(name: str) -> int:
+    model, _ = checkpoints.load(TRAIN / name / "seed-1")
+    return int(model.config.num_hidden_layers)
+
+
+def chain(**phases: dict) -> None:
+    """Run phases in their order."""
+    for name, fields in phases.items():
+        run(name, phase(**fields), seeds=[1])
+        checkpoints.verify(TRAIN / name / "seed-1")
+
+
+def test_fine_tuning_then_distillation_then_preferences(round_so_far) -> None:
+    write_rows(PAIRS, pairs())
+    chain(sft=SFT, kd=KD | {"from": "train/sft"}, dpo=DPO | {"from": "train/kd"})
+
+
+def test_layers_are_dropped_from_phase_to_phase(round_so_far) -> None:
+    chain(
+        three=KD | {"from": "adapt/main", "keep_layers": [0, 1, 3]},
+        two=KD | {"from": "train/three", "keep_layers": {"uniform": 2}},
+    )
+    assert (depth("three"), depth("two")) == (3, 2)
+
+
+def test_an_assistant_stands_between_teacher_and_student(round_so_far) -> None:
+    given = {"student_text": {"type": "constant", "share": 0}}
+    chain(
+        assistant=KD | {"from": "adapt/main", "keep_layers": [0, 2, 3]},
+        student=ON_POLICY | given | {"targets": "models/train/assistant"},
+    )
+    assert (depth("assistant"), depth("student")) == (3, 2)
+
+
+def test_a_student_is_born_again_of_an_earlier_phase(round_so_far) -> None:
+    given = {"student_text": {"type": "constant", "share": 0}}
+    chain(first=KD, second=ON_POLICY | given | {"targets": "models/train/first"})
+    assert checkpoints.fingerprint(TRAIN / "first/seed-1") != checkpoints.fingerprint(
+        TRAIN / "second/seed-1"
+    )
+
+
+def test_layers_that_are_not_there_are_refused(round_so_far) -> None:
+    with pytest.raises(UserError, match=r"has 4 layers .*cannot take \[4\]"):
+        run("here", phase(**KD | {"from": "adapt/main", "keep_layers": [0, 4]}), seeds=[1])

@@ -1,0 +1,139 @@
+"""dpo, on_policy and mutual killed with -9: what each keeps beside weights comes back too."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cohobate.data.records import ADAPT, INIT_STUDENT, Pair, row_id, write_rows
+from cohobate.methods import reference_logprobs
+from cohobate.models import checkpoints
+from cohobate.progress import Advance, Say
+from tests.cohobate.methods.test_resume import (
+    EVERY,
+    RUN,
+    UPDATES,
+    at_update,
+    damage,
+    every_update_tells,
+    killed,
+    resumed_after,
+    start,
+    train,
+)
+
+__all__ = ["every_update_tells", "start"]  # fixtures
+PAIRS = "data/preferences/pairs.jsonl"
+SAMPLED = {"max_tokens": 5, "temperature": 1.0}
+METHODS: dict[str, dict[str, Any]] = {
+    "dpo": {"method": "dpo", "rows": PAIRS, "targets": PAIRS},
+    "dpo, low-rank": {
+        "method": "dpo",
+        "rows": PAIRS,
+        "targets": PAIRS,
+        "adapter": {"type": "lora", "rank": 2, "dropout": 0.2},
+    },
+    "on_policy, adaptive with replay": {
+        "method": "on_policy",
+        "targets": "models/adapt/main",
+        "student_text": {
+            "type": "adaptive", "start": 0.8, "step": 0.2, "tolerance": 0.0, "every": 1,
+            "held_out": 2,
+        },
+        "sampling": {"decoding": SAMPLED, "replay": 4},
+    },
+    "mutual": {
+        "method": "mutual",
+        "peers": [{}, {"jitter": 0.1}, {"keep_layers": [0], "imitates": False}],
+        "keep_peers": True,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def ready(start: None, make_model: Callable[..., Any], tokenizer: Any) -> None:
+    prompts = [f"Definition: a small thing {n}\nCategory:" for n in range(10)]
+    pairs = [
+        Pair(
+            id=row_id(p), prompt=p, chosen=f" animal {n % 3}", rejected=" plant", margin=1.0,
+            chosen_origin="teacher", rejected_origin="student",
+        )
+        for n, p in enumerate(prompts)
+    ]  # fmt: skip
+    write_rows(Path(PAIRS), pairs)
+    checkpoints.save(make_model(tokenizer, seed=5), tokenizer, ADAPT / "main", {})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_it_ends_with_the_same_bytes(
+    ready: None, every_update_tells: None, method: str
+) -> None:
+    fields = METHODS[method]
+    clean = train(checkpoint_every=0, **fields)
+    said: list[Any] = []
+    for point in (UPDATES - 4, UPDATES - 1):
+        killed(at_update(point), **fields)
+    assert train(said.append, **fields) == clean
+    assert resumed_after(said) == EVERY * ((UPDATES - 2) // EVERY) and not RUN.exists()
+
+
+def test_a_seed_of_on_policy_that_had_ended_still_tells_its_counts(
+    ready: None, every_update_tells: None
+) -> None:
+    fields = METHODS["on_policy, adaptive with replay"] | {"seeds": [1, 2]}
+    clean = train(checkpoint_every=0, **fields)
+    killed(at_update(1, seed=2), **fields)
+    said: list[Any] = []
+    assert train(said.append, **fields) == clean, "summary.json and all"
+    moved = [e.what for e in said if isinstance(e, Advance) and e.done > e.before]
+    assert moved and all(what.endswith("seed 2") for what in moved)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A line for each time that the reference is asked about a batch of pairs."""
+    from cohobate.methods.preference_trainer import PairTrainer
+
+    times: list[int] = []
+    original = PairTrainer.compute_ref_log_probs
+
+    def counting(self: Any, model: Any, inputs: Any) -> Any:
+        times.append(len(inputs["input_ids"]) // 2)
+        return original(self, model, inputs)
+
+    monkeypatch.setattr(PairTrainer, "compute_ref_log_probs", counting)
+    return times
+
+
+def test_the_reference_is_asked_once_whatever_comes_after(
+    ready: None, asked: list[int], make_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    fields = METHODS["dpo"]
+    clean = train(**fields, seeds=[1, 2])
+    assert sum(asked) == 10
+    assert train(**fields, seeds=[1, 2]) == clean
+    train(**fields, beta=0.5, learning_rate=0.02)
+    assert sum(asked) == 10, "other hyperparameters, the same reference"
+    train(**fields, keep_layers=[0])
+    assert sum(asked) == 20, "another reference"
+    checkpoints.save(make_model(tokenizer, seed=3, layers=2), tokenizer, INIT_STUDENT, {})
+    train(**fields)
+    assert sum(asked) == 30, "another checkpoint of the same name"
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "bit-flipped"])
+def test_a_damaged_reference_is_named_and_asked_anew(
+    ready: None, asked: list[int], how: str
+) -> None:
+    clean = train(**METHODS["dpo"])
+    (path,) = reference_logprobs.REFERENCES.rglob("*.safetensors")
+    damage(path, how)
+    said: list[Any] = []
+    assert train(said.append, **METHODS["dpo"]) == clean
+    assert sum(asked) == 20
+    (line,) = [e.text for e in said if isinstance(e, Say) and "damaged" in e.text]
+    assert path.name in line and str(path.parent) in line
+    shutil.rmtree(reference_logprobs.REFERENCES)
+    assert train(**METHODS["dpo"]) == clean

@@ -1,0 +1,52 @@
+"""Rewards in batches are those of one answer at a time."""
+
+import pytest
+import torch
+
+from cohobate.data.records import Message
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import FORCED
+from cohobate.scoring.reward_models import RewardModel
+
+
+@pytest.fixture
+def folder(tokenizer, tmp_path, one_thread):
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    def made(labels: int = 1):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, num_labels=labels,
+            pad_token_id=tokenizer.pad_token_id, initializer_range=0.2,
+        )  # fmt: skip
+        LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        return tmp_path
+
+    return made
+
+
+@pytest.mark.parametrize("forced", ["float32", "bfloat16"])
+def test_it_runs_on_the_accelerator_in_the_native_format(monkeypatch, folder, forced):
+    monkeypatch.setenv(FORCED, forced)
+    monkeypatch.setattr(checkpoints, "accelerator", lambda: "meta")
+    model = RewardModel.of(folder(), "auto").model
+    assert model.device.type == "meta" and model.dtype is getattr(torch, forced)
+
+
+def test_rewards_do_not_depend_on_the_batch(folder):
+    model = RewardModel.of(folder(), "float32")
+    asked = [(f"prompt {n}", " answer" * (1 + n % 5)) for n in range(40)]
+    asked.append(((Message(role="user", content="hi"),), "ho"))
+    alone = [next(model.scores([one])) for one in asked]
+    assert list(model.scores(asked)) == pytest.approx(alone, abs=2e-4)
+    assert len(set(alone)) > 30
+
+
+def test_what_is_no_reward_model_is_refused(folder, checkpoint):
+    with pytest.raises(UserError, match="this is no reward model"):
+        RewardModel.of(checkpoint, "float32")  # its head was never trained
+    with pytest.raises(UserError, match="this is no reward model"):
+        RewardModel.of(folder(labels=3), "float32")

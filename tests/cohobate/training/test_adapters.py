@@ -1,0 +1,124 @@
+"""LoRA: what it trains, what it merges into, and that the head is never passed over."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from cohobate.errors import UserError
+from cohobate.training import resuming
+from cohobate.training.adapters import Lora
+from cohobate.training.hyperparameters import Freeze
+from tests.cohobate.training.test_trainer import digest, examples, settings, train
+
+LORA = {"type": "lora", "rank": 4, "alpha": 8}
+TWO = ["q_proj", "v_proj"]
+BY_NAME = LORA | {"target_modules": TWO}
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.fixture
+def untied(make_model: Any, tokenizer: Any) -> Any:
+    return make_model(tokenizer, tie_word_embeddings=False)
+
+
+def changed(model: Any, before: dict[str, torch.Tensor]) -> set[str]:
+    after = model.state_dict()
+    assert after.keys() == before.keys()  # merged: nothing of the adapter is left
+    return {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+
+
+def copy_of(model: Any) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "frozen", "maps"),
+    [
+        (BY_NAME, 0, BY_NAME["target_modules"]),
+        (BY_NAME, 2, BY_NAME["target_modules"]),
+        (LORA, 0, ALL),
+    ],
+)
+def test_the_chosen_maps_and_no_others_change(
+    untied: Any, adapter: dict[str, Any], frozen: int, maps: list[str]
+) -> None:
+    before, model = copy_of(untied), untied
+    chosen = {"adapter": adapter, "freeze": Freeze(layers=frozen)}
+    history = train(model, examples(), settings(**chosen, learning_rate=0.02, updates=12))
+    assert history[-1].loss < history[0].loss
+    found = {tuple(name.split(".")[i] for i in (2, 4)) for name in changed(model, before)}
+    assert found == {(str(layer), name) for layer in range(frozen, 4) for name in maps}
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_the_update_has_the_rank_that_was_chosen(model: Any) -> None:
+    before = copy_of(model)
+    train(model, examples(), settings(adapter=BY_NAME, learning_rate=0.02))
+    name = "model.layers.1.self_attn.q_proj.weight"
+    update = (model.state_dict()[name] - before[name]).double()
+    assert torch.linalg.matrix_rank(update, rtol=1e-4) == 4
+
+
+def test_what_is_merged_answers_as_what_was_trained(model: Any) -> None:
+    ids = torch.tensor([[5, 6, 7, 8]])
+    adapter = Lora.model_validate(BY_NAME)
+    with torch.no_grad(), adapter.attached(model, [], seed=1):
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.1)
+        trained = model(ids).logits
+    torch.testing.assert_close(model(ids).logits.detach(), trained, rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_bytes(make_model: Any, tokenizer: Any) -> None:
+    found = []
+    for _ in range(2):
+        model = make_model(tokenizer)
+        torch.rand(7)
+        train(model, examples(), settings(adapter=BY_NAME | {"dropout": 0.1}))
+        found.append(digest(model))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_the_head_is_refused_by_name(
+    make_model: Any, tokenizer: Any, tied: bool, target: str
+) -> None:
+    model = make_model(tokenizer, tie_word_embeddings=tied)
+    with pytest.raises(UserError, match="head or the embeddings"):
+        train(model, examples(), settings(adapter=LORA | {"target_modules": ["q_proj", target]}))
+
+
+def test_maps_that_are_not_there_are_refused(model: Any) -> None:
+    with pytest.raises(UserError, match="arget modules"):
+        train(model, examples(), settings(adapter=LORA | {"target_modules": ["query"]}))
+
+
+def test_a_run_with_an_adapter_goes_on_where_it_was(
+    project: Any, make_model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings(adapter=BY_NAME | {"dropout": 0.1}, checkpoint_every=2)
+    clean = make_model(tokenizer)
+    train(clean, examples(), chosen)
+    from cohobate.training.trainer import FusedTrainer
+
+    original = FusedTrainer.save
+
+    def stops(trainer: Any) -> None:
+        original(trainer)
+        if trainer.state.global_step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as fault, resuming.resumable("a/seed-1"):
+        fault.setattr(FusedTrainer, "save", stops)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_model(tokenizer), examples(), chosen)
+    (folder,) = resuming.TRAINING.rglob("update-*")
+    assert (folder / "weights.safetensors").stat().st_size < 20_000  # the adapter's alone
+    again = make_model(tokenizer)
+    with resuming.resumable("a/seed-1"):
+        history = train(again, examples(), chosen)
+    assert len(history) == 4 and digest(again) == digest(clean)

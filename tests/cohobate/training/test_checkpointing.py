@@ -1,0 +1,99 @@
+"""Which training checkpoint a run goes on from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cohobate.progress import Say, reporting_to
+from cohobate.training import resuming
+from cohobate.training.resuming import Keeper, content_of
+
+FILES = ["manifest.json", "state.json", "weights.safetensors"]
+
+
+def fill(folder: Path) -> None:
+    (folder / "weights.safetensors").write_bytes(bytes(range(200)))
+    (folder / "state.json").write_text('{"history": []}')
+
+
+@pytest.fixture
+def keeper(project: Path) -> Keeper:
+    found = Keeper(Path("kept"), every=10)
+    for update in (10, 20, 30):
+        found.write(update, fill)
+    return found
+
+
+def newest(keeper: Keeper) -> tuple[str, list[str]]:
+    said: list[Any] = []
+    with reporting_to(said.append):
+        folder = keeper.newest()
+    return folder.name if folder else "", [e.text for e in said if isinstance(e, Say)]
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+def test_the_newest_two_are_kept(keeper: Keeper) -> None:
+    assert sorted(path.name for path in keeper.folder.iterdir()) == [
+        "update-000020",
+        "update-000030",
+    ]
+    assert newest(keeper) == ("update-000030", [])
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "bit-flipped"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_one_is_named_and_removed(keeper: Keeper, name: str, how: str) -> None:
+    damage(keeper.folder / "update-000030" / name, how)
+    found, said = newest(keeper)
+    assert found == "update-000020"
+    assert len(said) == 1 and name in said[0] and "update-000030" in said[0]
+    assert newest(keeper) == ("update-000020", [])
+
+
+def test_what_a_killed_process_was_writing_is_cleared(keeper: Keeper) -> None:
+    partial = keeper.folder / ".update-000040.partial"
+    partial.mkdir()
+    fill(partial)
+    assert newest(keeper) == ("update-000030", [])
+    assert not partial.exists()
+
+
+def test_a_checkpoint_is_due_at_each_interval_and_at_the_end() -> None:
+    keeper = Keeper(Path("kept"), every=10)
+    assert [n for n in range(1, 26) if keeper.due(n, updates=25)] == [10, 20, 25]
+
+
+def test_each_fit_of_a_run_has_a_folder_of_its_own(project: Path) -> None:
+    folders = []
+    for decided_by in ([1], [1], [2]):
+        with resuming.resumable("kd/seed-1", *decided_by):
+            run = resuming.current()
+            assert run is not None
+            folders.append([run.keeper(10, "abcdefgh").folder for _ in range(2)])
+    assert resuming.current() is None
+    assert folders[0] == folders[1]
+    assert len({*folders[0], *folders[2]}) == 4
+
+
+def test_content_is_of_a_file_a_published_folder_or_any_folder(project: Path) -> None:
+    keeper = Keeper(Path("kept"), every=1)
+    keeper.write(1, fill)
+    published, loose = keeper.folder / "update-000001", Path("loose")
+    loose.mkdir()
+    fill(loose)
+    before = [content_of(path) for path in (published, loose, loose / "state.json")]
+    (loose / "state.json").write_text("{}")
+    after = [content_of(path) for path in (published, loose, loose / "state.json")]
+    assert before[0] == after[0] == content_of(published / "manifest.json")
+    assert before[1] != after[1] and before[2] != after[2]

@@ -1,0 +1,144 @@
+"""Workers under a real local Ray: they learn what one does, and a lost one is replaced.
+
+What they do together is tested without Ray in test_workers.py.
+"""
+
+import csv
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from cohobate.data.records import INIT_STUDENT, TRAIN
+from cohobate.errors import UserError
+from cohobate.models import checkpoints
+from cohobate.progress import Advance, Say, reporting_to
+from cohobate.training import resuming
+from tasks.train.stage import run
+from tests.cohobate.training.test_processes import (
+    CURVE_TOLERANCE,
+    KD,
+    difference,
+    phase,
+    start,
+    together,
+)
+
+__all__ = ["start"]  # a fixture
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    from cohobate.training.distributed import _cluster
+
+    with _cluster(2):
+        yield
+
+
+def train(sink: Callable[..., None] = lambda event: None, **changes: Any) -> list[dict[str, str]]:
+    shutil.rmtree(TRAIN, ignore_errors=True)
+    with reporting_to(sink):
+        run("kd", phase(KD | changes), seeds=[1])
+    with (TRAIN / "kd/seed-1/history.csv").open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def killer_of(victims: list[int], killed: list[float]) -> threading.Thread:
+    """Kill these workers with -9, one after the other, each once there are new checkpoints."""
+
+    def kill() -> None:
+        seen: set[str] = set()
+        for victim in victims:
+            while len(new := {str(p) for p in resuming.TRAINING.rglob("update-*")} - seen) < 2:
+                time.sleep(0.02)
+            seen |= new
+            ours = psutil.Process().children(recursive=True)
+            mine = sorted(p.pid for p in ours if "RayTrainWorker" in " ".join(p.cmdline()))
+            os.kill(mine[victim], signal.SIGKILL)
+            killed.append(time.monotonic())
+
+    return threading.Thread(target=kill, daemon=True)
+
+
+@pytest.mark.faults
+def test_killed_workers_are_replaced_and_nothing_changes(start: None) -> None:
+    """The first of the file: the clean run forks its workers, before there is any Ray here."""
+    many = {"updates": 120, "checkpoint_every": 10}
+    assert together(KD | many) == ["", ""]
+    clean = (TRAIN / "it/seed-1/model.safetensors").read_bytes()
+    shutil.rmtree(resuming.TRAINING)
+    killed: list[float] = []
+    went_on: list[tuple[float, int]] = []
+
+    def sink(event: Any) -> None:
+        if isinstance(event, Say) and "goes on after update" in event.text:
+            went_on.append((time.monotonic(), int(event.text.rsplit(" ", 1)[1])))
+
+    killer = killer_of([0, 1], killed)
+    killer.start()
+    train(sink, **many, workers=2)
+    assert len(killed) == len(went_on) == 2
+    assert all(on - at < 120 for at, (on, _) in zip(killed, went_on, strict=True))
+    assert [update % 10 for _, update in went_on] == [0, 0] and went_on[0][1] < went_on[1][1]
+    assert (TRAIN / "kd/seed-1/model.safetensors").read_bytes() == clean
+
+
+@pytest.mark.slow
+def test_two_workers_of_ray_learn_what_one_does(start: None, cluster: None) -> None:
+    one = train()
+    said: list[Any] = []
+    two = train(said.append, workers=2)
+    assert difference(one, two, "loss") < CURVE_TOLERANCE
+    assert any(isinstance(e, Advance) and e.done == KD["updates"] for e in said)
+    assert not (resuming.TRAINING / "kd").exists()
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_stops_all_workers_and_names_its_rows(
+    start: None, cluster: None, make_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    model = make_model(tokenizer, seed=2, layers=2)
+    model.model.norm.weight.data[0] = float("nan")
+    checkpoints.save(model, tokenizer, INIT_STUDENT, {})
+    with pytest.raises(UserError, match="loss is not finite") as caught:
+        train(workers=2)
+    assert "update 1, rows" in caught.value.where and caught.value.where.count("/main/0") == 8
+    assert not (TRAIN / "kd/seed-1").exists()
+
+
+@pytest.mark.slow
+def test_more_workers_than_slots_are_refused(start: None, cluster: None) -> None:
+    with pytest.raises(UserError, match="4 workers need as many CPU slots: the cluster has 2"):
+        train(workers=4)
+
+
+@pytest.mark.parametrize(("failures", "comes_up"), [(0, True), (2, True), (3, False)])
+def test_ray_is_given_more_than_one_try_on_a_busy_machine(
+    monkeypatch: pytest.MonkeyPatch, failures: int, comes_up: bool
+) -> None:
+    import ray
+
+    from cohobate.training import distributed
+
+    tries: list[int] = []
+
+    def init(**_: Any) -> None:
+        tries.append(1)
+        if len(tries) <= failures:
+            raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    if comes_up:
+        distributed._start(2, "here")
+    else:
+        with pytest.raises(UserError, match="Ray did not start") as caught:
+            distributed._start(2, "here")
+        assert "timed out" in caught.value.where
+    assert len(tries) == min(failures + 1, 3)

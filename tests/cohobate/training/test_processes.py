@@ -1,0 +1,157 @@
+"""Two workers, joined by gloo alone, learn what one does."""
+
+import csv
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from cohobate.data.records import (
+    ADAPT,
+    FILTER,
+    INIT_STUDENT,
+    LABELLED,
+    TRAIN,
+    Response,
+    Row,
+    row_id,
+    write_rows,
+)
+from cohobate.methods.train import Method, _train
+from cohobate.models import checkpoints
+from cohobate.params import ParamsError, validated
+from cohobate.teachers.signal_store.settings import CaptureParams
+from cohobate.teachers.teacher import Teacher
+from cohobate.training import resuming
+from tasks.capture.stage import run as capture
+from tasks.train.stage import run
+
+SFT = {
+    "method": "sft",
+    "from": "init_student",
+    "rows": str(FILTER / "kept.jsonl"),
+    "targets": str(FILTER / "kept.jsonl"),
+    "updates": 8,
+    "batch_size": 8,
+    "micro_batch_size": 3,
+    "learning_rate": 0.01,
+    "checkpoint_every": 3,
+    "threads": 1,
+    "precision": "float32",
+    "save_precision": "float32",
+}
+KD = SFT | {
+    "method": "kd",
+    "targets": "data/capture/main",
+    "terms": [{"type": "forward_kl", "weight": 0.7}, {"type": "hard", "weight": 0.3}],
+}
+LIVE = KD | {"targets": str(ADAPT / "main"), "teacher_precision": "float32"}
+CURVE_TOLERANCE = 2e-4
+"""Relative: float32 sums in another order, grown over the updates."""
+
+
+@pytest.fixture
+def start(project: Path, make_model: Callable[..., Any], tokenizer: Any) -> None:
+    prompts = [f"Definition: a small thing {n}\nCategory:" for n in range(20)]
+    rows = [Row(id=row_id(p), prompt=p, answer=f" animal {n % 3}") for n, p in enumerate(prompts)]
+    write_rows(LABELLED, rows)
+    kept = [Response(**row.model_dump(), teacher="main", finish="stop") for row in rows]
+    write_rows(FILTER / "kept.jsonl", kept)
+    checkpoints.save(make_model(tokenizer, seed=1), tokenizer, ADAPT / "main", {})
+    checkpoints.save(make_model(tokenizer, seed=2, layers=2), tokenizer, INIT_STUDENT, {})
+    signals = CaptureParams(signals={"type": "top_k", "k": 64}, precision="float32", threads=1)
+    capture("main", Teacher(model="tiny"), signals)
+
+
+def phase(fields: dict[str, Any]) -> Any:
+    return TypeAdapter(Method).validate_python(fields)
+
+
+def history() -> list[dict[str, str]]:
+    with (TRAIN / "it/seed-1/history.csv").open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def difference(one: list[dict[str, str]], two: list[dict[str, str]], column: str) -> float:
+    pairs = [(float(a[column]), float(b[column])) for a, b in zip(one, two, strict=True)]
+    return max(abs(a - b) / max(abs(a), 1e-9) for a, b in pairs)
+
+
+def join(rank: int, count: int) -> None:
+    import torch.distributed as dist
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the process that was forked
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ |= {name: str(value) for name, value in places.items()}
+    place = f"file://{Path('join').absolute()}"
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=count)
+
+
+def together(fields: dict[str, Any], count: int = 2) -> list[str]:
+    """Train in forked workers; return what each one's error says, or an empty text."""
+    Path("join").unlink(missing_ok=True)
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child == 0:
+            said = ""
+            try:
+                join(rank, count)
+                _train(TRAIN / "it", phase(fields | {"workers": count}), seed=1)
+            except BaseException as error:
+                said = f"{type(error).__name__}: {error}"
+            Path(f"said-{rank}").write_text(said)
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    return [Path(f"said-{rank}").read_text() for rank in range(count)]
+
+
+@pytest.mark.parametrize("fields", [SFT, KD, LIVE], ids=["sft", "kd", "live teacher"])
+def test_two_workers_learn_what_one_does(start: None, fields: dict[str, Any]) -> None:
+    run("it", phase(fields), seeds=[1])
+    one = history()
+    shutil.rmtree(TRAIN)
+    assert together(fields) == ["", ""]
+    two = history()
+    for column in ["loss", "gradient_norm", *(t["type"] for t in fields.get("terms", []))]:
+        assert difference(one, two, column) < CURVE_TOLERANCE, column
+    for column in ("tokens", "learning_rate", "stage", "step"):
+        assert [line[column] for line in one] == [line[column] for line in two]
+    checkpoints.verify(TRAIN / "it/seed-1")
+
+
+def test_two_workers_go_on_where_they_were(start: None, make_model: Any, tokenizer: Any) -> None:
+    model = make_model(tokenizer, seed=2, layers=2, attention_dropout=0.2)
+    checkpoints.save(model, tokenizer, INIT_STUDENT, {})
+    assert together(KD) == ["", ""]
+    clean = (TRAIN / "it/seed-1/model.safetensors").read_bytes()
+    shutil.rmtree(TRAIN)
+    newest = sorted(resuming.TRAINING.rglob("update-*"))
+    assert [folder.name for folder in newest] == ["update-000006", "update-000008"]
+    shutil.rmtree(newest[-1])
+    assert together(KD) == ["", ""]
+    assert (TRAIN / "it/seed-1/model.safetensors").read_bytes() == clean
+
+
+def test_what_is_not_finite_stops_both_and_names_the_rows_of_both(
+    start: None, make_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    model = make_model(tokenizer, seed=2, layers=2)
+    model.model.norm.weight.data[0] = float("nan")
+    checkpoints.save(model, tokenizer, INIT_STUDENT, {})
+    for said in together(SFT):
+        assert said.startswith("UserError: the loss is not finite")
+        assert "update 1, rows" in said and said.count("/main/0") == 8
+    assert not (TRAIN / "it").exists()
+
+
+def test_shares_must_be_equal() -> None:
+    with pytest.raises(ParamsError, match="multiple of workers"):
+        validated(Method, SFT | {"workers": 3}, "train.it")

@@ -1,0 +1,191 @@
+"""From predictions on disk to the verdict, the gate and the tables."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simulated_round import SimulatedRound, read
+
+from cohobate.errors import UserError
+from cohobate.scoring.metrics import ExactMatch, TokenF1, Verified
+from cohobate.scoring.verifiers import Exact, Label
+from tasks.evaluate.arms import arms_on_disk
+from tasks.evaluate.gate import Gate
+from tasks.evaluate.predictions import Prediction, Predictions
+from tasks.evaluate.settings import EvaluateParams
+
+PARAMS = EvaluateParams(bootstrap=1000)
+PROMISED = [
+    "teacher.score", "initial.score", "baseline.score", "student.score", "retention",
+    "gain_over_baseline.mean", "gain_over_baseline.low", "gain_over_baseline.high",
+    "parameters_ratio", "non_embedding_parameters_ratio", "speedup", "seeds", "gate.passed",
+    "agreement", "teacher.low", "student.high",
+]  # fmt: skip
+
+
+def metrics_of(project: Path, **round_: Any) -> dict[str, Any]:
+    SimulatedRound(**round_).lay_out(PARAMS)
+    found: dict[str, Any] = read("reports/metrics.json")
+    return found
+
+
+def test_a_planted_null_fails_the_gate(project: Path) -> None:
+    for seeds in ((1,), (1, 2, 3)):
+        metrics = metrics_of(project, student=0.68, baseline=0.68, seeds=seeds)
+        assert metrics["verdict"] == "within noise"
+        assert metrics["gate"] == {
+            "passed": False, "gain": False, "retention": True, "min_gain": 0, "min_retention": 0.85,
+        }  # fmt: skip
+
+
+def test_a_planted_win_passes_the_gate(project: Path) -> None:
+    metrics = metrics_of(project, student=0.72, baseline=0.55)
+    assert metrics["verdict"] == "yes"
+    assert metrics["gate"]["passed"]
+    assert metrics["gain_over_baseline"]["low"] > 0
+
+
+def test_a_loss_is_called_one(project: Path) -> None:
+    metrics = metrics_of(project, student=0.4, baseline=0.6)
+    assert metrics["verdict"] == "no"
+    assert not metrics["gate"]["passed"]
+
+
+def test_a_gain_without_retention_fails_the_gate(project: Path) -> None:
+    metrics = metrics_of(project, student=0.6, baseline=0.3, rows=800)
+    assert metrics["gate"]["gain"]
+    assert not metrics["gate"]["retention"]
+    assert not metrics["gate"]["passed"]
+
+
+def test_metrics_hold_what_is_promised(project: Path) -> None:
+    metrics = metrics_of(project)
+    for path in PROMISED:
+        found: Any = metrics
+        for key in path.split("."):
+            found = found[key]
+        assert isinstance(found, bool | int | float), path
+    assert metrics["seeds"] == 3
+    assert metrics["parameters_ratio"] == pytest.approx(42_471_936 / 134_515_008, abs=1e-6)
+    assert metrics["speedup"] == pytest.approx(270_303_744 / 85_029_888, abs=1e-6)
+    assert metrics["retention"] == pytest.approx(
+        metrics["student"]["score"] / metrics["teacher"]["score"], abs=1e-5
+    )
+    assert metrics["gain_over_baseline"]["mean"] == pytest.approx(
+        metrics["student"]["score"] - metrics["baseline"]["score"], abs=2e-6
+    )
+
+
+def test_every_phase_is_a_row(project: Path) -> None:
+    metrics = metrics_of(project, others=(("sft", 0.66),))
+    assert metrics["phases"]["sft"]["score"] == pytest.approx(0.66, abs=0.08)
+    arms = read("data/evaluate/arms.json")
+    assert [(arm["arm"], arm["role"]) for arm in arms] == [
+        ("teacher", "teacher"), ("initial", "initial"), ("baseline", "baseline"),
+        ("kd", "student"), ("sft", "other"),
+    ]  # fmt: skip
+    assert set(arms[3]["by_seed"]) == {"1", "2", "3"}
+    assert arms[2]["gain_over_baseline"] is None
+    assert arms[3]["gain_over_baseline"] == metrics["gain_over_baseline"]
+    above = arms[4]["score"]["mean"] - arms[2]["score"]["mean"]
+    assert arms[4]["gain_over_baseline"]["mean"] == pytest.approx(above, abs=2e-6)
+
+
+def test_the_same_predictions_are_the_same_bytes(project: Path) -> None:
+    def hashed() -> dict[str, bytes]:
+        metrics_of(project)
+        hashed_files = [*Path("data/evaluate").rglob("*"), Path("reports/metrics.json")]
+        return {str(path): path.read_bytes() for path in hashed_files if path.is_file()}
+
+    first, second = hashed(), hashed()
+    assert first == second
+    assert len(first) > 15
+
+
+def test_groups_come_with_the_largest_gap_first(project: Path) -> None:
+    metrics_of(project)
+    with Path("data/evaluate/groups.csv").open() as lines:
+        groups = list(csv.DictReader(lines))
+    gaps = [float(line["student"]) - float(line["teacher"]) for line in groups]
+    assert gaps == sorted(gaps)
+    assert sum(int(line["rows"]) for line in groups) == 400
+
+
+def test_samples_are_of_the_kind_they_are_said_to_be(project: Path) -> None:
+    metrics_of(project)
+    samples = read("data/evaluate/samples.json")
+    right = [{a: s["answers"][a]["score"] for a in s["answers"]} for s in samples]
+    by_kind: dict[str, list[dict[str, float]]] = {}
+    for sample, scores in zip(samples, right, strict=True):
+        by_kind.setdefault(sample["kind"], []).append(scores)
+    assert [len(by_kind[kind]) for kind in ("won", "lost", "behind", "ahead", "random")] == [4] * 5
+    assert all(s["kd"] > s["baseline"] for s in by_kind["won"])
+    assert all(s["kd"] < s["baseline"] for s in by_kind["lost"])
+    assert all(s["kd"] < s["teacher"] for s in by_kind["behind"])
+    assert all(s["kd"] > s["teacher"] for s in by_kind["ahead"])
+    ids = [sample["id"] for sample in samples if sample["kind"] != "random"]
+    assert len(set(ids)) == len(ids)
+    behind = [s["answers"]["kd"]["confidence"] for s in samples if s["kind"] == "behind"]
+    assert behind == sorted(behind, reverse=True)
+
+
+def test_no_samples_where_none_are_asked_for(project: Path) -> None:
+    SimulatedRound(seeds=(1,), rows=50).lay_out(EvaluateParams(bootstrap=100, samples=0))
+    assert read("data/evaluate/samples.json") == []
+
+
+def test_a_missing_checkpoint_is_named(project: Path) -> None:
+    SimulatedRound(seeds=(1,)).lay_out(PARAMS)
+    with pytest.raises(UserError, match="did you mean 'kd'") as error:
+        arms_on_disk("main", "baseline", "kdd", [1])
+    assert error.value.where == "params.yaml, evaluate.student"
+    with pytest.raises(UserError) as error:
+        arms_on_disk("main", "baseline", "kd", [1, 2])
+    assert error.value.where == "models/train/baseline/seed-2"
+    with pytest.raises(UserError, match="nothing to compare"):
+        arms_on_disk("main", "kd", "kd", [1])
+
+
+def test_a_phase_left_over_from_other_seeds_is_no_row(project: Path) -> None:
+    SimulatedRound(seeds=(1,)).lay_out(PARAMS)
+    Path("models/train/old/seed-9").mkdir(parents=True)
+    assert "old" not in [arm.name for arm in arms_on_disk("main", "baseline", "kd", [1])]
+    Path("models/train/teacher/seed-1").mkdir(parents=True)
+    with pytest.raises(UserError, match="'teacher'"):
+        arms_on_disk("main", "baseline", "kd", [1])
+
+
+def test_metrics_of_an_answer() -> None:
+    label = Label(type="label")
+    assert Verified().score(" Animal ", " animal", label) == 1
+    assert ExactMatch(type="exact_match").score(" Animal ", " animal", label) == 0
+    assert ExactMatch(type="exact_match").score(" animal ", " animal", label) == 1
+    f1 = TokenF1(type="token_f1")
+    assert f1.score("The red fox.", "a fox", label) == pytest.approx(2 / 3)
+    assert f1.score("", "", label) == 1
+    assert f1.score("", "fox", label) == 0
+
+
+def test_gate_asks_for_both() -> None:
+    gate = Gate(min_gain=0.01, min_retention=0.9)
+    assert gate.judge(0.02, 0.95)["passed"]
+    assert not gate.judge(0.01, 0.95)["passed"]
+    assert not gate.judge(0.02, 0.89)["passed"]
+    assert not gate.judge(0.02, None)["passed"]
+
+
+def prediction(answer: str, confidence: float | None, score: float) -> Prediction:
+    scores = {"verifier": score}
+    return Prediction(id="x", answer=answer, finish="stop", confidence=confidence, scores=scores)
+
+
+def test_calibration_error_and_agreement_by_hand() -> None:
+    teacher = [prediction("a", 0.9, 1), prediction("b", 0.9, 1), prediction("c", 0.4, 0)]
+    student = [prediction(" A", 0.8, 1), prediction("x", 0.6, 0), prediction("c", None, 0)]
+    found = Predictions({"teacher": {0: teacher}, "kd": {1: student}})
+    # two bins: [0, .5) holds 0.4 against 0; [.5, 1] holds mean 0.9 against 1 twice
+    error = found.calibration_error("teacher", "verifier", bins=2)
+    assert error == pytest.approx((0.4 + 2 * 0.1) / 3)
+    assert found.calibration_error("kd", "verifier", bins=2) is None
+    assert found.same_answer("kd", "teacher", Exact(type="exact")) == pytest.approx(2 / 3)
