@@ -35,7 +35,7 @@ def fingerprints(module: str, root: Path = Path()) -> dict[str, str]:
         found[name] = _of_source(content)
         parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
         waiting += [*_imports(content, name, root), *parents]
-        if path.name == "__init__.py":
+        if path.name == "__init__.py" and "." in name:  # data of a root package is no code
             found |= {str(file.relative_to(root)): _hash(file.read_bytes()) for file in _data(path)}
     return dict(sorted(found.items()))
 
@@ -89,7 +89,7 @@ def _cached(content: bytes) -> tuple[str, tuple[tuple[str, tuple[str, ...]], ...
 def _that_runs(node: ast.AST) -> Iterator[ast.AST]:
     """Yield the nodes of a tree, but for what is imported for type checkers alone."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and getattr(child.test, "id", "") == "TYPE_CHECKING":
+        if _for_type_checkers(child):
             continue
         yield child
         yield from _that_runs(child)
@@ -101,12 +101,22 @@ def _written(node: Any) -> str:
     `ast.dump` shows fields that a later version adds; here what is empty is left out.
     """
     if isinstance(node, list):
-        return "[" + ",".join(_written(each) for each in node if not _is_docstring(each)) + "]"
+        return "[" + ",".join(_written(each) for each in node if _counts(each)) + "]"
     if not isinstance(node, ast.AST):
         return repr(node)
     fields = ((name, getattr(node, name, None)) for name in node._fields if name != "kind")
     shown = (f"{name}={_written(value)}" for name, value in fields if value not in (None, []))
     return f"{type(node).__name__}({','.join(shown)})"
+
+
+def _counts(node: Any) -> bool:
+    return not _is_docstring(node) and not _for_type_checkers(node)
+
+
+def _for_type_checkers(node: Any) -> bool:
+    """Say whether a node is `if TYPE_CHECKING:` without an `else`."""
+    named = isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+    return named and not node.orelse
 
 
 def _is_docstring(node: Any) -> bool:

@@ -69,6 +69,9 @@ def run(
     settings: Settings = None,
     recipe: Recipe = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would run and why; run nothing.")] = False,
+    rerun_code: Annotated[
+        bool, typer.Option(help="Run long stages again even if nothing but their code changed.")
+    ] = False,
     workspace: Workspace = "shared",
     as_json: Json = False,
 ) -> None:
@@ -80,19 +83,39 @@ def run(
         from flows.plan import plan
 
         with overrides.for_now(root, settings or [], recipe):
-            _show_plan(plan(root, stage), as_json)
+            planned = plan(root, stage)
+            _show_plan(planned, as_json)
             _show_prices(root)
-            running.show_duration(root, stage, err)
+            running.show_duration(root, stage, err, planned)
         return
     for change in overrides.apply(root, settings or [], recipe):
         err.print(f"params.yaml: {change}", highlight=False)
-    outcome = running.run_round(root, stage, err, workspace)
+    outcome = running.run_round(root, stage, err, workspace, rerun_code=rerun_code)
     if as_json:
         print_json(outcome)
     else:
         running.show_outcome(root, outcome, out)
     if outcome["gate_passed"] is False:
         raise typer.Exit(Exit.GATE_NOT_MET)
+
+
+@app.command(epilog="Examples: `cohobate accept` · `cohobate accept capture train@kd`")
+def accept(
+    stages: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Stages, such as `train@kd` or `train`; none: all of which only the code changed."
+        ),
+    ] = None,
+) -> None:
+    """Keep the outputs of stages of which nothing but the code changed: you vouch for the edit."""
+    from flows.code_changes import accept as keep
+
+    accepted = keep(project_root(), stages or [])
+    for stage in accepted:
+        out.print(f"{stage}: its outputs are kept", highlight=False)
+    if not accepted:
+        out.print("there is nothing to accept: no stage differs in its code alone")
 
 
 @app.command(epilog="Example: `cohobate status --json`")
@@ -238,7 +261,8 @@ def _show_plan(planned: list[Any], as_json: bool) -> None:
     if as_json:
         print_json([vars(stage) for stage in planned])
         return
-    looks = {"up to date": "dim", "follows": "cyan", "changed": "yellow", "new": "yellow"}
+    looks = {"up to date": "dim", "follows": "cyan", "code only": "magenta"}
+    looks |= {"changed": "yellow", "new": "yellow"}
     width = max(len(stage.address) for stage in planned)
     for stage in planned:
         why = "; ".join(stage.reasons[:4]) + (" ..." if len(stage.reasons) > 4 else "")

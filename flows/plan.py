@@ -1,19 +1,24 @@
-"""What a round would do, and why, without doing it."""
+"""What a round would run, and why, without running it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cohobate.dvc_bridge import versioning
+from cohobate.dvc_bridge.accepted_code import CODE, locked_code
+
+State = Literal["up to date", "new", "changed", "code only", "follows"]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One stage as `--dry-run` and `status` see it."""
+    """One stage as `--dry-run` and `status` show it."""
 
     address: str
-    state: str
-    """`up to date`, `new` where it has not run here, `changed`, or `follows` where only something
-    upstream changed."""
+    state: State
+    """`new`: it has not run here. `changed`: its inputs or params changed. `code only`: nothing but
+    its code changed. `follows`: only something upstream changed."""
     reasons: tuple[str, ...]
 
 
@@ -26,16 +31,42 @@ def plan(root: Path, only: str | None = None) -> list[Planned]:
     from flows.selection import wanted
 
     changed, known = versioning.reasons(root), versioning.locked_stages(root)
+    code = changed_code(root)
     planned: dict[str, Planned] = {}
     for node in wanted(versioning.stages(root), only):
-        moved = [up for up in node.upstream if up in planned and planned[up].state != "up to date"]
+        reasons = [r for r in changed.get(node.address, ()) if not r.startswith(f"{CODE}/")]
+        modules = code.get(node.address, ())
+        upstream = {up: planned[up].state for up in node.upstream if up in planned and up != "code"}
+        moved = {up: state for up, state in upstream.items() if state != "up to date"}
+        state: State
         if node.address not in known:
             state, why = "new", ["has not run here"]
-        elif node.address in changed:
-            state, why = "changed", changed[node.address]
-        elif moved:
-            state, why = "follows", [f"{up} may change" for up in moved]
+        elif reasons:
+            state, why = "changed", [*reasons, *modules]
+        elif modules and set(moved.values()) <= {"code only"}:
+            state, why = "code only", [*modules]
+        elif modules or moved:
+            state, why = "follows", [*(f"{up} may change" for up in moved), *modules]
         else:
             state, why = "up to date", []
         planned[node.address] = Planned(node.address, state, tuple(why))
     return [*planned.values()]
+
+
+def changed_code(root: Path) -> dict[str, tuple[str, ...]]:
+    """Return, for each stage whose code is not what it last ran with, the modules that changed."""
+    changes: dict[str, tuple[str, ...]] = {}
+    for address, before in locked_code(root).items():
+        from tasks.code.stage import code_of
+
+        now = code_of(address.partition("@")[0], root)
+        if before is None:
+            changes[address] = ("its code (what it was is not in DVC's cache)",)
+        elif now != before:
+            changes[address] = _differing(before, now)
+    return changes
+
+
+def _differing(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, ...]:
+    names = sorted(before.keys() | now.keys())
+    return tuple(name for name in names if before.get(name) != now.get(name))

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +17,8 @@ from cohobate.dvc_bridge.stale_lock import drop_stale_lock
 from cohobate.dvc_bridge.versioning import StageNode
 from cohobate.errors import UserError
 from flows import params_schema
+from flows.code_changes import check_reruns, refresh_fingerprints
+from flows.plan import Planned, plan
 from flows.resources import Resources
 from flows.selection import resources_for, wanted
 from flows.services import use_services
@@ -24,9 +26,16 @@ from flows.workspaces import Kind
 
 
 def run_round(
-    root: Path, only: str | None, console: Console, workspace: Kind = "shared"
+    root: Path,
+    only: str | None,
+    console: Console,
+    workspace: Kind = "shared",
+    *,
+    rerun_code: bool = False,
 ) -> dict[str, Any]:
     """Run `distill_round` in this process: Prefect's server, Ray and a picture of it all.
+
+    `rerun_code`: long stages run again even where nothing but their code changed.
 
     Returns:
         `stages` (address -> outcome, seconds), `metrics`, and `gate_passed` (None without metrics).
@@ -38,10 +47,14 @@ def run_round(
     for path in drop_leftovers(root, graph):
         console.print(f"{path} removed: no stage makes it any more; DVC's cache has it")
     nodes = wanted(graph, only)
+    refresh_fingerprints(root)
     if workspace == "shared" and not versioning.reasons(root):  # nothing to start two servers for
         return _outcome(root, only, {node.address: ("unchanged", 0.0) for node in nodes})
+    planned = plan(root, only)
+    if not rerun_code:
+        check_reruns(root, planned)
     use_quiet_server(root)
-    show_duration(root, only, console)
+    show_duration(root, only, console, planned)
     console.print("starting Prefect and Ray", style="dim")
     with shown(console, nodes), _started(root, resources_for(nodes, document), workspace):
         from flows.distill_round import distill_round
@@ -50,13 +63,14 @@ def run_round(
     return _outcome(root, only, {a: (r.outcome, r.seconds) for a, r in results.items()})
 
 
-def show_duration(root: Path, only: str | None, console: Console) -> None:
+def show_duration(
+    root: Path, only: str | None, console: Console, planned: Sequence[Planned]
+) -> None:
     """Print how long the stages that are not up to date will take on this machine."""
     from flows.duration import outlook
-    from flows.plan import plan
 
     nodes = wanted(versioning.stages(root), only)
-    changed = {stage.address for stage in plan(root, only) if stage.state != "up to date"}
+    changed = {stage.address for stage in planned if stage.state != "up to date"}
     for line in outlook(nodes, params.load(root / params.PARAMS), changed, root):
         console.print(line, highlight=False, soft_wrap=True)
 

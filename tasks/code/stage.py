@@ -18,7 +18,12 @@ from tasks.signatures import stage_names
 CODE = Path("data/code")
 
 
+def code_of(stage: str, root: Path = Path()) -> dict[str, str]:
+    """Return the fingerprints of a stage's code, by module."""
+    return fingerprints(f"tasks.{stage}.stage", root)
+
+
 def run() -> None:
     """Write the fingerprints of every stage's code."""
     for stage in stage_names():
-        write_json(CODE / f"{stage}.json", fingerprints(f"tasks.{stage}.stage"))
+        write_json(CODE / f"{stage}.json", code_of(stage))
