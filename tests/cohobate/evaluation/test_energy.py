@@ -6,12 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from simulated_round import TIMINGS, SimulatedRound
 
 from cohobate.data.records import REPORTS, write_json
 from cohobate.evaluation import energy
 from tasks.evaluate.report import render
 from tasks.evaluate.settings import EvaluateParams
+from tests.tasks.evaluate.simulated_round import TIMINGS, SimulatedRound
 
 
 class Meter:

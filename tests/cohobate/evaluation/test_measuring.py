@@ -13,8 +13,8 @@ from cohobate.evaluation.answer_logprobs import Reader
 from cohobate.evaluation.footprint import footprint
 from cohobate.evaluation.forgetting import Forgetting
 from cohobate.evaluation.timing import Timing
+from cohobate.fast.frozen import PACKED
 from cohobate.fast.packed_linear import pack, packed_bytes
-from cohobate.models.checkpoints import PACKED
 from cohobate.scoring.verifiers import Exact, Label
 from tasks.evaluate.fidelity import Live, Stored, Texts
 from tasks.evaluate.metrics import LabelAccuracy, Perplexity

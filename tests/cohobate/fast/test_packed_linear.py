@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from cohobate.fast import packed_linear
+from cohobate.fast.frozen import PACKED
 from cohobate.fast.packed_linear import PackedLinear, pack
-from cohobate.models.checkpoints import PACKED
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in {"x86_64", "AMD64"}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulated_round import LABELS, read
 
 from cohobate.backends.ledger_storage import LEDGER
 from cohobate.backends.openai import OpenAI
@@ -26,6 +25,7 @@ from tasks.evaluate.settings import EvaluateParams
 from tasks.evaluate.stage import run
 from tests.loopback_teacher import LoopbackTeacher, publish_address
 from tests.odd_replies import ODD
+from tests.tasks.evaluate.simulated_round import LABELS, read
 
 EVALUATE = EvaluateParams(
     bootstrap=200,

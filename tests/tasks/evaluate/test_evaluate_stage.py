@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulated_round import LABELS, read
 
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import TEST, Row, read_rows, row_id, write_rows
@@ -20,6 +19,7 @@ from tasks.evaluate.perturbations import Case, Distractor
 from tasks.evaluate.robustness import PERTURBED, Robustness
 from tasks.evaluate.settings import EvaluateParams
 from tasks.evaluate.stage import run
+from tests.tasks.evaluate.simulated_round import LABELS, read
 
 PARAMS = EvaluateParams(
     bootstrap=200,

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulated_round import read
 
 from cohobate import params
 from cohobate.data.records import Row, row_id, write_rows
@@ -19,6 +18,7 @@ from cohobate.scoring.metrics import ExactMatch
 from cohobate.scoring.verifiers import Label
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.harness import Harness, means
+from tests.tasks.evaluate.simulated_round import read
 
 TASK = """
 task: round_test

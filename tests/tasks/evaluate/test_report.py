@@ -9,16 +9,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from simulated_round import SimulatedRound, read
 
 from cohobate.data.records import write_json
 from cohobate.errors import UserError
-from cohobate.evaluation import number_text, render
+from cohobate.evaluation import number_text
 from tasks.evaluate.perturbations import Case, Typos
+from tasks.evaluate.report import render
 from tasks.evaluate.report.charts import Scale, thinned
 from tasks.evaluate.report.view import training_seconds
 from tasks.evaluate.robustness import Robustness
 from tasks.evaluate.settings import EvaluateParams
+from tests.tasks.evaluate.simulated_round import SimulatedRound, read
 
 PARAMS = EvaluateParams(
     bootstrap=500,

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulated_round import SimulatedRound
-from tracing import untraced
 
 from cohobate.data.records import write_json
 from tasks.evaluate.perturbations import Case, Typos
 from tasks.evaluate.report import render
 from tasks.evaluate.robustness import Robustness
 from tasks.evaluate.settings import EvaluateParams
+from tests.tasks.evaluate.simulated_round import SimulatedRound
+from tests.tasks.evaluate.tracing import untraced
 
 PARAMS = EvaluateParams(
     bootstrap=500,

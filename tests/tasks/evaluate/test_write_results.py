@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulated_round import SimulatedRound, read
 
 from cohobate.errors import UserError
 from cohobate.scoring.metrics import ExactMatch, TokenF1, Verified
@@ -14,6 +13,7 @@ from tasks.evaluate.arms import arms_on_disk
 from tasks.evaluate.gate import Gate
 from tasks.evaluate.predictions import Prediction, Predictions
 from tasks.evaluate.settings import EvaluateParams
+from tests.tasks.evaluate.simulated_round import SimulatedRound, read
 
 PARAMS = EvaluateParams(bootstrap=1000)
 PROMISED = [

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
-from cohobate.evaluation import number_text, view
+from cohobate.evaluation import number_text
+from tasks.evaluate.report import view
 from tasks.evaluate.report.charts import thinned
 
 NUMBER = re.compile(r"(?<![\w.])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
