@@ -23,7 +23,7 @@ IMPORTS = "\nfrom typing import Annotated\nfrom pydantic import Field\n\nfrom co
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Path:
+def project(tmp_path: Path) -> Path:
     for package in ("cohobate", "tasks"):
         source = ROOT / package
         shutil.copytree(source, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -31,10 +31,10 @@ def house(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def apply(house: Path, body: str) -> None:
+def apply(project: Path, body: str) -> None:
     for example in ADD.finditer(body):
-        path = house / example["file"]
-        name = re.search(r"class (\w+)", example["code"])[1]
+        path = project / example["file"]
+        name = re.search(r"(?:class|import) (\w+)", example["code"])[1]
         before, union, after = path.read_text().partition(f"\n{example['union']} = ")
         assert union, f"{example['file']} has no {example['union']}"
         if after.startswith("Annotated["):
@@ -45,8 +45,8 @@ def apply(house: Path, body: str) -> None:
             before = before.replace("\nfrom cohobate", IMPORTS, 1)
         path.write_text(f"{before}\n{example['code']}\n\n{union}{after}")
     for example in NEW.finditer(body):
-        (house / example["file"]).parent.mkdir()
-        (house / example["file"]).write_text(example["code"])
+        (project / example["file"]).parent.mkdir(exist_ok=True)
+        (project / example["file"]).write_text(example["code"])
 
 
 def test_every_kind_of_addition_has_its_example() -> None:
@@ -55,12 +55,12 @@ def test_every_kind_of_addition_has_its_example() -> None:
 
 
 @pytest.mark.parametrize("title", SECTIONS)
-def test_an_example_works_as_written(title: str, house: Path) -> None:
-    apply(house, SECTIONS[title])
+def test_an_example_works_as_written(title: str, project: Path) -> None:
+    apply(project, SECTIONS[title])
     done = subprocess.run(
         [sys.executable, "-c", TRY.search(SECTIONS[title])["code"]],
-        cwd=house,
-        env=os.environ | {"PYTHONPATH": str(house)},
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": str(project)},
         capture_output=True,
         text=True,
         check=False,
@@ -68,10 +68,10 @@ def test_an_example_works_as_written(title: str, house: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_new_stages_block_fits_into_dvc_yaml(house: Path) -> None:
+def test_the_new_stages_block_fits_into_dvc_yaml(project: Path) -> None:
     block = re.search(r"```yaml\n(.*?)```", SECTIONS["Adding a stage"], re.S)[1]
-    whole = (house / "dvc.yaml").read_text()
+    whole = (project / "dvc.yaml").read_text()
     head, stages, rest = whole.partition("stages:\n")
-    (house / "dvc.yaml").write_text(head + stages + block + "\n" + rest)
-    added = YAML(typ="safe").load(house / "dvc.yaml")["stages"]["census"]
-    assert added["params"] == ["census"] and "tasks/census" in added["deps"]
+    (project / "dvc.yaml").write_text(head + stages + block + "\n" + rest)
+    added = YAML(typ="safe").load(project / "dvc.yaml")["stages"]["census"]
+    assert added["params"] == ["census"] and "data/code/census.json" in added["deps"]
