@@ -21,10 +21,10 @@ from benchmarks.outcome import parser, tell
 from cohobate.data.records import Message
 from cohobate.data.tokenized import prompt_ids
 from cohobate.fast.frozen import load_frozen
-from cohobate.generation.decoding import decode, plan, stop_ids
+from cohobate.generation.decoding import decode_batch, plan_batches, stop_ids
 from cohobate.generation.requests import Batching, Decoding, Request
 from cohobate.models import checkpoints, hub
-from cohobate.thread_map import side_by_side
+from cohobate.thread_map import thread_map
 from tasks.collect.examples import Example
 from tasks.collect.wordnet import WordNet
 
@@ -57,9 +57,9 @@ def ours(model, tokenizer, ids, tokens):
     batching = Batching()
     requests = [Request(row) for row in ids]
     found: dict[int, list[int]] = {}
-    for batch, written in side_by_side(
-        lambda batch: decode(model, [requests[n] for n in batch], how, stop, batching),
-        plan(requests, how, batching),
+    for batch, written in thread_map(
+        lambda batch: decode_batch(model, [requests[n] for n in batch], how, stop, batching),
+        plan_batches(requests, how, batching),
         THREADS,
     ):
         found |= dict(zip(batch, (w.ids for w in written), strict=True))

@@ -114,14 +114,14 @@ def student(answers: str, attention: Literal["eager", "sdpa"] = "sdpa") -> tuple
 
 def teacher(answers: str, *, frozen: bool = False) -> Any:
     """Return the packaged model; `frozen`: as our stages load what only teaches."""
-    from cohobate.fast.frozen import PACKED
+    from cohobate.fast.frozen import PACKED_BYTES
     from cohobate.fast.packed_linear import pack
     from cohobate.models import checkpoints, hub
 
     packaged = hub.resolve(hub.PACKAGED)
     model = widened(checkpoints.load(packaged, precision="auto")[0], answers)
     if frozen:
-        pack(model, PACKED)
+        pack(model, PACKED_BYTES)
     return model
 
 
@@ -218,7 +218,7 @@ def turns(row: Any) -> list[dict[str, str]]:
 
 def ours(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     """Run our trainer; return its seconds and the tokens that it saw."""
-    from cohobate.data.examples import common_beginning, examples_of
+    from cohobate.data.examples import common_prefix, examples_of
     from cohobate.data.tokenized import encode_all
     from cohobate.losses.divergences import ForwardKL, Hard, ReverseKL
     from cohobate.methods.rollout_settings import Constant, Sampling
@@ -236,7 +236,7 @@ def ours(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     terms: list[Any] = [Hard()]
     if loop.name != "ours sft":
         taught_by = teacher(loop.answers, frozen=True)
-        live = Live({"main": taught_by}, size, begin_P=common_beginning(examples))
+        live = Live({"main": taught_by}, size, begin_P=common_prefix(examples))
         options, terms = {"teaching": live}, [ForwardKL()]
     text = None
     if loop.name == "ours on-policy":

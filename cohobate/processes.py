@@ -15,7 +15,7 @@ from cohobate.errors import UserError
 T = TypeVar("T")
 
 
-def count() -> int:
+def world_size() -> int:
     """Return how many workers there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -25,41 +25,41 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def share(batch: Sequence[T]) -> list[T]:
+def shard(batch: Sequence[T]) -> list[T]:
     """Return this worker's rows of an update; rows lie by length, so every n-th is a fair share."""
-    return list(batch[rank() :: count()])
+    return list(batch[rank() :: world_size()])
 
 
-def total(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Return the sum of a tensor over all workers."""
-    if count() == 1:
+    if world_size() == 1:
         return tensor
     summed = tensor.clone()
     dist.all_reduce(summed)
     return summed
 
 
-def all_of(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """Return the value of each worker, in their order."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * count()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
 def union(names: list[str]) -> list[str]:
     """Return the names that any worker has, each once."""
-    return list(dict.fromkeys(name for some in all_of(names) for name in some))
+    return list(dict.fromkeys(name for some in all_gather(names) for name in some))
 
 
-def first_decides(function: Callable[[], T]) -> T:
+def on_first_worker(function: Callable[[], T]) -> T:
     """Call a function in the first worker alone; return its result, or raise its error, in all.
 
     Raises:
         UserError: the function did.
     """
-    if count() == 1:
+    if world_size() == 1:
         return function()
     said: list[Any] = [None]
     if rank() == 0:

@@ -95,7 +95,7 @@ class _OneLine:
 
 
 @contextmanager
-def shown() -> Iterator[None]:
+def show_progress() -> Iterator[None]:
     """Show the events of this context on stderr: in place on a terminal, as lines in a log."""
     if not sys.stderr.isatty():
         write = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
@@ -103,14 +103,14 @@ def shown() -> Iterator[None]:
             yield
         return
     lines: list[_OneLine] = []
-    with captured(lambda line: lines[0].above(line) if lines else None) as terminal:
+    with capture_terminal(lambda line: lines[0].above(line) if lines else None) as terminal:
         lines.append(_OneLine(terminal))
         with reporting_to(lines[0]):
             yield
 
 
 @contextmanager
-def captured(write: Callable[[str], None]) -> Iterator[TextIO]:
+def capture_terminal(write: Callable[[str], None]) -> Iterator[TextIO]:
     """Yield the terminal; what anything else writes there meanwhile goes to `write`, line by line.
 
     Libraries draw bars and warnings on stderr, native ones past Python: it is the file descriptors

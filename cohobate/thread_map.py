@@ -16,7 +16,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def side_by_side(
+def thread_map(
     function: Callable[[T], R], batches: Iterable[T], threads: int
 ) -> Iterator[tuple[T, R]]:
     """Yield (batch, function(batch)) in the order of the batches, `threads` of them at a time.

@@ -111,7 +111,7 @@ def _number_formats() -> Iterator[Finding]:
             more = f"GFLOP/s a core: {speeds}"
             if device != "cpu":
                 more = f"{(available_on(device) or 0) / 2**30:.0f} GiB free"
-            yield Finding(True, f"number format of {number_formats.described(device)}; {more}")
+            yield Finding(True, f"number format of {number_formats.describe(device)}; {more}")
     except UserError as error:
         yield Finding(False, error.what, error.fix)
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cohobate.progress import Advance, Say
-from cohobate.terminal import StageLog, captured
+from cohobate.terminal import StageLog, capture_terminal
 from flows.events import StageStarted
 from flows.placement import StageResult
 
@@ -48,7 +48,7 @@ class RoundOnTerminal:
 
     def __enter__(self) -> "RoundOnTerminal":
         if self._console.is_terminal:
-            terminal = self._stack.enter_context(captured(self._print))
+            terminal = self._stack.enter_context(capture_terminal(self._print))
             self._console = Console(file=terminal, force_terminal=True, soft_wrap=True)
             self._stack.enter_context(
                 Live(

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 0 if "--help" in argv else 2
     try:
-        with terminal.shown():
+        with terminal.show_progress():
             run_stage(addresses[0])
     except UserError as error:
         if debug:

@@ -68,7 +68,7 @@ class Results:
                 except (Again, Refused, ErrorReply, LineError) as error:
                     failures.append((missing[key], error))
                     continue
-                cost = answer.bought.cost if answer.bought else 0.0
+                cost = answer.usage.cost if answer.usage else 0.0
                 self.budget.spent += cost
                 twice = Unanswered("answered twice", cost, state="retried")
                 results.append((key, twice if key in answers else answers.setdefault(key, answer)))

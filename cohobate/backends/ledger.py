@@ -28,7 +28,7 @@ from typing import Any
 
 from cohobate.backends.ledger_storage import Journal
 from cohobate.backends.requests import Batch, Unanswered
-from cohobate.generation.requests import Answer, Bought
+from cohobate.generation.requests import Answer, Usage
 from cohobate.progress import say
 
 
@@ -107,7 +107,7 @@ class Ledger:
         if "key" not in entry:
             self._enter_failure(entry)
             return
-        bought = Bought(*entry["bought"]) if "bought" in entry else None
+        bought = Usage(*entry["bought"]) if "bought" in entry else None
         self.spent += bought.cost if bought else 0.0
         tokens = tuple((t, lp, others) for t, lp, others in entry.get("tokens", ())) or None
         beside = (entry.get("reasoning"), entry.get("note"))

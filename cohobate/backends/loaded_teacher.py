@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cohobate.fast.frozen import load_frozen
-from cohobate.generation.decoding import as_text, decode, stop_ids
+from cohobate.generation.decoding import decode_batch, stop_ids, to_answer
 from cohobate.generation.requests import Answer, Batching, Decoding, Request
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import NumberFormat
@@ -20,5 +20,5 @@ class Writer:
 
     def write(self, batch: Sequence[Request], how: Decoding) -> list[Answer]:
         """Answer one batch."""
-        written = decode(self.model, batch, how, self.stop, self.batching)
-        return [as_text(self.tokenizer, completion) for completion in written]
+        written = decode_batch(self.model, batch, how, self.stop, self.batching)
+        return [to_answer(self.tokenizer, completion) for completion in written]

@@ -123,7 +123,7 @@ class Purchase:
             return outcome
         finally:
             self.budget.reserved -= most
-        self.budget.spent += answer.bought.cost if answer.bought else 0.0
+        self.budget.spent += answer.usage.cost if answer.usage else 0.0
         return answer
 
     def _unanswered(self, ask: Ask, error: Exception, most: float) -> Unanswered:

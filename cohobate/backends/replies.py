@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from cohobate.generation.requests import Bought
+from cohobate.generation.requests import Usage
 
 Finish = Literal["stop", "length", "filter", "tool"]
 _FINISH: dict[str, Finish] = {
@@ -85,7 +85,7 @@ def best_choice(reply: Mapping[str, Any]) -> Choice | None:
     return next(iter(with_text or choices), None)
 
 
-def bought(reply: Mapping[str, Any], headers: Mapping[str, str], most: Most) -> Bought:
+def bought(reply: Mapping[str, Any], headers: Mapping[str, str], most: Most) -> Usage:
     """Return what a reply took, without its price; what is unknown counts as the most."""
     choices = _choices(reply)
     usage = _usage(reply, choices, headers)
@@ -99,7 +99,7 @@ def bought(reply: Mapping[str, Any], headers: Mapping[str, str], most: Most) -> 
     written = any(_choice(one).content != Content() for one in choices)
     if answer is None or (answer == 0 and written):
         answer = most.answer * max(1, len(choices))
-    return Bought(prompt + cached if prompt else most.prompt, answer, 0.0)
+    return Usage(prompt + cached if prompt else most.prompt, answer, 0.0)
 
 
 def _last_that_is_not_null(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

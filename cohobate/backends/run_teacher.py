@@ -21,7 +21,7 @@ from cohobate.data.records import (
     prompt_text,
 )
 from cohobate.errors import UserError
-from cohobate.generation.requests import Answer, Decoding, apart
+from cohobate.generation.requests import Answer, Decoding, split_reasoning
 from cohobate.progress import Meter, say
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Interview:
             if ask.key not in self.ledger:
                 self._not_answered(step, exchange, ask, failures[ask.key])
                 continue
-            answer = apart(self.ledger[ask.key])
+            answer = split_reasoning(self.ledger[ask.key])
             self._count_tokens(answer)
             if not (heard := step.hear(exchange, prompt, answer)):
                 self._fail(step, exchange, _NO_FORM, answer.text)
@@ -149,9 +149,9 @@ class Interview:
 
     def _count_tokens(self, answer: Answer) -> None:
         """Count what the service counted, whether it was bought now or in a run before."""
-        if answer.bought:
-            self.prompt_tokens += answer.bought.prompt_tokens
-            self.answer_tokens += answer.bought.answer_tokens
+        if answer.usage:
+            self.prompt_tokens += answer.usage.prompt_tokens
+            self.answer_tokens += answer.usage.answer_tokens
 
     def _not_answered(self, step: Step, exchange: Exchange, ask: Ask, reason: str) -> None:
         self.unanswered += 1

@@ -9,7 +9,7 @@ from pydantic import Field
 from cohobate.backends.endpoint import check_weights
 from cohobate.backends.requests import NO_HISTORY, Answering, Ask, Batch, History
 from cohobate.data.tokenized import prompt_ids
-from cohobate.generation.decoding import plan
+from cohobate.generation.decoding import plan_batches
 from cohobate.generation.requests import Answer, Batching, Decoding, Request
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import NumberFormat, Precision, resolve
@@ -44,7 +44,7 @@ class Transformers(Section):
         """Load the teacher; return the function that answers.
 
         Its batches depend on the asks alone, and the asks that an interrupted run left over make
-        the remaining batches of the whole run (see `cohobate.generation.decoding.plan`).
+        the remaining batches of the whole run (see `cohobate.generation.decoding.plan_batches`).
 
         Raises:
             UserError: the weights are not here.
@@ -56,7 +56,7 @@ class Transformers(Section):
         def answers(asks: Sequence[Ask], how: Decoding) -> Iterator[Batch]:
             ids = prompt_ids(tokenizer, [ask.prompt for ask in asks])
             requests = [Request(i, ask.draw) for i, ask in zip(ids, asks, strict=True)]
-            batches = plan(requests, how, self.batching)
+            batches = plan_batches(requests, how, self.batching)
             written = write_all([[requests[n] for n in batch] for batch in batches], how)
             for batch, texts in zip(batches, written, strict=True):
                 yield {asks[n].key: text for n, text in zip(batch, texts, strict=True)}
@@ -73,12 +73,12 @@ class Transformers(Section):
             opened = (checkpoint.resolve(), self.number_format, self.batching)
             return over_workers(opened, self.workers, self.gpus_each)
         from cohobate.backends.loaded_teacher import Writer
-        from cohobate.thread_map import side_by_side
+        from cohobate.thread_map import thread_map
 
         writer = Writer(checkpoint, self.number_format, self.batching)
 
         def here(batches: list[list[Request]], how: Decoding) -> Iterator[list[Answer]]:
-            for _, written in side_by_side(lambda b: writer.write(b, how), batches, self.threads):
+            for _, written in thread_map(lambda b: writer.write(b, how), batches, self.threads):
                 yield written
 
         return here

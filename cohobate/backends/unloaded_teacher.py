@@ -15,7 +15,7 @@ from cohobate.backends.run_teacher import answered_into, ask_of, how_to_go_on, m
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import ADAPT, Row
 from cohobate.errors import UserError
-from cohobate.generation.requests import Answer, Decoding, apart
+from cohobate.generation.requests import Answer, Decoding, split_reasoning
 from cohobate.progress import Meter, say
 
 _DECODING = "evaluate.decoding"  # where the limit of these answers stands in params.yaml
@@ -52,7 +52,7 @@ def asked(
         say(f"{what}: {len(missing) - len(failures)} answers bought, {known} from the ledger")
         _check(ledger, failures, asks, generate.unanswered, teacher)
         empty = Answer("", "unanswered", None)
-        return [apart(ledger[ask.key]) if ask.key in ledger else empty for ask in asks]
+        return [split_reasoning(ledger[ask.key]) if ask.key in ledger else empty for ask in asks]
 
 
 def _check(

@@ -14,7 +14,7 @@ from cohobate.backends.endpoint import check_weights, seed_of
 from cohobate.backends.requests import NO_HISTORY, Answering, Ask, Batch, History
 from cohobate.data.tokenized import prompt_ids
 from cohobate.errors import UserError
-from cohobate.generation.decoding import as_text
+from cohobate.generation.decoding import to_answer
 from cohobate.generation.requests import Answer, Completion, Decoding
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import NumberFormat, Precision, resolve
@@ -92,4 +92,4 @@ def _answer(tokenizer: Any, written: Any) -> Answer:
     ids = list(written.token_ids)
     finish: Literal["stop", "length"] = "stop" if written.finish_reason == "stop" else "length"
     logprob = written.cumulative_logprob / len(ids) if ids else None
-    return as_text(tokenizer, Completion(ids, finish, logprob, []))
+    return to_answer(tokenizer, Completion(ids, finish, logprob, []))

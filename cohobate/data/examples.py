@@ -43,7 +43,7 @@ class Example:
         return len(self.ids) - self.prompt_length
 
 
-def key_of(row: Row) -> str:
+def row_key(row: Row) -> str:
     """Return which row this is: which prompt, whose answer of which sample, which target."""
     if isinstance(row, Response):
         target = f"/{row.target}" if row.target else ""
@@ -54,13 +54,13 @@ def key_of(row: Row) -> str:
 def examples_of(
     rows: Iterable[Row], encoded: Iterable[Encoded], max_tokens: int | None = None
 ) -> list[Example]:
-    """Return rows and their token ids as examples; a `Lesson` brings its stage.
+    """Return rows and their token ids as examples; a `TrainingRow` has its stage.
 
     Rows without an answer, and those of more than `max_tokens`, are left out: compare the number.
     """
     return [
         Example(
-            key_of(row),
+            row_key(row),
             np.array(ids.ids, dtype=np.int32),
             len(ids.prompt_ids),
             getattr(row, "stage", 0),
@@ -82,7 +82,7 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return found.hexdigest()
 
 
-def positions_of(rows: Sequence[Example], width: int) -> torch.Tensor:
+def completion_positions(rows: Sequence[Example], width: int) -> torch.Tensor:
     """Return where the completions are predicted in rows stacked to (B, S), counted through B·S."""
     spans = [
         np.arange(row.prompt_length - 1, len(row.ids) - 1) + n * width for n, row in enumerate(rows)
@@ -90,7 +90,7 @@ def positions_of(rows: Sequence[Example], width: int) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(spans))
 
 
-def common_beginning(rows: Sequence[Example]) -> torch.Tensor:
+def common_prefix(rows: Sequence[Example]) -> torch.Tensor:
     """Return the tokens that all prompts begin with, each one's last token apart, (P,)."""
     asked = [row.ids[: row.prompt_length - 1] for row in rows]
     first = min(asked, key=len, default=np.empty(0, dtype=np.int32))

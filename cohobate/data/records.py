@@ -106,7 +106,7 @@ class Dropped(Response):
     """The figure that decided, where the filter computes one."""
 
 
-class Lesson(Response):
+class TrainingRow(Response):
     """A row in the order in which the student meets it."""
 
     difficulty: float
@@ -172,7 +172,7 @@ def row_kind(path: Path) -> type[Any]:
     """Return which kind of rows a file holds: pairs, lessons, responses or plain rows."""
     with path.open("rb") as lines:
         first = lines.readline()
-    kinds = {b'"chosen":': Pair, b'"stage":': Lesson, b'"teacher":': Response}
+    kinds = {b'"chosen":': Pair, b'"stage":': TrainingRow, b'"teacher":': Response}
     return next((kind for mark, kind in kinds.items() if mark in first), Row)
 
 

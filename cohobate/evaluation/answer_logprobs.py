@@ -17,7 +17,7 @@ from torch import Tensor
 from cohobate.data.tokenized import Encoded, pad_right
 from cohobate.fast.padding_free import last_hidden
 from cohobate.models.lm_head import Head
-from cohobate.thread_map import side_by_side
+from cohobate.thread_map import thread_map
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +48,7 @@ class Reader:
         new = {_key(text): text for text in texts if _key(text) not in self._hidden}
         order = sorted(new.values(), key=lambda text: (len(text.ids), text.ids))
         batches = [order[at : at + self._batch] for at in range(0, len(order), self._batch)]
-        for batch, hidden in side_by_side(self._hidden_rows, batches, self._threads):
+        for batch, hidden in thread_map(self._hidden_rows, batches, self._threads):
             self._hidden |= {_key(text): h for text, h in zip(batch, hidden, strict=True)}
 
     def hidden(self, texts: Sequence[Encoded]) -> Tensor:

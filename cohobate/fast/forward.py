@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 
 from cohobate.errors import UserError
 from cohobate.fast.padding_free import last_hidden
-from cohobate.fast.prefix_cache import Beginning
+from cohobate.fast.prefix_cache import PrefixCache
 from cohobate.models.layers import blocks_of, body_of, check_positions, heads_of
 
 Part = Literal["hidden", "attention", "values"]
 
 
-class Seen(NamedTuple):
+class ForwardOutputs(NamedTuple):
     """What a pass shows; a part that was not asked for is empty."""
 
     last_ND: Tensor
@@ -33,13 +33,13 @@ class Seen(NamedTuple):
     """(B, S, H, E) of each block, H being the heads of keys and values."""
 
 
-def look(
+def forward(
     model: PreTrainedModel,
     ids_BS: Tensor,
     at_N: Tensor,
     parts: frozenset[Part] = frozenset(),
-    beginning: Beginning | None = None,
-) -> Seen:
+    beginning: PrefixCache | None = None,
+) -> ForwardOutputs:
     """Run the body over right-padded rows; what the head reads is wanted at some tokens.
 
     `at_N` counts through B·S. Under a causal mask no token attends to padding. What is known of a
@@ -49,14 +49,14 @@ def look(
         UserError: the model does not show a part that is wanted.
     """
     if not parts:
-        return Seen(last_hidden(model, ids_BS, at_N, beginning))
+        return ForwardOutputs(last_hidden(model, ids_BS, at_N, beginning))
     check_positions(model, ids_BS.shape[1])
     options = {"output_hidden_states": "hidden" in parts, "output_attentions": "attention" in parts}
     shown = {name: wanted for name, wanted in options.items() if wanted}
     values: list[Tensor] = []
     with _kept_values(model, values, "values" in parts):
         out = body_of(model)(input_ids=ids_BS, use_cache=False, **shown)
-    seen = Seen(out.last_hidden_state.flatten(0, 1)[at_N], values=tuple(values))
+    seen = ForwardOutputs(out.last_hidden_state.flatten(0, 1)[at_N], values=tuple(values))
     if "hidden" in parts:
         seen = seen._replace(hidden=out.hidden_states)
     if "attention" in parts:

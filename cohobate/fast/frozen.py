@@ -9,7 +9,7 @@ from cohobate.models.number_formats import Precision
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PACKED = 2 * 2**30
+PACKED_BYTES = 2 * 2**30
 """Bytes of linear layers up to which those of a frozen model are packed."""
 
 
@@ -30,5 +30,5 @@ def load_frozen(
     model, tokenizer = checkpoints.load(
         folder, precision=precision, attention=attention, device=device
     )
-    pack(model, PACKED)
+    pack(model, PACKED_BYTES)
     return model, tokenizer

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from cohobate.fast.last_block import agree, only
-from cohobate.fast.prefix_cache import Beginning
+from cohobate.fast.prefix_cache import PrefixCache
 from cohobate.fast.row_attention import RowMask, Rows
 from cohobate.models.layers import blocks_of, body_of, check_positions, has_blocks, heads_of
 
@@ -35,7 +35,7 @@ LONG_SEQUENCE = 1024
 
 
 def last_hidden(
-    model: PreTrainedModel, ids_BS: Tensor, at_N: Tensor, beginning: Beginning | None = None
+    model: PreTrainedModel, ids_BS: Tensor, at_N: Tensor, beginning: PrefixCache | None = None
 ) -> Tensor:
     """Return what a causal LM's head reads at some tokens of right-padded rows, (N, D).
 
@@ -54,7 +54,7 @@ def last_hidden(
     if room := _room(model):
         by_rows = room == LONG_SEQUENCE
         known = _known(model, beginning, ids_BS, at_N) if beginning and by_rows else 0
-        layout = Layout.of(ids_BS, lengths_of(at_N, ids_BS).tolist(), room, known)
+        layout = PackedBatch.of(ids_BS, lengths_of(at_N, ids_BS).tolist(), room, known)
         saved = ids_BS.numel() - layout.ids_GT.numel()
         if saved >= _worth(ids_BS.device, room):
             return layout.read(model, layout.mask_for(model), at_N, beginning if known else None)
@@ -62,7 +62,7 @@ def last_hidden(
         return _as_it_is(model, ids_BS, at_N)
 
 
-def reads_by_rows(model: PreTrainedModel) -> bool:
+def has_row_attention(model: PreTrainedModel) -> bool:
     """Say whether a model that learns compares each row with itself alone, as it is set now."""
     return not _drops(model) and _room(model) == LONG_SEQUENCE
 
@@ -91,7 +91,7 @@ def lengths_of(positions_N: Tensor, ids_BS: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackedBatch:
     """Where the tokens of rows lie in sequences."""
 
     ids_GT: Tensor  # noqa: N815
@@ -107,7 +107,7 @@ class Layout:
     """How many of them a model has read before, so that they lie in no sequence."""
 
     @classmethod
-    def of(cls, ids_BS: Tensor, lengths: list[int], sequence: int, known: int = 0) -> "Layout":
+    def of(cls, ids_BS: Tensor, lengths: list[int], sequence: int, known: int = 0) -> "PackedBatch":
         """Lay rows out, in their order, evenly over sequences of about so many tokens."""
         rows, width = ids_BS.shape
         # a row without a token that is looked at is shorter than what all begin with
@@ -170,7 +170,11 @@ class Layout:
         return RowMask.of(mask, self.rows(alike))
 
     def read(
-        self, model: PreTrainedModel, mask: Tensor, at_N: Tensor, beginning: Beginning | None = None
+        self,
+        model: PreTrainedModel,
+        mask: Tensor,
+        at_N: Tensor,
+        beginning: PrefixCache | None = None,
     ) -> Tensor:
         """Run a model's body over the sequences; return what it makes of some tokens, (N, D).
 
@@ -214,7 +218,7 @@ def _room(model: PreTrainedModel) -> int:
         return tried[implementation]
 
 
-def _known(model: PreTrainedModel, beginning: Beginning, ids_BS: Tensor, at_N: Tensor) -> int:
+def _known(model: PreTrainedModel, beginning: PrefixCache, ids_BS: Tensor, at_N: Tensor) -> int:
     """Return how many tokens of rows a model that goes row by row need not read again."""
     with _ONE:
         tried = _TRIED[model]
@@ -238,7 +242,7 @@ def _tried(model: PreTrainedModel, known: int = 0) -> int:
     """
     ids_BS = torch.tensor([[1, 2, 3, 4], [1, 2, 4, 3]], device=model.device)
     at_N = torch.arange(ids_BS.numel(), device=model.device)
-    layout = Layout.of(ids_BS, [4, 4], SEQUENCE, known)
+    layout = PackedBatch.of(ids_BS, [4, 4], SEQUENCE, known)
     mask = layout.mask_for(model)
     left: list[Tensor] = []
     keep = lambda block, inputs, out: left.append(out[0] if isinstance(out, tuple) else out)  # noqa: E731
@@ -246,7 +250,7 @@ def _tried(model: PreTrainedModel, known: int = 0) -> int:
     try:
         with torch.autocast(ids_BS.device.type, enabled=False):
             _as_it_is(model, ids_BS, at_N)
-            beginning = Beginning(model, ids_BS[0, :known]) if known else None
+            beginning = PrefixCache(model, ids_BS[0, :known]) if known else None
             layout.read(model, mask, at_N, beginning)
     except (ValueError, RuntimeError, IndexError, TypeError):
         return 0

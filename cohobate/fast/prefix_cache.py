@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from cohobate.models.layers import body_of
 
 
-class Beginning:
+class PrefixCache:
     """Tokens, and what a model's attention keeps of them."""
 
     def __init__(self, model: PreTrainedModel, ids_P: Tensor) -> None:
@@ -29,7 +29,7 @@ class Beginning:
     def cache(self) -> DynamicCache:
         """Keys and values of every block; made when first asked for, as not every model can."""
         cache = DynamicCache(config=self.model.config)
-        cache.layers = [KnownLayer() for _ in cache.layers]
+        cache.layers = [PrefixLayer() for _ in cache.layers]
         with torch.no_grad(), torch.autocast(self.ids_P.device.type, enabled=False):
             body_of(self.model)(self.ids_P[None], past_key_values=cache, use_cache=True)
         return cache
@@ -42,7 +42,7 @@ class Beginning:
         return count if (at_N % width >= count).all() else 0
 
 
-class KnownLayer(DynamicLayer):
+class PrefixLayer(DynamicLayer):
     """The keys and values that came first: they are shown to later passes and stay as they are."""
 
     def update(

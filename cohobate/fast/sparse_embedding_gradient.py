@@ -19,7 +19,7 @@ from cohobate import processes
 
 
 @contextmanager
-def added_in_place(model: PreTrainedModel) -> Iterator[None]:
+def sparse_gradient(model: PreTrainedModel) -> Iterator[None]:
     """Within the block, add the slope of embedded tokens to `weight.grad` itself.
 
     Only where it pays and is exact: plain embeddings on a CPU, one worker (what workers exchange is
@@ -27,7 +27,7 @@ def added_in_place(model: PreTrainedModel) -> Iterator[None]:
     """
     embedding: Any = model.get_input_embeddings()
     plain = type(embedding) is nn.Embedding and not embedding.scale_grad_by_freq
-    if not plain or embedding.weight.device.type != "cpu" or processes.count() > 1:
+    if not plain or embedding.weight.device.type != "cpu" or processes.world_size() > 1:
         yield
         return
     untouched = embedding.forward

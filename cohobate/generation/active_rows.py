@@ -11,11 +11,11 @@ from cohobate.generation.requests import Completion, Decoding, Request
 if TYPE_CHECKING:
     from torch import Tensor
 
-LEAVE = 0.75
+COMPACT_BELOW = 0.75
 """Finished rows are cut out of the batch once only this share is still being written."""
 
 
-class Row:
+class ActiveRow:
     """A request while it is being answered."""
 
     def __init__(self, request: Request, room: int, how: Decoding) -> None:
@@ -36,7 +36,7 @@ class Row:
         return Completion(self.written, "stop" if ended else "length", mean, self.top)
 
 
-def extend(rows: list[Row], logits_BV: "Tensor", how: Decoding, top_k: int) -> None:
+def append_tokens(rows: list[ActiveRow], logits_BV: "Tensor", how: Decoding, top_k: int) -> None:
     """Add the next id to each row."""
     logp_BV = logits_BV.log_softmax(-1)
     if how.temperature == 0:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from cohobate.generation.active_rows import LEAVE, Row
-from cohobate.generation.kv_cache import RoomyLayer, cache_for
+from cohobate.generation.active_rows import COMPACT_BELOW, ActiveRow
+from cohobate.generation.kv_cache import PreallocatedLayer, preallocated_cache
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,19 +32,19 @@ _TOGETHER = 8  # new prompts are read once one slot in so many is free
 _SLACK = 1.25  # times the columns that are needed, from which the cache is cut
 
 
-def can_refill(model: "PreTrainedModel") -> bool:
+def can_batch_continuously(model: "PreTrainedModel") -> bool:
     """Say whether a model's rows can sit at different positions of one cache."""
     takes = inspect.signature(model.forward).parameters
-    plain = all(type(layer) is RoomyLayer for layer in cache_for(model).layers)
+    plain = all(type(layer) is PreallocatedLayer for layer in preallocated_cache(model).layers)
     return plain and "position_ids" in takes and "attention_mask" in takes
 
 
-def write_refilling(
+def decode_continuously(
     model: "PreTrainedModel",
-    rows: list[Row],
+    rows: list[ActiveRow],
     slots: int,
-    finished: Callable[[Row], bool],
-    write: Callable[[list[Row], "Tensor"], None],
+    finished: Callable[[ActiveRow], bool],
+    write: Callable[[list[ActiveRow], "Tensor"], None],
 ) -> None:
     """Answer all rows, `slots` of them at a time.
 
@@ -65,7 +65,7 @@ def write_refilling(
             continue  # some may have ended with their first token
         if len(free) == len(table.rows):
             return
-        if not waiting and len(free) >= (1 - LEAVE) * len(table.rows):
+        if not waiting and len(free) >= (1 - COMPACT_BELOW) * len(table.rows):
             table.keep([n for n, row in enumerate(table.rows) if not finished(row)])
             free = []
         table.step(sorted(set(range(len(table.rows))) - set(free)))
@@ -77,13 +77,13 @@ class _Table:
     def __init__(
         self,
         model: "PreTrainedModel",
-        rows: list[Row],
-        write: Callable[[list[Row], "Tensor"], None],
+        rows: list[ActiveRow],
+        write: Callable[[list[ActiveRow], "Tensor"], None],
     ) -> None:
         self.model, self.rows, self.write = model, rows, write
         self.cache, self.seen_BS = self._read(rows)
 
-    def refill(self, places: list[int], rows: list[Row]) -> None:
+    def refill(self, places: list[int], rows: list[ActiveRow]) -> None:
         """Read new prompts into the slots at `places`."""
         cache, new_BS = self._read(rows)
         for place, row in zip(places, rows, strict=True):
@@ -113,9 +113,9 @@ class _Table:
         logits_BV = self._logits(ids_B[:, None], self.seen_BS, position_B[:, None], self.cache)
         self.write([self.rows[n] for n in live], logits_BV[live])
 
-    def _read(self, rows: list[Row]) -> "tuple[DynamicCache, Tensor]":
+    def _read(self, rows: list[ActiveRow]) -> "tuple[DynamicCache, Tensor]":
         """Read prompts, the longest first, and write the first token of each."""
-        cache, width = cache_for(self.model), len(rows[0].prompt)
+        cache, width = preallocated_cache(self.model), len(rows[0].prompt)
         padded = [[0] * (width - len(row.prompt)) + row.prompt for row in rows]
         seen = [[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows]
         ids_BS, seen_BS = (torch.tensor(x, device=self.model.device) for x in (padded, seen))

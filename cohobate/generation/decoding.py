@@ -20,8 +20,15 @@ from typing import TYPE_CHECKING
 
 from cohobate.data.records import Message
 from cohobate.data.tokenized import prompt_ids
-from cohobate.generation.active_rows import LEAVE, Row, extend
-from cohobate.generation.requests import Answer, Batching, Completion, Decoding, Request, apart
+from cohobate.generation.active_rows import COMPACT_BELOW, ActiveRow, append_tokens
+from cohobate.generation.requests import (
+    Answer,
+    Batching,
+    Completion,
+    Decoding,
+    Request,
+    split_reasoning,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +40,7 @@ _WIDE = 2  # those of longer ones by so many times
 _REFILLS = 4  # times that a slot is taken in a batch of longer answers
 
 
-def answers(
+def generate_answers(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[str | tuple[Message, ...]],
@@ -46,21 +53,21 @@ def answers(
 
     On a CPU `threads` batches are answered side by side; the answers do not depend on it.
     """
-    from cohobate.thread_map import side_by_side
+    from cohobate.thread_map import thread_map
 
     batching = batching or Batching()
     requests = [Request(ids, str(n)) for n, ids in enumerate(prompt_ids(tokenizer, prompts))]
     stop = stop_ids(model, tokenizer)
 
     def write(batch: list[int]) -> list[Completion]:
-        return decode(model, [requests[n] for n in batch], how, stop, batching)
+        return decode_batch(model, [requests[n] for n in batch], how, stop, batching)
 
-    batches = plan(requests, how, batching)
-    for batch, written in side_by_side(write, batches, threads):
-        yield from zip(batch, (as_text(tokenizer, w) for w in written), strict=True)
+    batches = plan_batches(requests, how, batching)
+    for batch, written in thread_map(write, batches, threads):
+        yield from zip(batch, (to_answer(tokenizer, w) for w in written), strict=True)
 
 
-def plan(
+def plan_batches(
     requests: Sequence[Request], how: Decoding, batching: Batching, near: int = 0
 ) -> list[list[int]]:
     """Return the positions of the requests of each batch: like lengths together, short first.
@@ -85,7 +92,7 @@ def plan(
     return batches
 
 
-def decode(
+def decode_batch(
     model: "PreTrainedModel",
     requests: Sequence[Request],
     how: Decoding,
@@ -108,28 +115,28 @@ def decode(
     """
     import torch
 
-    from cohobate.generation.continuous_batching import can_refill, write_refilling
+    from cohobate.generation.continuous_batching import can_batch_continuously, decode_continuously
     from cohobate.generation.kv_cache import has_plain_cache
 
-    rows = [Row(request, _room(model, request, how), how) for request in requests]
+    rows = [ActiveRow(request, _room(model, request, how), how) for request in requests]
     writing = [row for row in rows if row.room > 0]
     if not writing:
         return [row.completion(stop) for row in rows]
     slots = max(1, batching.slots(max(len(row.prompt) for row in writing), how))
 
-    never_V = never_said(model)
+    never_V = suppression_bias(model)
 
-    def write(some: list[Row], logits_BV: "Tensor") -> None:
+    def write(some: list[ActiveRow], logits_BV: "Tensor") -> None:
         if never_V is not None:
             logits_BV = logits_BV + never_V[: logits_BV.shape[-1]]
-        extend(some, logits_BV, how, top_k)
+        append_tokens(some, logits_BV, how, top_k)
 
     with torch.no_grad():  # in inference mode autocast would cast every weight anew for each token
         if not has_plain_cache(model):
             for row in writing:
                 _write_without_cache(model, row, stop, write)
-        elif how.max_tokens > _SHORT and can_refill(model):
-            write_refilling(model, writing, slots, lambda row: row.finished(stop), write)
+        elif how.max_tokens > _SHORT and can_batch_continuously(model):
+            decode_continuously(model, writing, slots, lambda row: row.finished(stop), write)
         else:
             for start in range(0, len(writing), slots):
                 _write(model, writing[start : start + slots], stop, write)
@@ -143,11 +150,11 @@ def stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> 
     return frozenset(n for n in [tokenizer.eos_token_id, *several] if n is not None)
 
 
-def as_text(tokenizer: "PreTrainedTokenizerBase", written: Completion) -> Answer:
+def to_answer(tokenizer: "PreTrainedTokenizerBase", written: Completion) -> Answer:
     """Return a completion as text, without the id that ended it, its reasoning apart."""
     ids = written.ids[:-1] if written.finish == "stop" else written.ids
     text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    return apart(Answer(text, written.finish, written.logprob))
+    return split_reasoning(Answer(text, written.finish, written.logprob))
 
 
 def _room(model: "PreTrainedModel", request: Request, how: Decoding) -> int:
@@ -157,15 +164,15 @@ def _room(model: "PreTrainedModel", request: Request, how: Decoding) -> int:
 
 def _write(
     model: "PreTrainedModel",
-    rows: list[Row],
+    rows: list[ActiveRow],
     stop: frozenset[int],
-    write: Callable[[list[Row], "Tensor"], None],
+    write: Callable[[list[ActiveRow], "Tensor"], None],
 ) -> None:
     import torch
 
-    from cohobate.generation.kv_cache import cache_for
+    from cohobate.generation.kv_cache import preallocated_cache
 
-    cache = cache_for(model)
+    cache = preallocated_cache(model)
     read = min(len(row.prompt) for row in rows)
     ids_BS = torch.tensor([row.prompt[:read] for row in rows], device=model.device)
     while True:
@@ -175,7 +182,7 @@ def _write(
         alive = [n for n, row in enumerate(rows) if not row.finished(stop)]
         if not alive:
             return
-        if len(alive) <= LEAVE * len(rows):  # each cut copies the cache: not at every step
+        if len(alive) <= COMPACT_BELOW * len(rows):  # each cut copies the cache: not at every step
             rows = [rows[n] for n in alive]
             cache.batch_select_indices(torch.tensor(alive, device=model.device))
         following = [r.prompt[read] if len(r.prompt) > read else r.written[-1] for r in rows]
@@ -185,9 +192,9 @@ def _write(
 
 def _write_without_cache(
     model: "PreTrainedModel",
-    row: Row,
+    row: ActiveRow,
     stop: frozenset[int],
-    write: Callable[[list[Row], "Tensor"], None],
+    write: Callable[[list[ActiveRow], "Tensor"], None],
 ) -> None:
     """Answer one request, all of it read anew for each token: slow, and right for any model."""
     import torch
@@ -197,7 +204,7 @@ def _write_without_cache(
         write([row], model(input_ids=ids_BS, use_cache=False).logits[:, -1].float())
 
 
-def never_said(model: "PreTrainedModel") -> "Tensor | None":
+def suppression_bias(model: "PreTrainedModel") -> "Tensor | None":
     """Return −∞ at the ids that the model's generation configuration suppresses, 0 elsewhere.
 
     None where it suppresses nothing, as all models do whose vocabulary was never trimmed.

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 _ROOM = 64  # tokens that a buffer has room for beyond those that it is made for
 
 
-def cache_for(model: "PreTrainedModel") -> DynamicCache:
+def preallocated_cache(model: "PreTrainedModel") -> DynamicCache:
     """Return an empty cache; layers that do not simply grow (sliding windows) stay as they are."""
     cache = DynamicCache(config=model.config)
-    cache.layers = [RoomyLayer() if type(n) is DynamicLayer else n for n in cache.layers]
+    cache.layers = [PreallocatedLayer() if type(n) is DynamicLayer else n for n in cache.layers]
     return cache
 
 
@@ -37,7 +37,7 @@ def has_plain_cache(model: "PreTrainedModel") -> bool:
     )
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """The keys and values of one layer: a view of the filled part of two buffers."""
 
     def update(
@@ -71,7 +71,7 @@ class RoomyLayer(DynamicLayer):
             full_BHSD[:, :, :length] = full_BHSD[:, :, start : start + length].clone()
         self._show(length)
 
-    def put(self, places: list[int], other: "RoomyLayer") -> None:
+    def put(self, places: list[int], other: "PreallocatedLayer") -> None:
         """Put the rows of another layer in place of some, its newest token beside theirs."""
         end = self.get_seq_length()
         start = end - other.get_seq_length()

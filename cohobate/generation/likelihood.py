@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cohobate.data.records import Row
 from cohobate.data.tokenized import encode_all, pad_right
-from cohobate.generation.decoding import never_said
+from cohobate.generation.decoding import suppression_bias
 from cohobate.generation.requests import Batching
 from cohobate.models.number_formats import Precision
 
@@ -77,12 +77,12 @@ class Likelihood:
 
     def losses(self, asked: Sequence[Continuation]) -> list[float]:
         """Return the mean loss of the judged ids of each continuation, in nats a token."""
-        from cohobate.thread_map import side_by_side
+        from cohobate.thread_map import thread_map
 
         fitting = [self._fitting(continuation) for continuation in asked]
         found = [0.0] * len(asked)
         batches = self._batches([len(read) + len(judged) for read, judged in fitting])
-        measured = side_by_side(
+        measured = thread_map(
             lambda batch: self._measure([fitting[n] for n in batch]), batches, self.threads
         )
         for batch, losses in measured:
@@ -134,7 +134,7 @@ class Likelihood:
 
         from cohobate.models.lm_head import Head
 
-        head, never_V = Head.of(self.model), never_said(self.model)
+        head, never_V = Head.of(self.model), suppression_bias(self.model)
 
         def logits_of(hidden_ND: "Tensor") -> "Tensor":
             logits_NV = head.logits(hidden_ND)

@@ -58,7 +58,7 @@ class Completion(NamedTuple):
     """For each id, the K likeliest ids and their log-probabilities; empty unless asked for."""
 
 
-class Bought(NamedTuple):
+class Usage(NamedTuple):
     """What an answer took, as the service counts."""
 
     prompt_tokens: int
@@ -74,7 +74,7 @@ class Answer(NamedTuple):
     finish: Literal["stop", "length", "unanswered"]
     """`unanswered`: a service gave no answer, and the text is empty."""
     logprob: float | None
-    bought: Bought | None = None
+    usage: Usage | None = None
     """What a service charged for it; None where it was computed here."""
     tokens: tuple[tuple[str, float, Mapping[str, float]], ...] | None = None
     """For each token its text, its log-probability and those of the likeliest in its place, where
@@ -85,7 +85,7 @@ class Answer(NamedTuple):
     """What was odd about a service's reply."""
 
 
-def apart(answer: Answer) -> Answer:
+def split_reasoning(answer: Answer) -> Answer:
     """Return an answer with the reasoning out of its text, in the field for it."""
     text, thought = split(answer.text)
     if text == answer.text:

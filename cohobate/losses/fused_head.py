@@ -108,7 +108,7 @@ class _FusedHead(torch.autograd.Function):
                         each_NT = each_NT * some.weight_N[:, None]
                         slope_NV.mul_(some.weight_N[:, None])
                     losses_NT[part][block] = each_NT
-                    slope_NV = head.slope_below(capped_NV, slope_NV).div_(divisor)
+                    slope_NV = head.product_grad(capped_NV, slope_NV).div_(divisor)
                     if slope_V is not None:
                         slope_V += slope_NV.sum(0)
                     product_NV[block] = slope_NV

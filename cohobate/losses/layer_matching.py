@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cohobate.errors import UserError
-from cohobate.fast.forward import Part, Seen
+from cohobate.fast.forward import ForwardOutputs, Part
 from cohobate.losses.features import Feature, LayerMap, Place
 from cohobate.models.layers import blocks_of
 
@@ -48,7 +48,11 @@ class Matching(nn.Module):
         return frozenset(term.part for term in self.terms)
 
     def forward(
-        self, student: Seen, teacher: Seen, place: Place, response: Tensor | float
+        self,
+        student: ForwardOutputs,
+        teacher: ForwardOutputs,
+        place: Place,
+        response: Tensor | float,
     ) -> Tensor:
         """Return the weighted loss of each valid token and term, (N, F).
 
@@ -67,7 +71,12 @@ class Matching(nn.Module):
         return torch.stack(losses, -1)
 
     def _compared(
-        self, number: int, term: Feature, student: Seen, teacher: Seen, place: Place
+        self,
+        number: int,
+        term: Feature,
+        student: ForwardOutputs,
+        teacher: ForwardOutputs,
+        place: Place,
     ) -> list[Tensor]:
         first = 0 if term.part == "hidden" else 1  # of what has no embeddings, block 1 comes first
         ours, theirs = getattr(student, term.part), getattr(teacher, term.part)

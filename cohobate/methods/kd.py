@@ -216,7 +216,7 @@ class Kd(Phase):
         examples: "Sequence[Example]",
         seed: int,
     ) -> "Live":
-        from cohobate.data.examples import common_beginning
+        from cohobate.data.examples import common_prefix
         from cohobate.losses.layer_matching import Matching
         from cohobate.teachers.target_sources import Live, understood, within
 
@@ -239,6 +239,6 @@ class Kd(Phase):
             vocabulary,
             matching=matching,
             ids_V=ids_V,
-            begin_P=common_beginning(examples),
+            begin_P=common_prefix(examples),
             **self._several,
         )

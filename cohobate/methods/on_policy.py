@@ -129,7 +129,7 @@ class OnPolicy(Undivided):
         Raises:
             UserError: it gives the ids other meanings than the student does.
         """
-        from cohobate.data.examples import common_beginning
+        from cohobate.data.examples import common_prefix
         from cohobate.fast.frozen import load_frozen
         from cohobate.models import checkpoints
         from cohobate.teachers.target_sources import Live, understood
@@ -146,5 +146,5 @@ class OnPolicy(Undivided):
                 fix="shape a student with the teacher's tokenizer",
             )
         numbers = {} if ids is None else {folder.name: ids}
-        begin_P = common_beginning(examples)
+        begin_P = common_prefix(examples)
         return Live({folder.name: model}, len(tokenizer), ids_V=numbers, begin_P=begin_P)

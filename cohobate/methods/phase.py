@@ -98,13 +98,13 @@ class Phase(Hyperparameters):
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Load what the phase starts from, with these of its layers, or all."""
         from cohobate.models import checkpoints
-        from cohobate.models.layer_choice import chosen
+        from cohobate.models.layer_choice import layer_positions
         from cohobate.students.layer_cutting import keep_layers, layers_of
 
         model, tokenizer = checkpoints.load(self.start_folder(seed))
         if layers is not None:
             depth = len(layers_of(model))
-            keep_layers(model, chosen(layers, depth, "train.<phase>.keep_layers"))
+            keep_layers(model, layer_positions(layers, depth, "train.<phase>.keep_layers"))
         return model, tokenizer
 
     def params(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from cohobate.errors import UserError
-from cohobate.generation.decoding import decode, plan, stop_ids
+from cohobate.generation.decoding import decode_batch, plan_batches, stop_ids
 from cohobate.generation.requests import Completion, Request
 from cohobate.methods.rollout_settings import Sampling, Vllm
 
@@ -64,9 +64,9 @@ class WithTransformers:
         how, batching = self.sampling.decoding, self.sampling.batching
         found: dict[int, Completion] = {}
         with precision_of(self.model, self.autocast), cast_once(self.model):
-            for batch in plan(requests, how, batching, near=SPREAD):
+            for batch in plan_batches(requests, how, batching, near=SPREAD):
                 asked = [requests[n] for n in batch]
-                written = decode(self.model, asked, how, self.stop, batching)
+                written = decode_batch(self.model, asked, how, self.stop, batching)
                 found |= zip(batch, written, strict=True)
         return [found[n] for n in range(len(requests))]
 

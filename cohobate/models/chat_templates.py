@@ -139,7 +139,7 @@ def default_template(tokenizer: Any) -> str:
     return template.get("default", "") if isinstance(template, dict) else template
 
 
-def traits(roles: Sequence[str]) -> set[str]:
+def turn_kinds(roles: Sequence[str]) -> set[str]:
     """Return what of a conversation's turns a template may refuse, in words."""
     found = {"a system turn"} if roles[:1] == ["system"] else set()
     rest = roles[1:] if found else roles
@@ -160,14 +160,14 @@ _PROBES = (
 )
 
 
-def refused_by(render: Callable[[list[dict[str, str]]], str]) -> list[str]:
+def refused_turns(render: Callable[[list[dict[str, str]]], str]) -> list[str]:
     """Return what kinds of turns a template refuses; a template is tried on each."""
     found = []
     for roles in _PROBES:
         try:
             render([{"role": role, "content": f"turn {n}"} for n, role in enumerate(roles)])
         except Exception:  # a template raises what it pleases
-            found += sorted(traits(roles))
+            found += sorted(turn_kinds(roles))
     return found
 
 
@@ -186,7 +186,7 @@ def check_turns(
         UserError: names the first such row.
     """
     for row, turns in prompts:
-        if both := sorted(traits([turn.role for turn in turns]) & set(refused)):
+        if both := sorted(turn_kinds([turn.role for turn in turns]) & set(refused)):
             setting = FOLD if both[0] == "a system turn" else ALTERNATE
             raise UserError(
                 f"the chat template of {whose} refuses {both[0]}",

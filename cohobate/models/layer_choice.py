@@ -26,7 +26,7 @@ Layers = Annotated[tuple[int, ...], Field(min_length=1)] | Uniform
 """Positions of the layers, from 0 and in this order, or `{uniform: n}`."""
 
 
-def chosen(layers: Layers, depth: int, where: str) -> list[int]:
+def layer_positions(layers: Layers, depth: int, where: str) -> list[int]:
     """Return the positions of the layers to keep of a model of `depth` layers.
 
     Raises:

@@ -114,7 +114,7 @@ class Head:
             logits_NV = logits_NV.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits_NV
 
-    def slope_below(self, logits_NV: Tensor, slope_NV: Tensor) -> Tensor:
+    def product_grad(self, logits_NV: Tensor, slope_NV: Tensor) -> Tensor:
         """Carry d loss/d logits (changed in place) back to the product's result."""
         if self.softcap:
             slope_NV *= 1 - (logits_NV / self.softcap) ** 2

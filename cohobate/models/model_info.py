@@ -11,7 +11,7 @@ from typing import Any
 
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
-from cohobate.models.chat_templates import TemplateSettings, default_template, refused_by
+from cohobate.models.chat_templates import TemplateSettings, default_template, refused_turns
 from cohobate.models.folder_formats import check_folder, weight_files
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
@@ -24,7 +24,7 @@ _HEADER_LIMIT = 100_000_000  # the format's own bound on its header
 
 
 @dataclass(frozen=True)
-class Outline:
+class ModelInfo:
     """A model's shape, vocabulary and manners."""
 
     folder: Path
@@ -84,7 +84,7 @@ class Outline:
         """The highest id that the tokenizer gives."""
         return max(self.vocabulary.values())
 
-    def speaking_like(self, other: "Outline") -> "Outline":
+    def with_tokenizer_of(self, other: "ModelInfo") -> "ModelInfo":
         """Return this model with the tokenizer of `other`, its closing token and chat template.
 
         Raises:
@@ -101,7 +101,7 @@ class Outline:
         manners = {name: getattr(other, name) for name in ("eos", "template", "tokenizer")}
         return replace(self, vocabulary=other.vocabulary, **manners)
 
-    def set_to(self, settings: TemplateSettings) -> "Outline":
+    def with_template(self, settings: TemplateSettings) -> "ModelInfo":
         """Return this model with its chat template set as params.yaml says."""
         settings.write_into(self.tokenizer)
         return replace(self, template=default_template(self.tokenizer).strip())
@@ -111,7 +111,7 @@ class Outline:
         """What kinds of turns its chat template refuses."""
         if not self.template:
             return []
-        return refused_by(
+        return refused_turns(
             lambda turns: str(
                 self.tokenizer.apply_chat_template(
                     turns, add_generation_prompt=True, tokenize=False
@@ -119,7 +119,7 @@ class Outline:
             )
         )
 
-    def facts(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return what is worth keeping, as JSON values."""
         return {
             "architecture": (self.config.get("architectures") or ["unknown"])[0],
@@ -139,7 +139,7 @@ class Outline:
         }
 
 
-def outline_of(folder: Path) -> Outline:
+def read_model_info(folder: Path) -> ModelInfo:
     """Read what a model folder says of its model.
 
     Raises:
@@ -155,7 +155,7 @@ def outline_of(folder: Path) -> Outline:
             where=str(folder / "tokenizer_config.json"),
             fix='name it there: "eos_token": "<the token that ends an answer>"',
         )
-    return Outline(
+    return ModelInfo(
         folder=folder,
         config=config,
         shapes=_stored(folder),

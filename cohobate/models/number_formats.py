@@ -93,7 +93,7 @@ def native(device: str) -> Native:
     return suggested if suggested.settled else _unless_clearly_slower(suggested, gflops())
 
 
-def described(device: str) -> str:
+def describe(device: str) -> str:
     """Return in one line which device computes in which number format by default, and why."""
     chosen = native(device)
     return f"{device_name(device)}: {chosen.number_format} ({chosen.reason})"

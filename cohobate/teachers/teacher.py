@@ -88,7 +88,7 @@ class Teacher(Section):
         Raises:
             UserError: the model is another one by now.
         """
-        return hub.pinned(self.model, pin)
+        return hub.resolve_pinned(self.model, pin)
 
 
 Teachers = dict[Annotated[str, Field(pattern="^[a-z0-9-]{1,64}$")], Teacher]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from cohobate.data.examples import Brings, Example, positions_of
+from cohobate.data.examples import Brings, Example, completion_positions
 from cohobate.data.tokenized import pad_right
 from cohobate.training.hyperparameters import Hyperparameters
 
@@ -94,7 +94,7 @@ class Batches(Dataset[dict[str, Any]]):
         ids_BS = pad_right([row.ids[:-1].tolist() for row in rows], 0)  # nothing follows the last
         batch: dict[str, Any] = {
             "ids_BS": ids_BS,
-            "positions_N": positions_of(rows, ids_BS.shape[1]),
+            "positions_N": completion_positions(rows, ids_BS.shape[1]),
             "targets_N": torch.from_numpy(
                 np.concatenate([row.ids[row.prompt_length :] for row in rows]).astype(np.int64)
             ),

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cohobate.errors import UserError
-from cohobate.fast.forward import look
-from cohobate.fast.padding_free import reads_by_rows
-from cohobate.fast.sparse_embedding_gradient import added_in_place
+from cohobate.fast.forward import forward
+from cohobate.fast.padding_free import has_row_attention
+from cohobate.fast.sparse_embedding_gradient import sparse_gradient
 from cohobate.losses.distances import row_alphas
 from cohobate.losses.divergences import Distillm2
 from cohobate.losses.features import Place
@@ -82,7 +82,7 @@ class Learner(nn.Module):
         if self._head is None:  # not before: moving a model to its device makes new parameters
             self._head = Head.of(self.model, self.vocabulary)
         parts = self.matching.parts if self.matching else frozenset()
-        seen = look(self.model, ids_BS, positions_N, parts)
+        seen = forward(self.model, ids_BS, positions_N, parts)
         hidden_ND = seen.last_ND
         batch = Batch(ids_BS, positions_N, targets_N, brought)
         targets, taught = Targets(targets_N, by_student_N=by_student_N, weight_N=weight_N), None
@@ -170,7 +170,7 @@ def attention(
         if model._supports_sdpa:  # older families (GPT-J, BLOOM) do not
             model.set_attn_implementation("sdpa")
             short = longest <= SHORT_ROW and not torch.cuda.is_available()
-            wanted = "eager" if short and not reads_by_rows(model) else "sdpa"
+            wanted = "eager" if short and not has_row_attention(model) else "sdpa"
     model.set_attn_implementation(wanted)
     try:
         yield
@@ -195,7 +195,7 @@ def learning(
         attention(model, hyperparameters, longest),
         hyperparameters.adapter.attached(model, still, seed),
         hyperparameters.quantisation.rounding(model),
-        added_in_place(model),
+        sparse_gradient(model),
     ):
         yield
     model.eval().requires_grad_(True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cohobate.errors import UserError
-from cohobate.fast.frozen import PACKED
+from cohobate.fast.frozen import PACKED_BYTES
 from cohobate.training.hyperparameters import SHORT_ROW, Hyperparameters
 
 GIB = 1 << 30
@@ -90,7 +90,7 @@ class Size:
         (cohobate/fast/packed_linear.py)."""
         maps = self.parameters - self.embeddings + self.vocabulary * self.width
         copy = bytes_per_weight * maps
-        return bytes_per_weight * self.parameters + (copy if copy <= PACKED else 0)
+        return bytes_per_weight * self.parameters + (copy if copy <= PACKED_BYTES else 0)
 
     @property
     def tied(self) -> bool:

@@ -33,7 +33,7 @@ class Continuing:
     def go_on(self, keeper: Keeper | None, what: str, updates: int) -> dict[str, Any]:
         """Look what is done of a run of so many updates; return what `remembered` had said."""
         self.keeper, self.updates = keeper, updates
-        self.saved = processes.first_decides(keeper.newest) if keeper else None
+        self.saved = processes.on_first_worker(keeper.newest) if keeper else None
         about = training_state.read(self.saved) if self.saved else {"history": []}
         self.history = [Update(**update) for update in about["history"]]
         self.start = len(self.history)
@@ -68,12 +68,12 @@ class Continuing:
             return
         about = {
             "history": [u._asdict() | {"terms": dict(u.terms)} for u in self.history],
-            "random": processes.all_of(training_state.random_state()),
+            "random": processes.all_gather(training_state.random_state()),
             "remembered": self.remembered(),
         }
         state = (self.learner, self.optimizer, self.lr_scheduler, about)
         keeper = self.keeper
-        processes.first_decides(
+        processes.on_first_worker(
             lambda: keeper.write(step, lambda folder: training_state.write(folder, *state))
         )
 

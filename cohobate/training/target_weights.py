@@ -30,7 +30,7 @@ class TargetWeights:
         counts_G = torch.zeros(len(self.targets))
         for row in (row for some in rows for row in some):
             counts_G[self.targets.index(row.target)] += row.length
-        counts_G = processes.total(counts_G)
+        counts_G = processes.all_reduce_sum(counts_G)
         scales = (counts_G.sum() / counts_G.clamp_min(1)).tolist()
         for batch, some in zip(batches, rows, strict=True):
             weights = [row.weight * scales[self.targets.index(row.target)] for row in some]

@@ -98,7 +98,7 @@ def fit(
     check_head(model)
     longest = max(len(example.ids) for example in examples)
     batches = plan(examples, hyperparameters, seed)
-    shares = [processes.share(batch) for batch in batches]
+    shares = [processes.shard(batch) for batch in batches]
     data = Batches(examples, shares, hyperparameters.rows_at_once, teaching)
     stages = [examples[batch[0]].stage for batch in batches]
     _check_memory(model, hyperparameters, longest, teaching, what)
@@ -139,7 +139,7 @@ def _check_memory(
     if torch.cuda.is_available():
         return  # a GPU says so itself, at once
     asked = list(getattr(teaching, "models", {}).values())
-    check_loaded(model, hyperparameters, longest, asked, where=what, workers=processes.count())
+    check_loaded(model, hyperparameters, longest, asked, where=what, workers=processes.world_size())
 
 
 class FusedTrainer(Continuing, Trainer):
@@ -192,8 +192,8 @@ class FusedTrainer(Continuing, Trainer):
         first = self.state.global_step * num_batches
         self.weights.put(batches, [self.data.rows(first + n) for n in range(num_batches)])
         valid = torch.tensor(sum(len(batch["targets_N"]) for batch in batches), device=device)
-        self._valid = int(processes.total(valid))
-        return batches, processes.total(valid).clamp_min(1)
+        self._valid = int(processes.all_reduce_sum(valid))
+        return batches, processes.all_reduce_sum(valid).clamp_min(1)
 
     def _written_now(
         self, rollouts: Rollouts, planned: list[dict[str, Tensor]]
@@ -256,7 +256,7 @@ class FusedTrainer(Continuing, Trainer):
         """Note the update whose gradient is complete."""
         step = self.state.global_step
         per_term = torch.stack([losses_NT.sum(0) for losses_NT in self._parts]).sum(0)
-        loss, *terms = processes.total(
+        loss, *terms = processes.all_reduce_sum(
             torch.cat([torch.stack(self._losses).sum()[None], per_term / max(self._valid, 1)])
         ).tolist()
         named = dict(zip(self.names, terms, strict=True))
@@ -272,7 +272,7 @@ class FusedTrainer(Continuing, Trainer):
         """Return how training goes, in a few words."""
         update = self.history[-1]
         terms = ", ".join(f"{name} {loss:.3f}" for name, loss in update.terms.items())
-        pace = self._read * processes.count() / max(time.monotonic() - self._began, 1e-9)
+        pace = self._read * processes.world_size() / max(time.monotonic() - self._began, 1e-9)
         return f"stage {update.stage}, loss {update.loss:.3f} ({terms}), {pace:,.0f} tokens/s"
 
 
@@ -281,7 +281,7 @@ def options(
 ) -> dict[str, Any]:
     """Return the options of transformers' TrainingArguments, and of what TRL derives from them."""
     on_gpu = torch.cuda.is_available()
-    share = hyperparameters.batch_size // processes.count()
+    share = hyperparameters.batch_size // processes.world_size()
     at_once = min(hyperparameters.rows_at_once, share)
     return {
         "output_dir": scratch,

@@ -95,7 +95,7 @@ def _describe(item: str, teacher: Teacher, adapt: Tuning) -> None:
 
 def _dev_score(item: str, adapt: Tuning, task: Task, metric: AnswerScore) -> dict[str, Any]:
     """Let the published teacher answer dev rows; return nothing where none has an answer."""
-    from cohobate.generation.decoding import answers
+    from cohobate.generation.decoding import generate_answers
 
     known = (row for row in read_rows(DEV, Row) if row.answer is not None)
     rows = list(islice(known, adapt.dev_rows))
@@ -104,7 +104,7 @@ def _dev_score(item: str, adapt: Tuning, task: Task, metric: AnswerScore) -> dic
     device = checkpoints.accelerator()
     model, tokenizer = load_frozen(ADAPT / item, precision=adapt.precision, device=device)
     longest = max(len(tokenizer(row.answer)["input_ids"]) for row in rows) + 1
-    said = answers(
+    said = generate_answers(
         model,
         tokenizer,
         [r.prompt for r in rows],

@@ -26,7 +26,7 @@ from cohobate.evaluation.bootstrap import Bootstrap
 from cohobate.evaluation.footprint import footprint
 from cohobate.evaluation.forgetting import Forgetting
 from cohobate.fast.frozen import load_frozen
-from cohobate.generation.decoding import answers
+from cohobate.generation.decoding import generate_answers
 from cohobate.generation.requests import Batching, Decoding
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision, resolve
@@ -166,7 +166,7 @@ def _sit(
     prefix = checkpoints.prompt_prefix(folder)
     prompts = [row.prefixed(prefix).full_prompt for row in rows]
     batching, threads = challenge.batching, challenge.threads
-    said = answers(model, tokenizer, prompts, decoding, batching, threads=threads)
+    said = generate_answers(model, tokenizer, prompts, decoding, batching, threads=threads)
     found = np.zeros(len(rows))
     for place, answer in track(said, total=len(rows), what=f"{name} on dev rows"):
         found[place] = score(answer.text, rows[place])

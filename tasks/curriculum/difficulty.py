@@ -38,7 +38,7 @@ class Context:
 
     def likelihood(self, precision: Precision, threads: int) -> Likelihood:
         """Load the model that is asked."""
-        return Likelihood.of(Path(hub.watched(self.scorer)), precision, threads)
+        return Likelihood.of(Path(hub.resolve_path(self.scorer)), precision, threads)
 
 
 class Measure(Section):

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cohobate.data.records import CURRICULUM, FILTER, Lesson, Response, write_json, write_rows
+from cohobate.data.records import CURRICULUM, FILTER, Response, TrainingRow, write_json, write_rows
 from cohobate.data.row_files import RowView
 from cohobate.errors import UserError
 from cohobate.params import Section
@@ -65,10 +65,10 @@ def run(curriculum: CurriculumParams, task: Task) -> None:
 
 def _lessons(
     rows: RowView[Response], difficulties: "array[float]", stages: list[Sequence[int]]
-) -> Iterator[Lesson]:
+) -> Iterator[TrainingRow]:
     for stage, places in enumerate(stages):
         for place, row in zip(places, rows.only(places), strict=True):
-            yield Lesson(**row.model_dump(), difficulty=difficulties[place], stage=stage)
+            yield TrainingRow(**row.model_dump(), difficulty=difficulties[place], stage=stage)
 
 
 def _summary(

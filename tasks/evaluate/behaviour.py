@@ -12,8 +12,8 @@ import numpy as np
 from cohobate.data.records import (
     CURRICULUM,
     EVALUATE,
-    Lesson,
     Row,
+    TrainingRow,
     read_rows,
     write_json,
     write_rows,
@@ -36,7 +36,7 @@ def write_behaviour(
     measured: Mapping[str, Measured],
 ) -> dict[str, Any]:
     """Write the files; return what goes into reports/metrics.json."""
-    lessons = list(read_rows(LESSONS, Lesson)) if LESSONS.exists() else []
+    lessons = list(read_rows(LESSONS, TrainingRow)) if LESSONS.exists() else []
     found = {
         "robustness": _robustness(params, findings, rows),
         "forgetting": _forgetting(findings, measured),
@@ -86,7 +86,7 @@ def _forgetting(findings: Findings, measured: Mapping[str, Measured]) -> dict[st
 
 
 def _memorisation(
-    params: EvaluateParams, findings: Findings, lessons: Sequence[Lesson]
+    params: EvaluateParams, findings: Findings, lessons: Sequence[TrainingRow]
 ) -> dict[str, Any]:
     copies = params.memorisation.index(lesson.answer or "" for lesson in lessons)
     by_arm = findings.predictions.by_arm
@@ -116,7 +116,7 @@ def _router(params: EvaluateParams, findings: Findings) -> dict[str, Any] | None
 
 
 def _mistakes(
-    params: EvaluateParams, findings: Findings, rows: Sequence[Row], lessons: Sequence[Lesson]
+    params: EvaluateParams, findings: Findings, rows: Sequence[Row], lessons: Sequence[TrainingRow]
 ) -> list[dict[str, Any]]:
     name, metric = findings.names, findings.metric
     first = {arm: next(iter(found.values())) for arm, found in findings.predictions.by_arm.items()}

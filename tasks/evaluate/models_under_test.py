@@ -10,7 +10,7 @@ from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import Row
 from cohobate.evaluation.answer_logprobs import Reader
 from cohobate.fast.frozen import load_frozen
-from cohobate.generation.decoding import answers
+from cohobate.generation.decoding import generate_answers
 from cohobate.generation.requests import Answer
 from cohobate.models import checkpoints
 from cohobate.progress import track
@@ -49,7 +49,9 @@ class Loaded:
         """Return the model's answer to each row."""
         prompts = [row.full_prompt for row in self.asked(rows)]
         how, batching, threads = self.params.decoding, self.params.batching, self.params.threads
-        decoded = answers(self.model, self.tokenizer, prompts, how, batching, threads=threads)
+        decoded = generate_answers(
+            self.model, self.tokenizer, prompts, how, batching, threads=threads
+        )
         found = dict(track(decoded, total=len(prompts), what=what))
         return [found[place] for place in range(len(prompts))]
 

@@ -43,7 +43,7 @@ def write_bought(backend: Backend, requests: Sequence[Answer]) -> None:
     names = {"rows": "responses", "prompt_tokens": "prompt_tokens"}
     names |= {"answer_tokens": "completion_tokens"}
     taught = {name: sum(one.get(key, 0) for one in told) for name, key in names.items()}
-    bought = [answer.bought for answer in requests if answer.bought]
+    bought = [answer.usage for answer in requests if answer.usage]
     mean = {
         name: round(sum(getattr(one, name) for one in bought) / max(len(bought), 1), 4)
         for name in ("prompt_tokens", "answer_tokens")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cohobate.data.records import Row
-from cohobate.generation.decoding import never_said
+from cohobate.generation.decoding import suppression_bias
 from cohobate.models import checkpoints
 from tasks.export.form import Form, Questions, Tolerance, not_installed
 
@@ -134,7 +134,7 @@ def _traced(model: Any) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.model = model
-            self.register_buffer("never", never_said(model))
+            self.register_buffer("never", suppression_bias(model))
 
         def forward(self, input_ids: "Tensor") -> "Tensor":
             logits_BSV: Tensor = self.model(input_ids=input_ids, use_cache=False).logits

@@ -6,7 +6,7 @@ from typing import Literal
 
 from cohobate.data.records import Row
 from cohobate.fast.frozen import load_frozen
-from cohobate.generation.decoding import answers
+from cohobate.generation.decoding import generate_answers
 from cohobate.generation.requests import Decoding
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision
@@ -46,7 +46,7 @@ class Safetensors(Form):
         """Copy the checkpoint's files; the same bytes take no second place in DVC's cache."""
         checkpoints.copy_parts(student, folder)
 
-    def answers(self, folder: Path, questions: Questions) -> list[str]:
+    def generate_answers(self, folder: Path, questions: Questions) -> list[str]:
         """Answer with cohobate/generation/decoding.py, which every stage answers with."""
         return answered(folder, self.precision, questions)
 
@@ -69,5 +69,5 @@ def answered(folder: Path, precision: Precision, questions: Questions) -> list[s
     device = checkpoints.accelerator()
     loaded = load_frozen(folder, precision=precision, device=device)
     how = Decoding(max_tokens=questions.max_tokens)
-    found = dict(answers(*loaded, questions.prompts, how, threads=questions.threads))
+    found = dict(generate_answers(*loaded, questions.prompts, how, threads=questions.threads))
     return [found[place].text for place in range(len(questions.prompts))]

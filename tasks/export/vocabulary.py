@@ -46,7 +46,7 @@ def _cut_from(student_params: "Student") -> Path:
     """Return the folder of the model whose vocabulary the student's is a part of."""
     if student_params.type == "pretrained":
         pin = json.loads(MODELS.read_bytes())["student"]
-        return hub.pinned(student_params.model, pin)
+        return hub.resolve_pinned(student_params.model, pin)
     folder = ADAPT / student_params.teacher
     if not (folder / "config.json").exists():
         raise UserError(

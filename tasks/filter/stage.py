@@ -139,7 +139,7 @@ def _context(filter: FilterParams, task: Task) -> Context:
         task.labels(references.values()),
         Contamination(prompts, contaminated.words, contaminated.similarity),
         references,
-        lambda: hub.watched(filter.scorer),
+        lambda: hub.resolve_path(filter.scorer),
     )
 
 

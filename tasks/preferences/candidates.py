@@ -111,7 +111,7 @@ class TeacherVersusStudent(Ranked):
         if self.rows == "labelled":
             origin, rows = "ground_truth", read_rows(LABELLED, Row)
         device = checkpoints.accelerator()
-        folder = hub.watched(self.student)
+        folder = hub.resolve_path(self.student)
         model, tokenizer = load_frozen(folder, precision=self.precision, device=device)
         prefix = checkpoints.prompt_prefix(folder)
         firsts = (next(same) for _, same in groupby(rows, key=lambda row: row.id))
@@ -129,7 +129,7 @@ class TeacherVersusStudent(Ranked):
 
         found = [""] * len(rows)
         prompts = [row.full_prompt for row in rows]
-        for n, answer in decoding.answers(
+        for n, answer in decoding.generate_answers(
             model, tokenizer, prompts, self.decoding, threads=self.threads
         ):
             found[n] = answer.text

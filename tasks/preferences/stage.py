@@ -109,7 +109,7 @@ class Report:
 def _pairs(preferences: Ranked, task: Task, report: Report) -> Iterator[Pair]:
     labelled = ((row.id, row.answer) for row in read_rows(LABELLED, Row))
     references = {id: answer for id, answer in labelled if answer is not None}
-    known = Known(task, references, partial(hub.watched, preferences.judge), report.told)
+    known = Known(task, references, partial(hub.resolve_path, preferences.judge), report.told)
     scoring = preferences.by.open(known)
     rest = islice(preferences.candidates(), preferences.prompts)
     meter = Meter(f"preferences {preferences.by.type}", preferences.prompts or 0)

@@ -1,7 +1,7 @@
 """What must hold between the models of a round; each check says what to do about it."""
 
 from cohobate.errors import UserError
-from cohobate.models.model_info import Outline, difference
+from cohobate.models.model_info import ModelInfo, difference
 from cohobate.teachers.teacher import Teacher
 
 _PROBE = "A probe: naïve 2+2=4,  tabs\tand\nlines, 漢字, don't — «ok»?"
@@ -24,7 +24,7 @@ def check_terms(key: str, teacher: Teacher) -> None:
         )
 
 
-def check_width(name: str, model: Outline) -> None:
+def check_width(name: str, model: ModelInfo) -> None:
     """Refuse a tokenizer with ids beyond the model's embedding; unused rows do no harm."""
     if model.highest_id >= model.rows:
         raise UserError(
@@ -36,7 +36,7 @@ def check_width(name: str, model: Outline) -> None:
         )
 
 
-def check_signals(key: str, teacher: Outline, student: Outline) -> None:
+def check_signals(key: str, teacher: ModelInfo, student: ModelInfo) -> None:
     """Refuse a student that means other text by the teacher's token ids, or ends otherwise."""
     between = f"teacher {key} and student"
     fix = "choose a student of the same family, or `signals: false` to use the teacher's text only"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from cohobate.backends.settings import GenerateParams
 from cohobate.backends.transformers import Transformers
 from cohobate.models import checkpoints
-from cohobate.models.layer_choice import Layers, chosen
-from cohobate.models.model_info import Outline
+from cohobate.models.layer_choice import Layers, layer_positions
+from cohobate.models.model_info import ModelInfo
 from cohobate.models.number_formats import BYTES, resolve
 from cohobate.progress import say
 from cohobate.teachers.signal_store.settings import CaptureParams
@@ -42,9 +42,9 @@ SHORT = 32
 Parts = dict[str, int]
 
 
-def size_of(outline: Outline, record: Mapping[str, Any] | None = None) -> Size:
+def size_of(outline: ModelInfo, record: Mapping[str, Any] | None = None) -> Size:
     """Return the size of a model; `record`: of the student that is made of it."""
-    told = record or outline.facts()
+    told = record or outline.to_json()
     return Size.of(
         outline.config, told["parameters"], told["parameters_of_embeddings"], told["layers"]
     )
@@ -172,7 +172,7 @@ def _lengths(how: Hyperparameters) -> tuple[int, int]:
 def _kept(size: Size, layers: Layers | None) -> Size:
     if layers is None:
         return size
-    return size.with_layers(len(chosen(layers, size.layers, "train.<phase>.keep_layers")))
+    return size.with_layers(len(layer_positions(layers, size.layers, "train.<phase>.keep_layers")))
 
 
 def _sum(parts: "Iterator[Parts]") -> Parts:

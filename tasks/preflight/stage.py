@@ -16,8 +16,8 @@ from cohobate.errors import UserError
 from cohobate.methods.teacher_tuning import Tuning
 from cohobate.methods.train import Method
 from cohobate.models import checkpoints, hub
-from cohobate.models.model_info import Outline, outline_of
-from cohobate.models.number_formats import described
+from cohobate.models.model_info import ModelInfo, read_model_info
+from cohobate.models.number_formats import describe
 from cohobate.params import PARAMS, ValueOf, load
 from cohobate.progress import say
 from cohobate.students.students import Student
@@ -55,7 +55,7 @@ def run(
     """
     if not teachers:
         raise UserError("a round needs a teacher", where="params.yaml, section teachers")
-    say(f"number format of {described(checkpoints.accelerator())}")
+    say(f"number format of {describe(checkpoints.accelerator())}")
     check_phase("evaluate.student", student, train)
     check_phase("evaluate.baseline", baseline, train)
     phases = {f"assist.{key}": phase for key, phase in assist.items()}
@@ -90,13 +90,13 @@ def run(
     say(" · ".join(f"{what}: {count / 1e6:.1f}M" for what, count in summary.items()))
 
 
-def look_at_teacher(key: str, teacher: Teacher) -> Outline:
+def look_at_teacher(key: str, teacher: Teacher) -> ModelInfo:
     """Return what a teacher is, its chat template set; say what of the template is left unset."""
-    outline = outline_of(hub.resolve(teacher.model, teacher.revision))
+    outline = read_model_info(hub.resolve(teacher.model, teacher.revision))
     where = f"params.yaml, teachers.{key}.template"
     for note in teacher.template.check(f"the teacher {key}", outline.template, where):
         say(note)
-    outline = outline.set_to(teacher.template)
+    outline = outline.with_template(teacher.template)
     if refused := outline.refused_turns:
         say(
             f"the teacher {key}: its chat template refuses {', '.join(refused)}; where rows have "
@@ -110,7 +110,7 @@ def _resources() -> dict[str, Any]:
     return (load().get("resources") or {}) if PARAMS.exists() else {}
 
 
-def _pinned(teacher: Teacher, outline: Outline | None) -> dict[str, Any]:
+def _pinned(teacher: Teacher, outline: ModelInfo | None) -> dict[str, Any]:
     terms = {
         "licence": teacher.licence,
         "outputs_may_train": teacher.outputs_may_train,
@@ -120,4 +120,4 @@ def _pinned(teacher: Teacher, outline: Outline | None) -> dict[str, Any]:
     if outline is None:
         where = {"endpoint": teacher.endpoint, "revision": teacher.revision}
         return terms | where | {"model": teacher.model}
-    return outline.facts() | terms | hub.origin(teacher.model, outline.folder)
+    return outline.to_json() | terms | hub.source_of(teacher.model, outline.folder)

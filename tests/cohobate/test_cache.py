@@ -36,7 +36,7 @@ def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_cached_is_read_where_nothing_can_be_written(read_only: Path) -> None:
-    with hub.alone(read_only / "model.lock"):
+    with hub.file_lock(read_only / "model.lock"):
         assert not (read_only / "model.lock").exists()
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from cohobate.thread_map import side_by_side
+from cohobate.thread_map import thread_map
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -16,7 +16,7 @@ def test_results_come_in_order_and_do_not_depend_on_the_number_of_threads(thread
         time.sleep(0.01 * (n % 3))  # so that later batches end before earlier ones
         return (weight * n) @ weight
 
-    found = list(side_by_side(work, range(9), threads))
+    found = list(thread_map(work, range(9), threads))
     assert [n for n, _ in found] == list(range(9))
     torch.set_num_threads(1)
     for n, result in found:
@@ -29,7 +29,7 @@ def test_an_error_comes_out_where_its_batch_would_have() -> None:
             raise ValueError("two")
         return n
 
-    results = side_by_side(work, range(5), 2)
+    results = thread_map(work, range(5), 2)
     assert [next(results), next(results)] == [(0, 0), (1, 1)]
     with pytest.raises(ValueError, match="two"):
         next(results)

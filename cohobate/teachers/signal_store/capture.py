@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cohobate.data.examples import Example, examples_of, positions_of
+from cohobate.data.examples import Example, completion_positions, examples_of
 from cohobate.data.records import Response
 from cohobate.data.tokenized import encode_all, pad_right
 from cohobate.errors import UserError
@@ -37,7 +37,7 @@ from cohobate.teachers.signal_store.shards import (
     windows,
 )
 from cohobate.teachers.signal_store.store import Origin, row_hash
-from cohobate.thread_map import side_by_side
+from cohobate.thread_map import thread_map
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,7 +71,7 @@ def capture_signals(
             examples = examples_of(parsed, encode_all(tokenizer, parsed))
             with ShardWriter(shards[-1], number, origin) as writer:
                 batches = batches_of(examples, capture.batch_tokens)
-                for batch, signals in side_by_side(look, batches, capture.threads):
+                for batch, signals in thread_map(look, batches, capture.threads):
                     writer.add(batch, signals)
                     pace.advance(batch)
             whole = writer.figures
@@ -159,7 +159,9 @@ def signals_of(
     Right padding under a causal mask: what is read never attends to padding.
     """
     ids_BS = pad_right([row.ids[:-1].tolist() for row in batch], 0).to(model.device)
-    hidden_ND = last_hidden(model, ids_BS, positions_of(batch, ids_BS.shape[1]).to(model.device))
+    hidden_ND = last_hidden(
+        model, ids_BS, completion_positions(batch, ids_BS.shape[1]).to(model.device)
+    )
     dice_NG = torch.from_numpy(rng_of(batch, origin)).to(model.device)
     split = (torch.split(x, chunk_tokens) for x in (hidden_ND, dice_NG))
     parts = [origin.form.measure(head, rows_ND, rng) for rows_ND, rng in zip(*split, strict=True)]

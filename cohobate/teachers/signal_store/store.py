@@ -35,7 +35,7 @@ from cohobate.data.examples import Example
 from cohobate.errors import UserError
 from cohobate.models.checkpoints import verify
 from cohobate.models.number_formats import NumberFormat
-from cohobate.models.vocabularies import ids_within, ids_without, template_hash, vocabulary_hash
+from cohobate.models.vocabularies import ids_within, inverse_ids, template_hash, vocabulary_hash
 from cohobate.teachers.signal_store.forms import Form, Loss, Packed, Signals
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class SignalStore:
         import torch
 
         assert self._teacher_ids is not None
-        return torch.from_numpy(ids_without(self._teacher_ids, self.origin.vocabulary))
+        return torch.from_numpy(inverse_ids(self._teacher_ids, self.origin.vocabulary))
 
     def _head_on(self, device: str) -> "Head":
         """Return the teacher's head over the ids that the student has.

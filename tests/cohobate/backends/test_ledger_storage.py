@@ -9,7 +9,7 @@ from cohobate.backends.ledger import Ledger
 from cohobate.backends.ledger_storage import LEDGER, VARIABLE, Objects, journal_of
 from cohobate.backends.requests import Unanswered
 from cohobate.errors import UserError
-from cohobate.generation.requests import Answer, Bought
+from cohobate.generation.requests import Answer, Usage
 
 TEACHER = "0123456789abcdef" * 4
 
@@ -141,7 +141,7 @@ def unreachable(prefix):
 def test_what_was_spent_is_summed_failures_included(project):
     with Ledger(journal_of(TEACHER)) as ledger:
         told = (("the", -0.5, {"the": -0.5, "a": -1.5}),)
-        answer = Answer("x", "stop", -0.5, Bought(10, 5, 0.25), told)
+        answer = Answer("x", "stop", -0.5, Usage(10, 5, 0.25), told)
         ledger.append({"a": answer, "b": Unanswered("empty", 0.5), "c": Unanswered("down")})
         assert ledger.spent == 0.75
     with Ledger(journal_of(TEACHER)) as ledger:

@@ -9,7 +9,7 @@ from cohobate.backends import templates
 from cohobate.backends.openai import OpenAI
 from cohobate.backends.settings import GenerateParams
 from cohobate.backends.templates import FOLDER, Exchange, RowText, template_of
-from cohobate.data.examples import key_of
+from cohobate.data.examples import row_key
 from cohobate.data.records import (
     GENERATE,
     UNLABELLED,
@@ -98,7 +98,7 @@ def test_answer_and_rationale_are_two_targets_of_one_reply(responses):
     assert (second.full_prompt, second.answer) == (f"[rationale] {PROMPTS[0]}", " 1 times four.")
     assert (first.target, second.target) == (None, "rationale")
     assert first.id == second.id == row_id(PROMPTS[0]) and first.prompt == PROMPTS[0]
-    assert key_of(first) != key_of(second)
+    assert row_key(first) != row_key(second)
 
 
 @pytest.mark.parametrize("reasoning", ["keep", "inline"])

@@ -3,7 +3,7 @@
 import pytest
 
 from cohobate.data.reasoning import inline, split
-from cohobate.generation.decoding import as_text
+from cohobate.generation.decoding import to_answer
 from cohobate.generation.requests import Completion
 
 
@@ -31,5 +31,5 @@ def test_what_is_put_together_comes_apart_again():
 
 def test_the_answer_of_a_local_model_is_what_stands_behind_its_reasoning(tokenizer):
     ids = tokenizer.encode("<think>Hm.</think> four", add_special_tokens=False)
-    answer = as_text(tokenizer, Completion(ids, "length", None, []))
+    answer = to_answer(tokenizer, Completion(ids, "length", None, []))
     assert (answer.text, answer.reasoning) == ("four", "Hm.")

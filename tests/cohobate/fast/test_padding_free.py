@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from cohobate.fast import last_block, padding_free, row_attention
-from cohobate.fast.forward import look
-from cohobate.fast.padding_free import Layout, last_hidden, lengths_of
-from cohobate.fast.prefix_cache import Beginning
+from cohobate.fast.forward import forward
+from cohobate.fast.padding_free import PackedBatch, last_hidden, lengths_of
+from cohobate.fast.prefix_cache import PrefixCache
 
 WORDS, ROWS, LENGTH, SHARED = 97, 6, 40, 23
 SIZES = {"vocab_size": WORDS, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -68,7 +68,7 @@ def everywhere() -> Tensor:
 
 
 def widths(
-    model: Any, ids_BS: Tensor, at_N: Tensor | None = None, beginning: Beginning | None = None
+    model: Any, ids_BS: Tensor, at_N: Tensor | None = None, beginning: PrefixCache | None = None
 ) -> tuple[Tensor, list[Any]]:
     """What `last_hidden` returns, and the shapes of the ids that the body was given."""
     if beginning:  # it is made when first asked for
@@ -134,14 +134,14 @@ def test_what_is_known_of_the_beginning_is_not_read_again(
     model, ids_BS = made(ARCHITECTURES[name], "sdpa").eval(), rows(shared=known + 2)
     at_N = everywhere()
     at_N = at_N[at_N % LENGTH >= known][::every]
-    beginning = Beginning(model, ids_BS[0, :known])
+    beginning = PrefixCache(model, ids_BS[0, :known])
     with torch.inference_mode():
         whole_BSD = model.get_decoder()(ids_BS, use_cache=False).last_hidden_state
         for _ in range(2):  # what is known stays as it was
             found_ND, ((_, length),) = widths(model, ids_BS, at_N, beginning)
             wanted_ND = whole_BSD.flatten(0, 1)[at_N]
             torch.testing.assert_close(found_ND, wanted_ND, atol=2e-6, rtol=1e-5)
-        widest = max(len(ids) for ids in Layout.of(ids_BS, LENGTHS, sequence).ids_GT)
+        widest = max(len(ids) for ids in PackedBatch.of(ids_BS, LENGTHS, sequence).ids_GT)
     if every == 1:
         assert length <= widest - known
     assert beginning.cache.get_seq_length() == known
@@ -149,10 +149,10 @@ def test_what_is_known_of_the_beginning_is_not_read_again(
 
 def test_a_beginning_that_rows_do_not_have_or_that_is_looked_at_is_read() -> None:
     model, ids_BS = made(ARCHITECTURES["llama"], "sdpa").eval(), rows()
-    other = Beginning(model, ids_BS[0, :7] + 1)
-    longer = Beginning(model, ids_BS[0, : SHARED + 5])
-    own = Beginning(model, ids_BS[0, :7])
-    nothing = Beginning(model, ids_BS[0, :0])
+    other = PrefixCache(model, ids_BS[0, :7] + 1)
+    longer = PrefixCache(model, ids_BS[0, : SHARED + 5])
+    own = PrefixCache(model, ids_BS[0, :7])
+    nothing = PrefixCache(model, ids_BS[0, :0])
     wanted = widths(model, ids_BS)
     for beginning in (other, longer, own, nothing):
         found = widths(model, ids_BS, everywhere(), beginning)
@@ -165,7 +165,7 @@ def test_a_row_of_which_nothing_is_looked_at_may_begin_as_the_others() -> None:
     model, ids_BS = made(ARCHITECTURES["llama"], "sdpa").eval(), rows()
     at_N = everywhere()
     at_N = at_N[(at_N % LENGTH >= 7) & (at_N >= LENGTH)]  # none of the first row
-    found_ND, _ = widths(model, ids_BS, at_N, Beginning(model, ids_BS[0, :7]))
+    found_ND, _ = widths(model, ids_BS, at_N, PrefixCache(model, ids_BS[0, :7]))
     whole_BSD = model.get_decoder()(ids_BS, use_cache=False).last_hidden_state
     torch.testing.assert_close(found_ND, whole_BSD.flatten(0, 1)[at_N], atol=2e-6, rtol=1e-5)
 
@@ -174,14 +174,14 @@ def test_only_a_model_that_goes_row_by_row_is_asked_for_a_beginning() -> None:
     ids_BS, behind = rows(), everywhere()[everywhere() % LENGTH >= 7]
     window = made(MistralConfig(**GROUPED, sliding_window=16), "sdpa").eval()
     for model in (window, made(ARCHITECTURES["llama"], "eager").eval()):
-        beginning = Beginning(model, ids_BS[0, :7])
+        beginning = PrefixCache(model, ids_BS[0, :7])
         found = widths(model, ids_BS, behind, beginning)
         assert found[0].equal(widths(model, ids_BS, behind)[0])
         assert "cache" not in vars(beginning)
 
 
 def test_nothing_is_padding_and_the_beginning_is_there_once() -> None:
-    layout = Layout.of(rows(), LENGTHS, 192)
+    layout = PackedBatch.of(rows(), LENGTHS, 192)
     assert layout.ids_GT.shape == (1, SHARED + sum(LENGTHS) - ROWS * SHARED)
     assert (layout.row_GT < ROWS).all()
 
@@ -189,7 +189,7 @@ def test_nothing_is_padding_and_the_beginning_is_there_once() -> None:
 @pytest.mark.parametrize("sequence", [40, 90, 192])
 def test_every_token_of_a_row_has_its_place(sequence: int) -> None:
     ids_BS = rows(5)
-    layout = Layout.of(ids_BS, LENGTHS, sequence)
+    layout = PackedBatch.of(ids_BS, LENGTHS, sequence)
     found_BS = layout.ids_GT.flatten()[layout.place_BS]
     for n, length in enumerate(LENGTHS):
         assert found_BS[n, :length].equal(ids_BS[n, :length])
@@ -262,7 +262,7 @@ def test_activations_may_be_computed_again() -> None:
 
 def test_what_shows_its_inside_is_read_as_it_is() -> None:
     model = made(ARCHITECTURES["llama"]).eval()
-    seen = look(model, rows(), everywhere(), frozenset({"hidden", "values"}))
+    seen = forward(model, rows(), everywhere(), frozenset({"hidden", "values"}))
     assert {part.shape[1] for part in (*seen.hidden, *seen.values)} == {LENGTH}
 
 
@@ -271,7 +271,7 @@ def read(model: Any, at_N: Tensor) -> tuple[list[int], bool]:
     given: list[int] = []
     keep = lambda module, inputs: given.append(inputs[0].numel() // inputs[0].shape[-1])  # noqa: E731
     last_hidden(model, rows(), at_N)  # it is tried once
-    layout = Layout.of(rows(), LENGTHS, 192)
+    layout = PackedBatch.of(rows(), LENGTHS, 192)
     mask = layout.mask_for(model)
     handle = model.get_decoder().layers[-1].mlp.act_fn.register_forward_pre_hook(keep)
     layout.read(model, mask, at_N)
@@ -307,7 +307,7 @@ def test_long_rows_are_compared_blockwise(dtype: torch.dtype, monkeypatch: Any) 
 
 
 def test_a_mask_that_knows_its_rows_is_a_mask_to_all_else() -> None:
-    layout = Layout.of(rows(), LENGTHS, 192)
+    layout = PackedBatch.of(rows(), LENGTHS, 192)
     known = row_attention.RowMask.of(layout.mask(), layout.rows(1))
     assert type(~known) is Tensor and (~known).equal(~layout.mask())
     query = torch.randn(1, 2, layout.ids_GT.shape[1], 8)

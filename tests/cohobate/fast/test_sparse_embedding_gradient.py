@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cohobate.fast.sparse_embedding_gradient import added_in_place
+from cohobate.fast.sparse_embedding_gradient import sparse_gradient
 from cohobate.training.learner import Learner
 from tests.cohobate.training.test_trainer import ALL, examples, settings, train
 
@@ -34,7 +34,7 @@ def gradients(model, batches=1):
 def test_it_is_what_autograd_gives(tied, padding, batches):
     wanted = gradients(model_of(tied=tied, padding=padding), batches)
     model = model_of(tied=tied, padding=padding)
-    with added_in_place(model):
+    with sparse_gradient(model):
         found = gradients(model, batches)
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
@@ -45,7 +45,7 @@ def test_a_frozen_embedding_gets_none_and_the_model_is_left_as_it_was():
     model = model_of(tied=False)
     embedding = model.get_input_embeddings()
     embedding.requires_grad_(False)
-    with added_in_place(model):
+    with sparse_gradient(model):
         model(input_ids=IDS_BS, labels=IDS_BS).loss.backward()
         assert "forward" in vars(embedding)
     assert embedding.weight.grad is None
@@ -55,7 +55,7 @@ def test_a_frozen_embedding_gets_none_and_the_model_is_left_as_it_was():
 
 def test_without_a_gradient_nothing_is_noted():
     model = model_of(tied=True)
-    with added_in_place(model), torch.no_grad():
+    with sparse_gradient(model), torch.no_grad():
         assert not model(input_ids=IDS_BS).logits.requires_grad
     assert model.get_input_embeddings().weight.grad is None
 

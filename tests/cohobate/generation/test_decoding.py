@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from cohobate.generation.decoding import answers, decode, plan, stop_ids
+from cohobate.generation.decoding import decode_batch, generate_answers, plan_batches, stop_ids
 from cohobate.generation.requests import Batching, Decoding, Request
 
 
@@ -32,8 +32,8 @@ def one_by_one(model, tokenizer, request, room):
 
 def all_of(model, tokenizer, requests, how, batching):
     found = {}
-    for batch in plan(requests, how, batching):
-        written = decode(
+    for batch in plan_batches(requests, how, batching):
+        written = decode_batch(
             model, [requests[n] for n in batch], how, stop_ids(model, tokenizer), batching
         )
         found |= dict(zip(batch, written, strict=True))
@@ -68,7 +68,9 @@ def test_answers_of_unlike_length_take_the_slots_of_those_that_ended(
     calls = counted_calls(
         model, lambda: all_of(model, tokenizer, requests, how, Batching(rows=rows))
     )
-    assert rows == 64 or calls < 2.5 * steps + 40 * len(plan(requests, how, Batching(rows=rows)))
+    assert rows == 64 or calls < 2.5 * steps + 40 * len(
+        plan_batches(requests, how, Batching(rows=rows))
+    )
 
 
 def counted_calls(model, work):
@@ -92,13 +94,15 @@ def test_samples_and_scores_do_not_depend_on_the_slot(model, tokenizer, requests
 def test_rows_of_unequal_length_read_and_write_side_by_side(model, tokenizer):
     model.generation_config.eos_token_id = None
     requests = [Request([7, 8, 9, 10, 11][:n] * k) for n, k in ((5, 1), (3, 1), (4, 2), (5, 2))]
-    written = decode(model, requests, Decoding(max_tokens=9), frozenset(), Batching())
+    written = decode_batch(model, requests, Decoding(max_tokens=9), frozenset(), Batching())
     assert [w.ids for w in written] == [one_by_one(model, tokenizer, r, 9) for r in requests]
 
 
 def test_log_probabilities_are_the_models_own(model, tokenizer, requests):
     request = requests[0]
-    (written,) = decode(model, [request], Decoding(max_tokens=5), frozenset(), Batching(), top_k=3)
+    (written,) = decode_batch(
+        model, [request], Decoding(max_tokens=5), frozenset(), Batching(), top_k=3
+    )
     ids = torch.tensor([request.ids + written.ids])
     logp_SV = model(ids).logits[0].log_softmax(-1)
     steps = [logp_SV[len(request.ids) - 1 + n] for n in range(5)]
@@ -122,18 +126,22 @@ def test_samples_follow_the_distribution(model):
     request = Request([7, 8, 9])
     many = [request._replace(draw=str(n)) for n in range(4000)]
     how = Decoding(max_tokens=1, temperature=0.8)
-    drawn = Counter(w.ids[0] for w in decode(model, many, how, frozenset(), Batching()))
+    drawn = Counter(w.ids[0] for w in decode_batch(model, many, how, frozenset(), Batching()))
     expected_V = (model(torch.tensor([request.ids])).logits[0, -1] / 0.8).softmax(-1)
     for token in expected_V.topk(5).indices.tolist():
         p = expected_V[token].item()
         assert drawn[token] / 4000 == pytest.approx(p, abs=4 * (p * (1 - p) / 4000) ** 0.5)
-    nucleus = decode(model, many, how.model_copy(update={"top_p": 1e-6}), frozenset(), Batching())
+    nucleus = decode_batch(
+        model, many, how.model_copy(update={"top_p": 1e-6}), frozenset(), Batching()
+    )
     assert {w.ids[0] for w in nucleus} == {expected_V.argmax().item()}
 
 
 def test_the_context_bounds_an_answer(model, tokenizer):
     full, nearly = Request([5] * 256), Request([5] * 253)
-    one, other = decode(model, [full, nearly], Decoding(max_tokens=9), frozenset(), Batching())
+    one, other = decode_batch(
+        model, [full, nearly], Decoding(max_tokens=9), frozenset(), Batching()
+    )
     assert (one.ids, one.finish, one.logprob) == ([], "length", None)
     assert (len(other.ids), other.finish) == (3, "length")
 
@@ -141,7 +149,7 @@ def test_the_context_bounds_an_answer(model, tokenizer):
 def test_batches_are_bounded_and_of_like_length(requests):
     long = [Request([1] * n) for n in range(300, 400)]
     how, batching = Decoding(max_tokens=4), Batching(rows=8, tokens=2000)
-    batches = plan(requests + long, how, batching)
+    batches = plan_batches(requests + long, how, batching)
     assert sorted(n for batch in batches for n in batch) == list(range(len(requests + long)))
     for batch in batches:
         lengths = [len((requests + long)[n].ids) for n in batch]
@@ -153,19 +161,21 @@ def test_batches_are_bounded_and_of_like_length(requests):
 def test_dropping_whole_batches_leaves_the_others_as_they_are(requests):
     requests = requests + [Request([1] * n) for n in range(100, 140)]
     how, batching = Decoding(max_tokens=4), Batching(rows=4, tokens=600)
-    batches = plan(requests, how, batching)
+    batches = plan_batches(requests, how, batching)
     for seed in range(20):
         kept = [b for b in batches if random.Random(f"{seed}{b}").random() < 0.6]
         left = sorted(n for batch in kept for n in batch)
-        again = plan([requests[n] for n in left], how, batching)
+        again = plan_batches([requests[n] for n in left], how, batching)
         assert [[left[n] for n in batch] for batch in again] == kept
 
 
 def test_answers_are_text_without_the_closing_token(model, tokenizer, prompts):
-    found = dict(answers(model, tokenizer, prompts, Decoding(max_tokens=6), Batching(rows=7)))
+    found = dict(
+        generate_answers(model, tokenizer, prompts, Decoding(max_tokens=6), Batching(rows=7))
+    )
     assert sorted(found) == list(range(len(prompts)))
     request = Request(tokenizer(prompts[5])["input_ids"])
-    (written,) = decode(
+    (written,) = decode_batch(
         model, [request], Decoding(max_tokens=6), stop_ids(model, tokenizer), Batching()
     )
     ids = written.ids[:-1] if written.finish == "stop" else written.ids

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cohobate.data.examples import Example
 from cohobate.errors import UserError
-from cohobate.fast.forward import look
+from cohobate.fast.forward import forward
 from cohobate.losses import features as f
 from cohobate.losses.divergences import ForwardKL
 from cohobate.losses.features import FeatureTerm, Place
@@ -256,13 +256,13 @@ def test_a_model_that_hides_its_maps_is_refused(make_model, tokenizer) -> None:
     for block in model.model.layers:
         block.self_attn.v_proj, block.self_attn.qkv = None, block.self_attn.v_proj
     with pytest.raises(UserError, match="no value projection"):
-        look(model, torch.tensor([[5, 6]]), torch.tensor([1]), frozenset({"values"}))
+        forward(model, torch.tensor([[5, 6]]), torch.tensor([1]), frozenset({"values"}))
 
 
 def test_looking_changes_nothing(make_model, tokenizer) -> None:
     model, row = make_model(tokenizer), examples()[0]
     ids = torch.from_numpy(row.ids[None].astype(np.int64))
-    seen = look(model, ids, torch.arange(ids.numel()), frozenset({"hidden", "values"}))
+    seen = forward(model, ids, torch.arange(ids.numel()), frozenset({"hidden", "values"}))
     assert len(seen.hidden) == 5 and len(seen.values) == 4
     assert seen.values[0].shape == (1, len(row.ids), 2, 8)
     torch.testing.assert_close(seen.hidden[-1][0], seen.last_ND)

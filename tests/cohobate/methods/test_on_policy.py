@@ -11,7 +11,7 @@ import torch
 from cohobate.data.examples import Example
 from cohobate.data.records import ADAPT, INIT_STUDENT, TRAIN
 from cohobate.errors import UserError
-from cohobate.generation.decoding import plan
+from cohobate.generation.decoding import plan_batches
 from cohobate.generation.requests import Batching, Decoding, Request
 from cohobate.methods.rollout_generators import SPREAD, cast_once
 from cohobate.methods.rollout_settings import Adaptive, Constant, Sampling, Schedule
@@ -123,8 +123,8 @@ def test_an_update_is_answered_in_few_batches(model) -> None:
     lengths = [5, 90, 5 + SPREAD, 7, 5 + SPREAD + 1]
     requests = [Request([1] * length) for length in lengths]
     how = Decoding(max_tokens=16)
-    assert plan(requests, how, Batching(), near=SPREAD) == [[0, 3, 2], [4], [1]]
-    assert plan(requests, how, Batching(rows=2), near=SPREAD) == [[0, 3], [2, 4], [1]]
+    assert plan_batches(requests, how, Batching(), near=SPREAD) == [[0, 3, 2], [4], [1]]
+    assert plan_batches(requests, how, Batching(rows=2), near=SPREAD) == [[0, 3], [2, 4], [1]]
 
 
 def test_frozen_weights_are_frozen_again_after_an_answer(model) -> None:

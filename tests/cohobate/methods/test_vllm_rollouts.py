@@ -14,7 +14,7 @@ import torch
 
 from cohobate.data.examples import Example
 from cohobate.errors import UserError
-from cohobate.generation.decoding import decode, stop_ids
+from cohobate.generation.decoding import decode_batch, stop_ids
 from cohobate.generation.requests import Batching, Decoding, Request
 from cohobate.methods.rollout_settings import Constant, Sampling
 from cohobate.methods.rollouts import StudentText
@@ -59,7 +59,7 @@ def engine(monkeypatch, model) -> SimpleNamespace:
             outputs = []
             for prompt in prompts:
                 ids = list(prompt["prompt_token_ids"])
-                (answer,) = decode(told.model, [Request(ids)], how, stop, Batching())
+                (answer,) = decode_batch(told.model, [Request(ids)], how, stop, Batching())
                 logprobs = [{n: SimpleNamespace(logprob=-1.0, rank=1)} for n in answer.ids]
                 one = SimpleNamespace(token_ids=answer.ids, logprobs=logprobs)
                 outputs.append(SimpleNamespace(prompt_token_ids=ids, outputs=[one]))
@@ -75,7 +75,7 @@ def engine(monkeypatch, model) -> SimpleNamespace:
 def greedy(model: Any, tokenizer: Any, row: Example) -> list[int]:
     ids = row.ids[: row.prompt_length].tolist()
     how, stop = Decoding(max_tokens=6), stop_ids(model, tokenizer)
-    (answer,) = decode(model, [Request(ids)], how, stop, Batching())
+    (answer,) = decode_batch(model, [Request(ids)], how, stop, Batching())
     return [*ids, *answer.ids]
 
 

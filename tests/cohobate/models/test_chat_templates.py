@@ -10,8 +10,8 @@ from cohobate.models.chat_templates import (
     TemplateSettings,
     check_turns,
     default_template,
-    refused_by,
-    traits,
+    refused_turns,
+    turn_kinds,
 )
 from cohobate.params import validated
 from tests.tiny_models import CHAT_TEMPLATE, make_tokenizer
@@ -119,15 +119,15 @@ def test_what_a_template_refuses_is_found_by_trying_it():
     def render(tokenizer):
         return lambda turns: tokenizer.apply_chat_template(turns, tokenize=False)
 
-    assert refused_by(render(make_tokenizer())) == []
-    strict = refused_by(render(make_tokenizer(chat_template=STRICT)))
+    assert refused_turns(render(make_tokenizer())) == []
+    strict = refused_turns(render(make_tokenizer(chat_template=STRICT)))
     assert strict == [
         "a system turn",
         "an assistant turn before the first user turn",
         "two turns of one role in a row",
         "a system turn after the first",
     ]
-    assert traits(["system", "user", "assistant", "user"]) == {"a system turn"}
+    assert turn_kinds(["system", "user", "assistant", "user"]) == {"a system turn"}
     turns = [Message(role="system", content="S"), Message(role="user", content="U")]
     with pytest.raises(UserError, match="the teacher main refuses a system turn") as refused:
         check_turns([("r1", turns)], strict, "the teacher main", "teachers.main")

@@ -11,13 +11,13 @@ from cohobate.evaluation.answer_logprobs import Reader
 from cohobate.evaluation.forgetting import Forgetting
 from cohobate.fast.frozen import load_frozen
 from cohobate.fast.padding_free import last_hidden
-from cohobate.generation.decoding import answers, stop_ids
+from cohobate.generation.decoding import generate_answers, stop_ids
 from cohobate.generation.requests import Batching, Decoding
 from cohobate.losses.divergences import ForwardKL
 from cohobate.models import checkpoints
 from cohobate.models.layers import learned_positions
 from cohobate.models.lm_head import Head
-from cohobate.models.model_info import outline_of
+from cohobate.models.model_info import read_model_info
 from cohobate.students.layer_cutting import keep_layers, parameters_of_cut, random_like
 from cohobate.teachers.target_sources import Live
 from cohobate.training.trainer import fit
@@ -82,8 +82,8 @@ def publish(name: str, folder: Path) -> tuple[Any, Any]:
 @pytest.mark.usefixtures("one_thread")
 def test_a_family_is_read_run_and_cut(name: str, tmp_path: Path) -> None:
     model, tokenizer = publish(name, tmp_path / "whole")
-    outline = outline_of(tmp_path / "whole")
-    assert (outline.depth, outline.facts()["width"]) == (4, 32)
+    outline = read_model_info(tmp_path / "whole")
+    assert (outline.depth, outline.to_json()["width"]) == (4, 32)
     assert outline.parameters() == model.num_parameters()
     assert size_of(outline).heads == (1 if name == "Mamba" else 4)
 
@@ -151,7 +151,7 @@ def _writes_as_generate_does(loaded: Any, model: Any, tokenizer: Any) -> None:
         written = written[: ends[0]] if ends else written
         wanted.append(tokenizer.decode(written, clean_up_tokenization_spaces=False))
     decoding, batching = Decoding(max_tokens=20), Batching(rows=4)
-    found = dict(answers(loaded, tokenizer, PROMPTS * 2, decoding, batching))
+    found = dict(generate_answers(loaded, tokenizer, PROMPTS * 2, decoding, batching))
     assert [found[n].text for n in range(6)] == wanted * 2
 
 

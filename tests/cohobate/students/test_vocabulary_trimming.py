@@ -9,9 +9,9 @@ from cohobate.data.records import (
     FILTER,
     INIT_STUDENT,
     TRAIN,
-    Lesson,
     Response,
     Row,
+    TrainingRow,
     row_id,
     write_rows,
 )
@@ -142,7 +142,7 @@ def test_a_trimmed_student_learns_from_the_whole_teachers_signals(
         Response(**r.model_dump(exclude={"origin"}), teacher="main", finish="stop") for r in ROWS
     ]
     write_rows(FILTER / "kept.jsonl", kept)
-    lessons = [Lesson(**row.model_dump(), difficulty=0.0, stage=0) for row in kept]
+    lessons = [TrainingRow(**row.model_dump(), difficulty=0.0, stage=0) for row in kept]
     write_rows(CURRICULUM / "train.jsonl", lessons)
     teacher = make_model(tokenizer, seed=1)
     checkpoints.save(teacher, tokenizer, ADAPT / "main", {})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cohobate.data.examples import Example, common_beginning
+from cohobate.data.examples import Example, common_prefix
 from cohobate.data.records import Row
 from cohobate.errors import UserError
 from cohobate.losses.divergences import Distillm2, ForwardKL, Hard, ReverseKL, Term
@@ -270,7 +270,7 @@ def test_a_teacher_reads_what_all_prompts_begin_with_once(
         replace(row, ids=np.concatenate([[7, 8, 9, 10], row.ids]), prompt_length=6)
         for row in examples()
     ]
-    begin_P = common_beginning(rows)
+    begin_P = common_prefix(rows)
     assert begin_P.tolist() == [7, 8, 9, 10]
     some = models if combining else models[:2]
     options: dict[str, Any] = {"combining": combining, "shares": (0.5, 0.5)} if combining else {}

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from cohobate.data.examples import Example, common_beginning, examples_of, key_of
-from cohobate.data.records import Lesson, Row
+from cohobate.data.examples import Example, common_prefix, examples_of, row_key
+from cohobate.data.records import Row, TrainingRow
 from cohobate.data.tokenized import Encoded
 from cohobate.training.batches import WINDOW, Batches, plan
 from cohobate.training.hyperparameters import Hyperparameters
@@ -52,11 +52,11 @@ def test_fewer_rows_than_a_batch_are_met_again() -> None:
 
 def test_what_all_prompts_begin_with_ends_before_what_is_looked_at() -> None:
     rows = [example(9, prompt=5), example(7, prompt=6)]
-    assert common_beginning(rows).tolist() == [10, 11, 12, 13]
+    assert common_prefix(rows).tolist() == [10, 11, 12, 13]
     rows[1].ids[2] = 0
-    assert common_beginning(rows).tolist() == [10, 11]
-    assert common_beginning([example(4, prompt=1), *rows]).tolist() == []
-    assert common_beginning([]).tolist() == []
+    assert common_prefix(rows).tolist() == [10, 11]
+    assert common_prefix([example(4, prompt=1), *rows]).tolist() == []
+    assert common_prefix([]).tolist() == []
 
 
 def test_a_micro_batch_says_where_each_completion_token_is_predicted() -> None:
@@ -80,9 +80,9 @@ def test_rows_without_answer_or_too_long_are_left_out() -> None:
 
 
 def test_a_lesson_brings_its_stage_and_says_whose_answer_it_is() -> None:
-    lesson = Lesson(
+    lesson = TrainingRow(
         id="a", prompt="p", teacher="main", sample=2, finish="stop", difficulty=1.0, stage=3
     )
     (found,) = examples_of([lesson], [Encoded([1], [2])])
     assert (found.key, found.stage) == ("a/main/2", 3)
-    assert key_of(Row(id="a", prompt="p")) == "a"
+    assert row_key(Row(id="a", prompt="p")) == "a"

@@ -81,12 +81,12 @@ def test_both_answer_the_dev_rows(project: Path, model, tokenizer) -> None:
 
 
 def test_the_metric_that_decides_scores_the_answers(project: Path, model, tokenizer) -> None:
-    from cohobate.generation.decoding import answers
+    from cohobate.generation.decoding import generate_answers
     from cohobate.models import checkpoints
 
     for folder in ("models/init_student", "models/train/kd/seed-1"):
         checkpoints.save(model, tokenizer, Path(folder), {})
-    said = dict(answers(model, tokenizer, ["one", "two"], EIGHT))
+    said = dict(generate_answers(model, tokenizer, ["one", "two"], EIGHT))
     prompts = {"one": said[0].text, "two": said[1].text}
     rows = [Row(id=row_id(p), prompt=p, answer=f"{text} and so on") for p, text in prompts.items()]
     write_rows(DEV, rows)
@@ -99,14 +99,14 @@ def test_the_metric_that_decides_scores_the_answers(project: Path, model, tokeni
 
 def test_both_answer_as_evaluate_lets_them(project: Path, model, tokenizer) -> None:
     from cohobate.fast.frozen import load_frozen
-    from cohobate.generation.decoding import answers
+    from cohobate.generation.decoding import generate_answers
     from cohobate.models import checkpoints
 
     for folder in ("models/init_student", "models/train/kd/seed-1"):
         checkpoints.save(model, tokenizer, Path(folder), {})
     model, _ = load_frozen(Path("models/init_student"), precision="bfloat16")
     long = Decoding(max_tokens=20)
-    (_, said) = next(answers(model, tokenizer, ["one"], long))
+    (_, said) = next(generate_answers(model, tokenizer, ["one"], long))
     write_rows(DEV, [Row(id=row_id("one"), prompt="one", answer=said.text)])
     challenge = ChallengeParams(threads=1, precision="bfloat16")
     run(challenge, LABELS, [1], student="kd", metric=Verified(), decoding=long)
@@ -115,14 +115,14 @@ def test_both_answer_as_evaluate_lets_them(project: Path, model, tokenizer) -> N
 
 def test_each_is_asked_with_the_prefix_that_it_learnt(project: Path, model, tokenizer) -> None:
     from cohobate.fast.frozen import load_frozen
-    from cohobate.generation.decoding import answers
+    from cohobate.generation.decoding import generate_answers
     from cohobate.models import checkpoints
 
     checkpoints.save(model, tokenizer, Path("models/init_student"), {})
     student = Path("models/train/kd/seed-1")
     checkpoints.save(model, tokenizer, student, {"prompt_prefix": "[label] "})
     model, _ = load_frozen(student, precision="bfloat16")
-    said = dict(answers(model, tokenizer, ["[label] one", "[label] two"], EIGHT))
+    said = dict(generate_answers(model, tokenizer, ["[label] one", "[label] two"], EIGHT))
     rows = [Row(id=row_id(p), prompt=p, answer=said[n].text) for n, p in enumerate(("one", "two"))]
     write_rows(DEV, rows)
     run(

@@ -11,8 +11,8 @@ from cohobate.data.records import (
     CURRICULUM,
     FILTER,
     GENERATE,
-    Lesson,
     Response,
+    TrainingRow,
     read_rows,
     row_id,
     write_rows,
@@ -55,7 +55,7 @@ def ordered(schedule: dict, difficulty: str = "teacher_loss") -> list[tuple[int,
     spelt = {"difficulty": {"type": difficulty}, "schedule": schedule}
     run(validated(CurriculumParams, spelt, "curriculum"), TASK)
     places = {row.id: place for place, row in enumerate(ROWS)}
-    lessons = read_rows(CURRICULUM / "train.jsonl", Lesson)
+    lessons = read_rows(CURRICULUM / "train.jsonl", TrainingRow)
     return [(places[lesson.id], lesson.difficulty, lesson.stage) for lesson in lessons]
 
 
@@ -192,7 +192,7 @@ def test_lessons_are_the_rows_and_two_runs_the_same_bytes(project):
     first = (CURRICULUM / "train.jsonl").read_bytes()
     ordered({"type": "easy_to_hard", "stages": 2})
     assert (CURRICULUM / "train.jsonl").read_bytes() == first
-    for lesson in read_rows(CURRICULUM / "train.jsonl", Lesson):
+    for lesson in read_rows(CURRICULUM / "train.jsonl", TrainingRow):
         assert Response(**lesson.model_dump(exclude={"difficulty", "stage"})) in ROWS
 
 

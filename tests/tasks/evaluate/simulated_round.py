@@ -18,8 +18,8 @@ from cohobate.data.records import (
     REPORTS,
     TEST,
     TRAIN,
-    Lesson,
     Row,
+    TrainingRow,
     row_id,
     write_json,
     write_rows,
@@ -217,7 +217,7 @@ class SimulatedRound:
         write_json(FILTER / "funnel.json", FUNNEL)
         write_json(FILTER / "summary.json", {"seen": 8000, "kept": 7211})
         lessons = (
-            Lesson(
+            TrainingRow(
                 **row.model_dump(exclude={"origin"}), origin="teacher", teacher="main",
                 finish="stop", difficulty=0.01 * n + 3 * (n % 3), stage=n % 3,
             )

@@ -89,7 +89,7 @@ def test_the_stage_answers_scores_and_reports(trained: Path) -> None:
 
 
 def test_a_student_is_asked_with_the_prefix_that_it_learnt(trained: Path, make_model, tokenizer):
-    from cohobate.generation.decoding import answers
+    from cohobate.generation.decoding import generate_answers
 
     model = make_model(tokenizer, seed=0)
     for seed in (1, 2):
@@ -99,7 +99,7 @@ def test_a_student_is_asked_with_the_prefix_that_it_learnt(trained: Path, make_m
     rows = [row for row in read_rows(TEST, Row) if row.answer is not None]
     for arm, prefix in {"teacher": "", "kd/seed-1": "[label] "}.items():
         prompts = [prefix + row.prompt for row in rows]
-        said = dict(answers(model, tokenizer, prompts, PARAMS.decoding, threads=1))
+        said = dict(generate_answers(model, tokenizer, prompts, PARAMS.decoding, threads=1))
         lines = Path(f"data/evaluate/predictions/{arm}.jsonl").read_text().splitlines()
         given = [json.loads(line)["answer"] for line in lines]
         assert given == [said[n].text for n in range(len(rows))]

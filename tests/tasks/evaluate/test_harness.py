@@ -10,7 +10,7 @@ import pytest
 from cohobate import params
 from cohobate.data.records import Row, row_id, write_rows
 from cohobate.errors import UserError
-from cohobate.generation.decoding import answers
+from cohobate.generation.decoding import generate_answers
 from cohobate.generation.requests import Decoding
 from cohobate.models import checkpoints
 from cohobate.params import ParamsError
@@ -51,7 +51,7 @@ def harness(
     model = make_model(tokenizer)
     checkpoints.save(model, tokenizer, Path("models/train/kd/seed-1"), {})
     prompts = [f"Definition: {'a small ' * (n % 4)}thing {n}\nCategory:" for n in range(30)]
-    said = dict(answers(model, tokenizer, prompts, Decoding(max_tokens=4)))
+    said = dict(generate_answers(model, tokenizer, prompts, Decoding(max_tokens=4)))
     rows = [
         Row(id=row_id(p), prompt=p, answer=f"{said[n].text}{'' if n % 3 == 0 else ' or not'}")
         for n, p in enumerate(prompts)
@@ -62,7 +62,7 @@ def harness(
 
 def ours(folder: Path, rows: list[dict[str, Any]], most: int) -> float:
     how = Decoding(max_tokens=most)
-    said = dict(answers(*checkpoints.load(folder), [row["prompt"] for row in rows], how))
+    said = dict(generate_answers(*checkpoints.load(folder), [row["prompt"] for row in rows], how))
     metric, verifier = ExactMatch(type="exact_match"), Label(type="label")
     scores = [metric.score(said[n].text, row["answer"], verifier) for n, row in enumerate(rows)]
     return sum(scores) / len(scores)

@@ -13,7 +13,7 @@ from cohobate.errors import UserError
 from cohobate.methods.teacher_tuning import Untuned
 from cohobate.methods.train import Method
 from cohobate.models import checkpoints
-from cohobate.models.model_info import outline_of
+from cohobate.models.model_info import read_model_info
 from cohobate.models.number_formats import FORCED
 from cohobate.params import validated
 from cohobate.students.students import Student
@@ -220,14 +220,14 @@ def test_a_damaged_folder_is_named(checkpoint, name, content, message):
     path = checkpoint / name
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(UserError, match=message):
-        outline_of(checkpoint)
+        read_model_info(checkpoint)
 
 
 def test_truncated_weights_are_seen_in_the_header(checkpoint):
     path = checkpoint / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="truncated"):
-        outline_of(checkpoint)
+        read_model_info(checkpoint)
 
 
 @pytest.mark.parametrize(

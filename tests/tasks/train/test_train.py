@@ -15,9 +15,9 @@ from cohobate.data.records import (
     INIT_STUDENT,
     LABELLED,
     TRAIN,
-    Lesson,
     Response,
     Row,
+    TrainingRow,
     row_id,
     write_rows,
 )
@@ -74,7 +74,8 @@ def round_so_far(project, make_model, tokenizer):
     write_rows(LABELLED, labelled())
     write_rows(FILTER / "kept.jsonl", kept())
     lessons = [
-        Lesson(**row.model_dump(), difficulty=float(n), stage=n % 2) for n, row in enumerate(kept())
+        TrainingRow(**row.model_dump(), difficulty=float(n), stage=n % 2)
+        for n, row in enumerate(kept())
     ]
     write_rows(CURRICULUM / "train.jsonl", lessons)
     checkpoints.save(make_model(tokenizer, seed=1), tokenizer, ADAPT / "main", {})
@@ -107,7 +108,7 @@ def two_targets() -> list[Response]:
 
 def test_a_phase_learns_several_targets_and_says_how_to_ask_for_the_answer(round_so_far) -> None:
     write_rows(CURRICULUM / "train.jsonl", [
-        Lesson(**row.model_dump(), difficulty=0.0, stage=0) for row in two_targets()
+        TrainingRow(**row.model_dump(), difficulty=0.0, stage=0) for row in two_targets()
     ])  # fmt: skip
     rows = {"rows": "data/curriculum/train.jsonl", "targets": "data/curriculum/train.jsonl"}
     run("two", phase(**SFT | rows, target_weights={"rationale": 0.5}), seeds=[1])
@@ -122,7 +123,7 @@ def test_a_phase_learns_several_targets_and_says_how_to_ask_for_the_answer(round
 def test_signals_are_captured_of_each_target(round_so_far) -> None:
     write_rows(FILTER / "kept.jsonl", two_targets())
     write_rows(CURRICULUM / "train.jsonl", [
-        Lesson(**row.model_dump(), difficulty=0.0, stage=0) for row in two_targets()
+        TrainingRow(**row.model_dump(), difficulty=0.0, stage=0) for row in two_targets()
     ])  # fmt: skip
     signals = CaptureParams(signals={"type": "top_k", "k": 64}, precision="float32", threads=1)
     capture("main", Teacher(model="tiny"), signals)
@@ -213,7 +214,7 @@ def test_weights_are_stored_in_the_chosen_precision(round_so_far) -> None:
 def test_rows_of_each_kind_are_read_as_what_they_are(round_so_far) -> None:
     assert type(rows_of(LABELLED)[0]) is Row
     assert type(rows_of(FILTER / "kept.jsonl")[0]) is Response
-    assert type(rows_of(CURRICULUM / "train.jsonl")[0]) is Lesson
+    assert type(rows_of(CURRICULUM / "train.jsonl")[0]) is TrainingRow
 
 
 def test_no_seed_is_a_readable_error(round_so_far) -> None:
