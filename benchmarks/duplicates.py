@@ -22,9 +22,9 @@ from cohobate.data.contamination import Contamination, bigrams_of
 from cohobate.data.records import Response, row_id
 from cohobate.data.text_comparison import words_of
 from cohobate.scoring.verifiers import Task
-from tasks.filter.duplicates import NearDuplicates
-from tasks.filter.near_duplicates import bands
-from tasks.filter.verdicts import Context, Refused
+from tasks.filter.base_filter import Context, Drop
+from tasks.filter.duplicates import NearDuplicateFilter
+from tasks.filter.minhash import bands
 
 SIMILARITY, PERMUTATIONS = 0.8, 128
 
@@ -72,8 +72,8 @@ def ours(texts: list[str]) -> set[int]:
     rows = [Response(**(options | {"id": row_id(text), "prompt": text})) for text in texts]
     spelt = {"similarity": SIMILARITY, "permutations": PERMUTATIONS}
     start = time.process_time()
-    keep = NearDuplicates(type="near_duplicates", **spelt).over(rows, context)
-    found = {n for n, row in enumerate(rows) if isinstance(keep(row), Refused)}
+    verdicts = NearDuplicateFilter(type="near_duplicates", **spelt).verdicts(rows, context)
+    found = {n for n, verdict in enumerate(verdicts) if isinstance(verdict, Drop)}
     SECONDS["ours"] = time.process_time() - start
     return found
 

@@ -1,65 +1,67 @@
 """Filters on whether an answer is right: by a reference, or by the other samples of its prompt."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from cohobate.data.records import Response
 from cohobate.scoring.votes import hash_of, votes_of
-from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
+from tasks.filter.base_filter import KEEP, Context, Drop, Filter, Rows, Verdict
 
 
-class Verified(Filter):
-    """Refuse wrong answers to prompts whose right answer is known, by the task's verifier."""
+class VerifierFilter(Filter):
+    """Drop wrong answers to prompts whose right answer is known, by the task's verifier."""
 
     type: Literal["verified"]
     unknown: Literal["keep", "refuse"] = "keep"
-    """What to do with answers to prompts of which no right answer is known."""
+    """What to do with answers to prompts without a known right answer."""
 
-    def over(self, rows: Rows, context: Context) -> Keep:
-        """Return what asks the verifier."""
-        verifier = context.task.verifier
+    def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
+        """Compare each answer with its reference."""
+        for row in rows:
+            yield self._verdict(row, context)
 
-        def keep(row: Response) -> Verdict:
-            reference = context.references.get(row.id)
-            if reference is None:
-                return KEPT if self.unknown == "keep" else Refused("no right answer is known")
-            right = verifier.correct(row.answer or "", reference)
-            return KEPT if right else Refused(f"wrong ({verifier.type})")
-
-        return keep
+    def _verdict(self, row: Response, context: Context) -> Verdict:
+        reference, verifier = context.references.get(row.id), context.task.verifier
+        if reference is None:
+            return KEEP if self.unknown == "keep" else Drop("no right answer is known")
+        right = verifier.correct(row.answer or "", reference)
+        return KEEP if right else Drop(f"wrong ({verifier.type})")
 
 
-class Agreement(Filter):
-    """Refuse answers outvoted by the other samples (self-consistency, Wang et al. 2023).
+class AgreementFilter(Filter):
+    """Drop answers outvoted by the other samples (self-consistency, Wang et al. 2023).
 
-    The share of a prompt's samples that give the commonest answer is its agreement. Prompts with
-    one sample have none, and are kept.
+    The agreement of a prompt is the share of its samples that give the commonest answer. Prompts
+    with one sample have none, and are kept.
     """
 
     type: Literal["agreement"]
     min_share: float = Field(0.5, ge=0, le=1)
-    """Lowest agreement: below it the teacher does not know."""
+    """Lowest agreement: below it the teacher is not sure enough."""
     max_share: float = Field(1.0, ge=0, le=1)
-    """Highest agreement: above it there is nothing left to learn."""
+    """Highest agreement: above it the prompt is too easy to learn from."""
 
     @model_validator(mode="after")
-    def _a_span(self) -> "Agreement":
+    def _a_span(self) -> "AgreementFilter":
         if self.min_share > self.max_share:
             raise ValueError("min_share is above max_share")
         return self
 
-    def over(self, rows: Rows, context: Context) -> Keep:
-        """Return what compares an answer with the commonest one to its prompt."""
+    def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
+        """Compare each answer with the commonest one to its prompt."""
         votes = votes_of(rows, context.answer)
-
-        def keep(row: Response) -> Verdict:
+        for row in rows:
             if row.id not in votes:
-                return KEPT
-            answer, share = votes[row.id]
-            if not self.min_share <= share <= self.max_share:
-                few = share < self.min_share
-                return Refused("samples disagree" if few else "samples agree too well", share)
-            return KEPT if hash_of(context.answer(row)) == answer else Refused("outvoted", share)
-
-        return keep
+                yield KEEP
+                continue
+            commonest, share = votes[row.id]
+            if share < self.min_share:
+                yield Drop("samples disagree", share)
+            elif share > self.max_share:
+                yield Drop("samples agree too well", share)
+            elif hash_of(context.answer(row)) == commonest:
+                yield KEEP
+            else:
+                yield Drop("outvoted", share)

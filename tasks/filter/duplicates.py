@@ -1,52 +1,50 @@
-"""Filters on rows that say the same again: to the letter, or nearly."""
+"""Filters on duplicates: exact ones, and near-duplicates by MinHash."""
 
 from array import array
 from collections import defaultdict
-from itertools import count
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from pydantic import Field
 
 from cohobate.data.records import Response, prompt_text
 from cohobate.data.text_comparison import differ_by_case, differ_by_signs, words_of
-from tasks.filter.near_duplicates import shared_bands
-from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
+from tasks.filter.base_filter import KEEP, Context, Drop, Filter, Rows, Verdict
+from tasks.filter.minhash import shared_bands
 
 _NEAR = "near-duplicate of an earlier prompt"
 
 
-class ExactDuplicates(Filter):
-    """Refuse an answer that was given to the same prompt before, and answers that contradict."""
+class ExactDuplicateFilter(Filter):
+    """Drop repeated answers to the same prompt, and answers that contradict each other."""
 
     type: Literal["exact_duplicates"]
     contradictions: Literal["refuse", "keep"] = "refuse"
     """What to do with different answers to the same prompt, from several samples or teachers."""
 
-    def over(self, rows: Rows, context: Context) -> Keep:
-        """Return what remembers the answers to prompts that occur more than once."""
+    def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
+        """Compare each answer with the earlier ones to its prompt."""
         repeated = _repeated_ids(rows)
         answers: dict[str, set[str]] = {id: set() for id in repeated}
         if repeated and self.contradictions == "refuse":
             for row in rows:
                 if row.id in repeated:
                     answers[row.id].add(context.answer(row))
-        contradicted = {id for id, given in answers.items() if len(given) > 1}
+        contradicted = {id for id, texts in answers.items() if len(texts) > 1}
         seen: set[tuple[str, str]] = set()
-
-        def keep(row: Response) -> Verdict:
+        for row in rows:
             if row.id not in repeated:
-                return KEPT
-            if row.id in contradicted:
-                return Refused("another answer to the same prompt")
-            before = (row.id, context.answer(row)) in seen
-            seen.add((row.id, context.answer(row)))
-            return Refused("the same answer to the same prompt") if before else KEPT
+                yield KEEP
+            elif row.id in contradicted:
+                yield Drop("contradicts another answer to the same prompt")
+            else:
+                pair = (row.id, context.answer(row))
+                yield Drop("duplicate of an earlier answer") if pair in seen else KEEP
+                seen.add(pair)
 
-        return keep
 
-
-class NearDuplicates(Filter):
-    """Refuse prompts that are nearly one kept before, the language of the task left aside.
+class NearDuplicateFilter(Filter):
+    """Drop near-duplicates of prompts kept before; phrases common to the whole task do not count.
 
     Prompts that differ by signs alone, such as `72 × 6` and `72 ÷ 6`, are no duplicates, nor are
     those that differ by capitals within a word, such as `5 mW` and `5 MW`.
@@ -58,55 +56,79 @@ class NearDuplicates(Filter):
     permutations: int = Field(128, ge=32, le=1024)
     """Length of the MinHash sketches that find the pairs to compare."""
 
-    def over(self, rows: Rows, context: Context) -> Keep:
-        """Return what compares a prompt with those kept that share a band of their sketches."""
-
-        def pairs(row: Response) -> set[str]:
-            return context.evaluation.pairs(prompt_text(row.prompt))
-
+    def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
+        """Compare each prompt with the kept ones that share a MinHash band with it."""
         words = (context.evaluation.content(prompt_text(row.prompt)) for row in rows)
         phrases = context.evaluation.phrases
         shared, groups = shared_bands(words, phrases, self.similarity, self.permutations)
-        first = array("q", [-1]) * groups  # kept row of each group; more are rare
-        further: defaultdict[int, list[int]] = defaultdict(list)
-        verdicts: dict[str, Verdict] = {}  # another answer goes the way of its prompt
-        places = count()
+        kept = _KeptPrompts(groups)
+        by_prompt: dict[str, Verdict] = {}  # all answers to a prompt get the verdict on the prompt
+        for position, row in enumerate(rows):
+            if position not in shared:
+                yield KEEP
+                continue
+            if row.id not in by_prompt:
+                candidates = kept.sharing(shared[position])
+                similarity = self._similarity_to(row, (rows[n] for n in candidates), context)
+                by_prompt[row.id] = KEEP if similarity is None else Drop(_NEAR, similarity)
+                if similarity is None:
+                    kept.add(position, shared[position])
+            yield by_prompt[row.id]
 
-        def keep(row: Response) -> Verdict:
-            place = next(places)
-            if place not in shared:
-                return KEPT
-            if row.id not in verdicts:
-                known = [group for group in shared[place] if first[group] >= 0]
-                near = {first[group] for group in known}
-                near.update(*(further[group] for group in known if group in further))
-                said = pairs(row) if near else set()
-                others = (rows[other] for other in sorted(near))
-                alike = ((other, _jaccard(said, pairs(other))) for other in others)
-                twins = (s for other, s in alike if s >= self.similarity and _same(row, other))
-                twin = next(twins, None)
-                verdicts[row.id] = KEPT if twin is None else Refused(_NEAR, round(twin, 4))
-                for group in shared[place] if twin is None else ():
-                    if first[group] < 0:
-                        first[group] = place
-                    else:
-                        further[group].append(place)
-            return verdicts[row.id]
+    def _similarity_to(
+        self, row: Response, candidates: Iterable[Response], context: Context
+    ) -> float | None:
+        """Return the similarity to the first candidate that is a near-duplicate; None without."""
 
-        return keep
+        def pairs(of: Response) -> set[str]:
+            return context.evaluation.pairs(prompt_text(of.prompt))
+
+        own: set[str] | None = None  # most prompts have no candidate: their pairs are not needed
+        for candidate in candidates:
+            own = pairs(row) if own is None else own
+            similarity = _jaccard(own, pairs(candidate))
+            if similarity >= self.similarity and _same(row, candidate):
+                return round(similarity, 4)
+        return None
+
+
+class _KeptPrompts:
+    """Positions of the kept prompts, by the groups of rows that share a MinHash band."""
+
+    def __init__(self, groups: int) -> None:
+        # one array entry per group; a second kept prompt of the same group is rare
+        self._first = array("q", [-1]) * groups
+        self._further: defaultdict[int, list[int]] = defaultdict(list)
+
+    def sharing(self, groups: Iterable[int]) -> list[int]:
+        """Return the positions of the kept prompts in any of `groups`, ascending."""
+        positions = set()
+        for group in groups:
+            if self._first[group] >= 0:
+                positions.add(self._first[group])
+                positions.update(self._further.get(group, ()))
+        return sorted(positions)
+
+    def add(self, position: int, groups: Iterable[int]) -> None:
+        """Add a kept prompt to its groups."""
+        for group in groups:
+            if self._first[group] < 0:
+                self._first[group] = position
+            else:
+                self._further[group].append(position)
 
 
 def _same(row: Response, other: Response) -> bool:
-    """Say whether two prompts differ by no sign alone, and by no capital within a word alone."""
-    text, twin = prompt_text(row.prompt), prompt_text(other.prompt)
-    words, twins = words_of(text), words_of(twin)
-    if words == twins:
-        return not differ_by_case(text, twin)
-    return not differ_by_signs(words, twins)
+    """Say whether two similar prompts ask the same; a sign or an inner capital can differ."""
+    text, other_text = prompt_text(row.prompt), prompt_text(other.prompt)
+    words, other_words = words_of(text), words_of(other_text)
+    if words == other_words:
+        return not differ_by_case(text, other_text)
+    return not differ_by_signs(words, other_words)
 
 
-def _jaccard(some: set[str], others: set[str]) -> float:
-    return len(some & others) / max(len(some | others), 1)
+def _jaccard(a: set[str], b: set[str]) -> float:
+    return len(a & b) / max(len(a | b), 1)
 
 
 def _repeated_ids(rows: Rows) -> frozenset[str]:

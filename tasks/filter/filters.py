@@ -1,11 +1,9 @@
-"""The filters: each keeps a response, or refuses it with a reason.
+"""The filters by their types in params.yaml; the larger ones have files of their own.
 
-A reason is one of a few fixed texts: they are counted.
-
-To add one: a class with `type` and `keep`, and its name in `AnyFilter` at the bottom. The larger
-ones have files of their own beside this one.
+To add one: a class with `type` and `verdict`, and its name in `AnyFilter` at the bottom.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -13,97 +11,102 @@ from pydantic import Field
 from cohobate.data.contamination import SIMILARITY, WORDS
 from cohobate.data.records import Response, prompt_text
 from cohobate.data.text_comparison import words_of
-from tasks.filter.agreement import Agreement, Verified
-from tasks.filter.balance import ClassBalance, Confidence, Sample
-from tasks.filter.duplicates import ExactDuplicates, NearDuplicates
-from tasks.filter.instruction_following import InstructionFollowing
-from tasks.filter.model_scores import Judged, Rewarded
-from tasks.filter.semantic import Diversity, SemanticDuplicates
-from tasks.filter.text_rules import Boilerplate, Language, Repetition, Schema
-from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
+from tasks.filter.agreement import AgreementFilter, VerifierFilter
+from tasks.filter.balance import ClassBalanceFilter, ConfidenceFilter, RandomSampleFilter
+from tasks.filter.base_filter import KEEP, Context, Drop, Filter, Rows, Verdict
+from tasks.filter.duplicates import ExactDuplicateFilter, NearDuplicateFilter
+from tasks.filter.ifd import IfdFilter
+from tasks.filter.model_scores import JudgeFilter, RewardFilter
+from tasks.filter.semantic import DiversityFilter, SemanticDuplicateFilter
+from tasks.filter.text_rules import (
+    BoilerplateFilter,
+    JsonSchemaFilter,
+    LanguageFilter,
+    RepetitionFilter,
+)
 
 
-class Contaminated(Filter):
-    """Refuse what gives away a prompt of dev or test. Always on, and first."""
+class ContaminationFilter(Filter):
+    """Drop rows that give away a prompt of an evaluation split. Always on, and first."""
 
     type: Literal["contaminated"] = "contaminated"
     any_target: ClassVar[bool] = True
     words: int = Field(WORDS, ge=5, le=13)
-    """Length of a run of words in common that counts."""
+    """Length of a run of shared words that counts as contamination."""
     similarity: float = Field(SIMILARITY, ge=0.5, le=0.9)
     """Jaccard similarity of word bigrams from which prompts are near-duplicates."""
 
-    def over(self, rows: Rows, context: Context) -> Keep:
-        """Return what compares prompts, and long answers, with the evaluation prompts."""
-
-        def keep(row: Response) -> Verdict:
+    def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
+        """Compare prompts, and long answers, with the evaluation prompts."""
+        for row in rows:
             reason = context.evaluation.reason(prompt_text(row.prompt))
             if reason is None and len(words_of(row.answer or "")) >= self.words:
                 reason = context.evaluation.reason(row.answer or "")
-            return Refused(reason) if reason else KEPT
-
-        return keep
+            yield Drop(reason) if reason else KEEP
 
 
-class Unfinished(Filter):
-    """Refuse answers that the teacher did not end itself."""
+class UnfinishedFilter(Filter):
+    """Drop answers that were cut off before the end-of-sequence token."""
 
     type: Literal["unfinished"]
 
-    def keep(self, row: Response) -> Verdict:
-        """Judge how the answer ended."""
-        return KEPT if row.finish == "stop" else Refused("cut off at the length limit")
+    def verdict(self, row: Response) -> Verdict:
+        """Look at how the answer ended."""
+        return KEEP if row.finish == "stop" else Drop("cut off at the length limit")
 
 
-class Length(Filter):
-    """Refuse answers that are too short or too long, without their outer white space."""
+class LengthFilter(Filter):
+    """Drop answers that are too short or too long; outer white space does not count."""
 
     type: Literal["length"]
     min_characters: int = Field(1, ge=0)
     max_characters: int = Field(20_000, ge=1)
 
-    def keep(self, row: Response) -> Verdict:
-        """Judge the answer's length."""
+    def verdict(self, row: Response) -> Verdict:
+        """Count the answer's characters."""
         length = len((row.answer or "").strip())
         if length < self.min_characters:
-            return Refused(f"shorter than {self.min_characters} characters", length)
+            return Drop(f"shorter than {self.min_characters} characters", length)
         if length > self.max_characters:
-            return Refused(f"longer than {self.max_characters} characters", length)
-        return KEPT
+            return Drop(f"longer than {self.max_characters} characters", length)
+        return KEEP
 
 
-class Inadmissible(Filter):
-    """Refuse what the task's verifier would take from nobody: no label, no number."""
+class InvalidAnswerFilter(Filter):
+    """Drop answers that cannot be right whatever the prompt: no label, no number."""
 
     type: Literal["inadmissible"]
 
-    def over(self, rows: Rows, context: Context) -> Keep:
-        """Return what asks the verifier."""
-        verifier, labels = context.task.verifier, context.labels
-        refused = Refused(f"no admissible answer ({verifier.type})")
-        return lambda row: KEPT if verifier.admissible(row.answer or "", labels) else refused
+    def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
+        """Check each answer's form with the task's verifier."""
+        verifier, drop = (
+            context.task.verifier,
+            Drop(f"no valid answer ({context.task.verifier.type})"),
+        )
+        for row in rows:
+            yield KEEP if verifier.admissible(row.answer or "", context.labels) else drop
 
 
 AnyFilter = Annotated[
-    Unfinished
-    | Length
-    | Schema
-    | Inadmissible
-    | Boilerplate
-    | Repetition
-    | Language
-    | Sample
-    | Confidence
-    | Verified
-    | ExactDuplicates
-    | Agreement
-    | NearDuplicates
-    | SemanticDuplicates
-    | InstructionFollowing
-    | Judged
-    | Rewarded
-    | Diversity
-    | ClassBalance,
+    UnfinishedFilter
+    | LengthFilter
+    | JsonSchemaFilter
+    | InvalidAnswerFilter
+    | BoilerplateFilter
+    | RepetitionFilter
+    | LanguageFilter
+    | RandomSampleFilter
+    | ConfidenceFilter
+    | VerifierFilter
+    | ExactDuplicateFilter
+    | AgreementFilter
+    | NearDuplicateFilter
+    | SemanticDuplicateFilter
+    | IfdFilter
+    | JudgeFilter
+    | RewardFilter
+    | DiversityFilter
+    | ClassBalanceFilter,
     Field(discriminator="type"),
 ]
-"""From cheap to dear, which is the order to put them in."""
+"""From cheap to expensive, which is the order to list them in."""

@@ -1,9 +1,6 @@
-"""Filters on what rows mean: none that says the same in other words, and the most diverse ones.
+"""Filters on sentence embeddings: semantic duplicates, and the most diverse rows."""
 
-Shapes: N rows, D width, M rows of a block, C candidates.
-"""
-
-from itertools import count
+from collections.abc import Iterator
 from math import ceil, log
 from typing import TYPE_CHECKING, Literal
 
@@ -11,74 +8,68 @@ from pydantic import Field, model_validator
 
 from cohobate.data.records import Response, prompt_text
 from cohobate.errors import UserError
-from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
+from tasks.filter.base_filter import KEEP, Context, Drop, Filter, Rows, Verdict
 
 if TYPE_CHECKING:
     import numpy as np
 
 Text = Literal["prompt", "answer", "both"]
 _BLOCK = 1024
+"""Rows whose similarities to another block are in memory at once."""
 _MISSED = 0.05
-"""How far stochastic greedy may fall behind greedy, as a share of the optimum."""
+"""How far stochastic greedy may fall short of greedy, as a share of the optimum."""
 
 
-class SemanticDuplicates(Filter):
-    """Refuse rows that mean what one kept before means (SemDeDup, Abbas et al. 2023)."""
+class SemanticDuplicateFilter(Filter):
+    """Drop rows whose embedding is near that of a row kept before (SemDeDup, Abbas et al. 2023)."""
 
     type: Literal["semantic_duplicates"]
     similarity: float = Field(0.9, gt=0, lt=1)
-    """Cosine of the embeddings from which two rows mean the same."""
+    """Cosine similarity from which two rows are duplicates."""
     of: Text = "prompt"
-    """Which text is compared."""
+    """Which text is embedded."""
     threads: int = Field(2, ge=1)
 
-    def over(self, rows: Rows, context: Context) -> Keep:
-        """Embed all rows; return what says which are like an earlier one."""
-        nearest_N = self._nearest(_embedded(rows, self.of, self.threads))
-        places = count()
+    def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
+        """Embed all rows and compare each with the kept ones before it."""
+        for nearest in self._nearest(_embedded(rows, self.of, self.threads)):
+            cosine = round(float(nearest), 4)
+            near = cosine >= self.similarity
+            yield Drop("semantic duplicate of an earlier row", cosine) if near else KEEP
 
-        def keep(row: Response) -> Verdict:
-            cosine = round(float(nearest_N[next(places)]), 4)
-            return (
-                KEPT
-                if cosine < self.similarity
-                else Refused("means what an earlier row means", cosine)
-            )
-
-        return keep
-
-    def _nearest(self, all_ND: "np.ndarray") -> "np.ndarray":
-        """Return the highest cosine of each row with a row kept before it, (N,)."""
+    def _nearest(self, embeddings_RD: "np.ndarray") -> "np.ndarray":
+        """Return the highest cosine of each row with a row kept before it, (R,)."""
         import numpy as np
 
-        found_N = np.full(len(all_ND), -1.0, dtype=np.float32)
-        kept = np.zeros(len(all_ND), dtype=bool)
-        for start in range(0, len(all_ND), _BLOCK):
-            block_MD = all_ND[start : start + _BLOCK].astype(np.float32)
-            best_M = found_N[start : start + len(block_MD)]
+        nearest_R = np.full(len(embeddings_RD), -1.0, dtype=np.float32)
+        kept_R = np.zeros(len(embeddings_RD), dtype=bool)
+        for start in range(0, len(embeddings_RD), _BLOCK):
+            block_BD = embeddings_RD[start : start + _BLOCK].astype(np.float32)
+            nearest_B = nearest_R[start : start + len(block_BD)]
             for before in range(0, start, _BLOCK):
-                mask_M = kept[before : before + _BLOCK]
-                other_MD = all_ND[before : before + _BLOCK][mask_M].astype(np.float32)
-                if len(other_MD):
-                    np.maximum(best_M, (block_MD @ other_MD.T).max(1), out=best_M)
-            self._within(block_MD @ block_MD.T, best_M, kept[start : start + len(block_MD)])
-        return found_N
+                kept_B = kept_R[before : before + _BLOCK]
+                earlier_BD = embeddings_RD[before : before + _BLOCK][kept_B].astype(np.float32)
+                if len(earlier_BD):
+                    np.maximum(nearest_B, (block_BD @ earlier_BD.T).max(1), out=nearest_B)
+            self._within(block_BD @ block_BD.T, nearest_B, kept_R[start : start + len(block_BD)])
+        return nearest_R
 
-    def _within(self, cosine_MM: "np.ndarray", best_M: "np.ndarray", kept_M: "np.ndarray") -> None:
-        """Go through a block row by row: what is kept counts for those behind it."""
-        for row in range(len(best_M)):
-            if best_M[row] < self.similarity:
-                kept_M[row] = True
-                best_M[row + 1 :] = best_M[row + 1 :].clip(cosine_MM[row, row + 1 :])
+    def _within(
+        self, cosine_BB: "np.ndarray", nearest_B: "np.ndarray", kept_B: "np.ndarray"
+    ) -> None:
+        """Update a block row by row: only rows that are kept count for those after them."""
+        for row in range(len(nearest_B)):
+            if nearest_B[row] < self.similarity:
+                kept_B[row] = True
+                nearest_B[row + 1 :] = nearest_B[row + 1 :].clip(cosine_BB[row, row + 1 :])
 
 
-class Diversity(Filter):
+class DiversityFilter(Filter):
     """Keep the most diverse part of the rows, by their embeddings.
 
-    `facility_location` keeps rows that every other one has a likeness of (the mean cosine of a row
-    with the nearest kept one is made large, by stochastic greedy: Mirzasoleiman et al. 2015);
-    `k_centre` keeps rows far from each other (farthest-first: Gonzalez 1985; Sener & Savarese
-    2018).
+    `facility_location` keeps rows that represent all others: it maximises the mean cosine of a row
+    with its nearest kept one, by stochastic greedy (Mirzasoleiman et al. 2015). `k_centre` keeps
+    rows far from each other (farthest-first: Gonzalez 1985; Sener & Savarese 2018).
     """
 
     type: Literal["diversity"]
@@ -92,59 +83,61 @@ class Diversity(Filter):
     threads: int = Field(2, ge=1)
 
     @model_validator(mode="after")
-    def _one_size(self) -> "Diversity":
+    def _one_size(self) -> "DiversityFilter":
         if (self.keep_share is None) == (self.keep_rows is None):
             raise ValueError("give either keep_share or keep_rows")
         return self
 
-    def over(self, rows: Rows, context: Context) -> Keep:
-        """Embed all rows and choose; return what says which were chosen."""
+    def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
+        """Embed all rows and select; nothing is embedded where all of them are kept."""
         size = self.keep_rows or max(1, round((self.keep_share or 0) * len(rows)))
-        if size >= len(rows):
-            return lambda row: KEPT
-        all_ND = _embedded(rows, self.of, self.threads)
-        choose = _k_centre if self.by == "k_centre" else _facility_location
-        chosen = frozenset(choose(all_ND, size, self.seed))
-        places = count()
-        return lambda row: KEPT if next(places) in chosen else Refused("others stand for it")
+        selected = frozenset(range(len(rows)))
+        if size < len(rows):
+            select = _k_centre if self.by == "k_centre" else _facility_location
+            embeddings_RD = _embedded(rows, self.of, self.threads)
+            selected = frozenset(select(embeddings_RD, size, self.seed))
+        for position in range(len(rows)):
+            yield KEEP if position in selected else Drop("not selected (diversity)")
 
 
-def _k_centre(all_ND: "np.ndarray", size: int, seed: int) -> list[int]:
+def _k_centre(embeddings_RD: "np.ndarray", size: int, seed: int) -> list[int]:
+    """Return the positions of `size` rows far from each other; `seed` is not used."""
     import numpy as np
 
-    whole_ND = all_ND.astype(np.float32)
-    chosen = [int(np.argmax(whole_ND @ whole_ND.mean(0)))]  # the most central row comes first
-    nearest_N = whole_ND @ whole_ND[chosen[0]]
+    float_RD = embeddings_RD.astype(np.float32)
+    chosen = [int(np.argmax(float_RD @ float_RD.mean(0)))]  # the most central row comes first
+    nearest_R = float_RD @ float_RD[chosen[0]]
     while len(chosen) < size:
-        nearest_N[chosen[-1]] = np.inf
-        chosen.append(int(np.argmin(nearest_N)))
-        np.maximum(nearest_N, whole_ND @ whole_ND[chosen[-1]], out=nearest_N)
-        nearest_N[chosen] = np.inf
+        nearest_R[chosen[-1]] = np.inf
+        chosen.append(int(np.argmin(nearest_R)))
+        np.maximum(nearest_R, float_RD @ float_RD[chosen[-1]], out=nearest_R)
+        nearest_R[chosen] = np.inf
     return chosen
 
 
-def _facility_location(all_ND: "np.ndarray", size: int, seed: int) -> list[int]:
+def _facility_location(embeddings_RD: "np.ndarray", size: int, seed: int) -> list[int]:
+    """Return the positions of `size` representative rows, by stochastic greedy."""
     import numpy as np
 
-    whole_ND = all_ND.astype(np.float32)
+    float_RD = embeddings_RD.astype(np.float32)
     rng = np.random.default_rng(seed)
-    candidates = max(1, ceil(len(whole_ND) / size * log(1 / _MISSED)))
-    left = np.arange(len(whole_ND))
-    nearest_N = np.full(len(whole_ND), -1.0, dtype=np.float32)
+    candidates = max(1, ceil(len(float_RD) / size * log(1 / _MISSED)))
+    remaining = np.arange(len(float_RD))
+    nearest_R = np.full(len(float_RD), -1.0, dtype=np.float32)
     chosen: list[int] = []
     while len(chosen) < size:
-        drawn_C = np.sort(rng.choice(left, min(candidates, len(left)), replace=False))
-        cosine_NC = whole_ND @ whole_ND[drawn_C].T
-        gains_C = np.maximum(cosine_NC - nearest_N[:, None], 0).sum(0)
+        drawn_C = np.sort(rng.choice(remaining, min(candidates, len(remaining)), replace=False))
+        cosine_RC = float_RD @ float_RD[drawn_C].T
+        gains_C = np.maximum(cosine_RC - nearest_R[:, None], 0).sum(0)
         best = int(np.argmax(gains_C))
         chosen.append(int(drawn_C[best]))
-        np.maximum(nearest_N, cosine_NC[:, best], out=nearest_N)
-        left = left[left != chosen[-1]]
+        np.maximum(nearest_R, cosine_RC[:, best], out=nearest_R)
+        remaining = remaining[remaining != chosen[-1]]
     return chosen
 
 
 def _embedded(rows: Rows, of: Text, threads: int) -> "np.ndarray":
-    """Return the embeddings of the rows, float16: 768 bytes a row."""
+    """Return the embeddings of the rows, (R, D) in float16: 768 bytes per row."""
     import numpy as np
 
     from cohobate.models.sentence_embeddings import embeddings, encoder
@@ -154,5 +147,9 @@ def _embedded(rows: Rows, of: Text, threads: int) -> "np.ndarray":
         return "\n".join(texts.values()) if of == "both" else texts[of]
 
     if not len(rows):
-        raise UserError("no rows are left to compare", where="filter.filters")
+        raise UserError(
+            "no rows reach this filter",
+            where="filter.filters",
+            fix="see data/filter/dropped.jsonl for the reasons, and loosen the filters before it",
+        )
     return np.concatenate(list(embeddings(map(text, rows), encoder(), threads)))

@@ -1,11 +1,10 @@
-"""Keep or drop the teacher's answers, with a reason.
+"""Filter the teacher's answers: each is kept, or dropped with a reason.
 
 In:  data/generate/<teacher>/responses.jsonl of every teacher; the answers of data/collect's
      labelled rows, and the prompts of every evaluation split (dev, test, ood).
-Out: data/filter/kept.jsonl       responses, as they came
-     data/filter/dropped.jsonl    responses with the filter that refused them, why, and its score
-     data/filter/funnel.json      for each filter in turn: rows seen, dropped, by reason
-     data/filter/funnel.svg       the same as a picture
+Out: data/filter/kept.jsonl       responses, unchanged
+     data/filter/dropped.jsonl    responses with the filter that dropped them, reason and score
+     data/filter/funnel.json      for each filter in turn: rows seen and dropped, by reason
      data/filter/summary.json
 
 A row of dropped.jsonl:
@@ -13,12 +12,12 @@ A row of dropped.jsonl:
     {"answer": " big cat", "filter": "inadmissible", "finish": "stop", "group": "",
      "id": "0b7c51d2e6a94f38", "logprob": -1.31, "origin": "teacher",
      "prompt": "Definition: large cats of Africa\\nCategory:",
-     "reason": "no admissible answer (label)", "sample": 0, "teacher": "main"}
+     "reason": "no valid answer (label)", "sample": 0, "teacher": "main"}
 """
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -45,20 +44,22 @@ from cohobate.models import hub
 from cohobate.params import Section
 from cohobate.progress import say, track
 from cohobate.scoring.verifiers import Task
-from tasks.filter.filters import AnyFilter, Contaminated
-from tasks.filter.picture import funnel_svg
-from tasks.filter.verdicts import KEPT, Context, Filter, Refused
+from tasks.filter.base_filter import KEEP, Context, Drop, Filter, Keep, Verdict
+from tasks.filter.filters import AnyFilter, ContaminationFilter
+
+_WINDOW = 1024
+"""Dropped rows that are read and written at once."""
 
 
 class FilterParams(Section):
     """The section `filter` of params.yaml."""
 
-    contaminated: Contaminated = Contaminated()
-    """Always runs, before all others: nothing of dev or test is trained on."""
+    contaminated: ContaminationFilter = ContaminationFilter()
+    """Always runs, before all others: nothing of dev, test or ood is trained on."""
     filters: tuple[AnyFilter, ...] = ()
-    """The others, in their order: put what refuses much for little work first."""
+    """The others, in this order: put the cheap ones first."""
     scorer: str = "tasks/filter/stage.py"
-    """Model that `ifd`, `judge` and `reward` ask, as DVC watches it: a checkpoint such as
+    """Model of `ifd`, `judge` and `reward`, as a dependency of DVC: a checkpoint such as
     models/adapt/main. A file of the stage's own code stands for the packaged SmolLM2."""
 
 
@@ -71,20 +72,22 @@ def run(filter: FilterParams, task: Task) -> None:
     context = _context(filter, task)
     rows = RowView.of(sorted(GENERATE.glob("*/responses.jsonl")), Response)
     if not rows:
-        raise UserError("there are no responses to filter", where=str(GENERATE))
-    funnel = Funnel(rows, auxiliary=any(row.target is not None for row in rows))
+        raise UserError(
+            "there are no responses to filter",
+            where=str(GENERATE),
+            fix="cohobate run --stage generate",
+        )
+    funnel = Funnel(rows, bytearray(row.target is not None for row in rows))
     filters = (filter.contaminated, *filter.filters)
-    write_rows(
-        FILTER / "dropped.jsonl", chain.from_iterable(funnel.through(f, context) for f in filters)
-    )
+    dropped = chain.from_iterable(funnel.apply(one, context) for one in filters)
+    write_rows(FILTER / "dropped.jsonl", dropped)
     write_json(FILTER / "funnel.json", funnel.steps)
-    (FILTER / "funnel.svg").write_text(funnel_svg(funnel.steps), encoding="utf-8")
     write_json(FILTER / "summary.json", _summary(funnel, len(rows), context))
     if not funnel.rows:
         raise UserError(
-            f"the filters refuse all {len(rows)} responses",
+            f"the filters drop all {len(rows)} responses",
             where=str(FILTER / "funnel.json"),
-            fix="see data/filter/dropped.jsonl for the reasons, and fix filter.filters",
+            fix="see data/filter/dropped.jsonl for the reasons, and loosen filter.filters",
         )
     write_rows(FILTER / "kept.jsonl", funnel.rows)
     say(f"kept {len(funnel.rows)} of {len(rows)} responses")
@@ -92,40 +95,55 @@ def run(filter: FilterParams, task: Task) -> None:
 
 @dataclass
 class Funnel:
-    """The rows that are left, and what each filter did."""
+    """The rows that are left, and the counts of each filter that was applied."""
 
     rows: RowView[Response]
+    auxiliary: bytearray
+    """For each row, whether it is an auxiliary target; these follow the answer of their prompt."""
     steps: list[dict[str, Any]] = field(default_factory=list)
-    auxiliary: bool = False
-    """Whether there are auxiliary targets; each stands behind its answer."""
 
-    def through(self, filter: Filter, context: Context) -> Iterator[Dropped]:
-        """Pass the rows through one more filter; yield those that it refuses."""
-        judged = self.rows if filter.any_target else self._answers()
-        keep, kept, reasons = filter.over(judged, context), array("Q"), Counter[str]()
-        seen = len(self.rows)
-        answer_is_dropped = False
-        for position, row in enumerate(track(self.rows, total=seen, what=f"filter {filter.type}")):
-            verdict = keep(row) if row.target is None or filter.any_target else KEPT
-            if row.target is None:
-                answer_is_dropped = isinstance(verdict, Refused)
-            elif answer_is_dropped:
-                verdict = Refused("its answer is dropped")
-            if isinstance(verdict, Refused):
-                reasons[verdict.reason] += 1
-                told = {"reason": verdict.reason, "score": verdict.score}
-                yield Dropped(**row.model_dump(), filter=filter.type, **told)
-            else:
+    def apply(self, filter: Filter, context: Context) -> Iterator[Dropped]:
+        """Apply one more filter; yield the rows that it drops."""
+        seen, kept, reasons = len(self.rows), array("Q"), Counter[str]()
+        drops: dict[int, Drop] = {}  # by position, not yet written
+        verdicts = track(self._verdicts(filter, context), total=seen, what=f"filter {filter.type}")
+        for position, verdict in enumerate(verdicts):
+            if isinstance(verdict, Keep):
                 kept.append(position)
+                continue
+            reasons[verdict.reason] += 1
+            drops[position] = verdict
+            if len(drops) == _WINDOW:
+                yield from self._dropped(filter, drops)
+                drops.clear()
+        yield from self._dropped(filter, drops)
         dropped = {"dropped": seen - len(kept), "reasons": dict(reasons)}
         self.steps.append({"filter": filter.type, "seen": seen, **dropped})
         self.rows = self.rows.only(kept)
+        self.auxiliary = bytearray(self.auxiliary[position] for position in kept)
+
+    def _verdicts(self, filter: Filter, context: Context) -> Iterator[Verdict]:
+        """Yield the verdict on every row; an auxiliary target is dropped with its answer."""
+        judged = self.rows if filter.any_target else self._answers()
+        verdicts = filter.verdicts(judged, context)
+        answer: Verdict = KEEP
+        for auxiliary in self.auxiliary:
+            own = KEEP if auxiliary and not filter.any_target else next(verdicts)
+            if not auxiliary:
+                answer = own
+            yield Drop("its answer is dropped") if auxiliary and isinstance(answer, Drop) else own
+
+    def _dropped(self, filter: Filter, drops: Mapping[int, Drop]) -> Iterator[Dropped]:
+        # filters parse the rows themselves: only the dropped ones are read once more
+        for row, drop in zip(self.rows.only(drops), drops.values(), strict=True):
+            why = {"reason": drop.reason, "score": drop.score}
+            yield Dropped(**row.model_dump(), filter=filter.type, **why)
 
     def _answers(self) -> RowView[Response]:
         """Return the rows without the auxiliary targets."""
-        if not self.auxiliary:
+        if not any(self.auxiliary):
             return self.rows
-        return self.rows.only(n for n, row in enumerate(self.rows) if row.target is None)
+        return self.rows.only(n for n, auxiliary in enumerate(self.auxiliary) if not auxiliary)
 
 
 def _context(filter: FilterParams, task: Task) -> Context:

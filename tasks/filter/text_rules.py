@@ -1,7 +1,8 @@
-"""Filters on what an answer says: its form, its language, and what is no answer at all."""
+"""Rule-based filters on text: JSON schema, language, boilerplate, repetition."""
 
 import json
 import re
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +10,7 @@ from pydantic import Field, field_validator
 
 from cohobate.data.records import Response, prompt_text
 from cohobate.data.text_comparison import words_of
-from tasks.filter.verdicts import KEPT, Context, Filter, Keep, Refused, Rows, Verdict
+from tasks.filter.base_filter import KEEP, Context, Drop, Filter, Rows, Verdict
 
 _REFUSALS = (
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b",
@@ -32,15 +33,15 @@ _BOILERPLATE = (
     r"^\W*(?:sure|certainly|of course|absolutely)[,!.]* (?:here|i['’]d be happy)",
     r"\[(?:your|insert|company|name)[ _a-z]*\]",
 )
-_RULES = frozenset("|-")  # of tables
+_TABLE_RULES = frozenset("|-")
 
 
-class Schema(Filter):
-    """Refuse answers that are not JSON of a given JSON schema."""
+class JsonSchemaFilter(Filter):
+    """Drop answers that are not JSON, or do not match a JSON schema."""
 
     type: Literal["schema"]
     json_schema: dict[str, Any]
-    """What an answer must be, in JSON Schema (draft 2020-12)."""
+    """The schema of an answer, in JSON Schema (draft 2020-12)."""
 
     @field_validator("json_schema")
     @classmethod
@@ -50,31 +51,30 @@ class Schema(Filter):
         try:
             Draft202012Validator.check_schema(schema)
         except SchemaError as error:
-            raise ValueError(f"no JSON schema: {error.message}") from None
+            raise ValueError(f"not a JSON schema: {error.message}") from None
         return schema
 
-    def over(self, rows: Rows, context: Context) -> Keep:
-        """Return what parses an answer and compares it with the schema."""
+    def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
+        """Parse each answer and validate it."""
         from jsonschema import Draft202012Validator
 
         validator = Draft202012Validator(self.json_schema)
-
-        def keep(row: Response) -> Verdict:
+        for row in rows:
             try:
-                value = json.loads(row.answer or "", parse_constant=_no_number)
+                value = json.loads(row.answer or "", parse_constant=_refuse_constant)
             except (ValueError, RecursionError):
-                return Refused("not JSON")
-            return KEPT if validator.is_valid(value) else Refused("JSON of another schema")
+                yield Drop("not JSON")
+                continue
+            yield KEEP if validator.is_valid(value) else Drop("JSON of another schema")
 
-        return keep
 
+class LanguageFilter(Filter):
+    """Drop rows in other languages than the wanted ones (py3langid, after Lui & Baldwin 2012).
 
-class Language(Filter):
-    """Refuse rows in another language than those wanted (py3langid, after Lui & Baldwin 2012).
-
-    A row is refused where the language is surely another, not where it is unsure: of short texts
-    it often is. On 7,000 English glosses of WordNet (ten words in the middle) a bound of 0.5
-    refused one in ten, 0.01 one in 7,000; either found all of 47 sentences in 14 other languages.
+    A row is dropped where the language is certainly another one, not where it is uncertain, as it
+    often is for short texts. Measured on 7,000 English glosses of WordNet (median ten words): a
+    bound of 0.5 dropped one in ten, 0.01 one in 7,000; both dropped all of 47 sentences in 14
+    other languages.
     """
 
     type: Literal["language"]
@@ -82,88 +82,88 @@ class Language(Filter):
     wanted: tuple[str, ...] = Field(min_length=1)
     """ISO 639-1 codes, such as [en, de]."""
     of: Literal["prompt", "answer", "both"] = "answer"
-    """Which text is looked at."""
+    """Which text is classified."""
     min_probability: float = Field(0.01, gt=0, lt=1)
-    """Lowest probability of the wanted languages together; the higher, the more short rows are
-    refused although they are in one of them."""
+    """Lowest summed probability of the wanted languages. Higher values drop more short rows that
+    are in fact in one of them."""
     min_characters: int = Field(20, ge=1)
-    """Shorter texts are kept: a word or two belong to many languages."""
+    """Shorter texts are kept: one or two words are part of many languages."""
 
     @field_validator("wanted")
     @classmethod
-    def _known(cls, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    def _codes(cls, wanted: tuple[str, ...]) -> tuple[str, ...]:
         if odd := [code for code in wanted if not re.fullmatch("[a-z]{2,3}", code)]:
-            raise ValueError(f"{odd[0]!r} is no ISO 639 code")
+            raise ValueError(f"{odd[0]!r} is not an ISO 639 code")
         return wanted
 
-    def over(self, rows: Rows, context: Context) -> Keep:
-        """Return what identifies the language of a row's text."""
+    def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
+        """Identify the language of each row's text."""
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
         identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
         reason = f"not in {' or '.join(self.wanted)}"
-
-        def keep(row: Response) -> Verdict:
+        for row in rows:
             text = self._text(row)
             if len(text) < self.min_characters:
-                return KEPT
-            known = dict(identifier.rank(text))
-            probability = round(sum(float(known.get(code, 0.0)) for code in self.wanted), 4)
-            return KEPT if probability >= self.min_probability else Refused(reason, probability)
-
-        return keep
+                yield KEEP
+                continue
+            ranked = dict(identifier.rank(text))
+            probability = round(sum(float(ranked.get(code, 0.0)) for code in self.wanted), 4)
+            wanted = probability >= self.min_probability
+            yield KEEP if wanted else Drop(reason, probability)
 
     def _text(self, row: Response) -> str:
         texts = {"prompt": prompt_text(row.prompt), "answer": row.answer or ""}
         return "\n".join(texts.values()) if self.of == "both" else texts[self.of]
 
 
-class Boilerplate(Filter):
-    """Refuse answers that decline to answer, and phrases that are there for their own sake."""
+class BoilerplateFilter(Filter):
+    """Drop refusals (`I cannot help with that`) and answers with stock phrases."""
 
     type: Literal["boilerplate"]
     any_target: ClassVar[bool] = True
     refusals: bool = True
-    """Whether answers such as `I'm sorry, but I cannot help with that` are refused."""
+    """Whether answers such as `I'm sorry, but I cannot help with that` are dropped."""
     phrases: tuple[str, ...] = ()
-    """Phrases of your own, in any letter case."""
+    """Further phrases, in any letter case."""
 
-    def keep(self, row: Response) -> Verdict:
-        """Look for the phrases."""
+    def verdict(self, row: Response) -> Verdict:
+        """Search the answer for the phrases."""
         answer = row.answer or ""
-        if self.refusals and self._declining.search(answer):
-            return Refused("declines to answer")
-        return Refused("boilerplate") if self._stock.search(answer) else KEPT
+        if self.refusals and self._refusal_pattern.search(answer):
+            return Drop("refusal to answer")
+        return Drop("boilerplate") if self._phrase_pattern.search(answer) else KEEP
 
     @cached_property
-    def _declining(self) -> re.Pattern[str]:
+    def _refusal_pattern(self) -> re.Pattern[str]:
         return re.compile("|".join(_REFUSALS), re.IGNORECASE)
 
     @cached_property
-    def _stock(self) -> re.Pattern[str]:
+    def _phrase_pattern(self) -> re.Pattern[str]:
         own = map(re.escape, self.phrases)
         return re.compile("|".join([*_BOILERPLATE, *own]), re.IGNORECASE)
 
 
-class Repetition(Filter):
-    """Refuse answers that say the same again and again (Rae et al. 2021, appendix A.1.1)."""
+class RepetitionFilter(Filter):
+    """Drop answers with many repeated word n-grams (Rae et al. 2021, appendix A.1.1)."""
 
     type: Literal["repetition"]
     any_target: ClassVar[bool] = True
     words: int = Field(3, ge=1)
-    """Length of the runs of words that are counted."""
+    """Length n of the n-grams."""
     max_share: float = Field(0.3, ge=0, lt=1)
-    """Largest share of runs that were there before."""
+    """Largest share of n-grams that repeat an earlier one."""
 
-    def keep(self, row: Response) -> Verdict:
-        """Judge the share of repeated runs."""
-        said = [word for word in words_of(row.answer or "") if word not in _RULES]
-        runs = [tuple(said[i : i + self.words]) for i in range(len(said) - self.words + 1)]
-        again = len(runs) - len(set(runs))
-        if again <= self.max_share * len(runs):
-            return KEPT
-        return Refused("repeats itself", round(again / len(runs), 4))
+    def verdict(self, row: Response) -> Verdict:
+        """Count the repeated n-grams."""
+        words = [word for word in words_of(row.answer or "") if word not in _TABLE_RULES]
+        ngrams = [tuple(words[i : i + self.words]) for i in range(len(words) - self.words + 1)]
+        repeated = len(ngrams) - len(set(ngrams))
+        if repeated <= self.max_share * len(ngrams):
+            return KEEP
+        return Drop("repeated n-grams", round(repeated / len(ngrams), 4))
 
 
-def _no_number(spelt: str) -> float:
-    raise ValueError(f"{spelt} is no JSON")
+def _refuse_constant(name: str) -> float:
+    """Refuse NaN and Infinity, which Python reads and JSON does not have."""
+    raise ValueError(f"{name} is not JSON")

@@ -91,8 +91,8 @@ def test_every_response_is_kept_or_dropped_with_a_reason(project):
         ("contaminated", "8 words in a row of an evaluation prompt"),
         ("unfinished", "cut off at the length limit"),
         ("length", "longer than 30 characters"),
-        ("inadmissible", "no admissible answer (label)"),
-        ("exact_duplicates", "the same answer to the same prompt"),
+        ("inadmissible", "no valid answer (label)"),
+        ("exact_duplicates", "duplicate of an earlier answer"),
     ]
     assert {r.teacher for r in kept} == {
         "main"
@@ -110,7 +110,7 @@ def test_the_funnel_adds_up(project):
         seen -= step["dropped"]
     assert seen == summary["kept"]
     assert summary["dropped by confidence"] == 6
-    assert summary["top_reason"] == "its answer is too common (9)"
+    assert summary["top_reason"] == "over the limit of its answer (9)"
     answers = [r.answer for r in read_rows(FILTER / "kept.jsonl", Response)]
     assert answers.count(" animal") <= 0.6 * len(answers)
     assert (answers.count(" animal") + 1) > 0.6 * (len(answers) + 1)
@@ -127,7 +127,6 @@ def test_two_runs_write_the_same_bytes(project):
         "kept.jsonl",
         "dropped.jsonl",
         "funnel.json",
-        "funnel.svg",
         "summary.json",
     }
 
@@ -149,7 +148,7 @@ def test_labelled_rows_close_to_evaluation_rows_are_reported(project):
 
 def test_when_nothing_is_left_the_reasons_are_at_hand(project):
     write_rows(GENERATE / "main/responses.jsonl", [response(n, " no label") for n in range(9)])
-    with pytest.raises(UserError, match="refuse all 9 responses"):
+    with pytest.raises(UserError, match="drop all 9 responses"):
         filtered()
     assert len(list(read_rows(FILTER / "dropped.jsonl", Dropped))) == 9
 
@@ -181,9 +180,9 @@ def test_a_rationale_goes_the_way_of_its_answer(project):
     assert kept == [(ids[0], None), (ids[0], "rationale"), (ids[3], None)]
     dropped = [(r.id, r.target, r.reason) for r in read_rows(FILTER / "dropped.jsonl", Dropped)]
     assert dropped == [
-        (ids[1], None, "no admissible answer (label)"),
+        (ids[1], None, "no valid answer (label)"),
         (ids[1], "rationale", "its answer is dropped"),
-        (ids[3], "rationale", "declines to answer"),
+        (ids[3], "rationale", "refusal to answer"),
         (ids[2], None, "wrong (label)"),
         (ids[2], "rationale", "its answer is dropped"),
     ]

@@ -7,8 +7,8 @@ from cohobate.data.contamination import Contamination
 from cohobate.data.records import Message, Response, row_id
 from cohobate.errors import UserError
 from cohobate.scoring.verifiers import Task
-from tasks.filter.filters import AnyFilter, Contaminated
-from tasks.filter.verdicts import KEPT, Context, Filter, Refused
+from tasks.filter.base_filter import KEEP, Context, Drop, Filter
+from tasks.filter.filters import AnyFilter, ContaminationFilter
 
 EVALUATION = ["a small furry animal that lives under the ground in the gardens of Europe"]
 
@@ -26,9 +26,9 @@ def context(verifier: str = "label", labels=("animal", "plant"), evaluation=EVAL
 def judged(spelt: dict, rows: list[Response], known: Context | None = None) -> list[str]:
     """What the filter says of each row: its reason, or `kept`."""
     filter: Filter = TypeAdapter(AnyFilter).validate_python(spelt)
-    keep = filter.over(rows, known or context())
-    verdicts = [keep(row) for row in rows]
-    return [v.reason if isinstance(v, Refused) else "kept" for v in verdicts]
+    verdicts = list(filter.verdicts(rows, known or context()))
+    assert len(verdicts) == len(rows)
+    return [v.reason if isinstance(v, Drop) else "kept" for v in verdicts]
 
 
 def test_unfinished():
@@ -58,7 +58,7 @@ def test_a_sample_draws_each_row_by_itself():
 
 def test_inadmissible_asks_the_verifier():
     rows = [response(" Animal"), response(" big cat"), response(" 7 plants"), response("")]
-    no_label, no_number = "no admissible answer (label)", "no admissible answer (numeric)"
+    no_label, no_number = "no valid answer (label)", "no valid answer (numeric)"
     assert judged({"type": "inadmissible"}, rows) == ["kept", no_label, no_label, no_label]
     numeric = judged({"type": "inadmissible"}, rows, context("numeric"))
     assert numeric == [no_number, no_number, "kept", no_number]
@@ -72,14 +72,14 @@ def test_repetition():
         response("no no no no no no"),
         response("很好很好很好很好很好很好"),
     ]
-    again = "repeats itself"
+    again = "repeated n-grams"
     assert judged({"type": "repetition"}, rows) == ["kept", "kept", again, again, again]
 
 
 def test_confidence_by_threshold():
     rows = [response(logprob=p) for p in (-0.1, -1.0, -1.01)] + [response()]
     found = judged({"type": "confidence", "min_logprob": -1.0}, rows)
-    assert found == ["kept", "kept", "the teacher was not sure", "kept"]
+    assert found == ["kept", "kept", "low confidence of the teacher", "kept"]
 
 
 def test_confidence_by_share_refuses_the_lowest():
@@ -106,7 +106,7 @@ def test_the_rules_of_a_table_are_no_repetition():
     found = judged(
         {"type": "repetition"}, [response(table), response("= " * 20), response("x " * 9)]
     )
-    assert found == ["kept", "repeats itself", "repeats itself"]
+    assert found == ["kept", "repeated n-grams", "repeated n-grams"]
 
 
 def test_exact_duplicates_and_contradictions():
@@ -117,7 +117,7 @@ def test_exact_duplicates_and_contradictions():
         response(" animal", "p3"),
         response(" plant", "p3", sample=1),
     ]
-    same, other = "the same answer to the same prompt", "another answer to the same prompt"
+    same, other = "duplicate of an earlier answer", "contradicts another answer to the same prompt"
     assert judged({"type": "exact_duplicates"}, rows) == ["kept", "kept", same, other, other]
     kept = judged({"type": "exact_duplicates", "contradictions": "keep"}, rows)
     assert kept == ["kept", "kept", same, "kept", "kept"]
@@ -172,7 +172,7 @@ def test_class_balance_holds_its_share_exactly():
     found = judged({"type": "class_balance", "max_share": 0.5}, rows)
     kept = [row.answer for row, said in zip(rows, found, strict=True) if said == "kept"]
     assert kept.count(" animal") == 20 and len(kept) == 40  # one more would be more than half
-    assert found[:21] == ["kept"] * 20 + ["its answer is too common"]
+    assert found[:21] == ["kept"] * 20 + ["over the limit of its answer"]
     assert set(judged({"type": "class_balance", "max_share": 0.9}, rows)) == {"kept"}
     assert judged({"type": "class_balance", "max_share": 0.9}, []) == []
 
@@ -192,14 +192,13 @@ def test_contaminated():
         response(f"It is like {EVALUATION[0]}, I would say", prompt="something else"),
         response(prompt=(Message(role="user", content=EVALUATION[0]),)),
     ]
-    keep = Contaminated().over(rows, context())
-    assert [keep(row) for row in rows] == [
-        Refused("identical to an evaluation prompt"),
-        Refused("8 words in a row of an evaluation prompt"),
-        Refused("near-duplicate of an evaluation prompt"),
-        KEPT,
-        Refused("8 words in a row of an evaluation prompt"),
-        Refused("identical to an evaluation prompt"),
+    assert list(ContaminationFilter().verdicts(rows, context())) == [
+        Drop("identical to an evaluation prompt"),
+        Drop("8 words in a row of an evaluation prompt"),
+        Drop("near-duplicate of an evaluation prompt"),
+        KEEP,
+        Drop("8 words in a row of an evaluation prompt"),
+        Drop("identical to an evaluation prompt"),
     ]
 
 
@@ -208,4 +207,4 @@ def test_decontamination_cannot_be_chosen_away_or_blunted():
         TypeAdapter(AnyFilter).validate_python({"type": "contaminated"})
     for spelt in ({"words": 50}, {"similarity": 1.0}):
         with pytest.raises(ValidationError):
-            Contaminated(**spelt)
+            ContaminationFilter(**spelt)

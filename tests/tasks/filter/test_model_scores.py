@@ -3,11 +3,8 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
-import pytest
-
 from cohobate.generation.likelihood import Likelihood
 from cohobate.scoring.judge import Judge
-from tasks.filter.picture import funnel_svg
 from tests.tasks.filter.test_filters import context, judged, response
 
 ROWS = [response(f" answer {n}", f"p{n}") for n in range(6)]
@@ -17,7 +14,7 @@ def test_ifd_drops_what_the_prompt_does_not_help_and_keeps_the_highest(monkeypat
     scores = [0.2, 1.0, 0.9, 1.7, 0.5, 0.7]
     asked = SimpleNamespace(instruction_following_difficulty=lambda rows: iter(scores))
     monkeypatch.setattr(Likelihood, "of", lambda *_: asked)
-    useless, low = "the prompt does not help (IFD)", "among the lowest IFD"
+    useless, low = "the prompt does not help (IFD)", "not selected (low IFD)"
     assert judged({"type": "ifd"}, ROWS) == ["kept", useless, "kept", useless, "kept", "kept"]
     half = judged({"type": "ifd", "keep_share": 0.5}, ROWS)
     assert half == [low, useless, "kept", useless, low, "kept"]
@@ -41,9 +38,9 @@ def test_a_judge_is_asked_where_the_verifier_does_not_know(monkeypatch):
 
     monkeypatch.setattr(Judge, "open", opened)
     known = replace(context(), references={ROWS[0].id: " answer 0", ROWS[1].id: " other"})
-    low = "the judge's score is low"
+    low = "low judge score"
     found = judged({"type": "judge"}, ROWS, known)
-    assert found == ["kept", low, "kept", low, "the judge gave no verdict", "kept"]
+    assert found == ["kept", low, "kept", low, "no verdict from the judge", "kept"]
     assert len(asked) == 4
     kept = judged({"type": "judge", "no_verdict": "keep"}, ROWS, known)
     assert kept[4] == "kept"
@@ -52,26 +49,8 @@ def test_a_judge_is_asked_where_the_verifier_does_not_know(monkeypatch):
 def test_rewards(monkeypatch):
     scores = SimpleNamespace(scores=lambda asked: iter([0.1, 2.0, -1.0, 0.3, 0.2, 5.0]))
     monkeypatch.setattr("cohobate.scoring.reward_models.RewardModel.of", lambda *_: scores)
-    low = "its reward is low"
+    low = "low reward"
     by_value = judged({"type": "reward", "min_reward": 0.2}, ROWS)
     assert by_value == [low, "kept", low, "kept", "kept", "kept"]
     by_share = judged({"type": "reward", "drop_lowest": 0.17}, ROWS)
     assert by_share == ["kept", "kept", low, "kept", "kept", "kept"]
-
-
-@pytest.mark.parametrize("dropped", [0, 30])
-def test_the_picture_of_a_funnel(dropped):
-    from xml.etree import ElementTree
-
-    reasons = {"a < b & c": dropped} if dropped else {}
-    steps = [
-        {"filter": "near_duplicates", "seen": 100, "dropped": dropped, "reasons": reasons},
-        {"filter": "length", "seen": 100 - dropped, "dropped": 0, "reasons": {}},
-    ]
-    picture = funnel_svg(steps)
-    root = ElementTree.fromstring(picture)
-    bands = [e for e in root.iter() if e.tag.endswith("path")]
-    assert len(bands) == (3 if dropped else 2)
-    assert f"{100 - dropped} of 100 rows kept" in picture and "near duplicates" in picture
-    assert funnel_svg(steps) == picture
-    assert ElementTree.fromstring(funnel_svg([])) is not None

@@ -26,7 +26,7 @@ def rows(*names: str):
 
 def test_semantic_duplicates_are_those_of_a_row_that_was_kept(monkeypatch):
     said = rows("east", "north", "nearly east", "nearly north", "west", "east")
-    again = "means what an earlier row means"
+    again = "semantic duplicate of an earlier row"
     wanted = ["kept", "kept", again, again, "kept", again]
     spelt = {"type": "semantic_duplicates", "similarity": 0.95}
     assert judged(spelt, said) == wanted
@@ -50,7 +50,7 @@ def test_the_diverse_part_has_one_row_of_each_cluster(by):
     found = judged({"type": "diversity", "by": by, "keep_rows": 3}, said)
     kept = [row.prompt for row, verdict in zip(said, found, strict=True) if verdict == "kept"]
     assert len({name.removeprefix("nearly ") for name in kept}) == 3 == len(kept)
-    assert set(found) == {"kept", "others stand for it"}
+    assert set(found) == {"kept", "not selected (diversity)"}
     assert judged({"type": "diversity", "by": by, "keep_share": 0.9}, said[:1]) == ["kept"]
 
 

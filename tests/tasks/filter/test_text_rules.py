@@ -21,7 +21,7 @@ def test_schema():
     ]
     found = judged({"type": "schema", "json_schema": OBJECT}, [response(a) for a in answers])
     assert found == ["kept", "kept", *["JSON of another schema"] * 2, *["not JSON"] * 4]
-    with pytest.raises(ValidationError, match="no JSON schema"):
+    with pytest.raises(ValidationError, match="not a JSON schema"):
         judged({"type": "schema", "json_schema": {"type": "thing"}}, [])
 
 
@@ -40,7 +40,7 @@ def test_language():
     assert both == ["kept", "kept", "not in en or de", "kept"]
     asked = [response(english, prompt=german)]
     assert judged({"type": "language", "wanted": ["en"], "of": "prompt"}, asked) == ["not in en"]
-    with pytest.raises(ValidationError, match="no ISO 639 code"):
+    with pytest.raises(ValidationError, match="not an ISO 639 code"):
         judged({"type": "language", "wanted": ["English"]}, [])
 
 
@@ -95,7 +95,7 @@ HONEST = [
 def test_boilerplate():
     rows = [response(text) for text in (*DECLINING, *STOCK, *HONEST)]
     found = judged({"type": "boilerplate"}, rows)
-    assert found[: len(DECLINING)] == ["declines to answer"] * len(DECLINING)
+    assert found[: len(DECLINING)] == ["refusal to answer"] * len(DECLINING)
     assert found[len(DECLINING) : -len(HONEST)] == ["boilerplate"] * len(STOCK)
     assert found[-len(HONEST) :] == ["kept"] * len(HONEST)
     own = {"type": "boilerplate", "refusals": False, "phrases": ["(Of Being)"]}

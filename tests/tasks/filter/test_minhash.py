@@ -3,7 +3,7 @@ import random
 import pytest
 
 from cohobate.data.contamination import bigrams_of
-from tasks.filter.near_duplicates import bands, shared_bands
+from tasks.filter.minhash import bands, shared_bands
 
 VOCABULARY = [f"t{n}" for n in range(4000)]
 
