@@ -130,13 +130,13 @@ def trl_distillation(setting: Setting, **_: Any) -> Callable[[], Any]:
 def ours(
     setting: Setting, *, stored: bool = False, compiled: bool = False, **_: Any
 ) -> Callable[[], Any]:
-    """Return the loss of the trainer's `Learner`."""
+    """Return the loss of the trainer's `CausalLMLoss`."""
     import torch
 
     from cohobate.losses.divergences import ForwardKL
     from cohobate.losses.targets import TopK
     from cohobate.teachers.target_sources import Live
-    from cohobate.training.learner import Learner
+    from cohobate.training.model_loss import CausalLMLoss
 
     tokens, vocabulary = ROWS * (LENGTH - setting.answer), setting.vocabulary
     positions = torch.arange(setting.answer - 1, LENGTH - 1) + LENGTH * torch.arange(ROWS)[:, None]
@@ -164,8 +164,10 @@ def ours(
         del setting.teacher
     source: Any = Kept() if stored else Live({"main": setting.teacher}, vocabulary)
     chunk = 512 if vocabulary <= 1 << 16 else 256
-    learner = Learner(setting.student, [ForwardKL()], chunk, source, vocabulary, compiled=compiled)
-    return lambda: learner(**batch)[0]
+    loss_fn = CausalLMLoss(
+        setting.student, [ForwardKL()], chunk, source, vocabulary, compiled=compiled
+    )
+    return lambda: loss_fn(**batch)[0]
 
 
 def floor(setting: Setting, **_: Any) -> Callable[[], Any]:

@@ -221,8 +221,8 @@ def ours(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     from cohobate.data.examples import common_prefix, examples_of
     from cohobate.data.tokenized import encode_all
     from cohobate.losses.divergences import ForwardKL, Hard, ReverseKL
-    from cohobate.methods.rollout_settings import Constant, Sampling
-    from cohobate.methods.rollouts import StudentText
+    from cohobate.methods.rollout_settings import ConstantShare, Sampling
+    from cohobate.methods.rollouts import StudentRollouts
     from cohobate.teachers.target_sources import Live
     from cohobate.training.hyperparameters import Freeze, Hyperparameters
     from cohobate.training.trainer import FusedTrainer, fit
@@ -242,14 +242,14 @@ def ours(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     if loop.name == "ours on-policy":
         terms = [ReverseKL()]
         how = Sampling.model_validate({"decoding": {"max_tokens": WRITTEN, "temperature": 1.0}})
-        text = StudentText(
-            model, tokenizer, how, Constant(share=1), seed=1, updates=updates,
+        text = StudentRollouts(
+            model, tokenizer, how, ConstantShare(share=1), seed=1, updates=updates,
             autocast=chosen.number_format == "bfloat16",
         )  # fmt: skip
     seconds = timed(FusedTrainer)
     fit(
         model, examples, terms, chosen,
-        seed=1, what=loop.name, vocabulary=size, rollouts=text, **options,  # type: ignore[arg-type]
+        seed=1, label=loop.name, vocabulary=size, rollouts=text, **options,  # type: ignore[arg-type]
     )  # fmt: skip
     if text is None:
         return seconds[0], tokens_of(tokenizer, rows)

@@ -21,7 +21,7 @@ from cohobate.data.records import LABELLED, TEST, UNLABELLED
 from cohobate.dvc_bridge.versioning import StageNode
 from cohobate.models import checkpoints, hub, number_formats
 from cohobate.teachers.teacher import Teachers
-from cohobate.training.memory import Size
+from cohobate.training.memory import ModelSize
 
 LOW, HIGH = 0.5, 1.5
 LONG = 15 * 60
@@ -235,7 +235,7 @@ class Round:
         answered = (1 + len(section.get("forms", [1]))) * section.get("dev_rows", 500)
         return Work(self._answers(self._start("init_student"), 2 * answered), _threads(section))
 
-    def _training(self, size: Size, how: Mapping[str, Any], rows: float) -> float:
+    def _training(self, size: ModelSize, how: Mapping[str, Any], rows: float) -> float:
         """Return the GFLOP of learning from rows: forward, and back through what is not frozen."""
         frozen = how.get("freeze") or {}
         active = max(0, size.layers - frozen.get("layers", 0)) / max(1, size.layers)
@@ -243,19 +243,19 @@ class Round:
         head = _ANSWER * (4 if frozen.get("embeddings", True) else 6) * _head(size)
         return float(rows * (body + head) / 1e9)
 
-    def _answers(self, size: Size, rows: float, longest: int = _ANSWER) -> float:
+    def _answers(self, size: ModelSize, rows: float, longest: int = _ANSWER) -> float:
         """Return the GFLOP of answers: prompts are read, and tokens written one by one."""
         written = min(longest, 256)
         return rows * 2 * ((self.prompt + written) * _body(size) + written * _head(size)) / 1e9
 
-    def _teacher(self, key: str) -> Size | None:
+    def _teacher(self, key: str) -> ModelSize | None:
         """Return a teacher's size; None of one whose weights are not here."""
         teachers = params.validated(Teachers, self.document["teachers"], "teachers")
         if key not in teachers or teachers[key].endpoint:
             return None
         return _size(_config(teachers[key].model, self.root))
 
-    def _start(self, start: str) -> Size:
+    def _start(self, start: str) -> ModelSize:
         """Return the size of the model at a path below models/."""
         stage, _, name = start.partition("/")
         if stage == "train" and (phase := self.document["train"].get(name.split("/")[0])):
@@ -302,16 +302,16 @@ def _config(model: str, root: Path) -> Mapping[str, Any]:
     raise _UnknownModelError
 
 
-def _size(config: Mapping[str, Any]) -> Size:
+def _size(config: Mapping[str, Any]) -> ModelSize:
     """Return the size of a model like Llama, by its configuration."""
     try:
-        size = Size.of(config, 0, 0, int(config["num_hidden_layers"]))
+        size = ModelSize.of(config, 0, 0, int(config["num_hidden_layers"]))
     except (KeyError, ValueError) as error:
         raise _UnknownModelError from error
     embeddings = size.vocabulary * size.width * (1 if config.get("tie_word_embeddings") else 2)
     layer = 2 * size.width * (size.width + size.keys) + 3 * size.width * size.neurons
     fields = {"embeddings": embeddings, "parameters": embeddings + size.layers * layer}
-    return Size(**(vars(size) | fields))
+    return ModelSize(**(vars(size) | fields))
 
 
 def _depth(layers: Any) -> int:
@@ -322,11 +322,11 @@ def _depth(layers: Any) -> int:
     return math.prod(layers.values()) if isinstance(layers, Mapping) else len(layers)
 
 
-def _body(size: Size) -> int:
+def _body(size: ModelSize) -> int:
     return size.parameters - size.embeddings
 
 
-def _head(size: Size) -> int:
+def _head(size: ModelSize) -> int:
     return size.vocabulary * size.width
 
 

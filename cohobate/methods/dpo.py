@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from cohobate.data.records import Row
-from cohobate.methods.phase import Trained, Undivided
+from cohobate.methods.phase import PhaseResult, SingleProcess
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ LossType = Literal[
 ]
 
 
-class Dpo(Undivided):
+class Dpo(SingleProcess):
     """Preference training on pairs; `rows` and `targets` are the pairs' file."""
 
     method: Literal["dpo"]
@@ -72,8 +72,8 @@ class Dpo(Undivided):
         rows: Sequence[Any],
         *,
         seed: int,
-        what: str,
-    ) -> Trained:
+        label: str,
+    ) -> PhaseResult:
         """Train on the pairs, both answers cut into tokens by the rule of every other method."""
         from cohobate.methods.preference_trainer import fit_pairs
 
@@ -83,8 +83,8 @@ class Dpo(Undivided):
         )
         both = {row.key for row in chosen} & {row.key for row in rejected}
         chosen, rejected = ([row for row in x if row.key in both] for x in (chosen, rejected))
-        trained = fit_pairs(model, tokenizer, chosen, rejected, self, seed=seed, what=what)
-        return Trained(trained.history, len(both), trained.notes)
+        trained = fit_pairs(model, tokenizer, chosen, rejected, self, seed=seed, label=label)
+        return PhaseResult(trained.history, len(both), trained.notes)
 
 
 def _row(pair: Any, side: str) -> Row:

@@ -12,7 +12,7 @@ from cohobate.fast.frozen import load_frozen
 from cohobate.losses.divergences import Hard, Term
 from cohobate.losses.features import Attention, Feature, FeatureTerm
 from cohobate.losses.uld import Uld
-from cohobate.methods.phase import Phase, Trained, checkpoint_of
+from cohobate.methods.phase import Phase, PhaseResult, checkpoint_path
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import NumberFormat, Precision, resolve
 from cohobate.teachers.ensembles import Combining, Mixture, Progressive
@@ -77,28 +77,30 @@ class Kd(Phase):
         rows: Sequence[Row],
         *,
         seed: int,
-        what: str,
-    ) -> Trained:
+        label: str,
+    ) -> PhaseResult:
         """Train against the teacher or teachers in `targets`: checkpoints, or signal stores."""
         from cohobate.teachers.target_sources import Live
         from cohobate.training.trainer import fit
 
         examples = self.examples(tokenizer, rows)
-        teaching = self.teaching(model, tokenizer, rows, examples, seed)
+        target_source = self.target_source(model, tokenizer, rows, examples, seed)
         history = fit(
             model,
             examples,
             self.responses,
             self,
             seed=seed,
-            what=what,
-            teaching=teaching,
-            vocabulary=teaching.vocabulary if isinstance(teaching, Live) else len(tokenizer),
+            label=label,
+            target_source=target_source,
+            vocabulary=target_source.vocabulary
+            if isinstance(target_source, Live)
+            else len(tokenizer),
         )
-        notes = teaching.matching.report() if teaching.matching else {}
-        return Trained(history, len(examples), notes)
+        notes = target_source.matching.report() if target_source.matching else {}
+        return PhaseResult(history, len(examples), notes)
 
-    def teaching(
+    def target_source(
         self,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
@@ -137,7 +139,7 @@ class Kd(Phase):
         above = Path(self.targets)
         named = {name: above / name for name in self.teachers} if self.teachers else {}
         folders = named or {above.name: above}
-        return {name: checkpoint_of(folder, seed) for name, folder in folders.items()}
+        return {name: checkpoint_path(folder, seed) for name, folder in folders.items()}
 
     def _stored(
         self,
@@ -200,10 +202,10 @@ class Kd(Phase):
             device=checkpoints.accelerator(),
         )
 
-    def needs_live(self, what: str) -> UserError:
+    def needs_live(self, label: str) -> UserError:
         """Return the error of what needs a live teacher, and has stored signals."""
         return UserError(
-            f"{what} needs a live teacher, not stored signals",
+            f"{label} needs a live teacher, not stored signals",
             where=f"targets: {self.targets}",
             fix="targets: models/adapt/<teacher>",
         )

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from cohobate.data.records import Row
 from cohobate.losses.divergences import ForwardKL, Hard, Term
-from cohobate.methods.phase import Trained, Undivided
+from cohobate.methods.phase import PhaseResult, SingleProcess
 from cohobate.models.layer_choice import Layers
 from cohobate.params import Section
 
@@ -34,7 +34,7 @@ class Peer(Section):
     """Whether it learns from its peers too, or from the rows' answers alone."""
 
 
-class Mutual(Undivided):
+class Mutual(SingleProcess):
     """Peers trained at once; the first of them is the student that is published."""
 
     method: Literal["mutual"]
@@ -59,7 +59,7 @@ class Mutual(Undivided):
             raise ValueError("two peers start the same and would stay so: give one a jitter")
         return self
 
-    def load_start(self, seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    def load_initial_model(self, seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Load the first peer."""
         return self.load_layers(seed, self.peers[0].keep_layers)
 
@@ -70,12 +70,12 @@ class Mutual(Undivided):
         rows: Sequence[Row],
         *,
         seed: int,
-        what: str,
-    ) -> Trained:
+        label: str,
+    ) -> PhaseResult:
         """Train `model` as the first peer, and the others beside it."""
-        from cohobate.methods.peers import Cohort
+        from cohobate.methods.mutual_loss import MutualLoss
         from cohobate.models.lm_head import check_head
-        from cohobate.training.learner import learning
+        from cohobate.training.model_loss import learning
         from cohobate.training.trainer import fit
 
         examples = self.examples(tokenizer, rows)
@@ -93,8 +93,8 @@ class Mutual(Undivided):
                 self.terms,
                 self,
                 seed=seed,
-                what=what,
-                learner=Cohort(
+                label=label,
+                loss_fn=MutualLoss(
                     [model, *others],
                     self.terms,
                     [peer.imitates for peer in self.peers],
@@ -104,7 +104,7 @@ class Mutual(Undivided):
                 ),
             )
         kept = {f"peer-{n}": other for n, other in enumerate(others, start=2) if self.keep_peers}
-        return Trained(history, len(examples), others=kept)
+        return PhaseResult(history, len(examples), others=kept)
 
 
 def _jitter(model: "PreTrainedModel", size: float, seed: int) -> None:

@@ -19,8 +19,8 @@ from pydantic import Field, model_validator
 from cohobate.data.records import Row
 from cohobate.errors import UserError
 from cohobate.losses.divergences import ReverseKL, Term
-from cohobate.methods.phase import Trained, Undivided, checkpoint_of
-from cohobate.methods.rollout_settings import Constant, Sampling, Schedule
+from cohobate.methods.phase import PhaseResult, SingleProcess, checkpoint_path
+from cohobate.methods.rollout_settings import ConstantShare, OnPolicySchedule, Sampling
 from cohobate.models.number_formats import NumberFormat
 from cohobate.progress import say
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from cohobate.teachers.target_sources import Live
 
 
-class OnPolicy(Undivided):
+class OnPolicy(SingleProcess):
     """Divergences from a live teacher, on the student's own answers and on those of the rows."""
 
     method: Literal["on_policy"]
     terms: tuple[Term, ...] = Field((ReverseKL(),), min_length=1)
     """What the loss is made of; on the student's text and on the given alike."""
-    student_text: Schedule = Constant()
+    student_text: OnPolicySchedule = ConstantShare()
     """Which share of the updates learns from the student's own text."""
     sampling: Sampling = Sampling()
 
@@ -66,10 +66,10 @@ class OnPolicy(Undivided):
         rows: Sequence[Row],
         *,
         seed: int,
-        what: str,
-    ) -> Trained:
+        label: str,
+    ) -> PhaseResult:
         """Train against the teacher at `targets`, which must share the student's vocabulary."""
-        from cohobate.methods.rollouts import StudentText
+        from cohobate.methods.rollouts import StudentRollouts
         from cohobate.training.trainer import fit
 
         examples = self.prompts(tokenizer, rows) if self._own_text_alone else None
@@ -77,7 +77,7 @@ class OnPolicy(Undivided):
             examples = self.examples(tokenizer, rows)
         held_out = examples[: self.student_text.held_out]
         examples = examples[len(held_out) :]
-        text = StudentText(
+        text = StudentRollouts(
             model,
             tokenizer,
             self.sampling,
@@ -95,13 +95,13 @@ class OnPolicy(Undivided):
             self.terms,
             self,
             seed=seed,
-            what=what,
+            label=label,
             vocabulary=len(tokenizer),
-            teaching=self.teacher(tokenizer, examples, seed),
+            target_source=self.teacher(tokenizer, examples, seed),
             rollouts=text,
         )
-        say(f"{what}: {', '.join(f'{n} {name}' for name, n in sorted(text.counts.items()))}")
-        return Trained(history, len(examples), text.counts)
+        say(f"{label}: {', '.join(f'{n} {name}' for name, n in sorted(text.counts.items()))}")
+        return PhaseResult(history, len(examples), text.counts)
 
     def number_formats(self) -> dict[str, NumberFormat]:
         """Return in which number format student and teacher run on this machine: the same."""
@@ -109,7 +109,7 @@ class OnPolicy(Undivided):
 
     @property
     def _own_text_alone(self) -> bool:
-        return isinstance(self.student_text, Constant) and self.student_text.share == 1
+        return isinstance(self.student_text, ConstantShare) and self.student_text.share == 1
 
     def prompts(self, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> "list[Example]":
         """Return the rows without their answers: none is needed where none is learnt from."""
@@ -134,7 +134,7 @@ class OnPolicy(Undivided):
         from cohobate.models import checkpoints
         from cohobate.teachers.target_sources import Live, understood
 
-        folder = checkpoint_of(Path(self.targets), seed)
+        folder = checkpoint_path(Path(self.targets), seed)
         model, theirs = load_frozen(
             folder, precision=self.precision, device=checkpoints.accelerator()
         )

@@ -15,7 +15,7 @@ from cohobate.models.number_formats import NumberFormat
 from cohobate.params import nearest
 from cohobate.progress import say
 from cohobate.training.hyperparameters import Hyperparameters
-from cohobate.training.resuming import content_of
+from cohobate.training.resuming import content_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,7 +27,7 @@ MODELS = Path("models")
 _NO_MATTER = {"checkpoint_every", "replacements"}  # to the outcome
 
 
-class Trained(NamedTuple):
+class PhaseResult(NamedTuple):
     """What one run of a phase leaves beside the weights."""
 
     history: "list[Update]"
@@ -83,9 +83,9 @@ class Phase(Hyperparameters):
 
     def start_folder(self, seed: int) -> Path:
         """Return the checkpoint that the phase starts from."""
-        return checkpoint_of(MODELS / self.start, seed)
+        return checkpoint_path(MODELS / self.start, seed)
 
-    def load_start(self, seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    def load_initial_model(self, seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Load what the phase starts from, without the layers that it does not keep.
 
         Raises:
@@ -99,11 +99,11 @@ class Phase(Hyperparameters):
         """Load what the phase starts from, with these of its layers, or all."""
         from cohobate.models import checkpoints
         from cohobate.models.layer_choice import layer_positions
-        from cohobate.students.layer_cutting import keep_layers, layers_of
+        from cohobate.students.layer_cutting import keep_layers, layer_stack
 
         model, tokenizer = checkpoints.load(self.start_folder(seed))
         if layers is not None:
-            depth = len(layers_of(model))
+            depth = len(layer_stack(model))
             keep_layers(model, layer_positions(layers, depth, "train.<phase>.keep_layers"))
         return model, tokenizer
 
@@ -114,7 +114,7 @@ class Phase(Hyperparameters):
     def decided_by(self, seed: int) -> list[Any]:
         """Return all that decides the outcome, what is read by its content: a run's key."""
         reads = [self.start_folder(seed), Path(self.rows), Path(self.targets)]
-        return [self.params(), self.number_formats(), seed, *map(content_of, reads)]
+        return [self.params(), self.number_formats(), seed, *map(content_hash, reads)]
 
     def number_formats(self) -> dict[str, NumberFormat]:
         """Return in which number format the models of the phase run on this machine."""
@@ -127,8 +127,8 @@ class Phase(Hyperparameters):
         rows: Sequence[Row],
         *,
         seed: int,
-        what: str,
-    ) -> Trained:
+        label: str,
+    ) -> PhaseResult:
         """Train `model` in place; every method says how.
 
         Raises:
@@ -159,16 +159,16 @@ class Phase(Hyperparameters):
         return found
 
 
-class Undivided(Phase):
+class SingleProcess(Phase):
     """A phase that one process trains."""
 
     @model_validator(mode="after")
-    def _one_worker(self) -> "Undivided":
+    def _one_worker(self) -> "SingleProcess":
         if self.workers > 1:
             raise ValueError("only sft and kd are divided among workers: workers must be 1")
         return self
 
 
-def checkpoint_of(path: Path, seed: int) -> Path:
+def checkpoint_path(path: Path, seed: int) -> Path:
     """Return the checkpoint at a path: a phase of training has one for each seed."""
     return path / f"seed-{seed}" if path.parts[:2] in (TRAIN.parts, ASSIST.parts) else path

@@ -17,14 +17,14 @@ from trl import DPOConfig, DPOTrainer
 
 from cohobate.data.examples import Example
 from cohobate.errors import UserError
-from cohobate.methods.phase import Trained
-from cohobate.methods.reference_logprobs import Both, References
-from cohobate.training.batches import plan
+from cohobate.methods.phase import PhaseResult
+from cohobate.methods.reference_logprobs import Both, ReferenceCache
+from cohobate.training.batches import plan_batches
 from cohobate.training.callbacks import Follow, Resume
 from cohobate.training.history import Update
-from cohobate.training.learner import learning
+from cohobate.training.model_loss import learning
 from cohobate.training.resume_trainer import Continuing, keeper_of
-from cohobate.training.resuming import Keeper
+from cohobate.training.resuming import CheckpointDir
 from cohobate.training.trainer import options
 
 if TYPE_CHECKING:
@@ -39,17 +39,17 @@ def fit_pairs(
     how: "Dpo",
     *,
     seed: int,
-    what: str,
-) -> Trained:
+    label: str,
+) -> PhaseResult:
     """Train `model` in place on pairs, `chosen` and `rejected` being parallel.
 
     Raises:
         UserError: there is no pair; or loss or gradient are not finite: names the pairs.
     """
     if not chosen:
-        raise UserError("there is nothing to learn: no pair is short enough", where=what)
+        raise UserError("there is nothing to learn: no pair is short enough", where=label)
     torch.set_num_threads(how.threads)
-    batches = plan(chosen, how, seed)
+    batches = plan_batches(chosen, how, seed)
     longest = max(len(row.ids) for row in [*chosen, *rejected])
     config, generation = model.config, model.generation_config
     before = config.pad_token_id, config.use_cache, generation.pad_token_id
@@ -62,18 +62,18 @@ def fit_pairs(
         warnings.simplefilter("ignore", FutureWarning)
         trainer = PairTrainer(
             model,
-            References.of(how, seed, chosen, rejected),
+            ReferenceCache.of(how, seed, chosen, rejected),
             args=_arguments(how, len(batches), seed, scratch),
             train_dataset=_data_set(chosen, rejected),
             processing_class=copy.deepcopy(tokenizer),  # TRL gives it a padding token
         )
         pairs = list(zip(chosen, rejected, strict=True))
         both = [row for pair in pairs for row in pair]
-        trainer.follow(pairs, batches, keeper_of(how, both, len(batches)), what)
+        trainer.follow(pairs, batches, keeper_of(how, both, len(batches)), label)
         trainer.finish()
         del model.forward  # TRL's, which can give log-probabilities instead of logits
     config.pad_token_id, config.use_cache, generation.pad_token_id = before
-    return Trained(trainer.history, len(chosen), trainer.figures())
+    return PhaseResult(trainer.history, len(chosen), trainer.figures())
 
 
 class PairTrainer(Continuing, DPOTrainer):
@@ -83,10 +83,10 @@ class PairTrainer(Continuing, DPOTrainer):
     phase hold each of them.
     """
 
-    def __init__(self, model: PreTrainedModel, references: References, **options: Any) -> None:
+    def __init__(self, model: PreTrainedModel, references: ReferenceCache, **options: Any) -> None:
         self.references = references
         super().__init__(model, **options)
-        self.learner = model
+        self.loss_fn = model
         self.remove_callback(PrinterCallback)
         self.add_callback(Follow(self))
         self.add_callback(Resume(self))
@@ -95,14 +95,14 @@ class PairTrainer(Continuing, DPOTrainer):
         self,
         pairs: Sequence[tuple[Example, Example]],
         batches: Sequence[Sequence[int]],
-        keeper: Keeper | None,
-        what: str,
+        keeper: CheckpointDir | None,
+        label: str,
     ) -> None:
         """Say which pairs each update takes, and where the run is kept from which it goes on."""
         self.pairs, self.batches = pairs, batches
         self._losses, self._norm = list[Tensor](), math.nan
         self._told: dict[str, list[float]] = {"accuracies": [], "margins": []}
-        self._told |= self.go_on(keeper, what, len(batches))
+        self._told |= self.go_on(keeper, label, len(batches))
 
     def remembered(self) -> dict[str, Any]:
         """Return what is told at the end."""

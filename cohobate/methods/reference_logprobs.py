@@ -27,7 +27,7 @@ from cohobate.data.examples import Example, fingerprint
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from cohobate.progress import say
-from cohobate.training.resuming import content_of
+from cohobate.training.resuming import content_hash
 
 if TYPE_CHECKING:
     from cohobate.methods.phase import Phase
@@ -48,7 +48,7 @@ Both = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class References:
+class ReferenceCache:
     """The reference's log-probabilities of one set of pairs."""
 
     folder: Path
@@ -56,10 +56,10 @@ class References:
     @classmethod
     def of(
         cls, how: "Phase", seed: int, chosen: Sequence[Example], rejected: Sequence[Example]
-    ) -> "References":
+    ) -> "ReferenceCache":
         """Return where those of a phase's start are, or will be."""
         decided_by: list[Any] = [
-            content_of(how.start_folder(seed)),
+            content_hash(how.start_folder(seed)),
             how.model_dump(mode="json", include=_DECIDES),
             how.number_format,
             fingerprint(chosen),

@@ -15,7 +15,7 @@ import torch
 from cohobate.errors import UserError
 from cohobate.generation.decoding import decode_batch, plan_batches, stop_ids
 from cohobate.generation.requests import Completion, Request
-from cohobate.methods.rollout_settings import Sampling, Vllm
+from cohobate.methods.rollout_settings import Sampling, VllmSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,7 +25,7 @@ SPREAD = 32
 and a pass over all rows of an update costs little more than one over a few of them."""
 
 
-class Writer(Protocol):
+class RolloutGenerator(Protocol):
     """Answers prompts with the student's weights as they are now."""
 
     def answers(self, requests: Sequence[Request]) -> list[Completion]:
@@ -33,25 +33,25 @@ class Writer(Protocol):
         ...
 
 
-def writer_of(
+def rollout_generator(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     sampling: Sampling,
     *,
     autocast: bool,
-) -> Writer:
+) -> RolloutGenerator:
     """Return the writer that `sampling` asks for.
 
     Raises:
         UserError: it asks for vLLM, which is not installed.
     """
     stop = stop_ids(model, tokenizer)
-    if isinstance(sampling.writer, Vllm):
-        return WithVllm(model, tokenizer, sampling, sampling.writer, stop)
-    return WithTransformers(model, sampling, stop, autocast)
+    if isinstance(sampling.writer, VllmSettings):
+        return VllmGenerator(model, tokenizer, sampling, sampling.writer, stop)
+    return TransformersGenerator(model, sampling, stop, autocast)
 
 
-class WithTransformers:
+class TransformersGenerator:
     """The model in training itself; the same requests give the same answers."""
 
     def __init__(
@@ -71,7 +71,7 @@ class WithTransformers:
         return [found[n] for n in range(len(requests))]
 
 
-class WithVllm:
+class VllmGenerator:
     """vLLM on the trainer's own GPU, through TRL's helper: the weights are handed over each time.
 
     It samples from random numbers of its own: a run repeats as far as vLLM's batches do.
@@ -82,7 +82,7 @@ class WithVllm:
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         sampling: Sampling,
-        chosen: Vllm,
+        chosen: VllmSettings,
         stop: frozenset[int],
     ) -> None:
         if find_spec("vllm") is None:

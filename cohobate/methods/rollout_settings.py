@@ -9,7 +9,7 @@ from cohobate.generation.requests import Batching, Decoding
 from cohobate.params import Section
 
 
-class Constant(Section):
+class ConstantShare(Section):
     """So many of the updates are on-policy, from the first to the last."""
 
     type: Literal["constant"] = "constant"
@@ -30,7 +30,7 @@ class Constant(Section):
         return self.share
 
 
-class Adaptive(Section):
+class AdaptiveShare(Section):
     """More and more of them, as often as the loss on held-out rows has risen (DistiLLM, 3.2)."""
 
     type: Literal["adaptive"] = "adaptive"
@@ -57,16 +57,16 @@ class Adaptive(Section):
         return min(1.0, share + self.step) if rose else share
 
 
-Schedule = Annotated[Constant | Adaptive, Field(discriminator="type")]
+OnPolicySchedule = Annotated[ConstantShare | AdaptiveShare, Field(discriminator="type")]
 
 
-class Itself(Section):
+class TransformersSettings(Section):
     """The model in training."""
 
     type: Literal["transformers"] = "transformers"
 
 
-class Vllm(Section):
+class VllmSettings(Section):
     """vLLM on the trainer's own GPU, given the student's weights before each writing."""
 
     type: Literal["vllm"]
@@ -79,7 +79,9 @@ class Sampling(Section):
 
     decoding: Decoding = Decoding(max_tokens=64, temperature=1.0)
     batching: Batching = Batching()
-    writer: Annotated[Itself | Vllm, Field(discriminator="type")] = Itself()
+    writer: Annotated[TransformersSettings | VllmSettings, Field(discriminator="type")] = (
+        TransformersSettings()
+    )
     """What computes the answers."""
     replay: int = Field(0, ge=0)
     """Answers of the student that are kept to be learnt from again; 0 keeps none."""

@@ -22,16 +22,16 @@ import torch
 from cohobate.data.examples import Example
 from cohobate.generation.requests import Completion, Request
 from cohobate.losses.divergences import Hard
-from cohobate.methods.rollout_generators import precision_of, writer_of
-from cohobate.methods.rollout_settings import Sampling, Schedule
-from cohobate.training.batches import Batches
-from cohobate.training.learner import Learner
+from cohobate.methods.rollout_generators import precision_of, rollout_generator
+from cohobate.methods.rollout_settings import OnPolicySchedule, Sampling
+from cohobate.training.batches import MicroBatches
+from cohobate.training.model_loss import CausalLMLoss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class StudentText:
+class StudentRollouts:
     """Decides what an update learns from, and has the student write it (`trainer.Rollouts`)."""
 
     def __init__(
@@ -39,7 +39,7 @@ class StudentText:
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         sampling: Sampling,
-        schedule: Schedule,
+        schedule: OnPolicySchedule,
         *,
         seed: int,
         updates: int,
@@ -49,7 +49,7 @@ class StudentText:
         vocabulary: int | None = None,
     ) -> None:
         self.model = model
-        self.writer = writer_of(model, tokenizer, sampling, autocast=autocast)
+        self.writer = rollout_generator(model, tokenizer, sampling, autocast=autocast)
         self.sampling, self.schedule = sampling, schedule
         self.seed, self.updates, self.beside_given = seed, updates, beside_given
         self.autocast, self.held_out, self.vocabulary = autocast, list(held_out), vocabulary
@@ -130,15 +130,15 @@ class StudentText:
     def _held_out_loss(self) -> float:
         rows, size = self.held_out, self.sampling.batching.rows
         parts = [range(len(rows))[n : n + size] for n in range(0, len(rows), size)]
-        data = Batches(rows, parts, size, None)
+        data = MicroBatches(rows, parts, size, None)
         tokens = sum(row.length for row in rows)
-        learner = Learner(self.model, [Hard()], vocabulary=self.vocabulary)
+        loss_fn = CausalLMLoss(self.model, [Hard()], vocabulary=self.vocabulary)
         total = 0.0
         training = self.model.training
         self.model.eval()
         with precision_of(self.model, self.autocast):
             for number in range(len(data)):
                 batch = {k: tensor.to(self.model.device) for k, tensor in data[number].items()}
-                total += float(learner(**batch, divisor=tokens)[0])
+                total += float(loss_fn(**batch, divisor=tokens)[0])
         self.model.train(training)
         return total

@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from cohobate.data.records import Row
 from cohobate.losses.divergences import Hard
-from cohobate.methods.phase import Phase, Trained
+from cohobate.methods.phase import Phase, PhaseResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,13 +34,13 @@ class Sft(Phase):
         rows: Sequence[Row],
         *,
         seed: int,
-        what: str,
-    ) -> Trained:
+        label: str,
+    ) -> PhaseResult:
         """Train on the answers' tokens and the end of sequence after them."""
         from cohobate.training.trainer import fit
 
         examples = self.examples(tokenizer, rows)
         history = fit(
-            model, examples, [Hard()], self, seed=seed, what=what, vocabulary=len(tokenizer)
+            model, examples, [Hard()], self, seed=seed, label=label, vocabulary=len(tokenizer)
         )
-        return Trained(history, len(examples))
+        return PhaseResult(history, len(examples))

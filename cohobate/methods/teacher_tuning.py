@@ -20,7 +20,7 @@ from cohobate.training import resuming
 from cohobate.training.hyperparameters import Hyperparameters
 
 
-class Untuned(Section):
+class NoTuning(Section):
     """The teacher teaches as it came."""
 
     type: Literal["none"]
@@ -32,7 +32,7 @@ class Untuned(Section):
     """CPU threads, for these answers."""
 
     def publish(
-        self, source: Path, teacher: Teacher, folder: Path, provenance: dict[str, Any], what: str
+        self, source: Path, teacher: Teacher, folder: Path, provenance: dict[str, Any], label: str
     ) -> int:
         """Copy the model; return the number of rows it learnt from: none."""
         template = None
@@ -42,7 +42,7 @@ class Untuned(Section):
         return 0
 
 
-class Sft(Hyperparameters):
+class SftTuning(Hyperparameters):
     """Supervised fine-tuning on the labelled rows."""
 
     type: Literal["sft"]
@@ -56,7 +56,7 @@ class Sft(Hyperparameters):
     """Dev rows, at most, that the published teacher answers: a figure to look at."""
 
     def publish(
-        self, source: Path, teacher: Teacher, folder: Path, provenance: dict[str, Any], what: str
+        self, source: Path, teacher: Teacher, folder: Path, provenance: dict[str, Any], label: str
     ) -> int:
         """Tune the model and publish it; return the number of rows it learnt from.
 
@@ -82,13 +82,13 @@ class Sft(Hyperparameters):
             say(f"{len(rows) - len(examples)} rows are too long, or have no answer: left out")
         vocabulary = len(tokenizer)
         provenance = provenance | {"number_format": self.number_format}
-        decided_by = (provenance, resuming.content_of(LABELLED))
-        name = what.replace(" ", "@")
+        decided_by = (provenance, resuming.content_hash(LABELLED))
+        name = label.replace(" ", "@")
         with resuming.resumable(name, *decided_by):
-            fit(model, examples, [Hard()], self, seed=self.seed, what=what, vocabulary=vocabulary)
+            fit(model, examples, [Hard()], self, seed=self.seed, label=label, vocabulary=vocabulary)
         checkpoints.save(model, tokenizer, folder, provenance, precision=self.save_precision)
         resuming.forget(name)
         return len(examples)
 
 
-Tuning = Annotated[Untuned | Sft, Field(discriminator="type")]
+Tuning = Annotated[NoTuning | SftTuning, Field(discriminator="type")]

@@ -17,7 +17,7 @@ from cohobate.methods.dpo import Dpo
 from cohobate.methods.kd import Kd
 from cohobate.methods.mutual import Mutual
 from cohobate.methods.on_policy import OnPolicy
-from cohobate.methods.phase import MODELS, Phase, Trained
+from cohobate.methods.phase import MODELS, Phase, PhaseResult
 from cohobate.methods.sft import Sft
 from cohobate.training import resuming
 from cohobate.training.history import write_history
@@ -46,7 +46,7 @@ def train_seeds(folder: Path, phase: Method, seeds: list[int]) -> None:
     resuming.forget(_run_name(folder))
 
 
-def _train_together(folder: Path, phase: Phase, seed: int) -> Trained:
+def _train_together(folder: Path, phase: Phase, seed: int) -> PhaseResult:
     """Train one seed, in this process or in as many workers as the phase wants."""
     if phase.workers == 1:
         return _train(folder, phase, seed)
@@ -61,15 +61,15 @@ def _run_name(folder: Path) -> str:
     return folder.name if folder.parent == TRAIN else folder.relative_to(MODELS).as_posix()
 
 
-def _train(folder: Path, phase: Phase, seed: int) -> Trained:
+def _train(folder: Path, phase: Phase, seed: int) -> PhaseResult:
     from cohobate import processes
     from cohobate.models import checkpoints
 
     item, start = folder.name, phase.start_folder(seed)
-    model, tokenizer = phase.load_start(seed)
+    model, tokenizer = phase.load_initial_model(seed)
     rows = rows_of(Path(phase.rows))
     with resuming.resumable(f"{_run_name(folder)}/seed-{seed}", *phase.decided_by(seed)):
-        trained = phase.train(model, tokenizer, rows, seed=seed, what=f"train {item}, seed {seed}")
+        trained = phase.train(model, tokenizer, rows, seed=seed, label=f"train {item}, seed {seed}")
     if processes.rank() == 0:
         made = folder / f"seed-{seed}"
         provenance = {
@@ -109,7 +109,7 @@ def prefix_of(rows: Sequence[Any]) -> str | None:
     return next((row.prefix for row in answers), None)
 
 
-def final_loss(trained: Trained) -> float:
+def final_loss(trained: PhaseResult) -> float:
     """Return the mean loss of the last tenth of the updates."""
     tail = trained.history[-max(1, len(trained.history) // 10) :]
     return fmean(update.loss for update in tail)

@@ -25,7 +25,7 @@ from cohobate.data.tokenized import encode_all, pad_right
 from cohobate.errors import UserError
 from cohobate.models.layers import body_of, heads_of
 from cohobate.progress import track
-from cohobate.students.layer_cutting import layers_of
+from cohobate.students.layer_cutting import layer_stack
 
 _BATCH = 16
 
@@ -65,12 +65,12 @@ def calibration_rows(path: Path, count: int) -> list[Row]:
 
 
 @torch.inference_mode()
-def importance_of(
+def measure_importance(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], widths: bool
 ) -> Importance:
     """Run the model over rows, prompts with their answers, and measure its parts."""
     torch.set_num_threads(1)  # so that the same rows always choose the same parts
-    blocks = layers_of(model)
+    blocks = layer_stack(model)
     depth = len(blocks)
     groups = heads_of(model) if widths else 0
     neurons = projections(blocks[0])[1].in_features if widths else 0

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from cohobate.errors import UserError
 from cohobate.models.layers import heads_of
 from cohobate.students.importance import projections
-from cohobate.students.layer_cutting import layers_of
+from cohobate.students.layer_cutting import layer_stack
 
 
 def keep_widths(
@@ -23,7 +23,7 @@ def keep_widths(
     config = model.config.get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     shared = config.num_attention_heads // heads_of(model)
-    for number, block in enumerate(layers_of(model)):
+    for number, block in enumerate(layer_stack(model)):
         projections(block)
         kept_groups = _highest(groups_LG[number], groups)
         kept_neurons = _highest(neurons_LF[number], neurons)
@@ -46,13 +46,13 @@ def keep_widths(
     config.intermediate_size = neurons
 
 
-def keep_first(model: PreTrainedModel, groups: int, neurons: int) -> None:
+def keep_any(model: PreTrainedModel, groups: int, neurons: int) -> None:
     """Keep so many groups of heads and neurons of each layer, whichever: for a model's sizes.
 
     Raises:
         UserError: the model has fewer.
     """
-    blocks = layers_of(model)
+    blocks = layer_stack(model)
     there = heads_of(model), projections(blocks[0])[1].in_features
     if groups > there[0] or neurons > there[1]:
         raise UserError(

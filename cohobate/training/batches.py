@@ -24,7 +24,7 @@ WINDOW = 16
 """Updates whose rows are sorted by length together."""
 
 
-def plan(
+def plan_batches(
     examples: Sequence[Example], hyperparameters: Hyperparameters, seed: int
 ) -> list[list[int]]:
     """Return, for each update, the positions of its rows in `examples`."""
@@ -61,17 +61,17 @@ def _epochs(rows: list[int], rng: random.Random) -> Iterator[int]:
         yield from order
 
 
-class Batches(Dataset[dict[str, Any]]):
-    """The micro-batches of a plan, in order, as the tensors that `Learner` takes."""
+class MicroBatches(Dataset[dict[str, Any]]):
+    """The micro-batches of a plan, in order, as the tensors that `CausalLMLoss` takes."""
 
     def __init__(
         self,
         examples: Sequence[Example],
         batches: Sequence[Sequence[int]],
         rows_at_once: int,
-        teaching: Brings | None,
+        target_source: Brings | None,
     ) -> None:
-        self.examples, self.teaching = examples, teaching
+        self.examples, self.target_source = examples, target_source
         self._instead: dict[int, list[Example]] = {}
         starts = [
             (update, start)
@@ -99,10 +99,10 @@ class Batches(Dataset[dict[str, Any]]):
                 np.concatenate([row.ids[row.prompt_length :] for row in rows]).astype(np.int64)
             ),
         }
-        if self.teaching is not None:
+        if self.target_source is not None:
             owned = [row.by_student for row in rows for _ in range(row.length)]
             batch["by_student_N"] = torch.tensor(owned)
-            batch |= {"progress": self.progress[number], "brought": self.teaching.bring(rows)}
+            batch |= {"progress": self.progress[number], "brought": self.target_source.bring(rows)}
         return batch
 
     def rows(self, number: int) -> list[Example]:

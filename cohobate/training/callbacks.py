@@ -7,7 +7,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from cohobate import processes
 from cohobate.progress import Meter
 from cohobate.training import resuming, training_state
-from cohobate.training.history import Curves, Update
+from cohobate.training.history import TensorBoardCurves, Update
 
 
 class Followed(Protocol):
@@ -29,7 +29,7 @@ class Follow(TrainerCallback):
 
     def __init__(self, trainer: Followed) -> None:
         self.trainer = trainer
-        self.curves: Curves | None = None
+        self.curves: TensorBoardCurves | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -37,7 +37,7 @@ class Follow(TrainerCallback):
         """Open the curves."""
         run = resuming.current()
         if run is not None and processes.rank() == 0:
-            self.curves = Curves(run.name, self.trainer.start + 1)
+            self.curves = TensorBoardCurves(run.name, self.trainer.start + 1)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

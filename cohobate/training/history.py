@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-CURVES = Path("reports/training")
+TENSORBOARD_DIR = Path("reports/training")
 """TensorBoard's files, one folder a run: to look at, and outside everything that is hashed."""
 
 
@@ -33,7 +33,7 @@ class Update(NamedTuple):
     """Valid tokens: those that the loss is a mean over."""
 
 
-def names_of(terms: Sequence[Any]) -> list[str]:
+def term_names(terms: Sequence[Any]) -> list[str]:
     """Return a name for each term of a loss: its type, and its number where a type comes again."""
     seen: Counter[str] = Counter()
     names = []
@@ -56,13 +56,13 @@ def write_history(path: Path, history: Sequence[Update]) -> None:
             writer.writerow([u.step, *losses, *shape])
 
 
-class Curves:
+class TensorBoardCurves:
     """A run's updates as TensorBoard reads them while it trains: `tensorboard --logdir reports`."""
 
     def __init__(self, name: str, first: int) -> None:
         from tensorboardX import SummaryWriter
 
-        folder = CURVES / name.replace("/", "-")
+        folder = TENSORBOARD_DIR / name.replace("/", "-")
         # what a killed run drew beyond its last checkpoint is drawn again
         self._writer = SummaryWriter(str(folder), purge_step=first)
 

@@ -9,7 +9,7 @@ from cohobate.models import checkpoints
 from cohobate.models.number_formats import NumberFormat, Precision, resolve
 from cohobate.params import Section
 from cohobate.training.adapters import Adapter, Full
-from cohobate.training.quantization_aware import Quantisation, Unquantised
+from cohobate.training.quantization_aware import NoQuantisation, Quantisation
 
 SHORT_ROW = 256
 """Tokens up to which eager attention trains faster than SDPA on a CPU."""
@@ -55,7 +55,7 @@ class Hyperparameters(Section):
     freeze: Freeze = Freeze()
     adapter: Adapter = Full()
     """Train the weights, or low-rank updates of them."""
-    quantisation: Quantisation = Unquantised()
+    quantisation: Quantisation = NoQuantisation()
     """Train the weights as they will be once they are integers."""
     precision: Precision = "auto"
     """Number format of the matrix products; weights, optimiser and softmax are float32 always.

@@ -22,14 +22,14 @@ from cohobate.fast.frozen import PACKED_BYTES
 from cohobate.training.hyperparameters import SHORT_ROW, Hyperparameters
 
 GIB = 1 << 30
-PROGRAM = 700 << 20
+PROGRAM_BYTES = 700 << 20
 """Of Python with torch and transformers, before any model."""
 _MOMENTS = {"adamw": 8, "adafactor": 0, "sgd": 0}  # bytes a trained weight
 _OF_WIDTH, _OF_NEURONS, _OF_MAPS = 40, 16, 8  # bytes an activation that backward needs
 _OF_LOGIT = {False: 12, True: 24}  # bytes a logit of the chunk, without and with a live teacher
 _OF_WHOLE_LOGIT = 44  # bytes a logit where TRL makes those of every position
 
-WEIGHTS, LEARNING, ROWS, LOGITS, TEACHERS, BASE = (
+WEIGHTS, GRADIENTS, ACTIVATIONS, LOGITS, TEACHERS, PROGRAM = (
     "weights",
     "gradients and optimiser",
     "activations",
@@ -40,15 +40,15 @@ WEIGHTS, LEARNING, ROWS, LOGITS, TEACHERS, BASE = (
 _TOO_HIGH = 4 / 3
 _MENDS = {
     WEIGHTS: "a smaller student",
-    LEARNING: "adapter: {type: lora}, or optimiser: adafactor",
-    ROWS: "a smaller micro_batch_size",
+    GRADIENTS: "adapter: {type: lora}, or optimiser: adafactor",
+    ACTIVATIONS: "a smaller micro_batch_size",
     LOGITS: "a smaller chunk_tokens (of dpo: micro_batch_size)",
     TEACHERS: "stored signals, targets: data/capture/<teacher>",
 }
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """What of a model decides how much memory it takes."""
 
     parameters: int
@@ -64,7 +64,9 @@ class Size:
     """Width of the keys of a layer, all heads that share none together."""
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], parameters: int, embeddings: int, layers: int) -> "Size":
+    def of(
+        cls, config: Mapping[str, Any], parameters: int, embeddings: int, layers: int
+    ) -> "ModelSize":
         """Return the size of a model, by its configuration."""
         width = int(config["hidden_size"])
         heads = int(config.get("num_attention_heads") or 1)
@@ -79,11 +81,11 @@ class Size:
             width * int(config.get("num_key_value_heads") or heads) // heads,
         )
 
-    def with_layers(self, layers: int) -> "Size":
+    def with_layers(self, layers: int) -> "ModelSize":
         """Return the same model with so many of its layers."""
         body = (self.parameters - self.embeddings) * layers // max(1, self.layers)
         figures = {"parameters": self.embeddings + body, "layers": layers}
-        return Size(**(vars(self) | figures))
+        return ModelSize(**(vars(self) | figures))
 
     def asked(self, bytes_per_weight: int) -> int:
         """Return the bytes of a model that is asked and never trained
@@ -99,14 +101,14 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TeacherSize:
     """A teacher that is in memory beside the student."""
 
-    size: Size
+    size: ModelSize
     bytes_per_weight: int = 2
 
 
-def trained(size: Size, how: Hyperparameters) -> int:
+def trained(size: ModelSize, how: Hyperparameters) -> int:
     """Return how many weights get a gradient."""
     active = max(0, size.layers - how.freeze.layers)
     if how.adapter.type == "lora":
@@ -119,11 +121,11 @@ def trained(size: Size, how: Hyperparameters) -> int:
     return ends + (size.parameters - size.embeddings) * active // max(1, size.layers)
 
 
-def footprint(
-    size: Size,
+def peak_memory(
+    size: ModelSize,
     how: Hyperparameters,
     tokens: int,
-    asked: Sequence[Asked] = (),
+    asked: Sequence[TeacherSize] = (),
     *,
     rows: int | None = None,
     whole_logits: bool = False,
@@ -152,10 +154,10 @@ def footprint(
         for each in asked
     )
     return {
-        BASE: PROGRAM,
+        PROGRAM: PROGRAM_BYTES,
         WEIGHTS: 4 * size.parameters + (2 * body if half else 0),
-        LEARNING: moving * (4 + _MOMENTS[how.optimiser]),
-        ROWS: rows * tokens * active * a_token,
+        GRADIENTS: moving * (4 + _MOMENTS[how.optimiser]),
+        ACTIVATIONS: rows * tokens * active * a_token,
         LOGITS: size.vocabulary
         * (rows * tokens * _OF_WHOLE_LOGIT if whole_logits else chunk * _OF_LOGIT[bool(asked)]),
         TEACHERS: teachers,
@@ -167,7 +169,7 @@ def eager(how: Hyperparameters, tokens: int) -> bool:
     return how.attention == "eager" or (how.attention == "auto" and tokens <= SHORT_ROW)
 
 
-def check_room(what: str, parts: Mapping[str, int], room: int, *, where: str) -> None:
+def check_memory(label: str, parts: Mapping[str, int], room: int, *, where: str) -> None:
     """Refuse what surely takes more than there is: an estimate may be a third too high.
 
     Raises:
@@ -179,27 +181,27 @@ def check_room(what: str, parts: Mapping[str, int], room: int, *, where: str) ->
     most = sorted((part for part in _MENDS if parts.get(part)), key=lambda part: -parts[part])
     told = ", ".join(f"{part} {parts[part] / GIB:.1f}" for part in most)
     raise UserError(
-        f"{what} takes about {total / GIB:.1f} GiB of memory, {room / GIB:.1f} are there ({told})",
+        f"{label} takes about {total / GIB:.1f} GiB of memory, {room / GIB:.1f} are there ({told})",
         where=where,
         fix=" or ".join(_MENDS[part] for part in most[:2]),
     )
 
 
-def size_loaded(model: Any) -> Size:
+def size_of_model(model: Any) -> ModelSize:
     """Return the size of a causal LM of transformers."""
     from cohobate.models.layers import shared_names
 
     ends = {id(end.weight): end.weight.numel() for end in _ends(model) if end is not None}
     config = shared_names(model.config.get_text_config())
     layers = int(config["num_hidden_layers"])
-    return Size.of(config, model.num_parameters(), sum(ends.values()), layers)
+    return ModelSize.of(config, model.num_parameters(), sum(ends.values()), layers)
 
 
 def _ends(model: Any) -> tuple[Any, Any]:
     return model.get_input_embeddings(), model.get_output_embeddings()
 
 
-def check_loaded(
+def check_training_memory(
     model: Any,
     how: Hyperparameters,
     tokens: int,
@@ -216,11 +218,11 @@ def check_loaded(
     room = available_memory()
     if room is None:
         return
-    size = size_loaded(model)
-    teachers = [Asked(size_loaded(each), 0) for each in asked]
-    parts = footprint(size, how, tokens, teachers)
-    parts |= {BASE: 0, WEIGHTS: parts[WEIGHTS] - 4 * size.parameters}
-    check_room(f"with rows of {tokens} tokens it", parts, room // workers, where=where)
+    size = size_of_model(model)
+    teachers = [TeacherSize(size_of_model(each), 0) for each in asked]
+    parts = peak_memory(size, how, tokens, teachers)
+    parts |= {PROGRAM: 0, WEIGHTS: parts[WEIGHTS] - 4 * size.parameters}
+    check_memory(f"with rows of {tokens} tokens it", parts, room // workers, where=where)
 
 
 def available_on(device: str) -> int | None:

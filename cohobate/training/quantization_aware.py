@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Unquantised(Section):
+class NoQuantisation(Section):
     """The weights as they are."""
 
     type: Literal["none"] = "none"
@@ -29,7 +29,7 @@ class Unquantised(Section):
         yield
 
 
-class Rounded(Section):
+class FakeQuantisation(Section):
     """Symmetric integer weights with a scale for each group of inputs; not head or embeddings."""
 
     type: Literal["int8", "int4"]
@@ -70,4 +70,4 @@ class Rounded(Section):
         quantize_(model, QATConfig(step="convert"))
 
 
-Quantisation = Annotated[Unquantised | Rounded, Field(discriminator="type")]
+Quantisation = Annotated[NoQuantisation | FakeQuantisation, Field(discriminator="type")]

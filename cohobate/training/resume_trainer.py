@@ -15,7 +15,7 @@ from cohobate.progress import Meter, say
 from cohobate.training import resuming, training_state
 from cohobate.training.history import Update
 from cohobate.training.hyperparameters import Hyperparameters
-from cohobate.training.resuming import Keeper
+from cohobate.training.resuming import CheckpointDir
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 class Continuing:
     """What a Trainer needs to go on; it stands before transformers' or TRL's among the bases."""
 
-    learner: "nn.Module"
+    loss_fn: "nn.Module"
     state: Any
     args: Any
     optimizer: Any
     lr_scheduler: Any
 
-    def go_on(self, keeper: Keeper | None, what: str, updates: int) -> dict[str, Any]:
+    def go_on(self, keeper: CheckpointDir | None, label: str, updates: int) -> dict[str, Any]:
         """Look what is done of a run of so many updates; return what `remembered` had said."""
         self.keeper, self.updates = keeper, updates
         self.saved = processes.on_first_worker(keeper.newest) if keeper else None
         about = training_state.read(self.saved) if self.saved else {"history": []}
         self.history = [Update(**update) for update in about["history"]]
         self.start = len(self.history)
-        self.meter = Meter(what, updates, self.start)
+        self.meter = Meter(label, updates, self.start)
         remembered: dict[str, Any] = about.get("remembered", {})
         return remembered
 
@@ -45,7 +45,7 @@ class Continuing:
         """Train what is still to be trained of the run."""
         if self.saved:
             say(f"{self.meter.what}: goes on after update {self.start}")
-            training_state.restore_weights(self.saved, self.learner)
+            training_state.restore_weights(self.saved, self.loss_fn)
         if self.start < self.updates:
             self.train()  # type: ignore[attr-defined]
 
@@ -71,7 +71,7 @@ class Continuing:
             "random": processes.all_gather(training_state.random_state()),
             "remembered": self.remembered(),
         }
-        state = (self.learner, self.optimizer, self.lr_scheduler, about)
+        state = (self.loss_fn, self.optimizer, self.lr_scheduler, about)
         keeper = self.keeper
         processes.on_first_worker(
             lambda: keeper.write(step, lambda folder: training_state.write(folder, *state))
@@ -80,7 +80,7 @@ class Continuing:
 
 def keeper_of(
     hyperparameters: Hyperparameters, examples: Sequence[Example], updates: int
-) -> Keeper | None:
+) -> CheckpointDir | None:
     """Return where a run over these examples keeps its checkpoints; None where it keeps none."""
     run, every = resuming.current(), hyperparameters.checkpoint_every
     if run is None or not 0 < every <= updates:

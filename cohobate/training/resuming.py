@@ -32,7 +32,7 @@ KEPT = 2
 
 
 @dataclass(frozen=True)
-class Keeper:
+class CheckpointDir:
     """The checkpoints of one training run."""
 
     folder: Path
@@ -79,7 +79,7 @@ class TrainingRun:
         self.name, self.key = name, key
         self._fits = count()
 
-    def keeper(self, every: int, examples: str) -> Keeper:
+    def keeper(self, every: int, examples: str) -> CheckpointDir:
         """Return where the next fit of this run keeps its checkpoints.
 
         Args:
@@ -88,7 +88,7 @@ class TrainingRun:
         """
         number = next(self._fits)
         folder = TRAINING / self.name / self.key / f"fit-{number}-{examples[:8]}"
-        return Keeper(folder, every)
+        return CheckpointDir(folder, every)
 
 
 _current: ContextVar[TrainingRun | None] = ContextVar("training_run", default=None)
@@ -121,12 +121,12 @@ def forget(name: str) -> None:
     shutil.rmtree(TRAINING / name, ignore_errors=True)
 
 
-def content_of(path: Path) -> str:
+def content_hash(path: Path) -> str:
     """Return a hash of a file, or of a folder: of its manifest where it has one, else of all."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if (path / checkpoints.MANIFEST).exists():
-        return content_of(path / checkpoints.MANIFEST)
-    found = {str(p.relative_to(path)): content_of(p) for p in path.rglob("*") if p.is_file()}
+        return content_hash(path / checkpoints.MANIFEST)
+    found = {str(p.relative_to(path)): content_hash(p) for p in path.rglob("*") if p.is_file()}
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """Training of a causal language model on text and on a teacher's distributions.
 
     examples = examples_of(rows, encode_all(tokenizer, rows))       # cohobate/training/batches.py
-    history = fit(model, examples, [Hard()], hyperparameters, seed=1, what="adapt main")
+    history = fit(model, examples, [Hard()], hyperparameters, seed=1, label="adapt main")
 
 The loop is transformers' Trainer. What is ours: the hidden rows of the completion alone go through
 the head, fused with the loss (cohobate/losses/fused_head.py); the loss is a mean over the valid
@@ -36,14 +36,14 @@ from cohobate.losses.divergences import Hard
 from cohobate.losses.token_losses import Exact
 from cohobate.models.lm_head import check_head
 from cohobate.teachers.target_sources import Teaching
-from cohobate.training.batches import Batches, plan
+from cohobate.training.batches import MicroBatches, plan_batches
 from cohobate.training.callbacks import Follow, Resume
 from cohobate.training.history import Update
 from cohobate.training.hyperparameters import Hyperparameters
-from cohobate.training.learner import Learner, learning
-from cohobate.training.memory import check_loaded
+from cohobate.training.memory import check_training_memory
+from cohobate.training.model_loss import CausalLMLoss, learning
 from cohobate.training.resume_trainer import Continuing, keeper_of
-from cohobate.training.resuming import Keeper
+from cohobate.training.resuming import CheckpointDir
 from cohobate.training.target_weights import TargetWeights
 
 
@@ -67,11 +67,11 @@ def fit(
     hyperparameters: Hyperparameters,
     *,
     seed: int,
-    what: str,
-    teaching: Teaching | None = None,
+    label: str,
+    target_source: Teaching | None = None,
     vocabulary: int | None = None,
     rollouts: Rollouts | None = None,
-    learner: Any = None,
+    loss_fn: Any = None,
 ) -> list[Update]:
     """Train `model` in place (its weights end as float32, in eval mode) and return the history.
 
@@ -81,50 +81,52 @@ def fit(
         terms: what the loss is made of (cohobate/losses/divergences.py); `[Hard()]` is plain SFT.
         hyperparameters: how long and how fast.
         seed: of the order of rows, and of dropout.
-        what: name of this run in the progress, such as `train kd, seed 1`.
+        label: name of this run in the progress, such as `train kd, seed 1`.
         teaching: where the teacher's distributions come from; every soft term needs it.
         vocabulary: number of real ids (`len(tokenizer)`) where the head is padded to be wider.
         rollouts: what writes the rows of an update just before it, in place of the planned ones.
         learner: what gives the loss of a batch, where that is more than `model` alone: a module
-            with `names`, as `Learner` has them.
+            with `names`, as `CausalLMLoss` has them.
 
     Raises:
         UserError: the loss or its gradient is not finite: names the rows; no rows to learn from; a
             soft term without signals; more memory is needed than there is; or a head that is more
             than a linear map.
     """
-    _check_there_is_something_to_learn(examples, terms, teaching or learner, what)
+    _check_there_is_something_to_learn(examples, terms, target_source or loss_fn, label)
     torch.set_num_threads(hyperparameters.threads)
     check_head(model)
     longest = max(len(example.ids) for example in examples)
-    batches = plan(examples, hyperparameters, seed)
+    batches = plan_batches(examples, hyperparameters, seed)
     shares = [processes.shard(batch) for batch in batches]
-    data = Batches(examples, shares, hyperparameters.rows_at_once, teaching)
+    data = MicroBatches(examples, shares, hyperparameters.rows_at_once, target_source)
     stages = [examples[batch[0]].stage for batch in batches]
-    _check_memory(model, hyperparameters, longest, teaching, what)
+    _check_memory(model, hyperparameters, longest, target_source, label)
     keeper = keeper_of(hyperparameters, examples, len(batches))
     with (
         learning(model, hyperparameters, longest, seed),
         tempfile.TemporaryDirectory() as scratch,
     ):
         chunk, compiled = hyperparameters.chunk_tokens, hyperparameters.compiled
-        learner = learner or Learner(model, terms, chunk, teaching, vocabulary, compiled=compiled)
+        loss_fn = loss_fn or CausalLMLoss(
+            model, terms, chunk, target_source, vocabulary, compiled=compiled
+        )
         arguments = TrainingArguments(**options(hyperparameters, len(batches), seed, scratch))
         trainer = FusedTrainer(
-            learner, arguments, data, what, stages, keeper=keeper, rollouts=rollouts
+            loss_fn, arguments, data, label, stages, keeper=keeper, rollouts=rollouts
         )
         trainer.finish()
     return trainer.history
 
 
 def _check_there_is_something_to_learn(
-    examples: Sequence[Example], terms: Sequence[Exact], taught: Any, what: str
+    examples: Sequence[Example], terms: Sequence[Exact], taught: Any, label: str
 ) -> None:
     if not examples:
-        raise UserError("there is nothing to learn: no row has an answer", where=what)
+        raise UserError("there is nothing to learn: no row has an answer", where=label)
     if taught is None and any(not isinstance(term, Hard) for term in terms):
         raise UserError(
-            "a soft term needs a teacher's signals", where=what, fix="targets: data/capture/…"
+            "a soft term needs a teacher's signals", where=label, fix="targets: data/capture/…"
         )
 
 
@@ -132,14 +134,16 @@ def _check_memory(
     model: PreTrainedModel,
     hyperparameters: Hyperparameters,
     longest: int,
-    teaching: Teaching | None,
-    what: str,
+    target_source: Teaching | None,
+    label: str,
 ) -> None:
     """Refuse, before the first update, what would end for lack of memory."""
     if torch.cuda.is_available():
         return  # a GPU says so itself, at once
-    asked = list(getattr(teaching, "models", {}).values())
-    check_loaded(model, hyperparameters, longest, asked, where=what, workers=processes.world_size())
+    asked = list(getattr(target_source, "models", {}).values())
+    check_training_memory(
+        model, hyperparameters, longest, asked, where=label, workers=processes.world_size()
+    )
 
 
 class FusedTrainer(Continuing, Trainer):
@@ -147,24 +151,24 @@ class FusedTrainer(Continuing, Trainer):
 
     def __init__(
         self,
-        learner: Any,
+        loss_fn: Any,
         arguments: TrainingArguments,
-        data: Batches,
-        what: str,
+        data: MicroBatches,
+        label: str,
         stages: Sequence[int],
         *,
-        keeper: Keeper | None = None,
+        keeper: CheckpointDir | None = None,
         rollouts: Rollouts | None = None,
     ) -> None:
-        super().__init__(learner, arguments, train_dataset=data)
+        super().__init__(loss_fn, arguments, train_dataset=data)
         self.remove_callback(PrinterCallback)
         self.add_callback(Follow(self))
         self.add_callback(Resume(self))
         self.loss_is_scaled_for_ga = True
-        self.learner, self.data, self.what, self.stages = learner, data, what, stages
-        self.names, self.weights = learner.names, TargetWeights(data.examples)
+        self.loss_fn, self.data, self.label, self.stages = loss_fn, data, label, stages
+        self.names, self.weights = loss_fn.names, TargetWeights(data.examples)
         self.rollouts = rollouts
-        remembered = self.go_on(keeper, what, len(stages))
+        remembered = self.go_on(keeper, label, len(stages))
         if rollouts is not None and remembered:
             rollouts.restore(remembered)
         self._losses: list[Tensor] = []
@@ -244,7 +248,7 @@ class FusedTrainer(Continuing, Trainer):
         shown = ", ".join(list(dict.fromkeys(bad or rows))[:8])
         return UserError(
             f"the {'loss' if bad else 'gradient'} is not finite; nothing is published",
-            where=f"{self.what}, update {self.state.global_step + 1}, rows {shown}",
+            where=f"{self.label}, update {self.state.global_step + 1}, rows {shown}",
             fix="lower learning_rate or clip, or look at these rows",
         )
 

@@ -19,7 +19,7 @@ WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "sta
 
 
 def write(
-    folder: Path, learner: nn.Module, optimizer: Any, scheduler: Any, about: dict[str, Any]
+    folder: Path, loss_fn: nn.Module, optimizer: Any, scheduler: Any, about: dict[str, Any]
 ) -> None:
     """Write the state of a run into an empty folder.
 
@@ -30,7 +30,7 @@ def write(
         scheduler: of the learning rate.
         about: what else to keep, as JSON values.
     """
-    weights = {name: tensor.detach().cpu() for name, tensor in _trained(learner).items()}
+    weights = {name: tensor.detach().cpu() for name, tensor in _trained(loss_fn).items()}
     save_file(weights, folder / WEIGHTS)
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
@@ -53,9 +53,9 @@ def read(folder: Path) -> dict[str, Any]:
     return about
 
 
-def restore_weights(folder: Path, learner: nn.Module) -> None:
+def restore_weights(folder: Path, loss_fn: nn.Module) -> None:
     """Give the trained weights their stored values."""
-    stored, wanted = load_file(folder / WEIGHTS), _trained(learner)
+    stored, wanted = load_file(folder / WEIGHTS), _trained(loss_fn)
     assert stored.keys() == wanted.keys(), "the key of the run stands for the same model"
     with torch.no_grad():
         for name, tensor in wanted.items():
@@ -99,9 +99,9 @@ def _bytes(text: str) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
 
 
-def _trained(learner: nn.Module) -> dict[str, Tensor]:
+def _trained(loss_fn: nn.Module) -> dict[str, Tensor]:
     """Return the weights that move, each once, and the buffers that belong to the model."""
-    moving = {name: p.detach() for name, p in learner.named_parameters() if p.requires_grad}
-    stored = learner.state_dict().keys()
-    buffers = {name: b for name, b in learner.named_buffers() if name in stored}
+    moving = {name: p.detach() for name, p in loss_fn.named_parameters() if p.requires_grad}
+    stored = loss_fn.state_dict().keys()
+    buffers = {name: b for name, b in loss_fn.named_buffers() if name in stored}
     return moving | buffers

@@ -56,7 +56,7 @@ def run(
         "licence": pin["licence"],
         "adapt": adapt.model_dump(mode="json"),
     }
-    rows = adapt.publish(teacher.folder(pin), teacher, folder, provenance, what=f"adapt {item}")
+    rows = adapt.publish(teacher.folder(pin), teacher, folder, provenance, label=f"adapt {item}")
     scored = _dev_score(item, adapt, task, metric)
     write_json(folder / "summary.json", {"tuned": rows > 0, "rows": rows, **scored})
     if scored:

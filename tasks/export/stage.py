@@ -28,7 +28,7 @@ from cohobate.params import Section, ValueOf
 from cohobate.progress import say
 from cohobate.scoring.metrics import DecidingMetric
 from cohobate.scoring.verifiers import Task
-from cohobate.students.students import Student as Shape
+from cohobate.students.initialization import StudentInit
 from tasks.export.cards import Exported, RoundFiles, write_dataset, write_model_card
 from tasks.export.form import Questions
 from tasks.export.gguf import Gguf
@@ -77,7 +77,7 @@ class ExportParams(Section):
 def run(
     export: ExportParams,
     task: Task,
-    init_student: Shape,
+    init_student: StudentInit,
     metric: DecidingMetric,
     max_tokens: Annotated[int, ValueOf("evaluate.decoding.max_tokens")],
 ) -> None:

@@ -17,11 +17,11 @@ from cohobate.models import checkpoints, hub
 from cohobate.progress import say
 
 if TYPE_CHECKING:
-    from cohobate.students.students import Student
+    from cohobate.students.initialization import StudentInit
 
 
 @contextmanager
-def whole(student: Path, student_params: "Student") -> Iterator[Path]:
+def whole(student: Path, student_params: "StudentInit") -> Iterator[Path]:
     """Yield a checkpoint of the student with the vocabulary it was cut from; gone afterwards.
 
     Raises:
@@ -42,7 +42,7 @@ def whole(student: Path, student_params: "Student") -> Iterator[Path]:
         yield Path(scratch) / "model"
 
 
-def _cut_from(student_params: "Student") -> Path:
+def _cut_from(student_params: "StudentInit") -> Path:
     """Return the folder of the model whose vocabulary the student's is a part of."""
     if student_params.type == "pretrained":
         pin = json.loads(MODELS.read_bytes())["student"]

@@ -15,11 +15,11 @@ from cohobate.data.records import INIT_STUDENT, MODELS, write_json
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from cohobate.progress import say
-from cohobate.students.students import Pins, Student
+from cohobate.students.initialization import PinnedModels, StudentInit
 from cohobate.teachers.teacher import Teachers
 
 
-def run(init_student: Student, teachers: Teachers) -> None:
+def run(init_student: StudentInit, teachers: Teachers) -> None:
     """Build the student and publish it.
 
     Raises:
@@ -29,7 +29,7 @@ def run(init_student: Student, teachers: Teachers) -> None:
     if init_student.needs_rows and not Path(init_student.rows).is_file():
         fix = "init_student.rows: data/collect/labelled.jsonl, or data/filter/kept.jsonl"
         raise UserError("these rows do not exist", where=init_student.rows, fix=fix)
-    model, tokenizer = init_student.build(teachers, Pins(pins["teachers"], pins["student"]))
+    model, tokenizer = init_student.build(teachers, PinnedModels(pins["teachers"], pins["student"]))
     tokenizer = init_student.trimmed(model, tokenizer)
     provenance = {
         "init_student": init_student.model_dump(mode="json"),

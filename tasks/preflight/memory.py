@@ -19,17 +19,17 @@ from cohobate.progress import say
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.training.hyperparameters import Hyperparameters
 from cohobate.training.memory import (
-    BASE,
+    ACTIVATIONS,
     GIB,
     LOGITS,
     PROGRAM,
-    ROWS,
+    PROGRAM_BYTES,
     WEIGHTS,
-    Asked,
-    Size,
+    ModelSize,
+    TeacherSize,
     available_on,
-    check_room,
-    footprint,
+    check_memory,
+    peak_memory,
 )
 from tasks.preflight.phases import PHASES
 
@@ -42,10 +42,10 @@ SHORT = 32
 Parts = dict[str, int]
 
 
-def size_of(outline: ModelInfo, record: Mapping[str, Any] | None = None) -> Size:
+def size_of(outline: ModelInfo, record: Mapping[str, Any] | None = None) -> ModelSize:
     """Return the size of a model; `record`: of the student that is made of it."""
     told = record or outline.to_json()
-    return Size.of(
+    return ModelSize.of(
         outline.config, told["parameters"], told["parameters_of_embeddings"], told["layers"]
     )
 
@@ -55,8 +55,8 @@ class Memory:
 
     def __init__(
         self,
-        teachers: Mapping[str, Size],
-        student: Size,
+        teachers: Mapping[str, ModelSize],
+        student: ModelSize,
         phases: "Mapping[str, Phase]",
         resources: Mapping[str, Any],
     ) -> None:
@@ -71,7 +71,7 @@ class Memory:
         """
         if isinstance(adapt, Hyperparameters):
             for key, size in self.teachers.items():
-                self._tell(f"adapt@{key}", [footprint(size, adapt, n) for n in _lengths(adapt)])
+                self._tell(f"adapt@{key}", [peak_memory(size, adapt, n) for n in _lengths(adapt)])
         for key, size in self.teachers.items():
             backend = generate.backend_of(key)
             if isinstance(backend, Transformers):
@@ -94,7 +94,7 @@ class Memory:
         if room is None or elsewhere:
             say(f"{stage}: about {figures[0]} GiB with short rows{longest}")
             return
-        check_room(stage, both[0], room, where=where)
+        check_memory(stage, both[0], room, where=where)
         fits = sum(both[-1].values()) <= room
         tight = "" if fits else f" (none so long would fit: {room / GIB:.1f} are there)"
         say(f"{stage}: about {figures[0]} GiB with short rows{longest}{tight}")
@@ -105,17 +105,17 @@ class Memory:
         peers = getattr(phase, "peers", None)
         if peers:
             return _sum(
-                footprint(_kept(size, peer.keep_layers), phase, tokens) for peer in peers
-            ) | {BASE: footprint(size, phase, tokens)[BASE]}
+                peak_memory(_kept(size, peer.keep_layers), phase, tokens) for peer in peers
+            ) | {PROGRAM: peak_memory(size, phase, tokens)[PROGRAM]}
         size = _kept(size, phase.keep_layers)
         pairs = phase.method == "dpo"  # type: ignore[attr-defined]
         rows = phase.rows_at_once * (1 + pairs)
         share = -(-rows // phase.workers) if phase.micro_batch_size is None else rows
         asked = list(self._asked(phase))
-        one = footprint(size, phase, tokens, asked, rows=share, whole_logits=pairs)
+        one = peak_memory(size, phase, tokens, asked, rows=share, whole_logits=pairs)
         return {part: phase.workers * amount for part, amount in one.items()}
 
-    def _start(self, phase: "Phase") -> Size:
+    def _start(self, phase: "Phase") -> ModelSize:
         stage, _, name = phase.start.partition("/")
         if stage == "adapt":
             return self.teachers.get(name, self.student)
@@ -127,7 +127,7 @@ class Memory:
         """Return the phase whose model is at `<stage>/<name>` below models/, if it is one's."""
         return self.phases.get(f"{stage}.{name.split('/', maxsplit=1)[0]}")
 
-    def _asked(self, phase: "Phase") -> Iterator[Asked]:
+    def _asked(self, phase: "Phase") -> Iterator[TeacherSize]:
         """Yield the teachers that are in memory while the phase trains."""
         stage, _, name = phase.targets.partition("/")[2].partition("/")
         if not phase.targets.startswith("models/"):
@@ -136,30 +136,30 @@ class Memory:
         wide = BYTES[formats.get("teachers", formats["student"])]
         for key in getattr(phase, "teachers", None) or (name,):
             if phase_of := self._phase(stage, key):
-                yield Asked(self._start(phase_of), wide)
+                yield TeacherSize(self._start(phase_of), wide)
             else:
-                yield Asked(self.teachers.get(key, self.student), wide)
+                yield TeacherSize(self.teachers.get(key, self.student), wide)
 
 
-def captured(size: Size, how: CaptureParams) -> Parts:
+def captured(size: ModelSize, how: CaptureParams) -> Parts:
     """Return what one pass of a teacher takes: no gradient, and the logits of one chunk."""
     a_token = 4 * (4 * size.width + 3 * size.neurons)
     return {
-        BASE: PROGRAM,
+        PROGRAM: PROGRAM_BYTES,
         WEIGHTS: size.asked(BYTES[resolve(how.precision, checkpoints.accelerator())]),
-        ROWS: how.threads * how.batch_tokens * a_token,
+        ACTIVATIONS: how.threads * how.batch_tokens * a_token,
         LOGITS: how.threads * how.chunk_tokens * size.vocabulary * 12,
     }
 
 
-def answered(size: Size, how: Transformers) -> Parts:
+def answered(size: ModelSize, how: Transformers) -> Parts:
     """Return what a teacher takes that answers: the keys and values of a batch, and one token."""
     wide, batch = BYTES[how.number_format], how.batching
     a_token = 2 * wide * size.layers * size.keys + 4 * (4 * size.width + 3 * size.neurons)
     one = {
-        BASE: PROGRAM,
+        PROGRAM: PROGRAM_BYTES,
         WEIGHTS: size.asked(wide),
-        ROWS: how.threads * batch.tokens * a_token,
+        ACTIVATIONS: how.threads * batch.tokens * a_token,
         LOGITS: how.threads * batch.rows * size.vocabulary * 12,
     }
     return {part: how.workers * amount for part, amount in one.items()}
@@ -169,7 +169,7 @@ def _lengths(how: Hyperparameters) -> tuple[int, int]:
     return min(SHORT, how.max_tokens), how.max_tokens
 
 
-def _kept(size: Size, layers: Layers | None) -> Size:
+def _kept(size: ModelSize, layers: Layers | None) -> ModelSize:
     if layers is None:
         return size
     return size.with_layers(len(layer_positions(layers, size.layers, "train.<phase>.keep_layers")))

@@ -20,7 +20,7 @@ from cohobate.models.model_info import ModelInfo, read_model_info
 from cohobate.models.number_formats import describe
 from cohobate.params import PARAMS, ValueOf, load
 from cohobate.progress import say
-from cohobate.students.students import Student
+from cohobate.students.initialization import StudentInit
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher, Teachers
 from tasks.preflight.capacity import check_capacity
@@ -37,7 +37,7 @@ from tasks.preflight.references import check_phase
 
 def run(
     teachers: Teachers,
-    init_student: Student,
+    init_student: StudentInit,
     *,
     adapt: Tuning,
     generate: GenerateParams,

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cohobate.fast.sparse_embedding_gradient import sparse_gradient
-from cohobate.training.learner import Learner
+from cohobate.training.model_loss import CausalLMLoss
 from tests.cohobate.training.test_trainer import ALL, examples, settings, train
 
 IDS_BS = torch.tensor([[1, 2, 2, 3], [5, 0, 1, 1]])
@@ -67,7 +67,7 @@ def test_memory_written_again_changes_no_update(monkeypatch, precision, micro_ba
     weights = []
     for fresh in (False, True):
         if fresh:
-            monkeypatch.setattr(Learner, "zero_grad", nn.Module.zero_grad)
+            monkeypatch.setattr(CausalLMLoss, "zero_grad", nn.Module.zero_grad)
         torch.manual_seed(0)
         model = LlamaForCausalLM(
             LlamaConfig(

@@ -14,8 +14,8 @@ from cohobate.losses.divergences import ForwardKL
 from cohobate.losses.features import FeatureTerm, Place
 from cohobate.losses.layer_matching import Matching, layer_pairs
 from cohobate.teachers.target_sources import Live
-from cohobate.training.batches import Batches
-from cohobate.training.learner import Learner
+from cohobate.training.batches import MicroBatches
+from cohobate.training.model_loss import CausalLMLoss
 from tests.cohobate.teachers.test_target_sources import examples, logits_of
 
 B, S, D, H = 3, 5, 6, 4
@@ -178,31 +178,31 @@ def pair(make_model, tokenizer):
     return models
 
 
-def learner_of(pair, tokenizer, fields, terms=()) -> Learner:
+def loss_fn_of(pair, tokenizer, fields, terms=()) -> CausalLMLoss:
     student, teacher = pair
     matching = Matching([term(**x) for x in fields], student, teacher, seed=0)
     live = Live({"main": teacher}, len(tokenizer), matching=matching)
-    return Learner(student, terms, 5, live)
+    return CausalLMLoss(student, terms, 5, live)
 
 
-def step_of(learner: Learner) -> tuple[Tensor, Tensor]:
-    batch = Batches(examples(), [range(6)], 6, learner.teaching)[0]
-    found: tuple[Tensor, Tensor] = learner(**batch, divisor=len(batch["targets_N"]))
+def step_of(loss_fn: CausalLMLoss) -> tuple[Tensor, Tensor]:
+    batch = MicroBatches(examples(), [range(6)], 6, loss_fn.target_source)[0]
+    found: tuple[Tensor, Tensor] = loss_fn(**batch, divisor=len(batch["targets_N"]))
     return found
 
 
 @pytest.mark.parametrize("fields", EVERY, ids=lambda x: "-".join(map(str, x.values())))
 def test_every_feature_teaches_the_student(pair, tokenizer, fields) -> None:
-    learner = learner_of(pair, tokenizer, [fields], [ForwardKL()])
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=3e-3)
+    loss_fn = loss_fn_of(pair, tokenizer, [fields], [ForwardKL()])
+    optimizer = torch.optim.AdamW(loss_fn.parameters(), lr=3e-3)
     before = None
     for _ in range(12):
-        loss, losses_NT = step_of(learner)
+        loss, losses_NT = step_of(loss_fn)
         before = losses_NT.mean(0) if before is None else before
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert learner.names == ["forward_kl", fields["type"]]
+    assert loss_fn.names == ["forward_kl", fields["type"]]
     torch.testing.assert_close(losses_NT.sum(-1).mean(), loss.detach())
     if not fields.get("balance"):
         assert losses_NT.mean(0)[1] < 0.95 * before[1]
@@ -210,45 +210,45 @@ def test_every_feature_teaches_the_student(pair, tokenizer, fields) -> None:
 
 
 def test_features_alone_make_a_phase_and_balance_with_nothing_else(pair, tokenizer) -> None:
-    loss, losses_NT = step_of(learner_of(pair, tokenizer, [{"type": "hidden_mse"}]))
+    loss, losses_NT = step_of(loss_fn_of(pair, tokenizer, [{"type": "hidden_mse"}]))
     assert losses_NT.shape[1] == 1 and float(loss.detach()) > 0
 
 
 def test_balanced_features_weigh_as_much_as_the_response(pair, tokenizer) -> None:
     fields = {"type": "hidden_mse", "balance": True, "weight": 0.5}
-    _, losses_NT = step_of(learner_of(pair, tokenizer, [fields], [ForwardKL()]))
+    _, losses_NT = step_of(loss_fn_of(pair, tokenizer, [fields], [ForwardKL()]))
     response, feature = losses_NT.mean(0).tolist()
     assert feature == pytest.approx(0.5 * response, rel=1e-5)
 
 
 def test_the_loss_does_not_depend_on_padding_or_micro_batches(pair, tokenizer) -> None:
     fields = [{"type": "hidden_cosine"}, {"type": "attention"}, {"type": "value_relation"}]
-    learner = learner_of(pair, tokenizer, fields)
-    whole, _ = step_of(learner)
+    loss_fn = loss_fn_of(pair, tokenizer, fields)
+    whole, _ = step_of(loss_fn)
     tokens = sum(row.length for row in examples())
-    parts = Batches(examples(), [range(6)], 1, learner.teaching)
-    total = sum(float(learner(**parts[n], divisor=tokens)[0].detach()) for n in range(6))
+    parts = MicroBatches(examples(), [range(6)], 1, loss_fn.target_source)
+    total = sum(float(loss_fn(**parts[n], divisor=tokens)[0].detach()) for n in range(6))
     assert total == pytest.approx(float(whole.detach()), rel=1e-4)
 
 
 def test_projections_are_trained_and_not_saved(pair, tokenizer, tmp_path) -> None:
-    learner = learner_of(pair, tokenizer, [{"type": "hidden_mse"}])
-    step_of(learner)[0].backward()
-    projections = dict(learner.matching.projections.named_parameters())
+    loss_fn = loss_fn_of(pair, tokenizer, [{"type": "hidden_mse"}])
+    step_of(loss_fn)[0].backward()
+    projections = dict(loss_fn.matching.projections.named_parameters())
     assert len(projections) == 2 and all(p.grad.any() for p in projections.values())
     assert all(p.shape == (64, 32) for p in projections.values())
-    learner.model.save_pretrained(tmp_path)
-    assert type(learner.model).from_pretrained(tmp_path).num_parameters() == (
-        learner.model.num_parameters()
+    loss_fn.model.save_pretrained(tmp_path)
+    assert type(loss_fn.model).from_pretrained(tmp_path).num_parameters() == (
+        loss_fn.model.num_parameters()
     )
 
 
 def test_the_weights_of_a_learned_map_are_reported(pair, tokenizer) -> None:
-    learner = learner_of(pair, tokenizer, [{"type": "hidden_mse", "layers": "learned"}])
-    report = learner.matching.report()
+    loss_fn = loss_fn_of(pair, tokenizer, [{"type": "hidden_mse", "layers": "learned"}])
+    report = loss_fn.matching.report()
     assert report == {f"hidden_mse of layer {n}": [0.25] * 4 for n in (1, 2)}
-    step_of(learner)[0].backward()
-    assert all(mix.grad.any() for mix in learner.matching.mixes.values())
+    step_of(loss_fn)[0].backward()
+    assert all(mix.grad.any() for mix in loss_fn.matching.mixes.values())
 
 
 def test_a_model_that_hides_its_maps_is_refused(make_model, tokenizer) -> None:
@@ -275,9 +275,11 @@ def test_a_feature_that_does_not_exist_is_refused() -> None:
 
 
 def test_a_batch_without_any_valid_token_has_no_loss(pair, tokenizer) -> None:
-    learner = learner_of(pair, tokenizer, EVERY, [ForwardKL()])
+    loss_fn = loss_fn_of(pair, tokenizer, EVERY, [ForwardKL()])
     masked = [Example("none", np.arange(5, 12, dtype=np.int32), 7)] * 3
-    loss, losses_NT = learner(**Batches(masked, [range(3)], 3, learner.teaching)[0], divisor=1)
+    loss, losses_NT = loss_fn(
+        **MicroBatches(masked, [range(3)], 3, loss_fn.target_source)[0], divisor=1
+    )
     loss.backward()
     assert float(loss) == 0 and losses_NT.shape == (0, 9)
-    assert all(p.grad is None or not p.grad.any() for p in learner.parameters())
+    assert all(p.grad is None or not p.grad.any() for p in loss_fn.parameters())

@@ -8,7 +8,7 @@ from cohobate.losses.divergences import ForwardKL, Hard
 from cohobate.methods.train import Method
 from cohobate.models import checkpoints
 from cohobate.params import ParamsError, validated
-from cohobate.training.batches import Batches
+from cohobate.training.batches import MicroBatches
 from tasks.train.stage import run
 from tests.cohobate.methods.test_on_policy import prompts
 from tests.tasks.train.test_train import SFT, digests, history, phase, round_so_far
@@ -71,12 +71,12 @@ def test_every_peer_is_trained_by_low_rank_updates(round_so_far) -> None:
 @pytest.mark.parametrize("count", [2, 3])
 def test_loss_and_gradients_are_those_of_the_paper(make_model, tokenizer, count) -> None:
     """In float64: cross-entropy plus the mean KL from each other peer, which gets no gradient."""
-    from cohobate.methods.peers import Cohort
+    from cohobate.methods.mutual_loss import MutualLoss
 
     peers = [make_model(tokenizer, seed=n).double() for n in range(count)]
-    batch = Batches(prompts(), [range(6)], 6, None)[0]
+    batch = MicroBatches(prompts(), [range(6)], 6, None)[0]
     valid = len(batch["targets_N"])
-    cohort = Cohort(peers, [Hard(), ForwardKL(weight=0.5)], [True] * (count - 1) + [False])
+    cohort = MutualLoss(peers, [Hard(), ForwardKL(weight=0.5)], [True] * (count - 1) + [False])
     loss, _ = cohort(**batch, divisor=valid)
     weights = [peer.model.layers[0].mlp.up_proj.weight for peer in peers]
     found = torch.autograd.grad(loss, weights)

@@ -14,7 +14,12 @@ from cohobate.errors import UserError
 from cohobate.generation.decoding import plan_batches
 from cohobate.generation.requests import Batching, Decoding, Request
 from cohobate.methods.rollout_generators import SPREAD, cast_once
-from cohobate.methods.rollout_settings import Adaptive, Constant, Sampling, Schedule
+from cohobate.methods.rollout_settings import (
+    AdaptiveShare,
+    ConstantShare,
+    OnPolicySchedule,
+    Sampling,
+)
 from cohobate.methods.train import Method
 from cohobate.models import checkpoints
 from cohobate.params import ParamsError, validated
@@ -39,13 +44,13 @@ def prompts(rows: int = 6) -> list[Example]:
     ]
 
 
-def text_of(model: Any, tokenizer: Any, schedule: Schedule, **options: Any) -> Any:
-    from cohobate.methods.rollouts import StudentText
+def text_of(model: Any, tokenizer: Any, schedule: OnPolicySchedule, **options: Any) -> Any:
+    from cohobate.methods.rollouts import StudentRollouts
 
     how = {"decoding": {"max_tokens": 6, "temperature": 1}} | options.pop("sampling", {})
     sampling = Sampling.model_validate(how)
     given = {"seed": 1, "updates": 10} | options
-    return StudentText(model, tokenizer, sampling, schedule, **given)
+    return StudentRollouts(model, tokenizer, sampling, schedule, **given)
 
 
 def ids(rows: Sequence[Example]) -> list[list[int]]:
@@ -81,15 +86,15 @@ def test_the_loss_is_the_divergence_from_the_live_teacher(make_model, tokenizer)
     """Against a float64 reference over the whole vocabulary, token by token."""
     from cohobate.losses.divergences import ReverseKL
     from cohobate.teachers.target_sources import Live
-    from cohobate.training.batches import Batches
-    from cohobate.training.learner import Learner
+    from cohobate.training.batches import MicroBatches
+    from cohobate.training.model_loss import CausalLMLoss
 
     student, teacher = make_model(tokenizer, seed=1), make_model(tokenizer, seed=2)
-    rows = text_of(student, tokenizer, Constant()).write(prompts(), "a draw")
+    rows = text_of(student, tokenizer, ConstantShare()).write(prompts(), "a draw")
     live = Live({"main": teacher}, len(tokenizer))
-    batch = Batches(rows, [range(len(rows))], len(rows), live)[0]
+    batch = MicroBatches(rows, [range(len(rows))], len(rows), live)[0]
     valid = len(batch["targets_N"])
-    loss, _ = Learner(student, [ReverseKL()], teaching=live)(**batch, divisor=valid)
+    loss, _ = CausalLMLoss(student, [ReverseKL()], target_source=live)(**batch, divisor=valid)
     total = 0.0
     for row in rows:
         logq, logp = (
@@ -103,7 +108,7 @@ def test_the_loss_is_the_divergence_from_the_live_teacher(make_model, tokenizer)
 
 
 def test_answers_are_those_of_the_students_weights_right_now(model, tokenizer) -> None:
-    text = text_of(model, tokenizer, Constant(share=1))
+    text = text_of(model, tokenizer, ConstantShare(share=1))
     before = text.rows(0, prompts())
     assert ids(before) == ids(text.rows(0, prompts()))
     assert ids(before) != ids(text.rows(1, prompts())), "every update draws anew"
@@ -114,7 +119,7 @@ def test_answers_are_those_of_the_students_weights_right_now(model, tokenizer) -
 
 
 def test_writing_leaves_the_mode_of_training_alone(model, tokenizer) -> None:
-    text = text_of(model.train(), tokenizer, Constant(share=1))
+    text = text_of(model.train(), tokenizer, ConstantShare(share=1))
     text.rows(0, prompts())
     assert model.training
 
@@ -137,7 +142,7 @@ def test_frozen_weights_are_frozen_again_after_an_answer(model) -> None:
 
 def test_prompts_stay_and_answers_are_marked(model, tokenizer) -> None:
     given = prompts()
-    written = {row.key: row for row in text_of(model, tokenizer, Constant()).write(given, "x")}
+    written = {row.key: row for row in text_of(model, tokenizer, ConstantShare()).write(given, "x")}
     for row in given:
         answer = written[row.key]
         assert answer.by_student and not row.by_student
@@ -147,7 +152,7 @@ def test_prompts_stay_and_answers_are_marked(model, tokenizer) -> None:
 
 @pytest.mark.parametrize("unfinished", ["learn", "mask"])
 def test_unfinished_answers_are_counted_and_may_be_masked(model, tokenizer, unfinished) -> None:
-    text = text_of(model, tokenizer, Constant(), sampling={"unfinished": unfinished})
+    text = text_of(model, tokenizer, ConstantShare(), sampling={"unfinished": unfinished})
     written = text.write(prompts(40), "x")
     cut = [row for row in written if row.ids[-1] not in text.writer.stop]
     ended = [row for row in written if row.ids[-1] in text.writer.stop]
@@ -158,7 +163,7 @@ def test_unfinished_answers_are_counted_and_may_be_masked(model, tokenizer, unfi
 
 
 def test_old_answers_are_taken_again_and_ever_more_often(model, tokenizer) -> None:
-    text = text_of(model, tokenizer, Constant(share=1), sampling={"replay": 6}, updates=40)
+    text = text_of(model, tokenizer, ConstantShare(share=1), sampling={"replay": 6}, updates=40)
     seen: set[tuple[int, ...]] = set()
     early, late = 0, 0
     for update in range(40):
@@ -173,7 +178,7 @@ def test_old_answers_are_taken_again_and_ever_more_often(model, tokenizer) -> No
 
 
 def test_an_update_beside_the_given_text_is_no_larger(model, tokenizer) -> None:
-    text = text_of(model, tokenizer, Constant(share=1), beside_given=True)
+    text = text_of(model, tokenizer, ConstantShare(share=1), beside_given=True)
     rows = text.rows(0, prompts(6))
     assert len(rows) == 6 and sum(row.by_student for row in rows) == 3
     keys = [sorted(row.key for row in rows if row.by_student == own) for own in (True, False)]
@@ -181,7 +186,7 @@ def test_an_update_beside_the_given_text_is_no_larger(model, tokenizer) -> None:
 
 
 def test_the_share_rises_when_the_held_out_loss_does() -> None:
-    schedule = Adaptive(start=0.2, step=0.3, tolerance=0.1)
+    schedule = AdaptiveShare(start=0.2, step=0.3, tolerance=0.1)
     share = schedule.after(0.0, [2.0])
     assert share == 0.2
     assert schedule.after(share, [2.0, 2.05]) == 0.2, "within the tolerance"
@@ -192,7 +197,7 @@ def test_the_share_rises_when_the_held_out_loss_does() -> None:
 
 def test_the_held_out_loss_is_that_of_transformers(model, tokenizer) -> None:
     rows = prompts(5)
-    text = text_of(model, tokenizer, Adaptive(every=2), held_out=rows)
+    text = text_of(model, tokenizer, AdaptiveShare(every=2), held_out=rows)
     for update in range(5):
         text.rows(update, rows)
     assert len(text.losses) == 3

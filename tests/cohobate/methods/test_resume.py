@@ -156,14 +156,14 @@ def test_killed_at_each_step_of_writing_a_checkpoint(
     clean: dict[str, str], monkeypatch: pytest.MonkeyPatch, step: str, which: int
 ) -> None:
     with monkeypatch.context() as fault:
-        original = resuming.Keeper.write
+        original = resuming.CheckpointDir.write
 
         def write(keeper: Any, update: int, fill: Any) -> None:
             if update == which * EVERY:
                 fault.setattr(STEPS[step], die)
             original(keeper, update, fill)
 
-        fault.setattr(resuming.Keeper, "write", write)
+        fault.setattr(resuming.CheckpointDir, "write", write)
         killed()
     said: list[Any] = []
     assert train(said.append) == clean

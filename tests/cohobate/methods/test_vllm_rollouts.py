@@ -16,8 +16,8 @@ from cohobate.data.examples import Example
 from cohobate.errors import UserError
 from cohobate.generation.decoding import decode_batch, stop_ids
 from cohobate.generation.requests import Batching, Decoding, Request
-from cohobate.methods.rollout_settings import Constant, Sampling
-from cohobate.methods.rollouts import StudentText
+from cohobate.methods.rollout_settings import ConstantShare, Sampling
+from cohobate.methods.rollouts import StudentRollouts
 from cohobate.methods.train import Method
 from cohobate.params import ParamsError, validated
 from tests.cohobate.methods.test_on_policy import ON_POLICY, prompts
@@ -81,7 +81,9 @@ def greedy(model: Any, tokenizer: Any, row: Example) -> list[int]:
 
 def test_answers_are_those_of_the_students_weights_right_now(model, tokenizer, engine) -> None:
     before = dict(os.environ)
-    text = StudentText(model.train(), tokenizer, SAMPLING, Constant(share=1), seed=1, updates=4)
+    text = StudentRollouts(
+        model.train(), tokenizer, SAMPLING, ConstantShare(share=1), seed=1, updates=4
+    )
     assert dict(os.environ) == before, "a rank would outlive this phase"
     for update in range(2):
         found = text.rows(update, prompts())
@@ -107,7 +109,7 @@ def says_always(model: Any, token: int) -> None:
 
 
 def test_an_answer_ends_where_the_tokenizer_says(model, tokenizer, engine) -> None:
-    text = StudentText(model, tokenizer, SAMPLING, Constant(share=1), seed=1, updates=4)
+    text = StudentRollouts(model, tokenizer, SAMPLING, ConstantShare(share=1), seed=1, updates=4)
     end = tokenizer.eos_token_id
     says_always(model, end)
     (ended,) = text.writer.answers([Request([5, 6, 7])])
@@ -120,7 +122,7 @@ def test_an_answer_ends_where_the_tokenizer_says(model, tokenizer, engine) -> No
 
 def test_without_vllm_it_says_what_to_do(model, tokenizer) -> None:
     with pytest.raises(UserError, match="vLLM is not installed") as refused:
-        StudentText(model, tokenizer, SAMPLING, Constant(share=1), seed=1, updates=4)
+        StudentRollouts(model, tokenizer, SAMPLING, ConstantShare(share=1), seed=1, updates=4)
     assert "uv pip install vllm" in refused.value.fix
 
 
@@ -133,7 +135,7 @@ def test_an_adapter_and_vllm_do_not_go_together() -> None:
 @pytest.mark.gpu
 def test_vllm_itself_writes_what_the_student_would(model, tokenizer) -> None:
     how = SAMPLING.model_copy(update={"decoding": Decoding(max_tokens=6)})
-    text = StudentText(model.cuda(), tokenizer, how, Constant(share=1), seed=1, updates=4)
+    text = StudentRollouts(model.cuda(), tokenizer, how, ConstantShare(share=1), seed=1, updates=4)
     found = text.rows(0, prompts())
     wanted = [greedy(model, tokenizer, row) for row in prompts()]
     written = sorted(row.ids.tolist() for row in found or [])

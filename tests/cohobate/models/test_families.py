@@ -18,7 +18,8 @@ from cohobate.models import checkpoints
 from cohobate.models.layers import learned_positions
 from cohobate.models.lm_head import Head
 from cohobate.models.model_info import read_model_info
-from cohobate.students.layer_cutting import keep_layers, parameters_of_cut, random_like
+from cohobate.students.from_config import parameters_after_cut, random_model
+from cohobate.students.layer_cutting import keep_layers
 from cohobate.teachers.target_sources import Live
 from cohobate.training.trainer import fit
 from tasks.preflight.memory import size_of
@@ -98,13 +99,13 @@ def test_a_family_is_read_run_and_cut(name: str, tmp_path: Path) -> None:
 
     cut, _ = checkpoints.load(tmp_path / "whole")
     keep_layers(cut, [0, 3])
-    assert cut.num_parameters() == parameters_of_cut(tmp_path / "whole", [0, 3])
+    assert cut.num_parameters() == parameters_after_cut(tmp_path / "whole", [0, 3])
     checkpoints.save(cut, tokenizer, tmp_path / "cut", {})
     again, _ = checkpoints.load(tmp_path / "cut")
     torch.testing.assert_close(again(ids).logits, cut(ids).logits, rtol=1e-4, atol=1e-4)
     if name != "GPTNeo":  # its list of layers has the length of its own
         layers = {"num_hidden_layers": 2}
-        assert random_like(tmp_path / "whole", layers, 0, device="meta").num_parameters() > 0
+        assert random_model(tmp_path / "whole", layers, 0, device="meta").num_parameters() > 0
 
 
 @pytest.mark.parametrize("name", ["GPT2", "OPT", "Phi"])
@@ -162,7 +163,7 @@ def test_what_cannot_be_narrowed_is_refused_before_any_weight_is_read(
     monkeypatch.setitem(FAMILIES, "Olmo2", {})
     publish(name, tmp_path / "whole")
     with pytest.raises(UserError, match=r"no heads and neurons|no model of its kind") as refused:
-        parameters_of_cut(tmp_path / "whole", [0, 1], (1, 32))
+        parameters_after_cut(tmp_path / "whole", [0, 1], (1, 32))
     assert refused.value.fix == "cut by layers alone"
 
 
@@ -174,6 +175,6 @@ def test_layers_whose_kind_the_configuration_cannot_say_are_refused(tmp_path: Pa
     options |= {"interleave_moe_layer_step": 2}
     config = transformers.Llama4TextConfig(**options)
     transformers.Llama4ForCausalLM(config).save_pretrained(tmp_path)
-    assert parameters_of_cut(tmp_path, [0, 1]) > 0
+    assert parameters_after_cut(tmp_path, [0, 1]) > 0
     with pytest.raises(UserError, match="no model of its kind"):
-        parameters_of_cut(tmp_path, [1, 2])
+        parameters_after_cut(tmp_path, [1, 2])

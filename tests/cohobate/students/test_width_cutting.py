@@ -6,8 +6,8 @@ import torch
 from cohobate.data.records import Row, row_id
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
-from cohobate.students.importance import importance_of, projections
-from cohobate.students.layer_cutting import layers_of
+from cohobate.students.importance import measure_importance, projections
+from cohobate.students.layer_cutting import layer_stack
 from cohobate.students.width_cutting import keep_widths
 
 PROMPTS = [" small animal", " plant", " a small person"]
@@ -17,7 +17,7 @@ ROWS = [Row(id=row_id(p), prompt=p, answer=" animal") for p in PROMPTS]
 @torch.no_grad()
 def silence(model, group: int, neurons: list[int]) -> None:
     """Let a group of heads and some neurons give nothing."""
-    for block in layers_of(model):
+    for block in layer_stack(model):
         block.self_attn.o_proj.weight[:, group * 16 : (group + 1) * 16] = 0
         block.self_attn.v_proj.weight[group * 8 : (group + 1) * 8] = 0
         block.mlp.up_proj.weight[neurons] = 0
@@ -31,7 +31,7 @@ def logits(model, tokenizer):
 def test_parts_that_give_nothing_are_cut_and_nothing_changes(model, tokenizer, tmp_path) -> None:
     silence(model, group=0, neurons=list(range(5, 29)))
     before = logits(model, tokenizer)
-    matters = importance_of(model, tokenizer, ROWS, widths=True)
+    matters = measure_importance(model, tokenizer, ROWS, widths=True)
     assert matters.groups_LG[:, 0].max() == 0 and matters.groups_LG[:, 1].min() > 0
     keep_widths(model, matters.groups_LG, matters.neurons_LF, groups=1, neurons=40)
     torch.testing.assert_close(logits(model, tokenizer), before, rtol=1e-4, atol=1e-5)
@@ -54,7 +54,7 @@ def test_biases_are_cut_with_their_rows(tokenizer) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 24, "vocab_size": len(tokenizer)}
     config = Qwen2Config(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, **sizes)
     model = Qwen2ForCausalLM(config).eval()
-    matters = importance_of(model, tokenizer, ROWS, widths=True)
+    matters = measure_importance(model, tokenizer, ROWS, widths=True)
     keep_widths(model, matters.groups_LG, matters.neurons_LF, groups=1, neurons=12)
     assert model.model.layers[0].self_attn.q_proj.bias.shape == (16,)
     logits(model, tokenizer)
@@ -62,16 +62,16 @@ def test_biases_are_cut_with_their_rows(tokenizer) -> None:
 
 def test_a_layer_that_passes_its_input_on_matters_least(model, tokenizer) -> None:
     with torch.no_grad():
-        block = layers_of(model)[2]
+        block = layer_stack(model)[2]
         block.self_attn.o_proj.weight.zero_()
         block.mlp.down_proj.weight.mul_(1e-3)
-    scores = importance_of(model, tokenizer, ROWS, widths=False).layers_L
+    scores = measure_importance(model, tokenizer, ROWS, widths=False).layers_L
     assert scores.argmin() == 2 and scores[2] < 1e-4
 
 
 def test_importance_is_the_mean_over_real_tokens_alone(model, tokenizer) -> None:
-    together = importance_of(model, tokenizer, ROWS, widths=True)
-    apart = [importance_of(model, tokenizer, [row], widths=True) for row in ROWS]
+    together = measure_importance(model, tokenizer, ROWS, widths=True)
+    apart = [measure_importance(model, tokenizer, [row], widths=True) for row in ROWS]
     lengths = [len(tokenizer(r.prompt + r.answer)["input_ids"]) + 1 for r in ROWS]
     mean = sum(a.layers_L * n for a, n in zip(apart, lengths, strict=True)) / sum(lengths)
     torch.testing.assert_close(together.layers_L, mean, rtol=1e-4, atol=1e-6)

@@ -20,8 +20,8 @@ from cohobate.teachers.signal_store.forms import StoredTopK
 from cohobate.teachers.signal_store.shards import ShardWriter, publish
 from cohobate.teachers.signal_store.store import Origin, SignalStore
 from cohobate.teachers.target_sources import Live, Stored, shared_vocabulary, understood, within
-from cohobate.training.batches import Batches
-from cohobate.training.learner import Learner
+from cohobate.training.batches import MicroBatches
+from cohobate.training.model_loss import CausalLMLoss
 
 
 def examples() -> list[Example]:
@@ -49,9 +49,9 @@ def loss_of(
     rows: list[Example] | None = None,
 ) -> Tensor:
     rows = rows or examples()
-    batch = Batches(rows, [range(len(rows))], len(rows), teaching)[0] | {"progress": progress}
-    learner = Learner(model, terms, 5, teaching)
-    loss, losses = learner(**batch, divisor=len(batch["targets_N"]))
+    batch = MicroBatches(rows, [range(len(rows))], len(rows), teaching)[0] | {"progress": progress}
+    loss_fn = CausalLMLoss(model, terms, 5, teaching)
+    loss, losses = loss_fn(**batch, divisor=len(batch["targets_N"]))
     torch.testing.assert_close(losses.sum() / len(losses), loss.detach())
     return loss
 
@@ -324,9 +324,9 @@ def test_a_teacher_with_more_than_a_head_is_refused(models, tokenizer) -> None:
 def test_micro_batches_add_up_to_the_whole_batch(models, tokenizer) -> None:
     student, teaching = models[0], live(models[:2], tokenizer)
     whole = torch.autograd.grad(loss_of(student, [ReverseKL()], teaching), student.parameters())
-    rows, learner = examples(), Learner(student, [ReverseKL()], 5, teaching)
-    parts = Batches(rows, [range(6)], 4, teaching)
-    total = sum(learner(**parts[n], divisor=sum(r.length for r in rows))[0] for n in range(2))
+    rows, loss_fn = examples(), CausalLMLoss(student, [ReverseKL()], 5, teaching)
+    parts = MicroBatches(rows, [range(6)], 4, teaching)
+    total = sum(loss_fn(**parts[n], divisor=sum(r.length for r in rows))[0] for n in range(2))
     for a, b in zip(torch.autograd.grad(total, student.parameters()), whole, strict=True):
         assert (a - b).norm() <= 1e-4 * b.norm() + 1e-7
 
@@ -336,8 +336,8 @@ def test_a_batch_without_any_valid_token_has_no_loss(models, tokenizer, name) ->
     how, _ = COMBINED[name]
     teaching = live(models, tokenizer, combining=how, shares=(0.7, 0.3))
     masked = [Example("none", np.arange(5, 12, dtype=np.int32), 7, group="plant")]
-    batch = Batches(masked, [[0]], 1, teaching)[0]
-    loss, losses = Learner(models[0], [ReverseKL()], 5, teaching)(**batch, divisor=1)
+    batch = MicroBatches(masked, [[0]], 1, teaching)[0]
+    loss, losses = CausalLMLoss(models[0], [ReverseKL()], 5, teaching)(**batch, divisor=1)
     slopes = torch.autograd.grad(loss, models[0].parameters(), allow_unused=True)
     assert float(loss) == 0 and losses.shape == (0, 1)
     assert all(slope is None or not slope.any() for slope in slopes)

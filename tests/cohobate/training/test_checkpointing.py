@@ -7,7 +7,7 @@ import pytest
 
 from cohobate.progress import Say, reporting_to
 from cohobate.training import resuming
-from cohobate.training.resuming import Keeper, content_of
+from cohobate.training.resuming import CheckpointDir, content_hash
 
 FILES = ["manifest.json", "state.json", "weights.safetensors"]
 
@@ -18,14 +18,14 @@ def fill(folder: Path) -> None:
 
 
 @pytest.fixture
-def keeper(project: Path) -> Keeper:
-    found = Keeper(Path("kept"), every=10)
+def keeper(project: Path) -> CheckpointDir:
+    found = CheckpointDir(Path("kept"), every=10)
     for update in (10, 20, 30):
         found.write(update, fill)
     return found
 
 
-def newest(keeper: Keeper) -> tuple[str, list[str]]:
+def newest(keeper: CheckpointDir) -> tuple[str, list[str]]:
     said: list[Any] = []
     with reporting_to(said.append):
         folder = keeper.newest()
@@ -43,7 +43,7 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(content)
 
 
-def test_the_newest_two_are_kept(keeper: Keeper) -> None:
+def test_the_newest_two_are_kept(keeper: CheckpointDir) -> None:
     assert sorted(path.name for path in keeper.folder.iterdir()) == [
         "update-000020",
         "update-000030",
@@ -53,7 +53,7 @@ def test_the_newest_two_are_kept(keeper: Keeper) -> None:
 
 @pytest.mark.parametrize("how", ["missing", "truncated", "bit-flipped"])
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_one_is_named_and_removed(keeper: Keeper, name: str, how: str) -> None:
+def test_a_damaged_one_is_named_and_removed(keeper: CheckpointDir, name: str, how: str) -> None:
     damage(keeper.folder / "update-000030" / name, how)
     found, said = newest(keeper)
     assert found == "update-000020"
@@ -61,7 +61,7 @@ def test_a_damaged_one_is_named_and_removed(keeper: Keeper, name: str, how: str)
     assert newest(keeper) == ("update-000020", [])
 
 
-def test_what_a_killed_process_was_writing_is_cleared(keeper: Keeper) -> None:
+def test_what_a_killed_process_was_writing_is_cleared(keeper: CheckpointDir) -> None:
     partial = keeper.folder / ".update-000040.partial"
     partial.mkdir()
     fill(partial)
@@ -70,7 +70,7 @@ def test_what_a_killed_process_was_writing_is_cleared(keeper: Keeper) -> None:
 
 
 def test_a_checkpoint_is_due_at_each_interval_and_at_the_end() -> None:
-    keeper = Keeper(Path("kept"), every=10)
+    keeper = CheckpointDir(Path("kept"), every=10)
     assert [n for n in range(1, 26) if keeper.due(n, updates=25)] == [10, 20, 25]
 
 
@@ -87,13 +87,13 @@ def test_each_fit_of_a_run_has_a_folder_of_its_own(project: Path) -> None:
 
 
 def test_content_is_of_a_file_a_published_folder_or_any_folder(project: Path) -> None:
-    keeper = Keeper(Path("kept"), every=1)
+    keeper = CheckpointDir(Path("kept"), every=1)
     keeper.write(1, fill)
     published, loose = keeper.folder / "update-000001", Path("loose")
     loose.mkdir()
     fill(loose)
-    before = [content_of(path) for path in (published, loose, loose / "state.json")]
+    before = [content_hash(path) for path in (published, loose, loose / "state.json")]
     (loose / "state.json").write_text("{}")
-    after = [content_of(path) for path in (published, loose, loose / "state.json")]
-    assert before[0] == after[0] == content_of(published / "manifest.json")
+    after = [content_hash(path) for path in (published, loose, loose / "state.json")]
+    assert before[0] == after[0] == content_hash(published / "manifest.json")
     assert before[1] != after[1] and before[2] != after[2]

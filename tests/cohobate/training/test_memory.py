@@ -9,20 +9,20 @@ from cohobate.losses.divergences import Hard
 from cohobate.training import memory, trainer
 from cohobate.training.hyperparameters import Hyperparameters
 from cohobate.training.memory import (
-    LEARNING,
+    ACTIVATIONS,
+    GRADIENTS,
     LOGITS,
-    ROWS,
     TEACHERS,
-    Asked,
-    Size,
-    check_room,
-    footprint,
-    size_loaded,
+    ModelSize,
+    TeacherSize,
+    check_memory,
+    peak_memory,
+    size_of_model,
     trained,
 )
 from tests.cohobate.methods.test_on_policy import prompts
 
-SMOL = Size(134_515_008, 28_311_552, 30, 576, 1536, 9, 49_152)
+SMOL = ModelSize(134_515_008, 28_311_552, 30, 576, 1536, 9, 49_152)
 
 
 def chosen(**fields) -> Hyperparameters:
@@ -30,7 +30,7 @@ def chosen(**fields) -> Hyperparameters:
 
 
 def test_the_weights_that_move_are_counted_as_torch_counts_them(make_model, tokenizer) -> None:
-    from cohobate.training.learner import learning
+    from cohobate.training.model_loss import learning
 
     cases = [
         {},
@@ -41,7 +41,7 @@ def test_the_weights_that_move_are_counted_as_torch_counts_them(make_model, toke
     for tied in (True, False):
         for case in cases:
             model, how = make_model(tokenizer, tie_word_embeddings=tied), chosen(**case)
-            size = size_loaded(model)
+            size = size_of_model(model)
             with learning(model, how, 10, seed=1):
                 moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
             assert size.tied == tied
@@ -49,35 +49,37 @@ def test_the_weights_that_move_are_counted_as_torch_counts_them(make_model, toke
 
 
 def test_each_choice_takes_its_part_off() -> None:
-    usual = footprint(SMOL, chosen(), 512, [Asked(SMOL)])
-    assert footprint(SMOL, chosen(adapter={"type": "lora"}), 512)[LEARNING] < usual[LEARNING] / 10
-    assert footprint(SMOL, chosen(optimiser="sgd"), 512)[LEARNING] == usual[LEARNING] / 3
-    assert footprint(SMOL, chosen(micro_batch_size=8), 512)[ROWS] == usual[ROWS] / 4
-    assert footprint(SMOL, chosen(chunk_tokens=128), 512, [Asked(SMOL)])[LOGITS] == (
+    usual = peak_memory(SMOL, chosen(), 512, [TeacherSize(SMOL)])
+    assert (
+        peak_memory(SMOL, chosen(adapter={"type": "lora"}), 512)[GRADIENTS] < usual[GRADIENTS] / 10
+    )
+    assert peak_memory(SMOL, chosen(optimiser="sgd"), 512)[GRADIENTS] == usual[GRADIENTS] / 3
+    assert peak_memory(SMOL, chosen(micro_batch_size=8), 512)[ACTIVATIONS] == usual[ACTIVATIONS] / 4
+    assert peak_memory(SMOL, chosen(chunk_tokens=128), 512, [TeacherSize(SMOL)])[LOGITS] == (
         usual[LOGITS] / 4
     )
-    assert footprint(SMOL, chosen(), 512)[TEACHERS] == 0 < 2 * SMOL.parameters < usual[TEACHERS]
+    assert peak_memory(SMOL, chosen(), 512)[TEACHERS] == 0 < 2 * SMOL.parameters < usual[TEACHERS]
 
 
 def test_a_teacher_is_held_twice_unless_it_is_large() -> None:
     maps = SMOL.parameters  # embeddings and head are one matrix, of which the head is packed
     assert SMOL.asked(2) == 2 * (SMOL.parameters + maps)
-    large = Size(7_000_000_000, 262_144_000, 32, 4096, 14336, 32, 32_000)
+    large = ModelSize(7_000_000_000, 262_144_000, 32, 4096, 14336, 32, 32_000)
     assert large.asked(2) == 2 * large.parameters
     assert large.asked(0) == 0  # loaded already
 
 
 def test_what_does_not_fit_is_refused_with_its_mend() -> None:
-    parts = footprint(SMOL, chosen(batch_size=512), 1000, [Asked(SMOL)])
+    parts = peak_memory(SMOL, chosen(batch_size=512), 1000, [TeacherSize(SMOL)])
     total = sum(parts.values())
-    check_room("kd", parts, total * 3 // 4 + 1, where="here")
+    check_memory("kd", parts, total * 3 // 4 + 1, where="here")
     with pytest.raises(UserError, match="kd takes about") as caught:
-        check_room("kd", parts, total * 3 // 4 - 1, where="params.yaml, train.kd")
+        check_memory("kd", parts, total * 3 // 4 - 1, where="params.yaml, train.kd")
     assert caught.value.where == "params.yaml, train.kd"
     assert "micro_batch_size" in (caught.value.fix or "")
-    parts = footprint(SMOL, chosen(batch_size=1), 10)
+    parts = peak_memory(SMOL, chosen(batch_size=1), 10)
     with pytest.raises(UserError) as caught:
-        check_room("kd", parts, 10**6, where="here")
+        check_memory("kd", parts, 10**6, where="here")
     assert "lora" in (caught.value.fix or "")
 
 
@@ -86,16 +88,16 @@ def test_training_stops_before_it_begins_where_memory_is_short(
 ) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     with pytest.raises(UserError, match="GiB") as caught:
-        trainer.fit(model, prompts(), [Hard()], chosen(threads=1), seed=1, what="train kd, seed 1")
+        trainer.fit(model, prompts(), [Hard()], chosen(threads=1), seed=1, label="train kd, seed 1")
     assert caught.value.where == "train kd, seed 1"
     monkeypatch.setattr(memory, "available_memory", lambda: None)
-    assert trainer.fit(model, prompts(), [Hard()], chosen(threads=1), seed=1, what="it")
+    assert trainer.fit(model, prompts(), [Hard()], chosen(threads=1), seed=1, label="it")
 
 
 def test_a_size_is_told_by_the_configuration(model, tokenizer) -> None:
-    size = size_loaded(model)
+    size = size_of_model(model)
     told = json.loads(model.config.to_json_string())
-    assert size == Size.of(told, model.num_parameters(), len(tokenizer) * 32, 4)
+    assert size == ModelSize.of(told, model.num_parameters(), len(tokenizer) * 32, 4)
     assert size.with_layers(2).layers == 2
     body = size.parameters - size.embeddings
     assert size.with_layers(2).parameters == size.embeddings + body // 2

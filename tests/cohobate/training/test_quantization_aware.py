@@ -8,10 +8,10 @@ from pydantic import ValidationError
 from torch import nn
 
 from cohobate.errors import UserError
-from cohobate.training.quantization_aware import Rounded
+from cohobate.training.quantization_aware import FakeQuantisation
 from tests.cohobate.training.test_trainer import examples, settings, train
 
-INT4 = Rounded(type="int4", group_size=16)
+INT4 = FakeQuantisation(type="int4", group_size=16)
 
 
 @pytest.mark.parametrize(("kind", "low", "high"), [("int8", -128, 127), ("int4", -8, 7)])
@@ -21,7 +21,7 @@ def test_linear_maps_compute_with_rounded_weights(
     pytest.importorskip("torchao")
     layer = model.model.layers[0].mlp
     plain = layer.up_proj.weight.detach().clone()
-    with Rounded(type=kind, group_size=16).rounding(model):
+    with FakeQuantisation(type=kind, group_size=16).rounding(model):
         found = layer.up_proj(torch.eye(32)).T.double().reshape(64, 2, 16)
     groups = plain.double().reshape(64, 2, 16)
     scale = groups.abs().amax(-1, keepdim=True) / ((high - low) / 2)
@@ -57,7 +57,7 @@ def test_a_width_that_the_groups_do_not_divide_is_refused(model: Any) -> None:
     pytest.importorskip("torchao")
     with (
         pytest.raises(UserError, match="32 inputs, no multiple of 24"),
-        Rounded(type="int4", group_size=24).rounding(model),
+        FakeQuantisation(type="int4", group_size=24).rounding(model),
     ):
         pass
 

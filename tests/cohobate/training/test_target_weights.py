@@ -8,9 +8,9 @@ import torch
 
 from cohobate.data.examples import Example
 from cohobate.losses.divergences import Hard
-from cohobate.training.batches import Batches
+from cohobate.training.batches import MicroBatches
 from cohobate.training.hyperparameters import Freeze, Hyperparameters
-from cohobate.training.learner import Learner
+from cohobate.training.model_loss import CausalLMLoss
 from cohobate.training.target_weights import TargetWeights
 from cohobate.training.trainer import fit
 
@@ -44,12 +44,12 @@ def test_loss_and_gradient_are_the_weighted_sum_of_means(make_model, tokenizer, 
     rationales = [row for row in some if row.target]
     expected = mean_loss(model, answers) + weight * mean_loss(model, rationales)
     slopes = torch.autograd.grad(expected, list(model.parameters()))
-    data = Batches(some, [range(4), range(4, 6)], 4, None)  # an update of two micro-batches
+    data = MicroBatches(some, [range(4), range(4, 6)], 4, None)  # an update of two micro-batches
     batches = [data[0], data[1]]
     TargetWeights(some).put(batches, [data.rows(0), data.rows(1)])
-    learner, tokens = Learner(model, [Hard()]), sum(row.length for row in some)
+    loss_fn, tokens = CausalLMLoss(model, [Hard()]), sum(row.length for row in some)
     model.zero_grad()
-    losses = [learner(**batch, divisor=tokens)[0] for batch in batches]
+    losses = [loss_fn(**batch, divisor=tokens)[0] for batch in batches]
     torch.testing.assert_close(sum(losses), expected)
     sum(losses).backward()
     for weights, slope in zip(model.parameters(), slopes, strict=True):
@@ -64,13 +64,13 @@ def test_training_reports_the_weighted_loss(make_model, tokenizer) -> None:
     )  # fmt: skip
     with torch.no_grad():
         parts = [mean_loss(model, [r for r in some if bool(r.target) is b]) for b in (False, True)]
-    (update,) = fit(model, some, [Hard()], how, seed=1, what="a test")
+    (update,) = fit(model, some, [Hard()], how, seed=1, label="a test")
     assert update.loss == pytest.approx(float(parts[0] + 0.5 * parts[1]), rel=1e-4)
 
 
 def test_one_target_is_left_as_it_is(make_model, tokenizer) -> None:
     plain = [replace(row, target="", weight=1.0) for row in rows(1.0)]
-    data = Batches(plain, [range(6)], 6, None)
+    data = MicroBatches(plain, [range(6)], 6, None)
     batch = data[0]
     TargetWeights(plain).put([batch], [data.rows(0)])
     assert "weight_N" not in batch

@@ -11,7 +11,7 @@ import torch
 from cohobate.data.examples import Example
 from cohobate.errors import UserError
 from cohobate.losses.divergences import ForwardKL, Hard
-from cohobate.training import learner
+from cohobate.training import model_loss
 from cohobate.training.hyperparameters import Freeze, Hyperparameters
 
 ALL = Freeze(embeddings=False)
@@ -35,7 +35,7 @@ def settings(**changes: Any) -> Hyperparameters:
 def train(model: Any, rows: list[Example], chosen: Hyperparameters, **options: Any) -> list[Any]:
     from cohobate.training.trainer import fit
 
-    return fit(model, rows, [Hard()], chosen, **({"seed": 1, "what": "a test"} | options))
+    return fit(model, rows, [Hard()], chosen, **({"seed": 1, "label": "a test"} | options))
 
 
 def digest(model: Any) -> str:
@@ -68,14 +68,14 @@ def plain_loss(model: Any, rows: list[Example]) -> float:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_loss_and_gradient_are_those_of_transformers(make_model, tokenizer, tied) -> None:
-    from cohobate.training.batches import Batches
-    from cohobate.training.learner import Learner
+    from cohobate.training.batches import MicroBatches
+    from cohobate.training.model_loss import CausalLMLoss
 
     model, rows = make_model(tokenizer, tie_word_embeddings=tied), examples(8)
     expected = hugging_face_loss(model, rows)
     slopes = torch.autograd.grad(expected, list(model.parameters()))
-    batch = Batches(rows, [range(8)], 8, None)[0]
-    loss, losses = Learner(model, [Hard()])(**batch, divisor=len(batch["targets_N"]))
+    batch = MicroBatches(rows, [range(8)], 8, None)[0]
+    loss, losses = CausalLMLoss(model, [Hard()])(**batch, divisor=len(batch["targets_N"]))
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(losses.mean(), expected.detach())
     found = torch.autograd.grad(loss, list(model.parameters()))
@@ -207,7 +207,7 @@ def test_soft_terms_need_signals(model) -> None:
     from cohobate.training.trainer import fit
 
     with pytest.raises(UserError, match="signals"):
-        fit(model, examples(), [ForwardKL()], settings(), seed=1, what="a test")
+        fit(model, examples(), [ForwardKL()], settings(), seed=1, label="a test")
 
 
 @pytest.mark.parametrize("asked", ["auto", "eager"])
@@ -220,7 +220,7 @@ def test_attention_is_what_trains_fastest_and_set_back(
     monkeypatch.setattr(
         model, "set_attn_implementation", lambda name: (seen.append(name), original(name))
     )
-    monkeypatch.setattr(learner, "reads_by_rows", lambda model: by_rows)
+    monkeypatch.setattr(model_loss, "reads_by_rows", lambda model: by_rows)
     train(model, examples(), settings(updates=1, attention=asked))
     learns = "sdpa" if asked == "auto" and by_rows else "eager"
     assert seen[-2:] == [learns, "sdpa"] and model.config._attn_implementation == "sdpa"

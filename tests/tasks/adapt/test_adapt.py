@@ -19,14 +19,14 @@ from cohobate.data.records import (
 )
 from cohobate.data.tokenized import prompt_ids
 from cohobate.errors import UserError
-from cohobate.methods.teacher_tuning import Tuning, Untuned
+from cohobate.methods.teacher_tuning import NoTuning, Tuning
 from cohobate.methods.train import Method
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import resolve
 from cohobate.params import validated
 from cohobate.scoring.metrics import TokenF1, Verified
 from cohobate.scoring.verifiers import Label, Task
-from cohobate.students.students import TeacherLayers
+from cohobate.students.initialization import TeacherLayers
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher
 from tasks.adapt.stage import run
@@ -53,7 +53,7 @@ def look_at(teacher):
     preflight(
         {"main": teacher},
         TeacherLayers(type="teacher_layers", layers=(0,)),
-        adapt=Untuned(type="none"),
+        adapt=NoTuning(type="none"),
         generate=GenerateParams(),
         capture=CaptureParams(),
         assist={},

@@ -26,12 +26,14 @@ from cohobate.models import checkpoints
 from cohobate.params import ParamsError
 from cohobate.scoring.metrics import TokenF1, Verified
 from cohobate.scoring.verifiers import Label, Task
-from cohobate.students.students import Student as Shape
+from cohobate.students.initialization import StudentInit
 from tasks.export.rescoring import Rescored
 from tasks.export.stage import AnyForm, ExportParams, run
 
 TASK = Task(verifier=Label(type="label"))
-INIT_STUDENT = params.validated(Shape, {"type": "teacher_layers", "layers": [0, 1]}, "init_student")
+INIT_STUDENT = params.validated(
+    StudentInit, {"type": "teacher_layers", "layers": [0, 1]}, "init_student"
+)
 TEACHER = {
     "model": "someone/teacher",
     "revision": "9f8a",
@@ -274,7 +276,7 @@ class TestTrimmedVocabulary:
     """A student that kept only the tokens of its rows leaves with its teacher's tokenizer."""
 
     TRIMMED = params.validated(
-        Shape,
+        StudentInit,
         {"type": "teacher_layers", "layers": [0, 1], "vocabulary": "used",
          "rows": "data/filter/kept.jsonl"},
         "shape",

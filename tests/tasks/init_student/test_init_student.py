@@ -10,13 +10,13 @@ import torch
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import ADAPT, INIT_STUDENT, LABELLED, MODELS, Row, row_id, write_rows
 from cohobate.errors import UserError
-from cohobate.methods.teacher_tuning import Untuned
+from cohobate.methods.teacher_tuning import NoTuning
 from cohobate.methods.train import Method
 from cohobate.models import checkpoints
 from cohobate.models.layer_choice import Uniform
 from cohobate.params import ParamsError, validated
-from cohobate.students.layer_cutting import keep_layers, layers_of
-from cohobate.students.students import Student
+from cohobate.students.initialization import StudentInit
+from cohobate.students.layer_cutting import keep_layers, layer_stack
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher
 from tasks.init_student.stage import run
@@ -33,11 +33,11 @@ def build(project, checkpoint, make_model, tokenizer):
     }
 
     def built(**shape: Any):
-        student = validated(Student, shape, "init_student")
+        student = validated(StudentInit, shape, "init_student")
         preflight(
             teachers,
             student,
-            adapt=Untuned(type="none"),
+            adapt=NoTuning(type="none"),
             generate=GenerateParams(),
             capture=CaptureParams(),
             assist={},
@@ -97,7 +97,7 @@ def test_a_configuration_with_an_entry_a_layer_is_mended():
     model = Qwen3ForCausalLM(config)
     keep_layers(model, [1, 2])
     assert model.config.layer_types == ["sliding_attention", "full_attention"]
-    assert len(layers_of(model)) == 2
+    assert len(layer_stack(model)) == 2
     model(torch.tensor([[1, 2, 3]]))
 
 
@@ -148,7 +148,7 @@ def test_a_model_that_changed_since_preflight_is_refused(build, checkpoint, make
     build(type="teacher_layers", layers=[0])
     checkpoints.save(make_model(tokenizer, seed=9), tokenizer, checkpoint, {})
     teachers = {"main": Teacher(model=str(checkpoint))}
-    shape = validated(Student, {"type": "teacher_layers", "layers": [0]}, "init_student")
+    shape = validated(StudentInit, {"type": "teacher_layers", "layers": [0]}, "init_student")
     with pytest.raises(UserError, match="another one than preflight saw"):
         run(shape, teachers)
 
@@ -190,7 +190,7 @@ def test_a_student_cut_by_rows_is_what_preflight_foresaw(build, project, shape):
 )
 def test_a_student_cut_by_rows_needs_them(shape, message):
     with pytest.raises(ParamsError, match=message):
-        validated(Student, {"type": "teacher_layers", **shape}, "init_student")
+        validated(StudentInit, {"type": "teacher_layers", **shape}, "init_student")
 
 
 def test_rows_that_are_not_there_are_named(build):

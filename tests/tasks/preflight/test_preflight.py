@@ -10,13 +10,13 @@ import torch
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import MODELS
 from cohobate.errors import UserError
-from cohobate.methods.teacher_tuning import Untuned
+from cohobate.methods.teacher_tuning import NoTuning
 from cohobate.methods.train import Method
 from cohobate.models import checkpoints
 from cohobate.models.model_info import read_model_info
 from cohobate.models.number_formats import FORCED
 from cohobate.params import validated
-from cohobate.students.students import Student
+from cohobate.students.initialization import StudentInit
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher
 from cohobate.training.memory import available_memory
@@ -40,11 +40,11 @@ def look(project, checkpoint):
             key: validated(Method, p, f"train.{key}") for key, p in (train or {"sft": SFT}).items()
         }
         capture = CaptureParams(**({"signals": form} if form else {}))
-        student = validated(Student, shape, "init_student")
+        student = validated(StudentInit, shape, "init_student")
         run(
             {"main": main, **(others or {})},
             student,
-            adapt=Untuned(type="none"),
+            adapt=NoTuning(type="none"),
             generate=GenerateParams(),
             capture=capture,
             assist={key: validated(Method, p, key) for key, p in (assist or {}).items()},

@@ -18,7 +18,7 @@ from cohobate.teachers.signal_store.forms import Signals, StoredDraws, StoredHid
 from cohobate.teachers.signal_store.shards import ShardWriter, publish
 from cohobate.teachers.signal_store.store import Origin, SignalStore
 from cohobate.teachers.target_sources import Stored
-from cohobate.training.batches import Batches
+from cohobate.training.batches import MicroBatches
 
 V, D, K, TEMPERATURES = 300, 8, 3, (1.0, 2.0)
 TOP_K = StoredTopK(type="top_k", k=K, temperatures=TEMPERATURES)
@@ -152,7 +152,7 @@ def test_a_batch_carries_the_signals_of_its_tokens(tmp_path, tokenizer) -> None:
     written = write(tmp_path / "main", tokenizer)
     store = SignalStore(tmp_path / "main")
     stored = Stored({"main": store})
-    batch = Batches(stored.attach(examples(), tokenizer), [[1, 0]], 2, stored)[0]
+    batch = MicroBatches(stored.attach(examples(), tokenizer), [[1, 0]], 2, stored)[0]
     assert batch["targets_N"].tolist() == [5, 7, 8]
     expected = written["ids_NK"][[2, 0, 1]].sort().values
     assert torch.equal(batch["brought"]["stored"]["main"]["ids_NK"], expected)

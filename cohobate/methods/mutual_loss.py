@@ -14,10 +14,10 @@ from cohobate.losses.divergences import Divergence, Term
 from cohobate.losses.fused_head import fused_head_loss
 from cohobate.losses.targets import LiveTeacher, Targets
 from cohobate.models.lm_head import Head
-from cohobate.training.history import names_of
+from cohobate.training.history import term_names
 
 
-class Cohort(nn.Module):
+class MutualLoss(nn.Module):
     """Peers as one module: one pass gives each peer its loss, and all of them their gradients.
 
     A hard term counts as it is; a soft one is the mean over the other peers, whose distributions
@@ -39,7 +39,7 @@ class Cohort(nn.Module):
         self.peers = nn.ModuleList(peers)
         self.terms, self.imitates = tuple(terms), tuple(imitates)
         self.chunk_tokens, self.vocabulary, self.compiled = chunk_tokens, vocabulary, compiled
-        self.names = names_of(self.terms)
+        self.names = term_names(self.terms)
 
     def forward(
         self,

@@ -25,13 +25,13 @@ from cohobate.losses.token_losses import Exact
 from cohobate.models.layers import blocks_of
 from cohobate.models.lm_head import Head
 from cohobate.teachers.target_sources import Batch, Teaching
-from cohobate.training.history import names_of
+from cohobate.training.history import term_names
 from cohobate.training.hyperparameters import SHORT_ROW, Freeze, Hyperparameters
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class Learner(nn.Module):
+class CausalLMLoss(nn.Module):
     """A causal LM that returns its loss; the whole of it is what a Trainer or DDP wraps."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Learner(nn.Module):
         model: PreTrainedModel,
         terms: Sequence[Exact],
         chunk_tokens: int = 512,
-        teaching: Teaching | None = None,
+        target_source: Teaching | None = None,
         vocabulary: int | None = None,
         *,
         compiled: bool = False,
@@ -47,8 +47,8 @@ class Learner(nn.Module):
         super().__init__()
         self.model, self.terms, self.chunk_tokens = model, tuple(terms), chunk_tokens
         self.compiled = compiled
-        self.teaching, self.vocabulary = teaching, vocabulary
-        self.matching = teaching.matching if teaching else None
+        self.target_source, self.vocabulary = target_source, vocabulary
+        self.matching = target_source.matching if target_source else None
         self._head: Head | None = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -61,7 +61,7 @@ class Learner(nn.Module):
     @property
     def names(self) -> list[str]:
         """What the columns of the losses are: the types of the terms, numbered where repeated."""
-        return names_of([*self.terms, *(self.matching.terms if self.matching else ())])
+        return term_names([*self.terms, *(self.matching.terms if self.matching else ())])
 
     def forward(
         self,
@@ -86,8 +86,8 @@ class Learner(nn.Module):
         hidden_ND = seen.last_ND
         batch = Batch(ids_BS, positions_N, targets_N, brought)
         targets, taught = Targets(targets_N, by_student_N=by_student_N, weight_N=weight_N), None
-        if self.teaching is not None:
-            teacher, taught = self.teaching.teach(batch)
+        if self.target_source is not None:
+            teacher, taught = self.target_source.teach(batch)
             targets = targets._replace(teacher=teacher, share=self._share(progress))
             targets = self._with_alphas(targets, hidden_ND, batch)
         loss, losses_NT = self._response(hidden_ND, targets, divisor)
@@ -118,7 +118,7 @@ class Learner(nn.Module):
         )
 
     def _share(self, progress: float) -> float:
-        moving = self.teaching.progressive if self.teaching else None
+        moving = self.target_source.progressive if self.target_source else None
         return moving.share(progress) if moving else 1.0
 
     def _with_alphas(self, targets: Targets, hidden_ND: Tensor, batch: Batch) -> Targets:

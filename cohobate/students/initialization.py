@@ -1,7 +1,7 @@
 """What a student is made of before it learns anything; one class a way.
 
 To add a way: a class with `preview` (what it will be, before any work) and `build`, and its name in
-`Student` at the bottom.
+`StudentInit` at the bottom.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Pins(NamedTuple):
+class PinnedModels(NamedTuple):
     """What preflight looked at: the sections of its models.json."""
 
     teachers: Mapping[str, Any]
     student: Mapping[str, Any]
 
 
-class Important(Section):
+class ImportantLayers(Section):
     """So many layers, those that turn their input the most on calibration rows."""
 
     important: int = Field(ge=1)
@@ -47,7 +47,7 @@ class Width(Section):
     """Neurons of the MLP (`intermediate_size`)."""
 
 
-class Start(Section):
+class Initialization(Section):
     """What every way has in common."""
 
     teacher: str = "main"
@@ -63,7 +63,7 @@ class Start(Section):
     vocabulary, data/collect/labelled.jsonl for what matters; data/preflight where none are."""
 
     @model_validator(mode="after")
-    def _rows_where_needed(self) -> "Start":
+    def _rows_where_needed(self) -> "Initialization":
         if self.needs_rows and not self.rows.endswith(".jsonl"):
             raise ValueError("this student is cut by rows: rows: data/collect/labelled.jsonl")
         return self
@@ -110,13 +110,13 @@ class Start(Section):
         return True
 
 
-class TeacherLayers(Start):
+class TeacherLayers(Initialization):
     """Some of a teacher's layers, with its embeddings and head."""
 
     type: Literal["teacher_layers"]
     of: str = Field("data/preflight", pattern="^(data/preflight|models/adapt/[a-z0-9-]{1,64})$")  # type: ignore[assignment]
     """`data/preflight`: the teacher as it came; `models/adapt/<teacher>`: as it was tuned."""
-    layers: Layers | Important
+    layers: Layers | ImportantLayers
     """Positions of the layers, from 0 and in this order; `{uniform: n}`; or `{important: n}`."""
     width: Width | None = None
     """How many heads and neurons each layer keeps; all when not given."""
@@ -136,7 +136,7 @@ class TeacherLayers(Start):
 
     @property
     def _calibrated(self) -> bool:
-        return isinstance(self.layers, Important) or self.width is not None
+        return isinstance(self.layers, ImportantLayers) or self.width is not None
 
     def chosen(self, depth: int, scores: Sequence[float] = ()) -> list[int]:
         """Return the positions of the layers to take from a teacher of `depth` layers.
@@ -149,7 +149,7 @@ class TeacherLayers(Start):
             UserError: the teacher has no such layer.
         """
         where = "section init_student.layers"
-        if not isinstance(self.layers, Important):
+        if not isinstance(self.layers, ImportantLayers):
             return layer_positions(self.layers, depth, where)
         ranked = sorted(range(depth), key=lambda n: (-scores[n] if scores else 0, n))
         found = sorted(ranked[: self.layers.important])
@@ -159,11 +159,11 @@ class TeacherLayers(Start):
     def preview(self, lender: ModelInfo | None) -> tuple[ModelInfo, dict[str, Any]]:
         """Return the model that the student speaks like, and what the student will be."""
         assert lender is not None  # `lender` has refused a teacher without weights
-        from cohobate.students.layer_cutting import parameters_of_cut
+        from cohobate.students.from_config import parameters_after_cut
 
         kept, width = self.chosen(lender.depth), self.width
         widths = None if width is None else (width.groups, width.neurons)
-        parameters = parameters_of_cut(lender.folder, kept, widths)
+        parameters = parameters_after_cut(lender.folder, kept, widths)
         sizes = {"layers": len(kept), "parameters": parameters}
         return lender, lender.to_json() | sizes | {"type": self.type}
 
@@ -176,10 +176,10 @@ class TeacherLayers(Start):
         return checkpoints.load_tokenizer(folder)
 
     def build(
-        self, teachers: Mapping[str, Teacher], pins: Pins
+        self, teachers: Mapping[str, Teacher], pins: PinnedModels
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Load the teacher and keep the chosen layers, heads and neurons."""
-        from cohobate.students.layer_cutting import keep_layers, layers_of
+        from cohobate.students.layer_cutting import keep_layers, layer_stack
 
         folder = Path(self.of)
         if self.of == "data/preflight":
@@ -187,14 +187,14 @@ class TeacherLayers(Start):
         model, _ = checkpoints.load(folder)
         tokenizer = self._lent_tokenizer(teachers, folder)
         if not self._calibrated:
-            keep_layers(model, self.chosen(len(layers_of(model))))
+            keep_layers(model, self.chosen(len(layer_stack(model))))
             return model, tokenizer
-        from cohobate.students.importance import calibration_rows, importance_of
+        from cohobate.students.importance import calibration_rows, measure_importance
         from cohobate.students.width_cutting import keep_widths
 
         rows = calibration_rows(Path(self.rows), self.calibration_rows)
-        matters = importance_of(model, tokenizer, rows, widths=self.width is not None)
-        kept = self.chosen(len(layers_of(model)), matters.layers_L.tolist())
+        matters = measure_importance(model, tokenizer, rows, widths=self.width is not None)
+        kept = self.chosen(len(layer_stack(model)), matters.layers_L.tolist())
         keep_layers(model, kept)
         say(f"layers kept: {', '.join(map(str, kept))}")
         if self.width is not None:
@@ -203,7 +203,7 @@ class TeacherLayers(Start):
         return model, tokenizer
 
 
-class Pretrained(Start):
+class Pretrained(Initialization):
     """A smaller model that someone has trained already."""
 
     type: Literal["pretrained"]
@@ -235,7 +235,7 @@ class Pretrained(Start):
         return student, student.to_json() | origin | {"type": self.type}
 
     def build(
-        self, teachers: Mapping[str, Teacher], pins: Pins
+        self, teachers: Mapping[str, Teacher], pins: PinnedModels
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Load the model, with the tokenizer that was chosen."""
         model, tokenizer = checkpoints.load(hub.resolve_pinned(self.model, pins.student))
@@ -247,7 +247,7 @@ class Pretrained(Start):
         return model, tokenizer
 
 
-class RandomWeights(Start):
+class RandomWeights(Initialization):
     """The teacher's architecture, smaller, with weights that have learnt nothing."""
 
     type: Literal["random"]
@@ -265,22 +265,22 @@ class RandomWeights(Start):
 
     def preview(self, lender: ModelInfo | None) -> tuple[ModelInfo, dict[str, Any]]:
         """Return the model that the student speaks like, and what the student will be."""
-        from cohobate.students.layer_cutting import random_like
+        from cohobate.students.from_config import random_model
 
         assert lender is not None  # `lender` has refused a teacher without weights
-        model = random_like(lender.folder, self.sizes, self.seed, device="meta")
+        model = random_model(lender.folder, self.sizes, self.seed, device="meta")
         sizes = {"layers": self.layers, "parameters": model.num_parameters()}
         return lender, lender.to_json() | sizes | {"type": self.type}
 
     def build(
-        self, teachers: Mapping[str, Teacher], pins: Pins
+        self, teachers: Mapping[str, Teacher], pins: PinnedModels
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Draw the weights."""
-        from cohobate.students.layer_cutting import random_like
+        from cohobate.students.from_config import random_model
 
         folder = self.lender(teachers).folder(pins.teachers[self.teacher])
-        model = random_like(folder, self.sizes, self.seed)
+        model = random_model(folder, self.sizes, self.seed)
         return model, self.lender(teachers).tokenizer(folder)
 
 
-Student = Annotated[TeacherLayers | Pretrained | RandomWeights, Field(discriminator="type")]
+StudentInit = Annotated[TeacherLayers | Pretrained | RandomWeights, Field(discriminator="type")]
