@@ -135,7 +135,7 @@ def ours(
 
     from cohobate.losses.divergences import ForwardKL
     from cohobate.losses.targets import TopK
-    from cohobate.teachers.target_sources import Live
+    from cohobate.teachers.target_sources import LiveSource
     from cohobate.training.model_loss import CausalLMLoss
 
     tokens, vocabulary = ROWS * (LENGTH - setting.answer), setting.vocabulary
@@ -143,7 +143,7 @@ def ours(
     batch = {
         "ids_BS": setting.ids_BS,
         "positions_N": positions.flatten(),
-        "targets_N": setting.ids_BS[:, setting.answer :].flatten(),
+        "labels_N": setting.ids_BS[:, setting.answer :].flatten(),
         "divisor": tokens,
     }
 
@@ -157,12 +157,12 @@ def ours(
             logp_NC = torch.randn(tokens, TOP_K + 1).log_softmax(-1)
             self.signals = TopK(ids_NK, logp_NC[:, :-1], logp_NC[:, -1:])
 
-        def teach(self, batch: Any) -> Any:
+        def targets(self, batch: Any) -> Any:
             return self.signals, None
 
     if stored:
         del setting.teacher
-    source: Any = Kept() if stored else Live({"main": setting.teacher}, vocabulary)
+    source: Any = Kept() if stored else LiveSource({"main": setting.teacher}, vocabulary)
     chunk = 512 if vocabulary <= 1 << 16 else 256
     loss_fn = CausalLMLoss(
         setting.student, [ForwardKL()], chunk, source, vocabulary, compiled=compiled
@@ -177,18 +177,18 @@ def floor(setting: Setting, **_: Any) -> Callable[[], Any]:
     class Products(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, hidden_ND: Any, weight_VD: Any) -> Any:
-            ctx.slope_ND, ctx.slope_VD = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD)
+            ctx.grad_ND, ctx.grad_VD = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD)
             product_VD = weight_VD.to(hidden_ND.dtype)
             for start in range(0, len(hidden_ND), 512):
                 part = slice(start, start + 512)
                 logits_NV = hidden_ND[part] @ product_VD.T
-                ctx.slope_ND[part] = logits_NV @ product_VD
-                ctx.slope_VD += logits_NV.T @ hidden_ND[part]
+                ctx.grad_ND[part] = logits_NV @ product_VD
+                ctx.grad_VD += logits_NV.T @ hidden_ND[part]
             return hidden_ND.sum()
 
         @staticmethod
-        def backward(ctx: Any, slope: Any) -> Any:
-            return ctx.slope_ND * 1e-6, ctx.slope_VD * 1e-6
+        def backward(ctx: Any, grad: Any) -> Any:
+            return ctx.grad_ND * 1e-6, ctx.grad_VD * 1e-6
 
     del setting.teacher
 

@@ -85,7 +85,7 @@ def nats_lost(form: Form, exact: Signals, vocabulary: int) -> float | None:
     order = exact["ids_NK"].argsort(1)
     sides = []
     for signals, logp_NK in ((exact, exact["logp_NK"].gather(1, order)), (read, read["logp_NK"])):
-        outcomes = torch.cat([logp_NK, signals["leftover_NT"][:, :1]], -1).double()
+        outcomes = torch.cat([logp_NK, signals["rest_logprob_NQ"][:, :1]], -1).double()
         sides.append(outcomes.log_softmax(-1))
     return float((sides[0].exp() * (sides[0] - sides[1])).sum(-1).mean())
 

@@ -223,7 +223,7 @@ def ours(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     from cohobate.losses.divergences import ForwardKL, Hard, ReverseKL
     from cohobate.methods.rollout_settings import ConstantShare, Sampling
     from cohobate.methods.rollouts import StudentRollouts
-    from cohobate.teachers.target_sources import Live
+    from cohobate.teachers.target_sources import LiveSource
     from cohobate.training.hyperparameters import Freeze, Hyperparameters
     from cohobate.training.trainer import FusedTrainer, fit
 
@@ -236,8 +236,8 @@ def ours(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     terms: list[Any] = [Hard()]
     if loop.name != "ours sft":
         taught_by = teacher(loop.answers, frozen=True)
-        live = Live({"main": taught_by}, size, begin_P=common_prefix(examples))
-        options, terms = {"teaching": live}, [ForwardKL()]
+        live = LiveSource({"main": taught_by}, size, prefix_P=common_prefix(examples))
+        options, terms = {"target_source": live}, [ForwardKL()]
     text = None
     if loop.name == "ours on-policy":
         terms = [ReverseKL()]

@@ -98,10 +98,10 @@ def common_prefix(rows: Sequence[Example]) -> torch.Tensor:
     return torch.from_numpy(first[: int(alike_P.cumprod().sum())]).long()
 
 
-class Brings(Protocol):
+class TargetCollator(Protocol):
     """What gives soft targets, as far as rows are concerned
     (cohobate/teachers/target_sources.py)."""
 
-    def bring(self, rows: Sequence[Example]) -> dict[str, Any]:
+    def collate(self, rows: Sequence[Example]) -> dict[str, Any]:
         """Return what a micro-batch of these rows needs: tensors, or nested maps of them."""
         ...

@@ -27,14 +27,14 @@ def mixture(loga_NC: Tensor, logb_NC: Tensor, share: float | Tensor) -> Tensor:
 
 
 def skew_forward(logp_NC: Tensor, logq_NC: Tensor, alpha: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Return KL(p‖m) with m = αp + (1−α)q, and its slope −(1−α) p q/m."""
+    """Return KL(p‖m) with m = αp + (1−α)q, and its grad −(1−α) p q/m."""
     logm_NC = mixture(logp_NC, logq_NC, alpha)
-    slope_NC = (alpha - 1) * (logp_NC + logq_NC - logm_NC).exp()
-    return kl(logp_NC, logm_NC), slope_NC
+    grad_NC = (alpha - 1) * (logp_NC + logq_NC - logm_NC).exp()
+    return kl(logp_NC, logm_NC), grad_NC
 
 
 def skew_reverse(logp_NC: Tensor, logq_NC: Tensor, alpha: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Return KL(q‖m) with m = (1−α)p + αq, and its slope q (log q − log m + 1 − α q/m)."""
+    """Return KL(q‖m) with m = (1−α)p + αq, and its grad q (log q − log m + 1 − α q/m)."""
     logm_NC = mixture(logq_NC, logp_NC, alpha)
     gap_NC, q_NC = logq_NC - logm_NC, logq_NC.exp()
     return (q_NC * gap_NC).sum(-1), q_NC * (gap_NC + 1 - alpha * gap_NC.exp())

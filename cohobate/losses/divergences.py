@@ -49,13 +49,13 @@ class Divergence(Section):
     """Whether minimising it over the stored ids alone keeps the student on those ids."""
     on_stored_signals: ClassVar[bool] = True
     """Whether the K ids and the bucket of all others are enough to define it."""
-    pulls: ClassVar[bool] = False
-    """Whether its slope has the factor p; of the others it has q, and is nothing where q is."""
+    mass_covering: ClassVar[bool] = False
+    """Whether its grad has the factor p; of the others it has q, and is nothing where q is."""
 
     @property
-    def teaches_from_nothing(self) -> bool:
+    def trains_from_scratch(self) -> bool:
         """Whether it moves a student that gives the teacher's tokens next to no probability."""
-        return self.pulls
+        return self.mass_covering
 
     @model_validator(mode="after")
     def _refuse_collapse(self) -> Divergence:
@@ -76,21 +76,21 @@ class Divergence(Section):
         return self
 
     def over_outcomes(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `with_slope`, both distributions being tempered first where T acts on outcomes."""
+        """Return `with_grad`, both distributions being tempered first where T acts on outcomes."""
         left = self.temperature / self.softmax_temperature
         if left == 1:
-            return self.with_slope(logp_NC, logq_NC)
+            return self.with_grad(logp_NC, logq_NC)
         logp_NC, logq_NC = ((log_NC / left).log_softmax(-1) for log_NC in (logp_NC, logq_NC))
-        loss_N, slope_NC = self.with_slope(logp_NC, logq_NC)
+        loss_N, grad_NC = self.with_grad(logp_NC, logq_NC)
         # d log q'_j/d log q_i = ([i = j] − q'_i) / T, where q' is q tempered
-        total_N1 = slope_NC.sum(-1, keepdim=True)
-        return loss_N, slope_NC.addcmul(logq_NC.exp(), total_N1, value=-1).div_(left)
+        total_N1 = grad_NC.sum(-1, keepdim=True)
+        return loss_N, grad_NC.addcmul(logq_NC.exp(), total_N1, value=-1).div_(left)
 
     def per_token(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return the divergence of each token, (N,), without weight and T²."""
         raise NotImplementedError
 
-    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+    def with_grad(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
         """Return `per_token` (N,) and its derivative with respect to logq (N, C).
 
         By autograd over this one elementwise expression; override it where a closed form is
@@ -101,8 +101,8 @@ class Divergence(Section):
         with torch.enable_grad():
             leaf_NC = logq_NC.detach().requires_grad_()
             loss_N = self.per_token(logp_NC, leaf_NC)
-            (slope_NC,) = torch.autograd.grad(loss_N.sum(), leaf_NC)
-        return loss_N.detach(), slope_NC
+            (grad_NC,) = torch.autograd.grad(loss_N.sum(), leaf_NC)
+        return loss_N.detach(), grad_NC
 
 
 class ForwardKL(Divergence):
@@ -110,14 +110,14 @@ class ForwardKL(Divergence):
 
     type: Literal["forward_kl"] = "forward_kl"
     works_without_tail: ClassVar[bool] = True
-    pulls: ClassVar[bool] = True
+    mass_covering: ClassVar[bool] = True
 
     def per_token(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return KL(p‖q), (N,)."""
         return kl(logp_NC, logq_NC)
 
-    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return KL(p‖q) and its slope −p."""
+    def with_grad(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return KL(p‖q) and its grad −p."""
         p_NC = logp_NC.exp()
         return (p_NC * (logp_NC - logq_NC)).sum(-1), p_NC.neg_()
 
@@ -131,11 +131,11 @@ class ReverseKL(Divergence):
         """Return KL(q‖p), (N,)."""
         return kl(logq_NC, logp_NC)
 
-    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return KL(q‖p) and its slope q (log q − log p + 1)."""
+    def with_grad(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return KL(q‖p) and its grad q (log q − log p + 1)."""
         q_NC, gap_NC = logq_NC.exp(), logq_NC - logp_NC
-        slope_NC = q_NC * gap_NC
-        return slope_NC.sum(-1), slope_NC.add_(q_NC)
+        grad_NC = q_NC * gap_NC
+        return grad_NC.sum(-1), grad_NC.add_(q_NC)
 
 
 class JensenShannon(Divergence):
@@ -149,7 +149,7 @@ class JensenShannon(Divergence):
     """β: share of the teacher in the mixture."""
 
     @property
-    def teaches_from_nothing(self) -> bool:
+    def trains_from_scratch(self) -> bool:
         """Only where it is the forward KL."""
         return self.beta == 0
 
@@ -160,14 +160,14 @@ class JensenShannon(Divergence):
         logm_NC = mixture(logp_NC, logq_NC, self.beta)
         return self.beta * kl(logp_NC, logm_NC) + (1 - self.beta) * kl(logq_NC, logm_NC)
 
-    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return it and its slope (1−β) q (log q − log m), or that of the KL at either end."""
+    def with_grad(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it and its grad (1−β) q (log q − log m), or that of the KL at either end."""
         if self.beta in (0, 1):
             end = ReverseKL() if self.beta else ForwardKL()
-            return end.with_slope(logp_NC, logq_NC)
+            return end.with_grad(logp_NC, logq_NC)
         logm_NC = mixture(logp_NC, logq_NC, self.beta)
-        slope_NC = (1 - self.beta) * logq_NC.exp() * (logq_NC - logm_NC)
-        return self.beta * kl(logp_NC, logm_NC) + slope_NC.sum(-1), slope_NC
+        grad_NC = (1 - self.beta) * logq_NC.exp() * (logq_NC - logm_NC)
+        return self.beta * kl(logp_NC, logm_NC) + grad_NC.sum(-1), grad_NC
 
 
 class SkewForwardKL(Divergence):
@@ -178,7 +178,7 @@ class SkewForwardKL(Divergence):
     """α: share of the teacher in what it is compared with."""
 
     @property
-    def teaches_from_nothing(self) -> bool:
+    def trains_from_scratch(self) -> bool:
         """Only where it is the forward KL."""
         return self.alpha == 0
 
@@ -186,8 +186,8 @@ class SkewForwardKL(Divergence):
         """Return the skewed forward KL, (N,)."""
         return kl(logp_NC, mixture(logp_NC, logq_NC, self.alpha))
 
-    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return it and its slope −(1−α) p q/m, m being what p is compared with."""
+    def with_grad(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it and its grad −(1−α) p q/m, m being what p is compared with."""
         return skew_forward(logp_NC, logq_NC, self.alpha)
 
 
@@ -202,8 +202,8 @@ class SkewReverseKL(Divergence):
         """Return the skewed reverse KL, (N,)."""
         return kl(logq_NC, mixture(logq_NC, logp_NC, self.alpha))
 
-    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return it and its slope q (log q − log m + 1 − α q/m), with m that q is held against."""
+    def with_grad(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it and its grad q (log q − log m + 1 − α q/m), with m that q is held against."""
         return skew_reverse(logp_NC, logq_NC, self.alpha)
 
 
@@ -218,18 +218,18 @@ class AdaptiveKL(Divergence):
     type: Literal["adaptive_kl"] = "adaptive_kl"
     head_mass: float = Field(0.5, gt=0, lt=1)
     """Cumulative teacher probability that makes the head."""
-    pulls: ClassVar[bool] = True
+    mass_covering: ClassVar[bool] = True
 
     def per_token(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return the adaptively weighted KL, (N,)."""
         head_N = self.head_share(logp_NC, logq_NC)
         return head_N * kl(logp_NC, logq_NC) + (1 - head_N) * kl(logq_NC, logp_NC)
 
-    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return it and its slope: the two KLs' slopes in the same shares."""
+    def with_grad(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it and its grad: the two KLs' grads in the same shares."""
         head_N = self.head_share(logp_NC, logq_NC)
-        forward_N, forward_NC = ForwardKL().with_slope(logp_NC, logq_NC)
-        reverse_N, reverse_NC = ReverseKL().with_slope(logp_NC, logq_NC)
+        forward_N, forward_NC = ForwardKL().with_grad(logp_NC, logq_NC)
+        reverse_N, reverse_NC = ReverseKL().with_grad(logp_NC, logq_NC)
         loss_N = head_N * forward_N + (1 - head_N) * reverse_N
         return loss_N, reverse_NC.lerp(forward_NC, head_N[..., None])
 
@@ -252,8 +252,8 @@ class TotalVariation(Divergence):
         """Return the total variation distance, (N,)."""
         return (logp_NC.exp() - logq_NC.exp()).abs().sum(-1) / 2
 
-    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return it and its slope ½ q sign(q − p)."""
+    def with_grad(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it and its grad ½ q sign(q − p)."""
         q_NC = logq_NC.exp()
         gap_NC = q_NC - logp_NC.exp()
         return gap_NC.abs().sum(-1) / 2, gap_NC.sign() * q_NC / 2
@@ -267,21 +267,21 @@ class LogitMse(Divergence):
 
     type: Literal["logit_mse"] = "logit_mse"
     on_stored_signals: ClassVar[bool] = False
-    pulls: ClassVar[bool] = True
+    mass_covering: ClassVar[bool] = True
 
     def per_token(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return the mean over the ids, (N,)."""
         gap_NC = logq_NC - logp_NC
         return (gap_NC - gap_NC.mean(-1, keepdim=True)).square().mean(-1)
 
-    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return it and its slope 2/V times the centred gap."""
+    def with_grad(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it and its grad 2/V times the centred gap."""
         gap_NC = logq_NC - logp_NC
         gap_NC = gap_NC - gap_NC.mean(-1, keepdim=True)
         return gap_NC.square().mean(-1), gap_NC * (2 / gap_NC.shape[-1])
 
 
-class Distillm2(Divergence):
+class DistiLLM2(Divergence):
     """Skew forward KL on given text, skew reverse KL on the student's own (DistiLLM-2, Ko et al.
     2025, sections 3.1 and 3.3), each row with an α of its own: `distances.row_alphas`.
     """
@@ -308,8 +308,8 @@ class Distillm2(Divergence):
         reverse_N = kl(logq_NC, mixture(logq_NC, logp_NC, self._alpha_N1))
         return reverse_N.where(self._by_student_N1[:, 0], forward_N)
 
-    def with_slope(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return it and its slope, that of either kind."""
+    def with_grad(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it and its grad, that of either kind."""
         forward = skew_forward(logp_NC, logq_NC, self._alpha_N1)
         reverse = skew_reverse(logp_NC, logq_NC, self._alpha_N1)
         own_N1 = self._by_student_N1
@@ -338,6 +338,6 @@ Term = Annotated[
     | AdaptiveKL
     | TotalVariation
     | LogitMse
-    | Distillm2,
+    | DistiLLM2,
     Field(discriminator="type"),
 ]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LayerMap = Literal["uniform", "last", "top", "learned"] | tuple[tuple[int, int], ...]
 
 
-class Place(NamedTuple):
+class TokenPositions(NamedTuple):
     """Where the valid tokens of a micro-batch are."""
 
     positions_N: Tensor  # noqa: N815
@@ -75,7 +75,7 @@ class Feature(Section):
     projects: ClassVar[bool] = False
     """Whether the student's side goes through a trained linear map where the widths differ."""
 
-    def compare(self, student: Tensor, teacher: Tensor, place: Place) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, place: TokenPositions) -> Tensor:
         """Return the distance at each valid token, (N,), without weight."""
         raise NotImplementedError
 
@@ -88,7 +88,7 @@ class HiddenMse(Feature):
     part: ClassVar[Literal["hidden", "attention", "values"]] = "hidden"
     projects: ClassVar[bool] = True
 
-    def compare(self, student: Tensor, teacher: Tensor, place: Place) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, place: TokenPositions) -> Tensor:
         """Return the mean over the width, (N,)."""
         return (place.tokens(student) - place.tokens(teacher)).square().mean(-1)
 
@@ -100,7 +100,7 @@ class HiddenCosine(Feature):
     part: ClassVar[Literal["hidden", "attention", "values"]] = "hidden"
     projects: ClassVar[bool] = True
 
-    def compare(self, student: Tensor, teacher: Tensor, place: Place) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, place: TokenPositions) -> Tensor:
         """Return one minus the cosine, (N,)."""
         from torch.nn.functional import cosine_similarity
 
@@ -121,7 +121,7 @@ class Attention(Feature):
     side that has more."""
     part: ClassVar[Literal["hidden", "attention", "values"]] = "attention"
 
-    def compare(self, student: Tensor, teacher: Tensor, place: Place) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, place: TokenPositions) -> Tensor:
         """Return the mean over the heads, (N,)."""
         count = 1 if self.heads == "average" else min(student.shape[1], teacher.shape[1])
         q_NHS, p_NHS = (heads_to(place.queries(x), count) for x in (student, teacher))
@@ -141,7 +141,7 @@ class ValueRelation(Feature):
     """Into so many heads both sides' values are split; the fewer heads of both when not given."""
     part: ClassVar[Literal["hidden", "attention", "values"]] = "values"
 
-    def compare(self, student: Tensor, teacher: Tensor, place: Place) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, place: TokenPositions) -> Tensor:
         """Return the mean over the relation heads, (N,)."""
         count = self.relation_heads or min(student.shape[2], teacher.shape[2])
         logq_NHS, logp_NHS = (
@@ -166,7 +166,7 @@ class RelationalDistance(Feature):
     """Weight of the cosines of the angles that three rows make."""
     part: ClassVar[Literal["hidden", "attention", "values"]] = "hidden"
 
-    def compare(self, student: Tensor, teacher: Tensor, place: Place) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, place: TokenPositions) -> Tensor:
         """Return the micro-batch's loss, once for each of its tokens, (N,)."""
         from torch.nn.functional import smooth_l1_loss
 
@@ -191,7 +191,7 @@ class SimilarityPreserving(Feature):
     layers: LayerMap = "last"
     part: ClassVar[Literal["hidden", "attention", "values"]] = "hidden"
 
-    def compare(self, student: Tensor, teacher: Tensor, place: Place) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, place: TokenPositions) -> Tensor:
         """Return the micro-batch's loss, once for each of its tokens, (N,)."""
         from torch.nn.functional import normalize
 

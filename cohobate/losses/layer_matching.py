@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from cohobate.errors import UserError
 from cohobate.fast.forward import ForwardOutputs, Part
-from cohobate.losses.features import Feature, LayerMap, Place
+from cohobate.losses.features import Feature, LayerMap, TokenPositions
 from cohobate.models.layers import blocks_of
 
 
-class Matching(nn.Module):
+class LayerMatching(nn.Module):
     """Feature terms between one student and one teacher; trained with the student, never saved."""
 
     def __init__(
@@ -51,7 +51,7 @@ class Matching(nn.Module):
         self,
         student: ForwardOutputs,
         teacher: ForwardOutputs,
-        place: Place,
+        place: TokenPositions,
         response: Tensor | float,
     ) -> Tensor:
         """Return the weighted loss of each valid token and term, (N, F).
@@ -76,7 +76,7 @@ class Matching(nn.Module):
         term: Feature,
         student: ForwardOutputs,
         teacher: ForwardOutputs,
-        place: Place,
+        place: TokenPositions,
     ) -> list[Tensor]:
         first = 0 if term.part == "hidden" else 1  # of what has no embeddings, block 1 comes first
         ours, theirs = getattr(student, term.part), getattr(teacher, term.part)

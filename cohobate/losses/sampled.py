@@ -20,10 +20,10 @@ from cohobate.errors import UserError
 from cohobate.losses.divergences import ForwardKL, Hard
 
 if TYPE_CHECKING:
-    from cohobate.losses.token_losses import Exact
+    from cohobate.losses.token_losses import ResponseTerm
 
 
-class Sampled(NamedTuple):
+class SampledIds(NamedTuple):
     """Ids that were drawn from a teacher's distribution at one temperature."""
 
     ids_NK: Tensor
@@ -33,18 +33,18 @@ class Sampled(NamedTuple):
     """Of the distribution that was drawn from, in nats."""
     temperature: float = 1.0
 
-    def rows(self, part: slice | Tensor) -> "Sampled":
+    def rows(self, part: slice | Tensor) -> "SampledIds":
         """Return the draws of some of the tokens."""
         some = (self.ids_NK[part], self.share_NK[part], self.entropy_N[part])
-        return Sampled(*some, self.temperature)
+        return SampledIds(*some, self.temperature)
 
 
 def against_draws(
-    logits_NV: Tensor, terms: "Sequence[Exact]", labels_N: Tensor, teacher: Sampled
+    logits_NV: Tensor, terms: "Sequence[ResponseTerm]", labels_N: Tensor, teacher: SampledIds
 ) -> tuple[list[Tensor], Tensor]:
-    """Return the weighted loss of each term (N,), and the slope of their sum, d/d logits (N, V).
+    """Return the weighted loss of each term (N,), and the grad of their sum, d/d logits (N, V).
 
-    With a share t, the loss is Σ t (−log q) − H(p), its slope q Σ t − t. The logits, already
+    With a share t, the loss is Σ t (−log q) − H(p), its grad q Σ t − t. The logits, already
     divided by the temperature, are overwritten.
 
     Raises:
@@ -69,8 +69,8 @@ def against_draws(
         crossed_N = -(share_NK * logq_NV.gather(-1, teacher.ids_NK)).sum(-1)
         losses.append(scale * (crossed_N - teacher.entropy_N))
         soft += scale
-    slope_NV = logq_NV.exp_().mul_(soft * share_NK.sum(-1, keepdim=True) + hard)
-    slope_NV.scatter_add_(-1, teacher.ids_NK, -soft * share_NK)
-    return losses, slope_NV.scatter_add_(
-        -1, labels_N[:, None], torch.full_like(slope_NV[:, :1], -hard)
+    grad_NV = logq_NV.exp_().mul_(soft * share_NK.sum(-1, keepdim=True) + hard)
+    grad_NV.scatter_add_(-1, teacher.ids_NK, -soft * share_NK)
+    return losses, grad_NV.scatter_add_(
+        -1, labels_N[:, None], torch.full_like(grad_NV[:, :1], -hard)
     )

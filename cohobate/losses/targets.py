@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cohobate.errors import UserError
 from cohobate.losses.distances import mixture
-from cohobate.losses.sampled import Sampled
+from cohobate.losses.sampled import SampledIds
 from cohobate.models.lm_head import Head
 
 TINY = 1e-30
@@ -29,7 +29,7 @@ class TopK(NamedTuple):
     ids_NK: Tensor
     logp_NK: Tensor
     """Log-probabilities at T = 1."""
-    leftover_NT: Tensor
+    rest_logprob_NQ: Tensor
     """For each of `temperatures`, log Σ p^(1/T) over the other ids."""
     temperatures: tuple[float, ...] = (1.0,)
 
@@ -45,8 +45,8 @@ class TopK(NamedTuple):
                 where=f"stored: {', '.join(f'{t:g}' for t in self.temperatures)}",
                 fix=f"add {temperature:g} to capture.signals.temperatures, or use a stored one",
             )
-        leftover_N = self.leftover_NT[:, self.temperatures.index(temperature)]
-        outcomes_NC = torch.cat([scaled_NK, leftover_N[:, None]], -1)
+        rest_logprob_N = self.rest_logprob_NQ[:, self.temperatures.index(temperature)]
+        outcomes_NC = torch.cat([scaled_NK, rest_logprob_N[:, None]], -1)
         return outcomes_NC.log_softmax(-1).clamp_min(math.log(TINY))
 
     def label_logp(self, ids_N: Tensor, chunk_tokens: int) -> Tensor:
@@ -57,11 +57,11 @@ class TopK(NamedTuple):
 
     def rows(self, part: slice | Tensor) -> "TopK":
         """Return the signals of some of the tokens."""
-        some = (self.ids_NK[part], self.logp_NK[part], self.leftover_NT[part])
+        some = (self.ids_NK[part], self.logp_NK[part], self.rest_logprob_NQ[part])
         return TopK(*some, self.temperatures)
 
 
-class Projected(NamedTuple):
+class ProjectedTeacher(NamedTuple):
     """A chunk of a teacher that is at hand, its product with the head done."""
 
     product_NV: Tensor
@@ -73,13 +73,13 @@ class Projected(NamedTuple):
         logits_NV = self.head.finished(self.product_NV if narrow else self.product_NV.clone())
         return logits_NV.div_(temperature) if temperature != 1 else logits_NV
 
-    def projected(self) -> "Projected":
+    def projected(self) -> "ProjectedTeacher":
         """Return itself."""
         return self
 
-    def rows(self, part: slice | Tensor) -> "Projected":
+    def rows(self, part: slice | Tensor) -> "ProjectedTeacher":
         """Return some of the tokens."""
-        return Projected(self.product_NV[part], self.head)
+        return ProjectedTeacher(self.product_NV[part], self.head)
 
 
 class LiveTeacher(NamedTuple):
@@ -88,9 +88,9 @@ class LiveTeacher(NamedTuple):
     hidden_ND: Tensor
     head: Head
 
-    def projected(self) -> Projected:
+    def projected(self) -> ProjectedTeacher:
         """Return the product of a chunk's rows with the head, (N, V) in their own dtype."""
-        return Projected(self.head.product(self.hidden_ND), self.head)
+        return ProjectedTeacher(self.head.product(self.hidden_ND), self.head)
 
     def label_logp(self, ids_N: Tensor, chunk_tokens: int) -> Tensor:
         """Return log p of given ids, (N,), some rows' logits at a time."""
@@ -101,11 +101,11 @@ class LiveTeacher(NamedTuple):
         return LiveTeacher(self.hidden_ND[part], self.head)
 
 
-class SeveralLive(NamedTuple):
+class LiveEnsemble(NamedTuple):
     """Teachers that are at hand, combined into one distribution at each token."""
 
-    teachers: tuple[LiveTeacher | Projected, ...]
-    weights_NM: Tensor
+    teachers: tuple[LiveTeacher | ProjectedTeacher, ...]
+    weights_NT: Tensor
     """Of each teacher at each token; they sum to 1."""
     combine: Literal["probabilities", "logits"] = "probabilities"
     """What is averaged: distributions (a mixture), or logits."""
@@ -113,7 +113,7 @@ class SeveralLive(NamedTuple):
     def tempered(self, temperature: float) -> Tensor:
         """Return logits of the combined distribution at a temperature, (N, V) in float32."""
         total_NV: Tensor | None = None
-        for teacher, weight_N in zip(self.teachers, self.weights_NM.unbind(-1), strict=True):
+        for teacher, weight_N in zip(self.teachers, self.weights_NT.unbind(-1), strict=True):
             (some,) = weight_N.nonzero(as_tuple=True)  # one teacher a row: no product in vain
             value_NV = teacher.rows(some).projected().tempered(temperature)
             if self.combine == "probabilities":
@@ -125,21 +125,21 @@ class SeveralLive(NamedTuple):
         assert total_NV is not None, "at least one teacher"
         return total_NV if self.combine == "logits" else total_NV.clamp_min_(TINY).log_()
 
-    def projected(self) -> "SeveralLive":
+    def projected(self) -> "LiveEnsemble":
         """Return the same with each teacher's product done, where it says anything here."""
         done = tuple(
             teacher.projected() if weight_N.any() else teacher
-            for teacher, weight_N in zip(self.teachers, self.weights_NM.unbind(-1), strict=True)
+            for teacher, weight_N in zip(self.teachers, self.weights_NT.unbind(-1), strict=True)
         )
         return self._replace(teachers=done)
 
-    def rows(self, part: slice | Tensor) -> "SeveralLive":
+    def rows(self, part: slice | Tensor) -> "LiveEnsemble":
         """Return the teachers' rows of some of the tokens."""
         some = tuple(teacher.rows(part) for teacher in self.teachers)
-        return SeveralLive(some, self.weights_NM[part], self.combine)
+        return LiveEnsemble(some, self.weights_NT[part], self.combine)
 
 
-class SeveralStored(NamedTuple):
+class StoredEnsemble(NamedTuple):
     """Stored signals of teachers: the loss is the weighted mean of the losses against each.
 
     With one teacher a token that is exact for every divergence; with a mixture of several it has
@@ -147,15 +147,15 @@ class SeveralStored(NamedTuple):
     """
 
     teachers: tuple[TopK, ...]
-    weights_NM: Tensor
+    weights_NT: Tensor
 
-    def rows(self, part: slice | Tensor) -> "SeveralStored":
+    def rows(self, part: slice | Tensor) -> "StoredEnsemble":
         """Return the signals of some of the tokens."""
         some = tuple(teacher.rows(part) for teacher in self.teachers)
-        return SeveralStored(some, self.weights_NM[part])
+        return StoredEnsemble(some, self.weights_NT[part])
 
 
-class Crossed(NamedTuple):
+class CrossTokenizerTargets(NamedTuple):
     """A live teacher of another tokenizer: its rows at its own tokens, aligned in groups."""
 
     hidden_MD: Tensor
@@ -174,7 +174,7 @@ class Crossed(NamedTuple):
         logits_MV = self.head.logits(self.hidden_MD)
         return (logits_MV / temperature).log_softmax(-1)
 
-    def rows(self, part: slice | Tensor) -> "Crossed":
+    def rows(self, part: slice | Tensor) -> "CrossTokenizerTargets":
         """Return some whole groups, by the student's tokens; they are numbered from 0 again."""
         group_N = self.group_N[part]
         first, last = group_N[0], group_N[-1]
@@ -187,7 +187,15 @@ class Crossed(NamedTuple):
         )
 
 
-Teacher = TopK | Sampled | LiveTeacher | Projected | SeveralLive | SeveralStored | Crossed
+Teacher = (
+    TopK
+    | SampledIds
+    | LiveTeacher
+    | ProjectedTeacher
+    | LiveEnsemble
+    | StoredEnsemble
+    | CrossTokenizerTargets
+)
 
 
 class Targets(NamedTuple):
@@ -212,13 +220,13 @@ class Targets(NamedTuple):
 
     def projected(self) -> "Targets":
         """Return the same with a live teacher's product done."""
-        if isinstance(self.teacher, LiveTeacher | SeveralLive):
+        if isinstance(self.teacher, LiveTeacher | LiveEnsemble):
             return self._replace(teacher=self.teacher.projected())
         return self
 
     def block_tokens(self, vocabulary: int) -> int:
         """Return over how many tokens elementwise work is done at once: what a cache holds."""
-        if self.ids_N.device.type != "cpu" or isinstance(self.teacher, Crossed):
+        if self.ids_N.device.type != "cpu" or isinstance(self.teacher, CrossTokenizerTargets):
             return len(self.ids_N)
         return max(1, BLOCK // vocabulary)
 
@@ -227,7 +235,7 @@ class Targets(NamedTuple):
         start, end = 0, len(self.ids_N)
         while start < end:
             stop = min(start + chunk_tokens, end)
-            if isinstance(self.teacher, Crossed) and stop < end:
+            if isinstance(self.teacher, CrossTokenizerTargets) and stop < end:
                 group_N = self.teacher.group_N
                 begins, ends = (
                     int(torch.searchsorted(group_N, group_N[stop], side=side))

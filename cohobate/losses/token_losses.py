@@ -1,4 +1,4 @@
-"""Loss and slope of a chunk's logits, token by token: what the fused head does between products.
+"""Loss and grad of a chunk's logits, token by token: what the fused head does between products.
 
 Shapes: N valid tokens, V vocabulary, K stored ids, C outcomes (K + 1), T terms.
 """
@@ -12,62 +12,66 @@ from torch import Tensor
 
 from cohobate.errors import UserError
 from cohobate.losses.divergences import Divergence, Hard
-from cohobate.losses.sampled import Sampled, against_draws
+from cohobate.losses.sampled import SampledIds, against_draws
 from cohobate.losses.targets import (
     TINY,
-    Crossed,
-    Projected,
-    SeveralLive,
-    SeveralStored,
+    CrossTokenizerTargets,
+    LiveEnsemble,
+    ProjectedTeacher,
+    StoredEnsemble,
     Targets,
     TopK,
 )
 from cohobate.losses.uld import Side, Uld
 
-Exact = Divergence | Hard | Uld
+ResponseTerm = Divergence | Hard | Uld
 
 
-def loss_and_slope(
-    logits_NV: Tensor, terms: Sequence[Exact], targets: Targets, *, compiled: bool = False
+def loss_and_grad(
+    logits_NV: Tensor, terms: Sequence[ResponseTerm], targets: Targets, *, compiled: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return the weighted loss of each term (N, T) and the slope of their sum, d/d logits (N, V).
+    """Return the weighted loss of each term (N, T) and the grad of their sum, d/d logits (N, V).
 
     Terms of one temperature share their softmax. The logits are overwritten.
     """
     groups = defaultdict(list)
     for number, term in enumerate(terms):
         groups[1.0 if isinstance(term, Hard) else term.softmax_temperature].append(number)
-    losses_NT = logits_NV.new_empty(len(logits_NV), len(terms))
-    slope_NV = None
+    losses_NF = logits_NV.new_empty(len(logits_NV), len(terms))
+    grad_NV = None
     for temperature, numbers in groups.items():
-        some: list[Exact] = [terms[n].at(targets) for n in numbers]
+        some: list[ResponseTerm] = [terms[n].at(targets) for n in numbers]
         last = temperature == next(reversed(groups))
         scaled_NV = logits_NV.div_(temperature) if last else logits_NV / temperature
-        losses, slope = _against(scaled_NV, some, targets, temperature, compiled)
-        losses_NT[:, numbers] = torch.stack(losses, -1)
-        slope = slope.div_(temperature) if temperature != 1 else slope
-        slope_NV = slope if slope_NV is None else slope_NV.add_(slope)
-    assert slope_NV is not None, "a loss needs at least one term"
-    return losses_NT, slope_NV
+        losses, grad = _against(scaled_NV, some, targets, temperature, compiled)
+        losses_NF[:, numbers] = torch.stack(losses, -1)
+        grad = grad.div_(temperature) if temperature != 1 else grad
+        grad_NV = grad if grad_NV is None else grad_NV.add_(grad)
+    assert grad_NV is not None, "a loss needs at least one term"
+    return losses_NF, grad_NV
 
 
 def _against(
-    logits_NV: Tensor, terms: list[Exact], targets: Targets, temperature: float, compiled: bool
+    logits_NV: Tensor,
+    terms: list[ResponseTerm],
+    targets: Targets,
+    temperature: float,
+    compiled: bool,
 ) -> tuple[list[Tensor], Tensor]:
     teacher = targets.teacher
     if any(isinstance(term, Uld) for term in terms):
         return _against_crossed(logits_NV, terms, targets, temperature)
     if not any(isinstance(term, Divergence) for term in terms):
         return _against_stored(logits_NV, terms, targets._replace(teacher=None), temperature)
-    if isinstance(teacher, Projected | SeveralLive):
+    if isinstance(teacher, ProjectedTeacher | LiveEnsemble):
         fixed = targets.share == 1 and targets.alpha_N is None  # else compiled anew each time
         dense = _compiled() if compiled and fixed else against_dense
         return dense(logits_NV, teacher.tempered(temperature), targets.ids_N, terms, targets.share)
-    if isinstance(teacher, Sampled):
+    if isinstance(teacher, SampledIds):
         if targets.share != 1:
             raise UserError("a target that moves needs more than draws", where="progressive")
         return against_draws(logits_NV, terms, targets.ids_N, teacher)
-    if isinstance(teacher, SeveralStored):
+    if isinstance(teacher, StoredEnsemble):
         return _against_several(logits_NV, terms, targets, temperature)
     if teacher is None:
         raise UserError("a soft term needs a teacher's distributions", where="terms")
@@ -75,13 +79,13 @@ def _against(
 
 
 def against_dense(
-    logits_NV: Tensor, teacher_NV: Tensor, ids_N: Tensor, terms: list[Exact], share: float
+    logits_NV: Tensor, teacher_NV: Tensor, ids_N: Tensor, terms: list[ResponseTerm], share: float
 ) -> tuple[list[Tensor], Tensor]:
-    """Return losses and slope over the whole vocabulary; both logits are divided by T already."""
+    """Return losses and grad over the whole vocabulary; both logits are divided by T already."""
     logp_NV, logq_NV = teacher_NV.log_softmax(-1), logits_NV.log_softmax(-1)
     targets = Targets(ids_N, share=share)
     logp_NV = targets.blend(logp_NV, logq_NV)
-    losses, hard, slope_NV = [], 0.0, None
+    losses, hard, grad_NV = [], 0.0, None
     for term in terms:
         if isinstance(term, Hard):
             losses.append(-term.weight * logq_NV.gather(-1, ids_N[:, None])[:, 0])
@@ -89,14 +93,14 @@ def against_dense(
             continue
         assert isinstance(term, Divergence)
         scale = term.weight * term.temperature**2
-        loss_N, slope = term.over_outcomes(logp_NV, logq_NV)
+        loss_N, grad = term.over_outcomes(logp_NV, logq_NV)
         losses.append(loss_N * scale)
-        slope = slope * scale if scale != 1 else slope
-        slope_NV = slope if slope_NV is None else slope_NV + slope
-    assert slope_NV is not None, "no soft term"
+        grad = grad * scale if scale != 1 else grad
+        grad_NV = grad if grad_NV is None else grad_NV + grad
+    assert grad_NV is not None, "no soft term"
     # d log q_j/d z_i = [i = j] − q_i
-    slope_NV = slope_NV.addcmul(logq_NV.exp(), hard - slope_NV.sum(-1, keepdim=True))
-    return losses, _minus_label(slope_NV, ids_N, hard)
+    grad_NV = grad_NV.addcmul(logq_NV.exp(), hard - grad_NV.sum(-1, keepdim=True))
+    return losses, _minus_label(grad_NV, ids_N, hard)
 
 
 @cache
@@ -105,11 +109,11 @@ def _compiled() -> Callable[..., tuple[list[Tensor], Tensor]]:
 
 
 def _against_crossed(
-    logits_NV: Tensor, terms: list[Exact], targets: Targets, temperature: float
+    logits_NV: Tensor, terms: list[ResponseTerm], targets: Targets, temperature: float
 ) -> tuple[list[Tensor], Tensor]:
-    """Return losses, a group's at its last token, and the slope by autograd over this chunk."""
+    """Return losses, a group's at its last token, and the grad by autograd over this chunk."""
     teacher = targets.teacher
-    if not isinstance(teacher, Crossed):
+    if not isinstance(teacher, CrossTokenizerTargets):
         raise UserError("uld needs a live teacher of its own tokenizer", where="terms")
     theirs = Side(teacher.logp(temperature), teacher.ids_M, teacher.group_M)
     losses = []
@@ -125,32 +129,32 @@ def _against_crossed(
                 loss_N = -term.weight * ours.log_NV.gather(-1, targets.ids_N[:, None])[:, 0]
             losses.append(loss_N.detach())
             total = total + loss_N.sum()
-        (slope_NV,) = torch.autograd.grad(total, leaf_NV)
-    return losses, slope_NV
+        (grad_NV,) = torch.autograd.grad(total, leaf_NV)
+    return losses, grad_NV
 
 
 def _against_several(
-    logits_NV: Tensor, terms: list[Exact], targets: Targets, temperature: float
+    logits_NV: Tensor, terms: list[ResponseTerm], targets: Targets, temperature: float
 ) -> tuple[list[Tensor], Tensor]:
     """Return the mean of the losses against each teacher's signals, by the teachers' weights."""
     several = targets.teacher
-    assert isinstance(several, SeveralStored)
+    assert isinstance(several, StoredEnsemble)
     losses = [logits_NV.new_zeros(len(logits_NV)) for _ in terms]
-    slope_NV = torch.zeros_like(logits_NV)
-    for teacher, weight_N in zip(several.teachers, several.weights_NM.unbind(-1), strict=True):
+    grad_NV = torch.zeros_like(logits_NV)
+    for teacher, weight_N in zip(several.teachers, several.weights_NT.unbind(-1), strict=True):
         (some,) = weight_N.nonzero(as_tuple=True)
         part = targets._replace(teacher=teacher).rows(some)
-        found, slope = _against_stored(logits_NV[some], terms, part, temperature)
+        found, grad = _against_stored(logits_NV[some], terms, part, temperature)
         for loss_N, one in zip(losses, found, strict=True):
             loss_N.index_add_(0, some, one * weight_N[some])
-        slope_NV.index_add_(0, some, slope.mul_(weight_N[some, None]))
-    return losses, slope_NV
+        grad_NV.index_add_(0, some, grad.mul_(weight_N[some, None]))
+    return losses, grad_NV
 
 
 def _against_stored(
-    logits_NV: Tensor, terms: list[Exact], targets: Targets, temperature: float
+    logits_NV: Tensor, terms: list[ResponseTerm], targets: Targets, temperature: float
 ) -> tuple[list[Tensor], Tensor]:
-    """Loss and slope through K + 1 outcomes: only one pass of exp and one of scaling touch V.
+    """Loss and grad through K + 1 outcomes: only one pass of exp and one of scaling touch V.
 
     With g = d loss/d log q over the outcomes, G = Σ g, and q_rest = Σ of q outside the K ids:
     d loss/d z_i is g_i − q_i G for a stored id, and q_i (g_rest/q_rest − G) for any other. The
@@ -167,7 +171,7 @@ def _against_stored(
     rest_N1 = exp_NV.sum(-1, keepdim=True).clamp_min_(TINY)
     total_N1 = rest_N1 + stored_NK.exp().sum(-1, keepdim=True)
     logq_NC = torch.cat([stored_NK, rest_N1.log()], -1) - total_N1.log()
-    losses, hard, slope_NC = [], 0.0, torch.zeros_like(logq_NC)
+    losses, hard, grad_NC = [], 0.0, torch.zeros_like(logq_NC)
     for term in terms:
         if isinstance(term, Hard):
             losses.append(-term.weight * (label_N1 - total_N1.log())[:, 0])
@@ -178,16 +182,16 @@ def _against_stored(
             raise UserError(f"{term.type} needs a live teacher: stored signals have not all logits")
         scale = term.weight * term.temperature**2
         logp_NC = targets.blend(teacher.at(temperature, term.tail).to(logq_NC.dtype), logq_NC)
-        loss_N, slope = term.over_outcomes(logp_NC, logq_NC)
+        loss_N, grad = term.over_outcomes(logp_NC, logq_NC)
         losses.append(loss_N * scale)
-        slope_NC.add_(slope, alpha=scale)
-    pull_N1 = hard - slope_NC.sum(-1, keepdim=True)
-    slope_NV = exp_NV.mul_(slope_NC[:, -1:] / rest_N1 + pull_N1 / total_N1)
-    slope_NV.scatter_(-1, ids_NK, slope_NC[:, :-1] + logq_NC[:, :-1].exp() * pull_N1)
-    return losses, _minus_label(slope_NV, targets.ids_N, hard)
+        grad_NC.add_(grad, alpha=scale)
+    pull_N1 = hard - grad_NC.sum(-1, keepdim=True)
+    grad_NV = exp_NV.mul_(grad_NC[:, -1:] / rest_N1 + pull_N1 / total_N1)
+    grad_NV.scatter_(-1, ids_NK, grad_NC[:, :-1] + logq_NC[:, :-1].exp() * pull_N1)
+    return losses, _minus_label(grad_NV, targets.ids_N, hard)
 
 
-def _minus_label(slope_NV: Tensor, ids_N: Tensor, hard: float) -> Tensor:
+def _minus_label(grad_NV: Tensor, ids_N: Tensor, hard: float) -> Tensor:
     if hard:
-        slope_NV.scatter_add_(-1, ids_N[:, None], torch.full_like(slope_NV[:, :1], -hard))
-    return slope_NV
+        grad_NV.scatter_add_(-1, ids_N[:, None], torch.full_like(grad_NV[:, :1], -hard))
+    return grad_NV

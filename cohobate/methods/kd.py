@@ -15,14 +15,14 @@ from cohobate.losses.uld import Uld
 from cohobate.methods.phase import Phase, PhaseResult, checkpoint_path
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import NumberFormat, Precision, resolve
-from cohobate.teachers.ensembles import Combining, Mixture, Progressive
+from cohobate.teachers.ensembles import Ensemble, Mixture, Progressive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from cohobate.data.examples import Example
-    from cohobate.teachers.cross_tokenizer import Crossing
-    from cohobate.teachers.target_sources import Live, Stored
+    from cohobate.teachers.cross_tokenizer import CrossTokenizerSource
+    from cohobate.teachers.target_sources import LiveSource, StoredSource
 
 Share = Annotated[float, Field(gt=0)]
 
@@ -37,7 +37,7 @@ class Kd(Phase):
     """What the loss is made of, each with its weight; the sum is per valid token."""
     teachers: dict[str, Share] | None = Field(None, min_length=1)
     """Several teachers: the folders below `targets`, and the weight of each."""
-    combine: Combining = Mixture()
+    combine: Ensemble = Mixture()
     """How several teachers make one target."""
     teacher_precision: Precision = "auto"
     """Number format in which live teachers run."""
@@ -80,7 +80,7 @@ class Kd(Phase):
         label: str,
     ) -> PhaseResult:
         """Train against the teacher or teachers in `targets`: checkpoints, or signal stores."""
-        from cohobate.teachers.target_sources import Live
+        from cohobate.teachers.target_sources import LiveSource
         from cohobate.training.trainer import fit
 
         examples = self.examples(tokenizer, rows)
@@ -94,7 +94,7 @@ class Kd(Phase):
             label=label,
             target_source=target_source,
             vocabulary=target_source.vocabulary
-            if isinstance(target_source, Live)
+            if isinstance(target_source, LiveSource)
             else len(tokenizer),
         )
         notes = target_source.matching.report() if target_source.matching else {}
@@ -107,7 +107,7 @@ class Kd(Phase):
         rows: Sequence[Row],
         examples: "Sequence[Example]",
         seed: int,
-    ) -> "Stored | Live | Crossing":
+    ) -> "StoredSource | LiveSource | CrossTokenizerSource":
         """Open the targets of one seed.
 
         Raises:
@@ -146,19 +146,23 @@ class Kd(Phase):
         folders: Mapping[str, Path],
         tokenizer: "PreTrainedTokenizerBase",
         examples: "Sequence[Example]",
-    ) -> "Stored":
+    ) -> "StoredSource":
         from cohobate.teachers.signal_store.store import SignalStore
-        from cohobate.teachers.target_sources import Stored
+        from cohobate.teachers.target_sources import StoredSource
 
         for term in self.live_terms:
             raise self.needs_live(term)
         soft = [term.type for term in self.responses if term.type not in ("hard", "forward_kl")]
-        if self.teachers and not self.combine.one_a_row and (soft or self._mean_of_logits):
+        if (
+            self.teachers
+            and not self.combine.one_teacher_per_row
+            and (soft or self._mean_of_logits)
+        ):
             raise self.needs_live(f"combine: {self.combine.type} with {', '.join(soft) or 'this'}")
         stores = {name: SignalStore(folder) for name, folder in folders.items()}
         for store in stores.values():
             store.expect_terms(self.responses)
-        taught = Stored(stores, **self._several)
+        taught = StoredSource(stores, **self._several)
         taught.attach(examples, tokenizer)
         return taught
 
@@ -170,7 +174,7 @@ class Kd(Phase):
     def _several(self) -> dict[str, Any]:
         how: dict[str, Any] = {"progressive": self.progressive}
         if self.teachers:
-            how |= {"combining": self.combine, "shares": tuple(self.teachers.values())}
+            how |= {"ensemble": self.combine, "shares": tuple(self.teachers.values())}
         return how
 
     def _crossed(
@@ -179,8 +183,8 @@ class Kd(Phase):
         tokenizer: "PreTrainedTokenizerBase",
         rows: Sequence[Row],
         examples: "Sequence[Example]",
-    ) -> "Crossing":
-        from cohobate.teachers.cross_tokenizer import Crossing
+    ) -> "CrossTokenizerSource":
+        from cohobate.teachers.cross_tokenizer import CrossTokenizerSource
 
         others = [t.type for t in self.terms if not isinstance(t, Uld | Hard)]
         if others or len(folders) > 1 or self.progressive:
@@ -190,7 +194,7 @@ class Kd(Phase):
             )
         (folder,) = folders.values()
         teacher, theirs = self._load(folder)
-        crossing = Crossing(teacher, theirs, tokenizer)
+        crossing = CrossTokenizerSource(teacher, theirs, tokenizer)
         crossing.attach(rows, examples)
         return crossing
 
@@ -217,30 +221,30 @@ class Kd(Phase):
         tokenizer: "PreTrainedTokenizerBase",
         examples: "Sequence[Example]",
         seed: int,
-    ) -> "Live":
+    ) -> "LiveSource":
         from cohobate.data.examples import common_prefix
-        from cohobate.losses.layer_matching import Matching
-        from cohobate.teachers.target_sources import Live, understood, within
+        from cohobate.losses.layer_matching import LayerMatching
+        from cohobate.teachers.target_sources import LiveSource, check_ids, map_vocabulary
 
         if self.features and len(folders) > 1:
             raise UserError(f"{self.features[0].type} needs one teacher, not several")
         loaded = {name: self._load(folder) for name, folder in folders.items()}
         known = {
-            name: understood(tokenizer, theirs, str(folders[name]))
+            name: map_vocabulary(tokenizer, theirs, str(folders[name]))
             for name, (_, theirs) in loaded.items()
         }
         vocabulary = min(count for count, _ in known.values())
-        within(examples, vocabulary)
+        check_ids(examples, vocabulary)
         teachers = {name: teacher for name, (teacher, _) in loaded.items()}
         matching = None
         if self.features:
-            matching = Matching(self.features, model, next(iter(teachers.values())), seed)
-        ids_V = {name: ids for name, (_, ids) in known.items() if ids is not None}
-        return Live(
+            matching = LayerMatching(self.features, model, next(iter(teachers.values())), seed)
+        teacher_ids = {name: ids for name, (_, ids) in known.items() if ids is not None}
+        return LiveSource(
             teachers,
             vocabulary,
             matching=matching,
-            ids_V=ids_V,
-            begin_P=common_prefix(examples),
+            teacher_ids=teacher_ids,
+            prefix_P=common_prefix(examples),
             **self._several,
         )

@@ -46,7 +46,7 @@ class MutualLoss(nn.Module):
         *,
         ids_BS: Tensor,
         positions_N: Tensor,
-        targets_N: Tensor,
+        labels_N: Tensor,
         divisor: float | Tensor,
         weight_N: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -57,13 +57,13 @@ class MutualLoss(nn.Module):
             LiveTeacher(h_ND.detach().to(self._dtype(h_ND)), head)
             for h_ND, head in zip(hidden, heads, strict=True)
         ]
-        targets, found = Targets(targets_N, weight_N=weight_N), []
+        targets, found = Targets(labels_N, weight_N=weight_N), []
         for n, (hidden_ND, head) in enumerate(zip(hidden, heads, strict=True)):
             others = taught[:n] + taught[n + 1 :] if self.imitates[n] else []
             found.append(self._loss(hidden_ND, head, targets, others, divisor))
-        (loss, losses_NT), *rest = found
+        (loss, losses_NF), *rest = found
         beside = sum(other - other.detach() for other, _ in rest)  # zero, but for its gradient
-        return loss + beside, losses_NT
+        return loss + beside, losses_NF
 
     def _loss(
         self,
@@ -74,7 +74,7 @@ class MutualLoss(nn.Module):
         divisor: float | Tensor,
     ) -> tuple[Tensor, Tensor]:
         total = hidden_ND.new_zeros(())
-        losses_NT = hidden_ND.new_zeros(len(hidden_ND), len(self.terms), dtype=torch.float32)
+        losses_NF = hidden_ND.new_zeros(len(hidden_ND), len(self.terms), dtype=torch.float32)
         for number, teacher in enumerate(others or [None]):
             columns = [
                 n
@@ -82,7 +82,7 @@ class MutualLoss(nn.Module):
                 if (teacher is not None if isinstance(term, Divergence) else number == 0)
             ]
             some = [self._share(self.terms[n], len(others)) for n in columns]
-            loss, part_NT = fused_head_loss(
+            loss, part_NF = fused_head_loss(
                 hidden_ND,
                 head,
                 some,
@@ -92,8 +92,8 @@ class MutualLoss(nn.Module):
                 compiled=self.compiled,
             )
             total = total + loss
-            losses_NT[:, columns] += part_NT
-        return total, losses_NT
+            losses_NF[:, columns] += part_NF
+        return total, losses_NF
 
     @staticmethod
     def _share(term: Term, others: int) -> Term:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from cohobate.data.examples import Example
-    from cohobate.teachers.target_sources import Live
+    from cohobate.teachers.target_sources import LiveSource
 
 
 class OnPolicy(SingleProcess):
@@ -123,7 +123,7 @@ class OnPolicy(SingleProcess):
 
     def teacher(
         self, tokenizer: "PreTrainedTokenizerBase", examples: "Sequence[Example]", seed: int
-    ) -> "Live":
+    ) -> "LiveSource":
         """Load the teacher, ready to be asked of these rows' prompts.
 
         Raises:
@@ -132,13 +132,13 @@ class OnPolicy(SingleProcess):
         from cohobate.data.examples import common_prefix
         from cohobate.fast.frozen import load_frozen
         from cohobate.models import checkpoints
-        from cohobate.teachers.target_sources import Live, understood
+        from cohobate.teachers.target_sources import LiveSource, map_vocabulary
 
         folder = checkpoint_path(Path(self.targets), seed)
         model, theirs = load_frozen(
             folder, precision=self.precision, device=checkpoints.accelerator()
         )
-        shared, ids = understood(tokenizer, theirs, str(folder))
+        shared, ids = map_vocabulary(tokenizer, theirs, str(folder))
         if shared < len(tokenizer):
             raise UserError(
                 f"the student may write {len(tokenizer)} ids, of which the teacher has {shared}",
@@ -146,5 +146,7 @@ class OnPolicy(SingleProcess):
                 fix="shape a student with the teacher's tokenizer",
             )
         numbers = {} if ids is None else {folder.name: ids}
-        begin_P = common_prefix(examples)
-        return Live({folder.name: model}, len(tokenizer), ids_V=numbers, begin_P=begin_P)
+        prefix_P = common_prefix(examples)
+        return LiveSource(
+            {folder.name: model}, len(tokenizer), teacher_ids=numbers, prefix_P=prefix_P
+        )

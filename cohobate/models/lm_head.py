@@ -114,11 +114,11 @@ class Head:
             logits_NV = logits_NV.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits_NV
 
-    def product_grad(self, logits_NV: Tensor, slope_NV: Tensor) -> Tensor:
+    def product_grad(self, logits_NV: Tensor, grad_NV: Tensor) -> Tensor:
         """Carry d loss/d logits (changed in place) back to the product's result."""
         if self.softcap:
-            slope_NV *= 1 - (logits_NV / self.softcap) ** 2
-        return slope_NV.mul_(self.scale) if self.scale != 1 else slope_NV
+            grad_NV *= 1 - (logits_NV / self.softcap) ** 2
+        return grad_NV.mul_(self.scale) if self.scale != 1 else grad_NV
 
 
 def check_head(model: Any) -> None:

@@ -17,16 +17,16 @@ from cohobate.data.tokenized import encode_all, pad_right
 from cohobate.errors import UserError
 from cohobate.fast.forward import ForwardOutputs
 from cohobate.fast.padding_free import last_hidden
-from cohobate.losses.targets import Crossed
+from cohobate.losses.targets import CrossTokenizerTargets
 from cohobate.losses.uld import groups_of
 from cohobate.models.lm_head import Head, check_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from cohobate.losses.layer_matching import Matching
+    from cohobate.losses.layer_matching import LayerMatching
     from cohobate.teachers.ensembles import Progressive
-    from cohobate.teachers.target_sources import Batch
+    from cohobate.teachers.target_sources import MicroBatch
 
 
 class Reading(NamedTuple):
@@ -38,13 +38,13 @@ class Reading(NamedTuple):
 
 
 @dataclass
-class Crossing:
+class CrossTokenizerSource:
     """A frozen teacher of another tokenizer."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     student: "PreTrainedTokenizerBase"
-    matching: "Matching | None" = None
+    matching: "LayerMatching | None" = None
     progressive: "Progressive | None" = None
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class Crossing:
             example = Example(row_key(row), array, len(ids.prompt_ids))
             self.readings[example.key] = Reading(example, *groups_of(*spans))
 
-    def bring(self, rows: Sequence[Example]) -> dict[str, Any]:
+    def collate(self, rows: Sequence[Example]) -> dict[str, Any]:
         """Return the rows as the teacher reads them, and the groups, numbered through the batch."""
         readings = [self.readings[row.key] for row in rows]
         sides: list[list[int]] = [[], []]
@@ -92,18 +92,22 @@ class Crossing:
         }
 
     @torch.no_grad()
-    def teach(self, batch: "Batch") -> tuple[Crossed, ForwardOutputs | None]:
+    def targets(self, batch: "MicroBatch") -> tuple[CrossTokenizerTargets, ForwardOutputs | None]:
         """Run the teacher over its own reading of the rows."""
-        brought, device = batch.brought, batch.ids_BS.device
+        teacher_inputs, device = batch.teacher_inputs, batch.ids_BS.device
         if self.model.device != device:
             self.model.to(device)  # type: ignore[arg-type]
         if self._head is None:
             self._head = Head.of(self.model, len(self.tokenizer))
         with torch.autocast(device.type, enabled=False):
-            hidden_MD = last_hidden(self.model, brought["ids_BS"], brought["positions_M"])
-        groups = (brought["group_N"], brought["group_M"])
+            hidden_MD = last_hidden(
+                self.model, teacher_inputs["ids_BS"], teacher_inputs["positions_M"]
+            )
+        groups = (teacher_inputs["group_N"], teacher_inputs["group_M"])
         shared: tuple[Tensor, Tensor] = (self.shared[0].to(device), self.shared[1].to(device))
-        return Crossed(hidden_MD, self._head, brought["ids_M"], *groups, shared), None
+        return CrossTokenizerTargets(
+            hidden_MD, self._head, teacher_inputs["ids_M"], *groups, shared
+        ), None
 
 
 def _spans(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[tuple[int, int]]:

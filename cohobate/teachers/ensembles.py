@@ -1,6 +1,6 @@
 """How several teachers make one target: one class a way.
 
-To add a way: a class with `weights`, and its name in `Combining` at the bottom.
+To add a way: a class with `weights`, and its name in `Ensemble` at the bottom.
 
 Shapes: B batch, N valid tokens, M teachers, R rows with valid tokens.
 """
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     from cohobate.data.examples import Example
     from cohobate.losses.targets import LiveTeacher, TopK
-    from cohobate.teachers.target_sources import Batch
+    from cohobate.teachers.target_sources import MicroBatch
 
 
 class Combination(Section):
     """A way to make one target of several."""
 
     averages: ClassVar[Literal["probabilities", "logits"]] = "probabilities"
-    one_a_row: ClassVar[bool] = False
+    one_teacher_per_row: ClassVar[bool] = False
     """Whether each row has one teacher: then stored signals serve any divergence."""
 
     def routes_of(self, rows: Sequence[Example], names: list[str]) -> dict[str, Any]:
@@ -35,13 +35,13 @@ class Combination(Section):
         return {}
 
     def weights(
-        self, told: Sequence[LiveTeacher | TopK], batch: Batch, shares: Sequence[float]
+        self, told: Sequence[LiveTeacher | TopK], batch: MicroBatch, shares: Sequence[float]
     ) -> Tensor:
         """Return the weight of each teacher at each valid token, (N, M); by default its share."""
         import torch
 
-        share_M = torch.tensor(shares, device=batch.targets_N.device)
-        return (share_M / share_M.sum()).expand(len(batch.targets_N), -1)
+        share_T = torch.tensor(shares, device=batch.labels_N.device)
+        return (share_T / share_T.sum()).expand(len(batch.labels_N), -1)
 
 
 class Mixture(Combination):
@@ -63,7 +63,7 @@ class Route(Combination):
     type: Literal["route"]
     groups: dict[str, str]
     """Group of a row -> name of its teacher; the group `*` stands for every other."""
-    one_a_row: ClassVar[bool] = True
+    one_teacher_per_row: ClassVar[bool] = True
 
     def routes_of(self, rows: Sequence[Example], names: list[str]) -> dict[str, Any]:
         """Return the number of each row's teacher."""
@@ -80,12 +80,12 @@ class Route(Combination):
         return {"route_B": torch.tensor([names.index(name) for name in chosen])}
 
     def weights(
-        self, told: Sequence[LiveTeacher | TopK], batch: Batch, shares: Sequence[float]
+        self, told: Sequence[LiveTeacher | TopK], batch: MicroBatch, shares: Sequence[float]
     ) -> Tensor:
         """Return 1 for the teacher of the token's row."""
         from torch.nn.functional import one_hot
 
-        route_N = batch.brought["route_B"][batch.row_N]
+        route_N = batch.teacher_inputs["route_B"][batch.row_N]
         return one_hot(route_N, len(told)).float()
 
 
@@ -93,26 +93,26 @@ class Best(Combination):
     """Each row goes to the teacher that gives the row's own answer the highest likelihood."""
 
     type: Literal["best"]
-    one_a_row: ClassVar[bool] = True
+    one_teacher_per_row: ClassVar[bool] = True
 
     def weights(
-        self, told: Sequence[LiveTeacher | TopK], batch: Batch, shares: Sequence[float]
+        self, told: Sequence[LiveTeacher | TopK], batch: MicroBatch, shares: Sequence[float]
     ) -> Tensor:
         """Return 1 for the teacher of the row's lowest loss; the first one where they tie."""
         import torch
         from torch.nn.functional import one_hot
 
         row_N, rows = batch.row_N, len(batch.ids_BS)
-        total_RM = torch.stack(
+        total_BT = torch.stack(
             [
                 torch.zeros(rows, device=row_N.device).index_add_(
-                    0, row_N, teacher.label_logp(batch.targets_N, 512).float()
+                    0, row_N, teacher.label_logp(batch.labels_N, 512).float()
                 )
                 for teacher in told
             ],
             -1,
         )
-        return one_hot(total_RM.argmax(-1)[row_N], len(told)).float()
+        return one_hot(total_BT.argmax(-1)[row_N], len(told)).float()
 
 
 class Progressive(Section):
@@ -129,4 +129,4 @@ class Progressive(Section):
         return 1.0 if done == 1 else self.start + (1 - self.start) * done
 
 
-Combining = Annotated[Mixture | MeanLogits | Route | Best, Field(discriminator="type")]
+Ensemble = Annotated[Mixture | MeanLogits | Route | Best, Field(discriminator="type")]

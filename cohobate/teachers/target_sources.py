@@ -16,29 +16,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cohobate.data.examples import Brings, Example
+from cohobate.data.examples import Example, TargetCollator
 from cohobate.errors import UserError
 from cohobate.fast.forward import ForwardOutputs, forward
 from cohobate.fast.prefix_cache import PrefixCache
-from cohobate.losses.targets import LiveTeacher, SeveralLive, SeveralStored, Teacher, TopK
+from cohobate.losses.targets import LiveEnsemble, LiveTeacher, StoredEnsemble, Teacher, TopK
 from cohobate.models.lm_head import Head, check_head
 from cohobate.models.vocabularies import ids_within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from cohobate.losses.layer_matching import Matching
-    from cohobate.teachers.ensembles import Combining, Progressive
+    from cohobate.losses.layer_matching import LayerMatching
+    from cohobate.teachers.ensembles import Ensemble, Progressive
     from cohobate.teachers.signal_store.store import SignalStore
 
 
-class Batch(NamedTuple):
+class MicroBatch(NamedTuple):
     """One micro-batch as the student reads it."""
 
     ids_BS: Tensor
     positions_N: Tensor
-    targets_N: Tensor
-    brought: Mapping[str, Any]
+    labels_N: Tensor
+    teacher_inputs: Mapping[str, Any]
     """What `bring` gave of it."""
 
     @property
@@ -47,33 +47,33 @@ class Batch(NamedTuple):
         return self.positions_N // self.ids_BS.shape[1]
 
 
-class Teaching(Brings, Protocol):
+class TargetSource(TargetCollator, Protocol):
     """A source of targets."""
 
-    matching: "Matching | None"
+    matching: "LayerMatching | None"
     """What of the teacher's inside is compared; None with stored signals."""
 
     progressive: "Progressive | None"
     """How the target moves towards the teacher's; None: it is the teacher's from the start."""
 
-    def teach(self, batch: Batch) -> tuple[Teacher, ForwardOutputs | None]:
+    def targets(self, batch: MicroBatch) -> tuple[Teacher, ForwardOutputs | None]:
         """Return the targets of the valid tokens, and what the teacher's pass shows."""
         ...
 
 
-class Stored:
+class StoredSource:
     """Signal stores, one a teacher."""
 
-    matching: "Matching | None" = None
+    matching: "LayerMatching | None" = None
 
     def __init__(
         self,
         stores: Mapping[str, "SignalStore"],
-        combining: "Combining | None" = None,
+        ensemble: "Ensemble | None" = None,
         shares: Sequence[float] = (),
         progressive: "Progressive | None" = None,
     ) -> None:
-        self.stores, self.combining, self.shares = dict(stores), combining, shares
+        self.stores, self.ensemble, self.shares = dict(stores), ensemble, shares
         self.progressive = progressive
         self._places: dict[str, dict[str, int]] = {}
 
@@ -90,43 +90,43 @@ class Stored:
             self._places[name] = {row.key: row.signal for row in found}
         return list(examples)
 
-    def bring(self, rows: Sequence[Example]) -> dict[str, Any]:
+    def collate(self, rows: Sequence[Example]) -> dict[str, Any]:
         """Return the rows' signals of each store, as tensors."""
         found: dict[str, Any] = {
             name: store.read([self._places[name][row.key] for row in rows])
             for name, store in self.stores.items()
         }
-        routes = self.combining.routes_of(rows, list(self.stores)) if self.combining else {}
+        routes = self.ensemble.routes_of(rows, list(self.stores)) if self.ensemble else {}
         return {"stored": found} | routes
 
-    def teach(self, batch: Batch) -> tuple[Teacher, ForwardOutputs | None]:
+    def targets(self, batch: MicroBatch) -> tuple[Teacher, ForwardOutputs | None]:
         """Return the stored distributions."""
-        brought = batch.brought["stored"]
-        told = [store.targets(brought[name]) for name, store in self.stores.items()]
-        if self.combining is None:
+        teacher_inputs = batch.teacher_inputs["stored"]
+        told = [store.targets(teacher_inputs[name]) for name, store in self.stores.items()]
+        if self.ensemble is None:
             return told[0], None
         tops = [teacher for teacher in told if isinstance(teacher, TopK)]
         if len(tops) < len(told):
             fix = "capture.signals: {type: top_k, ...}, or live teachers"
             raise UserError("several stores are combined in the form top_k alone", fix=fix)
-        return SeveralStored(tuple(tops), self.combining.weights(tops, batch, self.shares)), None
+        return StoredEnsemble(tuple(tops), self.ensemble.weights(tops, batch, self.shares)), None
 
 
 @dataclass
-class Live:
+class LiveSource:
     """Frozen teachers at hand: each runs over the micro-batch's rows, in its own precision."""
 
     models: dict[str, "PreTrainedModel"]
     vocabulary: int
     """Number of ids that the student and all of them share."""
-    combining: "Combining | None" = None
+    ensemble: "Ensemble | None" = None
     shares: Sequence[float] = ()
     """Weight of each teacher, where there are several."""
-    matching: "Matching | None" = None
+    matching: "LayerMatching | None" = None
     progressive: "Progressive | None" = None
-    ids_V: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher_ids: Mapping[str, Tensor] = field(default_factory=dict)
     """The id that a teacher gives each of the student's, where these are numbered otherwise."""
-    begin_P: Tensor | None = None
+    prefix_P: Tensor | None = None
     """What all rows are expected to begin with: a teacher reads it once."""
     _heads: dict[str, Head] = field(default_factory=dict)
     _beginnings: dict[str, PrefixCache] = field(default_factory=dict)
@@ -135,34 +135,34 @@ class Live:
         for model in self.models.values():
             check_head(model.eval().requires_grad_(False))
 
-    def bring(self, rows: Sequence[Example]) -> dict[str, Any]:
+    def collate(self, rows: Sequence[Example]) -> dict[str, Any]:
         """Return which teacher each row goes to, where that is a choice of the rows."""
-        return self.combining.routes_of(rows, list(self.models)) if self.combining else {}
+        return self.ensemble.routes_of(rows, list(self.models)) if self.ensemble else {}
 
-    def teach(self, batch: Batch) -> tuple[Teacher, ForwardOutputs | None]:
+    def targets(self, batch: MicroBatch) -> tuple[Teacher, ForwardOutputs | None]:
         """Run the teachers and return their hidden rows at the valid tokens."""
-        if self.combining is None:
+        if self.ensemble is None:
             (name,) = self.models
             return self._pass(name, batch, None)
-        route_B = batch.brought.get("route_B")
+        route_B = batch.teacher_inputs.get("route_B")
         told = []
         for number, name in enumerate(self.models):
             chosen_B = None if route_B is None else route_B == number
             told.append(self._pass(name, batch, chosen_B)[0])
-        weights_NM = self.combining.weights(told, batch, self.shares)
-        return SeveralLive(tuple(told), weights_NM, self.combining.averages), None
+        weights_NT = self.ensemble.weights(told, batch, self.shares)
+        return LiveEnsemble(tuple(told), weights_NT, self.ensemble.averages), None
 
     @torch.no_grad()
     def _pass(
-        self, name: str, batch: Batch, chosen_B: Tensor | None
+        self, name: str, batch: MicroBatch, chosen_B: Tensor | None
     ) -> tuple[LiveTeacher, ForwardOutputs]:
         model, ids_BS = self.models[name], batch.ids_BS
         if model.device != ids_BS.device:
             model.to(ids_BS.device)  # type: ignore[arg-type]
         if name not in self._heads:
             self._heads[name] = self._head(name)
-            if self.begin_P is not None:
-                self._beginnings[name] = PrefixCache(model, self._as_numbered(name, self.begin_P))
+            if self.prefix_P is not None:
+                self._beginnings[name] = PrefixCache(model, self._as_numbered(name, self.prefix_P))
         ids_BS = self._as_numbered(name, ids_BS)
         parts = self.matching.parts if self.matching else frozenset()
         at_N, here_N = batch.positions_N, None
@@ -183,22 +183,22 @@ class Live:
 
     def _as_numbered(self, name: str, ids: Tensor) -> Tensor:
         """Return the student's ids as a teacher numbers them."""
-        return self.ids_V[name].to(ids.device)[ids] if name in self.ids_V else ids
+        return self.teacher_ids[name].to(ids.device)[ids] if name in self.teacher_ids else ids
 
     def _head(self, name: str) -> Head:
         """Return a teacher's head over the student's ids.
 
         Where these are some of its own, the distribution is its own given that it says one of them.
         """
-        if name not in self.ids_V:
+        if name not in self.teacher_ids:
             return Head.of(self.models[name], self.vocabulary)
         head = Head.of(self.models[name])
-        ids_V = self.ids_V[name].to(head.weight_VD.device)
+        ids_V = self.teacher_ids[name].to(head.weight_VD.device)
         bias_V = None if head.bias_V is None else head.bias_V[ids_V]
         return replace(head, weight_VD=head.weight_VD[ids_V], bias_V=bias_V, packed=None)
 
 
-def _among(chosen_B: Tensor, batch: Batch) -> Tensor:
+def _among(chosen_B: Tensor, batch: MicroBatch) -> Tensor:
     """Return where the valid tokens of the chosen rows are once the others are left out."""
     new_B = chosen_B.long().cumsum(0) - 1
     rows, width = batch.row_N, batch.ids_BS.shape[1]
@@ -206,7 +206,7 @@ def _among(chosen_B: Tensor, batch: Batch) -> Tensor:
     return at_N[chosen_B[rows]]
 
 
-def understood(
+def map_vocabulary(
     student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase", teacher_name: str
 ) -> tuple[int, Tensor | None]:
     """Return how many of the student's ids a teacher knows, and, of a trimmed student, as which.
@@ -241,7 +241,7 @@ def shared_vocabulary(
     return shared
 
 
-def within(examples: Sequence[Example], vocabulary: int) -> None:
+def check_ids(examples: Sequence[Example], vocabulary: int) -> None:
     """Refuse rows with a token that not every model has."""
     for row in examples:
         if row.ids.max() >= vocabulary:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from cohobate.data.examples import Brings, Example, completion_positions
+from cohobate.data.examples import Example, TargetCollator, completion_positions
 from cohobate.data.tokenized import pad_right
 from cohobate.training.hyperparameters import Hyperparameters
 
@@ -69,7 +69,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         examples: Sequence[Example],
         batches: Sequence[Sequence[int]],
         rows_at_once: int,
-        target_source: Brings | None,
+        target_source: TargetCollator | None,
     ) -> None:
         self.examples, self.target_source = examples, target_source
         self._instead: dict[int, list[Example]] = {}
@@ -85,7 +85,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         return len(self.micro)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Return one micro-batch: `ids_BS`, `positions_N` (into B·S), `targets_N`; and, for soft
+        """Return one micro-batch: `ids_BS`, `positions_N` (into B·S), `labels_N`; and, for soft
         targets, how far training is (`progress`, 0 to 1) and what their source brings.
         """
         if number >= len(self.micro):
@@ -95,14 +95,17 @@ class MicroBatches(Dataset[dict[str, Any]]):
         batch: dict[str, Any] = {
             "ids_BS": ids_BS,
             "positions_N": completion_positions(rows, ids_BS.shape[1]),
-            "targets_N": torch.from_numpy(
+            "labels_N": torch.from_numpy(
                 np.concatenate([row.ids[row.prompt_length :] for row in rows]).astype(np.int64)
             ),
         }
         if self.target_source is not None:
             owned = [row.by_student for row in rows for _ in range(row.length)]
             batch["by_student_N"] = torch.tensor(owned)
-            batch |= {"progress": self.progress[number], "brought": self.target_source.bring(rows)}
+            batch |= {
+                "progress": self.progress[number],
+                "teacher_inputs": self.target_source.collate(rows),
+            }
         return batch
 
     def rows(self, number: int) -> list[Example]:

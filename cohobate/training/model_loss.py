@@ -17,14 +17,14 @@ from cohobate.fast.forward import forward
 from cohobate.fast.padding_free import has_row_attention
 from cohobate.fast.sparse_embedding_gradient import sparse_gradient
 from cohobate.losses.distances import row_alphas
-from cohobate.losses.divergences import Distillm2
-from cohobate.losses.features import Place
+from cohobate.losses.divergences import DistiLLM2
+from cohobate.losses.features import TokenPositions
 from cohobate.losses.fused_head import fused_head_loss
 from cohobate.losses.targets import LiveTeacher, Targets, TopK, label_logp
-from cohobate.losses.token_losses import Exact
+from cohobate.losses.token_losses import ResponseTerm
 from cohobate.models.layers import blocks_of
 from cohobate.models.lm_head import Head
-from cohobate.teachers.target_sources import Batch, Teaching
+from cohobate.teachers.target_sources import MicroBatch, TargetSource
 from cohobate.training.history import term_names
 from cohobate.training.hyperparameters import SHORT_ROW, Freeze, Hyperparameters
 
@@ -37,9 +37,9 @@ class CausalLMLoss(nn.Module):
     def __init__(
         self,
         model: PreTrainedModel,
-        terms: Sequence[Exact],
+        terms: Sequence[ResponseTerm],
         chunk_tokens: int = 512,
-        target_source: Teaching | None = None,
+        target_source: TargetSource | None = None,
         vocabulary: int | None = None,
         *,
         compiled: bool = False,
@@ -68,12 +68,12 @@ class CausalLMLoss(nn.Module):
         *,
         ids_BS: Tensor,
         positions_N: Tensor,
-        targets_N: Tensor,
+        labels_N: Tensor,
         divisor: float | Tensor,
         by_student_N: Tensor | None = None,
         weight_N: Tensor | None = None,
         progress: float = 1.0,
-        brought: Mapping[str, Any] = NOTHING,
+        teacher_inputs: Mapping[str, Any] = NOTHING,
     ) -> tuple[Tensor, Tensor]:
         """Return Σ losses / divisor, and the losses of each valid token and term, (N, T).
 
@@ -84,22 +84,24 @@ class CausalLMLoss(nn.Module):
         parts = self.matching.parts if self.matching else frozenset()
         seen = forward(self.model, ids_BS, positions_N, parts)
         hidden_ND = seen.last_ND
-        batch = Batch(ids_BS, positions_N, targets_N, brought)
-        targets, taught = Targets(targets_N, by_student_N=by_student_N, weight_N=weight_N), None
+        batch = MicroBatch(ids_BS, positions_N, labels_N, teacher_inputs)
+        targets, taught = Targets(labels_N, by_student_N=by_student_N, weight_N=weight_N), None
         if self.target_source is not None:
-            teacher, taught = self.target_source.teach(batch)
+            teacher, taught = self.target_source.targets(batch)
             targets = targets._replace(teacher=teacher, share=self._share(progress))
             targets = self._with_alphas(targets, hidden_ND, batch)
-        loss, losses_NT = self._response(hidden_ND, targets, divisor)
+        loss, losses_NF = self._response(hidden_ND, targets, divisor)
         if self.matching is None:
-            return loss, losses_NT
+            return loss, losses_NF
         assert taught is not None, "features need a live teacher"
-        mean = losses_NT.sum(-1).mean() if len(losses_NT) else 0.0
-        features_NF = self.matching(seen, taught, Place(positions_N, ids_BS.shape[1]), mean)
+        mean = losses_NF.sum(-1).mean() if len(losses_NF) else 0.0
+        features_NF = self.matching(
+            seen, taught, TokenPositions(positions_N, ids_BS.shape[1]), mean
+        )
         if weight_N is not None:
             features_NF = features_NF * weight_N[:, None]
         loss = loss + features_NF.sum() / divisor
-        return loss, torch.cat([losses_NT, features_NF.detach()], -1)
+        return loss, torch.cat([losses_NF, features_NF.detach()], -1)
 
     def _response(
         self, hidden_ND: Tensor, targets: Targets, divisor: float | Tensor
@@ -121,9 +123,9 @@ class CausalLMLoss(nn.Module):
         moving = self.target_source.progressive if self.target_source else None
         return moving.share(progress) if moving else 1.0
 
-    def _with_alphas(self, targets: Targets, hidden_ND: Tensor, batch: Batch) -> Targets:
+    def _with_alphas(self, targets: Targets, hidden_ND: Tensor, batch: MicroBatch) -> Targets:
         """Give each token its row's α, where a term has one."""
-        term = next((t for t in self.terms if isinstance(t, Distillm2)), None)
+        term = next((t for t in self.terms if isinstance(t, DistiLLM2)), None)
         if term is None:
             return targets
         if not isinstance(targets.teacher, TopK | LiveTeacher):
@@ -131,8 +133,8 @@ class CausalLMLoss(nn.Module):
         assert self._head is not None and targets.by_student_N is not None
         chunk = self.chunk_tokens
         alpha_N = row_alphas(
-            targets.teacher.label_logp(batch.targets_N, chunk),
-            label_logp(hidden_ND, self._head, batch.targets_N, chunk),
+            targets.teacher.label_logp(batch.labels_N, chunk),
+            label_logp(hidden_ND, self._head, batch.labels_N, chunk),
             batch.row_N,
             targets.by_student_N,
             largest=term.alpha,

@@ -33,9 +33,9 @@ from cohobate import processes
 from cohobate.data.examples import Example
 from cohobate.errors import UserError
 from cohobate.losses.divergences import Hard
-from cohobate.losses.token_losses import Exact
+from cohobate.losses.token_losses import ResponseTerm
 from cohobate.models.lm_head import check_head
-from cohobate.teachers.target_sources import Teaching
+from cohobate.teachers.target_sources import TargetSource
 from cohobate.training.batches import MicroBatches, plan_batches
 from cohobate.training.callbacks import Follow, Resume
 from cohobate.training.history import Update
@@ -63,12 +63,12 @@ class Rollouts(Protocol):
 def fit(
     model: PreTrainedModel,
     examples: Sequence[Example],
-    terms: Sequence[Exact],
+    terms: Sequence[ResponseTerm],
     hyperparameters: Hyperparameters,
     *,
     seed: int,
     label: str,
-    target_source: Teaching | None = None,
+    target_source: TargetSource | None = None,
     vocabulary: int | None = None,
     rollouts: Rollouts | None = None,
     loss_fn: Any = None,
@@ -82,7 +82,7 @@ def fit(
         hyperparameters: how long and how fast.
         seed: of the order of rows, and of dropout.
         label: name of this run in the progress, such as `train kd, seed 1`.
-        teaching: where the teacher's distributions come from; every soft term needs it.
+        target_source: where the teacher's distributions come from; every soft term needs it.
         vocabulary: number of real ids (`len(tokenizer)`) where the head is padded to be wider.
         rollouts: what writes the rows of an update just before it, in place of the planned ones.
         learner: what gives the loss of a batch, where that is more than `model` alone: a module
@@ -120,7 +120,7 @@ def fit(
 
 
 def _check_there_is_something_to_learn(
-    examples: Sequence[Example], terms: Sequence[Exact], taught: Any, label: str
+    examples: Sequence[Example], terms: Sequence[ResponseTerm], taught: Any, label: str
 ) -> None:
     if not examples:
         raise UserError("there is nothing to learn: no row has an answer", where=label)
@@ -134,7 +134,7 @@ def _check_memory(
     model: PreTrainedModel,
     hyperparameters: Hyperparameters,
     longest: int,
-    target_source: Teaching | None,
+    target_source: TargetSource | None,
     label: str,
 ) -> None:
     """Refuse, before the first update, what would end for lack of memory."""
@@ -195,7 +195,7 @@ class FusedTrainer(Continuing, Trainer):
             batches = self._written_now(self.rollouts, batches)
         first = self.state.global_step * num_batches
         self.weights.put(batches, [self.data.rows(first + n) for n in range(num_batches)])
-        valid = torch.tensor(sum(len(batch["targets_N"]) for batch in batches), device=device)
+        valid = torch.tensor(sum(len(batch["labels_N"]) for batch in batches), device=device)
         self._valid = int(processes.all_reduce_sum(valid))
         return batches, processes.all_reduce_sum(valid).clamp_min(1)
 
@@ -223,11 +223,11 @@ class FusedTrainer(Continuing, Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return this micro-batch's share of the update's mean loss over valid tokens."""
-        loss, losses_NT = model(**inputs, divisor=num_items_in_batch)
+        loss, losses_NF = model(**inputs, divisor=num_items_in_batch)
         self._losses.append(loss.detach())
-        self._parts.append(losses_NT)
+        self._parts.append(losses_NF)
         loss = loss * self.accelerator.num_processes  # what DDP's mean divides by
-        return (loss, losses_NT) if return_outputs else loss
+        return (loss, losses_NF) if return_outputs else loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         """Clip; and stop before the step when the loss or the gradient is not finite."""
@@ -239,9 +239,9 @@ class FusedTrainer(Continuing, Trainer):
 
     def _not_finite(self) -> UserError:
         rows, bad = [], []
-        for some, losses_NT in zip(self._rows_of_update(), self._parts, strict=True):
+        for some, losses_NF in zip(self._rows_of_update(), self._parts, strict=True):
             owner = [row.key for row in some for _ in range(row.length)]
-            finite = losses_NT.sum(-1).isfinite().tolist()
+            finite = losses_NF.sum(-1).isfinite().tolist()
             rows += [row.key for row in some]
             bad += [key for key, good in zip(owner, finite, strict=True) if not good]
         rows, bad = processes.union(rows), processes.union(bad)
@@ -259,7 +259,7 @@ class FusedTrainer(Continuing, Trainer):
     def close_update(self, learning_rate: float) -> Update:
         """Note the update whose gradient is complete."""
         step = self.state.global_step
-        per_term = torch.stack([losses_NT.sum(0) for losses_NT in self._parts]).sum(0)
+        per_term = torch.stack([losses_NF.sum(0) for losses_NF in self._parts]).sum(0)
         loss, *terms = processes.all_reduce_sum(
             torch.cat([torch.stack(self._losses).sum()[None], per_term / max(self._valid, 1)])
         ).tolist()

@@ -149,7 +149,7 @@ def check_beginnings(phases: Mapping[str, "Phase"], student: str) -> None:
         return
     for key, phase in phases.items():
         terms = getattr(phase, "terms", ())
-        if phase.start == "init_student" and terms and not any(map(_teaches_from_nothing, terms)):
+        if phase.start == "init_student" and terms and not any(map(_trains_from_scratch, terms)):
             told = " and ".join(term.type for term in terms)
             say(
                 f"{key} starts from an untrained student, and {told} moves hardly anything "
@@ -158,5 +158,5 @@ def check_beginnings(phases: Mapping[str, "Phase"], student: str) -> None:
             )
 
 
-def _teaches_from_nothing(term: Section) -> bool:
-    return not isinstance(term, Divergence) or term.teaches_from_nothing
+def _trains_from_scratch(term: Section) -> bool:
+    return not isinstance(term, Divergence) or term.trains_from_scratch

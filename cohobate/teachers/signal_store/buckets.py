@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 def with_lost(
-    leftover_NT: Tensor, logp_NK: Tensor, lacks_NK: Tensor, temperatures: Sequence[float]
+    rest_logprob_NQ: Tensor, logp_NK: Tensor, lacks_NK: Tensor, temperatures: Sequence[float]
 ) -> Tensor:
     """Return log Σ p^(1/T) over the other ids, those among them that the student lacks."""
     lost = [(logp_NK / t).masked_fill(~lacks_NK, -torch.inf).logsumexp(-1) for t in temperatures]
-    return leftover_NT.logaddexp(torch.stack(lost, -1))
+    return rest_logprob_NQ.logaddexp(torch.stack(lost, -1))
 
 
 def unused(ids_NK: Tensor, lacks_NK: Tensor, size: int) -> Tensor:

@@ -26,7 +26,7 @@ from cohobate.teachers.signal_store.packing import Array, Draws, IdSets
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cohobate.losses.sampled import Sampled
+    from cohobate.losses.sampled import SampledIds
     from cohobate.losses.targets import LiveTeacher, TopK
     from cohobate.models.lm_head import Head
 
@@ -50,7 +50,7 @@ class Packed(NamedTuple):
     """Bytes, token after token; none where the form draws nothing."""
 
 
-class Stored(Section):
+class SignalForm(Section):
     """What most forms have in common: they draw nothing, and need no head."""
 
     needs_head: ClassVar[bool] = False
@@ -68,7 +68,7 @@ class Stored(Section):
         return np.zeros(len(tokens), dtype=np.int64)
 
 
-class StoredTopK(Stored):
+class StoredTopK(SignalForm):
     """The K most likely ids with their log-probabilities, and one number for all others."""
 
     type: Literal["top_k"]
@@ -110,9 +110,9 @@ class StoredTopK(Stored):
             (others_NV if t == 1 else others_NV.pow(1 / t)).sum(-1).log() - log_total_N1[:, 0] / t
             for t in self.temperatures
         ]
-        logp_NK, leftover_NT = highest_NK - log_total_N1, torch.stack(leftover, -1)
-        clamped = (x.clamp_min(packing.SMALLEST) for x in (logp_NK, leftover_NT))
-        return dict(zip(("logp_NK", "leftover_NT", "ids_NK"), (*clamped, ids_NK), strict=True))
+        logp_NK, rest_logprob_NQ = highest_NK - log_total_N1, torch.stack(leftover, -1)
+        clamped = (x.clamp_min(packing.SMALLEST) for x in (logp_NK, rest_logprob_NQ))
+        return dict(zip(("logp_NK", "rest_logprob_NQ", "ids_NK"), (*clamped, ids_NK), strict=True))
 
     def figures(self, signals: Signals) -> dict[str, "Tensor"]:
         """Return what is worth knowing of each token on average."""
@@ -126,7 +126,7 @@ class StoredTopK(Stored):
         tokens = np.zeros(len(ids_NK), self.record(vocabulary, 0))
         tokens["ids"] = IdSets.of(vocabulary, self.k).pack(ids_NK)
         tokens["top"], tokens["widest"], tokens["codes"] = packing.pack_gaps(logp_NK)
-        tokens["leftover"] = signals["leftover_NT"].numpy()
+        tokens["leftover"] = signals["rest_logprob_NQ"].numpy()
         return Packed(tokens, np.empty(0, np.uint8))
 
     def unpack(self, packed: Packed, vocabulary: int) -> Signals:
@@ -138,7 +138,7 @@ class StoredTopK(Stored):
         return {
             "ids_NK": torch.from_numpy(IdSets.of(vocabulary, self.k).unpack(tokens["ids"])),
             "logp_NK": torch.from_numpy(logp_NK),
-            "leftover_NT": torch.from_numpy(tokens["leftover"].astype(np.float32)),
+            "rest_logprob_NQ": torch.from_numpy(tokens["leftover"].astype(np.float32)),
         }
 
     def only(self, signals: Signals, known_V: "Tensor", size: int) -> Signals:
@@ -161,13 +161,13 @@ class StoredTopK(Stored):
                 f"a student of {size} ids cannot use signals of {k} ids a token",
                 fix="lower capture.signals.k, or keep more of the vocabulary",
             )
-        leftover_NT = with_lost(signals["leftover_NT"], logp_NK, lacks_NK, self.temperatures)
+        rest_NQ = with_lost(signals["rest_logprob_NQ"], logp_NK, lacks_NK, self.temperatures)
         one = self.temperatures.index(1.0) if 1.0 in self.temperatures else 0
-        even_N1 = leftover_NT[:, one, None] - float(np.log(size))
+        even_N1 = rest_NQ[:, one, None] - float(np.log(size))
         return {
             "ids_NK": torch.where(lacks_NK, unused(ids_NK, lacks_NK, size), ids_NK),
             "logp_NK": torch.where(lacks_NK, even_N1, logp_NK),
-            "leftover_NT": leftover_NT,
+            "rest_logprob_NQ": rest_NQ,
         }
 
     def targets(self, signals: Signals, head: "Head | None") -> "TopK":
@@ -175,7 +175,7 @@ class StoredTopK(Stored):
         from cohobate.losses.targets import TopK
 
         ids_NK, logp_NK = signals["ids_NK"], signals["logp_NK"]
-        return TopK(ids_NK, logp_NK, signals["leftover_NT"], self.temperatures)
+        return TopK(ids_NK, logp_NK, signals["rest_logprob_NQ"], self.temperatures)
 
     def check(self, terms: Sequence[Loss]) -> None:
         """Refuse a temperature at which the mass of the rest was not stored."""
@@ -190,7 +190,7 @@ class StoredTopK(Stored):
                 )
 
 
-class StoredDraws(Stored):
+class StoredDraws(SignalForm):
     """Ids drawn from p, with how often each came: an unbiased estimate
     (cohobate/losses/sampled.py).
 
@@ -266,12 +266,12 @@ class StoredDraws(Stored):
         share_NK = signals["share_NK"].masked_fill(ids_NK < 0, 0)
         return signals | {"ids_NK": ids_NK.clamp_min(0), "share_NK": share_NK}
 
-    def targets(self, signals: Signals, head: "Head | None") -> "Sampled":
+    def targets(self, signals: Signals, head: "Head | None") -> "SampledIds":
         """Return what a loss compares the student with."""
-        from cohobate.losses.sampled import Sampled
+        from cohobate.losses.sampled import SampledIds
 
         ids_NK, share_NK = signals["ids_NK"], signals["share_NK"]
-        return Sampled(ids_NK, share_NK, signals["entropy_N"], self.temperature)
+        return SampledIds(ids_NK, share_NK, signals["entropy_N"], self.temperature)
 
     def check(self, terms: Sequence[Loss]) -> None:
         """Refuse every loss that is not linear in p, and another temperature."""
@@ -288,7 +288,7 @@ class StoredDraws(Stored):
                 )
 
 
-class StoredHidden(Stored):
+class StoredHidden(SignalForm):
     """The teacher's last hidden state; its head, stored once, makes the whole distribution of it.
 
     In bfloat16 when the teacher runs in it, which loses nothing; else in float16.

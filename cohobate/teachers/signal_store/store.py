@@ -41,7 +41,7 @@ from cohobate.teachers.signal_store.forms import Form, Loss, Packed, Signals
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from cohobate.losses.sampled import Sampled
+    from cohobate.losses.sampled import SampledIds
     from cohobate.losses.targets import LiveTeacher, TopK
     from cohobate.models.lm_head import Head
 
@@ -205,7 +205,7 @@ class SignalStore:
         ]
         return Packed(together, np.concatenate(draws))
 
-    def targets(self, signals: Signals) -> "TopK | Sampled | LiveTeacher":
+    def targets(self, signals: Signals) -> "TopK | SampledIds | LiveTeacher":
         """Return what a loss compares the student with, from what `read` gave, on its device."""
         head = None
         if self.origin.form.needs_head:

@@ -77,9 +77,9 @@ def test_slope_is_the_derivative_of_per_token(divergence: d.Divergence) -> None:
     leaf = LOGQ.clone().requires_grad_()
     loss = divergence.per_token(LOGP, leaf)
     (expected,) = torch.autograd.grad(loss.sum(), leaf)
-    found, slope = divergence.with_slope(LOGP, LOGQ)
+    found, grad = divergence.with_grad(LOGP, LOGQ)
     torch.testing.assert_close(found, loss.detach(), rtol=1e-12, atol=0)
-    torch.testing.assert_close(slope, expected, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-15)
     if not isinstance(divergence, d.AdaptiveKL):  # whose shares are constants to the gradient
         assert torch.autograd.gradcheck(lambda x: divergence.per_token(LOGP, x), leaf)
 
@@ -92,8 +92,8 @@ def test_is_zero_where_the_student_is_the_teacher(divergence: d.Divergence) -> N
 def test_an_impossible_outcome_costs_nothing_and_poisons_nothing() -> None:
     never = torch.tensor([[0.0, np.log(1e-30)]])
     for divergence, _ in REFERENCES:
-        loss, slope = divergence.with_slope(never, torch.tensor([[0.5, 0.5]]).log())
-        assert loss.isfinite().all() and slope.isfinite().all(), divergence
+        loss, grad = divergence.with_grad(never, torch.tensor([[0.5, 0.5]]).log())
+        assert loss.isfinite().all() and grad.isfinite().all(), divergence
 
 
 @pytest.mark.parametrize("name", ["reverse_kl", "jensen_shannon", "skew_reverse_kl", "adaptive_kl"])

@@ -11,15 +11,15 @@ from cohobate.errors import UserError
 from cohobate.fast.forward import forward
 from cohobate.losses import features as f
 from cohobate.losses.divergences import ForwardKL
-from cohobate.losses.features import FeatureTerm, Place
-from cohobate.losses.layer_matching import Matching, layer_pairs
-from cohobate.teachers.target_sources import Live
+from cohobate.losses.features import FeatureTerm, TokenPositions
+from cohobate.losses.layer_matching import LayerMatching, layer_pairs
+from cohobate.teachers.target_sources import LiveSource
 from cohobate.training.batches import MicroBatches
 from cohobate.training.model_loss import CausalLMLoss
 from tests.cohobate.teachers.test_target_sources import examples, logits_of
 
 B, S, D, H = 3, 5, 6, 4
-PLACE = Place(torch.tensor([1, 2, 5, 6, 7, 13]), S)  # rows 0, 1 and 2
+PLACE = TokenPositions(torch.tensor([1, 2, 5, 6, 7, 13]), S)  # rows 0, 1 and 2
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -121,7 +121,7 @@ def test_similarities_are_preserved() -> None:
 
 
 def test_a_batch_of_one_row_has_no_relations() -> None:
-    alone = Place(torch.tensor([1, 2]), S)
+    alone = TokenPositions(torch.tensor([1, 2]), S)
     x, y = random(B, S, D, seed=0).requires_grad_(), random(B, S, D, seed=1)
     loss = term(type="rkd").compare(x, y, alone)
     loss.sum().backward()
@@ -180,14 +180,14 @@ def pair(make_model, tokenizer):
 
 def loss_fn_of(pair, tokenizer, fields, terms=()) -> CausalLMLoss:
     student, teacher = pair
-    matching = Matching([term(**x) for x in fields], student, teacher, seed=0)
-    live = Live({"main": teacher}, len(tokenizer), matching=matching)
+    matching = LayerMatching([term(**x) for x in fields], student, teacher, seed=0)
+    live = LiveSource({"main": teacher}, len(tokenizer), matching=matching)
     return CausalLMLoss(student, terms, 5, live)
 
 
 def step_of(loss_fn: CausalLMLoss) -> tuple[Tensor, Tensor]:
     batch = MicroBatches(examples(), [range(6)], 6, loss_fn.target_source)[0]
-    found: tuple[Tensor, Tensor] = loss_fn(**batch, divisor=len(batch["targets_N"]))
+    found: tuple[Tensor, Tensor] = loss_fn(**batch, divisor=len(batch["labels_N"]))
     return found
 
 
@@ -197,27 +197,27 @@ def test_every_feature_teaches_the_student(pair, tokenizer, fields) -> None:
     optimizer = torch.optim.AdamW(loss_fn.parameters(), lr=3e-3)
     before = None
     for _ in range(12):
-        loss, losses_NT = step_of(loss_fn)
-        before = losses_NT.mean(0) if before is None else before
+        loss, losses_NF = step_of(loss_fn)
+        before = losses_NF.mean(0) if before is None else before
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert loss_fn.names == ["forward_kl", fields["type"]]
-    torch.testing.assert_close(losses_NT.sum(-1).mean(), loss.detach())
+    torch.testing.assert_close(losses_NF.sum(-1).mean(), loss.detach())
     if not fields.get("balance"):
-        assert losses_NT.mean(0)[1] < 0.95 * before[1]
+        assert losses_NF.mean(0)[1] < 0.95 * before[1]
     assert all(p.grad is None for p in pair[1].parameters())
 
 
 def test_features_alone_make_a_phase_and_balance_with_nothing_else(pair, tokenizer) -> None:
-    loss, losses_NT = step_of(loss_fn_of(pair, tokenizer, [{"type": "hidden_mse"}]))
-    assert losses_NT.shape[1] == 1 and float(loss.detach()) > 0
+    loss, losses_NF = step_of(loss_fn_of(pair, tokenizer, [{"type": "hidden_mse"}]))
+    assert losses_NF.shape[1] == 1 and float(loss.detach()) > 0
 
 
 def test_balanced_features_weigh_as_much_as_the_response(pair, tokenizer) -> None:
     fields = {"type": "hidden_mse", "balance": True, "weight": 0.5}
-    _, losses_NT = step_of(loss_fn_of(pair, tokenizer, [fields], [ForwardKL()]))
-    response, feature = losses_NT.mean(0).tolist()
+    _, losses_NF = step_of(loss_fn_of(pair, tokenizer, [fields], [ForwardKL()]))
+    response, feature = losses_NF.mean(0).tolist()
     assert feature == pytest.approx(0.5 * response, rel=1e-5)
 
 
@@ -277,9 +277,9 @@ def test_a_feature_that_does_not_exist_is_refused() -> None:
 def test_a_batch_without_any_valid_token_has_no_loss(pair, tokenizer) -> None:
     loss_fn = loss_fn_of(pair, tokenizer, EVERY, [ForwardKL()])
     masked = [Example("none", np.arange(5, 12, dtype=np.int32), 7)] * 3
-    loss, losses_NT = loss_fn(
+    loss, losses_NF = loss_fn(
         **MicroBatches(masked, [range(3)], 3, loss_fn.target_source)[0], divisor=1
     )
     loss.backward()
-    assert float(loss) == 0 and losses_NT.shape == (0, 9)
+    assert float(loss) == 0 and losses_NF.shape == (0, 9)
     assert all(p.grad is None or not p.grad.any() for p in loss_fn.parameters())

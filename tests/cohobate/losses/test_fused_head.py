@@ -92,7 +92,7 @@ def test_loss_and_gradients_are_those_of_the_plain_computation(
     stored = _stored() if source == "stored" else None
     hidden, weight, bias = (_random(*s, seed=i).requires_grad_() for i, s in enumerate(SHAPES))
     expected = _reference(hidden @ weight.T + bias, terms, _labels(), stored) / 7
-    slopes = torch.autograd.grad(expected, [hidden, weight, bias])
+    grads = torch.autograd.grad(expected, [hidden, weight, bias])
     loss, losses = fused_head_loss(
         hidden,
         Head(weight, bias),
@@ -104,8 +104,8 @@ def test_loss_and_gradients_are_those_of_the_plain_computation(
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(losses.sum() / 7, expected.detach(), rtol=1e-10, atol=1e-12)
     found = torch.autograd.grad(loss, [hidden, weight, bias])
-    for slope, reference in zip(found, slopes, strict=True):
-        torch.testing.assert_close(slope, reference, rtol=1e-8, atol=1e-11)
+    for grad, reference in zip(found, grads, strict=True):
+        torch.testing.assert_close(grad, reference, rtol=1e-8, atol=1e-11)
 
 
 SHAPES = [(N, D), (V, D), (V,)]
@@ -298,15 +298,15 @@ def test_logit_mse_is_of_centred_logits() -> None:
     z, t = hidden @ weight.T + 5, _teacher_logits()
     gap = (z - z.mean(-1, keepdim=True)) - (t - t.mean(-1, keepdim=True))
     expected = gap.square().mean(-1).sum() / N
-    slopes = torch.autograd.grad(expected, [hidden, weight])
+    grads = torch.autograd.grad(expected, [hidden, weight])
     for temperature in (1, 2):  # the factor T² takes back what T shrinks
         term = d.LogitMse(temperature=temperature)
         loss, _ = fused_head_loss(
             hidden, Head(weight), [term], Targets(_labels(), _live()), divisor=N, chunk_tokens=4
         )
         torch.testing.assert_close(loss, expected)
-        for found, slope in zip(torch.autograd.grad(loss, [hidden, weight]), slopes, strict=True):
-            torch.testing.assert_close(found, slope)
+        for found, grad in zip(torch.autograd.grad(loss, [hidden, weight]), grads, strict=True):
+            torch.testing.assert_close(found, grad)
     with pytest.raises(UserError, match="logit_mse needs a live teacher"):
         fused_head_loss(
             hidden, Head(weight), [d.LogitMse()], Targets(_labels(), _stored()), divisor=N

@@ -6,7 +6,7 @@ import torch
 from cohobate.errors import UserError
 from cohobate.losses.divergences import ForwardKL, Hard, ReverseKL
 from cohobate.losses.fused_head import fused_head_loss
-from cohobate.losses.sampled import Sampled
+from cohobate.losses.sampled import SampledIds
 from cohobate.losses.targets import Targets
 from cohobate.models.lm_head import Head
 from cohobate.teachers.signal_store.forms import StoredDraws
@@ -27,7 +27,7 @@ def teacher_logits() -> torch.Tensor:
     return 2 * normal(N, V, seed=1)
 
 
-def draws(temperature: float, count: int, seed: int) -> Sampled:
+def draws(temperature: float, count: int, seed: int) -> SampledIds:
     form = StoredDraws(type="sampled", draws=count, temperature=temperature)
     rng = torch.rand(N, count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     measured = form.measure(Head(torch.eye(V, dtype=torch.float64)), teacher_logits(), rng)
@@ -51,12 +51,12 @@ def test_loss_and_gradients_are_those_of_the_plain_computation(temperature, chun
         hidden, Head(weight), terms, Targets(labels(), teacher), divisor=4, chunk_tokens=chunk
     )
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
-    for found, slope in zip(
+    for found, grad in zip(
         torch.autograd.grad(loss, [hidden, weight]),
         torch.autograd.grad(expected, [hidden, weight]),
         strict=True,
     ):
-        torch.testing.assert_close(found, slope, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(found, grad, rtol=1e-6, atol=1e-7)
 
 
 def test_the_mean_over_draws_is_the_whole_divergence() -> None:
@@ -64,16 +64,16 @@ def test_the_mean_over_draws_is_the_whole_divergence() -> None:
     eye = Head(torch.eye(V, dtype=torch.float64))
     p, logq = teacher_logits().softmax(-1), logits.log_softmax(-1)
     expected = (p * (p.log() - logq)).sum()
-    (slope,) = torch.autograd.grad(expected, logits)
-    losses, slopes = [], []
+    (grad,) = torch.autograd.grad(expected, logits)
+    losses, grads = [], []
     for seed in range(400):
         targets = Targets(labels(), draws(1.0, 8, seed))
         loss, _ = fused_head_loss(logits, eye, [ForwardKL()], targets, divisor=1)
         losses.append(loss.detach())
-        slopes.append(torch.autograd.grad(loss, logits)[0])
+        grads.append(torch.autograd.grad(loss, logits)[0])
     assert abs(torch.stack(losses).mean() - expected) < 0.02 * expected
     one_off, mean_off = (
-        (x - slope).norm() / slope.norm() for x in (slopes[0], torch.stack(slopes).mean(0))
+        (x - grad).norm() / grad.norm() for x in (grads[0], torch.stack(grads).mean(0))
     )
     assert mean_off < 0.03 and one_off > 0.1
 

@@ -12,7 +12,7 @@ from cohobate.data.records import ADAPT, INIT_STUDENT, LABELLED, TRAIN, Row, row
 from cohobate.errors import UserError
 from cohobate.losses.divergences import Hard
 from cohobate.losses.fused_head import fused_head_loss
-from cohobate.losses.targets import Crossed, Targets, TopK
+from cohobate.losses.targets import CrossTokenizerTargets, Targets, TopK
 from cohobate.losses.uld import Uld, groups_of
 from cohobate.methods.kd import Kd
 from cohobate.models import checkpoints
@@ -32,12 +32,12 @@ def random(*shape: int, seed: int) -> Tensor:
     return 2 * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def crossed(teacher: Tensor) -> Crossed:
+def crossed(teacher: Tensor) -> CrossTokenizerTargets:
     shared = [(n, TEACHER_WORDS[w]) for w, n in STUDENT_WORDS.items() if w in TEACHER_WORDS]
     ours, theirs = torch.tensor(shared).unbind(-1)
     groups = (torch.tensor(g) for g in GROUPS)
     eye = Head(torch.eye(teacher.shape[-1], dtype=teacher.dtype))
-    return Crossed(teacher, eye, torch.tensor([3, 1, 4, 2]), *groups, (ours, theirs))
+    return CrossTokenizerTargets(teacher, eye, torch.tensor([3, 1, 4, 2]), *groups, (ours, theirs))
 
 
 def test_groups_end_where_both_sides_end() -> None:
@@ -74,7 +74,7 @@ def test_loss_and_gradient_are_those_of_trl(shared: str) -> None:
     offsets = [torch.tensor([[(0, 0), *x]]) for x in (STUDENT_SPANS, TEACHER_SPANS)]
     padded = [torch.cat([x, x[:1]])[None] for x in (student, teacher)]
     expected = ULDLoss(config, *words)(*padded, *labels, *ids, *offsets)
-    (slope,) = torch.autograd.grad(expected, student)
+    (grad,) = torch.autograd.grad(expected, student)
 
     term = Uld(type="uld", shared=shared)
     eye = Head(torch.eye(11, dtype=torch.float64))
@@ -83,7 +83,7 @@ def test_loss_and_gradient_are_those_of_trl(shared: str) -> None:
         loss, losses = fused_head_loss(student, eye, [term], targets, divisor=3, chunk_tokens=chunk)
         torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
         (found,) = torch.autograd.grad(loss, student)
-        assert (found - slope).norm() / slope.norm() < 1e-5
+        assert (found - grad).norm() / grad.norm() < 1e-5
         assert (losses[:, 0] > 0).tolist() == [False, True, True, True]
 
 
@@ -102,7 +102,7 @@ def test_gradcheck() -> None:
 def test_one_tokenizer_twice_gives_no_loss_where_the_models_are_one() -> None:
     logits = random(3, 11, seed=5)
     every = torch.arange(11)
-    same = Crossed(
+    same = CrossTokenizerTargets(
         logits,
         Head(torch.eye(11, dtype=torch.float64)),
         torch.tensor([1, 2, 3]),

@@ -75,7 +75,7 @@ def test_loss_and_gradients_are_those_of_the_paper(make_model, tokenizer, count)
 
     peers = [make_model(tokenizer, seed=n).double() for n in range(count)]
     batch = MicroBatches(prompts(), [range(6)], 6, None)[0]
-    valid = len(batch["targets_N"])
+    valid = len(batch["labels_N"])
     cohort = MutualLoss(peers, [Hard(), ForwardKL(weight=0.5)], [True] * (count - 1) + [False])
     loss, _ = cohort(**batch, divisor=valid)
     weights = [peer.model.layers[0].mlp.up_proj.weight for peer in peers]
@@ -85,7 +85,7 @@ def test_loss_and_gradients_are_those_of_the_paper(make_model, tokenizer, count)
         for peer in peers
     ]
     for n, logq in enumerate(logs):
-        total = -logq.gather(-1, batch["targets_N"][:, None]).sum()
+        total = -logq.gather(-1, batch["labels_N"][:, None]).sum()
         for m, other in enumerate(logs):
             if m != n and n < count - 1:
                 p = other.detach()

@@ -85,15 +85,15 @@ def test_the_student_comes_closer_to_the_teacher_on_its_own_text(round_so_far) -
 def test_the_loss_is_the_divergence_from_the_live_teacher(make_model, tokenizer) -> None:
     """Against a float64 reference over the whole vocabulary, token by token."""
     from cohobate.losses.divergences import ReverseKL
-    from cohobate.teachers.target_sources import Live
+    from cohobate.teachers.target_sources import LiveSource
     from cohobate.training.batches import MicroBatches
     from cohobate.training.model_loss import CausalLMLoss
 
     student, teacher = make_model(tokenizer, seed=1), make_model(tokenizer, seed=2)
     rows = text_of(student, tokenizer, ConstantShare()).write(prompts(), "a draw")
-    live = Live({"main": teacher}, len(tokenizer))
+    live = LiveSource({"main": teacher}, len(tokenizer))
     batch = MicroBatches(rows, [range(len(rows))], len(rows), live)[0]
-    valid = len(batch["targets_N"])
+    valid = len(batch["labels_N"])
     loss, _ = CausalLMLoss(student, [ReverseKL()], target_source=live)(**batch, divisor=valid)
     total = 0.0
     for row in rows:

@@ -20,7 +20,7 @@ from cohobate.models.lm_head import Head
 from cohobate.models.model_info import read_model_info
 from cohobate.students.from_config import parameters_after_cut, random_model
 from cohobate.students.layer_cutting import keep_layers
-from cohobate.teachers.target_sources import Live
+from cohobate.teachers.target_sources import LiveSource
 from cohobate.training.trainer import fit
 from tasks.preflight.memory import size_of
 from tests.cohobate.training.test_trainer import examples, settings
@@ -133,9 +133,9 @@ def test_a_family_learns_from_a_live_teacher(name: str, tmp_path: Path) -> None:
     student, teacher = (checkpoints.load(tmp_path)[0] for _ in range(2))
     with torch.no_grad():
         student.get_output_embeddings().weight.mul_(0.3)
-    live, size = Live({"main": teacher}, len(tokenizer)), len(tokenizer)
+    live, size = LiveSource({"main": teacher}, len(tokenizer)), len(tokenizer)
     how = settings(updates=6, batch_size=8, learning_rate=0.02, schedule="constant")
-    options = {"seed": 1, "what": "a test", "teaching": live, "vocabulary": size}
+    options = {"seed": 1, "what": "a test", "target_source": live, "vocabulary": size}
     history = fit(student, examples(8), [ForwardKL()], how, **options)
     assert history[-1].loss < history[0].loss
 

@@ -11,7 +11,7 @@ from cohobate.fast.forward import forward
 from cohobate.generation.likelihood import Continuation, Likelihood
 from cohobate.losses.divergences import ForwardKL, Hard
 from cohobate.models.lm_head import Head, check_head
-from cohobate.teachers.target_sources import Live
+from cohobate.teachers.target_sources import LiveSource
 from cohobate.training.batches import MicroBatches
 from cohobate.training.model_loss import CausalLMLoss
 from tests.cohobate.teachers.test_target_sources import (
@@ -66,11 +66,11 @@ def test_the_heads_of_families_as_student_and_teacher(name: str) -> None:
     special = (head.softcap, head.scale, head.bias_V is not None)
     assert (special != (None, 1.0, False)) == (name != "Qwen2")
     for a, b in ((student, teacher), (teacher, student)):
-        batch = MicroBatches(examples(), [range(6)], 6, live := Live({"main": b}, 80))[0]
+        batch = MicroBatches(examples(), [range(6)], 6, live := LiveSource({"main": b}, 80))[0]
         loss_fn = CausalLMLoss(a, [ForwardKL(), Hard()], 5, live)
         for weight in a.parameters():
             weight.requires_grad_()
-        loss, _ = loss_fn(**batch, divisor=len(batch["targets_N"]))
+        loss, _ = loss_fn(**batch, divisor=len(batch["labels_N"]))
         expected = []
         for row in examples():
             z, t = logits_of(a, row), logits_of(b, row).detach()

@@ -11,7 +11,7 @@ from torch import Tensor
 from cohobate.data.examples import Example, common_prefix
 from cohobate.data.records import Row
 from cohobate.errors import UserError
-from cohobate.losses.divergences import Distillm2, ForwardKL, Hard, ReverseKL, Term
+from cohobate.losses.divergences import DistiLLM2, ForwardKL, Hard, ReverseKL, Term
 from cohobate.models.lm_head import Head
 from cohobate.models.vocabularies import template_hash, vocabulary_hash
 from cohobate.students.vocabulary_trimming import trim
@@ -19,7 +19,13 @@ from cohobate.teachers.ensembles import Best, MeanLogits, Mixture, Progressive, 
 from cohobate.teachers.signal_store.forms import StoredTopK
 from cohobate.teachers.signal_store.shards import ShardWriter, publish
 from cohobate.teachers.signal_store.store import Origin, SignalStore
-from cohobate.teachers.target_sources import Live, Stored, shared_vocabulary, understood, within
+from cohobate.teachers.target_sources import (
+    LiveSource,
+    StoredSource,
+    check_ids,
+    map_vocabulary,
+    shared_vocabulary,
+)
 from cohobate.training.batches import MicroBatches
 from cohobate.training.model_loss import CausalLMLoss
 
@@ -44,14 +50,16 @@ def logits_of(model: Any, row: Example) -> Tensor:
 def loss_of(
     model: Any,
     terms: list[Term],
-    teaching: Any,
+    target_source: Any,
     progress: float = 1.0,
     rows: list[Example] | None = None,
 ) -> Tensor:
     rows = rows or examples()
-    batch = MicroBatches(rows, [range(len(rows))], len(rows), teaching)[0] | {"progress": progress}
-    loss_fn = CausalLMLoss(model, terms, 5, teaching)
-    loss, losses = loss_fn(**batch, divisor=len(batch["targets_N"]))
+    batch = MicroBatches(rows, [range(len(rows))], len(rows), target_source)[0] | {
+        "progress": progress
+    }
+    loss_fn = CausalLMLoss(model, terms, 5, target_source)
+    loss, losses = loss_fn(**batch, divisor=len(batch["labels_N"]))
     torch.testing.assert_close(losses.sum() / len(losses), loss.detach())
     return loss
 
@@ -74,15 +82,15 @@ def models(make_model, tokenizer):
     ]
 
 
-def live(models: list[Any], tokenizer: Any, **options: Any) -> Live:
+def live(models: list[Any], tokenizer: Any, **options: Any) -> LiveSource:
     named = dict(zip(("one", "two"), models[1:], strict=False))
-    return Live(named, len(tokenizer), **options)
+    return LiveSource(named, len(tokenizer), **options)
 
 
 def test_one_live_teacher_is_the_plain_computation(models, tokenizer) -> None:
     student, teacher, _ = models
-    teaching = live(models[:2], tokenizer)
-    loss = loss_of(student, [ForwardKL(weight=0.7, temperature=2), Hard(weight=0.3)], teaching)
+    target_source = live(models[:2], tokenizer)
+    loss = loss_of(student, [ForwardKL(weight=0.7, temperature=2), Hard(weight=0.3)], target_source)
     expected = []
     for row in examples():
         z, t = logits_of(student, row), logits_of(teacher, row)
@@ -92,9 +100,9 @@ def test_one_live_teacher_is_the_plain_computation(models, tokenizer) -> None:
         expected.append(0.7 * soft + 0.3 * hard)
     reference = mean_over_tokens(expected)
     torch.testing.assert_close(loss.double(), reference, rtol=1e-5, atol=0)
-    slopes = torch.autograd.grad(reference, list(student.parameters()))
-    for found, slope in zip(torch.autograd.grad(loss, student.parameters()), slopes, strict=True):
-        assert (found - slope).norm() <= 1e-5 * slope.norm() + 1e-7
+    grads = torch.autograd.grad(reference, list(student.parameters()))
+    for found, grad in zip(torch.autograd.grad(loss, student.parameters()), grads, strict=True):
+        assert (found - grad).norm() <= 1e-5 * grad.norm() + 1e-7
     assert all(not p.requires_grad and p.grad is None for p in teacher.parameters())
 
 
@@ -121,8 +129,8 @@ def cost(logits: Tensor, row: Example) -> float:
 @pytest.mark.parametrize("name", COMBINED)
 def test_several_live_teachers(models, tokenizer, name) -> None:
     how, target = COMBINED[name]
-    teaching = live(models, tokenizer, combining=how, shares=(1.4, 0.6))
-    loss = loss_of(models[0], [ReverseKL()], teaching)
+    target_source = live(models, tokenizer, ensemble=how, shares=(1.4, 0.6))
+    loss = loss_of(models[0], [ReverseKL()], target_source)
     expected = []
     with torch.no_grad():
         for row in examples():
@@ -160,14 +168,14 @@ def test_several_stored_teachers_are_the_live_ones(models, tokenizer, tmp_path, 
             key: store(tmp_path / key, model, tokenizer, len(tokenizer) - 1)
             for key, model in zip(("one", "two"), models[1:], strict=True)
         }
-    stored = Stored(stores, combining=how, shares=(0.7, 0.3))
+    stored = StoredSource(stores, ensemble=how, shares=(0.7, 0.3))
     stored.attach(examples(), tokenizer)
-    alive = live(models, tokenizer, combining=how, shares=(0.7, 0.3))
-    slopes = [
+    alive = live(models, tokenizer, ensemble=how, shares=(0.7, 0.3))
+    grads = [
         torch.autograd.grad(loss_of(models[0], [ForwardKL()], source), models[0].parameters())
         for source in (stored, alive)
     ]
-    for found, expected in zip(*slopes, strict=True):
+    for found, expected in zip(*grads, strict=True):
         assert (
             found - expected
         ).norm() <= 0.01 * expected.norm() + 1e-6  # stored in half precision
@@ -176,7 +184,7 @@ def test_several_stored_teachers_are_the_live_ones(models, tokenizer, tmp_path, 
 def test_a_group_without_a_teacher_is_refused_with_its_row(models, tokenizer) -> None:
     how = Route(type="route", groups={"plant": "one"})
     with pytest.raises(UserError, match="group 'animal'") as caught:
-        loss_of(models[0], [ForwardKL()], live(models, tokenizer, combining=how, shares=(1, 1)))
+        loss_of(models[0], [ForwardKL()], live(models, tokenizer, ensemble=how, shares=(1, 1)))
     assert caught.value.where == "row row-0"
 
 
@@ -204,7 +212,7 @@ def test_the_progressive_schedule_reaches_exactly_one() -> None:
 
 def test_distillm2_gives_each_row_its_alpha(models, tokenizer) -> None:
     student, teacher, _ = models
-    loss = loss_of(student, [Distillm2()], live(models[:2], tokenizer))
+    loss = loss_of(student, [DistiLLM2()], live(models[:2], tokenizer))
     rows, told = examples(), []
     with torch.no_grad():
         for row in rows:
@@ -229,7 +237,7 @@ def test_padded_vocabularies_are_compared_on_the_shared_ids(make_model, tokenize
     size = len(tokenizer)
     student = make_model(tokenizer, seed=1, layers=2)
     teacher = make_model(tokenizer, seed=2, vocab_size=size + 12)
-    loss = loss_of(student, [ForwardKL()], Live({"one": teacher}, size))
+    loss = loss_of(student, [ForwardKL()], LiveSource({"one": teacher}, size))
     expected = []
     with torch.no_grad():
         for row in examples():
@@ -247,9 +255,9 @@ def test_a_trimmed_student_is_taught_by_what_the_teacher_says_of_its_tokens(
     words = [Row(id="1", prompt="Definition: a small thing\nCategory:", answer=" animal")]
     trimmed = trim(student, tokenizer, words)
     assert len(trimmed) < len(tokenizer)
-    count, ids_V = understood(trimmed, tokenizer, "here")
+    count, ids_V = map_vocabulary(trimmed, tokenizer, "here")
     assert count == len(trimmed) and ids_V is not None
-    live = Live({"one": whole}, count, ids_V={"one": ids_V})
+    live = LiveSource({"one": whole}, count, teacher_ids={"one": ids_V})
     loss = loss_of(student, [ForwardKL()], live)
     expected = []
     with torch.no_grad():
@@ -258,35 +266,35 @@ def test_a_trimmed_student_is_taught_by_what_the_teacher_says_of_its_tokens(
             p = logits_of(whole, read)[:, ids_V].softmax(-1)
             expected.append(forward_kl(p, logits_of(student, row).softmax(-1)))
     assert float(loss) == pytest.approx(float(mean_over_tokens(expected)), rel=1e-5)
-    assert understood(tokenizer, tokenizer, "here") == (len(tokenizer), None)
+    assert map_vocabulary(tokenizer, tokenizer, "here") == (len(tokenizer), None)
 
 
-@pytest.mark.parametrize("combining", [None, Mixture(), ROUTE])
+@pytest.mark.parametrize("ensemble", [None, Mixture(), ROUTE])
 @pytest.mark.parametrize("renumbered", [False, True])
 def test_a_teacher_reads_what_all_prompts_begin_with_once(
-    models, tokenizer, combining, renumbered, monkeypatch
+    models, tokenizer, ensemble, renumbered, monkeypatch
 ) -> None:
     rows = [
         replace(row, ids=np.concatenate([[7, 8, 9, 10], row.ids]), prompt_length=6)
         for row in examples()
     ]
-    begin_P = common_prefix(rows)
-    assert begin_P.tolist() == [7, 8, 9, 10]
-    some = models if combining else models[:2]
-    options: dict[str, Any] = {"combining": combining, "shares": (0.5, 0.5)} if combining else {}
+    prefix_P = common_prefix(rows)
+    assert prefix_P.tolist() == [7, 8, 9, 10]
+    some = models if ensemble else models[:2]
+    options: dict[str, Any] = {"ensemble": ensemble, "shares": (0.5, 0.5)} if ensemble else {}
     if renumbered:
-        options["ids_V"] = {"one": torch.arange(len(tokenizer)).flip(0)}
+        options["teacher_ids"] = {"one": torch.arange(len(tokenizer)).flip(0)}
     plain = loss_of(models[0], [ForwardKL()], live(some, tokenizer, **options), rows=rows)
-    teaching = live(some, tokenizer, begin_P=begin_P, **options)
+    target_source = live(some, tokenizer, prefix_P=prefix_P, **options)
     read: list[int] = []
     models[1].get_decoder().register_forward_pre_hook(lambda _, ids: read.append(ids[0].numel()))
     monkeypatch.setattr("cohobate.fast.padding_free._worth", lambda device, room: 1)
     for _ in range(2):
-        found = loss_of(models[0], [ForwardKL()], teaching, rows=rows)
+        found = loss_of(models[0], [ForwardKL()], target_source, rows=rows)
         torch.testing.assert_close(found, plain, rtol=1e-5, atol=0)
-    assert read.count(len(begin_P)) == 1
-    taught = [row for row in rows if combining is not ROUTE or row.group == "plant"]
-    assert read[-1] == sum(len(row.ids) - 1 - len(begin_P) for row in taught)
+    assert read.count(len(prefix_P)) == 1
+    taught = [row for row in rows if ensemble is not ROUTE or row.group == "plant"]
+    assert read[-1] == sum(len(row.ids) - 1 - len(prefix_P) for row in taught)
 
 
 def test_an_id_that_is_another_string_is_refused(make_tokenizer) -> None:
@@ -304,14 +312,16 @@ def test_an_id_that_is_another_string_is_refused(make_tokenizer) -> None:
 
 def test_a_row_with_a_token_that_not_both_have_is_refused() -> None:
     with pytest.raises(UserError, match="not among the 40 ids"):
-        within(examples(), 40)
+        check_ids(examples(), 40)
 
 
 def test_a_bfloat16_teacher_stays_near_its_float32_self(models, tokenizer) -> None:
     student, teacher, _ = models
     whole = loss_of(student, [ForwardKL()], live(models[:2], tokenizer))
     with torch.autocast("cpu", torch.bfloat16):
-        half = loss_of(student, [ForwardKL()], Live({"one": teacher.bfloat16()}, len(tokenizer)))
+        half = loss_of(
+            student, [ForwardKL()], LiveSource({"one": teacher.bfloat16()}, len(tokenizer))
+        )
     assert float(half) == pytest.approx(float(whole), rel=0.05)
 
 
@@ -322,10 +332,12 @@ def test_a_teacher_with_more_than_a_head_is_refused(models, tokenizer) -> None:
 
 
 def test_micro_batches_add_up_to_the_whole_batch(models, tokenizer) -> None:
-    student, teaching = models[0], live(models[:2], tokenizer)
-    whole = torch.autograd.grad(loss_of(student, [ReverseKL()], teaching), student.parameters())
-    rows, loss_fn = examples(), CausalLMLoss(student, [ReverseKL()], 5, teaching)
-    parts = MicroBatches(rows, [range(6)], 4, teaching)
+    student, target_source = models[0], live(models[:2], tokenizer)
+    whole = torch.autograd.grad(
+        loss_of(student, [ReverseKL()], target_source), student.parameters()
+    )
+    rows, loss_fn = examples(), CausalLMLoss(student, [ReverseKL()], 5, target_source)
+    parts = MicroBatches(rows, [range(6)], 4, target_source)
     total = sum(loss_fn(**parts[n], divisor=sum(r.length for r in rows))[0] for n in range(2))
     for a, b in zip(torch.autograd.grad(total, student.parameters()), whole, strict=True):
         assert (a - b).norm() <= 1e-4 * b.norm() + 1e-7
@@ -334,10 +346,10 @@ def test_micro_batches_add_up_to_the_whole_batch(models, tokenizer) -> None:
 @pytest.mark.parametrize("name", COMBINED)
 def test_a_batch_without_any_valid_token_has_no_loss(models, tokenizer, name) -> None:
     how, _ = COMBINED[name]
-    teaching = live(models, tokenizer, combining=how, shares=(0.7, 0.3))
+    target_source = live(models, tokenizer, ensemble=how, shares=(0.7, 0.3))
     masked = [Example("none", np.arange(5, 12, dtype=np.int32), 7, group="plant")]
-    batch = MicroBatches(masked, [[0]], 1, teaching)[0]
-    loss, losses = CausalLMLoss(models[0], [ReverseKL()], 5, teaching)(**batch, divisor=1)
-    slopes = torch.autograd.grad(loss, models[0].parameters(), allow_unused=True)
+    batch = MicroBatches(masked, [[0]], 1, target_source)[0]
+    loss, losses = CausalLMLoss(models[0], [ReverseKL()], 5, target_source)(**batch, divisor=1)
+    grads = torch.autograd.grad(loss, models[0].parameters(), allow_unused=True)
     assert float(loss) == 0 and losses.shape == (0, 1)
-    assert all(slope is None or not slope.any() for slope in slopes)
+    assert all(grad is None or not grad.any() for grad in grads)

@@ -66,8 +66,8 @@ def test_a_micro_batch_says_where_each_completion_token_is_predicted() -> None:
     batch = MicroBatches(rows, [[0, 1]], 2, None)[0]
     assert batch["ids_BS"].tolist() == [[10, 11, 12, 13], [10, 11, 0, 0]]
     assert batch["positions_N"].tolist() == [2, 3, 4, 5]
-    assert batch["targets_N"].tolist() == [13, 14, 11, 12]
-    assert batch["targets_N"].dtype == torch.int64
+    assert batch["labels_N"].tolist() == [13, 14, 11, 12]
+    assert batch["labels_N"].dtype == torch.int64
 
 
 def test_an_update_is_cut_into_micro_batches() -> None:

@@ -75,7 +75,7 @@ def test_loss_and_gradient_are_those_of_transformers(make_model, tokenizer, tied
     expected = hugging_face_loss(model, rows)
     slopes = torch.autograd.grad(expected, list(model.parameters()))
     batch = MicroBatches(rows, [range(8)], 8, None)[0]
-    loss, losses = CausalLMLoss(model, [Hard()])(**batch, divisor=len(batch["targets_N"]))
+    loss, losses = CausalLMLoss(model, [Hard()])(**batch, divisor=len(batch["labels_N"]))
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(losses.mean(), expected.detach())
     found = torch.autograd.grad(loss, list(model.parameters()))

@@ -10,14 +10,14 @@ import torch
 from cohobate.data.examples import Example
 from cohobate.errors import UserError
 from cohobate.losses.divergences import ForwardKL, Hard, ReverseKL
-from cohobate.losses.sampled import Sampled
+from cohobate.losses.sampled import SampledIds
 from cohobate.losses.targets import LiveTeacher, TopK
 from cohobate.models.lm_head import Head
 from cohobate.models.vocabularies import template_hash, vocabulary_hash
 from cohobate.teachers.signal_store.forms import Signals, StoredDraws, StoredHidden, StoredTopK
 from cohobate.teachers.signal_store.shards import ShardWriter, publish
 from cohobate.teachers.signal_store.store import Origin, SignalStore
-from cohobate.teachers.target_sources import Stored
+from cohobate.teachers.target_sources import StoredSource
 from cohobate.training.batches import MicroBatches
 
 V, D, K, TEMPERATURES = 300, 8, 3, (1.0, 2.0)
@@ -97,7 +97,9 @@ def test_the_most_likely_ids_come_back(tmp_path, tokenizer, vocabulary) -> None:
     read = read_all(SignalStore(tmp_path / "main"), tokenizer)
     assert torch.equal(read["ids_NK"], written["ids_NK"].sort().values)
     torch.testing.assert_close(by_id(read), by_id(written), rtol=5e-3, atol=5e-3)
-    torch.testing.assert_close(read["leftover_NT"], written["leftover_NT"], rtol=5e-4, atol=0)
+    torch.testing.assert_close(
+        read["rest_logprob_NQ"], written["rest_logprob_NQ"], rtol=5e-4, atol=0
+    )
     targets = SignalStore(tmp_path / "main").targets(read)
     assert isinstance(targets, TopK) and targets.temperatures == TEMPERATURES
 
@@ -110,7 +112,7 @@ def test_draws_come_back_as_shares(tmp_path, tokenizer) -> None:
         expected = torch.bincount(drawn, minlength=V) / 50
         assert torch.equal(torch.bincount(ids, share, V).float(), expected)
     torch.testing.assert_close(read["entropy_N"], written["entropy_N"], rtol=1e-3, atol=1e-3)
-    assert isinstance(store.targets(read), Sampled)
+    assert isinstance(store.targets(read), SampledIds)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -151,11 +153,11 @@ def test_rows_are_read_in_any_order(tmp_path, tokenizer, form) -> None:
 def test_a_batch_carries_the_signals_of_its_tokens(tmp_path, tokenizer) -> None:
     written = write(tmp_path / "main", tokenizer)
     store = SignalStore(tmp_path / "main")
-    stored = Stored({"main": store})
+    stored = StoredSource({"main": store})
     batch = MicroBatches(stored.attach(examples(), tokenizer), [[1, 0]], 2, stored)[0]
-    assert batch["targets_N"].tolist() == [5, 7, 8]
+    assert batch["labels_N"].tolist() == [5, 7, 8]
     expected = written["ids_NK"][[2, 0, 1]].sort().values
-    assert torch.equal(batch["brought"]["stored"]["main"]["ids_NK"], expected)
+    assert torch.equal(batch["teacher_inputs"]["stored"]["main"]["ids_NK"], expected)
 
 
 def test_it_says_what_it_was_made_with(tmp_path, tokenizer) -> None:
@@ -271,9 +273,9 @@ class TestTrimmedStudent:
             assert torch.equal(its_logp[kept], logp[kept])
         for number, t in enumerate(TEMPERATURES):
             lost = ((whole["logp_NK"] / t).exp() * lacks).sum(-1)
-            expected = (whole["leftover_NT"][:, number].exp() + lost).log()
-            torch.testing.assert_close(part["leftover_NT"][:, number], expected)
-        share = part["leftover_NT"][:, :1].exp() / 150
+            expected = (whole["rest_logprob_NQ"][:, number].exp() + lost).log()
+            torch.testing.assert_close(part["rest_logprob_NQ"][:, number], expected)
+        share = part["rest_logprob_NQ"][:, :1].exp() / 150
         assert (part["logp_NK"].exp()[lacks] <= share.expand_as(lacks)[lacks] * 1.001).all()
 
     def test_draws_of_what_it_lacks_are_left_out(self, known) -> None:
