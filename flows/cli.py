@@ -118,6 +118,30 @@ def accept(
         out.print("there is nothing to accept: no stage differs in its code alone")
 
 
+@app.command(epilog="Examples: `cohobate upgrade` · `cohobate upgrade --keep-outputs`")
+def upgrade(
+    keep_outputs: Annotated[
+        bool,
+        typer.Option(
+            help="Keep the outputs of all stages that ran: you vouch for what the earlier "
+            "version computed."
+        ),
+    ] = False,
+) -> None:
+    """Give a project of an earlier version the names of this one: params.yaml, dvc.lock, paths."""
+    from flows.upgrade import keep_all
+    from flows.upgrade import upgrade as rename
+
+    root = project_root()
+    changes = rename(root)
+    for change in changes:
+        out.print(change, highlight=False, soft_wrap=True)
+    if not changes:
+        out.print("params.yaml and dvc.lock have the names of this version")
+    for stage in keep_all(root) if keep_outputs else ():
+        out.print(f"{stage}: its outputs are kept", highlight=False)
+
+
 @app.command(epilog="Example: `cohobate status --json`")
 def status(as_json: Json = False) -> None:
     """Say which stages are up to date, which are not and why, and what the last round came to."""

@@ -11,6 +11,7 @@ from cohobate.dvc_bridge import storage
 from flows import overrides
 from flows.round_history import History, RoundRecord
 from flows.round_settings import Rounds
+from flows.upgrade import renamed
 from tasks.challenge.latency import objection
 from tasks.hard_examples.stage import HARDEST
 
@@ -70,13 +71,13 @@ def updates_of(phases: dict[str, Any], chain: list[str]) -> int:
 
 def goes_on(worktree: Path, last: RoundRecord | None) -> bool:
     """Say whether the champion is of the shape asked for, so that learning goes on in it."""
-    if not last or last.champion == FIRST_CHAMPION:
+    if not last or not last.champion.startswith("models/champion/"):
         return True
     promoted_by = Path(last.champion).name
     number = int(promoted_by.removeprefix("round-"))
     text = History(worktree).file(number, params.PARAMS.as_posix())
-    student = params.parse(text, f"{promoted_by}:{params.PARAMS}")["init_student"]
-    return bool(student == params.load(worktree / params.PARAMS)["init_student"])
+    then = renamed(params.parse(text, f"{promoted_by}:{params.PARAMS}"))
+    return bool(then["init_student"] == params.load(worktree / params.PARAMS)["init_student"])
 
 
 def updates_behind(worktree: Path, last: RoundRecord | None) -> int:

@@ -8,6 +8,7 @@ from cohobate.params import ParamsError, nearest, validated
 from flows.applied_recipe import AppliedRecipe
 from flows.resources import Resources
 from flows.round_settings import Rounds
+from flows.upgrade import RENAMED
 from tasks.signatures import Reads, reads_of, stage_function, stage_names
 
 
@@ -30,6 +31,12 @@ def check(document: dict[str, Any]) -> None:
 
     known = sections()
     for name in document:
+        if name in RENAMED:
+            raise ParamsError(
+                f"the section {name} is called {RENAMED[name]} in this version",
+                where="params.yaml",
+                fix="cohobate upgrade   (renames it, and all else that has a new name)",
+            )
         if name not in known:
             raise ParamsError(
                 f"{name} is not a known section{nearest(name, known)}",
