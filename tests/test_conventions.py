@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -43,6 +44,19 @@ def imported_modules(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found
+
+
+def module_exists(module: str) -> bool:
+    path = ROOT.joinpath(*module.split("."))
+    inside = module.split(".", maxsplit=1)[0] in FLOORS
+    return inside and (path.with_suffix(".py").exists() or (path / "__init__.py").exists())
+
+
+def package_of(parts: tuple[str, ...]) -> str:
+    """`cohobate.losses.uld` is of the package cohobate.losses; flows is one package."""
+    if parts[0] == "flows" or len(parts) == 1:
+        return parts[0]
+    return ".".join(parts[:2])
 
 
 def stage_blocks() -> dict[str, dict]:
@@ -90,6 +104,22 @@ def test_library_packages_import_in_one_direction() -> None:
             if names[0] == "cohobate" and len(names) > 1 and LAYERS.index(names[1]) > here:
                 back.append(f"{'/'.join(parts)} imports {module}")
     assert back == []
+
+
+def test_the_graph_of_packages_has_no_circle() -> None:
+    """`pytest -s -k graph_of_packages` prints it: each package, and what it imports how often."""
+    graph: dict[str, Counter[str]] = {}
+    for path in PRODUCT:
+        here = package_of(path.relative_to(ROOT).with_suffix("").parts)
+        there = {m for m in imported_modules(path) if module_exists(m)}
+        others = Counter(package_of(tuple(m.split("."))) for m in there)
+        graph[here] = graph.get(here, Counter()) + Counter(
+            {k: n for k, n in others.items() if k != here}
+        )
+    for package, imports in sorted(graph.items()):
+        print(f"{package:<22} -> {', '.join(f'{k} {n}' for k, n in imports.most_common())}")
+    sorter = TopologicalSorter({package: set(imports) for package, imports in graph.items()})
+    sorter.prepare()
 
 
 def test_no_stage_imports_another() -> None:
