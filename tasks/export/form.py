@@ -1,5 +1,6 @@
 """What every exported form of the student can do: be written, be opened, answer, explain itself."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -33,26 +34,26 @@ class Questions(NamedTuple):
     threads: int
 
 
-class Form(Section):
+class Form(Section, ABC):
     """One form of the student, written to a folder of its own below models/export."""
 
     tolerance: Tolerance = Tolerance()
     """How far it may drift from the original; beyond that nothing is published."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """What its folder is called."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def reader(self) -> str:
         """What opens it, here for the check and at its users."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def usage(self) -> str:
         """How to run it, as the model card says it (Markdown)."""
-        raise NotImplementedError
 
     def for_restored(self) -> Self:
         """Return it with room for a student that got a vocabulary back, unless room was given.
@@ -66,17 +67,17 @@ class Form(Section):
         room = Tolerance(score=max(score, 0.02), agreement=min(least, 0.9), loss=max(loss, 0.05))
         return self.model_copy(update={"tolerance": room})
 
+    @abstractmethod
     def write(self, student: Path, folder: Path) -> None:
         """Write the checkpoint `student` in this form to the empty folder `folder`.
 
         Raises:
             UserError: the model cannot be written so, or a library is not installed.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def answers(self, folder: Path, questions: Questions) -> list[str]:
         """Open what was written, as its users will, and answer greedily."""
-        raise NotImplementedError
 
     def losses(self, folder: Path, rows: Sequence[Row], threads: int) -> list[float] | None:
         """Open what was written; return the mean loss of each row's right answer, nats a token.

@@ -46,7 +46,7 @@ class Safetensors(Form):
         """Copy the checkpoint's files; the same bytes take no second place in DVC's cache."""
         checkpoints.copy_parts(student, folder)
 
-    def generate_answers(self, folder: Path, questions: Questions) -> list[str]:
+    def answers(self, folder: Path, questions: Questions) -> list[str]:
         """Answer with cohobate/generation/decoding.py, which every stage answers with."""
         return answered(folder, self.precision, questions)
 
