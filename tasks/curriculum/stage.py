@@ -19,6 +19,7 @@ from typing import Any
 from cohobate.data.records import CURRICULUM, FILTER, Response, TrainingRow, write_json, write_rows
 from cohobate.data.row_files import RowView
 from cohobate.errors import UserError
+from cohobate.packaged_files import SMOLLM2
 from cohobate.params import Section
 from cohobate.progress import say, track
 from cohobate.scoring.verifiers import Task
@@ -36,9 +37,9 @@ class CurriculumParams(Section):
     schedule: Schedule
     """In which stage it is met. The trainer goes through the stages in turn, and a loss may heed
     them: each lesson bears the number of its stage."""
-    scorer: str = "tasks/curriculum/stage.py"
-    """Model that `student_loss`, `loss_gap` and `ifd` ask, as DVC watches it: a checkpoint such as
-    models/init_student. A file of the stage's own code stands for the packaged SmolLM2."""
+    scorer: str = SMOLLM2
+    """Model of `student_loss`, `loss_gap` and `ifd`, a path that DVC tracks: a checkpoint such as
+    models/init_student. The default is the packaged SmolLM2."""
 
 
 def run(curriculum: CurriculumParams, task: Task) -> None:

@@ -41,6 +41,7 @@ from cohobate.data.records import (
 from cohobate.data.row_files import RowView
 from cohobate.errors import UserError
 from cohobate.models import hub
+from cohobate.packaged_files import SMOLLM2
 from cohobate.params import Section
 from cohobate.progress import say, track
 from cohobate.scoring.verifiers import Task
@@ -58,9 +59,9 @@ class FilterParams(Section):
     """Always runs, before all others: nothing of dev, test or ood is trained on."""
     filters: tuple[AnyFilter, ...] = ()
     """The others, in this order: put the cheap ones first."""
-    scorer: str = "tasks/filter/stage.py"
+    scorer: str = SMOLLM2
     """Model of `ifd`, `judge` and `reward`, as a dependency of DVC: a checkpoint such as
-    models/adapt/main. A file of the stage's own code stands for the packaged SmolLM2."""
+    models/adapt/main. The default is the packaged SmolLM2."""
 
 
 def run(filter: FilterParams, task: Task) -> None:

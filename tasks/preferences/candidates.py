@@ -16,6 +16,7 @@ from cohobate.errors import UserError
 from cohobate.generation.requests import Decoding
 from cohobate.models import hub
 from cohobate.models.number_formats import Precision
+from cohobate.packaged_files import SMOLLM2
 from cohobate.params import Section
 from tasks.preferences.ranking import Candidate, Candidates, Ranking
 
@@ -26,12 +27,12 @@ _WINDOW = 2048
 
 
 class Sources(Section):
-    """The models of any way, as DVC watches them."""
+    """The models of any way, paths that DVC tracks."""
 
-    student: str = "tasks/preferences/stage.py"
+    student: str = SMOLLM2
     """Checkpoint whose answers are put against the teacher's, such as models/init_student or
-    models/train/kd/seed-1. A file of the stage's own code stands for the packaged SmolLM2."""
-    judge: str = "tasks/preferences/ranking.py"
+    models/train/kd/seed-1. The default is the packaged SmolLM2."""
+    judge: str = SMOLLM2
     """Judge or reward model: a checkpoint such as models/adapt/main, named like the student."""
 
 

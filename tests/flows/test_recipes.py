@@ -88,7 +88,7 @@ def test_preflight_lets_the_phases_of_every_recipe_through(root: Path, recipe: s
         ("init_student={type: random, layers: 2}", {"init_student.of": "data/preflight"}),
         (
             "preferences={type: best_vs_worst, by: {type: votes}}",
-            {"preferences.judge": "tasks/preferences/ranking.py"},
+            {"preferences.judge": "cohobate/packaged/smollm2-135m-instruct.yaml"},
         ),
         (
             "curriculum={difficulty: {type: length}, schedule: {type: shuffled}}",

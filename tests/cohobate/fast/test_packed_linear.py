@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cohobate.fast import packed_linear
-from cohobate.fast.frozen import PACKED
+from cohobate.fast.frozen import PACKED_BYTES
 from cohobate.fast.packed_linear import PackedLinear, pack
 
 pytestmark = pytest.mark.skipif(
@@ -25,7 +25,7 @@ def small_layers_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def layer_of(
-    dtype: torch.dtype, bias: bool = False, largest: int = PACKED
+    dtype: torch.dtype, bias: bool = False, largest: int = PACKED_BYTES
 ) -> tuple[nn.Linear, Any]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(96, 160, bias=bias)).to(dtype).eval()
@@ -111,7 +111,7 @@ def test_a_packed_model_answers_as_before(
     ids_BS = torch.randint(3, 200, (8, 12))
     with torch.no_grad():
         wanted = model(input_ids=ids_BS).logits
-        pack(model, PACKED)
+        pack(model, PACKED_BYTES)
         found = model(input_ids=ids_BS).logits
     assert any(type(layer) is PackedLinear for layer in model.modules())
     close = 1e-4 if dtype is torch.float32 else 3e-2

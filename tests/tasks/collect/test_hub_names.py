@@ -64,7 +64,7 @@ from cohobate.models import checkpoints, hub
 folder = hub.resolve("org/tiny", "main")
 print(folder)
 checkpoints.load(folder)
-print(hub.origin("org/tiny", folder))
+print(hub.source_of("org/tiny", folder))
 """
 
 
