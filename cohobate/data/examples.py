@@ -20,7 +20,7 @@ class Example:
     """One row as a model reads it."""
 
     key: str
-    """`key_of` the row."""
+    """`row_key` of the row."""
     ids: np.ndarray
     """Prompt and completion, int32."""
     prompt_length: int

@@ -178,7 +178,7 @@ def check_turns(
 
     Args:
         prompts: ids and conversations.
-        refused: what `refused_by` found.
+        refused: what `refused_turns` returns.
         whose: model that the template belongs to.
         where: the section of params.yaml that holds the template's settings.
 

@@ -56,7 +56,7 @@ STAGE = """\
 import os, sys, time, warnings
 from cohobate import progress, terminal
 
-with terminal.shown():
+with terminal.show_progress():
     for number in progress.track(range(3), total=3, what="row"):
         time.sleep(0.3)
         if number == 1:
