@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, SecretStr, model_validator
 
+from cohobate import sealed_folder
 from cohobate.backends.api_errors import Again, ErrorReply, Refused, Service, retry_after
 from cohobate.backends.error_body import ErrorBody, error_body, error_in
 from cohobate.backends.prices import Budget, Price, most_tokens
@@ -23,7 +24,6 @@ from cohobate.data.reasoning import split
 from cohobate.data.records import ADAPT, ENDPOINT
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Decoding
-from cohobate.models import checkpoints
 from cohobate.params import Section
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def place_of(checkpoint: Path) -> Place:
             where="params.yaml, generate.backend",
             fix="cohobate run --set 'generate.backend={type: transformers}'",
         )
-    checkpoints.verify(checkpoint)
+    sealed_folder.verify(checkpoint)
     return Place(**json.loads((checkpoint / ENDPOINT).read_bytes()))
 
 
@@ -304,4 +304,4 @@ def identity(teacher: str) -> str:
     if (ADAPT / teacher / ENDPOINT).exists():
         place = place_of(ADAPT / teacher)
         return key_of("endpoint", place.url, place.model, place.revision)
-    return checkpoints.verify(ADAPT / teacher)
+    return sealed_folder.verify(ADAPT / teacher)

@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cohobate import sealed_folder
 from cohobate.data.examples import Example, fingerprint
 from cohobate.errors import UserError
-from cohobate.models import checkpoints
 from cohobate.progress import say
 from cohobate.training.resuming import content_hash
 
@@ -76,7 +76,7 @@ class ReferenceCache:
         """
         if self.folder.exists():
             try:
-                checkpoints.verify(self.folder)
+                sealed_folder.verify(self.folder)
             except UserError as error:
                 say(f"{error.what}: {self.folder} is not used")
                 shutil.rmtree(self.folder)
@@ -86,6 +86,6 @@ class ReferenceCache:
                 return stored["chosen_N"], stored["rejected_N"]
         with torch.random.fork_rng():  # the run draws the same whether it asks or reads
             chosen_N, rejected_N = (tensor.cpu().contiguous() for tensor in ask())
-        with checkpoints.staged(self.folder) as partial:
+        with sealed_folder.staged(self.folder) as partial:
             save_file({"chosen_N": chosen_N, "rejected_N": rejected_N}, partial / _FILE)
         return chosen_N, rejected_N

@@ -2,29 +2,26 @@
 
 A checkpoint is a Hugging Face folder (safetensors, config, tokenizer) with two files more:
 `provenance.json`, what it was made from, and `manifest.json`, the size and sha256 of every other
-file. The manifest is written last, in a staging folder that is then renamed: a folder that bears
-the name is finished, and `verify` names the file that was damaged since.
+file (`cohobate.sealed_folder`).
 """
 
-import errno
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cohobate import sealed_folder
 from cohobate.data.records import write_json
 from cohobate.errors import UserError
 from cohobate.models.folder_formats import has_weights, weight_files
 from cohobate.models.number_formats import NumberFormat, Precision, resolve
+from cohobate.sealed_folder import MANIFEST, checksum, sha256_of, verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
 _PARTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 # Where a model was loaded from, and how: it would make the same model another one elsewhere.
@@ -182,60 +179,22 @@ def parts(folder: Path) -> list[Path]:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`; sealed with a manifest, it takes that name at the end.
+    """Yield an empty folder for a model, published as `sealed_folder.staged` does.
 
-    A staging folder that a killed process left behind is cleared first. Nothing changes at
-    `folder` when the body fails.
+    Its configuration files lose what depends on where the model was loaded from.
     """
-    partial, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with sealed_folder.staged(folder) as partial:
         yield partial
-        _seal(partial)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-        _sync(folder.parent)
-    except Exception as error:
-        if _disk_is_full(error):
-            raise UserError("the disk is full: no checkpoint written", where=str(folder)) from error
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _disk_is_full(error: Exception) -> bool:
-    """Tell it by the number, or by the words of a library that keeps no number."""
-    kinds = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    said = str(error)
-    return getattr(error, "errno", None) in kinds or any(os.strerror(n) in said for n in kinds)
-
-
-def verify(folder: Path) -> str:
-    """Compare every file with the manifest; return the checkpoint's fingerprint.
-
-    Raises:
-        UserError: naming the file that is missing, truncated or altered.
-    """
-    for name, expected in _manifest(folder).items():
-        path = folder / name
-        if not path.exists():
-            raise _damaged(folder, f"{name} is missing")
-        if (size := path.stat().st_size) < expected["bytes"]:
-            raise _damaged(folder, f"{name} is truncated: {size} of {expected['bytes']} bytes")
-        if sha256_of(path) != expected["sha256"]:
-            raise _damaged(folder, f"{name} is altered: its sha256 is not the manifest's")
-    return fingerprint(folder)
+        for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+            if (partial / name).exists():
+                _rewrite(partial / name, {})
 
 
 def fingerprint(folder: Path) -> str:
     """Return what identifies a model's content: the sha256 of its manifest, or of all its parts."""
     if (folder / MANIFEST).exists():
         return sha256_of(folder / MANIFEST)
-    return _checksum({path.name: sha256_of(path) for path in parts(folder)})
+    return checksum({path.name: sha256_of(path) for path in parts(folder)})
 
 
 def provenance(folder: Path) -> dict[str, Any]:
@@ -255,22 +214,8 @@ def prompt_prefix(folder: Path) -> str | None:
     return prefix
 
 
-def _seal(partial: Path) -> None:
-    files = {}
-    for path in sorted(partial.iterdir()):
-        _rewrite(path, {})
-        path.chmod(0o644)
-        _sync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    write_json(partial / MANIFEST, {"files": files, "checksum": _checksum(files)})
-    _sync(partial / MANIFEST)
-    _sync(partial)
-
-
 def _rewrite(path: Path, changes: dict[str, Any]) -> None:
-    """Strip a configuration of what depends on where the model came from."""
-    if path.name not in ("config.json", "generation_config.json", "tokenizer_config.json"):
-        return
+    """Change keys of a configuration; those that depend on where the model came from go."""
     kept = {k: v for k, v in json.loads(path.read_text()).items() if k not in _VOLATILE}
     write_json(path, kept | changes)
 
@@ -282,44 +227,3 @@ def _end_like(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
     shipped = json.loads(path.read_text()).get("eos_token_id")
     if tokenizer.eos_token_id not in (shipped if isinstance(shipped, list) else [shipped]):
         _rewrite(path, {"eos_token_id": tokenizer.eos_token_id})
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.exists():
-        raise _damaged(folder, f"{MANIFEST} is missing")
-    try:
-        manifest = json.loads(path.read_bytes())
-        files: dict[str, Any] = manifest["files"]
-        sound = manifest["checksum"] == _checksum(files)
-    except (ValueError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        raise _damaged(folder, f"{MANIFEST} is altered or truncated")
-    return files
-
-
-def _checksum(files: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
-def _damaged(folder: Path, what: str) -> UserError:
-    return UserError(
-        f"damaged checkpoint: {what}",
-        where=str(folder),
-        fix="run the stage again that wrote it, or `dvc checkout` the folder",
-    )
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

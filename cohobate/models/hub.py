@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
-from cohobate import cache, packaged_files
+from cohobate import cache, packaged_files, sealed_folder
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from cohobate.models.folder_formats import check_file
@@ -142,7 +142,7 @@ def _packaged() -> Path:
 
 def _from_gguf(file: Path) -> Path:
     """Return the folder of a GGUF file's model, converted once and known by the file's content."""
-    sha256 = checkpoints.sha256_of(file)
+    sha256 = sealed_folder.sha256_of(file)
     folder = cache.folder() / f"gguf-{sha256[:16]}"
 
     def convert(folder: Path) -> None:
@@ -166,7 +166,7 @@ def _converted(folder: Path, convert: Callable[[Path], None]) -> Path:
     with file_lock(folder.with_name(f"{folder.name}.lock")):
         if folder.exists():
             try:
-                checkpoints.verify(folder)
+                sealed_folder.verify(folder)
                 return folder
             except UserError as error:
                 say(f"{error.what} in {folder}: making it anew")

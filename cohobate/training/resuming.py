@@ -6,7 +6,7 @@ They lie outside of what any stage writes, below a hash of all that decides the 
         weights.safetensors, optimizer.safetensors, state.json    (training_state.py)
         manifest.json                                             size and sha256 of each file
 
-Each is staged, synced, sealed by its manifest and renamed (`checkpoints.staged`); the newest two
+Each is staged, synced, sealed by its manifest and renamed (`sealed_folder.staged`); the newest two
 are kept. A run goes on from the newest that is sound, file by file; one that is not is named and
 thrown away. They are deleted once the phase is published.
 """
@@ -22,8 +22,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from cohobate import sealed_folder
 from cohobate.errors import UserError
-from cohobate.models import checkpoints
 from cohobate.progress import say
 
 TRAINING = Path(".cohobate/training")
@@ -49,7 +49,7 @@ class CheckpointDir:
         Raises:
             UserError: the disk is full; the checkpoints before this one are as they were.
         """
-        with checkpoints.staged(self.folder / f"update-{update:06}") as partial:
+        with sealed_folder.staged(self.folder / f"update-{update:06}") as partial:
             fill(partial)
         for old in self._found()[KEPT:]:
             shutil.rmtree(old)
@@ -60,7 +60,7 @@ class CheckpointDir:
             shutil.rmtree(leftover, ignore_errors=True)
         for folder in self._found():
             try:
-                checkpoints.verify(folder)
+                sealed_folder.verify(folder)
             except UserError as error:
                 say(f"{error.what}: {folder} is not used")
                 shutil.rmtree(folder)
@@ -126,7 +126,7 @@ def content_hash(path: Path) -> str:
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    if (path / checkpoints.MANIFEST).exists():
-        return content_hash(path / checkpoints.MANIFEST)
+    if (path / sealed_folder.MANIFEST).exists():
+        return content_hash(path / sealed_folder.MANIFEST)
     found = {str(p.relative_to(path)): content_hash(p) for p in path.rglob("*") if p.is_file()}
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()

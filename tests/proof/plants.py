@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cohobate import sealed_folder
 from cohobate.data.records import GENERATE, TEST, Response, Row, read_rows, write_rows
-from cohobate.models import checkpoints
 from cohobate.teachers.signal_store.store import INDEX
 
 
@@ -26,8 +26,8 @@ def shuffle_signals(store: Path, seed: int = 0) -> float:
         from_others = before[rng.permutation(same)]
         for field in place:
             index[field][same] = from_others[field]
-    names = [path for path in store.iterdir() if path.name != checkpoints.MANIFEST]
-    with checkpoints.staged(store) as partial:
+    names = [path for path in store.iterdir() if path.name != sealed_folder.MANIFEST]
+    with sealed_folder.staged(store) as partial:
         for path in names:
             shutil.copy(path, partial)
         np.save(partial / INDEX, index)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from cohobate import sealed_folder
 from cohobate.data.examples import Example
 from cohobate.data.records import write_json
 from cohobate.errors import UserError
-from cohobate.models import checkpoints
 from cohobate.models.lm_head import Head
 from cohobate.progress import say
 from cohobate.teachers.signal_store.forms import Signals
@@ -69,7 +69,7 @@ def figures_of(shard: Path) -> dict[str, float] | None:
     if not shard.exists():
         return None
     try:
-        checkpoints.verify(shard)
+        sealed_folder.verify(shard)
     except UserError as error:
         say(f"{shard} is made anew: {error.what}")
         return None
@@ -83,7 +83,7 @@ class ShardWriter:
     def __init__(self, shard: Path, number: int, origin: Origin) -> None:
         self.origin, self.number = origin, number
         self.figures: dict[str, float] = {"rows": 0, "tokens": 0}
-        self._staged = checkpoints.staged(shard)
+        self._staged = sealed_folder.staged(shard)
         self._rows: list[tuple[int, ...]] = []
         self._token = self._draw = 0
 
@@ -159,7 +159,7 @@ def publish(
     index.sort(order="key")
     if (index["key"][1:] == index["key"][:-1]).any():
         raise UserError("the same row was captured twice", where=str(folder))
-    with checkpoints.staged(folder) as partial:
+    with sealed_folder.staged(folder) as partial:
         for path in (path for shard in shards for path in sorted(shard.glob("*.bin"))):
             _link(path, partial / path.name)
         np.save(partial / INDEX, index)

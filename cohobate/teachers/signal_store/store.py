@@ -33,9 +33,9 @@ from pydantic import BaseModel, ConfigDict
 
 from cohobate.data.examples import Example
 from cohobate.errors import UserError
-from cohobate.models.checkpoints import verify
 from cohobate.models.number_formats import NumberFormat
 from cohobate.models.vocabularies import ids_within, inverse_ids, template_hash, vocabulary_hash
+from cohobate.sealed_folder import verify
 from cohobate.teachers.signal_store.forms import Form, Loss, Packed, Signals
 
 if TYPE_CHECKING:

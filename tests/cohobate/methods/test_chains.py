@@ -2,6 +2,7 @@
 
 import pytest
 
+from cohobate import sealed_folder
 from cohobate.data.records import TRAIN, write_rows
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
@@ -22,7 +23,7 @@ def chain(**phases: dict) -> None:
     """Run phases in their order."""
     for name, fields in phases.items():
         run(name, phase(**fields), seeds=[1])
-        checkpoints.verify(TRAIN / name / "seed-1")
+        sealed_folder.verify(TRAIN / name / "seed-1")
 
 
 def test_fine_tuning_then_distillation_then_preferences(round_so_far) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from cohobate import sealed_folder
 from cohobate.data.records import INIT_STUDENT, TRAIN, Pair, row_id, write_rows
 from cohobate.errors import UserError
 from cohobate.methods.train import Method, rows_of
@@ -86,7 +87,7 @@ def test_the_student_is_left_as_any_phase_leaves_it(paired) -> None:
     for name in ("config.json", "generation_config.json", "tokenizer.json"):
         left, usual = (TRAIN / f"{p}/seed-1/{name}" for p in ("here", "sft"))
         assert left.read_bytes() == usual.read_bytes(), name
-    checkpoints.verify(TRAIN / "here/seed-1")
+    sealed_folder.verify(TRAIN / "here/seed-1")
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cohobate import sealed_folder
 from cohobate.data.records import ADAPT, TRAIN
 from cohobate.losses.divergences import ForwardKL, Hard
 from cohobate.methods.train import Method
@@ -31,7 +32,7 @@ def test_peers_are_trained_and_the_first_is_the_student(round_so_far) -> None:
     lines = history("here", 1)
     assert float(lines[-1]["loss"]) < float(lines[0]["loss"])
     for folder in ("seed-1", "peer-2/seed-1"):
-        checkpoints.verify(TRAIN / "here" / folder)
+        sealed_folder.verify(TRAIN / "here" / folder)
         model, _ = checkpoints.load(TRAIN / "here" / folder)
         assert model.config.num_hidden_layers == 2
     run("on", phase(**SFT | {"from": "train/here/peer-2"}), seeds=[1])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cohobate import sealed_folder
 from cohobate.data.examples import Example
 from cohobate.data.records import ADAPT, INIT_STUDENT, TRAIN
 from cohobate.errors import UserError
@@ -65,7 +66,7 @@ def test_a_phase_learns_from_both_kinds_of_text(round_so_far, share) -> None:
         run("here", phase(**fields), seeds=[1])
         found.append(digests(TRAIN / "here"))
     assert found[0] == found[1], "the same params give the same bytes"
-    checkpoints.verify(TRAIN / "here/seed-1")
+    sealed_folder.verify(TRAIN / "here/seed-1")
     lines = history("here", 1)
     assert len(lines) == 12 and all(float(line["loss"]) > 0 for line in lines)
     summary = json.loads((TRAIN / "here/summary.json").read_text())

@@ -143,8 +143,8 @@ def test_killed_at_each_update_it_ends_with_the_same_bytes(
 
 STEPS = {
     "before anything is written": "cohobate.training.training_state.save_file",
-    "with all files written": "cohobate.models.checkpoints._seal",
-    "while the files are synced": "cohobate.models.checkpoints._sync",
+    "with all files written": "cohobate.sealed_folder._seal",
+    "while the files are synced": "cohobate.sealed_folder._sync",
     "before the rename": "pathlib.Path.rename",
 }
 

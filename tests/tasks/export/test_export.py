@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cohobate import params
+from cohobate import params, sealed_folder
 from cohobate.data.records import (
     ADAPT,
     DEV,
@@ -133,7 +133,7 @@ def test_the_seed_that_is_best_on_dev_leaves_the_house(evaluated: Path) -> None:
     run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
     source = Path("models/train/kd/seed-2")
     exported = Path("models/export/safetensors")
-    checkpoints.verify(exported)
+    sealed_folder.verify(exported)
     assert [*checkpoints.parts(exported)] and all(
         (source / path.name).read_bytes() == path.read_bytes()
         for path in checkpoints.parts(exported)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
+from cohobate import sealed_folder
 from cohobate.data.records import (
     ADAPT,
     CURRICULUM,
@@ -138,7 +139,7 @@ def test_a_phase_trains_a_student_for_each_seed(round_so_far, fields) -> None:
     run("here", phase(**fields), seeds=[1, 2])
     for seed in (1, 2):
         folder = TRAIN / "here" / f"seed-{seed}"
-        checkpoints.verify(folder)
+        sealed_folder.verify(folder)
         lines = history("here", seed)
         terms = [term["type"] for term in fields.get("terms", [{"type": "hard"}])]
         last = ["gradient_norm", "tokens", "learning_rate", "stage"]
