@@ -1,1 +1,1 @@
-"""Measures of models that several stages take: intervals, timing, memory, forgetting."""
+"""Measurements of models that several stages share: intervals, timing, memory, forgetting."""

@@ -1,11 +1,8 @@
-"""What a model makes of given answers: it reads each of them once, and what it read is kept.
+"""Log-probabilities that a model gives to the tokens of given answers.
 
-Kept are the last hidden rows at the answer's tokens, not the logits: a row of D numbers instead of
-V. Whoever needs the distributions has the head make them again, some tokens at a time. So the
-teacher reads its own answers once, however many students are compared with it, and an answer that
-a student gives as well is not read again.
-
-Shapes: B batch, S sequence, N answer tokens, D width, V vocabulary.
+The last hidden states at the answers' tokens are computed once and cached: D numbers a token in
+place of V. The LM head turns them into distributions, a few tokens at a time. So the teacher's
+forward pass over its own answers runs once, however many students are compared with it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,8 +24,11 @@ CHUNK = 128
 _Key = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-class Reader:
-    """A model that reads answers to prompts, and remembers what it read."""
+class AnswerLogprobs:
+    """A model's log-probabilities of answers, with a cache of hidden states.
+
+    `N` counts the answer tokens of all texts, end tokens included.
+    """
 
     def __init__(
         self,
@@ -43,51 +43,57 @@ class Reader:
         self._batch, self._threads = batch, threads
         self._hidden: dict[_Key, Tensor] = {}
 
-    def read(self, texts: Sequence[Encoded]) -> None:
-        """Read those of the texts that were not read before."""
+    def compute(self, texts: Sequence[Encoded]) -> None:
+        """Compute the hidden states of the texts that are not cached yet."""
         new = {_key(text): text for text in texts if _key(text) not in self._hidden}
+        # sorted by length, so that a batch has little padding
         order = sorted(new.values(), key=lambda text: (len(text.ids), text.ids))
-        batches = [order[at : at + self._batch] for at in range(0, len(order), self._batch)]
-        for batch, hidden in thread_map(self._hidden_rows, batches, self._threads):
+        batches = [
+            order[start : start + self._batch] for start in range(0, len(order), self._batch)
+        ]
+        for batch, hidden in thread_map(self._hidden_states, batches, self._threads):
             self._hidden |= {_key(text): h for text, h in zip(batch, hidden, strict=True)}
 
     def hidden(self, texts: Sequence[Encoded]) -> Tensor:
-        """Return the hidden rows from which the answers' tokens are predicted, (N, D)."""
-        self.read(texts)
+        """Return the hidden states that predict the answers' tokens, (N, D)."""
+        self.compute(texts)
         return torch.cat([self._hidden[_key(text)] for text in texts])
 
     def log_probs(self, hidden_ND: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield which of the rows, and the log-probabilities of all ids there, (CHUNK, V)."""
+        """Yield the log-probabilities of the vocabulary, (CHUNK, V), with their slice of N."""
         for start in range(0, len(hidden_ND), CHUNK):
-            some = slice(start, start + CHUNK)
+            chunk = slice(start, start + CHUNK)
             with torch.inference_mode():  # left before yielding: the mode is the whole thread's
-                logp_NV = self.head.logits(hidden_ND[some]).log_softmax(-1)
-            yield some, logp_NV
+                logp_NV = self.head.logits(hidden_ND[chunk]).log_softmax(-1)
+            yield chunk, logp_NV
 
     def answer_log_probs(self, texts: Sequence[Encoded]) -> Tensor:
-        """Return the log-probability that the model gives each token of the answers, (N,)."""
+        """Return the log-probability of each answer token, (N,), in nats."""
         targets_N = torch.tensor([i for text in texts for i in text.completion_ids])
         parts = [
-            logp_NV.gather(1, targets_N[some, None].to(logp_NV.device))[:, 0].cpu()
-            for some, logp_NV in self.log_probs(self.hidden(texts))
+            logp_NV.gather(1, targets_N[chunk, None].to(logp_NV.device))[:, 0].cpu()
+            for chunk, logp_NV in self.log_probs(self.hidden(texts))
         ]
         return torch.cat(parts)
 
     def first_log_probs(self, texts: Sequence[Encoded], ids: Sequence[int]) -> Tensor:
-        """Return what the model gives each of `ids` as an answer's first token, (texts, ids)."""
-        self.read(texts)
+        """Return the log-probability of each of `ids` as an answer's first token, (texts, ids)."""
+        self.compute(texts)
         first_ND = torch.stack([self._hidden[_key(text)][0] for text in texts])
         return torch.cat([logp_NV[:, list(ids)].cpu() for _, logp_NV in self.log_probs(first_ND)])
 
-    def _hidden_rows(self, texts: Sequence[Encoded]) -> list[Tensor]:
-        """Right padding under a causal mask: what is kept never attends to padding."""
+    def _hidden_states(self, texts: Sequence[Encoded]) -> list[Tensor]:
+        """Return the hidden states of a batch, a tensor (answer tokens, D) for each text."""
+        # right padding under a causal mask: no token of a text attends to padding
         ids_BS = pad_right([text.ids[:-1] for text in texts], 0).to(self.model.device)
         lengths = [len(text.completion_ids) for text in texts]
+        # the token before an answer's first token predicts it
         firsts = [n * ids_BS.shape[1] + len(x.prompt_ids) - 1 for n, x in enumerate(texts)]
         spans = [torch.arange(a, a + n) for a, n in zip(firsts, lengths, strict=True)]
         with torch.inference_mode():
             hidden_ND = last_hidden(self.model, ids_BS, torch.cat(spans).to(ids_BS.device))
-        return [hidden_MD.clone() for hidden_MD in torch.split(hidden_ND, lengths)]
+        # clones: a view would keep the hidden states of the whole batch in memory
+        return [part.clone() for part in torch.split(hidden_ND, lengths)]
 
 
 def _key(text: Encoded) -> _Key:

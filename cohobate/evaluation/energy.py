@@ -1,8 +1,8 @@
-"""Energy of a token written, where a meter can be read: RAPL of processors, NVML of NVIDIA's GPUs.
+"""Energy per generated token, where a meter can be read: RAPL of CPUs, NVML of NVIDIA GPUs.
 
-codecarbon reads them, offline: no figure leaves the machine, and none is guessed from a data sheet.
-Where it would have to guess, nothing is reported but the reason. The figures vary from run to run:
-they go to `reports/timings.json`, which nothing hashes.
+codecarbon reads the meters, offline: no figure leaves the machine. Without a meter codecarbon would
+estimate from data sheets: then only the reason is reported, and no figure. The figures vary from
+run to run: they go to `reports/timings.json`, which nothing hashes.
 """
 
 import time
@@ -10,26 +10,26 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 _JOULES = 3.6e6  # of a kilowatt-hour
-_TURNS = 2
+_TURNS = 2  # of each model
 _LEAST_SECONDS = 0.5  # of one turn: NVML is read a few times a second
 
 
 class Tracker(Protocol):
-    """What of codecarbon's tracker is used."""
+    """The methods of codecarbon's tracker that are used."""
 
     def start_task(self, task_name: str) -> None:
-        """Begin to count."""
+        """Start a measurement."""
 
     def stop_task(self, task_name: str) -> Any:
-        """Stop; return what was used, in kilowatt-hours."""
+        """Stop it; return the energy used, in kilowatt-hours."""
 
 
 def measured(works: Mapping[str, Callable[[], int]], seconds: float) -> dict[str, Any]:
-    """Return the joules a token takes each model, or why they cannot be known.
+    """Return the joules per token of each model, or why they are not known.
 
     Args:
-        works: for each model, a piece of work that returns how many tokens it wrote.
-        seconds: to spend on all of them together.
+        works: for each model, a function that generates tokens and returns how many.
+        seconds: time to measure, for all models together.
     """
     try:
         from codecarbon.core import cpu, gpu
@@ -38,14 +38,14 @@ def measured(works: Mapping[str, Callable[[], int]], seconds: float) -> dict[str
     meters = ["RAPL"] if cpu.is_rapl_available() else []
     meters += ["NVML"] if gpu.is_gpu_details_available() else []
     if not meters:
-        return {"why_not": "no meter can be read here: neither RAPL nor NVML"}
+        return {"why_not": "no meter can be read on this machine: neither RAPL nor NVML"}
     return {"meters": meters, "joules_per_token": joules(works, seconds, _tracker())}
 
 
 def joules(
     works: Mapping[str, Callable[[], int]], seconds: float, tracker: Tracker
 ) -> dict[str, float]:
-    """Return the joules a token takes each model, measured in turns."""
+    """Return the joules per token of each model, measured in turns."""
     spent, tokens = dict.fromkeys(works, 0.0), dict.fromkeys(works, 0)
     each = max(_LEAST_SECONDS, seconds / (_TURNS * len(works)))
     for turn in range(_TURNS):
@@ -63,7 +63,7 @@ def _tracker() -> Tracker:
     from codecarbon import OfflineEmissionsTracker
 
     tracker: Tracker = OfflineEmissionsTracker(
-        country_iso_code="USA",  # asked for by codecarbon, for the carbon, which is not reported
+        country_iso_code="USA",  # required by codecarbon for the carbon, which is not reported
         measure_power_secs=0.2,
         save_to_file=False,
         save_to_api=False,

@@ -1,4 +1,4 @@
-"""What a model costs, counted rather than timed: parameters, bytes, floating-point operations."""
+"""Footprint of a model: parameters, bytes and floating-point operations, counted, not timed."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 class Footprint(Section):
-    """A model's size and the work it does for a token."""
+    """A model's size, and its work for one token."""
 
     parameters: int
-    """All of them; tied ones once."""
+    """Tied ones are counted once."""
     non_embedding_parameters: int
     """Without the token embeddings and the output head."""
     flops_per_token: int
@@ -42,10 +42,10 @@ def footprint(model: "PreTrainedModel", folder: Path, context: int) -> Footprint
 
 
 def _flops(model: "PreTrainedModel", context: int) -> int:
-    """Count the matrix products of one forward pass over `context` tokens.
+    """Return the FLOPs of the matrix products of one forward pass over `context` tokens.
 
-    Attention is counted over the whole square, as dense implementations compute it; that is also
-    what the last token of the context costs when the keys and values before it are cached.
+    Attention is counted over the whole square, as dense implementations compute it. Divided by
+    the tokens, that is also the cost of the last token when earlier keys and values are cached.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -53,7 +53,7 @@ def _flops(model: "PreTrainedModel", context: int) -> int:
     from cohobate.fast.packed_linear import unpacked
 
     used = model.config._attn_implementation
-    model.set_attn_implementation("eager")  # the counter does not see into fused attention
+    model.set_attn_implementation("eager")  # the counter does not see inside fused attention
     try:
         ids = torch.zeros((1, context), dtype=torch.long, device=model.device)
         counting = FlopCounterMode(display=False)

@@ -1,4 +1,4 @@
-"""How figures are written for people: the right digits, the right unit."""
+"""Numbers as text for people: rounded, with their unit."""
 
 MINUS = "−"
 

@@ -1,4 +1,4 @@
-"""The most memory that tensors held at once while a piece of work ran, on any device."""
+"""Peak memory of the tensors that some code allocates, on any device."""
 
 import weakref
 from collections.abc import Iterable
@@ -9,31 +9,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensors made inside the `with`, while they live.
+class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of live tensors that were allocated inside the `with`.
 
-    What an operation takes and gives back within itself is not seen.
+    Memory that an operation allocates and frees internally is not seen.
     """
 
-    def __init__(self, known: Iterable[torch.Tensor]) -> None:
-        """Start at zero; `known` tensors (the weights) were there before."""
+    def __init__(self, existing: Iterable[torch.Tensor]) -> None:
+        """Start at zero; `existing` tensors (the weights) are not counted."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+        self._seen = {tensor.untyped_storage()._cdata for tensor in existing}
         self._held = 0
         self.peak = 0
-        """Bytes."""
+        """In bytes."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operation, and note what it made."""
-        made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
+        """Run an operation, and count its outputs."""
+        outputs = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(outputs):
             if isinstance(leaf, torch.Tensor):
-                self._note(leaf.untyped_storage())
-        return made
+                self._count(leaf.untyped_storage())
+        return outputs
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
         if key in self._seen:
             return

@@ -20,7 +20,7 @@ from cohobate.models.number_formats import Precision
 from cohobate.params import Section
 
 Prompt = str | tuple[Message, ...]
-Asking = Callable[[Sequence[tuple[Message, ...]]], Sequence[str]]
+GenerateReplies = Callable[[Sequence[tuple[Message, ...]]], Sequence[str]]
 """Answers conversations: a local model, an endpoint, or a person."""
 Outcome = Literal["first", "second", "tie", "inconsistent", "no verdict"]
 
@@ -39,21 +39,21 @@ _RATE = (
 _FENCE = re.compile(r"\A\s*(?:```(?:json)?\s*)?(\{.*?\})\s*(?:```)?\s*\Z", re.DOTALL)
 
 
-class Preference(BaseModel):
+class ComparisonReply(BaseModel):
     """What a judge must reply when it compares."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     better: Literal["first", "second", "tie"]
 
 
-class Rating(BaseModel):
+class RatingReply(BaseModel):
     """What a judge must reply when it rates."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     score: int = Field(ge=1, le=10)
 
 
-class Contest(NamedTuple):
+class Comparison(NamedTuple):
     """Two answers to one prompt."""
 
     prompt: Prompt
@@ -75,7 +75,7 @@ class Judge(Section):
     threads: int = Field(2, ge=1)
     """Batches side by side on a CPU; the replies do not depend on it."""
 
-    def open(self, folder: Path) -> Asking:
+    def open(self, folder: Path) -> GenerateReplies:
         """Load a local model; return the function that answers greedily."""
         from cohobate.fast.frozen import load_frozen
         from cohobate.generation import decoding
@@ -98,20 +98,20 @@ class Judge(Section):
 
         return ask
 
-    def compare(self, contests: Sequence[Contest], ask: Asking) -> list[Outcome]:
+    def compare(self, contests: Sequence[Comparison], ask: GenerateReplies) -> list[Outcome]:
         """Return which answer is better, for each contest; both orders are asked."""
         asked = [
             self._conversation(_COMPARE, prompt, [("first answer", a), ("second answer", b)])
             for prompt, first, second in contests
             for a, b in ((first, second), (second, first))
         ]
-        replies = [parsed(reply, Preference) for reply in ask(asked)]
+        replies = [parse_reply(reply, ComparisonReply) for reply in ask(asked)]
         return [_agreed(a, b) for a, b in zip(replies[::2], replies[1::2], strict=True)]
 
-    def rate(self, asked: Sequence[tuple[Prompt, str]], ask: Asking) -> list[int | None]:
+    def rate(self, asked: Sequence[tuple[Prompt, str]], ask: GenerateReplies) -> list[int | None]:
         """Return a score from 1 to 10 for each answer; None where the reply was no verdict."""
         replies = ask([self._conversation(_RATE, p, [("answer", answer)]) for p, answer in asked])
-        ratings = (parsed(reply, Rating) for reply in replies)
+        ratings = (parse_reply(reply, RatingReply) for reply in replies)
         return [rating.score if rating else None for rating in ratings]
 
     def _conversation(
@@ -135,7 +135,7 @@ def nonce_for(texts: Sequence[str]) -> str:
     return found.hexdigest()
 
 
-def parsed(reply: str, schema: type[R]) -> R | None:
+def parse_reply(reply: str, schema: type[R]) -> R | None:
     """Return a reply as `schema`; None where it is anything else, or more."""
     found = _FENCE.match(reply)
     try:
@@ -144,13 +144,13 @@ def parsed(reply: str, schema: type[R]) -> R | None:
         return None
 
 
-def tally(outcomes: Sequence[Outcome]) -> dict[str, int]:
+def count_outcomes(outcomes: Sequence[Outcome]) -> dict[str, int]:
     """Count the outcomes, those that never came included."""
     counts = Counter(outcomes)
     return {name: counts[name] for name in ("first", "second", "tie", "inconsistent", "no verdict")}
 
 
-def _agreed(straight: Preference | None, swapped: Preference | None) -> Outcome:
+def _agreed(straight: ComparisonReply | None, swapped: ComparisonReply | None) -> Outcome:
     if straight is None or swapped is None:
         return "no verdict"
     turned = {"first": "second", "second": "first", "tie": "tie"}[swapped.better]

@@ -28,7 +28,7 @@ class AnswerScore(Section):
         raise NotImplementedError
 
 
-class Verified(AnswerScore):
+class VerifierAccuracy(AnswerScore):
     """1 where the task's verifier calls the answer right, else 0: accuracy."""
 
     type: Literal["verifier"] = "verifier"
@@ -117,7 +117,7 @@ def _sacrebleu(name: str) -> Any:
 
 
 AnswerMetric = Annotated[
-    Verified | ExactMatch | TokenF1 | RougeL | Bleu | ChrF, Field(discriminator="type")
+    VerifierAccuracy | ExactMatch | TokenF1 | RougeL | Bleu | ChrF, Field(discriminator="type")
 ]
 
 DecidingMetric = Annotated[AnswerMetric, ValueOf("evaluate.metrics.0")]

@@ -92,7 +92,7 @@ def run(
         return metric.score(text, row.answer or "", task.verifier)
 
     for name, folder in folders.items():
-        found = _sit(challenge, decoding, score, folder, rows, name=name)
+        found = _measure(challenge, decoding, score, folder, rows, name=name)
         scores[name], figures[name] = found
     verdict = judge(challenge, scores, figures)
     write_json(VERDICT, verdict)
@@ -146,7 +146,7 @@ def judge(
     }
 
 
-def _sit(
+def _measure(
     challenge: ChallengeParams,
     decoding: Decoding,
     score: Callable[[str, Row], float],
@@ -158,7 +158,7 @@ def _sit(
     """Return a model's score on each row, and its figures that are guarded."""
     import numpy as np
 
-    from cohobate.evaluation.answer_logprobs import Reader
+    from cohobate.evaluation.answer_logprobs import AnswerLogprobs
     from cohobate.models.layers import blocks_of
 
     device = checkpoints.accelerator()
@@ -170,8 +170,8 @@ def _sit(
     found = np.zeros(len(rows))
     for place, answer in track(said, total=len(rows), what=f"{name} on dev rows"):
         found[place] = score(answer.text, rows[place])
-    reader = Reader(model, tokenizer, threads=threads)
-    general = challenge.general.measure(reader, challenge.general.passages())
+    logprobs = AnswerLogprobs(model, tokenizer, threads=threads)
+    general = challenge.general.measure(logprobs, challenge.general.passages())
     size = footprint(model, folder, _CONTEXT)
     return found, {
         "parameters": float(size.parameters),

@@ -23,7 +23,7 @@ from cohobate.packaged_files import SMOLLM2
 from cohobate.params import Section
 from cohobate.progress import say, track
 from cohobate.scoring.verifiers import Task
-from tasks.curriculum.difficulty import Context, Difficulty
+from tasks.curriculum.difficulty import Difficulty, DifficultyContext
 from tasks.curriculum.schedule import Schedule
 
 KEPT = FILTER / "kept.jsonl"
@@ -49,7 +49,7 @@ def run(curriculum: CurriculumParams, task: Task) -> None:
         UserError: there are more stages than rows, or a row has no difficulty.
     """
     rows = RowView.of([KEPT], Response)
-    scored = curriculum.difficulty.over(rows, Context(task, curriculum.scorer))
+    scored = curriculum.difficulty.difficulties(rows, DifficultyContext(task, curriculum.scorer))
     told = track(scored, total=len(rows), what=f"curriculum {curriculum.difficulty.type}")
     difficulties = array("d", told)
     stages = curriculum.schedule.stages_of(difficulties)

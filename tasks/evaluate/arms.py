@@ -1,7 +1,8 @@
-"""The rows of the result table: which checkpoints are scored, and what each stands for.
+"""Arms: the groups of checkpoints that are compared, a row each in the result table.
 
-Always four: the teacher, the student before distillation (`initial`), the baseline that had equally
-many updates on labels, and the distilled student. Every other phase found on disk is a row more.
+Four are always there: the teacher, the student before distillation (`initial`), the baseline with
+as many updates on labels alone, and the distilled student. Every other phase on disk is a further
+arm. An arm has one checkpoint for each seed.
 """
 
 from dataclasses import dataclass
@@ -20,37 +21,37 @@ TEACHER, INITIAL = "teacher", "initial"
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the result table."""
+    """One group of checkpoints: a model, or a phase's models over the seeds."""
 
     name: str
     """`teacher`, `initial`, or the phase that trained it."""
     role: Role
     checkpoints: dict[int, Path]
-    """By seed; the teacher and the initial student have one checkpoint and no seed: key 0."""
+    """By seed; the teacher and the initial student have one checkpoint, with key 0."""
 
     @property
     def has_weights(self) -> bool:
-        """Whether its weights are here: a teacher behind an endpoint has but an address."""
+        """Whether the weights are here; a teacher behind an endpoint has only an address."""
         return not any((folder / ENDPOINT).exists() for folder in self.checkpoints.values())
 
     @property
     def updates(self) -> int:
-        """Optimiser steps that led to it, those of earlier phases and rounds included."""
+        """Optimiser steps, those of earlier phases and rounds included."""
         return max(checkpoints.updates(folder) for folder in self.checkpoints.values())
 
     @property
     def column(self) -> str:
-        """What the arm is called in tables by role: its role, or its phase where it has none."""
+        """Name in tables by role: the role, or the phase where it has none."""
         if self.role != "other":
             return self.role
         return f"phase {self.name}" if self.name in ("baseline", "student") else self.name
 
     def called(self, seed: int) -> str:
-        """Return what one checkpoint is called in the log."""
+        """Return the name of one checkpoint in the log."""
         return f"{self.name} seed {seed}" if seed else self.name
 
     def predictions(self, seed: int) -> Path:
-        """Return where the answers of one checkpoint lie, below `data/evaluate/predictions`."""
+        """Return the file of one checkpoint's predictions, below data/evaluate/predictions."""
         return Path(f"{self.name}/seed-{seed}.jsonl" if seed else f"{self.name}.jsonl")
 
 
@@ -58,18 +59,20 @@ def arms_on_disk(teacher: str, baseline: str, student: str, seeds: list[int]) ->
     """Return teacher, initial, baseline, student, then the other phases by name.
 
     Raises:
-        UserError: a checkpoint that the four rows need is not there.
+        UserError: a checkpoint of one of the four is missing.
     """
     phases = sorted(path.name for path in TRAIN.glob("*") if path.is_dir())
     if taken := {TEACHER, INITIAL}.intersection(phases):
         raise UserError(
-            f"a phase must not be called {taken.pop()!r}: that is another row's name",
+            f"a phase must not be called {taken.pop()!r}: the report uses that name itself",
             where="params.yaml, section train",
+            fix="rename the phase",
         )
     if baseline == student:
         raise UserError(
             f"baseline and student are both {student!r}: nothing to compare",
             where="params.yaml, section evaluate",
+            fix="name two phases of the section train",
         )
     roles: dict[str, Role] = {baseline: "baseline", student: "student"}
     for phase, role in roles.items():
@@ -81,28 +84,28 @@ def arms_on_disk(teacher: str, baseline: str, student: str, seeds: list[int]) ->
             )
     others = [phase for phase in phases if phase not in roles and _complete(phase, seeds)]
     return [
-        Arm(TEACHER, "teacher", {0: _present(ADAPT / teacher, "adapt")}),
-        Arm(INITIAL, "initial", {0: _present(INIT_STUDENT, "init_student")}),
+        Arm(TEACHER, "teacher", {0: _existing(ADAPT / teacher, "adapt")}),
+        Arm(INITIAL, "initial", {0: _existing(INIT_STUDENT, "init_student")}),
         *(Arm(phase, role, _by_seed(phase, seeds)) for phase, role in roles.items()),
         *(Arm(phase, "other", _by_seed(phase, seeds)) for phase in others),
     ]
 
 
 def _by_seed(phase: str, seeds: list[int]) -> dict[int, Path]:
-    return {seed: _present(TRAIN / phase / f"seed-{seed}", f"train@{phase}") for seed in seeds}
+    return {seed: _existing(TRAIN / phase / f"seed-{seed}", f"train@{phase}") for seed in seeds}
 
 
 def _complete(phase: str, seeds: list[int]) -> bool:
-    """Say whether a phase that no comparison needs can be a row; it may be left from before."""
+    """Return whether a phase has all seeds; one without a role may be left from an earlier run."""
     absent = [seed for seed in seeds if not (TRAIN / phase / f"seed-{seed}").is_dir()]
     if absent:
-        say(f"no row for the phase {phase}: it has no checkpoint of seed {absent[0]}")
+        say(f"the phase {phase} is not evaluated: it has no checkpoint of seed {absent[0]}")
     return not absent
 
 
-def _present(folder: Path, stage: str) -> Path:
+def _existing(folder: Path, stage: str) -> Path:
     if not folder.is_dir():
         raise UserError(
-            "a checkpoint is not there", where=str(folder), fix=f"cohobate run --stage {stage}"
+            "checkpoint not found", where=str(folder), fix=f"cohobate run --stage {stage}"
         )
     return folder

@@ -1,7 +1,7 @@
-"""What the predictions tell beside the score: a file each, and the figures worth comparing.
+"""Behaviour beside the score: robustness, forgetting, memorisation, router, mistakes.
 
-robustness.json (with perturbed.jsonl), forgetting.json, memorisation.json, router.csv and .json,
-errors.jsonl and clusters.json, all below data/evaluate.
+Files below data/evaluate: robustness.json (with perturbed.jsonl), forgetting.json,
+memorisation.json, router.csv, router.json, errors.jsonl and clusters.json.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,43 +19,49 @@ from cohobate.data.records import (
     write_rows,
 )
 from tasks.evaluate.mistakes import CLUSTERS, ERRORS, Mistake
-from tasks.evaluate.robustness import ROBUSTNESS, VARIED, Scores, longest, read_variants
+from tasks.evaluate.robustness import (
+    PERTURBED_ROLES,
+    ROBUSTNESS,
+    RobustnessScores,
+    longest,
+    read_variants,
+)
 from tasks.evaluate.router import ROUTED, ROUTER, write_curve
 from tasks.evaluate.settings import EvaluateParams
-from tasks.evaluate.statistics import Findings, Measured
+from tasks.evaluate.statistics import ModelResults, Statistics
 
 FORGETTING = EVALUATE / "forgetting.json"
 MEMORISATION = EVALUATE / "memorisation.json"
-LESSONS = CURRICULUM / "train.jsonl"
+TRAINING_ROWS = CURRICULUM / "train.jsonl"
 
 
 def write_behaviour(
     params: EvaluateParams,
-    findings: Findings,
+    statistics: Statistics,
     rows: Sequence[Row],
-    measured: Mapping[str, Measured],
+    results: Mapping[str, ModelResults],
 ) -> dict[str, Any]:
-    """Write the files; return what goes into reports/metrics.json."""
-    lessons = list(read_rows(LESSONS, TrainingRow)) if LESSONS.exists() else []
-    found = {
-        "robustness": _robustness(params, findings, rows),
-        "forgetting": _forgetting(findings, measured),
-        "memorisation": _memorisation(params, findings, lessons),
-        "router": _router(params, findings),
+    """Write the files; return the figures for reports/metrics.json."""
+    training_rows = list(read_rows(TRAINING_ROWS, TrainingRow)) if TRAINING_ROWS.exists() else []
+    figures = {
+        "robustness": _robustness(params, statistics, rows),
+        "forgetting": _forgetting(statistics, results),
+        "memorisation": _memorisation(params, statistics, training_rows),
+        "router": _router(params, statistics),
     }
-    clusters = _mistakes(params, findings, rows, lessons)
-    return found | {"mistakes": sum(cluster["rows"] for cluster in clusters)}
+    clusters = _mistakes(params, statistics, rows, training_rows)
+    return figures | {"mistakes": sum(cluster["rows"] for cluster in clusters)}
 
 
 def _robustness(
-    params: EvaluateParams, findings: Findings, rows: Sequence[Row]
+    params: EvaluateParams, statistics: Statistics, rows: Sequence[Row]
 ) -> dict[str, dict[str, float]]:
-    scores, name = findings.predictions.scores(findings.metric), findings.names
-    places = {row.id: place for place, row in enumerate(rows)}
-    table = Scores(
-        test={role: scores[name[role]] for role in VARIED},
+    scores, names = statistics.predictions.scores(statistics.metric), statistics.names
+    positions = {row.id: position for position, row in enumerate(rows)}
+    table = RobustnessScores(
+        test={role: scores[names[role]] for role in PERTURBED_ROLES},
         variants=read_variants(),
-        chosen=[places[row.id] for row in params.robustness.chosen(rows)],
+        chosen=[positions[row.id] for row in params.robustness.chosen(rows)],
         long=longest(rows, params.robustness.longest),
         draws=params.bootstrap,
         seed=params.seed,
@@ -70,14 +76,16 @@ def _robustness(
     }
 
 
-def _forgetting(findings: Findings, measured: Mapping[str, Measured]) -> dict[str, float | None]:
+def _forgetting(
+    statistics: Statistics, results: Mapping[str, ModelResults]
+) -> dict[str, float | None]:
     table = [
         {"arm": arm.name, "role": arm.role, "seed": seed, **figures}
-        for arm in findings.arms
-        for seed, figures in measured[arm.name].general.items()
+        for arm in statistics.arms
+        for seed, figures in results[arm.name].general_loss.items()
     ]
     write_json(FORGETTING, table)
-    by_role = {row["role"]: row["bits_per_byte"] for row in findings.rows()}
+    by_role = {row["role"]: row["bits_per_byte"] for row in statistics.rows()}
     return {
         "bits_per_byte_before": by_role["initial"],
         "bits_per_byte_after": by_role["student"],
@@ -86,41 +94,51 @@ def _forgetting(findings: Findings, measured: Mapping[str, Measured]) -> dict[st
 
 
 def _memorisation(
-    params: EvaluateParams, findings: Findings, lessons: Sequence[TrainingRow]
+    params: EvaluateParams, statistics: Statistics, training_rows: Sequence[TrainingRow]
 ) -> dict[str, Any]:
-    copies = params.memorisation.index(lesson.answer or "" for lesson in lessons)
-    by_arm = findings.predictions.by_arm
-    found = {
-        role: copies.figures([p.answer for rows in by_arm[arm].values() for p in rows])
-        for role, arm in findings.names.items()
+    training_answers = params.memorisation.index(row.answer or "" for row in training_rows)
+    by_arm = statistics.predictions.by_arm
+    by_role = {
+        role: training_answers.figures([p.answer for rows in by_arm[arm].values() for p in rows])
+        for role, arm in statistics.names.items()
     }
-    write_json(MEMORISATION, {"words": copies.words, "lessons": len(lessons), "by_role": found})
-    return {f"{role}_copied_share": found[role]["copied_share"] for role in ("teacher", "student")}
+    write_json(
+        MEMORISATION,
+        {"words": training_answers.words, "lessons": len(training_rows), "by_role": by_role},
+    )
+    return {
+        f"{role}_copied_share": by_role[role]["copied_share"] for role in ("teacher", "student")
+    }
 
 
-def _router(params: EvaluateParams, findings: Findings) -> dict[str, Any] | None:
-    name, metric, router = findings.names, findings.metric, params.router
-    student = findings.predictions.by_arm[name["student"]]
-    given = [[p.confidence for p in rows] for rows in student.values()]
-    if any(confidence is None for rows in given for confidence in rows):
+def _router(params: EvaluateParams, statistics: Statistics) -> dict[str, Any] | None:
+    names, metric, router = statistics.names, statistics.metric, params.router
+    student = statistics.predictions.by_arm[names["student"]]
+    confidences = [[p.confidence for p in rows] for rows in student.values()]
+    if any(confidence is None for rows in confidences for confidence in rows):
         for path in (ROUTER, ROUTED):
             path.unlink(missing_ok=True)
         return None
-    sure_KN = np.array(given, dtype=np.float64)
-    scores = findings.predictions.scores(metric)
-    student_KN, teacher_N = scores[name["student"]], scores[name["teacher"]][0]
-    write_curve(router.curve(sure_KN, student_KN, teacher_N))
-    found = router.judge(sure_KN, student_KN, teacher_N, params.bootstrap)
-    write_json(ROUTED, found)
-    return {name: found[name] for name in ("floor", "share", "score", "kept")}
+    confidence_MR = np.array(confidences, dtype=np.float64)
+    scores = statistics.predictions.scores(metric)
+    student_MR, teacher_R = scores[names["student"]], scores[names["teacher"]][0]
+    write_curve(router.curve(confidence_MR, student_MR, teacher_R))
+    figures = router.judge(confidence_MR, student_MR, teacher_R, params.bootstrap)
+    write_json(ROUTED, figures)
+    return {name: figures[name] for name in ("floor", "share", "score", "kept")}
 
 
 def _mistakes(
-    params: EvaluateParams, findings: Findings, rows: Sequence[Row], lessons: Sequence[TrainingRow]
+    params: EvaluateParams,
+    statistics: Statistics,
+    rows: Sequence[Row],
+    training_rows: Sequence[TrainingRow],
 ) -> list[dict[str, Any]]:
-    name, metric = findings.names, findings.metric
-    first = {arm: next(iter(found.values())) for arm, found in findings.predictions.by_arm.items()}
-    answered = zip(rows, first[name["teacher"]], first[name["student"]], strict=True)
+    names, metric = statistics.names, statistics.metric
+    first = {
+        arm: next(iter(found.values())) for arm, found in statistics.predictions.by_arm.items()
+    }
+    answers = zip(rows, first[names["teacher"]], first[names["student"]], strict=True)
     mistakes = [
         Mistake(
             id=row.id,
@@ -131,10 +149,10 @@ def _mistakes(
             student=student.answer,
             confidence=student.confidence,
         )
-        for row, teacher, student in answered
+        for row, teacher, student in answers
         if student.scores[metric] < teacher.scores[metric]
     ]
-    found, clusters = params.mistakes.sorted_out(mistakes, lessons)
-    write_rows(ERRORS, found)
+    clustered, clusters = params.mistakes.clustered(mistakes, training_rows)
+    write_rows(ERRORS, clustered)
     write_json(CLUSTERS, clusters)
     return clusters

@@ -1,7 +1,7 @@
-"""What distillation costs in time and money, what it saves, and when it has paid for itself.
+"""Cost of a round in time and money, savings when serving, and the break-even volume.
 
-Seconds and speeds are this machine's, prices are params: nothing here is hashed.
-`reports/cost.json` is made anew with the report, from data/evaluate/served.json (tokens),
+Seconds and speeds are those of this machine, prices are params: nothing here is hashed.
+`reports/cost.json` is written with the report, from data/evaluate/served.json (tokens),
 reports/stages.json (seconds) and reports/timings.json (speed).
 """
 
@@ -13,41 +13,41 @@ from pydantic import Field
 from cohobate.data.records import EVALUATE, REPORTS
 from cohobate.params import Section
 
-SERVED = EVALUATE / "served.json"
+TOKEN_COUNTS = EVALUATE / "served.json"
 COST = REPORTS / "cost.json"
 
 
 class Prices(Section):
-    """What things cost. Assumptions of whoever writes them, not measurements."""
+    """Prices: assumptions, not measurements."""
 
     currency: str = "USD"
-    """Name of the unit of all prices."""
+    """Currency of all prices."""
     machine_hour: float = Field(0.10, ge=0)
-    """One hour of the machine that distils and serves."""
+    """An hour of the machine that distils and serves."""
     teacher_million_in: float = Field(0.0, ge=0)
-    """A million prompt tokens of a teacher behind an API; 0 for both: generate.backend.price."""
+    """A million prompt tokens of a teacher behind an API; if both are 0: generate.backend.price."""
     teacher_million_out: float = Field(0.0, ge=0)
-    """A million tokens written by it. 0: the teacher runs on the machine itself."""
+    """A million generated tokens. 0: the teacher runs on the machine itself."""
 
     def completed(self, price: Mapping[str, float] | None) -> "Prices":
-        """Return the prices with those of the teacher's service, where none are given here."""
+        """Return the prices, with those of the teacher's service where none are given here."""
         if self.teacher_million_in or self.teacher_million_out or not price:
             return self
-        found = {"teacher_million_in": price["input"], "teacher_million_out": price["output"]}
-        return self.model_copy(update=found)
+        teacher = {"teacher_million_in": price["input"], "teacher_million_out": price["output"]}
+        return self.model_copy(update=teacher)
 
-    def work_out(
+    def cost_of_round(
         self,
         served: Mapping[str, Any],
         stages: Mapping[str, Mapping[str, Any]],
         timings: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Return what the round cost, what a million tokens cost, and the break-even volume.
+        """Return the cost of the round and of a million tokens, and the break-even volume.
 
-        What the teacher's tokens cost is None where its weights are not here and no price is known.
+        The cost of the teacher's tokens is None where its weights are not here and it has no price.
         """
         if (priced := self.completed(served.get("price"))) != self:
-            return priced.work_out({**served, "price": None}, stages, timings)
+            return priced.cost_of_round({**served, "price": None}, stages, timings)
         seconds = {
             name: stage.get("own_seconds", stage["seconds"]) for name, stage in stages.items()
         }

@@ -1,9 +1,8 @@
-"""How close a student's next-token distribution is to the teacher's, token by token.
+"""Fidelity: how close a student's next-token distributions are to the teacher's.
 
-On the teacher's own answers to test prompts (what it would say), and on the student's (where its
-own words lead it). Or, where the teacher cannot be asked again, on what `capture` stored of it.
-
-Shapes: N answer tokens, V vocabulary, K top-k, C outcomes (the K stored ids, and all others).
+Measured on the teacher's own answers to test prompts and on the student's, by running both models;
+or on the distributions that `capture` stored, where the teacher's weights are not needed.
+Tensors: C outcomes are the K stored ids and, as one, all others.
 """
 
 import random
@@ -21,61 +20,64 @@ from cohobate.params import Section
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cohobate.evaluation.answer_logprobs import Reader
+    from cohobate.evaluation.answer_logprobs import AnswerLogprobs
 
 
-class Texts(NamedTuple):
-    """Answers to the same prompts, as each of two models reads them: behind its own prefix."""
+class AnswerTexts(NamedTuple):
+    """The same answers, encoded after each model's own prompts: prefixes can differ."""
 
     teacher: Sequence[Encoded]
     student: Sequence[Encoded]
 
 
-class Agreement(Section):
-    """Agreement of a student with the teacher on some text, a mean over its tokens."""
+class TokenAgreement(Section):
+    """Agreement of a student with the teacher on one set of texts: means over the tokens."""
 
     top1_agreement: float
     """Share of the tokens at which both models rank the same token first."""
     top_k_overlap: float
     """Share of the teacher's K likeliest tokens that are among the student's."""
     kl: float
-    """KL(teacher ‖ student) in nats a token: high where it misses what the teacher says."""
+    """KL(teacher ‖ student) in nats per token: high where the student misses likely tokens."""
     reverse_kl: float
-    """KL(student ‖ teacher): high where it says what the teacher would not."""
+    """KL(student ‖ teacher): high where the student prefers tokens unlikely for the teacher."""
     tokens: int
-    """How many tokens were compared."""
+    """Number of tokens compared."""
 
 
-class Fidelity(Agreement):
-    """Agreement on the teacher's text, and beside it on the student's own."""
+class Fidelity(TokenAgreement):
+    """Agreement on the teacher's answers, and on the student's own."""
 
-    student_text: Agreement | None = None
-    """None where the teacher is not there to read it."""
+    student_text: TokenAgreement | None = None
+    """None where the teacher cannot be run on it."""
 
 
-class Live(Section):
-    """The teacher's checkpoint reads along: its answers to test prompts, and the student's."""
+class LiveFidelity(Section):
+    """Compares with the teacher's checkpoint, on both models' answers to test prompts."""
 
     type: Literal["live"] = "live"
     top_k: int = Field(10, ge=1)
-    """How many of the likeliest tokens are compared."""
+    """Number of likeliest tokens compared."""
 
     def compare(
         self,
-        teacher: "Reader",
-        student: "Reader",
-        taught: Texts,
-        own: Texts,
+        teacher: "AnswerLogprobs",
+        student: "AnswerLogprobs",
+        teacher_texts: AnswerTexts,
+        student_texts: AnswerTexts,
         name: str,
     ) -> Fidelity:
         """Compare two models of one vocabulary on the teacher's answers, and on the student's."""
-        teacher.read([*taught.teacher, *own.teacher])
-        student.read([*taught.student, *own.student])
-        beside = self._on(teacher, student, own) if own.student else None
-        return Fidelity(**self._on(teacher, student, taught).model_dump(), student_text=beside)
+        teacher.compute([*teacher_texts.teacher, *student_texts.teacher])
+        student.compute([*teacher_texts.student, *student_texts.student])
+        own = self._on(teacher, student, student_texts) if student_texts.student else None
+        on_teacher = self._on(teacher, student, teacher_texts)
+        return Fidelity(**on_teacher.model_dump(), student_text=own)
 
-    def _on(self, teacher: "Reader", student: "Reader", texts: Texts) -> Agreement:
-        tally = _Tally(self.top_k)
+    def _on(
+        self, teacher: "AnswerLogprobs", student: "AnswerLogprobs", texts: AnswerTexts
+    ) -> TokenAgreement:
+        totals = _Totals(self.top_k)
         pairs = zip(
             teacher.log_probs(teacher.hidden(texts.teacher)),
             student.log_probs(student.hidden(texts.student)),
@@ -83,27 +85,27 @@ class Live(Section):
         )
         for (_, p_NV), (_, q_NV) in pairs:
             k = min(self.top_k, p_NV.shape[-1])
-            tally.add(p_NV, q_NV, p_NV.topk(k).indices, q_NV.topk(k).indices)
-        return tally.agreement()
+            totals.add(p_NV, q_NV, p_NV.topk(k).indices, q_NV.topk(k).indices)
+        return totals.agreement()
 
 
-class Stored(Section):
-    """What `capture` stored of the teacher, on rows that the student learned from."""
+class StoredFidelity(Section):
+    """Compares with the distributions that `capture` stored, on rows of the training data."""
 
     type: Literal["stored"]
     rows: int = Field(256, ge=1)
-    """Rows of data/filter/kept.jsonl, drawn by chance."""
+    """Rows of data/filter/kept.jsonl, drawn at random."""
     seed: int = 0
-    """Of the drawing."""
+    """Seed of the draw."""
     top_k: int = Field(10, ge=1)
-    """How many of the likeliest tokens are compared; no more than were stored."""
+    """Number of likeliest tokens compared; at most as many as were stored."""
 
     def compare(
         self,
-        teacher: "Reader",
-        student: "Reader",
-        taught: Texts,
-        own: Texts,
+        teacher: "AnswerLogprobs",
+        student: "AnswerLogprobs",
+        teacher_texts: AnswerTexts,
+        student_texts: AnswerTexts,
         name: str,
     ) -> Fidelity:
         """Compare a student with the stored distributions of the teacher `name`.
@@ -122,19 +124,19 @@ class Stored(Section):
         top = store.targets(store.read([e.signal for e in examples]))
         if not isinstance(top, TopK):
             raise UserError(
-                "only signals of the form top_k can be compared with a student",
+                "only stored signals of the form top_k can be compared with a student",
                 where=str(CAPTURE / name),
                 fix="evaluate.fidelity: {type: live}, or capture.signals: {type: top_k, ...}",
             )
         likeliest_NK = top.ids_NK.gather(-1, top.logp_NK.argsort(dim=-1, descending=True))
-        p_NC, tally = top.at(1.0, "bucket"), _Tally(self.top_k)
+        p_NC, totals = top.at(1.0, "bucket"), _Totals(self.top_k)
         k = min(self.top_k, top.ids_NK.shape[-1])
-        for some, q_NV in student.log_probs(student.hidden(texts)):
-            ids_NK = top.ids_NK[some].to(q_NV.device)
+        for chunk, q_NV in student.log_probs(student.hidden(texts)):
+            ids_NK = top.ids_NK[chunk].to(q_NV.device)
             q_NC = _outcomes(q_NV, ids_NK)
-            first_NK = likeliest_NK[some, :k].to(q_NV.device)
-            tally.add(p_NC[some].to(q_NV.device), q_NC, first_NK, q_NV.topk(k).indices)
-        return Fidelity(**tally.agreement().model_dump())
+            first_NK = likeliest_NK[chunk, :k].to(q_NV.device)
+            totals.add(p_NC[chunk].to(q_NV.device), q_NC, first_NK, q_NV.topk(k).indices)
+        return Fidelity(**totals.agreement().model_dump())
 
     def _rows(self, path: Path, name: str) -> list[Response]:
         rows = [row for row in read_rows(path, Response) if row.teacher == name]
@@ -142,36 +144,36 @@ class Stored(Section):
         return rows[: self.rows]
 
 
-class _Tally:
-    """Adds up what is compared."""
+class _Totals:
+    """Sums over the tokens compared so far."""
 
     def __init__(self, top_k: int) -> None:
         self.top_k, self.tokens = top_k, 0
-        self.same = self.overlap = self.kl = self.reverse = 0.0
+        self.same = self.overlap = self.kl = self.reverse_kl = 0.0
 
     def add(self, p_NC: "Tensor", q_NC: "Tensor", top_p_NK: "Tensor", top_q_NK: "Tensor") -> None:
-        """Add some tokens: log-probabilities of the outcomes, and the likeliest ids."""
-        apart_NC = p_NC - q_NC
-        self.kl += float((p_NC.exp() * apart_NC).sum())
-        self.reverse -= float((q_NC.exp() * apart_NC).sum())
+        """Add tokens: log-probabilities of both models, and their likeliest ids."""
+        difference_NC = p_NC - q_NC
+        self.kl += float((p_NC.exp() * difference_NC).sum())
+        self.reverse_kl -= float((q_NC.exp() * difference_NC).sum())
         self.same += float((top_p_NK[:, 0] == top_q_NK[:, 0]).sum())
-        both_NKK = top_p_NK[:, :, None] == top_q_NK[:, None, :]
-        self.overlap += float(both_NKK.sum()) / top_p_NK.shape[1]
+        match_NKK = top_p_NK[:, :, None] == top_q_NK[:, None, :]
+        self.overlap += float(match_NKK.sum()) / top_p_NK.shape[1]
         self.tokens += len(p_NC)
 
-    def agreement(self) -> Agreement:
+    def agreement(self) -> TokenAgreement:
         """Return the means."""
-        return Agreement(
+        return TokenAgreement(
             top1_agreement=round(self.same / self.tokens, 6),
             top_k_overlap=round(self.overlap / self.tokens, 6),
             kl=round(self.kl / self.tokens, 6),
-            reverse_kl=round(self.reverse / self.tokens, 6),
+            reverse_kl=round(self.reverse_kl / self.tokens, 6),
             tokens=self.tokens,
         )
 
 
 def _outcomes(q_NV: "Tensor", ids_NK: "Tensor") -> "Tensor":
-    """Return the student's log q of the K ids and of all others together, (N, C)."""
+    """Return the student's log-probabilities of the K ids and of all others as one, (N, C)."""
     import torch
 
     q_NK = q_NV.gather(1, ids_NK)
@@ -179,4 +181,4 @@ def _outcomes(q_NV: "Tensor", ids_NK: "Tensor") -> "Tensor":
     return torch.cat([q_NK, rest_N1.float()], -1)
 
 
-FidelityOn = Annotated[Live | Stored, Field(discriminator="type")]
+AnyFidelity = Annotated[LiveFidelity | StoredFidelity, Field(discriminator="type")]

@@ -1,4 +1,4 @@
-"""What a round must show to pass."""
+"""The gate: the conditions under which a round passes."""
 
 from pydantic import Field
 
@@ -6,7 +6,7 @@ from cohobate.params import Section
 
 
 class Gate(Section):
-    """Beat the baseline by more than chance, and keep enough of the teacher."""
+    """A significant gain over the baseline, and enough of the teacher's score."""
 
     min_gain: float = 0.0
     """The lower end of the gain over the baseline must lie above this (share of 1)."""
@@ -14,11 +14,11 @@ class Gate(Section):
     """The student's score must be at least this share of the teacher's."""
 
     def judge(self, gain_low: float, retention: float | None) -> dict[str, bool | float]:
-        """Say whether the gate is passed, which half of it is, and what was asked.
+        """Return whether the gate and each of its conditions is passed, with the conditions.
 
         Args:
-            gain_low: Lower end of the interval of the gain over the baseline.
-            retention: The student's score over the teacher's; None where that is 0.
+            gain_low: lower end of the interval of the gain over the baseline.
+            retention: the student's score over the teacher's; None where that is 0.
         """
         gained = gain_low > self.min_gain
         retained = retention is not None and retention >= self.min_retention

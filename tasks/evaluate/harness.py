@@ -1,6 +1,6 @@
-"""Tasks of lm-evaluation-harness, by name or from YAML files of the project, for every model.
+"""Tasks of lm-evaluation-harness, run on every model; by name, or from YAML files of the project.
 
-Written to data/evaluate/harness.json, a line of figures for each checkpoint, task and metric:
+The results go to data/evaluate/harness.json, an entry for each checkpoint, task and metric:
 
     {"arm": "kd", "filter": "none", "metric": "acc_norm", "seed": 1, "stderr": 0.0049,
      "task": "hellaswag", "value": 0.4312}
@@ -26,16 +26,16 @@ HARNESS = EVALUATE / "harness.json"
 
 
 class Harness(Section):
-    """Which tasks are run beside the round's own test, on teacher, baseline and student alike."""
+    """Tasks that are run on all models in addition to the round's own test."""
 
     tasks: tuple[str, ...] = ()
-    """Names of tasks, such as `hellaswag`; none are run unless asked for."""
+    """Names of tasks, such as `hellaswag`; none by default."""
     include_path: str | None = None
-    """A folder of the project with tasks of your own in YAML."""
+    """A folder of the project with further tasks in YAML."""
     limit: int | None = Field(None, ge=1)
-    """At most so many rows of each task."""
+    """Largest number of rows of each task."""
     batch_size: int = Field(16, ge=1)
-    """Rows that are answered at once."""
+    """Rows in a batch."""
 
     @field_validator("include_path")
     @classmethod
@@ -45,31 +45,32 @@ class Harness(Section):
         return path
 
     def measure(self, arms: Sequence[Arm], precision: Precision, metrics: Path) -> None:
-        """Run the tasks, write the figures, and add their means to the file `metrics`.
+        """Run the tasks, write the results, and add their means to the file `metrics`.
 
         Raises:
             UserError: lm-eval is not installed, or does not know or cannot run a task.
         """
         if not self.tasks:
             return
-        found = [line for arm in arms for line in self._lines(arm, precision)]
-        write_json(HARNESS, found)
-        write_json(metrics, json.loads(metrics.read_bytes()) | {"harness": means(found)})
+        lines = [line for arm in arms for line in self._lines(arm, precision)]
+        write_json(HARNESS, lines)
+        write_json(metrics, json.loads(metrics.read_bytes()) | {"harness": means(lines)})
 
     def _lines(self, arm: Arm, precision: Precision) -> Iterator[dict[str, Any]]:
         for seed, folder in arm.checkpoints.items():
             say(f"{arm.name}: {', '.join(self.tasks)} by lm-evaluation-harness")
             for task, figures in self.results(folder, precision).items():
-                for named, value in figures.items():
-                    metric, _, kept = named.partition(",")
-                    error = figures.get(f"{metric}_stderr,{kept}")
-                    if kept and not metric.endswith("_stderr"):
+                for name, value in figures.items():
+                    metric, _, harness_filter = name.partition(",")
+                    error = figures.get(f"{metric}_stderr,{harness_filter}")
+                    if harness_filter and not metric.endswith("_stderr"):
                         line = {"arm": arm.name, "seed": seed, "task": task, "metric": metric}
                         error = round(error, 6) if isinstance(error, float) else None
-                        yield line | {"filter": kept, "value": round(value, 6), "stderr": error}
+                        figure = {"value": round(value, 6), "stderr": error}
+                        yield line | {"filter": harness_filter} | figure
 
     def results(self, folder: Path, precision: Precision) -> dict[str, dict[str, Any]]:
-        """Return lm-eval's figures of one checkpoint by task, under lm-eval's names for them.
+        """Return lm-eval's results of one checkpoint, by task and under lm-eval's names.
 
         Raises:
             UserError: lm-eval is not installed, or does not know or cannot run a task.
@@ -87,22 +88,22 @@ class Harness(Section):
         model, tokenizer = checkpoints.load(
             folder, precision=precision, device=checkpoints.accelerator()
         )
-        own = TaskManager(include_path=self.include_path)
+        task_manager = TaskManager(include_path=self.include_path)
         try:
-            told = simple_evaluate(
+            evaluation = simple_evaluate(
                 HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size),
                 tasks=[*self.tasks],
-                task_manager=own,
+                task_manager=task_manager,
                 limit=self.limit,
                 log_samples=False,
             )
-        except Exception as error:  # whatever the task's own code and data raise
+        except Exception as error:  # a task's own code and data can raise anything
             raise UserError(
                 f"lm-evaluation-harness: {str(error) or type(error).__name__}",
                 where="params.yaml, evaluate.harness",
-                fix="lm-eval ls tasks   (the names it knows)",
+                fix="lm-eval ls tasks   (lists the names)",
             ) from error
-        figures: dict[str, dict[str, Any]] = told["results"]
+        figures: dict[str, dict[str, Any]] = evaluation["results"]
         return figures
 
 
@@ -110,14 +111,14 @@ def means(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return value and standard error by task, metric and arm, each the mean over the seeds."""
     by_arm: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for line in lines:
-        kept = "" if line["filter"] == "none" else f" {line['filter']}"
-        key = (line["task"], line["metric"] + kept, line["arm"])
+        suffix = "" if line["filter"] == "none" else f" {line['filter']}"
+        key = (line["task"], line["metric"] + suffix, line["arm"])
         by_arm.setdefault(key, []).append(line)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for (task, metric, arm), seeds in by_arm.items():
         errors = [line["stderr"] for line in seeds if line["stderr"] is not None]
-        found.setdefault(task, {}).setdefault(metric, {})[arm] = {
+        results.setdefault(task, {}).setdefault(metric, {})[arm] = {
             "value": round(fmean(line["value"] for line in seeds), 6),
             "stderr": round(fmean(errors), 6) if errors else None,
         }
-    return found
+    return results

@@ -1,7 +1,7 @@
-"""How much of what a model says is copied from the answers that the student learned from.
+"""Memorisation: the share of a model's answers that is copied from the training answers.
 
-Overlap by words in a row, as in Carlini et al. 2023. The teacher's own rate stands beside the
-student's: what the teacher says as often without having been taught it is the language's doing.
+A copy is a run of words in common, as in Carlini et al. 2023. The teacher's share is the control:
+it was not trained on these answers, so what it repeats as often is common phrasing.
 """
 
 from collections import defaultdict
@@ -13,22 +13,22 @@ from pydantic import Field
 from cohobate.params import Section
 
 _BREAK = ""
-"""Stands between two answers: no word is empty, so no run of words crosses it."""
+"""Separates two answers: no word is empty, so no run of words crosses it."""
 
 
 class Memorisation(Section):
-    """What counts as copied."""
+    """What counts as a copy."""
 
     words: int = Field(8, ge=1)
-    """Words in a row that are no chance; shorter answers cannot show any."""
+    """Fewest words in a row that count as a copy; shorter answers are not looked at."""
 
-    def index(self, answers: Iterable[str]) -> "Copies":
-        """Return the training answers, ready for the search."""
-        return Copies(answers, self.words)
+    def index(self, answers: Iterable[str]) -> "TrainingAnswers":
+        """Return an index of the training answers."""
+        return TrainingAnswers(answers, self.words)
 
 
-class Copies:
-    """Training answers, searched for runs of words."""
+class TrainingAnswers:
+    """An index of the training answers by their runs of words."""
 
     def __init__(self, answers: Iterable[str], words: int) -> None:
         self.words = words
@@ -46,23 +46,23 @@ class Copies:
                 self._runs[run].append(start)
 
     def longest(self, answer: str) -> int:
-        """Return the most words in a row that also stand in a training answer; 0 below `words`."""
-        given = answer.lower().split()
-        most = 0
-        for at in range(len(given) - self.words + 1):
-            for start in self._runs.get(tuple(given[at : at + self.words]), ()):
+        """Return the length of the longest run shared with a training answer; 0 below `words`."""
+        words = answer.lower().split()
+        longest = 0
+        for at in range(len(words) - self.words + 1):
+            for start in self._runs.get(tuple(words[at : at + self.words]), ()):
                 size = self.words
                 while (
-                    at + size < len(given)
+                    at + size < len(words)
                     and start + size < len(self._text)
-                    and given[at + size] == self._text[start + size]
+                    and words[at + size] == self._text[start + size]
                 ):
                     size += 1
-                most = max(most, size)
-        return most
+                longest = max(longest, size)
+        return longest
 
     def figures(self, answers: Sequence[str]) -> dict[str, Any]:
-        """Return how much of some answers is copied."""
+        """Return the shares of `answers` that are copied in part and as a whole."""
         long = [answer for answer in answers if len(answer.split()) >= self.words]
         runs = [self.longest(answer) for answer in long]
         whole = sum(tuple(answer.lower().split()) in self._whole for answer in answers)

@@ -1,10 +1,10 @@
-"""How good the answers are. A model's score is the mean over the test rows.
+"""Metrics of a model: those of its answers, and those that need the model itself.
 
-Most metrics look at one answer and score it from 0 to 1 (cohobate/scoring/metrics.py). Some need
-the model itself, to read the reference answers of a sample of rows (`measure`): they are reported,
-and decide nothing.
+Answer metrics score one answer from 0 to 1 (cohobate/scoring/metrics.py); a model's score is the
+mean over the test rows. Model metrics use the log-probabilities of the reference answers on a
+sample of rows: they are reported, and never decide.
 
-To add one of these: a class with `measure`, and its name in `Metric` at the bottom.
+To add a model metric: a class with `measure`, and its name in `Metric` at the bottom.
 """
 
 from collections.abc import Sequence
@@ -20,34 +20,42 @@ from cohobate.scoring.verifiers import Verifier
 if TYPE_CHECKING:
     from cohobate.data.records import Row
     from cohobate.data.tokenized import Encoded
-    from cohobate.evaluation.answer_logprobs import Reader
+    from cohobate.evaluation.answer_logprobs import AnswerLogprobs
 
 
 @runtime_checkable
-class ReadingMetric(Protocol):
-    """Has the model read reference answers."""
+class ModelMetric(Protocol):
+    """A metric that is computed from the model's log-probabilities of reference answers."""
 
     @property
     def type(self) -> str:
         """Name of the metric."""
 
     def measure(
-        self, reader: "Reader", rows: Sequence["Row"], texts: Sequence["Encoded"], task: Verifier
+        self,
+        logprobs: "AnswerLogprobs",
+        rows: Sequence["Row"],
+        texts: Sequence["Encoded"],
+        task: Verifier,
     ) -> float | None:
-        """Return a figure of the model on some rows; None where there is none for this task."""
+        """Return the figure on `rows`, encoded as `texts`; None where the task has none."""
 
 
 class LabelAccuracy(Section):
-    """Share of rows whose own label the model finds the likeliest, of all labels: what it knows,
-    whether or not it would say so.
+    """Share of rows whose own label has the highest probability of all labels.
 
-    Labels are told apart by their first token; where two begin alike there is no figure.
+    It is independent of what the model would generate. Labels are compared by their first token;
+    where two labels share it there is no figure.
     """
 
     type: Literal["label_accuracy"]
 
     def measure(
-        self, reader: "Reader", rows: Sequence["Row"], texts: Sequence["Encoded"], task: Verifier
+        self,
+        logprobs: "AnswerLogprobs",
+        rows: Sequence["Row"],
+        texts: Sequence["Encoded"],
+        task: Verifier,
     ) -> float | None:
         """Return the share; None where the task has no closed set of labels."""
         if task.type != "label":
@@ -56,22 +64,28 @@ class LabelAccuracy(Section):
         ids = sorted(set(labels.values()))
         if len(ids) < len(labels):
             return None
-        best = reader.first_log_probs(texts, ids).argmax(-1).tolist()
+        best = logprobs.first_log_probs(texts, ids).argmax(-1).tolist()
         right = [bool(ids[n] == labels[row.answer]) for n, row in zip(best, rows, strict=True)]
         return sum(right) / len(right)
 
 
 class Perplexity(Section):
-    """exp of the mean surprise at the tokens of the reference answer, its end included. 1 is
-    certainty; models with different tokenizers are not comparable."""
+    """exp of the mean loss on the tokens of the reference answers, end tokens included.
+
+    Models with different tokenizers are not comparable.
+    """
 
     type: Literal["perplexity"]
 
     def measure(
-        self, reader: "Reader", rows: Sequence["Row"], texts: Sequence["Encoded"], task: Verifier
+        self,
+        logprobs: "AnswerLogprobs",
+        rows: Sequence["Row"],
+        texts: Sequence["Encoded"],
+        task: Verifier,
     ) -> float | None:
-        """Return the perplexity, no more than a million."""
-        mean = float(reader.answer_log_probs(texts).mean())
+        """Return the perplexity, at most a million."""
+        mean = float(logprobs.answer_log_probs(texts).mean())
         return min(exp(min(-mean, 20.0)), 1e6)
 
 

@@ -1,10 +1,10 @@
-"""Where the student fails and the teacher does not: what to generate next.
+"""Mistakes: test rows that the teacher answers better than the student, clustered by topic.
 
-Such rows are put together by what prompt and right answer are about (TF-IDF, k-means), and each is
-shown the training rows nearest to it. A cluster with no near training row asks for more rows of its
-kind; one with many asks for better ones, or for a larger student.
+Rows are clustered by prompt and right answer (TF-IDF, k-means); each comes with the training rows
+nearest to it. A cluster without near training rows needs more rows of its kind; one with many needs
+better rows, or a larger student.
 
-data/evaluate/errors.jsonl, for the next round's mining:
+A row of data/evaluate/errors.jsonl, from which the next round can be extended:
 
     {"id": "9f8a…", "prompt": "Definition: a small rodent\\nCategory:", "group": "animal",
      "reference": " animal", "teacher": " animal", "student": " food", "confidence": 0.91,
@@ -26,8 +26,8 @@ CLUSTERS = EVALUATE / "clusters.json"
 _TOPICS = 20
 
 
-class Near(BaseModel):
-    """A training row that resembles."""
+class NearestRow(BaseModel):
+    """A training row near a mistake."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     id: str
@@ -46,25 +46,25 @@ class Mistake(BaseModel):
     teacher: str
     student: str
     confidence: float | None = None
-    """The student's, in its wrong answer."""
+    """Of the student in its wrong answer."""
     cluster: int = 0
-    nearest: tuple[Near, ...] = ()
+    nearest: tuple[NearestRow, ...] = ()
 
 
 class Mistakes(Section):
-    """How mistakes are put together."""
+    """How mistakes are clustered."""
 
     clusters: int = Field(6, ge=1)
-    """At most so many."""
+    """Largest number of clusters."""
     nearest: int = Field(3, ge=0)
-    """Training rows beside each mistake."""
+    """Training rows listed for each mistake."""
     terms: int = Field(6, ge=1)
-    """Words that name a cluster."""
+    """Number of words that describe a cluster."""
     seed: int = 0
-    """Of k-means."""
+    """Seed of k-means."""
 
-    def sorted_out(
-        self, mistakes: Sequence[Mistake], lessons: Sequence[Row]
+    def clustered(
+        self, mistakes: Sequence[Mistake], training_rows: Sequence[Row]
     ) -> tuple[list[Mistake], list[dict[str, Any]]]:
         """Return the mistakes with cluster and nearest training rows, and the clusters."""
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -73,55 +73,64 @@ class Mistakes(Section):
         if not mistakes:
             return [], []
         texts = [f"{prompt_text(row.prompt)} {row.reference}" for row in mistakes]
-        texts += [f"{prompt_text(row.prompt)} {row.answer or ''}" for row in lessons]
-        common = 0.3 if len(texts) >= 20 else 1.0  # the words of the template tell nothing
-        weigh = TfidfVectorizer(stop_words="english", max_df=common, sublinear_tf=True)
+        texts += [f"{prompt_text(row.prompt)} {row.answer or ''}" for row in training_rows]
+        max_df = 0.3 if len(texts) >= 20 else 1.0  # leaves out the words of the prompt template
+        vectorizer = TfidfVectorizer(stop_words="english", max_df=max_df, sublinear_tf=True)
         try:
-            vectors = weigh.fit_transform(texts)
-        except ValueError:  # no word is left: nothing to tell the rows apart by
+            vectors = vectorizer.fit_transform(texts)
+        except ValueError:  # no word is left to cluster by
             return list(mistakes), [self._cluster(0, mistakes, [])]
-        own, taught = vectors[: len(mistakes)], vectors[len(mistakes) :]
+        mistake_vectors, training_vectors = vectors[: len(mistakes)], vectors[len(mistakes) :]
         with threadpool_limits(1):  # sums of floats depend on how many threads share them
-            labels = self._clustered(own)
-        rows = self._with_neighbours(mistakes, labels, (own @ taught.T).toarray(), lessons)
-        words = weigh.get_feature_names_out()
-        found = []
+            labels = self._labels(mistake_vectors)
+        rows = self._with_neighbours(
+            mistakes, labels, (mistake_vectors @ training_vectors.T).toarray(), training_rows
+        )
+        words = vectorizer.get_feature_names_out()
+        clusters = []
         for number in sorted(set(labels.tolist())):
-            centre = np.asarray(own[labels == number].mean(axis=0)).ravel()
+            centre = np.asarray(mistake_vectors[labels == number].mean(axis=0)).ravel()
             best = np.argsort(-centre, kind="stable")[: self.terms]
             inside = [row for row in rows if row.cluster == number]
-            found.append(self._cluster(number, inside, [words[n] for n in best if centre[n] > 0]))
-        return rows, sorted(found, key=lambda c: (-c["rows"], c["cluster"]))
+            terms = [words[n] for n in best if centre[n] > 0]
+            clusters.append(self._cluster(number, inside, terms))
+        return rows, sorted(clusters, key=lambda c: (-c["rows"], c["cluster"]))
 
-    def _clustered(self, own: Any) -> Any:
+    def _labels(self, vectors: Any) -> Any:
         """Return the cluster of each mistake.
 
-        Short texts share few words: k-means sees them through latent semantic analysis (Deerwester
-        et al. 1990), or one cluster would hold almost all of them.
+        Short texts share few words: without latent semantic analysis (Deerwester et al. 1990) one
+        cluster would hold almost all of them.
         """
         from sklearn.cluster import KMeans
         from sklearn.decomposition import TruncatedSVD
         from sklearn.preprocessing import normalize
 
-        topics = min(_TOPICS, *(size - 1 for size in own.shape))
+        topics = min(_TOPICS, *(size - 1 for size in vectors.shape))
         if topics > 1:
-            own = normalize(TruncatedSVD(topics, random_state=self.seed).fit_transform(own))
-        count = min(self.clusters, own.shape[0])
-        return KMeans(count, n_init=3, random_state=self.seed).fit(own).labels_
+            projected = TruncatedSVD(topics, random_state=self.seed).fit_transform(vectors)
+            vectors = normalize(projected)
+        count = min(self.clusters, vectors.shape[0])
+        return KMeans(count, n_init=3, random_state=self.seed).fit(vectors).labels_
 
     def _with_neighbours(
-        self, mistakes: Sequence[Mistake], clusters: Any, alike: Any, lessons: Sequence[Row]
+        self,
+        mistakes: Sequence[Mistake],
+        clusters: Any,
+        similarities: Any,
+        training_rows: Sequence[Row],
     ) -> list[Mistake]:
-        found = []
-        for row, cluster, likeness in zip(mistakes, clusters, alike, strict=True):
-            best = np.argsort(-likeness, kind="stable")[: self.nearest]
+        completed = []
+        for row, cluster, similarity in zip(mistakes, clusters, similarities, strict=True):
+            best = np.argsort(-similarity, kind="stable")[: self.nearest]
             near = [
-                Near(id=lessons[n].id, similarity=round(float(likeness[n]), 4))
+                NearestRow(id=training_rows[n].id, similarity=round(float(similarity[n]), 4))
                 for n in best
-                if likeness[n] > 0
+                if similarity[n] > 0
             ]
-            found.append(row.model_copy(update={"cluster": int(cluster), "nearest": tuple(near)}))
-        return found
+            update = {"cluster": int(cluster), "nearest": tuple(near)}
+            completed.append(row.model_copy(update=update))
+        return completed
 
     def _cluster(self, number: int, rows: Sequence[Mistake], terms: list[str]) -> dict[str, Any]:
         groups = Counter(row.group or row.reference.strip() for row in rows)

@@ -1,14 +1,14 @@
-"""Who sits the test: a model in memory, or a teacher that is somewhere else."""
+"""The models under test: a checkpoint in memory, or a teacher behind an endpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cohobate.backends import unloaded_teacher as service
+from cohobate.backends import unloaded_teacher
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import Row
-from cohobate.evaluation.answer_logprobs import Reader
+from cohobate.evaluation.answer_logprobs import AnswerLogprobs
 from cohobate.fast.frozen import load_frozen
 from cohobate.generation.decoding import generate_answers
 from cohobate.generation.requests import Answer
@@ -21,48 +21,50 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model in memory, how it reads text, and what it has read."""
+class LoadedModel:
+    """A model in memory, and the log-probabilities that it gives to answers."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
-    reader: Reader
+    logprobs: AnswerLogprobs
     params: EvaluateParams
     prefix: str | None = None
-    """What it learnt to read before a prompt."""
+    """Text that the model was trained to read before each prompt."""
 
     @classmethod
-    def of(cls, params: EvaluateParams, folder: Path) -> "Loaded":
-        """Load a checkpoint in the precision of the test."""
+    def of(cls, params: EvaluateParams, folder: Path) -> "LoadedModel":
+        """Load a checkpoint in the number format of the evaluation."""
         model, tokenizer = load_frozen(
             folder, precision=params.precision, device=checkpoints.accelerator()
         )
-        size, threads = params.batching.rows, params.threads
-        reader = Reader(model, tokenizer, batch=size, threads=threads)
-        return cls(model, tokenizer, reader, params, checkpoints.prompt_prefix(folder))
+        batch, threads = params.batching.rows, params.threads
+        logprobs = AnswerLogprobs(model, tokenizer, batch=batch, threads=threads)
+        return cls(model, tokenizer, logprobs, params, checkpoints.prompt_prefix(folder))
 
-    def asked(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows as the model is asked them."""
+    def prefixed(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows with the model's own prefix before each prompt."""
         return [row.prefixed(self.prefix) for row in rows]
 
-    def answers(self, rows: Sequence[Row], what: str) -> list[Answer]:
-        """Return the model's answer to each row."""
-        prompts = [row.full_prompt for row in self.asked(rows)]
-        how, batching, threads = self.params.decoding, self.params.batching, self.params.threads
-        decoded = generate_answers(
-            self.model, self.tokenizer, prompts, how, batching, threads=threads
+    def answers(self, rows: Sequence[Row], label: str) -> list[Answer]:
+        """Generate an answer to each row; `label` names the work in the progress bar."""
+        prompts = [row.full_prompt for row in self.prefixed(rows)]
+        decoding, batching = self.params.decoding, self.params.batching
+        generated = generate_answers(
+            self.model, self.tokenizer, prompts, decoding, batching, threads=self.params.threads
         )
-        found = dict(track(decoded, total=len(prompts), what=what))
-        return [found[place] for place in range(len(prompts))]
+        by_position = dict(track(generated, total=len(prompts), what=label))
+        return [by_position[position] for position in range(len(prompts))]
 
 
 @dataclass(frozen=True)
-class Absent:
-    """A teacher whose weights are not here: it answers, for money, and that is all."""
+class EndpointTeacher:
+    """A teacher behind an endpoint: without its weights only its answers can be evaluated."""
 
     params: EvaluateParams
     generate: GenerateParams
 
-    def answers(self, rows: Sequence[Row], what: str) -> list[Answer]:
-        """Return the service's answer to each row, out of the ledger where it was bought before."""
-        return service.asked(self.params.teacher, self.generate, rows, self.params.decoding, what)
+    def answers(self, rows: Sequence[Row], label: str) -> list[Answer]:
+        """Return the service's answer to each row; answers in the ledger are not bought again."""
+        return unloaded_teacher.asked(
+            self.params.teacher, self.generate, rows, self.params.decoding, label
+        )

@@ -1,4 +1,4 @@
-"""Ways to say a prompt otherwise, which should not change its answer.
+"""Perturbations of a prompt that should not change its answer.
 
 To add one: a class with `change`, and its name in `Perturbation` at the bottom.
 """
@@ -12,46 +12,45 @@ from pydantic import Field
 from cohobate.params import Section
 
 TEXT = "{text}"
-"""Where the row's own text stands in a template."""
+"""Placeholder of the row's own text in a template."""
 
 
 class Typos(Section):
-    """Slips of the keyboard inside words: two letters swapped, one left out, one twice."""
+    """Typing errors inside words: two letters swapped, one left out, one doubled."""
 
     type: Literal["typos"]
     rate: float = Field(0.1, gt=0, le=1)
     """Share of the words of four letters and more that are misspelt."""
 
-    def change(self, text: str, template: str, chance: random.Random) -> str:
-        """Return the prompt with typos in its text, at least one where there is a word for it."""
+    def change(self, text: str, template: str, rng: random.Random) -> str:
+        """Return the prompt with typos in its text, at least one where a word is long enough."""
         words = re.split(r"(\w+)", text)
-        places = [n for n, word in enumerate(words) if len(word) >= 4 and word.isalpha()]
-        slipped = [n for n in places if chance.random() < self.rate]
-        for n in slipped or places[:1]:
-            words[n] = self._slip(words[n], chance)
+        candidates = [n for n, word in enumerate(words) if len(word) >= 4 and word.isalpha()]
+        misspelt = [n for n in candidates if rng.random() < self.rate]
+        for n in misspelt or candidates[:1]:
+            words[n] = self._misspell(words[n], rng)
         return template.replace(TEXT, "".join(words))
 
-    def _slip(self, word: str, chance: random.Random) -> str:
-        at = chance.randrange(1, len(word) - 2)  # first and last letters stay
-        one, other = word[at], word[at + 1]
-        slips = (other + one, other, one + one + other)
-        return word[:at] + chance.choice(slips) + word[at + 2 :]
+    def _misspell(self, word: str, rng: random.Random) -> str:
+        at = rng.randrange(1, len(word) - 2)  # first and last letters stay
+        first, second = word[at], word[at + 1]
+        variants = (second + first, second, first + first + second)
+        return word[:at] + rng.choice(variants) + word[at + 2 :]
 
 
 class Case(Section):
-    """The text in capitals, or without any."""
+    """The text in upper or lower case."""
 
     type: Literal["case"]
     to: Literal["upper", "lower"] = "upper"
-    """Which."""
 
-    def change(self, text: str, template: str, chance: random.Random) -> str:
+    def change(self, text: str, template: str, rng: random.Random) -> str:
         """Return the prompt with its text in the other case."""
         return template.replace(TEXT, text.upper() if self.to == "upper" else text.lower())
 
 
 class Distractor(Section):
-    """A sentence before the text that has nothing to do with it."""
+    """An unrelated sentence before the text."""
 
     type: Literal["distractor"]
     sentences: tuple[str, ...] = Field(
@@ -59,24 +58,24 @@ class Distractor(Section):
     )
     """One of them is drawn for each row."""
     repeat: int = Field(1, ge=1)
-    """How many stand before the text: with many, a longer input."""
+    """Number of sentences before the text: many make a long input."""
 
-    def change(self, text: str, template: str, chance: random.Random) -> str:
+    def change(self, text: str, template: str, rng: random.Random) -> str:
         """Return the prompt with the sentences before its text."""
-        drawn = " ".join(chance.choice(self.sentences) for _ in range(self.repeat))
+        drawn = " ".join(rng.choice(self.sentences) for _ in range(self.repeat))
         return template.replace(TEXT, f"{drawn} {text}")
 
 
 class Paraphrase(Section):
-    """Other words around the text than those that the models were taught with."""
+    """Another prompt template than the one of the training rows."""
 
     type: Literal["paraphrase"]
     templates: tuple[Annotated[str, Field(pattern=r"\{text\}")], ...] = Field(min_length=1)
-    """With `{text}` where the row's text goes; one is drawn for each row."""
+    """Templates with `{text}` for the row's text; one is drawn for each row."""
 
-    def change(self, text: str, template: str, chance: random.Random) -> str:
-        """Return the text in another frame."""
-        return chance.choice(self.templates).replace(TEXT, text)
+    def change(self, text: str, template: str, rng: random.Random) -> str:
+        """Return the text in another template."""
+        return rng.choice(self.templates).replace(TEXT, text)
 
 
 Perturbation = Annotated[Typos | Case | Distractor | Paraphrase, Field(discriminator="type")]

@@ -1,4 +1,4 @@
-"""What the models answered on the test rows, and how right each answer is."""
+"""Predictions: the models' answers to the test rows, with their scores."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from math import exp
@@ -27,25 +27,29 @@ class Prediction(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     id: str
-    """Of the test row."""
+    """Id of the test row."""
     answer: str
     finish: str
     """`stop`, or `length` where the answer was cut off."""
     confidence: float | None = None
-    """exp of the mean log-probability that the model gave the tokens of its answer."""
+    """exp of the mean log-probability of the answer's tokens."""
     scores: dict[str, float]
     """By metric, 0 to 1."""
 
 
 def test_rows() -> list[Row]:
-    """Return the test rows that have an answer to be compared with.
+    """Return the test rows that have a reference answer.
 
     Raises:
         UserError: there are none.
     """
     rows = [row for row in read_rows(TEST, Row) if row.answer is not None]
     if not rows:
-        raise UserError("no test row has an answer: nothing can be scored", where=str(TEST))
+        raise UserError(
+            "no test row has an answer: nothing can be scored",
+            where=str(TEST),
+            fix="collect.template.answer in params.yaml must name the column of the answer",
+        )
     return rows
 
 
@@ -55,21 +59,21 @@ def scored(
     metrics: Sequence[AnswerScore],
     verifier: Verifier,
 ) -> Iterator[Prediction]:
-    """Yield the predictions for `rows`, given the answer to each."""
-    for row, given in zip(rows, answers, strict=True):
-        scores = {m.type: m.score(given.text, row.answer or "", verifier) for m in metrics}
-        confidence = None if given.logprob is None else round(exp(given.logprob), 4)
+    """Yield the prediction of each row: its answer, scored."""
+    for row, answer in zip(rows, answers, strict=True):
+        scores = {m.type: m.score(answer.text, row.answer or "", verifier) for m in metrics}
+        confidence = None if answer.logprob is None else round(exp(answer.logprob), 4)
         yield Prediction(
             id=row.id,
-            answer=given.text,
-            finish=given.finish,
+            answer=answer.text,
+            finish=answer.finish,
             confidence=confidence,
             scores=scores,
         )
 
 
 class Predictions:
-    """Every arm's predictions, in the order of the test rows."""
+    """The predictions of all arms by seed, in the order of the test rows."""
 
     def __init__(self, by_arm: dict[str, dict[int, list[Prediction]]]) -> None:
         self.by_arm = by_arm
@@ -88,20 +92,20 @@ class Predictions:
         )
 
     def scores(self, metric: str) -> dict[str, Floats]:
-        """Return for each arm the scores by one metric, (K seeds, N test rows)."""
+        """Return each arm's scores by one metric, (M, R): M seeds, R test rows."""
         return {
             arm: np.array([[p.scores[metric] for p in rows] for rows in by_seed.values()])
             for arm, by_seed in self.by_arm.items()
         }
 
     def same_answer(self, arm: str, other: str, verifier: Verifier) -> float:
-        """Return how often `arm` answers as `other`'s only checkpoint does, over rows and seeds."""
+        """Return how often `arm` gives the answer of `other`, an arm with one seed."""
         [reference] = self.by_arm[other].values()
-        wanted = [verifier.canonical(p.answer) for p in reference]
+        forms = [verifier.canonical(p.answer) for p in reference]
         same = [
-            verifier.canonical(given.answer) == form
+            verifier.canonical(own.answer) == form
             for rows in self.by_arm[arm].values()
-            for given, form in zip(rows, wanted, strict=True)
+            for own, form in zip(rows, forms, strict=True)
         ]
         return sum(same) / len(same)
 
@@ -109,18 +113,18 @@ class Predictions:
         """Return the expected calibration error of an arm (Naeini et al. 2015; equal-width bins).
 
         The gap between confidence and score in each bin, weighted by the bin's share of rows; None
-        where a prediction states no confidence.
+        where a prediction has no confidence.
         """
         table = self.confidence_and_score(arm, metric)
         if table is None:
             return None
         confidence, score = table
-        place = np.minimum((confidence * bins).astype(int), bins - 1)
-        gaps = [abs((confidence - score)[place == b].sum()) for b in range(bins)]
+        bin_of_row = np.minimum((confidence * bins).astype(int), bins - 1)
+        gaps = [abs((confidence - score)[bin_of_row == b].sum()) for b in range(bins)]
         return float(sum(gaps) / len(confidence))
 
     def confidence_and_score(self, arm: str, metric: str) -> tuple[Floats, Floats] | None:
-        """Return confidences and scores of all predictions of an arm, over its seeds."""
+        """Return confidences and scores of all predictions of an arm; None where one is missing."""
         rows = [p for by_seed in self.by_arm[arm].values() for p in by_seed]
         if any(p.confidence is None for p in rows):
             return None

@@ -1,10 +1,8 @@
-"""The student answers what it is sure of, and the teacher the rest: how much traffic is that?
+"""Router between student and teacher: how much traffic the student can take by its confidence.
 
-A row goes to the student where its confidence is at least a threshold. The threshold is chosen on
-one half of the test rows and judged on the other, and the other way round: judged on the rows it
-was chosen on, it would look better than it is.
-
-Legend: K seeds, N rows.
+A row goes to the student where its confidence reaches a threshold. The threshold is chosen on one
+half of the test rows and evaluated on the other, and vice versa: on the rows it was chosen on, it
+would look better than it is. Arrays are (M, R): M seeds, R rows.
 """
 
 import csv
@@ -23,63 +21,66 @@ ROUTED = EVALUATE / "router.json"
 
 
 class Router(Section):
-    """What is asked of teacher and student together."""
+    """What student and teacher together must reach."""
 
     floor: float = Field(0.98, gt=0)
     """Share of the teacher's score that must be kept."""
     points: int = Field(40, ge=2)
-    """Of the curve."""
+    """Number of points of the curve."""
     seed: int = 0
-    """Of the halves."""
+    """Seed of the split into halves."""
 
-    def curve(self, sure_KN: Floats, student_KN: Floats, teacher_N: Floats) -> list[dict[str, Any]]:
-        """Return the score of both together at each share of traffic that the student takes."""
-        teacher_M = np.tile(teacher_N, len(sure_KN))
-        order = np.argsort(-sure_KN.ravel(), kind="stable")
-        gained = (student_KN.ravel() - teacher_M)[order].cumsum()
+    def curve(
+        self, confidence_MR: Floats, student_MR: Floats, teacher_R: Floats
+    ) -> list[dict[str, Any]]:
+        """Return the joint score at each share of traffic that the student takes."""
+        teacher = np.tile(teacher_R, len(confidence_MR))
+        order = np.argsort(-confidence_MR.ravel(), kind="stable")
+        gained = (student_MR.ravel() - teacher)[order].cumsum()
         lines = []
         for point in range(self.points + 1):
             taken = round(point * len(order) / self.points)
-            score = (teacher_M.sum() + (gained[taken - 1] if taken else 0.0)) / len(order)
-            least = float(sure_KN.ravel()[order[taken - 1]]) if taken else 1.0
+            score = (teacher.sum() + (gained[taken - 1] if taken else 0.0)) / len(order)
+            least = float(confidence_MR.ravel()[order[taken - 1]]) if taken else 1.0
             share = taken / len(order)
             lines.append({"share": round(share, 6), "score": round(score, 6), "confidence": least})
         return lines
 
     def judge(
-        self, sure_KN: Floats, student_KN: Floats, teacher_N: Floats, draws: int
+        self, confidence_MR: Floats, student_MR: Floats, teacher_R: Floats, draws: int
     ) -> dict[str, Any]:
-        """Return what share of the traffic the student takes at the floor, and what is kept."""
-        half_N = np.random.default_rng(self.seed).permutation(len(teacher_N)) % 2
-        to_student_KN = np.zeros(sure_KN.shape, dtype=bool)
+        """Return the student's share of the traffic at the floor, and the score that is kept."""
+        half_R = np.random.default_rng(self.seed).permutation(len(teacher_R)) % 2
+        to_student_MR = np.zeros(confidence_MR.shape, dtype=bool)
         thresholds = []
         for half in (0, 1):
-            chosen = half_N == half
+            chosen = half_R == half
             threshold = self._threshold(
-                sure_KN[:, chosen], student_KN[:, chosen], teacher_N[chosen]
+                confidence_MR[:, chosen], student_MR[:, chosen], teacher_R[chosen]
             )
-            to_student_KN[:, ~chosen] = sure_KN[:, ~chosen] >= threshold
+            to_student_MR[:, ~chosen] = confidence_MR[:, ~chosen] >= threshold
             thresholds.append(round(float(threshold), 4) if np.isfinite(threshold) else None)
-        together_KN = np.where(to_student_KN, student_KN, teacher_N[None])
-        scores = {"together": together_KN, "teacher": teacher_N[None]}
+        together_MR = np.where(to_student_MR, student_MR, teacher_R[None])
+        scores = {"together": together_MR, "teacher": teacher_R[None]}
         kept = Bootstrap(scores, draws, self.seed).ratio("together", "teacher")
         return {
             "floor": self.floor,
-            "share": round(float(to_student_KN.mean()), 6),
-            "score": round(float(together_KN.mean()), 6),
+            "share": round(float(to_student_MR.mean()), 6),
+            "score": round(float(together_MR.mean()), 6),
             "kept": kept and kept.rounded(),
             "thresholds": thresholds,
         }
 
-    def _threshold(self, sure_KN: Floats, student_KN: Floats, teacher_N: Floats) -> float:
-        """Return the lowest confidence that keeps the floor; infinite where none does."""
-        sure: NDArray[np.float64] = sure_KN.ravel()
-        teacher = np.tile(teacher_N, len(sure_KN))
-        order = np.argsort(-sure, kind="stable")
-        together = teacher.sum() + (student_KN.ravel() - teacher)[order].cumsum()
-        last_of_equals = np.append(np.diff(sure[order]) != 0, True)
+    def _threshold(self, confidence_MR: Floats, student_MR: Floats, teacher_R: Floats) -> float:
+        """Return the lowest threshold that keeps the floor; infinite where none does."""
+        confidence: NDArray[np.float64] = confidence_MR.ravel()
+        teacher = np.tile(teacher_R, len(confidence_MR))
+        order = np.argsort(-confidence, kind="stable")
+        together = teacher.sum() + (student_MR.ravel() - teacher)[order].cumsum()
+        # equal confidences lie on one side of a threshold
+        last_of_equals = np.append(np.diff(confidence[order]) != 0, True)
         good = np.flatnonzero((together >= self.floor * teacher.sum()) & last_of_equals)
-        return float(sure[order[good[-1]]]) if len(good) else float("inf")
+        return float(confidence[order[good[-1]]]) if len(good) else float("inf")
 
 
 def write_curve(lines: list[dict[str, Any]]) -> None:

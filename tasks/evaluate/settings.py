@@ -1,4 +1,4 @@
-"""What a person chooses of the evaluation."""
+"""The section `evaluate` of params.yaml."""
 
 from pydantic import Field, model_validator
 
@@ -8,13 +8,13 @@ from cohobate.generation.requests import Batching, Decoding
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import NumberFormat, Precision, resolve
 from cohobate.params import Section
-from cohobate.scoring.metrics import AnswerScore, Verified
+from cohobate.scoring.metrics import AnswerScore, VerifierAccuracy
 from tasks.evaluate.cost import Prices
-from tasks.evaluate.fidelity import FidelityOn, Live
+from tasks.evaluate.fidelity import AnyFidelity, LiveFidelity
 from tasks.evaluate.gate import Gate
 from tasks.evaluate.harness import Harness
 from tasks.evaluate.memorisation import Memorisation
-from tasks.evaluate.metrics import Metric, ReadingMetric
+from tasks.evaluate.metrics import Metric, ModelMetric
 from tasks.evaluate.mistakes import Mistakes
 from tasks.evaluate.robustness import Robustness
 from tasks.evaluate.router import Router
@@ -26,70 +26,72 @@ class EvaluateParams(Section):
     teacher: str = "main"
     """Key of the teacher in the section `teachers`."""
     baseline: str = "baseline"
-    """Phase with as many updates as the student's, on labels alone."""
+    """Phase with as many updates as the student's, trained on labels alone."""
     student: str = "kd"
     """Phase whose checkpoint is the distilled student."""
-    metrics: tuple[Metric, ...] = Field((Verified(),), min_length=1)
+    metrics: tuple[Metric, ...] = Field((VerifierAccuracy(),), min_length=1)
     """How answers are scored. The first decides, here and in `adapt`, `challenge` and `export`; the
     others are reported beside it."""
     decoding: Decoding = Decoding(max_tokens=8)
-    """How every model answers, here and in `challenge`: greedily, unless a temperature is given.
-    `export` takes its `max_tokens`."""
+    """Decoding of every model, here and in `challenge`: greedy unless a temperature is given.
+    `export` uses its `max_tokens`."""
     batching: Batching = Batching()
-    """How many rows are answered at once."""
+    """Rows and tokens of a batch."""
     precision: Precision = "auto"
-    """Number format in which the models answer."""
+    """Number format of the models."""
     bootstrap: int = Field(10_000, ge=100)
-    """How many times the test rows are resampled for an interval."""
+    """Bootstrap draws for an interval."""
     calibration_bins: int = Field(15, ge=2)
     """Equal-width bins of confidence, for the calibration error."""
     reading_rows: int = Field(512, ge=0)
-    """Test rows on which models read answers: to compare token distributions with the teacher's,
-    and for the metrics that need it; 0: none."""
-    fidelity: FidelityOn = Live()
-    """On what a student's token distributions are compared with the teacher's."""
+    """Test rows on which token log-probabilities are computed, for fidelity and for the metrics of
+    a model; 0: none."""
+    fidelity: AnyFidelity = LiveFidelity()
+    """How token distributions are compared with the teacher's."""
     robustness: Robustness = Robustness()
-    """How prompts are changed that were not meant to be answered otherwise."""
+    """Perturbed and out-of-distribution prompts."""
     forgetting: Forgetting = Forgetting()
-    """General text, on which the loss is compared before and after."""
+    """General text, whose loss is compared before and after training."""
     memorisation: Memorisation = Memorisation()
-    """What counts as copied from the training answers."""
+    """What counts as a copy of a training answer."""
     router: Router = Router()
-    """What is asked of student and teacher together."""
+    """A router between student and teacher."""
     mistakes: Mistakes = Mistakes()
-    """How the student's mistakes are put together."""
+    """How the student's mistakes are clustered."""
     prices: Prices = Prices()
-    """What things cost; for the report alone."""
+    """Prices, for the report alone."""
     samples: int = Field(4, ge=0)
-    """Rows of each kind that the report quotes."""
+    """Sample rows of each kind in the report."""
     seed: int = 0
-    """Of the resampling and of the choice of quoted rows."""
+    """Seed of the bootstrap and of the choice of sample rows."""
     threads: int = Field(2, ge=1)
-    """Threads of one model. Another number can change the last digits."""
+    """CPU threads. Another number can change the last digits."""
     timing: Timing = Timing()
-    """What is measured by the clock."""
+    """Latency and throughput."""
     harness: Harness = Harness()
-    """Tasks of lm-evaluation-harness, run beside the round's own test."""
+    """Tasks of lm-evaluation-harness, in addition to the round's own test."""
     gate: Gate = Gate()
     """What counts as a pass."""
 
     @property
     def number_format(self) -> NumberFormat:
-        """The number format in which the models answer on this machine."""
+        """The number format of the models on this machine."""
         return resolve(self.precision, checkpoints.accelerator())
 
     @property
     def answer_metrics(self) -> tuple[AnswerScore, ...]:
-        """The metrics that look at one answer."""
+        """The metrics that score one answer."""
         return tuple(metric for metric in self.metrics if isinstance(metric, AnswerScore))
 
     @property
-    def reading_metrics(self) -> tuple[ReadingMetric, ...]:
-        """The metrics for which the model reads the reference."""
-        return tuple(metric for metric in self.metrics if isinstance(metric, ReadingMetric))
+    def model_metrics(self) -> tuple[ModelMetric, ...]:
+        """The metrics that need the model itself."""
+        return tuple(metric for metric in self.metrics if isinstance(metric, ModelMetric))
 
     @model_validator(mode="after")
     def _a_score_decides(self) -> "EvaluateParams":
         if not isinstance(self.metrics[0], AnswerScore):
-            raise ValueError(f"{self.metrics[0].type} scores no single answer: it cannot decide")
+            raise ValueError(
+                f"{self.metrics[0].type} does not score single answers: it cannot come first"
+            )
         return self

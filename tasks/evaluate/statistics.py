@@ -1,4 +1,4 @@
-"""From predictions to conclusions: scores with intervals, retention, gain, and the gate."""
+"""Statistics of the predictions: scores with intervals, retention, gain, and the gate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,36 +8,39 @@ from cohobate.evaluation.bootstrap import Bootstrap, Interval
 from cohobate.evaluation.footprint import Footprint
 from cohobate.scoring.verifiers import Verifier
 from tasks.evaluate.arms import Arm
-from tasks.evaluate.fidelity import Agreement, Fidelity
+from tasks.evaluate.fidelity import Fidelity, TokenAgreement
 from tasks.evaluate.gate import Gate
 from tasks.evaluate.predictions import Predictions
 
 Verdict = Literal["yes", "within noise", "no"]
 
 
+@dataclass
+class ModelResults:
+    """What was measured on the checkpoints of one arm, beside the scores of their answers."""
+
+    footprint: Footprint | None = None
+    """None for a teacher whose weights are not here."""
+    fidelity: dict[int, Fidelity] = field(default_factory=dict)
+    """By seed; empty for the teacher itself, and where the vocabularies differ."""
+    model_metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+    """By seed, the metrics that need the model: perplexity, label accuracy."""
+    general_loss: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """By seed, the loss on general text."""
+    variants: dict[int, list[str]] = field(default_factory=dict)
+    """By seed, the answers to the perturbed and out-of-distribution rows."""
+
+
 @dataclass(frozen=True)
-class Measured:
-    """What running a checkpoint of an arm told, beside its answers."""
-
-    footprint: Footprint | None
-    """None of a teacher whose weights are not here."""
-    fidelity: dict[int, Fidelity]
-    """By seed; empty where the vocabularies differ, and for the teacher itself."""
-    readings: dict[int, dict[str, float]] = field(default_factory=dict)
-    """By seed, the metrics for which the model read the references."""
-    general: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """By seed, its loss on general text."""
-
-
-@dataclass(frozen=True)
-class Findings:
-    """All that follows from the predictions."""
+class Statistics:
+    """Scores, intervals and verdict of all arms, computed from their predictions."""
 
     arms: list[Arm]
     predictions: Predictions
-    measured: Mapping[str, Measured]
+    results: Mapping[str, ModelResults]
+    """By arm."""
     metric: str
-    """The metric that decides; others are reported beside it."""
+    """The metric that decides; the others are only reported."""
     verifier: Verifier
     bootstrap: Bootstrap
     bins: int
@@ -45,7 +48,7 @@ class Findings:
 
     @property
     def names(self) -> dict[str, str]:
-        """The arm of each of the four roles."""
+        """The names of the arms with a role, by role."""
         return {arm.role: arm.name for arm in self.arms if arm.role != "other"}
 
     def rows(self) -> list[dict[str, Any]]:
@@ -93,10 +96,9 @@ class Findings:
         scores = self.predictions.scores(self.metric)[arm.name]
         kept = self.bootstrap.ratio(arm.name, "teacher")
         gain = self.bootstrap.difference(arm.name, self.names["baseline"])
-        predictions = self.predictions
+        predictions, results = self.predictions, self.results[arm.name]
         answers = [p for rows in predictions.by_arm[arm.name].values() for p in rows]
         error = predictions.calibration_error(arm.name, self.metric, self.bins)
-        measured = self.measured[arm.name]
         return {
             "arm": arm.name,
             "role": arm.role,
@@ -111,22 +113,22 @@ class Findings:
                 name: round(float(predictions.scores(name)[arm.name].mean()), 6)
                 for name in answers[0].scores
             }
-            | _means(list(measured.readings.values())),
+            | _means(list(results.model_metrics.values())),
             "bits_per_byte": _means(
-                [{"mean": found["bits_per_byte"]} for found in measured.general.values()]
+                [{"mean": losses["bits_per_byte"]} for losses in results.general_loss.values()]
             ).get("mean"),
             "retention": kept.rounded() if kept else None,
             "gain_over_baseline": gain.rounded() if arm.role != "baseline" else None,
             "unfinished": round(sum(p.finish == "length" for p in answers) / len(answers), 6),
             "agreement": round(predictions.same_answer(arm.name, "teacher", self.verifier), 6),
-            "fidelity": _mean_fidelity(list(measured.fidelity.values())),
+            "fidelity": _mean_fidelity(list(results.fidelity.values())),
             "calibration_error": None if error is None else round(error, 6),
-            "footprint": measured.footprint and measured.footprint.model_dump(),
+            "footprint": results.footprint and results.footprint.model_dump(),
         }
 
 
 def verdict(gain: Interval) -> Verdict:
-    """Say whether distillation beat the baseline, as far as the interval tells."""
+    """Return whether distillation beat the baseline, by the interval of the gain."""
     if gain.low > 0:
         return "yes"
     return "no" if gain.high < 0 else "within noise"
@@ -137,24 +139,24 @@ def _brief(row: dict[str, Any]) -> dict[str, Any]:
     return {"score": score["mean"], "low": score["low"], "high": score["high"]}
 
 
-def _ratio(row: dict[str, Any], other: dict[str, Any], what: str) -> float | None:
+def _ratio(row: dict[str, Any], other: dict[str, Any], figure: str) -> float | None:
     if not (row["footprint"] and other["footprint"]):
         return None
-    above, below = row["footprint"][what], other["footprint"][what]
+    above, below = row["footprint"][figure], other["footprint"][figure]
     return round(above / below, 6) if below else None
 
 
 def _mean_fidelity(by_seed: list[Fidelity]) -> dict[str, Any] | None:
     if not by_seed:
         return None
-    own = [found.student_text for found in by_seed if found.student_text]
+    own = [fidelity.student_text for fidelity in by_seed if fidelity.student_text]
     return _mean_agreement(by_seed) | ({"student_text": _mean_agreement(own)} if own else {})
 
 
-def _mean_agreement(by_seed: Sequence[Agreement]) -> dict[str, Any]:
+def _mean_agreement(by_seed: Sequence[TokenAgreement]) -> dict[str, Any]:
     figures = [
-        found.model_dump(include={"top1_agreement", "top_k_overlap", "kl", "reverse_kl"})
-        for found in by_seed
+        agreement.model_dump(include={"top1_agreement", "top_k_overlap", "kl", "reverse_kl"})
+        for agreement in by_seed
     ]
     return _means(figures) | {"tokens": by_seed[0].tokens}
 
@@ -163,7 +165,7 @@ def _means(by_seed: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the mean of each figure over the seeds that have it."""
     names = list(by_seed[0]) if by_seed else []
     return {
-        name: round(sum(found[name] for found in by_seed) / len(by_seed), 6)
+        name: round(sum(figures[name] for figures in by_seed) / len(by_seed), 6)
         for name in names
-        if all(name in found for found in by_seed)
+        if all(name in figures for figures in by_seed)
     }

@@ -1,4 +1,4 @@
-"""The tables behind the report's and DVC's plots: groups, losses, intervals, sample rows."""
+"""Tables for the report and for DVC's plots: groups, losses, intervals, sample rows."""
 
 import csv
 import random
@@ -10,7 +10,7 @@ from typing import Any
 from cohobate.data.records import EVALUATE, Row
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.predictions import Prediction
-from tasks.evaluate.statistics import Findings
+from tasks.evaluate.statistics import Statistics
 
 GROUPS = EVALUATE / "groups.csv"
 INTERVALS = EVALUATE / "intervals.csv"
@@ -20,30 +20,30 @@ SAMPLES = EVALUATE / "samples.json"
 CURVE = ["step", "loss", "stage"]
 
 
-def write_groups(findings: Findings, rows: Sequence[Row]) -> None:
+def write_groups(statistics: Statistics, rows: Sequence[Row]) -> None:
     """Write each group's rows and every arm's score on them, the student's largest gaps first."""
     members: dict[str, list[int]] = defaultdict(list)
-    for place, row in enumerate(rows):
-        members[row.group].append(place)
-    scores = findings.predictions.scores(findings.metric)
-    columns = {arm.name: arm.column for arm in findings.arms}
+    for position, row in enumerate(rows):
+        members[row.group].append(position)
+    scores = statistics.predictions.scores(statistics.metric)
+    columns = {arm.name: arm.column for arm in statistics.arms}
     table: list[dict[str, Any]] = [
-        {"group": group, "rows": len(places)}
-        | {columns[arm]: round(float(s_KN[:, places].mean()), 6) for arm, s_KN in scores.items()}
-        for group, places in members.items()
+        {"group": group, "rows": len(positions)}
+        | {columns[arm]: round(float(s_MR[:, positions].mean()), 6) for arm, s_MR in scores.items()}
+        for group, positions in members.items()
     ]
     table.sort(key=lambda line: (line["student"] - line["teacher"], line["group"]))
     _write_csv(GROUPS, ["group", "rows", *columns.values()], table)
 
 
-def write_intervals(findings: Findings) -> None:
+def write_intervals(statistics: Statistics) -> None:
     """Write each arm's score and its interval."""
-    table = [{"arm": row["arm"], **row["score"]} for row in findings.rows()]
+    table = [{"arm": row["arm"], **row["score"]} for row in statistics.rows()]
     _write_csv(INTERVALS, ["arm", "mean", "low", "high"], table)
 
 
 def write_losses(arms: Iterable[Arm]) -> None:
-    """Copy the loss of each phase and seed out of the checkpoints, a file each."""
+    """Copy the loss curves out of the checkpoints, a file for each phase and seed."""
     for arm in arms:
         for seed, checkpoint in arm.checkpoints.items():
             history = checkpoint / "history.csv"
@@ -54,16 +54,16 @@ def write_losses(arms: Iterable[Arm]) -> None:
             _write_csv(LOSSES / f"{arm.name}-seed-{seed}.csv", CURVE, steps)
 
 
-def write_reliability(findings: Findings) -> None:
+def write_reliability(statistics: Statistics) -> None:
     """Write, for teacher and student, mean confidence and score in each bin of confidence."""
     table = []
-    for arm in findings.arms:
-        known = findings.predictions.confidence_and_score(arm.name, findings.metric)
-        if known is None or arm.role not in ("teacher", "student"):
+    for arm in statistics.arms:
+        pairs = statistics.predictions.confidence_and_score(arm.name, statistics.metric)
+        if pairs is None or arm.role not in ("teacher", "student"):
             continue
-        confidence, score = known
-        for low in range(findings.bins):
-            inside = (confidence * findings.bins).astype(int).clip(max=findings.bins - 1) == low
+        confidence, score = pairs
+        for low in range(statistics.bins):
+            inside = (confidence * statistics.bins).astype(int).clip(max=statistics.bins - 1) == low
             if inside.any():
                 table.append(
                     {
@@ -76,42 +76,45 @@ def write_reliability(findings: Findings) -> None:
     _write_csv(RELIABILITY, ["arm", "rows", "confidence", "score"], table)
 
 
-def samples(findings: Findings, rows: Sequence[Row], each: int, seed: int) -> list[dict[str, Any]]:
-    """Return test rows worth reading, with every arm's answer (its first seed's).
+def samples(
+    statistics: Statistics, rows: Sequence[Row], each: int, seed: int
+) -> list[dict[str, Any]]:
+    """Return sample rows with every arm's answer (of its first seed).
 
-    The kinds: what distillation won and lost against the baseline, where the student falls behind
-    the teacher (its most confident mistakes first) and where it gets ahead, and rows at random.
+    The kinds: rows won and lost against the baseline, rows where the student is behind the teacher
+    (its most confident mistakes first) or ahead of it, and random rows.
     """
-    first = {arm: next(iter(s.values())) for arm, s in findings.predictions.by_arm.items()}
-    name = {arm.role: arm.name for arm in findings.arms if arm.role != "other"}
+    first = {arm: next(iter(s.values())) for arm, s in statistics.predictions.by_arm.items()}
+    names = statistics.names
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
 
     def ahead(one: str, other: str) -> Callable[[int], float]:
-        return lambda n: _score(first[one][n], findings) - _score(first[other][n], findings)
+        return lambda n: _score(first[one][n], statistics) - _score(first[other][n], statistics)
 
-    student, baseline = name["student"], name["baseline"]
+    student, baseline = names["student"], names["baseline"]
     kinds: dict[str, Callable[[int], float]] = {
         "won": ahead(student, baseline),
         "lost": ahead(baseline, student),
         "behind": ahead("teacher", student),
         "ahead": ahead(student, "teacher"),
     }
-    chosen: list[tuple[str, int]] = []
+    selected: list[tuple[str, int]] = []
     for kind, lead in kinds.items():
-        shown = {n for _, n in chosen}
-        found = [n for n in order if lead(n) > 0 and n not in shown]
+        taken = {n for _, n in selected}
+        candidates = [n for n in order if lead(n) > 0 and n not in taken]
         if kind == "behind":
-            found.sort(key=lambda n: -(first[student][n].confidence or 0.0))
-        chosen += [(kind, n) for n in found[:each]]
-    chosen += [("random", n) for n in order[::-1][:each]]
+            candidates.sort(key=lambda n: -(first[student][n].confidence or 0.0))
+        selected += [(kind, n) for n in candidates[:each]]
+    selected += [("random", n) for n in order[::-1][:each]]
     return [
-        _sample(kind, rows[n], {a: p[n] for a, p in first.items()}, findings) for kind, n in chosen
+        _sample(kind, rows[n], {a: p[n] for a, p in first.items()}, statistics)
+        for kind, n in selected
     ]
 
 
 def _sample(
-    kind: str, row: Row, answers: dict[str, Prediction], findings: Findings
+    kind: str, row: Row, answers: dict[str, Prediction], statistics: Statistics
 ) -> dict[str, Any]:
     return {
         "kind": kind,
@@ -119,17 +122,17 @@ def _sample(
         "reference": row.answer,
         "answers": {
             arm: {
-                "answer": given.answer,
-                "score": _score(given, findings),
-                "confidence": given.confidence,
+                "answer": prediction.answer,
+                "score": _score(prediction, statistics),
+                "confidence": prediction.confidence,
             }
-            for arm, given in answers.items()
+            for arm, prediction in answers.items()
         },
     }
 
 
-def _score(prediction: Prediction, findings: Findings) -> float:
-    return prediction.scores[findings.metric]
+def _score(prediction: Prediction, statistics: Statistics) -> float:
+    return prediction.scores[statistics.metric]
 
 
 def _write_csv(path: Path, columns: list[str], table: Iterable[dict[str, Any]]) -> None:

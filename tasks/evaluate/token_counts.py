@@ -1,4 +1,4 @@
-"""How many tokens were asked of the teacher for this round, and how many a request takes."""
+"""Token counts for the cost estimate: those of the teacher's answers, and of one request."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,63 +10,68 @@ from cohobate.backends.endpoint import Endpoint
 from cohobate.data.records import GENERATE, Response, Row, read_rows, write_json
 from cohobate.data.tokenized import encode_all
 from cohobate.generation.requests import Answer
-from tasks.evaluate.cost import SERVED
+from tasks.evaluate.cost import TOKEN_COUNTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_AT_ONCE = 4096
+_CHUNK = 4096
+"""Rows that are tokenized at once."""
 
 
-def write_served(tokenizer: "PreTrainedTokenizerBase", requests: Iterable[Row]) -> None:
-    """Write data/evaluate/served.json, counted in the teacher's tokens.
+def write_token_counts(tokenizer: "PreTrainedTokenizerBase", requests: Iterable[Row]) -> None:
+    """Write data/evaluate/served.json, counted with the teacher's tokenizer.
 
     Args:
         tokenizer: the teacher's.
-        requests: test prompts with the teacher's answers: what serving is like.
+        requests: test prompts with the teacher's answers, as typical requests.
     """
     paths = sorted(GENERATE.glob("*/responses.jsonl"))
     taught = _tokens(tokenizer, (row for path in paths for row in read_rows(path, Response)))
-    asked = _tokens(tokenizer, requests)
-    mean = {name: round(asked[name] / asked["rows"], 4) for name in asked if name != "rows"}
-    write_json(SERVED, {"taught": taught, "request": mean})
+    requested = _tokens(tokenizer, requests)
+    mean = {
+        name: round(requested[name] / requested["rows"], 4) for name in requested if name != "rows"
+    }
+    write_json(TOKEN_COUNTS, {"taught": taught, "request": mean})
 
 
-def write_bought(backend: Backend, requests: Sequence[Answer]) -> None:
-    """Write data/evaluate/served.json as a service counted, with its prices.
+def write_billed_tokens(backend: Backend, requests: Sequence[Answer]) -> None:
+    """Write data/evaluate/served.json as the service billed it, with its prices.
 
     Args:
         backend: where the teacher's answers come from.
-        requests: its answers to the test prompts: what serving is like.
+        requests: its answers to the test prompts, as typical requests.
     """
-    told = [json.loads(path.read_bytes()) for path in sorted(GENERATE.glob("*/summary.json"))]
+    summaries = [json.loads(path.read_bytes()) for path in sorted(GENERATE.glob("*/summary.json"))]
     names = {"rows": "responses", "prompt_tokens": "prompt_tokens"}
     names |= {"answer_tokens": "completion_tokens"}
-    taught = {name: sum(one.get(key, 0) for one in told) for name, key in names.items()}
+    taught = {
+        name: sum(summary.get(key, 0) for summary in summaries) for name, key in names.items()
+    }
     bought = [answer.usage for answer in requests if answer.usage]
     mean = {
-        name: round(sum(getattr(one, name) for one in bought) / max(len(bought), 1), 4)
+        name: round(sum(getattr(usage, name) for usage in bought) / max(len(bought), 1), 4)
         for name in ("prompt_tokens", "answer_tokens")
     }
     price = backend.price if isinstance(backend, Endpoint) else None
-    found: dict[str, Any] = {"taught": taught, "request": mean}
+    counts: dict[str, Any] = {"taught": taught, "request": mean}
     if price and isinstance(backend, Endpoint):
         share = backend.share
-        found["price"] = {"input": price.input * share, "output": price.output * share}
-    write_json(SERVED, found)
+        counts["price"] = {"input": price.input * share, "output": price.output * share}
+    write_json(TOKEN_COUNTS, counts)
 
 
 def _tokens(tokenizer: "PreTrainedTokenizerBase", rows: Iterable[Row]) -> dict[str, Any]:
-    found = {"rows": 0, "prompt_tokens": 0, "answer_tokens": 0}
+    counts = {"rows": 0, "prompt_tokens": 0, "answer_tokens": 0}
     for chunk in _chunks(rows):
         for text in encode_all(tokenizer, chunk):
-            found["rows"] += 1
-            found["prompt_tokens"] += len(text.prompt_ids)
-            found["answer_tokens"] += len(text.completion_ids)
-    return found
+            counts["rows"] += 1
+            counts["prompt_tokens"] += len(text.prompt_ids)
+            counts["answer_tokens"] += len(text.completion_ids)
+    return counts
 
 
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    left = iter(rows)
-    while chunk := list(islice(left, _AT_ONCE)):
+    remaining = iter(rows)
+    while chunk := list(islice(remaining, _CHUNK)):
         yield chunk

@@ -1,4 +1,4 @@
-"""Writes what follows from the predictions: the hashed files below data/evaluate and reports."""
+"""Writes the results: the hashed files below data/evaluate, and reports/metrics.json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,40 +12,40 @@ from tasks.evaluate.arms import Arm
 from tasks.evaluate.behaviour import write_behaviour
 from tasks.evaluate.predictions import Predictions
 from tasks.evaluate.settings import EvaluateParams
-from tasks.evaluate.statistics import Findings, Measured
+from tasks.evaluate.statistics import ModelResults, Statistics
 
 ARMS = EVALUATE / "arms.json"
 METRICS = REPORTS / "metrics.json"
 
 
-def write_conclusions(
+def write_results(
     params: EvaluateParams,
     verifier: Verifier,
     arms: list[Arm],
     rows: Sequence[Row],
-    measured: Mapping[str, Measured],
+    results: Mapping[str, ModelResults],
 ) -> None:
-    """Read the predictions on disk and write the scores, the tables and the verdict."""
+    """Compute the statistics of the predictions on disk; write scores, tables and verdict."""
     predictions = Predictions.read(arms)
     metric = params.metrics[0].type
     bootstrap = Bootstrap(predictions.scores(metric), params.bootstrap, params.seed)
-    findings = Findings(
+    statistics = Statistics(
         arms,
         predictions,
-        measured,
+        results,
         metric,
         verifier,
         bootstrap,
         params.calibration_bins,
         params.gate,
     )
-    write_json(ARMS, findings.rows())
-    tables.write_groups(findings, rows)
-    tables.write_intervals(findings)
+    write_json(ARMS, statistics.rows())
+    tables.write_groups(statistics, rows)
+    tables.write_intervals(statistics)
     tables.write_losses(arms)
-    tables.write_reliability(findings)
-    write_json(tables.SAMPLES, tables.samples(findings, rows, params.samples, params.seed))
-    metrics = findings.metrics() | write_behaviour(params, findings, rows, measured)
+    tables.write_reliability(statistics)
+    write_json(tables.SAMPLES, tables.samples(statistics, rows, params.samples, params.seed))
+    metrics = statistics.metrics() | write_behaviour(params, statistics, rows, results)
     metrics["number_format"] = params.number_format
     write_json(METRICS, metrics)
     write_json(EVALUATE / "summary.json", _summary(metrics))

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _WINDOW = 2048
 
 
-class Sources(Section):
-    """The models of any way, paths that DVC tracks."""
+class ModelFolders(Section):
+    """The models that a pairing can use: paths that DVC tracks."""
 
     student: str = SMOLLM2
     """Checkpoint whose answers are put against the teacher's, such as models/init_student or
@@ -36,13 +36,13 @@ class Sources(Section):
     """Judge or reward model: a checkpoint such as models/adapt/main, named like the student."""
 
 
-class NoPairs(Sources):
+class NoPairs(ModelFolders):
     """None: the round trains on no preferences."""
 
     type: Literal["none"]
 
 
-class Ranked(Sources):
+class PairSource(ModelFolders):
     """What all ways have in common that make pairs."""
 
     type: str
@@ -60,7 +60,7 @@ class Ranked(Sources):
         raise NotImplementedError
 
 
-class BestVersusWorst(Ranked):
+class BestVersusWorst(PairSource):
     """The best against the worst of the samples to a prompt, of all teachers."""
 
     type: Literal["best_vs_worst"]
@@ -88,7 +88,7 @@ class BestVersusWorst(Ranked):
                 yield Candidates(first.id, first.prompt, first.prefix, first.group, answers)
 
 
-class TeacherVersusStudent(Ranked):
+class TeacherVersusStudent(PairSource):
     """The teacher's answer, or the right one, against what the student says itself."""
 
     type: Literal["teacher_vs_student"]

@@ -18,7 +18,7 @@ from pydantic import Field
 from cohobate.data.records import Message
 from cohobate.models.number_formats import Precision
 from cohobate.params import Section
-from cohobate.scoring.judge import Contest, Judge, Outcome, tally
+from cohobate.scoring.judge import Comparison, Judge, Outcome, count_outcomes
 from cohobate.scoring.verifiers import Task
 
 Origin = Literal["ground_truth", "teacher", "student"]
@@ -43,11 +43,11 @@ class Candidates(NamedTuple):
 
 Scores = list[float] | None
 """A score for each answer; None where nothing can be said."""
-Scoring = Callable[[Sequence[Candidates]], list[Scores]]
+ScoreAnswers = Callable[[Sequence[Candidates]], list[Scores]]
 
 
 @dataclass
-class Known:
+class RankingContext:
     """What a ranking can know beside the answers, and what it tells of its work."""
 
     task: Task
@@ -71,22 +71,22 @@ class Known:
         return self.task.verifier.canonical(answer.text) or answer.text
 
 
-class Verified(Section):
+class VerifierRanking(Section):
     """Right before wrong, by the task's verifier; prompts without a known answer are left out."""
 
     type: Literal["verifier"]
 
-    def open(self, known: Known) -> Scoring:
+    def open(self, known: RankingContext) -> ScoreAnswers:
         """Return what asks the verifier."""
         return lambda window: [known.verified(asked) for asked in window]
 
 
-class Voted(Section):
+class VoteRanking(Section):
     """The answer that most samples give before the rarest (self-consistency)."""
 
     type: Literal["votes"]
 
-    def open(self, known: Known) -> Scoring:
+    def open(self, known: RankingContext) -> ScoreAnswers:
         """Return what counts the samples."""
 
         def shares(asked: Candidates) -> list[float]:
@@ -97,12 +97,12 @@ class Voted(Section):
         return lambda window: [shares(asked) for asked in window]
 
 
-class Trusted(Section):
+class OriginRanking(Section):
     """Ground truth before teacher before student, wherever their answers differ."""
 
     type: Literal["trusted"]
 
-    def open(self, known: Known) -> Scoring:
+    def open(self, known: RankingContext) -> ScoreAnswers:
         """Return what goes by the origin."""
         trust = {"ground_truth": 1.0, "teacher": 1.0, "student": 0.0}
 
@@ -113,7 +113,7 @@ class Trusted(Section):
         return lambda window: [scores(asked) for asked in window]
 
 
-class Compared(Section):
+class JudgeRanking(Section):
     """The share of comparisons with the other answers that an answer wins, by a judge.
 
     Every two answers are shown in both orders; a tie counts half for each, and so does a judge
@@ -123,36 +123,36 @@ class Compared(Section):
     type: Literal["judge"]
     judge: Judge = Judge()
 
-    def open(self, known: Known) -> Scoring:
+    def open(self, known: RankingContext) -> ScoreAnswers:
         """Load the judge; return what compares."""
         ask = self.judge.open(known.judge())
 
         def scores(window: Sequence[Candidates]) -> list[Scores]:
             verified = [known.verified(asked) for asked in window]
             contests = [
-                Contest(asked.prompt, a.text, b.text)
+                Comparison(asked.prompt, a.text, b.text)
                 for asked, decided in zip(window, verified, strict=True)
                 for a, b in combinations(asked.answers if decided is None else [], 2)
             ]
             outcomes = self.judge.compare(contests, ask)
-            for name, count in tally(outcomes).items():
+            for name, count in count_outcomes(outcomes).items():
                 known.told[f"judged {name}"] = known.told.get(f"judged {name}", 0) + count
             rest = iter(outcomes)
             return [
-                _won(len(asked.answers), rest) if decided is None else decided
+                _wins(len(asked.answers), rest) if decided is None else decided
                 for asked, decided in zip(window, verified, strict=True)
             ]
 
         return scores
 
 
-class Rewarded(Section):
+class RewardRanking(Section):
     """The reward of a reward model: a sequence classifier with one output."""
 
     type: Literal["reward"]
     precision: Precision = "auto"
 
-    def open(self, known: Known) -> Scoring:
+    def open(self, known: RankingContext) -> ScoreAnswers:
         """Load the model; return what scores."""
         from cohobate.scoring.reward_models import RewardModel
 
@@ -165,7 +165,7 @@ class Rewarded(Section):
         return scores
 
 
-def _won(answers: int, outcomes: Iterator[Outcome]) -> Scores:
+def _wins(answers: int, outcomes: Iterator[Outcome]) -> Scores:
     points, silent = [0.0] * answers, False
     for first, second in combinations(range(answers), 2):
         outcome = next(outcomes)
@@ -176,4 +176,7 @@ def _won(answers: int, outcomes: Iterator[Outcome]) -> Scores:
     return None if silent else [point / max(answers - 1, 1) for point in points]
 
 
-Ranking = Annotated[Verified | Voted | Trusted | Compared | Rewarded, Field(discriminator="type")]
+Ranking = Annotated[
+    VerifierRanking | VoteRanking | OriginRanking | JudgeRanking | RewardRanking,
+    Field(discriminator="type"),
+]

@@ -33,8 +33,8 @@ from cohobate.errors import UserError
 from cohobate.models import hub
 from cohobate.progress import Meter, say
 from cohobate.scoring.verifiers import Task
-from tasks.preferences.candidates import NoPairs, Pairing, Ranked
-from tasks.preferences.ranking import Candidates, Known, Scores
+from tasks.preferences.candidates import NoPairs, Pairing, PairSource
+from tasks.preferences.ranking import Candidates, RankingContext, Scores
 
 PAIRS = PREFERENCES / "pairs.jsonl"
 _WINDOW = 256
@@ -106,10 +106,12 @@ class Report:
         }
 
 
-def _pairs(preferences: Ranked, task: Task, report: Report) -> Iterator[Pair]:
+def _pairs(preferences: PairSource, task: Task, report: Report) -> Iterator[Pair]:
     labelled = ((row.id, row.answer) for row in read_rows(LABELLED, Row))
     references = {id: answer for id, answer in labelled if answer is not None}
-    known = Known(task, references, partial(hub.resolve_path, preferences.judge), report.told)
+    known = RankingContext(
+        task, references, partial(hub.resolve_path, preferences.judge), report.told
+    )
     scoring = preferences.by.open(known)
     rest = islice(preferences.candidates(), preferences.prompts)
     meter = Meter(f"preferences {preferences.by.type}", preferences.prompts or 0)
@@ -125,7 +127,7 @@ def _pairs(preferences: Ranked, task: Task, report: Report) -> Iterator[Pair]:
 
 
 def _best_and_worst(
-    preferences: Ranked, asked: Candidates, scores: Scores, report: Report
+    preferences: PairSource, asked: Candidates, scores: Scores, report: Report
 ) -> Pair | None:
     if scores is None:
         report.unknown += 1

@@ -5,7 +5,7 @@ from typing import Any
 from cohobate.evaluation import number_text
 from tasks.evaluate.report.charts import Scale, polyline, thinned
 from tasks.evaluate.report.round_files import RoundFiles, Table
-from tasks.evaluate.robustness import VARIED
+from tasks.evaluate.robustness import PERTURBED_ROLES
 
 ROLES = ("teacher", "student")
 
@@ -19,7 +19,7 @@ def robustness(table: Table) -> dict[str, Any] | None:
     return {
         "zero": scale.at(0.0),
         "ticks": [(scale.at(tick), _points(tick)) for tick in scale.ticks],
-        "roles": [role for role in VARIED if role in table[0]["score"]],
+        "roles": [role for role in PERTURBED_ROLES if role in table[0]["score"]],
         "rows": [
             line | {"at": {r: {e: scale.at(x) for e, x in line["drop"][r].items()} for r in ROLES}}
             for line in table

@@ -14,7 +14,7 @@ from cohobate.data.records import COLLECT, CURRICULUM, FILTER, MODELS, REPORTS
 from cohobate.errors import UserError
 from cohobate.params import validated
 from tasks.evaluate.behaviour import FORGETTING, MEMORISATION
-from tasks.evaluate.cost import SERVED, Prices
+from tasks.evaluate.cost import TOKEN_COUNTS, Prices
 from tasks.evaluate.mistakes import CLUSTERS, ERRORS
 from tasks.evaluate.robustness import ROBUSTNESS
 from tasks.evaluate.router import ROUTED, ROUTER
@@ -116,12 +116,12 @@ class RoundFiles:
     @property
     def cost(self) -> dict[str, Any] | None:
         """What the round cost and saves, at the prices in params.yaml; None where it is unknown."""
-        served, timings, stages = self._json(SERVED), self.timings, self.stage_seconds
+        served, timings, stages = self._json(TOKEN_COUNTS), self.timings, self.stage_seconds
         if not (served and timings and stages):
             return None
         prices = (self.params.get("evaluate") or {}).get("prices") or {}
         known: Prices = validated(Prices, prices, "evaluate.prices")
-        return known.work_out(served, stages, timings)
+        return known.cost_of_round(served, stages, timings)
 
     @property
     def curriculum(self) -> Table:

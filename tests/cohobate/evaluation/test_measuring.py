@@ -9,14 +9,14 @@ import pytest
 
 from cohobate.data.records import CAPTURE, FILTER, Response, Row, write_rows
 from cohobate.data.tokenized import Encoded, encode_all
-from cohobate.evaluation.answer_logprobs import Reader
+from cohobate.evaluation.answer_logprobs import AnswerLogprobs
 from cohobate.evaluation.footprint import footprint
 from cohobate.evaluation.forgetting import Forgetting
 from cohobate.evaluation.timing import Timing
-from cohobate.fast.frozen import PACKED
+from cohobate.fast.frozen import PACKED_BYTES
 from cohobate.fast.packed_linear import pack, packed_bytes
 from cohobate.scoring.verifiers import Exact, Label
-from tasks.evaluate.fidelity import Live, Stored, Texts
+from tasks.evaluate.fidelity import LiveFidelity, StoredFidelity, Texts
 from tasks.evaluate.metrics import LabelAccuracy, Perplexity
 
 
@@ -41,7 +41,7 @@ def test_a_tiny_llama_by_hand(tied: bool, packed: bool, tmp_path: Path, monkeypa
     (tmp_path / "model.safetensors").write_bytes(b"x" * 77)
     model = llama(tie_word_embeddings=tied)
     if packed:  # as the stage loads it
-        pack(model, PACKED)
+        pack(model, PACKED_BYTES)
     counted = footprint(model, tmp_path, context=10)
     # q: 8x8, k and v: 8x4 each, o: 8x8; gate, up, down: 8x16 each; two norms of 8
     matrices = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16
@@ -69,8 +69,8 @@ def texts_of(tokenizer: Any, rows: list[Row]) -> list[Encoded]:
 
 def test_a_model_agrees_with_itself(model: Any, tokenizer: Any) -> None:
     texts = texts_of(tokenizer, ROWS)
-    reader = Reader(model, tokenizer, batch=3)
-    same = Live(top_k=5).compare(reader, reader, both(texts), both(texts[:2]), "main")
+    logprobs = AnswerLogprobs(model, tokenizer, batch=3)
+    same = LiveFidelity(top_k=5).compare(logprobs, logprobs, both(texts), both(texts[:2]), "main")
     assert same.top1_agreement == same.top_k_overlap == 1
     assert same.kl == same.reverse_kl == pytest.approx(0, abs=1e-6)
     assert same.student_text is not None
@@ -78,13 +78,13 @@ def test_a_model_agrees_with_itself(model: Any, tokenizer: Any) -> None:
 
 
 def test_what_is_trained_afterwards_has_gradients(model: Any, tokenizer: Any) -> None:
-    """Two readers in step must not leave the thread in inference mode: stages share a process."""
+    """Two models in turns must not leave the thread in inference mode: stages share a process."""
     import torch
 
     texts = texts_of(tokenizer, ROWS)
-    readers = [Reader(model, tokenizer, batch=3) for _ in range(2)]
-    hidden = [reader.hidden(texts) for reader in readers]
-    one, other = (reader.log_probs(h) for reader, h in zip(readers, hidden, strict=True))
+    models = [AnswerLogprobs(model, tokenizer, batch=3) for _ in range(2)]
+    hidden = [logprobs.hidden(texts) for logprobs in models]
+    one, other = (logprobs.log_probs(h) for logprobs, h in zip(models, hidden, strict=True))
     for _ in zip(one, other, strict=True):
         pass
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
@@ -95,8 +95,8 @@ def test_divergences_equal_the_plain_sums(make_model: Callable[..., Any], tokeni
 
     teacher, student = make_model(tokenizer), make_model(tokenizer, seed=1, layers=2)
     texts = texts_of(tokenizer, ROWS)
-    readers = [Reader(m, tokenizer, batch=3) for m in (teacher, student)]
-    found = Live(top_k=4).compare(*readers, both(texts), both(texts), "main")
+    models = [AnswerLogprobs(m, tokenizer, batch=3) for m in (teacher, student)]
+    found = LiveFidelity(top_k=4).compare(*models, both(texts), both(texts), "main")
     kl = reverse = overlap = 0.0
     same = tokens = 0
     for row in texts:  # one by one, in float64, every position
@@ -123,10 +123,10 @@ def test_divergences_equal_the_plain_sums(make_model: Callable[..., Any], tokeni
 
 
 def test_what_was_read_is_not_read_again(model: Any, tokenizer: Any) -> None:
-    texts, reader = texts_of(tokenizer, ROWS), Reader(model, tokenizer)
-    reader.read(texts)
-    reader.model = None  # nobody is there to read
-    assert len(reader.hidden(texts)) == sum(len(text.completion_ids) for text in texts)
+    texts, logprobs = texts_of(tokenizer, ROWS), AnswerLogprobs(model, tokenizer)
+    logprobs.compute(texts)
+    logprobs.model = None  # what was computed is cached
+    assert len(logprobs.hidden(texts)) == sum(len(text.completion_ids) for text in texts)
 
 
 def test_stored_signals_stand_in_for_the_teacher(
@@ -145,11 +145,13 @@ def test_stored_signals_stand_in_for_the_teacher(
         signals={"type": "top_k", "k": len(tokenizer) - 1}, precision="float32", threads=1
     )
     capture_signals(checkpoint, FILTER / "kept.jsonl", CAPTURE / "main", whole, what="")
-    student = Reader(make_model(tokenizer, seed=1, layers=2), tokenizer)
-    teacher = Reader(make_model(tokenizer), tokenizer)
+    student = AnswerLogprobs(make_model(tokenizer, seed=1, layers=2), tokenizer)
+    teacher = AnswerLogprobs(make_model(tokenizer), tokenizer)
     texts = texts_of(tokenizer, ROWS)
-    stored = Stored(type="stored", top_k=4).compare(student, student, both([]), both([]), "main")
-    live = Live(top_k=4).compare(teacher, student, both(texts), both(texts), "main")
+    stored = StoredFidelity(type="stored", top_k=4).compare(
+        student, student, both([]), both([]), "main"
+    )
+    live = LiveFidelity(top_k=4).compare(teacher, student, both(texts), both(texts), "main")
     assert stored.student_text is None
     assert stored.tokens == live.tokens
     assert stored.kl == pytest.approx(live.kl, rel=0.02)  # half precision on disk
@@ -162,7 +164,7 @@ def test_metrics_for_which_the_model_reads(model: Any, tokenizer: Any) -> None:
 
     rows = [row.model_copy(update={"answer": f" {label}"}) for row, label in zip(
         ROWS, ("animal", "plant", "person", "animal"), strict=True)]  # fmt: skip
-    texts, reader = texts_of(tokenizer, rows), Reader(model, tokenizer)
+    texts, logprobs = texts_of(tokenizer, rows), AnswerLogprobs(model, tokenizer)
     label, exact = Label(type="label"), Exact(type="exact")
     lost = []
     right = 0
@@ -172,21 +174,21 @@ def test_metrics_for_which_the_model_reads(model: Any, tokenizer: Any) -> None:
         at = len(text.prompt_ids) - 1
         lost += [-float(logp[at + n, i]) for n, i in enumerate(text.completion_ids)]
         right += max(firsts, key=lambda i: float(logp[at, i])) == text.completion_ids[0]
-    perplexity = Perplexity(type="perplexity").measure(reader, rows, texts, exact)
+    perplexity = Perplexity(type="perplexity").measure(logprobs, rows, texts, exact)
     assert perplexity == pytest.approx(math.exp(sum(lost) / len(lost)), rel=1e-4)
     accuracy = LabelAccuracy(type="label_accuracy")
-    assert accuracy.measure(reader, rows, texts, exact) is None
+    assert accuracy.measure(logprobs, rows, texts, exact) is None
     if len(firsts) == 3:
-        assert accuracy.measure(reader, rows, texts, label) == right / 4
+        assert accuracy.measure(logprobs, rows, texts, label) == right / 4
     alike = [row.model_copy(update={"answer": f" person{n}"}) for n, row in enumerate(rows)]
-    assert accuracy.measure(reader, alike, texts_of(tokenizer, alike), label) is None
+    assert accuracy.measure(logprobs, alike, texts_of(tokenizer, alike), label) is None
 
 
 def test_general_text_is_scored_in_bits_a_byte(model: Any, tokenizer: Any) -> None:
     import torch
 
     passage = "a small animal"
-    found = Forgetting(texts=(passage,)).measure(Reader(model, tokenizer), [passage])
+    found = Forgetting(texts=(passage,)).measure(AnswerLogprobs(model, tokenizer), [passage])
     ids = tokenizer(passage).input_ids
     logp = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
     nats = -sum(float(logp[n, i]) for n, i in enumerate(ids[1:]))
@@ -212,7 +214,7 @@ def test_the_larger_model_takes_longer_and_more_memory(
     weights = sum(p.numel() * p.element_size() for p in models["teacher"].parameters())
     assert teacher["peak_memory_bytes"] > weights
     assert student["peak_memory_bytes"] < teacher["peak_memory_bytes"]
-    pack(models["teacher"], PACKED)
+    pack(models["teacher"], PACKED_BYTES)
     again = timing.measure(models, {"teacher": prompts, "student": prompts})["models"]["teacher"]
     copies = packed_bytes(models["teacher"])
     assert again["peak_memory_bytes"] == pytest.approx(
@@ -225,16 +227,16 @@ def test_the_larger_model_takes_longer_and_more_memory(
 def test_memory_counts_what_lives_at_once() -> None:
     import torch
 
-    from cohobate.evaluation.peak_memory import Allocations
+    from cohobate.evaluation.peak_memory import TensorMemory
 
     weight = torch.ones(100, 100)
-    with Allocations([weight]) as allocations:
+    with TensorMemory([weight]) as memory:
         one = weight + 1  # 40,000 bytes
         del one
         two = weight.t() @ weight  # a view is nothing new; the product is 40,000
         three = two * 2  # both live: 80,000
         del two
         four = three[:50] + 0  # 20,000 beside three
-    assert allocations.peak == 80_000
+    assert memory.peak == 80_000
     del three, four
-    assert allocations._held == 0
+    assert memory._held == 0

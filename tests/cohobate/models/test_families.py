@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cohobate.errors import UserError
-from cohobate.evaluation.answer_logprobs import Reader
+from cohobate.evaluation.answer_logprobs import AnswerLogprobs
 from cohobate.evaluation.forgetting import Forgetting
 from cohobate.fast.frozen import load_frozen
 from cohobate.fast.padding_free import last_hidden
@@ -121,7 +121,7 @@ def test_rows_beyond_learnt_positions_are_refused_and_general_text_is_read_in_pi
             last_hidden(model, long, torch.tensor([129]))
         assert "max_tokens: 128" in refused.value.fix
     text = "a small animal; " * 60
-    found = Forgetting().measure(Reader(model, tokenizer), [text])
+    found = Forgetting().measure(AnswerLogprobs(model, tokenizer), [text])
     assert found["tokens"] == len(tokenizer(text).input_ids) - 1 > 128
 
 

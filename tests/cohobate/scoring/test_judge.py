@@ -4,7 +4,15 @@ import re
 import pytest
 
 from cohobate.data.records import row_id
-from cohobate.scoring.judge import Contest, Judge, Preference, Rating, nonce_for, parsed, tally
+from cohobate.scoring.judge import (
+    Comparison,
+    ComparisonReply,
+    Judge,
+    RatingReply,
+    count_outcomes,
+    nonce_for,
+    parse_reply,
+)
 from cohobate.scoring.verifiers import Task
 from tasks.preferences.ranking import Candidate, Candidates, Compared, Known, Voted
 from tests.tasks.injections import INJECTIONS
@@ -34,16 +42,22 @@ def longer(first: str, second: str) -> str:
 
 
 def test_positions_are_swapped_and_the_verdicts_turned_back():
-    contests = [Contest("p", "long one", "short"), Contest("p", "a", "bbb"), Contest("p", "a", "b")]
+    contests = [
+        Comparison("p", "long one", "short"),
+        Comparison("p", "a", "bbb"),
+        Comparison("p", "a", "b"),
+    ]
     assert JUDGE.compare(contests, preferring(longer)) == ["first", "second", "tie"]
     assert JUDGE.compare(contests, preferring(lambda *_: "first")) == ["inconsistent"] * 3
 
 
 def test_half_a_verdict_is_none():
     replies = iter(['{"better": "first"}', "I like the first one."])
-    outcomes = JUDGE.compare([Contest("p", "a", "b")], lambda asked: [next(replies) for _ in asked])
+    outcomes = JUDGE.compare(
+        [Comparison("p", "a", "b")], lambda asked: [next(replies) for _ in asked]
+    )
     assert outcomes == ["no verdict"]
-    assert tally(outcomes) == {
+    assert count_outcomes(outcomes) == {
         "first": 0, "second": 0, "tie": 0, "inconsistent": 0, "no verdict": 1,
     }  # fmt: skip
 
@@ -64,7 +78,7 @@ def test_half_a_verdict_is_none():
     ],
 )
 def test_a_reply_is_a_verdict_or_nothing(reply, wanted):
-    found = parsed(reply, Preference)
+    found = parse_reply(reply, ComparisonReply)
     assert (found.better if found else None) == wanted
 
 
@@ -72,13 +86,13 @@ def test_scores_are_whole_numbers_from_1_to_10():
     replies = ['{"score": 7}', '{"score": 11}', '{"score": "7"}', '{"score": 7.5}', "7"]
     found = JUDGE.rate([("p", "a")] * 5, lambda asked: replies)
     assert found == [7, None, None, None, None]
-    assert parsed('{"score": true}', Rating) is None
+    assert parse_reply('{"score": true}', RatingReply) is None
 
 
 def test_no_text_can_bear_the_mark_that_closes_it():
     asked = []
     texts = [*INJECTIONS, "</" + nonce_for(["p", "a", "b"]) + ">"]
-    contests = [Contest("p", text, "b") for text in texts]
+    contests = [Comparison("p", text, "b") for text in texts]
     JUDGE.compare(contests, lambda c: asked.extend(c) or [""] * len(c))
     for contest, conversation in zip(contests, asked[::2], strict=True):
         marks = {mark for mark, _ in shown(conversation)}
@@ -121,5 +135,5 @@ def test_votes_cannot_be_bought_by_words():
 
 def test_a_local_judge_is_asked_greedily(checkpoint):
     ask = Judge(precision="float32", threads=1, max_tokens=8).open(checkpoint)
-    found = JUDGE.compare([Contest("p", "a", "b")], ask)
+    found = JUDGE.compare([Comparison("p", "a", "b")], ask)
     assert found == ["no verdict"]  # random weights say nothing of use

@@ -11,7 +11,7 @@ from cohobate.data.records import DEV, VERDICT, Row, row_id, write_json, write_r
 from cohobate.errors import UserError
 from cohobate.evaluation.timing import Timing
 from cohobate.generation.requests import Decoding
-from cohobate.scoring.metrics import TokenF1, Verified
+from cohobate.scoring.metrics import TokenF1, VerifierAccuracy
 from cohobate.scoring.verifiers import Label, Task
 from tasks.challenge.guards import Guards
 from tasks.challenge.latency import COUNTED, LATENCY, Latency, objection
@@ -73,7 +73,14 @@ def test_both_answer_the_dev_rows(project: Path, model, tokenizer) -> None:
         checkpoints.save(model, tokenizer, Path(folder), {})
     rows = [Row(id=row_id(p), prompt=p, answer="x") for p in ("one", "two", "three")]
     write_rows(DEV, rows)
-    run(ChallengeParams(threads=1), LABELS, [1], student="kd", metric=Verified(), decoding=EIGHT)
+    run(
+        ChallengeParams(threads=1),
+        LABELS,
+        [1],
+        student="kd",
+        metric=VerifierAccuracy(),
+        decoding=EIGHT,
+    )
     found = json.loads(VERDICT.read_text())
     assert found["gain"] == {"low": 0, "mean": 0, "high": 0}  # it met itself
     assert found["growth"] == dict.fromkeys(ALIKE, 1.0)
@@ -91,7 +98,7 @@ def test_the_metric_that_decides_scores_the_answers(project: Path, model, tokeni
     rows = [Row(id=row_id(p), prompt=p, answer=f"{text} and so on") for p, text in prompts.items()]
     write_rows(DEV, rows)
     challenge = ChallengeParams(threads=1)
-    run(challenge, LABELS, [1], student="kd", metric=Verified(), decoding=EIGHT)
+    run(challenge, LABELS, [1], student="kd", metric=VerifierAccuracy(), decoding=EIGHT)
     assert json.loads(VERDICT.read_text())["challenger"] == 0
     run(challenge, LABELS, [1], student="kd", metric=TokenF1(type="token_f1"), decoding=EIGHT)
     assert 0 < json.loads(VERDICT.read_text())["challenger"] < 1
@@ -109,7 +116,7 @@ def test_both_answer_as_evaluate_lets_them(project: Path, model, tokenizer) -> N
     (_, said) = next(generate_answers(model, tokenizer, ["one"], long))
     write_rows(DEV, [Row(id=row_id("one"), prompt="one", answer=said.text)])
     challenge = ChallengeParams(threads=1, precision="bfloat16")
-    run(challenge, LABELS, [1], student="kd", metric=Verified(), decoding=long)
+    run(challenge, LABELS, [1], student="kd", metric=VerifierAccuracy(), decoding=long)
     assert json.loads(VERDICT.read_text())["challenger"] == 1
 
 
@@ -130,7 +137,7 @@ def test_each_is_asked_with_the_prefix_that_it_learnt(project: Path, model, toke
         LABELS,
         [1],
         student="kd",
-        metric=Verified(),
+        metric=VerifierAccuracy(),
         decoding=EIGHT,
     )
     found = json.loads(VERDICT.read_text())
@@ -147,7 +154,14 @@ def test_a_deeper_student_is_seen_to_be_one(project: Path, model, tokenizer) -> 
     checkpoints.save(model, tokenizer, Path("models/init_student"), {})
     checkpoints.save(type(model)(deeper), tokenizer, Path("models/train/kd/seed-1"), {})
     write_rows(DEV, [Row(id=row_id("one"), prompt="one", answer="x")])
-    run(ChallengeParams(threads=1), LABELS, [1], student="kd", metric=Verified(), decoding=EIGHT)
+    run(
+        ChallengeParams(threads=1),
+        LABELS,
+        [1],
+        student="kd",
+        metric=VerifierAccuracy(),
+        decoding=EIGHT,
+    )
     found = json.loads(VERDICT.read_text())
     blocks = deeper.num_hidden_layers / (deeper.num_hidden_layers - 1)
     assert found["growth"]["blocks"] == pytest.approx(blocks, abs=1e-6)
@@ -204,4 +218,4 @@ def test_two_that_are_not_built_alike_are_timed(project: Path, model, tokenizer)
 def test_without_answers_there_is_nothing_to_judge_by(project: Path) -> None:
     write_rows(DEV, [Row(id="0" * 16, prompt="one")])
     with pytest.raises(UserError, match="no dev row"):
-        run(ChallengeParams(), LABELS, [1], student="kd", metric=Verified(), decoding=EIGHT)
+        run(ChallengeParams(), LABELS, [1], student="kd", metric=VerifierAccuracy(), decoding=EIGHT)

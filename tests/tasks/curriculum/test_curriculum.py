@@ -20,7 +20,7 @@ from cohobate.data.records import (
 from cohobate.errors import UserError
 from cohobate.params import validated
 from cohobate.scoring.verifiers import Task
-from tasks.curriculum.difficulty import Context, Difficulty
+from tasks.curriculum.difficulty import Difficulty, DifficultyContext
 from tasks.curriculum.schedule import EasyToHard, Mixed, Shuffled
 from tasks.curriculum.stage import CurriculumParams, run
 
@@ -65,7 +65,7 @@ def scores(**spelt) -> list[float]:
 
 def measured(rows: list[Response], scorer: str = "", **spelt) -> list[float]:
     difficulty = TypeAdapter(Difficulty).validate_python(spelt)
-    return list(difficulty.over(rows, Context(TASK, scorer)))
+    return list(difficulty.difficulties(rows, DifficultyContext(TASK, scorer)))
 
 
 def test_difficulties():

@@ -29,13 +29,13 @@ from cohobate.generation.requests import Answer
 from cohobate.models.checkpoints import PROVENANCE
 from cohobate.scoring.verifiers import Label
 from tasks.evaluate.arms import Arm, arms_on_disk
-from tasks.evaluate.cost import SERVED
-from tasks.evaluate.fidelity import Agreement, Fidelity
+from tasks.evaluate.cost import TOKEN_COUNTS
+from tasks.evaluate.fidelity import Fidelity, TokenAgreement
 from tasks.evaluate.predictions import Prediction, scored, write
 from tasks.evaluate.robustness import PERTURBED, Variant
 from tasks.evaluate.settings import EvaluateParams
-from tasks.evaluate.statistics import Measured
-from tasks.evaluate.write_results import write_conclusions
+from tasks.evaluate.statistics import ModelResults
+from tasks.evaluate.write_results import write_results
 
 LABELS = ["animal", "artifact", "person", "plant", "act", "food", "location", "state", "body"]
 KINDS = ["small rodent", "tool for cutting", "ruler", "flowering shrub", "sudden movement"]
@@ -70,8 +70,8 @@ class SimulatedRound:
         arms = arms_on_disk(params.teacher, params.baseline, params.student, list(self.seeds))
         self._answer(arms, rows, params)
         self._perturbed(rows, params)
-        write_json(SERVED, TOKENS)
-        write_conclusions(params, Label(type="label"), arms, rows, self.measured(arms))
+        write_json(TOKEN_COUNTS, TOKENS)
+        write_results(params, Label(type="label"), arms, rows, self.results(arms))
 
     def test_rows(self) -> list[Row]:
         """Return the test rows."""
@@ -88,7 +88,7 @@ class SimulatedRound:
             )  # fmt: skip
         return found
 
-    def measured(self, arms: list[Arm]) -> dict[str, Measured]:
+    def results(self, arms: list[Arm]) -> dict[str, ModelResults]:
         """Return footprints of the default models, and some agreement with the teacher."""
         large = Footprint(
             parameters=134_515_008, non_embedding_parameters=106_203_456,
@@ -98,14 +98,16 @@ class SimulatedRound:
             parameters=42_471_936, non_embedding_parameters=14_160_384,
             flops_per_token=85_029_888, context=19, bytes=84_951_000,
         )  # fmt: skip
-        own = Agreement(top1_agreement=0.81, top_k_overlap=0.7, kl=0.5, reverse_kl=0.4, tokens=1020)
+        own = TokenAgreement(
+            top1_agreement=0.81, top_k_overlap=0.7, kl=0.5, reverse_kl=0.4, tokens=1020
+        )
         near = Fidelity(
             top1_agreement=0.83, top_k_overlap=0.72, kl=0.4121, reverse_kl=0.33, tokens=1024,
             student_text=own,
         )  # fmt: skip
         bits = {"teacher": 1.1, "initial": 8.2, "student": 3.7}
         return {
-            arm.name: Measured(
+            arm.name: ModelResults(
                 large if arm.role == "teacher" else small,
                 {} if arm.role == "teacher" else dict.fromkeys(arm.checkpoints, near),
                 {key: {"label_accuracy": 0.7, "perplexity": 1.9} for key in arm.checkpoints},

@@ -13,7 +13,7 @@ from tasks.evaluate.cost import Prices
 from tasks.evaluate.memorisation import Memorisation
 from tasks.evaluate.mistakes import Mistake, Mistakes
 from tasks.evaluate.perturbations import Case, Distractor, Paraphrase, Typos
-from tasks.evaluate.robustness import Robustness, Scores, longest
+from tasks.evaluate.robustness import Robustness, RobustnessScores, longest
 from tasks.evaluate.router import Router
 from tasks.evaluate.settings import EvaluateParams
 
@@ -63,7 +63,7 @@ def test_drops_are_paired_and_side_by_side() -> None:
     teacher, student = np.ones((1, 100)), np.ones((2, 100))
     student[:, 50:] = 0.0
     changed = {"typos": {"teacher": np.ones((1, 50)), "student": np.zeros((2, 50))}}
-    scores = Scores(
+    scores = RobustnessScores(
         {"teacher": teacher, "student": student}, changed, chosen=list(range(50)),
         long=list(range(20)), draws=500, seed=0,
     )  # fmt: skip
@@ -117,7 +117,7 @@ def test_mistakes_come_in_clusters_with_their_nearest_lessons() -> None:
         for n, text in enumerate(animals + tools)
     ]  # fmt: skip
     lessons = [row("a rodent of the fields", id_="rodent"), row("blade of iron", id_="blade")]
-    found, clusters = Mistakes(clusters=2).sorted_out(mistakes, lessons)
+    found, clusters = Mistakes(clusters=2).clustered(mistakes, lessons)
     assert len({m.cluster for m in found[:3]}) == len({m.cluster for m in found[3:]}) == 1
     assert found[0].cluster != found[5].cluster
     assert found[0].nearest[0].id == "rodent"
@@ -125,10 +125,10 @@ def test_mistakes_come_in_clusters_with_their_nearest_lessons() -> None:
     assert sorted(cluster["rows"] for cluster in clusters) == [3, 3]
     assert {"rodent", "steel"} < {term for cluster in clusters for term in cluster["terms"]}
     assert clusters[0]["confused"] == [{"reference": "a", "student": "b", "rows": 3}]
-    assert Mistakes().sorted_out([], lessons) == ([], [])
+    assert Mistakes().clustered([], lessons) == ([], [])
 
 
-SERVED = {
+TOKEN_COUNTS = {
     "taught": {"rows": 10, "prompt_tokens": 1_000_000, "answer_tokens": 500_000},
     "request": {"prompt_tokens": 20.0, "answer_tokens": 10.0},
 }
@@ -137,7 +137,7 @@ TIMINGS = {"models": {"teacher": {"tokens_per_second": 100}, "student": {"tokens
 
 def test_break_even_by_hand() -> None:
     stages = {"train": {"seconds": 2000.0, "own_seconds": 1800.0}, "old": {"seconds": 1800.0}}
-    found = Prices(machine_hour=0.36).work_out(SERVED, stages, TIMINGS)
+    found = Prices(machine_hour=0.36).cost_of_round(TOKEN_COUNTS, stages, TIMINGS)
     assert found["cost"] == found["machine_cost"] == 0.36
     assert found["cost_per_million_tokens"] == {"teacher": 1.0, "student": 0.25}
     assert found["break_even_tokens"] == 480_000
@@ -146,11 +146,11 @@ def test_break_even_by_hand() -> None:
 
 def test_a_teacher_behind_an_api_is_paid_by_the_token() -> None:
     prices = Prices(machine_hour=0.36, teacher_million_in=1.0, teacher_million_out=4.0)
-    found = prices.work_out(SERVED, {"train": {"seconds": 3600.0}}, TIMINGS)
+    found = prices.cost_of_round(TOKEN_COUNTS, {"train": {"seconds": 3600.0}}, TIMINGS)
     assert found["teacher_tokens_cost"] == 3.0
     assert found["cost_per_million_tokens"]["teacher"] == 6.0  # two prompt tokens to each written
     slow = {"models": {"teacher": {"tokens_per_second": 4}, "student": {"tokens_per_second": 4}}}
-    assert Prices().work_out(SERVED, {}, slow)["break_even_tokens"] is None
+    assert Prices().cost_of_round(TOKEN_COUNTS, {}, slow)["break_even_tokens"] is None
 
 
 def test_metrics_of_longer_answers() -> None:
@@ -163,5 +163,5 @@ def test_metrics_of_longer_answers() -> None:
 
 
 def test_what_scores_no_answer_cannot_decide() -> None:
-    with pytest.raises(ParamsError, match="cannot decide"):
+    with pytest.raises(ParamsError, match="cannot come first"):
         validated(EvaluateParams, {"metrics": [{"type": "perplexity"}]}, "evaluate")

@@ -16,7 +16,7 @@ from cohobate.data.records import GENERATE, TEST, Row, row_id, write_json, write
 from cohobate.errors import UserError
 from cohobate.evaluation.timing import Timing
 from cohobate.models import checkpoints
-from cohobate.scoring.metrics import Verified
+from cohobate.scoring.metrics import VerifierAccuracy
 from cohobate.scoring.verifiers import Label, Task
 from tasks.evaluate.metrics import LabelAccuracy, Perplexity
 from tasks.evaluate.perturbations import Case
@@ -32,7 +32,11 @@ EVALUATE = EvaluateParams(
     precision="float32",
     threads=1,
     timing=Timing(seconds=0.1, new_tokens=2),
-    metrics=(Verified(), LabelAccuracy(type="label_accuracy"), Perplexity(type="perplexity")),
+    metrics=(
+        VerifierAccuracy(),
+        LabelAccuracy(type="label_accuracy"),
+        Perplexity(type="perplexity"),
+    ),
     robustness=Robustness(rows=6, perturbations=(Case(type="case"),)),
 )
 TASK = Task(verifier=Label(type="label"))

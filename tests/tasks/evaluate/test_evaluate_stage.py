@@ -11,10 +11,10 @@ from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import TEST, Row, read_rows, row_id, write_rows
 from cohobate.evaluation.timing import Timing
 from cohobate.models import checkpoints
-from cohobate.scoring.metrics import Verified
+from cohobate.scoring.metrics import VerifierAccuracy
 from cohobate.scoring.verifiers import Label, Task
 from tasks.evaluate.metrics import LabelAccuracy, Perplexity
-from tasks.evaluate.models_under_test import Loaded
+from tasks.evaluate.models_under_test import LoadedModel
 from tasks.evaluate.perturbations import Case, Distractor
 from tasks.evaluate.robustness import PERTURBED, Robustness
 from tasks.evaluate.settings import EvaluateParams
@@ -26,7 +26,11 @@ PARAMS = EvaluateParams(
     precision="float32",
     threads=1,
     timing=Timing(seconds=0.1, new_tokens=2),
-    metrics=(Verified(), LabelAccuracy(type="label_accuracy"), Perplexity(type="perplexity")),
+    metrics=(
+        VerifierAccuracy(),
+        LabelAccuracy(type="label_accuracy"),
+        Perplexity(type="perplexity"),
+    ),
     robustness=Robustness(rows=6, perturbations=(Case(type="case"), Distractor(type="distractor"))),
 )
 TASK = Task(verifier=Label(type="label"))
@@ -55,7 +59,7 @@ def trained(project: Path, make_model: Callable[..., Any], tokenizer: Any) -> Pa
 
 def test_models_are_evaluated_on_the_accelerator(monkeypatch, checkpoint: Path) -> None:
     monkeypatch.setattr(checkpoints, "accelerator", lambda: "meta")
-    assert Loaded.of(PARAMS, checkpoint).model.device.type == "meta"
+    assert LoadedModel.of(PARAMS, checkpoint).model.device.type == "meta"
 
 
 def test_the_stage_answers_scores_and_reports(trained: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cohobate.errors import UserError
-from cohobate.scoring.metrics import ExactMatch, TokenF1, Verified
+from cohobate.scoring.metrics import ExactMatch, TokenF1, VerifierAccuracy
 from cohobate.scoring.verifiers import Exact, Label
 from tasks.evaluate.arms import arms_on_disk
 from tasks.evaluate.gate import Gate
@@ -158,7 +158,7 @@ def test_a_phase_left_over_from_other_seeds_is_no_row(project: Path) -> None:
 
 def test_metrics_of_an_answer() -> None:
     label = Label(type="label")
-    assert Verified().score(" Animal ", " animal", label) == 1
+    assert VerifierAccuracy().score(" Animal ", " animal", label) == 1
     assert ExactMatch(type="exact_match").score(" Animal ", " animal", label) == 0
     assert ExactMatch(type="exact_match").score(" animal ", " animal", label) == 1
     f1 = TokenF1(type="token_f1")
