@@ -123,11 +123,16 @@ class Ledger:
             self.refusals[key] = entry["reason"]
 
 
+_LINE_KEYS = {"usage": "bought"}
+"""Keys of a ledger line that differ from the fields of `Answer`."""
+
+
 def _entries(key: str, outcome: Answer | Unanswered) -> list[dict[str, Any]]:
     """Return what is to be kept of an outcome: an answer, a refusal, what was paid, or nothing."""
     if isinstance(outcome, Unanswered):
         return _of_failure(key, outcome)
-    entry = {"key": key, **outcome._asdict()}
+    # the keys of a line stay what they are, whatever the fields are called: old ledgers are read
+    entry = {"key": key} | {_LINE_KEYS.get(k, k): v for k, v in outcome._asdict().items()}
     return [{k: v for k, v in entry.items() if v is not None or k == "logprob"}]
 
 
