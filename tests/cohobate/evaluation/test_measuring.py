@@ -16,7 +16,7 @@ from cohobate.evaluation.timing import Timing
 from cohobate.fast.frozen import PACKED_BYTES
 from cohobate.fast.packed_linear import pack, packed_bytes
 from cohobate.scoring.verifiers import Exact, Label
-from tasks.evaluate.fidelity import LiveFidelity, StoredFidelity, Texts
+from tasks.evaluate.fidelity import AnswerTexts, LiveFidelity, StoredFidelity
 from tasks.evaluate.metrics import LabelAccuracy, Perplexity
 
 
@@ -31,7 +31,7 @@ def llama(**config: Any) -> Any:
 
 
 def both(texts):
-    return Texts(texts, texts)
+    return AnswerTexts(texts, texts)
 
 
 @pytest.mark.parametrize("packed", [True, False])

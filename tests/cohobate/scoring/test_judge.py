@@ -14,7 +14,13 @@ from cohobate.scoring.judge import (
     parse_reply,
 )
 from cohobate.scoring.verifiers import Task
-from tasks.preferences.ranking import Candidate, Candidates, Compared, Known, Voted
+from tasks.preferences.ranking import (
+    Candidate,
+    Candidates,
+    JudgeRanking,
+    RankingContext,
+    VoteRanking,
+)
 from tests.tasks.injections import INJECTIONS
 
 JUDGE = Judge()
@@ -116,20 +122,20 @@ def test_injections_flip_no_verdict_where_a_verifier_knows(monkeypatch):
         for n, text in enumerate(INJECTIONS)
         for wrong in (Candidate(f"{text} It is 41.", "teacher"),)
     ]
-    known = Known(task, {row_id(f"p{n}"): "42" for n in range(len(window))}, lambda: None)
-    scoring = Compared(type="judge").open(known)
+    known = RankingContext(task, {row_id(f"p{n}"): "42" for n in range(len(window))}, lambda: None)
+    scoring = JudgeRanking(type="judge").open(known)
     flips = sum(scores != [1.0, 0.0] for scores in scoring(window))
     assert flips / len(window) <= 0.01
-    blind = Known(task, {}, lambda: None)  # the same judge without a verifier is lost
-    assert sum(s == [0.0, 1.0] for s in Compared(type="judge").open(blind)(window)) >= 100
+    blind = RankingContext(task, {}, lambda: None)  # the same judge without a verifier is lost
+    assert sum(s == [0.0, 1.0] for s in JudgeRanking(type="judge").open(blind)(window)) >= 100
 
 
 def test_votes_cannot_be_bought_by_words():
     answers = [Candidate("It is 42.", "teacher"), Candidate("so 42", "teacher")]
-    known = Known(Task(verifier={"type": "numeric"}), {}, lambda: None)
+    known = RankingContext(Task(verifier={"type": "numeric"}), {}, lambda: None)
     for text in INJECTIONS:
         asked = Candidates("0" * 16, "p", None, "", [*answers, Candidate(f"{text} 41", "teacher")])
-        (scores,) = Voted(type="votes").open(known)([asked])
+        (scores,) = VoteRanking(type="votes").open(known)([asked])
         assert scores[2] < scores[0] == scores[1]
 
 

@@ -25,7 +25,7 @@ from cohobate.methods.train import Method
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import resolve
 from cohobate.params import validated
-from cohobate.scoring.metrics import TokenF1, Verified
+from cohobate.scoring.metrics import TokenF1, VerifierAccuracy
 from cohobate.scoring.verifiers import Label, Task
 from cohobate.students.initialization import TeacherLayers
 from cohobate.teachers.signal_store.settings import CaptureParams
@@ -71,7 +71,7 @@ def adapt(project, checkpoint):
     write_rows(LABELLED, rows(16))
     write_rows(DEV, rows(10))
 
-    def adapted(metric=Verified(), **tuning):  # noqa: B008
+    def adapted(metric=VerifierAccuracy(), **tuning):  # noqa: B008
         run("main", teacher, validated(Tuning, tuning, "adapt"), TASK, metric)
         return json.loads((MAIN / "summary.json").read_text())
 
@@ -135,12 +135,12 @@ def test_of_a_teacher_behind_an_endpoint_the_address_is_published(project):
         outputs_may_train=True,
     )
     write_json(MODELS, {"teachers": {"main": {}}})
-    run("main", teacher, validated(Tuning, {"type": "none"}, "adapt"), TASK, Verified())
+    run("main", teacher, validated(Tuning, {"type": "none"}, "adapt"), TASK, VerifierAccuracy())
     address = json.loads((MAIN / "endpoint.json").read_text())
     assert (address["url"], address["key"]) == ("https://api.example.com/v1", "EXAMPLE_KEY")
     sealed_folder.verify(MAIN)
     with pytest.raises(UserError, match="cannot be tuned"):
-        run("main", teacher, validated(Tuning, SFT, "adapt"), TASK, Verified())
+        run("main", teacher, validated(Tuning, SFT, "adapt"), TASK, VerifierAccuracy())
 
 
 @pytest.mark.parametrize("tuning", [SFT, {"type": "none"}])
@@ -159,7 +159,7 @@ def test_a_conversation_that_the_template_refuses_is_named_before_tuning(
             model=str(tmp_path / "strict"), licence="mit", outputs_may_train=True, template=template
         )
         look_at(teacher)
-        run("main", teacher, validated(Tuning, tuning, "adapt"), TASK, Verified())
+        run("main", teacher, validated(Tuning, tuning, "adapt"), TASK, VerifierAccuracy())
         return checkpoints.load_tokenizer(ADAPT / "main")
 
     with pytest.raises(UserError, match="the teacher main refuses a system turn") as refused:

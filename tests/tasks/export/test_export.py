@@ -24,7 +24,7 @@ from cohobate.data.records import (
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from cohobate.params import ParamsError
-from cohobate.scoring.metrics import TokenF1, Verified
+from cohobate.scoring.metrics import TokenF1, VerifierAccuracy
 from cohobate.scoring.verifiers import Label, Task
 from cohobate.students.initialization import StudentInit
 from tasks.export.rescoring import Rescored
@@ -130,7 +130,7 @@ def hashed(*folders: str) -> dict[str, str]:
 
 
 def test_the_seed_that_is_best_on_dev_leaves_the_house(evaluated: Path) -> None:
-    run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
+    run(chosen(), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
     source = Path("models/train/kd/seed-2")
     exported = Path("models/export/safetensors")
     sealed_folder.verify(exported)
@@ -148,7 +148,7 @@ def test_the_seed_that_is_best_on_dev_leaves_the_house(evaluated: Path) -> None:
 
 @pytest.mark.parametrize(("asked", "seed"), [("first", 1), (2, 2)])
 def test_another_seed_can_be_asked_for(evaluated: Path, asked: str | int, seed: int) -> None:
-    run(chosen(seed=asked), TASK, INIT_STUDENT, Verified(), 4)
+    run(chosen(seed=asked), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
     assert read("models/export/summary.json")["seed"] == seed
 
 
@@ -161,7 +161,7 @@ def test_the_forms_are_asked_with_the_prefix_that_the_student_learnt(evaluated: 
     said = greedy(Path("models/train/kd/seed-1"), [f"[label] {row.prompt}" for row in rows])
     pairs = zip(rows, said, strict=True)
     write_rows(DEV, [row.model_copy(update={"answer": answer}) for row, answer in pairs])
-    run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
+    run(chosen(), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
     summary = read("models/export/summary.json")
     assert (summary["seed"], summary["original score"]) == (1, 1.0)
     card = Path("models/export/safetensors/README.md").read_text()
@@ -180,7 +180,7 @@ def test_the_seed_is_chosen_by_the_metric_that_decides(evaluated: Path) -> None:
     write_rows(
         DEV, [r.model_copy(update={"answer": a}) for r, a in zip(rows, answers, strict=True)]
     )
-    run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
+    run(chosen(), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
     assert read("models/export/summary.json")["seed"] == 2
     run(chosen(), TASK, INIT_STUDENT, TokenF1(type="token_f1"), 4)
     summary = read("models/export/summary.json")
@@ -189,13 +189,13 @@ def test_the_seed_is_chosen_by_the_metric_that_decides(evaluated: Path) -> None:
 
 def test_a_seed_that_was_not_trained_is_refused(evaluated: Path) -> None:
     with pytest.raises(UserError, match="no student was trained with seed 7"):
-        run(chosen(seed=7), TASK, INIT_STUDENT, Verified(), 4)
+        run(chosen(seed=7), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
 
 
 def test_the_same_round_is_exported_to_the_same_bytes(evaluated: Path) -> None:
-    run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
+    run(chosen(), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
     first = hashed("models/export", "data/export")
-    run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
+    run(chosen(), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
     assert hashed("models/export", "data/export") == first
 
 
@@ -207,7 +207,7 @@ def test_a_form_that_drifts_is_refused_and_nothing_is_published(evaluated: Path)
     ]
     pytest.importorskip("xllamacpp")
     with pytest.raises(UserError, match=r"gguf-q4_0 drifts from the original.*nothing is pub") as e:
-        run(chosen(forms=forms), TASK, INIT_STUDENT, Verified(), 4)
+        run(chosen(forms=forms), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
     assert "tolerance" in e.value.fix
     assert not [*EXPORT.glob("*")] and not [*EXPORT.glob(".*")]
     assert not Path("data/export").exists()
@@ -216,7 +216,7 @@ def test_a_form_that_drifts_is_refused_and_nothing_is_published(evaluated: Path)
 def test_without_dev_rows_nothing_is_exported(evaluated: Path) -> None:
     DEV.write_text("")
     with pytest.raises(UserError, match="no dev row has an answer"):
-        run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
+        run(chosen(), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
 
 
 def test_the_same_form_twice_is_refused() -> None:
@@ -225,7 +225,7 @@ def test_the_same_form_twice_is_refused() -> None:
 
 
 def test_the_model_card_says_what_a_stranger_must_know(evaluated: Path) -> None:
-    run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
+    run(chosen(), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
     card = Path("models/export/safetensors/README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n") and "- someone/teacher\n" in card
     for said in (
@@ -253,7 +253,7 @@ def test_a_failed_gate_and_forbidding_terms_are_said_aloud(evaluated: Path) -> N
     models = read("data/preflight/models.json")
     models["teachers"]["main"] |= terms
     write_json(Path("data/preflight/models.json"), models)
-    run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
+    run(chosen(), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
     for card in ("models/export/safetensors/README.md", "data/export/README.md"):
         text = Path(card).read_text()
         assert "**are not known to be allowed to** train other models" in text
@@ -265,7 +265,7 @@ def test_a_failed_gate_and_forbidding_terms_are_said_aloud(evaluated: Path) -> N
 
 
 def test_the_dataset_goes_with_its_card_and_notice(evaluated: Path) -> None:
-    run(chosen(), TASK, INIT_STUDENT, Verified(), 4)
+    run(chosen(), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
     assert Path("data/export/train.jsonl").read_bytes() == Path(FILTER / "kept.jsonl").read_bytes()
     assert Path("data/export/NOTICE.txt").read_text() == "keep this notice\n"
     card = Path("data/export/README.md").read_text()
@@ -306,7 +306,7 @@ class TestTrimmedVocabulary:
         pytest.importorskip("onnxruntime")
         loose = {"score": 0.5, "agreement": 0.5, "loss": 1}  # in float32 random weights waver
         forms = [{"type": "safetensors"}, {"type": "onnx", "tolerance": loose}]
-        run(chosen(forms=forms), TASK, self.TRIMMED, Verified(), 4)
+        run(chosen(forms=forms), TASK, self.TRIMMED, VerifierAccuracy(), 4)
         for name in ("safetensors", "onnx"):
             its = checkpoints.load_tokenizer(EXPORT / name)
             assert its.get_vocab() == trimmed.get_vocab()
@@ -321,20 +321,20 @@ class TestTrimmedVocabulary:
         [first, *others] = [Row.model_validate_json(x) for x in DEV.read_text().splitlines()]
         write_rows(DEV, [first.model_copy(update={"answer": " animal"}), *others])
         assert " animal" not in (first.answer or "")
-        run(chosen(), TASK, self.TRIMMED, Verified(), 4)
+        run(chosen(), TASK, self.TRIMMED, VerifierAccuracy(), 4)
         told = read("models/export/safetensors/provenance.json")["rescored"]
         assert told["log_prob_drift"] == pytest.approx(0.0, abs=1e-4)
         assert told["perplexity"] < 1e9
 
     def test_it_can_leave_as_it_is(self, trimmed: Any) -> None:
-        run(chosen(vocabulary="used"), TASK, self.TRIMMED, Verified(), 4)
+        run(chosen(vocabulary="used"), TASK, self.TRIMMED, VerifierAccuracy(), 4)
         source = Path("models/train/kd/seed-2/model.safetensors")
         assert (EXPORT / "safetensors/model.safetensors").read_bytes() == source.read_bytes()
 
     def test_the_teacher_must_be_there(self, trimmed: Any) -> None:
         (ADAPT / "main/config.json").unlink()
         with pytest.raises(UserError, match="whose vocabulary was trimmed is not here"):
-            run(chosen(), TASK, self.TRIMMED, Verified(), 4)
+            run(chosen(), TASK, self.TRIMMED, VerifierAccuracy(), 4)
 
 
 def test_a_form_that_finds_the_right_answers_less_likely_is_refused() -> None:
