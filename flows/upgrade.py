@@ -30,7 +30,7 @@ _PATHS = {
     "tasks/order/stage.py": _MODEL,
     "tasks/pair/stage.py": _MODEL,
     "tasks/pair/ranking.py": _MODEL,
-    "tasks/collect/wordnet.py": "cohobate/packaged/wordnet-3.1.yaml",
+    "tasks/collect/wordnet.py": "cohobate/packaged/wordnet.yaml",
     "tasks/collect/replay.py": "cohobate/packaged/no-rows.jsonl",
 }
 _GONE = {

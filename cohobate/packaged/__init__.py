@@ -24,7 +24,7 @@ MINILM = "cohobate/packaged/all-minilm-l6-v2.yaml"
 WORDNET = "cohobate/packaged/wordnet.yaml"
 NO_ROWS = "cohobate/packaged/no-rows.jsonl"
 """An empty file of rows."""
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 
 
 class Wheel(Section):
