@@ -134,7 +134,7 @@ def ours(
     import torch
 
     from cohobate.losses.divergences import ForwardKL
-    from cohobate.losses.targets import TopK
+    from cohobate.losses.top_k import TopK
     from cohobate.teachers.target_sources import LiveSource
     from cohobate.training.model_loss import CausalLMLoss
 

@@ -25,10 +25,10 @@ from cohobate.data.examples import Example
 from cohobate.models import checkpoints, hub
 from cohobate.models.lm_head import Head
 from cohobate.models.vocabularies import template_hash, vocabulary_hash
-from cohobate.teachers.signal_store.capture import rng_of
+from cohobate.teachers.signal_store.capture import uniform_numbers
+from cohobate.teachers.signal_store.form import Signals
 from cohobate.teachers.signal_store.forms import (
     Form,
-    Signals,
     StoredDraws,
     StoredHidden,
     StoredTopK,
@@ -68,7 +68,7 @@ def measure(form: Form, head: Head, hidden_ND: torch.Tensor, examples: list[Exam
         form=form,
         number_format="float32",
     )  # of which the draws use the form alone
-    rng = torch.from_numpy(rng_of(examples, origin))
+    rng = torch.from_numpy(uniform_numbers(examples, origin))
     with torch.inference_mode():
         parts = [
             form.measure(head, rows, some)

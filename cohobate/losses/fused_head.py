@@ -1,16 +1,10 @@
-"""The output head and the loss as one operation: no (B, S, V) tensor, and no second pass.
+"""The LM head fused with the loss: no (B, S, V) tensor, and no second pass over the logits.
 
-The valid rows are walked in chunks. Of each chunk the logits, the loss and its gradient with
-respect to the hidden rows and the head's weight are computed at once in the forward pass, and the
-logits are dropped. Products are taken over whole chunks, as they starve on few rows; what lies
-between is elementwise and goes block by block through the cache, the grad taking the logits'
-place: two products with the student's head (three where the head is trained, and one
-more with a live teacher's) instead of the recomputation's one more each. The idea is that of Liger
-Kernel's fused linear cross-entropy (Hsu et al. 2024). Products run in the model's precision, the
-softmax in float32.
-
-Shapes: N valid tokens, V vocabulary, I some of its ids, D width, K stored ids, C outcomes (K + 1),
-T terms.
+The selected tokens are walked in chunks. The forward pass computes the logits of a chunk, its loss,
+and the gradients by hidden states and head weight, and drops the logits. The student's head costs
+two products (three where it is trained, and one more of a live teacher's head); recomputing the
+logits in the backward pass would cost one more each. The idea is that of Liger Kernel's fused
+linear cross-entropy (Hsu et al. 2024). Products run in the model's precision, softmaxes in float32.
 """
 
 from collections.abc import Sequence
@@ -19,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cohobate.losses.soft_targets import ResponseTerm
 from cohobate.losses.targets import Targets
-from cohobate.losses.token_losses import ResponseTerm, loss_and_grad
 from cohobate.models.lm_head import Head
 
 
@@ -34,23 +28,26 @@ def fused_head_loss(
     chunk_tokens: int = 512,
     compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss, Σ over tokens and terms / `divisor`, and what each term gave per token.
+    """Return the loss, Σ over tokens and terms / `divisor`, and the loss of each token and term.
 
-    Differentiable with respect to the hidden rows and the head's weight and bias, whichever need
-    it. Under autocast the products run in autocast's dtype, else in that of the hidden rows.
+    Differentiable with respect to the hidden states and the head's weight and bias, whichever need
+    it. Under autocast the products run in autocast's dtype, else in that of the hidden states.
 
     Args:
-        hidden_ND: the student's last hidden state at the valid positions alone.
+        hidden_ND: the student's last hidden state at the N selected positions alone.
         head: the student's head.
-        terms: what the loss is made of.
-        targets: what is to be predicted there.
-        divisor: number of valid tokens of the whole update, over all micro-batches and workers.
-        chunk_tokens: how many rows' logits exist at once; below 256 the products starve.
+        terms: the terms of the loss.
+        targets: the text's tokens and the teacher's distributions at those positions.
+        divisor: number of selected tokens of the whole update, over all micro-batches and workers.
+        chunk_tokens: how many tokens' logits exist at once; below 256 the products are slow.
         compiled: let torch.compile fuse what is elementwise against a live teacher; same numbers,
             but for rounding.
 
     Returns:
-        The loss (a scalar), and weighted losses (N, T), detached.
+        The loss (a scalar), and the weighted losses (N, F) of F terms, detached.
+
+    Raises:
+        UserError: a term that the targets cannot give.
     """
     loss, losses_NF = _FusedHead.apply(  # type: ignore[no-untyped-call]
         hidden_ND,
@@ -67,7 +64,7 @@ def fused_head_loss(
 
 
 _IDS = 2048
-"""Ids whose rows of the head's grad are made at once on a CPU: they are widened in the cache."""
+"""Rows of the head's gradient that are made at once on a CPU: they are widened in the cache."""
 
 
 class _FusedHead(torch.autograd.Function):
@@ -89,34 +86,40 @@ class _FusedHead(torch.autograd.Function):
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         wide = torch.promote_types(dtype, torch.float32)
+        # autocast would cast head and hidden states again in every product
         with torch.autocast(device, enabled=False):
-            product_VD = head.weight(dtype)
+            cast_VD = head.weight(dtype)
             grad_ND = torch.empty_like(hidden_ND, dtype=dtype)
             grad_VD: Tensor | None = None
             grad_V = _zeros(bias_V, wide) if ctx.needs_input_grad[2] else None
             losses_NF = hidden_ND.new_empty(len(hidden_ND), len(terms), dtype=wide)
-            for part in targets.parts(chunk_tokens):
-                rows_ND = hidden_ND[part].detach().to(dtype)
-                chunk = targets.rows(part).projected()
-                product_NV = rows_ND @ product_VD.T
-                for block in chunk.parts(chunk.block_tokens(len(product_VD))):
+            for part in targets.chunks(chunk_tokens):
+                chunk_ND = hidden_ND[part].detach().to(dtype)
+                chunk = targets.rows(part).project()
+                # products over whole chunks, as they are slow on few rows; what lies between is
+                # elementwise, and goes block by block through the cache
+                product_NV = chunk_ND @ cast_VD.T
+                for block in chunk.chunks(chunk.block_tokens(len(cast_VD))):
                     logits_NV = head.finished(product_NV[block])
+                    # the loss overwrites the logits; a soft cap's derivative needs them
                     capped_NV = logits_NV.clone() if head.softcap else logits_NV
-                    some = chunk.rows(block)
-                    each_NF, grad_NV = loss_and_grad(logits_NV, terms, some, compiled=compiled)
-                    if some.weight_N is not None:
-                        each_NF = each_NF * some.weight_N[:, None]
-                        grad_NV.mul_(some.weight_N[:, None])
-                    losses_NF[part][block] = each_NF
+                    block_targets = chunk.rows(block)
+                    block_NF, grad_NV = block_targets.loss_and_grad(
+                        logits_NV, terms, compiled=compiled
+                    )
+                    if block_targets.weight_N is not None:
+                        block_NF = block_NF * block_targets.weight_N[:, None]
+                        grad_NV.mul_(block_targets.weight_N[:, None])
+                    losses_NF[part][block] = block_NF
                     grad_NV = head.product_grad(capped_NV, grad_NV).div_(divisor)
                     if grad_V is not None:
                         grad_V += grad_NV.sum(0)
-                    product_NV[block] = grad_NV
-                torch.mm(product_NV, product_VD, out=grad_ND[part])
+                    product_NV[block] = grad_NV  # in the product's memory: no second (N, V)
+                torch.mm(product_NV, cast_VD, out=grad_ND[part])
                 if ctx.needs_input_grad[1]:
-                    grad_VD = _plus_product(grad_VD, product_NV, rows_ND, head)
+                    grad_VD = _add_weight_grad(grad_VD, product_NV, chunk_ND, head)
                 del product_NV, chunk  # before the next ones are made
-            if ctx.needs_input_grad[1] and grad_VD is None:  # no valid token
+            if ctx.needs_input_grad[1] and grad_VD is None:  # no token at all
                 grad_VD = _zeros(weight_VD, wide)
         ctx.save_for_backward(grad_ND.to(hidden_ND.dtype), grad_VD, grad_V)
         ctx.mark_non_differentiable(losses_NF)
@@ -125,25 +128,31 @@ class _FusedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> Any:  # type: ignore[override]
         grads = ctx.saved_tensors
-        if grad != 1:  # a copy of what is as large as the head costs more than to look
-            grads = [None if s is None else s * grad for s in grads]
+        # reading one scalar costs less than a copy of a gradient as large as the head
+        if grad != 1:
+            grads = [None if x is None else x * grad for x in grads]
         return *grads, *[None] * 6
 
 
-def _plus_product(total_VD: Tensor | None, grad_NV: Tensor, rows_ND: Tensor, head: Head) -> Tensor:
-    """Return total + slopeᵀ rows in float32 or wider; the first is written, not added to zeros."""
+def _add_weight_grad(
+    total_VD: Tensor | None, grad_NV: Tensor, hidden_ND: Tensor, head: Head
+) -> Tensor:
+    """Return total + gradᵀ hidden, in float32 or wider; None stands for a total of zeros."""
     wide = torch.promote_types(grad_NV.dtype, torch.float32)
     first = total_VD is None
     if total_VD is None:
-        spare_VD, size = head.take("gradient", wide), (grad_NV.shape[1], rows_ND.shape[1])
-        total_VD = rows_ND.new_empty(size, dtype=wide) if spare_VD is None else spare_VD
+        # the memory of the last update's gradient, where the head kept it: fresh pages are slow
+        kept_VD, size = head.take("gradient", wide), (grad_NV.shape[1], hidden_ND.shape[1])
+        total_VD = hidden_ND.new_empty(size, dtype=wide) if kept_VD is None else kept_VD
     if grad_NV.dtype == wide:
-        return torch.addmm(total_VD, grad_NV.T, rows_ND, beta=0 if first else 1, out=total_VD)
-    some = _IDS if grad_NV.device.type == "cpu" else len(total_VD)
-    for start in range(0, len(total_VD), some):
-        part = slice(start, start + some)
-        product_ID = grad_NV[:, part].T @ rows_ND
-        total_VD[part].copy_(product_ID) if first else total_VD[part].add_(product_ID)
+        # beta=0 writes over whatever stands in the memory
+        return torch.addmm(total_VD, grad_NV.T, hidden_ND, beta=0 if first else 1, out=total_VD)
+    # a 16-bit product is added in float32, some ids at a time on a CPU
+    ids = _IDS if grad_NV.device.type == "cpu" else len(total_VD)
+    for start in range(0, len(total_VD), ids):
+        part = slice(start, start + ids)
+        product_VD = grad_NV[:, part].T @ hidden_ND
+        total_VD[part].copy_(product_VD) if first else total_VD[part].add_(product_VD)
     return total_VD
 
 

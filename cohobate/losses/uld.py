@@ -1,12 +1,12 @@
-"""Universal Logit Distillation: a student learns from a teacher of another tokenizer.
+"""Universal Logit Distillation (ULD): the loss between models of two tokenizers.
 
-Both texts are cut where both tokenizers cut them; what lies between two such places is a group. The
+Both token sequences are cut into groups that end at the same characters of the text (`align`). The
 distribution of a group is the one over its last token, times the probabilities of the tokens before
 it (the chain rule), on either side. A token that has the same string in both vocabularies is
 compared with itself, all others by rank.
 
-Shapes: N valid tokens of the student, M of the teacher, G groups, V vocabulary (either side's),
-J ids whose strings both have.
+M is the number of the teacher's tokens, as N is of the student's; J is the number of strings that
+both vocabularies have. V is either side's vocabulary.
 """
 
 # ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
@@ -24,21 +24,19 @@ from cohobate.params import Section
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cohobate.losses.targets import Targets
-
 TINY = 1e-8
 """The smallest probability whose logarithm is taken; sorted tails are full of zeros."""
 
 
-class Side(NamedTuple):
-    """One model's view of the groups."""
+class AlignedText(NamedTuple):
+    """One model's log-probabilities over the text, and the groups of its tokens."""
 
-    log_NV: Tensor
-    """Log-probabilities at its valid tokens, at the term's temperature."""
+    logp_NV: Tensor
+    """At the term's temperature."""
     ids_N: Tensor
     """The tokens of the text."""
     group_N: Tensor
-    """Number of the group that each belongs to, from 0 and never falling."""
+    """Number of each token's group, from 0 and never falling."""
 
     @property
     def last_N(self) -> Tensor:  # noqa: N802
@@ -47,21 +45,24 @@ class Side(NamedTuple):
 
         return pad(self.group_N[1:] != self.group_N[:-1], (0, 1), value=True)
 
-    def merged(self) -> Tensor:
-        """Return the probabilities of each group, (G, V)."""
+    def group_probabilities(self) -> Tensor:
+        """Return the distribution of each group, (G, V)."""
         last_N = self.last_N
-        label_N = self.log_NV.gather(-1, self.ids_N[:, None])[:, 0].masked_fill(last_N, 0)
+        label_N = self.logp_NV.gather(-1, self.ids_N[:, None])[:, 0].masked_fill(last_N, 0)
         before_G = label_N.new_zeros(int(last_N.sum())).index_add(0, self.group_N, label_N)
-        probabilities_GV: Tensor = (self.log_NV[last_N] + before_G[:, None]).exp()
-        return probabilities_GV
+        p_GV: Tensor = (self.logp_NV[last_N] + before_G[:, None]).exp()
+        return p_GV
 
 
 class Uld(Section):
-    """Σ |p − q| of sorted probabilities (ULD, Boizard et al. 2024, section 3); the strings that
-    both vocabularies have are compared exactly, as in TRL's GOLD.
+    """Universal logit distillation: w · JS(p, q) over shared strings + (1−w) · Σ |p↓ − q↓| over
+    the others, p↓ being p sorted; w is the shared part of the teacher's vocabulary.
 
-    With `shared: exact` the loss is w · JS over the shared strings + (1 − w) · L1 over the others
-    sorted, w being the shared part of the teacher's vocabulary.
+    Boizard et al. 2024, "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation
+    Loss for LLMs", section 3, is the second part alone, over the whole vocabularies
+    (`shared: sorted`). The first part and the alignment are those of TRL's GOLD.
+
+    Shapes: student (N, V), teacher (M, V) -> (G,).
     """
 
     type: Literal["uld"]
@@ -79,25 +80,23 @@ class Uld(Section):
         """Temperature of the softmax."""
         return self.temperature
 
-    def at(self, targets: Targets) -> Uld:
-        """Return the term as it is at these tokens: the same."""
-        return self
-
-    def per_group(self, student: Side, teacher: Side, shared: tuple[Tensor, Tensor]) -> Tensor:
+    def per_group(
+        self, student: AlignedText, teacher: AlignedText, shared_ids: tuple[Tensor, Tensor]
+    ) -> Tensor:
         """Return the loss of each group, (G,), without weight.
 
         Args:
-            student: its view; differentiable.
-            teacher: its view of the same groups.
-            shared: the ids of the strings that both have, the student's and the teacher's, (J,).
+            student: its log-probabilities; differentiable.
+            teacher: its log-probabilities, in the same groups.
+            shared_ids: the student's and the teacher's ids of the strings that both have, (J,).
         """
-        q_GV, p_GV = student.merged(), teacher.merged()
+        q_GV, p_GV = student.group_probabilities(), teacher.group_probabilities()
         if self.shared == "sorted":
             return by_rank(q_GV, p_GV)
-        matched_G = self._jensen_shannon(p_GV[:, shared[1]], q_GV[:, shared[0]])
-        part = len(shared[0]) / p_GV.shape[-1]
-        rest = (_without(x, ids) for x, ids in zip((q_GV, p_GV), shared, strict=True))
-        return part * matched_G + (1 - part) * by_rank(*rest)
+        shared_G = self._jensen_shannon(p_GV[:, shared_ids[1]], q_GV[:, shared_ids[0]])
+        share = len(shared_ids[0]) / p_GV.shape[-1]
+        rest = (_without(x, ids) for x, ids in zip((q_GV, p_GV), shared_ids, strict=True))
+        return share * shared_G + (1 - share) * by_rank(*rest)
 
     def _jensen_shannon(self, p_GJ: Tensor, q_GJ: Tensor) -> Tensor:
         logp_GJ, logq_GJ = (x.clamp_min(TINY).log() for x in (p_GJ, q_GJ))
@@ -108,7 +107,7 @@ class Uld(Section):
 
 
 def by_rank(q_GV: Tensor, p_GV: Tensor) -> Tensor:
-    """Return Σ |p − q| of both sorted, the narrower filled with zeros, (G,)."""
+    """Return Σ |p − q| of both sorted, (G,); the smaller vocabulary is filled with zeros."""
     from torch.nn.functional import pad
 
     width = max(q_GV.shape[-1], p_GV.shape[-1])
@@ -121,32 +120,33 @@ def by_rank(q_GV: Tensor, p_GV: Tensor) -> Tensor:
 def _without(x_GV: Tensor, ids_J: Tensor) -> Tensor:
     import torch
 
-    kept_V = torch.ones(x_GV.shape[-1], dtype=torch.bool, device=x_GV.device)
-    kept_V[ids_J] = False
-    return x_GV[:, kept_V]
+    keep_V = torch.ones(x_GV.shape[-1], dtype=torch.bool, device=x_GV.device)
+    keep_V[ids_J] = False
+    return x_GV[:, keep_V]
 
 
-def groups_of(
+def align(
     student: Sequence[tuple[int, int]], teacher: Sequence[tuple[int, int]]
 ) -> tuple[list[int], list[int]]:
-    """Return the number of the group of each token, on both sides.
+    """Return the group number of each token, for the student and for the teacher.
 
-    A group ends where both sides have a token that ends at the same place of the text. A character
-    may be several tokens, which then all have its span: only the last of them ends there.
+    A group ends where both sides have a token that ends at the same character of the text. A
+    character may be several tokens, which then all have its span: only the last of them ends there.
 
     Args:
-        student: the span of each token in the text of the answer, as the tokenizer gives it.
-        teacher: the teacher's.
+        student: the span of each of its tokens in the answer's text, as the tokenizer gives it.
+        teacher: the same of the teacher's tokens.
     """
-    ends = [_ends(student, 0.5), _ends(teacher, 0.25)]  # no two inner ends are one
+    # ends within a character get a fraction of each side's own, so that no two of them are equal
+    ends = [_ends(student, 0.5), _ends(teacher, 0.25)]
     common = sorted(set(ends[0]) & set(ends[1]))
     numbers: list[list[int]] = []
     for side in ends:
-        found, group = [], 0
+        side_numbers, group = [], 0
         for end in side:
-            found.append(min(group, len(common) - 1))
+            side_numbers.append(min(group, len(common) - 1))
             group += group < len(common) and end >= common[group]
-        numbers.append(found)
+        numbers.append(side_numbers)
     return numbers[0], numbers[1]
 
 

@@ -161,20 +161,20 @@ class Kd(Phase):
             raise self.needs_live(f"combine: {self.combine.type} with {', '.join(soft) or 'this'}")
         stores = {name: SignalStore(folder) for name, folder in folders.items()}
         for store in stores.values():
-            store.expect_terms(self.responses)
+            store.check_terms(self.responses)
         taught = StoredSource(stores, **self._several)
         taught.attach(examples, tokenizer)
         return taught
 
     @property
     def _mean_of_logits(self) -> bool:
-        return self.combine.averages == "logits"
+        return self.combine.average == "logits"
 
     @property
     def _several(self) -> dict[str, Any]:
         how: dict[str, Any] = {"progressive": self.progressive}
         if self.teachers:
-            how |= {"ensemble": self.combine, "shares": tuple(self.teachers.values())}
+            how |= {"ensemble": self.combine, "weights": tuple(self.teachers.values())}
         return how
 
     def _crossed(

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cohobate.fast.padding_free import last_hidden
-from cohobate.losses.divergences import Divergence, Term
+from cohobate.losses.divergence import Divergence
+from cohobate.losses.divergences import Term
 from cohobate.losses.fused_head import fused_head_loss
-from cohobate.losses.targets import LiveTeacher, Targets
+from cohobate.losses.live_teacher import LiveTeacher
+from cohobate.losses.targets import Targets
 from cohobate.models.lm_head import Head
 from cohobate.training.history import term_names
 

@@ -1,6 +1,7 @@
-"""A live teacher that has another tokenizer than the student: its own reading of the same rows.
+"""Target source of a live teacher whose tokenizer is another one than the student's.
 
-Shapes: N valid tokens of the student, M of the teacher, S the teacher's sequence, J shared strings.
+M is the number of the teacher's tokens, as N is of the student's; J is the number of strings that
+both vocabularies have.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cohobate.data.examples import Example, completion_positions, row_key
 from cohobate.data.records import Row
@@ -17,20 +17,20 @@ from cohobate.data.tokenized import encode_all, pad_right
 from cohobate.errors import UserError
 from cohobate.fast.forward import ForwardOutputs
 from cohobate.fast.padding_free import last_hidden
-from cohobate.losses.targets import CrossTokenizerTargets
-from cohobate.losses.uld import groups_of
+from cohobate.losses.cross_tokenizer_targets import CrossTokenizerTargets
+from cohobate.losses.uld import align
 from cohobate.models.lm_head import Head, check_head
+from cohobate.teachers.micro_batch import MicroBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from cohobate.losses.layer_matching import LayerMatching
     from cohobate.teachers.ensembles import Progressive
-    from cohobate.teachers.target_sources import MicroBatch
 
 
-class Reading(NamedTuple):
-    """A row as the teacher reads it, and the groups of both sides' completion tokens."""
+class AlignedRow(NamedTuple):
+    """A row in the teacher's tokens, and the groups of both sides' completion tokens."""
 
     example: Example
     student_groups: list[int]
@@ -39,80 +39,98 @@ class Reading(NamedTuple):
 
 @dataclass
 class CrossTokenizerSource:
-    """A frozen teacher of another tokenizer."""
+    """A frozen teacher of another tokenizer, which reads the same rows in its own tokens."""
 
     model: "PreTrainedModel"
+    """The teacher."""
     tokenizer: "PreTrainedTokenizerBase"
-    student: "PreTrainedTokenizerBase"
+    """The teacher's tokenizer."""
+    student_tokenizer: "PreTrainedTokenizerBase"
     matching: "LayerMatching | None" = None
     progressive: "Progressive | None" = None
 
     def __post_init__(self) -> None:
         check_head(self.model.eval().requires_grad_(False))
-        ours, theirs = self.student.get_vocab(), self.tokenizer.get_vocab()
-        shared = sorted((n, theirs[text]) for text, n in ours.items() if text in theirs)
-        pairs_J2 = torch.tensor(shared).reshape(-1, 2)
-        self.shared = (pairs_J2[:, 0], pairs_J2[:, 1])
-        self.readings: dict[str, Reading] = {}
+        teacher_ids = self.tokenizer.get_vocab()
+        pairs = sorted(
+            (n, teacher_ids[text])
+            for text, n in self.student_tokenizer.get_vocab().items()
+            if text in teacher_ids
+        )
+        pairs_J2 = torch.tensor(pairs).reshape(-1, 2)
+        self.shared_ids = (pairs_J2[:, 0], pairs_J2[:, 1])
+        self.aligned_rows: dict[str, AlignedRow] = {}
         self._head: Head | None = None
 
     def attach(self, rows: Sequence[Row], examples: Sequence[Example]) -> None:
-        """Read the rows as the teacher does.
+        """Encode the rows in the teacher's tokens, and align them with the student's.
+
+        Args:
+            rows: the rows' texts.
+            examples: the rows that the student reads; other rows are left out.
 
         Raises:
-            UserError: a tokenizer cannot say where its tokens are in the text.
+            UserError: a tokenizer does not give the offsets of its tokens.
         """
-        wanted = {example.key for example in examples}
-        kept = [row for row in rows if row_key(row) in wanted]
-        read = zip(kept, encode_all(self.tokenizer, kept), strict=True)
-        for row, ids in read:
-            spans = [_spans(t, row.answer or "") for t in (self.student, self.tokenizer)]
+        keys = {example.key for example in examples}
+        rows = [row for row in rows if row_key(row) in keys]
+        for row, ids in zip(rows, encode_all(self.tokenizer, rows), strict=True):
+            tokenizers = (self.student_tokenizer, self.tokenizer)
+            spans = [_spans(tokenizer, row.answer or "") for tokenizer in tokenizers]
             array = np.array(ids.ids, dtype=np.int32)
             example = Example(row_key(row), array, len(ids.prompt_ids))
-            self.readings[example.key] = Reading(example, *groups_of(*spans))
+            self.aligned_rows[example.key] = AlignedRow(example, *align(*spans))
 
     def collate(self, rows: Sequence[Example]) -> dict[str, Any]:
-        """Return the rows as the teacher reads them, and the groups, numbered through the batch."""
-        readings = [self.readings[row.key] for row in rows]
-        sides: list[list[int]] = [[], []]
+        """Return the rows in the teacher's tokens, and the groups, numbered through the batch."""
+        aligned = [self.aligned_rows[row.key] for row in rows]
+        student_groups: list[int] = []
+        teacher_groups: list[int] = []
         first = 0
-        for reading in readings:
-            sides[0] += [first + n for n in reading.student_groups]
-            sides[1] += [first + n for n in reading.teacher_groups]
-            first += reading.student_groups[-1] + 1
-        theirs = [reading.example for reading in readings]
-        ids_BS = pad_right([row.ids[:-1].tolist() for row in theirs], 0)
-        labels = np.concatenate([row.ids[row.prompt_length :] for row in theirs])
+        for row in aligned:
+            student_groups += [first + n for n in row.student_groups]
+            teacher_groups += [first + n for n in row.teacher_groups]
+            first += row.student_groups[-1] + 1
+        examples = [row.example for row in aligned]
+        ids_BS = pad_right([row.ids[:-1].tolist() for row in examples], 0)
+        labels = np.concatenate([row.ids[row.prompt_length :] for row in examples])
         return {
             "ids_BS": ids_BS,
-            "positions_M": completion_positions(theirs, ids_BS.shape[1]),
+            "positions_M": completion_positions(examples, ids_BS.shape[1]),
             "ids_M": torch.from_numpy(labels.astype(np.int64)),
-            "group_N": torch.tensor(sides[0]),
-            "group_M": torch.tensor(sides[1]),
+            "group_N": torch.tensor(student_groups),
+            "group_M": torch.tensor(teacher_groups),
         }
 
     @torch.no_grad()
-    def targets(self, batch: "MicroBatch") -> tuple[CrossTokenizerTargets, ForwardOutputs | None]:
-        """Run the teacher over its own reading of the rows."""
-        teacher_inputs, device = batch.teacher_inputs, batch.ids_BS.device
+    def targets(self, batch: MicroBatch) -> tuple[CrossTokenizerTargets, ForwardOutputs | None]:
+        """Run the teacher over the rows in its own tokens."""
+        inputs, device = batch.teacher_inputs, batch.ids_BS.device
         if self.model.device != device:
             self.model.to(device)  # type: ignore[arg-type]
         if self._head is None:
             self._head = Head.of(self.model, len(self.tokenizer))
         with torch.autocast(device.type, enabled=False):
-            hidden_MD = last_hidden(
-                self.model, teacher_inputs["ids_BS"], teacher_inputs["positions_M"]
-            )
-        groups = (teacher_inputs["group_N"], teacher_inputs["group_M"])
-        shared: tuple[Tensor, Tensor] = (self.shared[0].to(device), self.shared[1].to(device))
-        return CrossTokenizerTargets(
-            hidden_MD, self._head, teacher_inputs["ids_M"], *groups, shared
-        ), None
+            hidden_MD = last_hidden(self.model, inputs["ids_BS"], inputs["positions_M"])
+        student_J, teacher_J = self.shared_ids
+        targets = CrossTokenizerTargets(
+            hidden_MD,
+            self._head,
+            inputs["ids_M"],
+            inputs["group_N"],
+            inputs["group_M"],
+            (student_J.to(device), teacher_J.to(device)),
+        )
+        return targets, None
 
 
 def _spans(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[tuple[int, int]]:
-    """Return where each token of an answer is in its text; the end of sequence lies beyond it."""
+    """Return the characters of each token of an answer; the end of sequence lies beyond them."""
     if not tokenizer.is_fast:
-        raise UserError("uld needs tokenizers that say where their tokens are (fast ones)")
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return [*map(tuple, found["offset_mapping"]), (len(text), len(text) + 1)]
+        raise UserError(
+            f"uld needs the offsets of tokens, which {type(tokenizer).__name__} does not give",
+            where="terms: uld",
+            fix="use a model with a fast tokenizer (tokenizer.json)",
+        )
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return [*map(tuple, encoding["offset_mapping"]), (len(text), len(text) + 1)]

@@ -1,8 +1,6 @@
-"""How several teachers make one target: one class a way.
+"""Ensembles: how several teachers are combined into one target, and progressive targets.
 
-To add a way: a class with `weights`, and its name in `Ensemble` at the bottom.
-
-Shapes: B batch, N valid tokens, M teachers, R rows with valid tokens.
+Adding a combination: write a class with `token_weights`, and name it in `Ensemble`.
 """
 
 from __future__ import annotations
@@ -19,29 +17,36 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cohobate.data.examples import Example
-    from cohobate.losses.targets import LiveTeacher, TopK
-    from cohobate.teachers.target_sources import MicroBatch
+    from cohobate.losses.soft_targets import SoftTargets
+    from cohobate.teachers.micro_batch import MicroBatch
 
 
 class Combination(Section):
-    """A way to make one target of several."""
+    """A way to combine several teachers: the weight of each at every token."""
 
-    averages: ClassVar[Literal["probabilities", "logits"]] = "probabilities"
+    average: ClassVar[Literal["probabilities", "logits"]] = "probabilities"
+    """What the weights average."""
     one_teacher_per_row: ClassVar[bool] = False
-    """Whether each row has one teacher: then stored signals serve any divergence."""
+    """Whether each row has one teacher: then stored signals allow every divergence."""
 
-    def routes_of(self, rows: Sequence[Example], names: list[str]) -> dict[str, Any]:
-        """Return what the loader brings of these rows: by default nothing."""
+    def collate(self, rows: Sequence[Example], names: list[str]) -> dict[str, Any]:
+        """Return what `token_weights` needs of these rows, from the data loader: nothing here."""
         return {}
 
-    def weights(
-        self, told: Sequence[LiveTeacher | TopK], batch: MicroBatch, shares: Sequence[float]
+    def token_weights(
+        self, teachers: Sequence[SoftTargets], batch: MicroBatch, teacher_weights: Sequence[float]
     ) -> Tensor:
-        """Return the weight of each teacher at each valid token, (N, M); by default its share."""
+        """Return the weight of each teacher at each completion token, (N, T); they sum to 1.
+
+        Args:
+            teachers: the soft targets of each.
+            batch: the micro-batch.
+            teacher_weights: the weights in params.yaml, in any scale.
+        """
         import torch
 
-        share_T = torch.tensor(shares, device=batch.labels_N.device)
-        return (share_T / share_T.sum()).expand(len(batch.labels_N), -1)
+        weight_T = torch.tensor(teacher_weights, device=batch.labels_N.device)
+        return (weight_T / weight_T.sum()).expand(len(batch.labels_N), -1)
 
 
 class Mixture(Combination):
@@ -54,7 +59,7 @@ class MeanLogits(Combination):
     """The weighted mean of the teachers' logits: a normalised geometric mean of distributions."""
 
     type: Literal["mean_logits"]
-    averages: ClassVar[Literal["probabilities", "logits"]] = "logits"
+    average: ClassVar[Literal["probabilities", "logits"]] = "logits"
 
 
 class Route(Combination):
@@ -62,10 +67,10 @@ class Route(Combination):
 
     type: Literal["route"]
     groups: dict[str, str]
-    """Group of a row -> name of its teacher; the group `*` stands for every other."""
+    """Group of a row -> name of its teacher; the group `*` stands for every other group."""
     one_teacher_per_row: ClassVar[bool] = True
 
-    def routes_of(self, rows: Sequence[Example], names: list[str]) -> dict[str, Any]:
+    def collate(self, rows: Sequence[Example], names: list[str]) -> dict[str, Any]:
         """Return the number of each row's teacher."""
         import torch
 
@@ -79,26 +84,26 @@ class Route(Combination):
                 )
         return {"route_B": torch.tensor([names.index(name) for name in chosen])}
 
-    def weights(
-        self, told: Sequence[LiveTeacher | TopK], batch: MicroBatch, shares: Sequence[float]
+    def token_weights(
+        self, teachers: Sequence[SoftTargets], batch: MicroBatch, teacher_weights: Sequence[float]
     ) -> Tensor:
         """Return 1 for the teacher of the token's row."""
         from torch.nn.functional import one_hot
 
         route_N = batch.teacher_inputs["route_B"][batch.row_N]
-        return one_hot(route_N, len(told)).float()
+        return one_hot(route_N, len(teachers)).float()
 
 
 class Best(Combination):
-    """Each row goes to the teacher that gives the row's own answer the highest likelihood."""
+    """Each row goes to the teacher that gives the row's answer the highest likelihood."""
 
     type: Literal["best"]
     one_teacher_per_row: ClassVar[bool] = True
 
-    def weights(
-        self, told: Sequence[LiveTeacher | TopK], batch: MicroBatch, shares: Sequence[float]
+    def token_weights(
+        self, teachers: Sequence[SoftTargets], batch: MicroBatch, teacher_weights: Sequence[float]
     ) -> Tensor:
-        """Return 1 for the teacher of the row's lowest loss; the first one where they tie."""
+        """Return 1 for the teacher of the row's highest likelihood; of equals the first."""
         import torch
         from torch.nn.functional import one_hot
 
@@ -106,17 +111,17 @@ class Best(Combination):
         total_BT = torch.stack(
             [
                 torch.zeros(rows, device=row_N.device).index_add_(
-                    0, row_N, teacher.label_logp(batch.labels_N, 512).float()
+                    0, row_N, teacher.label_logprobs(batch.labels_N, chunk_tokens=512).float()
                 )
-                for teacher in told
+                for teacher in teachers
             ],
             -1,
         )
-        return one_hot(total_BT.argmax(-1)[row_N], len(told)).float()
+        return one_hot(total_BT.argmax(-1)[row_N], len(teachers)).float()
 
 
 class Progressive(Section):
-    """The target moves from the student's own distribution, as a constant, to the teacher's."""
+    """Progressive targets: from the student's own distribution, detached, to the teacher's."""
 
     start: float = Field(0.1, gt=0, le=1)
     """The teacher's share in the first update."""

@@ -16,15 +16,16 @@ from cohobate.errors import UserError
 from cohobate.fast.forward import forward
 from cohobate.fast.padding_free import has_row_attention
 from cohobate.fast.sparse_embedding_gradient import sparse_gradient
-from cohobate.losses.distances import row_alphas
-from cohobate.losses.divergences import DistiLLM2
+from cohobate.losses.distillm2 import DistiLLM2
 from cohobate.losses.features import TokenPositions
 from cohobate.losses.fused_head import fused_head_loss
-from cohobate.losses.targets import LiveTeacher, Targets, TopK, label_logp
-from cohobate.losses.token_losses import ResponseTerm
+from cohobate.losses.live_teacher import label_logprobs
+from cohobate.losses.soft_targets import ResponseTerm
+from cohobate.losses.targets import Targets
 from cohobate.models.layers import blocks_of
 from cohobate.models.lm_head import Head
-from cohobate.teachers.target_sources import MicroBatch, TargetSource
+from cohobate.teachers.micro_batch import MicroBatch
+from cohobate.teachers.target_sources import TargetSource
 from cohobate.training.history import term_names
 from cohobate.training.hyperparameters import SHORT_ROW, Freeze, Hyperparameters
 
@@ -128,17 +129,14 @@ class CausalLMLoss(nn.Module):
         term = next((t for t in self.terms if isinstance(t, DistiLLM2)), None)
         if term is None:
             return targets
-        if not isinstance(targets.teacher, TopK | LiveTeacher):
-            raise UserError("distillm2 needs one teacher", where="terms")
         assert self._head is not None and targets.by_student_N is not None
+        assert targets.teacher is not None
         chunk = self.chunk_tokens
-        alpha_N = row_alphas(
-            targets.teacher.label_logp(batch.labels_N, chunk),
-            label_logp(hidden_ND, self._head, batch.labels_N, chunk),
+        alpha_N = term.row_alphas(
+            targets.teacher.label_logprobs(batch.labels_N, chunk),
+            label_logprobs(hidden_ND, self._head, batch.labels_N, chunk),
             batch.row_N,
             targets.by_student_N,
-            largest=term.alpha,
-            smallest=term.floor,
         )
         return targets._replace(alpha_N=alpha_N)
 

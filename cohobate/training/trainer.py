@@ -33,7 +33,7 @@ from cohobate import processes
 from cohobate.data.examples import Example
 from cohobate.errors import UserError
 from cohobate.losses.divergences import Hard
-from cohobate.losses.token_losses import ResponseTerm
+from cohobate.losses.soft_targets import ResponseTerm
 from cohobate.models.lm_head import check_head
 from cohobate.teachers.target_sources import TargetSource
 from cohobate.training.batches import MicroBatches, plan_batches

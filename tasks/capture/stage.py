@@ -8,7 +8,7 @@ What the store says of one row, at the first token of its answer (top_k, K = 3):
 
     ids        1673        1956        9041         " animal", " plant", " food"
     logprobs   -0.0312     -5.03       -4.12
-    leftover   -4.89                                log of the mass of all other ids
+    rest_logprob -4.89                              log of the mass of all other ids
 
 The rows go through in shards. A capture that was killed goes on behind its last whole shard, and
 what it writes is the same to the byte (cohobate/teachers/signal_store/shards.py).
@@ -38,7 +38,7 @@ def run(item: str, teacher: Annotated[Teacher, EachOf("teachers")], capture: Cap
         write_json(folder / "summary.json", {"stored": "nothing: signals is false"})
         return
     figures = capture_signals(
-        ADAPT / item, FILTER / "kept.jsonl", folder, capture, what=f"capture {item}"
+        ADAPT / item, FILTER / "kept.jsonl", folder, capture, label=f"capture {item}"
     )
     write_json(folder / "summary.json", figures)
     say(f"stored {figures['tokens']} tokens of {figures['rows']} rows")

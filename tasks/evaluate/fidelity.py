@@ -114,7 +114,7 @@ class StoredFidelity(Section):
             UserError: nothing is stored of this teacher, or for another tokenizer.
         """
         from cohobate.data.examples import examples_of
-        from cohobate.losses.targets import TopK
+        from cohobate.losses.top_k import TopK
         from cohobate.teachers.signal_store.store import SignalStore
 
         store = SignalStore(CAPTURE / name)
@@ -129,7 +129,7 @@ class StoredFidelity(Section):
                 fix="evaluate.fidelity: {type: live}, or capture.signals: {type: top_k, ...}",
             )
         likeliest_NK = top.ids_NK.gather(-1, top.logp_NK.argsort(dim=-1, descending=True))
-        p_NC, totals = top.at(1.0, "bucket"), _Totals(self.top_k)
+        p_NC, totals = top.outcomes(1.0, "bucket"), _Totals(self.top_k)
         k = min(self.top_k, top.ids_NK.shape[-1])
         for chunk, q_NV in student.log_probs(student.hidden(texts)):
             ids_NK = top.ids_NK[chunk].to(q_NV.device)

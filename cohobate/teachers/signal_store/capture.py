@@ -1,8 +1,7 @@
-"""One pass of a teacher over rows: only its hidden rows at the answers go through the head.
+"""Capture: one forward pass of a teacher over rows, written to a signal store.
 
-The rows stream: those of one shard are in memory, whatever the size of the file.
-
-Shapes: B batch, S sequence, N valid tokens, D width, G draws.
+Only the hidden states at completion tokens go through the head. The rows stream: those of one shard
+are in memory, whatever the size of the file.
 """
 
 import functools
@@ -26,15 +25,15 @@ from cohobate.models.lm_head import Head
 from cohobate.models.number_formats import NumberFormat, resolve
 from cohobate.models.vocabularies import template_hash, vocabulary_hash
 from cohobate.progress import Meter, say
-from cohobate.teachers.signal_store.forms import Signals
+from cohobate.teachers.signal_store.form import Signals
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.signal_store.shards import (
     WORK,
     ShardWriter,
-    figures_of,
-    key_of,
+    capture_key,
+    line_chunks,
     publish,
-    windows,
+    read_figures,
 )
 from cohobate.teachers.signal_store.store import Origin, row_hash
 from cohobate.thread_map import thread_map
@@ -44,44 +43,56 @@ if TYPE_CHECKING:
 
 
 def capture_signals(
-    teacher: Path, rows: Path, folder: Path, capture: CaptureParams, *, what: str
+    teacher: Path, rows: Path, folder: Path, capture: CaptureParams, *, label: str
 ) -> dict[str, float]:
-    """Write the signal store of one teacher over the rows of a file; return the key figures.
+    """Write the signal store of one teacher over the rows of a file.
+
+    Shards that an earlier, killed capture finished are used again.
+
+    Args:
+        teacher: folder of the teacher's checkpoint.
+        rows: a file of `Response` rows, JSON Lines.
+        folder: where the store is published.
+        capture: its settings.
+        label: name of this run in the progress.
+
+    Returns:
+        Key figures: rows, tokens, bytes a token, and the form's statistics.
 
     Raises:
-        UserError: no rows, or a damaged checkpoint.
+        UserError: there are no rows, or the checkpoint is damaged.
     """
     device = checkpoints.accelerator()
     number_format = resolve(capture.precision, device)
     model, tokenizer = load_frozen(teacher, precision=number_format, device=device)
     head = Head.of(model, len(tokenizer))
     origin = _origin(teacher, head, tokenizer, capture, number_format)
-    with rows.open("rb") as lines:
-        total = sum(1 for _ in lines)
+    with rows.open("rb") as file:
+        total = sum(1 for _ in file)
     if not total:
         raise UserError("there are no rows to capture", where=str(rows), fix="dvc repro filter")
-    work = WORK / folder.name / key_of(origin, rows, capture.decided_by())
-    look = functools.partial(signals_of, model, head, origin, capture.chunk_tokens)
-    pace, shards, figures = Pace(what, total), [], []
-    for number, lines_of_shard in enumerate(windows(rows, capture.shard_rows)):
+    work = WORK / folder.name / capture_key(origin, rows, capture.decided_by())
+    compute = functools.partial(compute_signals, model, head, origin, capture.chunk_tokens)
+    progress, shards, figures = CaptureProgress(label, total), [], []
+    for number, lines in enumerate(line_chunks(rows, capture.shard_rows)):
         shards.append(work / f"shard-{number:05}")
-        whole = figures_of(shards[-1])
-        if whole is None:
-            parsed = [Response.model_validate_json(line) for line in lines_of_shard]
+        shard_figures = read_figures(shards[-1])
+        if shard_figures is None:
+            parsed = [Response.model_validate_json(line) for line in lines]
             examples = examples_of(parsed, encode_all(tokenizer, parsed))
             with ShardWriter(shards[-1], number, origin) as writer:
-                batches = batches_of(examples, capture.batch_tokens)
-                for batch, signals in thread_map(look, batches, capture.threads):
+                batches = batches_by_length(examples, capture.batch_tokens)
+                for batch, signals in thread_map(compute, batches, capture.threads):
                     writer.add(batch, signals)
-                    pace.advance(batch)
-            whole = writer.figures
+                    progress.advance(batch)
+            shard_figures = writer.figures
         else:
-            say(f"shard {number} is whole: {whole['rows']:.0f} rows need not be looked at again")
-            pace.skip(len(lines_of_shard))
-        figures.append(whole)
+            say(f"shard {number} is complete: its {shard_figures['rows']:.0f} rows are kept")
+            progress.skip(len(lines))
+        figures.append(shard_figures)
     publish(shards, folder, origin, tokenizer, head)
     shutil.rmtree(WORK / folder.name)
-    pace.finish()
+    progress.finish()
     return _summary(figures, folder)
 
 
@@ -98,7 +109,7 @@ def _origin(
         template=template_hash(tokenizer),
         vocabulary=len(head.weight_VD),
         width=head.weight_VD.shape[1],
-        form=capture.signals.fitted(len(head.weight_VD)),
+        form=capture.signals.for_vocabulary(len(head.weight_VD)),
         number_format=number_format,
         logit_scale=head.scale,
         logit_softcap=head.softcap,
@@ -114,21 +125,21 @@ def _summary(figures: Sequence[dict[str, float]], folder: Path) -> dict[str, flo
     return {"rows": rows, "tokens": tokens, "bytes_per_token": per_token} | means
 
 
-class Pace:
-    """Tells how far the pass is, and how many tokens a second it takes."""
+class CaptureProgress:
+    """Progress of a capture: rows done, and tokens a second."""
 
-    def __init__(self, what: str, rows: int) -> None:
-        self._meter = Meter(what, rows)
+    def __init__(self, label: str, rows: int) -> None:
+        self._meter = Meter(label, rows)
         self._start, self._tokens = time.monotonic(), 0
 
     def advance(self, batch: Sequence[Example]) -> None:
-        """Note a batch as done."""
+        """Count the rows of a finished batch."""
         self._tokens += sum(len(row.ids) for row in batch)
-        pace = self._tokens / max(time.monotonic() - self._start, 1e-9)
-        self._meter.advance(len(batch), note=f"{pace:,.0f} tokens/s")
+        speed = self._tokens / max(time.monotonic() - self._start, 1e-9)
+        self._meter.advance(len(batch), note=f"{speed:,.0f} tokens/s")
 
     def skip(self, rows: int) -> None:
-        """Note rows as done that were done before."""
+        """Count rows that an earlier capture finished."""
         self._meter.skip(rows)
 
     def finish(self) -> None:
@@ -136,8 +147,8 @@ class Pace:
         self._meter.finish()
 
 
-def batches_of(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[Example]]:
-    """Yield the rows, longest first, in batches of at most so many tokens with their padding."""
+def batches_by_length(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[Example]]:
+    """Yield the rows, longest first, in batches of at most `batch_tokens` tokens with padding."""
     order = sorted(examples, key=lambda row: (-len(row.ids), row.key))
     start = 0
     while start < len(order):
@@ -147,28 +158,28 @@ def batches_of(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[
 
 
 @torch.inference_mode()
-def signals_of(
+def compute_signals(
     model: "PreTrainedModel",
     head: Head,
     origin: Origin,
     chunk_tokens: int,
     batch: Sequence[Example],
 ) -> Signals:
-    """Return the teacher's signals at the completions of a batch, row after row.
+    """Return the teacher's signals at the completion tokens of a batch, row after row.
 
-    Right padding under a causal mask: what is read never attends to padding.
+    Rows are padded on the right: under a causal mask no completion token attends to padding.
     """
     ids_BS = pad_right([row.ids[:-1].tolist() for row in batch], 0).to(model.device)
     hidden_ND = last_hidden(
         model, ids_BS, completion_positions(batch, ids_BS.shape[1]).to(model.device)
     )
-    dice_NG = torch.from_numpy(rng_of(batch, origin)).to(model.device)
-    split = (torch.split(x, chunk_tokens) for x in (hidden_ND, dice_NG))
-    parts = [origin.form.measure(head, rows_ND, rng) for rows_ND, rng in zip(*split, strict=True)]
+    uniform_NU = torch.from_numpy(uniform_numbers(batch, origin)).to(model.device)
+    chunks = (torch.split(x, chunk_tokens) for x in (hidden_ND, uniform_NU))
+    parts = [origin.form.measure(head, *chunk) for chunk in zip(*chunks, strict=True)]
     return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
 
-def rng_of(batch: Sequence[Example], origin: Origin) -> np.ndarray:
-    """Return uniform numbers for the draws of a batch, (N, G): each row's are its own."""
-    rolls = (origin.form.rng(row_hash(row.key), row.length) for row in batch)
-    return np.concatenate(list(rolls))
+def uniform_numbers(batch: Sequence[Example], origin: Origin) -> np.ndarray:
+    """Return the uniform numbers that draw a batch's ids, (N, U); each row has its own."""
+    form = origin.form
+    return np.concatenate([form.uniform_numbers(row_hash(row.key), row.length) for row in batch])

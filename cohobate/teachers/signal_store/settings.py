@@ -1,4 +1,4 @@
-"""The section `capture` of params.yaml: what is stored of a teacher's distributions, and how."""
+"""Settings of a capture: the section `capture` of params.yaml."""
 
 from typing import Any
 
@@ -13,18 +13,19 @@ class CaptureParams(Section):
     """The section `capture` of params.yaml."""
 
     signals: Form = StoredTopK(type="top_k")
-    """What is kept of each distribution: `{type: top_k, k: 32}`, `{type: sampled, draws: 64}` or
-    `{type: hidden}` (cohobate/teachers/signal_store/forms.py says which losses each allows)."""
+    """Form in which each distribution is stored: `{type: top_k, k: 32}`, `{type: sampled, draws:
+    64}` or `{type: hidden}` (cohobate/teachers/signal_store/forms.py says which losses each
+    allows)."""
     batch_tokens: int = Field(2048, ge=1)
     """Tokens, padding included, that go through the teacher at once."""
     chunk_tokens: int = Field(512, ge=1)
     """Tokens whose logits are in memory at once."""
     precision: Precision = "auto"
-    """Number format in which the teacher runs; what it was is recorded in the store."""
+    """Number format in which the teacher runs; the store records the one that was used."""
     threads: int = Field(2, ge=1)
-    """Batches side by side on a CPU. The result does not depend on it."""
+    """Batches that run at the same time on a CPU. The result does not depend on it."""
     shard_rows: int = Field(8192, ge=1)
-    """Rows of one shard: what is in memory at once, and what a killed capture loses at most."""
+    """Rows of one shard: as many are in memory at once, and a killed capture loses no more."""
 
     def decided_by(self) -> dict[str, Any]:
         """Return what of this, beside form and number format, decides the bytes of a shard."""

@@ -1,9 +1,9 @@
-"""A signal store is made of shards: each is written whole, and none is computed twice.
+"""Shards of a signal store: written one after the other, and published together.
 
-A shard has the signals of so many consecutive rows of the file. It is made below
-`.cohobate/capture/<teacher>/<key>`, where the key is a hash of all that decides its bytes, and
-takes its name when it is complete. A capture that was killed goes on behind the last shard that is
-whole; when all are, they become the store (`publish`) and are gone from here.
+A shard has the signals of `capture.shard_rows` consecutive rows of the file. It is written below
+`.cohobate/capture/<teacher>/<key>`, where the key is a hash of all that decides its bytes. It takes
+its final name when it is complete. A capture that was killed goes on behind the last complete
+shard. When all are complete they become the store (`publish`), and are removed from there.
 """
 
 import hashlib
@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from cohobate import sealed_folder
+from cohobate.code_fingerprint import fingerprints
 from cohobate.data.examples import Example
 from cohobate.data.records import write_json
 from cohobate.errors import UserError
 from cohobate.models.lm_head import Head
 from cohobate.progress import say
-from cohobate.teachers.signal_store.forms import Signals
+from cohobate.teachers.signal_store.form import Signals
 from cohobate.teachers.signal_store.store import (
     ABOUT,
     HEAD,
@@ -43,42 +44,40 @@ WORK = Path(".cohobate/capture")
 _FIGURES = "figures.json"
 
 
-def key_of(origin: Origin, rows: Path, decided_by: dict[str, Any]) -> str:
+def capture_key(origin: Origin, rows: Path, decided_by: dict[str, Any]) -> str:
     """Return the key of a capture: a hash of the teacher, the rows, the params and the code."""
     with rows.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
-    tasks = Path(__file__).parents[1]
-    code = hashlib.sha256()
-    for path in sorted([*tasks.glob("*.py"), *Path(__file__).parent.glob("*.py")]):
-        code.update(path.read_bytes())
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    said = [origin.model_dump(mode="json"), content, decided_by, code.hexdigest(), kind]
-    text = json.dumps([*said, torch.__version__], sort_keys=True)
+    # comments and docstrings do not count: an edit of them leaves the finished shards in use
+    code = fingerprints("cohobate.teachers.signal_store.capture", Path(__file__).parents[3])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parts = [origin.model_dump(mode="json"), content, decided_by, code, device, torch.__version__]
+    text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def windows(path: Path, rows: int) -> Iterator[list[bytes]]:
-    """Yield the lines of a file, so many at a time."""
+def line_chunks(path: Path, rows: int) -> Iterator[list[bytes]]:
+    """Yield the lines of a file, `rows` at a time."""
     with path.open("rb") as lines:
         while chunk := list(islice(lines, rows)):
             yield chunk
 
 
-def figures_of(shard: Path) -> dict[str, float] | None:
-    """Return the figures of a shard that is whole; None where it must be made."""
+def read_figures(shard: Path) -> dict[str, float] | None:
+    """Return the figures of a complete shard; None where it has to be written."""
     if not shard.exists():
         return None
     try:
         sealed_folder.verify(shard)
     except UserError as error:
-        say(f"{shard} is made anew: {error.what}")
+        say(f"{shard} is damaged and written again: {error.what}")
         return None
-    found: dict[str, float] = json.loads((shard / _FIGURES).read_bytes())
-    return found
+    figures: dict[str, float] = json.loads((shard / _FIGURES).read_bytes())
+    return figures
 
 
 class ShardWriter:
-    """Writes one shard; `with` publishes it whole at the end, or nothing."""
+    """Writer of one shard; leaving the `with` block publishes all of it, an error nothing."""
 
     def __init__(self, shard: Path, number: int, origin: Origin) -> None:
         self.origin, self.number = origin, number
@@ -101,13 +100,13 @@ class ShardWriter:
         """
         self._refuse_not_finite(examples, signals)
         packed = self.origin.form.pack(signals, self.origin.vocabulary)
-        sizes = self.origin.form.drawn(packed.tokens, self.origin.vocabulary)
-        drawn = np.cumsum([0, *sizes])
+        sizes = self.origin.form.draw_sizes(packed.tokens, self.origin.vocabulary)
+        draw_starts = np.cumsum([0, *sizes])
         at = 0
         for row in examples:
-            bound = (row_hash(row.key), ids_hash(row.ids.tolist(), row.prompt_length))
-            place = (self._token + at, self._draw + int(drawn[at]))
-            self._rows.append((*bound, self.number, row.length, *place))
+            hashes = (row_hash(row.key), ids_hash(row.ids.tolist(), row.prompt_length))
+            starts = (self._token + at, self._draw + int(draw_starts[at]))
+            self._rows.append((*hashes, self.number, row.length, *starts))
             at += row.length
         self._tokens.write(packed.tokens.tobytes())
         self._draws.write(packed.draws.tobytes())
@@ -150,16 +149,17 @@ def publish(
     tokenizer: "PreTrainedTokenizerBase",
     head: Head,
 ) -> None:
-    """Make a store of shards that are whole.
+    """Publish complete shards as a store at `folder`.
 
     Raises:
-        UserError: the same row twice.
+        UserError: two shards have the same row.
     """
     index = np.concatenate([np.load(shard / INDEX) for shard in shards])
     index.sort(order="key")
     if (index["key"][1:] == index["key"][:-1]).any():
         raise UserError("the same row was captured twice", where=str(folder))
     with sealed_folder.staged(folder) as partial:
+        # links, not copies: signals are the bulk of the bytes, and the shards are removed next
         for path in (path for shard in shards for path in sorted(shard.glob("*.bin"))):
             _link(path, partial / path.name)
         np.save(partial / INDEX, index)
@@ -182,5 +182,5 @@ def _save_head(head: Head, path: Path) -> None:
 def _link(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
-    except OSError:  # another file system, or one without links
+    except OSError:  # another file system, or one that has no hard links
         shutil.copyfile(source, target)

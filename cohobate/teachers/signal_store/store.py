@@ -1,23 +1,21 @@
 """The signal store: a teacher's distributions over the next token, on disk.
 
-Of every completion token of every row it has one record, in one of three forms
-(cohobate/teachers/signal_store/forms.py). It is a folder of a few large files, read through memory
-maps, by row in any order:
+It has one record for every completion token of every row, in one of three forms
+(cohobate/teachers/signal_store/forms.py). A store is a folder of a few large files, read through
+memory maps, by row in any order:
 
     tokens-00000.bin   a record of fixed size a token, in the order of writing; one file a shard
     draws-00000.bin    the drawn ids with their counts, token after token (form `sampled`)
     index.npy          a record a row, sorted by `key`: key, hash of its token ids, shard, number
-                       of tokens, its first token and its first draw in the shard
+                       of tokens, its first token and its first byte of draws in the shard
     vocabulary.json    the teacher's tokens in the order of their ids
-    head.safetensors   the teacher's output head (form `hidden`)
-    signals.json       what it was made with (`Origin`), and the sizes
+    head.safetensors   the teacher's LM head (form `hidden`)
+    signals.json       what it was captured with (`Origin`), and the sizes
     manifest.json      size and sha256 of each file
 
-It is bound to what it was made with: a row whose token ids differ, another tokenizer, another chat
-template or another teacher are refused by name. A student whose vocabulary is a part of the
-teacher's gets the signals in its own ids (`attach`). docs/signal-store.md has the bytes.
-
-Shapes: N tokens, V vocabulary, D width.
+Rows whose token ids differ, another tokenizer and another chat template are refused by name. A
+student whose vocabulary is a part of the teacher's gets the signals in its own ids (`attach`).
+docs/signal-store.md describes the bytes.
 """
 
 import hashlib
@@ -36,13 +34,13 @@ from cohobate.errors import UserError
 from cohobate.models.number_formats import NumberFormat
 from cohobate.models.vocabularies import ids_within, inverse_ids, template_hash, vocabulary_hash
 from cohobate.sealed_folder import verify
-from cohobate.teachers.signal_store.forms import Form, Loss, Packed, Signals
+from cohobate.teachers.signal_store.form import LossTerm, Packed, Signals
+from cohobate.teachers.signal_store.forms import Form
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from cohobate.losses.sampled import SampledIds
-    from cohobate.losses.targets import LiveTeacher, TopK
+    from cohobate.losses.soft_targets import SoftTargets
     from cohobate.models.lm_head import Head
 
 FORMAT = 3
@@ -62,11 +60,11 @@ ROW = np.dtype(
         ("draw", "<i8"),
     ]
 )
-"""A row of the index."""
+"""A row of the index. These names are on disk, in the header of index.npy."""
 
 
 class Origin(BaseModel):
-    """What a store was made with, and its sizes."""
+    """What a store was captured with, and its sizes: the content of signals.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: int = FORMAT
@@ -80,7 +78,7 @@ class Origin(BaseModel):
     width: int
     form: Form
     number_format: NumberFormat
-    """In which the teacher ran."""
+    """Number format in which the teacher ran."""
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     shards: int = 0
@@ -89,33 +87,45 @@ class Origin(BaseModel):
 
     @property
     def record(self) -> np.dtype[Any]:
-        """What one token takes on disk."""
+        """Dtype of one token's record on disk."""
         return self.form.record(self.vocabulary, self.width)
 
 
 def row_hash(key: str) -> int:
-    """Return under what the index has a row."""
+    """Return the key of a row in the index."""
     return _hash64(key.encode())
 
 
 def ids_hash(ids: Sequence[int], prompt_length: int) -> int:
-    """Return what binds a signal to the token ids that it was computed on."""
+    """Return the hash of the token ids that a signal was computed on."""
     return _hash64(np.array([prompt_length, *ids], dtype="<i4").tobytes())
 
 
 class SignalStore:
-    """A store that was written, verified and opened for reading; nothing is held in memory."""
+    """A signal store, opened for reading; signals stay on disk until `read`.
+
+    Example:
+        store = SignalStore(Path("data/capture/main"))
+        examples = store.attach(examples, tokenizer)
+        signals = store.read([example.signal for example in examples])
+        targets = store.targets(signals)   # for cohobate.losses.Targets
+
+    Args:
+        folder: such as data/capture/main.
+
+    Raises:
+        UserError: there is no store, a file is damaged, or its format is another one.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / ABOUT).exists():
-            raise UserError("no teacher signals here", where=str(folder), fix="dvc repro capture")
+            raise UserError("there is no signal store", where=str(folder), fix="dvc repro capture")
         verify(folder)
         about = json.loads((folder / ABOUT).read_text())
         if about["format"] != FORMAT:
-            fix = "dvc repro capture"
-            what = f"signals of format {about['format']}, not {FORMAT}"
-            raise UserError(what, where=str(folder), fix=fix)
+            message = f"the store has format {about['format']}, format {FORMAT} is needed"
+            raise UserError(message, where=str(folder), fix="dvc repro capture")
         self.origin = origin = Origin.model_validate(about)
         self._index = np.load(folder / INDEX, mmap_mode="r")
         shards = range(origin.shards)
@@ -133,28 +143,29 @@ class SignalStore:
     def attach(
         self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
     ) -> list[Example]:
-        """Return the examples, each knowing its row in the index; `read` then gives their signals.
+        """Return the examples, each with its row of the index as `signal`, to `read`.
 
         Args:
             examples: rows as the student reads them.
             tokenizer: the student's: the teacher's, or one that has a part of its tokens.
 
         Raises:
-            UserError: another tokenizer or chat template; or rows that are not there, or have
-                other token ids.
+            UserError: another tokenizer or chat template; or rows that were not captured, or were
+                captured with other token ids.
         """
         self._teacher_ids = self._ids_of(tokenizer)
-        wanted = np.array([row_hash(row.key) for row in examples], dtype="<u8")
-        keys = np.ascontiguousarray(self._index["key"])
-        found = np.searchsorted(keys, wanted).clip(0, max(len(keys) - 1, 0))
-        absent = keys[found] != wanted if len(keys) else np.ones(len(wanted), dtype=bool)
+        row_keys = np.array([row_hash(row.key) for row in examples], dtype="<u8")
+        keys = np.ascontiguousarray(self._index["key"])  # a strided column is slow to search
+        at = np.searchsorted(keys, row_keys).clip(0, max(len(keys) - 1, 0))
+        absent = keys[at] != row_keys if len(keys) else np.ones(len(row_keys), dtype=bool)
         if absent.any():
-            raise self._mismatch(f"no signals of {_named(examples, absent)}")
+            raise self._mismatch(f"no signals of {_row_names(examples, absent)}")
         hashes = np.array([self._hash_of(row) for row in examples], dtype="<u8")
-        altered = self._index["ids"][found] != hashes
+        altered = self._index["ids"][at] != hashes
         if altered.any():
-            raise self._mismatch(f"the token ids are others now, of {_named(examples, altered)}")
-        return [replace(row, signal=n) for row, n in zip(examples, found.tolist(), strict=True)]
+            names = _row_names(examples, altered)
+            raise self._mismatch(f"the token ids have changed since the capture: {names}")
+        return [replace(row, signal=n) for row, n in zip(examples, at.tolist(), strict=True)]
 
     def _ids_of(self, tokenizer: "PreTrainedTokenizerBase") -> "np.ndarray[Any, Any] | None":
         if template_hash(tokenizer) != self.origin.template:
@@ -165,48 +176,46 @@ class SignalStore:
         whole = {token: n for n, token in enumerate(tokens) if token is not None}
         ids = ids_within(whole, tokenizer.get_vocab())
         if ids is None or len(ids) >= self.origin.vocabulary:
-            raise self._mismatch("the signals were captured with another tokenizer than this one")
+            raise self._mismatch("the signals were captured with another tokenizer")
         return ids
 
     def _hash_of(self, row: Example) -> int:
         ids = row.ids if self._teacher_ids is None else self._teacher_ids[row.ids]
         return ids_hash(ids.tolist(), row.prompt_length)
 
-    def expect_teacher(self, fingerprint: str) -> None:
-        """Refuse a store that another teacher made."""
-        if self.origin.teacher != fingerprint:
-            raise self._mismatch(
-                f"the signals are of teacher {self.origin.teacher[:12]}, not {fingerprint[:12]}"
-            )
+    def check_terms(self, terms: Sequence[LossTerm]) -> None:
+        """Check that every term of a loss can be computed from signals of this form.
 
-    def expect_terms(self, terms: Sequence[Loss]) -> None:
-        """Refuse a loss that is not defined on signals of this form."""
+        Raises:
+            UserError: a term cannot; names it.
+        """
         self.origin.form.check(terms)
 
     def read(self, rows: Sequence[int]) -> Signals:
-        """Return the signals of rows of the index, one after the other, as tensors by name."""
+        """Return the signals of rows of the index (`Example.signal`), row after row, on the CPU."""
         form, size = self.origin.form, self.origin.vocabulary
         signals = form.unpack(self._packed(rows), size)
         if self._teacher_ids is None:
             return signals
-        return form.only(signals, self._student_ids, len(self._teacher_ids))
+        return form.restrict(signals, self._student_ids, len(self._teacher_ids))
 
     def _packed(self, rows: Sequence[int]) -> Packed:
         records = self._index[list(rows)]
         spans = zip(*(records[name].tolist() for name in ("shard", "token", "length")), strict=True)
-        tokens = [self._tokens[shard][start : start + n] for shard, start, n in spans]
-        together = np.concatenate(tokens)
-        sizes = np.cumsum([0, *self.origin.form.drawn(together, self.origin.vocabulary)])
-        ends = np.cumsum([len(some) for some in tokens])
-        lengths = np.diff(sizes[ends], prepend=0)
+        rows_tokens = [self._tokens[shard][start : start + n] for shard, start, n in spans]
+        tokens = np.concatenate(rows_tokens)
+        # how long a row's draws are is known from its tokens' records alone
+        offsets = np.cumsum([0, *self.origin.form.draw_sizes(tokens, self.origin.vocabulary)])
+        ends = np.cumsum([len(row) for row in rows_tokens])
+        lengths = np.diff(offsets[ends], prepend=0)
         draws = [
             self._draws[record["shard"]][record["draw"] : record["draw"] + length]
             for record, length in zip(records, lengths.tolist(), strict=True)
         ]
-        return Packed(together, np.concatenate(draws))
+        return Packed(tokens, np.concatenate(draws))
 
-    def targets(self, signals: Signals) -> "TopK | SampledIds | LiveTeacher":
-        """Return what a loss compares the student with, from what `read` gave, on its device."""
+    def targets(self, signals: Signals) -> "SoftTargets":
+        """Return the soft targets of a loss from what `read` returned, on the device of that."""
         head = None
         if self.origin.form.needs_head:
             head = self._head_on(str(next(iter(signals.values())).device))
@@ -222,7 +231,7 @@ class SignalStore:
     def _head_on(self, device: str) -> "Head":
         """Return the teacher's head over the ids that the student has.
 
-        The distribution is then that of the teacher given that it says one of these.
+        The distribution is then the teacher's, conditional on these ids.
         """
         if device not in self._heads:
             from safetensors.torch import load_file
@@ -240,13 +249,13 @@ class SignalStore:
     def _heads(self) -> "dict[str, Head]":
         return {}
 
-    def _mismatch(self, what: str) -> UserError:
+    def _mismatch(self, message: str) -> UserError:
         fix = "capture again over these rows with this teacher: dvc repro capture"
-        return UserError(what, where=str(self.folder), fix=fix)
+        return UserError(message, where=str(self.folder), fix=fix)
 
 
-def _named(examples: Sequence[Example], chosen: np.ndarray[Any, Any]) -> str:
-    keys = [row.key for row, is_it in zip(examples, chosen, strict=True) if is_it]
+def _row_names(examples: Sequence[Example], mask: np.ndarray[Any, Any]) -> str:
+    keys = [row.key for row, in_mask in zip(examples, mask, strict=True) if in_mask]
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return f"row {', '.join(keys[:3])}{more}"
 

@@ -144,7 +144,7 @@ def test_stored_signals_stand_in_for_the_teacher(
     whole = CaptureParams(
         signals={"type": "top_k", "k": len(tokenizer) - 1}, precision="float32", threads=1
     )
-    capture_signals(checkpoint, FILTER / "kept.jsonl", CAPTURE / "main", whole, what="")
+    capture_signals(checkpoint, FILTER / "kept.jsonl", CAPTURE / "main", whole, label="")
     student = AnswerLogprobs(make_model(tokenizer, seed=1, layers=2), tokenizer)
     teacher = AnswerLogprobs(make_model(tokenizer), tokenizer)
     texts = texts_of(tokenizer, ROWS)

@@ -77,7 +77,7 @@ def test_slope_is_the_derivative_of_per_token(divergence: d.Divergence) -> None:
     leaf = LOGQ.clone().requires_grad_()
     loss = divergence.per_token(LOGP, leaf)
     (expected,) = torch.autograd.grad(loss.sum(), leaf)
-    found, grad = divergence.with_grad(LOGP, LOGQ)
+    found, grad = divergence.loss_and_grad(LOGP, LOGQ)
     torch.testing.assert_close(found, loss.detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-15)
     if not isinstance(divergence, d.AdaptiveKL):  # whose shares are constants to the gradient
@@ -92,7 +92,7 @@ def test_is_zero_where_the_student_is_the_teacher(divergence: d.Divergence) -> N
 def test_an_impossible_outcome_costs_nothing_and_poisons_nothing() -> None:
     never = torch.tensor([[0.0, np.log(1e-30)]])
     for divergence, _ in REFERENCES:
-        loss, grad = divergence.with_grad(never, torch.tensor([[0.5, 0.5]]).log())
+        loss, grad = divergence.loss_and_grad(never, torch.tensor([[0.5, 0.5]]).log())
         assert loss.isfinite().all() and grad.isfinite().all(), divergence
 
 

@@ -8,7 +8,9 @@ from cohobate.errors import UserError
 from cohobate.losses import divergences as d
 from cohobate.losses.divergences import Hard, Term
 from cohobate.losses.fused_head import fused_head_loss
-from cohobate.losses.targets import LiveTeacher, Targets, TopK
+from cohobate.losses.live_teacher import LiveTeacher
+from cohobate.losses.targets import Targets
+from cohobate.losses.top_k import TopK
 from cohobate.models.lm_head import Head
 
 N, V, D, TEACHER_D, K = 9, 23, 5, 6, 4

@@ -6,7 +6,7 @@ import torch
 from cohobate.errors import UserError
 from cohobate.losses.divergences import ForwardKL, Hard, ReverseKL
 from cohobate.losses.fused_head import fused_head_loss
-from cohobate.losses.sampled import SampledIds
+from cohobate.losses.sampled_ids import SampledIds
 from cohobate.losses.targets import Targets
 from cohobate.models.lm_head import Head
 from cohobate.teachers.signal_store.forms import StoredDraws

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from cohobate.data.records import ADAPT, INIT_STUDENT, LABELLED, TRAIN, Row, row_id, write_rows
 from cohobate.errors import UserError
+from cohobate.losses.cross_tokenizer_targets import CrossTokenizerTargets
 from cohobate.losses.divergences import Hard
 from cohobate.losses.fused_head import fused_head_loss
-from cohobate.losses.targets import CrossTokenizerTargets, Targets, TopK
-from cohobate.losses.uld import Uld, groups_of
+from cohobate.losses.targets import Targets
+from cohobate.losses.top_k import TopK
+from cohobate.losses.uld import Uld, align
 from cohobate.methods.kd import Kd
 from cohobate.models import checkpoints
 from cohobate.models.lm_head import Head
@@ -41,12 +43,12 @@ def crossed(teacher: Tensor) -> CrossTokenizerTargets:
 
 
 def test_groups_end_where_both_sides_end() -> None:
-    assert list(groups_of(STUDENT_SPANS, TEACHER_SPANS)) == GROUPS
+    assert list(align(STUDENT_SPANS, TEACHER_SPANS)) == GROUPS
     same = [(0, 2), (2, 5), (5, 6)]
-    assert groups_of(same, same) == ([0, 1, 2], [0, 1, 2])
+    assert align(same, same) == ([0, 1, 2], [0, 1, 2])
     # a character of two tokens ends with the second of them, wherever the other side has it whole
-    assert groups_of([(0, 1), (0, 1), (1, 2)], [(0, 1), (1, 2)]) == ([0, 0, 1], [0, 1])
-    assert groups_of([(0, 1), (0, 1)], [(0, 1), (0, 1), (0, 1)]) == ([0, 0], [0, 0, 0])
+    assert align([(0, 1), (0, 1), (1, 2)], [(0, 1), (1, 2)]) == ([0, 0, 1], [0, 1])
+    assert align([(0, 1), (0, 1)], [(0, 1), (0, 1), (0, 1)]) == ([0, 0], [0, 0, 0])
 
 
 @pytest.mark.parametrize("shared", ["exact", "sorted"])

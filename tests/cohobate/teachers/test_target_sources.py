@@ -129,7 +129,7 @@ def cost(logits: Tensor, row: Example) -> float:
 @pytest.mark.parametrize("name", COMBINED)
 def test_several_live_teachers(models, tokenizer, name) -> None:
     how, target = COMBINED[name]
-    target_source = live(models, tokenizer, ensemble=how, shares=(1.4, 0.6))
+    target_source = live(models, tokenizer, ensemble=how, weights=(1.4, 0.6))
     loss = loss_of(models[0], [ReverseKL()], target_source)
     expected = []
     with torch.no_grad():
@@ -168,9 +168,9 @@ def test_several_stored_teachers_are_the_live_ones(models, tokenizer, tmp_path, 
             key: store(tmp_path / key, model, tokenizer, len(tokenizer) - 1)
             for key, model in zip(("one", "two"), models[1:], strict=True)
         }
-    stored = StoredSource(stores, ensemble=how, shares=(0.7, 0.3))
+    stored = StoredSource(stores, ensemble=how, weights=(0.7, 0.3))
     stored.attach(examples(), tokenizer)
-    alive = live(models, tokenizer, ensemble=how, shares=(0.7, 0.3))
+    alive = live(models, tokenizer, ensemble=how, weights=(0.7, 0.3))
     grads = [
         torch.autograd.grad(loss_of(models[0], [ForwardKL()], source), models[0].parameters())
         for source in (stored, alive)
@@ -184,7 +184,7 @@ def test_several_stored_teachers_are_the_live_ones(models, tokenizer, tmp_path, 
 def test_a_group_without_a_teacher_is_refused_with_its_row(models, tokenizer) -> None:
     how = Route(type="route", groups={"plant": "one"})
     with pytest.raises(UserError, match="group 'animal'") as caught:
-        loss_of(models[0], [ForwardKL()], live(models, tokenizer, ensemble=how, shares=(1, 1)))
+        loss_of(models[0], [ForwardKL()], live(models, tokenizer, ensemble=how, weights=(1, 1)))
     assert caught.value.where == "row row-0"
 
 
@@ -281,7 +281,7 @@ def test_a_teacher_reads_what_all_prompts_begin_with_once(
     prefix_P = common_prefix(rows)
     assert prefix_P.tolist() == [7, 8, 9, 10]
     some = models if ensemble else models[:2]
-    options: dict[str, Any] = {"ensemble": ensemble, "shares": (0.5, 0.5)} if ensemble else {}
+    options: dict[str, Any] = {"ensemble": ensemble, "weights": (0.5, 0.5)} if ensemble else {}
     if renumbered:
         options["teacher_ids"] = {"one": torch.arange(len(tokenizer)).flip(0)}
     plain = loss_of(models[0], [ForwardKL()], live(some, tokenizer, **options), rows=rows)
@@ -346,7 +346,7 @@ def test_micro_batches_add_up_to_the_whole_batch(models, tokenizer) -> None:
 @pytest.mark.parametrize("name", COMBINED)
 def test_a_batch_without_any_valid_token_has_no_loss(models, tokenizer, name) -> None:
     how, _ = COMBINED[name]
-    target_source = live(models, tokenizer, ensemble=how, shares=(0.7, 0.3))
+    target_source = live(models, tokenizer, ensemble=how, weights=(0.7, 0.3))
     masked = [Example("none", np.arange(5, 12, dtype=np.int32), 7, group="plant")]
     batch = MicroBatches(masked, [[0]], 1, target_source)[0]
     loss, losses = CausalLMLoss(models[0], [ReverseKL()], 5, target_source)(**batch, divisor=1)

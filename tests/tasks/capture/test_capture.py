@@ -69,7 +69,7 @@ def test_the_store_says_what_the_teacher_says(teacher, tokenizer, batch_tokens) 
         found = stored(store, tokenizer, row)
         for temperature in (1.0, 2.0):
             logp = expected(teacher, tokenizer, row, temperature)
-            at = found.at(temperature, "bucket").double()
+            at = found.outcomes(temperature, "bucket").double()
             others = logp.scatter(-1, found.ids_NK, -torch.inf).logsumexp(-1, keepdim=True)
             reference = torch.cat([logp.gather(-1, found.ids_NK), others], -1)
             torch.testing.assert_close(at, reference, rtol=3e-3, atol=3e-3)
@@ -127,7 +127,7 @@ def test_more_ids_than_there_are_stores_them_all(teacher, tokenizer) -> None:
     store = captured(signals={"type": "top_k", "k": 10_000})
     assert store.origin.form.k == len(tokenizer)
     row = responses()[0]
-    at = stored(store, tokenizer, row).at(1.0, "bucket")
+    at = stored(store, tokenizer, row).outcomes(1.0, "bucket")
     assert at[:, -1].exp().max() < 1e-12
     torch.testing.assert_close(at.exp().sum(-1), torch.ones(len(at)))
 

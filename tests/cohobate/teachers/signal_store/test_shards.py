@@ -31,11 +31,11 @@ from cohobate.teachers.signal_store import capture
 from cohobate.teachers.signal_store.settings import CaptureParams
 from tasks.capture.stage import run
 from cohobate.teachers.teacher import Teacher
-look = capture.signals_of
+compute = capture.compute_signals
 def slowly(*arguments):
     time.sleep(0.02)
-    return look(*arguments)
-capture.signals_of = slowly
+    return compute(*arguments)
+capture.compute_signals = slowly
 run("main", Teacher(model="tiny"), CaptureParams(**{params}))
 """
 
@@ -84,8 +84,8 @@ def test_a_capture_killed_twice_ends_in_the_same_bytes(rows, monkeypatch) -> Non
     left = len(whole_shards())
     assert 3 <= left < 6 and not content()
     seen = []
-    look = capture.signals_of
-    monkeypatch.setattr(capture, "signals_of", lambda *a: (seen.append(a[-1]), look(*a))[1])
+    compute = capture.compute_signals
+    monkeypatch.setattr(capture, "compute_signals", lambda *a: (seen.append(a[-1]), compute(*a))[1])
     assert captured() == expected
     assert sum(map(len, seen)) == 60 - 10 * left  # no whole shard was computed again
     assert not list(WORK.iterdir())
