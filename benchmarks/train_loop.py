@@ -224,8 +224,9 @@ def ours(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     from cohobate.methods.rollout_settings import ConstantShare, Sampling
     from cohobate.methods.rollouts import StudentRollouts
     from cohobate.teachers.target_sources import LiveSource
+    from cohobate.training.fused_trainer import FusedTrainer
     from cohobate.training.hyperparameters import Freeze, Hyperparameters
-    from cohobate.training.trainer import FusedTrainer, fit
+    from cohobate.training.trainer import fit
 
     model, tokenizer = student(loop.answers)
     examples = examples_of(rows, encode_all(tokenizer, rows))

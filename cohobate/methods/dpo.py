@@ -1,9 +1,10 @@
-"""Direct preference optimisation: raise the better of two answers over the worse one.
+"""Direct preference optimisation: the better of two answers becomes likelier than the worse one.
 
-Rafailov et al. 2023, "Direct Preference Optimization". On pairs that a teacher chose this is the
-last step of Zephyr (Tunstall et al. 2023). The loss is TRL's, under TRL's names; what the student
-said before training (the reference) is asked once, before the first update, and kept on disk
-(cohobate/methods/reference_logprobs.py): no second model is ever in memory.
+Rafailov et al. 2023, "Direct Preference Optimization". On pairs that a teacher ranked this is the
+last step of Zephyr (Tunstall et al. 2023). The losses are TRL's, under TRL's names
+(cohobate/losses/preferences.py). The reference model is the student before training: its
+log-probabilities are computed once, before the first update, and kept on disk
+(cohobate/methods/reference_logprobs.py), so that no second model is in memory.
 """
 
 from collections.abc import Sequence
@@ -13,41 +14,25 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from cohobate.data.records import Row
-from cohobate.methods.phase import PhaseResult, SingleProcess
+from cohobate.losses.preferences import LossType
+from cohobate.methods.phase import Phase, PhaseResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LossType = Literal[
-    "sigmoid",
-    "sigmoid_norm",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sft",
-]
 
-
-class Dpo(SingleProcess):
+class Dpo(Phase):
     """Preference training on pairs; `rows` and `targets` are the pairs' file."""
 
     method: Literal["dpo"]
     beta: float = Field(0.1, gt=0)
-    """β: how hard the student is held to what it said before; higher is closer. IPO's τ."""
+    """β: how strongly the student is held to the reference; higher is closer. IPO's τ."""
     loss_type: dict[LossType, float] = Field({"sigmoid": 1.0}, min_length=1)
     """Losses as TRL names them, each with its weight; `{sigmoid: 1, sft: 0.1}` also keeps the
     chosen answers likely."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Share of the pairs that are taken to be the wrong way round (cDPO, robust, exo_pair)."""
+    """Share of the pairs whose preference is taken to be the wrong way round (robust, exo_pair,
+    aot)."""
 
     @model_validator(mode="after")
     def _learns_pairs(self) -> "Dpo":
@@ -60,7 +45,7 @@ class Dpo(SingleProcess):
                 "file of your own with `prompt`, `chosen` and `rejected`"
             )
         if self.batch_size % self.rows_at_once:
-            raise ValueError("micro_batch_size must divide batch_size: dpo's loss is a mean a pair")
+            raise ValueError("micro_batch_size must divide batch_size: micro-batches count alike")
         if "exo_pair" in self.loss_type and not self.label_smoothing:
             raise ValueError("exo_pair needs a label_smoothing above 0, such as 0.001")
         return self
@@ -74,8 +59,9 @@ class Dpo(SingleProcess):
         seed: int,
         label: str,
     ) -> PhaseResult:
-        """Train on the pairs, both answers cut into tokens by the rule of every other method."""
-        from cohobate.methods.preference_trainer import fit_pairs
+        """Train on the pairs; both answers are tokenised as for every other method."""
+        from cohobate.methods.preference_loss import PreferenceLoss, fit_pairs
+        from cohobate.methods.reference_logprobs import ReferenceLogprobs
 
         chosen, rejected = (
             self.examples(tokenizer, [_row(pair, side) for pair in rows])
@@ -83,8 +69,17 @@ class Dpo(SingleProcess):
         )
         both = {row.key for row in chosen} & {row.key for row in rejected}
         chosen, rejected = ([row for row in x if row.key in both] for x in (chosen, rejected))
-        trained = fit_pairs(model, tokenizer, chosen, rejected, self, seed=seed, label=label)
-        return PhaseResult(trained.history, len(both), trained.notes)
+        loss_fn = PreferenceLoss(
+            model,
+            self.loss_type,
+            ReferenceLogprobs.of(self, seed, chosen, rejected),
+            beta=self.beta,
+            label_smoothing=self.label_smoothing,
+            chunk_tokens=self.chunk_tokens,
+            vocabulary=len(tokenizer),
+        )
+        history = fit_pairs(model, chosen, rejected, loss_fn, self, seed=seed, label=label)
+        return PhaseResult(history, len(both), loss_fn.summary())
 
 
 def _row(pair: Any, side: str) -> Row:

@@ -75,7 +75,7 @@ class Mutual(SingleProcess):
         """Train `model` as the first peer, and the others beside it."""
         from cohobate.methods.mutual_loss import MutualLoss
         from cohobate.models.lm_head import check_head
-        from cohobate.training.model_loss import learning
+        from cohobate.training.model_setup import training_setup
         from cohobate.training.trainer import fit
 
         examples = self.examples(tokenizer, rows)
@@ -86,7 +86,7 @@ class Mutual(SingleProcess):
         with ExitStack() as stack:
             for other in others:
                 check_head(other)
-                stack.enter_context(learning(other, self, longest, seed))
+                stack.enter_context(training_setup(other, self, longest, seed))
             history = fit(
                 model,
                 examples,

@@ -17,9 +17,10 @@ from cohobate.losses.live_teacher import LiveTeacher
 from cohobate.losses.targets import Targets
 from cohobate.models.lm_head import Head
 from cohobate.training.history import term_names
+from cohobate.training.model_loss import ModelLoss
 
 
-class MutualLoss(nn.Module):
+class MutualLoss(ModelLoss):
     """Peers as one module: one pass gives each peer its loss, and all of them their gradients.
 
     A hard term counts as it is; a soft one is the mean over the other peers, whose distributions
@@ -41,7 +42,11 @@ class MutualLoss(nn.Module):
         self.peers = nn.ModuleList(peers)
         self.terms, self.imitates = tuple(terms), tuple(imitates)
         self.chunk_tokens, self.vocabulary, self.compiled = chunk_tokens, vocabulary, compiled
-        self.names = term_names(self.terms)
+
+    @property
+    def names(self) -> list[str]:
+        """Columns of the history: the terms of the first peer's loss."""
+        return term_names(self.terms)
 
     def forward(
         self,

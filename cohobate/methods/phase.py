@@ -14,8 +14,8 @@ from cohobate.models.layer_choice import Layers
 from cohobate.models.number_formats import NumberFormat
 from cohobate.params import nearest
 from cohobate.progress import say
+from cohobate.training.checkpointing import content_hash
 from cohobate.training.hyperparameters import Hyperparameters
-from cohobate.training.resuming import content_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -16,7 +16,7 @@ from cohobate.models.number_formats import NumberFormat, Precision
 from cohobate.params import Section
 from cohobate.progress import say
 from cohobate.teachers.teacher import Teacher
-from cohobate.training import resuming
+from cohobate.training import checkpointing
 from cohobate.training.hyperparameters import Hyperparameters
 
 
@@ -82,12 +82,12 @@ class SftTuning(Hyperparameters):
             say(f"{len(rows) - len(examples)} rows are too long, or have no answer: left out")
         vocabulary = len(tokenizer)
         provenance = provenance | {"number_format": self.number_format}
-        decided_by = (provenance, resuming.content_hash(LABELLED))
+        decided_by = (provenance, checkpointing.content_hash(LABELLED))
         name = label.replace(" ", "@")
-        with resuming.resumable(name, *decided_by):
+        with checkpointing.resumable(name, *decided_by):
             fit(model, examples, [Hard()], self, seed=self.seed, label=label, vocabulary=vocabulary)
         checkpoints.save(model, tokenizer, folder, provenance, precision=self.save_precision)
-        resuming.forget(name)
+        checkpointing.delete_checkpoints(name)
         return len(examples)
 
 

@@ -19,7 +19,7 @@ from cohobate.methods.mutual import Mutual
 from cohobate.methods.on_policy import OnPolicy
 from cohobate.methods.phase import MODELS, Phase, PhaseResult
 from cohobate.methods.sft import Sft
-from cohobate.training import resuming
+from cohobate.training import checkpointing
 from cohobate.training.history import write_history
 
 Method = Annotated[Sft | Kd | OnPolicy | Dpo | Mutual, Field(discriminator="method")]
@@ -43,7 +43,7 @@ def train_seeds(folder: Path, phase: Method, seeds: list[int]) -> None:
         say(f"{item}, seed {seed}: loss {losses[-1]:.4f} over the last updates")
     summary["final_loss"] = round(fmean(losses), 4)
     write_json(folder / "summary.json", summary)
-    resuming.forget(_run_name(folder))
+    checkpointing.delete_checkpoints(_run_name(folder))
 
 
 def _train_together(folder: Path, phase: Phase, seed: int) -> PhaseResult:
@@ -68,7 +68,7 @@ def _train(folder: Path, phase: Phase, seed: int) -> PhaseResult:
     item, start = folder.name, phase.start_folder(seed)
     model, tokenizer = phase.load_initial_model(seed)
     rows = rows_of(Path(phase.rows))
-    with resuming.resumable(f"{_run_name(folder)}/seed-{seed}", *phase.decided_by(seed)):
+    with checkpointing.resumable(f"{_run_name(folder)}/seed-{seed}", *phase.decided_by(seed)):
         trained = phase.train(model, tokenizer, rows, seed=seed, label=f"train {item}, seed {seed}")
     if processes.rank() == 0:
         made = folder / f"seed-{seed}"

@@ -25,7 +25,9 @@ class Full(Section):
     type: Literal["full"] = "full"
 
     @contextmanager
-    def attached(self, model: "PreTrainedModel", still: "Blocks", seed: int) -> Iterator[None]:
+    def attach(
+        self, model: "PreTrainedModel", frozen_blocks: "Blocks", seed: int
+    ) -> Iterator[None]:
         """Do nothing."""
         yield
 
@@ -46,12 +48,14 @@ class Lora(Section):
     """Names of the linear maps, such as `[q_proj, v_proj]`; all but the head when not given."""
 
     @contextmanager
-    def attached(self, model: "PreTrainedModel", still: "Blocks", seed: int) -> Iterator[None]:
+    def attach(
+        self, model: "PreTrainedModel", frozen_blocks: "Blocks", seed: int
+    ) -> Iterator[None]:
         """Train the updates in place of the weights; merge them once the block ends well.
 
         Args:
             model: changed in place.
-            still: blocks that are to stay as they are.
+            frozen_blocks: transformer blocks that get no update.
             seed: of the updates' first values.
 
         Raises:
@@ -67,7 +71,7 @@ class Lora(Section):
             except ValueError as error:
                 raise UserError(str(error).split(". ")[0], where="adapter.target_modules") from None
         self._spare_the_head(model)
-        for block in still:
+        for block in frozen_blocks:
             block.requires_grad_(False)
         yield
         adapted.merge_and_unload()

@@ -112,7 +112,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         """Return the examples of a micro-batch."""
         return self._instead.get(number) or [self.examples[i] for i in self.micro[number]]
 
-    def put(self, numbers: Sequence[int], rows: Sequence[Example]) -> None:
+    def replace(self, numbers: Sequence[int], rows: Sequence[Example]) -> None:
         """Let the micro-batches of one update hold these rows instead of the planned ones."""
         size = math.ceil(len(rows) / len(numbers))
         parts = (list(rows[n * size : (n + 1) * size]) for n in range(len(numbers)))

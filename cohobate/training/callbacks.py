@@ -1,33 +1,40 @@
-"""What follows each update of a training run: it is told, drawn, and kept."""
+"""Trainer callbacks: progress and TensorBoard curves, and checkpoints."""
 
 from typing import Any, Protocol
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from cohobate import processes
 from cohobate.progress import Meter
-from cohobate.training import resuming, training_state
+from cohobate.training import checkpointing
+from cohobate.training.checkpointing import CheckpointDir
 from cohobate.training.history import TensorBoardCurves, Update
 
 
-class Followed(Protocol):
-    """A trainer, as far as it is followed."""
+class LoggedTrainer(Protocol):
+    """A trainer as `HistoryCallback` sees it."""
 
     start: int
-    """Updates that were done before."""
+    """Updates that an earlier process did."""
     meter: Meter
 
     def close_update(self, learning_rate: float) -> Update:
-        """Note the update whose gradient is complete."""
+        """Append the update whose gradient is complete to the history, and return it."""
 
-    def note(self) -> str:
-        """Return how training goes, in a few words."""
+    def progress_note(self) -> str:
+        """Return loss and speed of the last update, in a few words."""
 
 
-class Follow(TrainerCallback):
-    """Tells the history, the curves and the meter of each update."""
+class HistoryCallback(TrainerCallback):
+    """Records each update in the history, the TensorBoard curves and the progress."""
 
-    def __init__(self, trainer: Followed) -> None:
+    def __init__(self, trainer: LoggedTrainer) -> None:
         self.trainer = trainer
         self.curves: TensorBoardCurves | None = None
 
@@ -35,14 +42,14 @@ class Follow(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the curves."""
-        run = resuming.current()
+        run = checkpointing.current_run()
         if run is not None and processes.rank() == 0:
             self.curves = TensorBoardCurves(run.name, self.trainer.start + 1)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Close the update."""
+        """Record the update; its learning rate is that of the step that comes now."""
         update = self.trainer.close_update(kwargs["optimizer"].param_groups[0]["lr"])
         if self.curves is not None:
             self.curves.draw(update)
@@ -50,53 +57,71 @@ class Follow(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Count it."""
-        self.trainer.meter.advance(note=self.trainer.note())
+        """Advance the progress."""
+        self.trainer.meter.advance(note=self.trainer.progress_note())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say that it is over."""
+        """Report the end, and close the curves."""
         self.trainer.meter.finish()
         if self.curves is not None:
             self.curves.close()
 
 
-class Resumed(Followed, Protocol):
-    """A trainer that goes on where another process left it."""
+class ResumableTrainer(Protocol):
+    """A trainer as `CheckpointCallback` sees it."""
 
-    saved: Any
-    """The checkpoint that it goes on from, if any."""
+    start: int
+    """Updates that an earlier process did."""
+    updates: int
+    """Updates of the whole run."""
+    checkpoints: CheckpointDir | None
+    """Where checkpoints are kept, if they are."""
+    resumed_from: Any
+    """The checkpoint that the run resumes from, if any."""
 
-    def restore(self) -> None:
-        """Set what was made anew, but for random numbers, to what was saved."""
-
-    def save(self) -> None:
-        """Write a checkpoint after this update, where one is due."""
+    def save_checkpoint(self, update: int) -> None:
+        """Write a checkpoint after this update."""
 
 
-class Resume(TrainerCallback):
-    """Says when to restore and to save. It comes after `Follow`: what is saved has been told."""
+class CheckpointCallback(TrainerCallback):
+    """Restores the state of a resumed run, and saves checkpoints.
 
-    def __init__(self, trainer: Resumed) -> None:
+    It comes after `HistoryCallback`: the history that it saves includes the update.
+    """
+
+    def __init__(self, trainer: ResumableTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Restore all but random numbers."""
-        self.trainer.restore()
+        """Restore what Trainer has just made anew: step, optimizer and schedule."""
+        state.global_step = self.trainer.start
+        if self.trainer.resumed_from:
+            checkpointing.restore_optimizer(
+                self.trainer.resumed_from, kwargs["optimizer"], kwargs["lr_scheduler"]
+            )
+        elif processes.rank():  # else all workers would drop out the same units
+            set_seed(args.seed + processes.rank() * 1_000_003)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Restore these just before the first update: whatever was drawn since then."""
-        saved = self.trainer.saved
-        if saved and state.global_step == self.trainer.start:
-            training_state.restore_random(training_state.read(saved)["random"][processes.rank()])
+        """Restore the random states just before the first update.
+
+        Not earlier: Trainer draws numbers of its own between `on_train_begin` and the first step.
+        """
+        folder = self.trainer.resumed_from
+        if folder and state.global_step == self.trainer.start:
+            states = checkpointing.read_state(folder)["random"]
+            checkpointing.restore_random(states[processes.rank()])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save, where it is time."""
-        self.trainer.save()
+        """Save a checkpoint where one is due."""
+        folder, update = self.trainer.checkpoints, state.global_step
+        if folder is not None and folder.is_due(update, self.trainer.updates):
+            self.trainer.save_checkpoint(update)

@@ -3,7 +3,7 @@
 Every worker does the same work on the same files (the round's folder is on a disk that all see),
 and learns its share of each update's rows; the first one writes checkpoints and publishes. A worker
 that is lost takes the others down with it, and all start again at the newest training checkpoint
-(cohobate/training/resuming.py): Ray's own checkpoints are not used.
+(cohobate/training/checkpointing.py): Ray's own checkpoints are not used.
 """
 
 import logging

@@ -1,10 +1,11 @@
-"""A causal language model made ready to learn: which weights move, and how it gives its loss.
+"""Modules that compute a training loss: what Trainer and DistributedDataParallel wrap.
 
-Shapes: B batch, S sequence, N valid tokens, D width, T terms, F features.
+A loss holds its model, as the losses of sentence-transformers do: `forward` takes a micro-batch and
+returns the loss, so that the hidden states go straight into the fused head (no logits of a whole
+batch exist), and DistributedDataParallel sees one forward pass.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -12,28 +13,63 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cohobate.errors import UserError
 from cohobate.fast.forward import forward
-from cohobate.fast.padding_free import has_row_attention
-from cohobate.fast.sparse_embedding_gradient import sparse_gradient
 from cohobate.losses.distillm2 import DistiLLM2
 from cohobate.losses.features import TokenPositions
 from cohobate.losses.fused_head import fused_head_loss
 from cohobate.losses.live_teacher import label_logprobs
 from cohobate.losses.soft_targets import ResponseTerm
 from cohobate.losses.targets import Targets
-from cohobate.models.layers import blocks_of
 from cohobate.models.lm_head import Head
 from cohobate.teachers.micro_batch import MicroBatch
 from cohobate.teachers.target_sources import TargetSource
 from cohobate.training.history import term_names
-from cohobate.training.hyperparameters import SHORT_ROW, Freeze, Hyperparameters
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class CausalLMLoss(nn.Module):
-    """A causal LM that returns its loss; the whole of it is what a Trainer or DDP wraps."""
+class ModelLoss(nn.Module):
+    """A module whose forward pass returns the loss of a micro-batch.
+
+    `forward(**batch, divisor=...)` takes a batch of `MicroBatches`, and returns Σ losses / divisor
+    (a scalar) and the losses of each token and term, (N, T), detached.
+    """
+
+    @property
+    def names(self) -> list[str]:
+        """Columns of the history, one for each term of the loss."""
+        raise NotImplementedError
+
+    def count(self, batch: Mapping[str, Any]) -> int:
+        """Return how many items of a batch the loss is a mean over: its completion tokens."""
+        return len(batch["labels_N"])
+
+    def before_training(self) -> None:
+        """Compute what depends on the initial weights, on the device and in autocast."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside the weights, as JSON values."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Set what `state` returned."""
+
+    def progress_note(self) -> str:
+        """Return a figure for the progress line, or nothing."""
+        return ""
+
+
+class CausalLMLoss(ModelLoss):
+    """A causal LM and its loss on text and on a teacher's distributions, term by term.
+
+    Args:
+        model: the student.
+        terms: divergences and cross-entropies, each with its weight; the loss is their sum.
+        chunk_tokens: tokens whose logits are in memory at once.
+        target_source: gives the teacher's distributions; every soft term needs it.
+        vocabulary: number of real ids where the head is padded to be wider.
+        compiled: let torch.compile fuse the elementwise part of the loss.
+    """
 
     def __init__(
         self,
@@ -53,7 +89,7 @@ class CausalLMLoss(nn.Module):
         self._head: Head | None = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients; the memory of the head's is what its next one is written to."""
+        """Drop the gradients, but keep the head's memory: its next gradient is written there."""
         head = self._head
         if set_to_none and head and head.weight_VD.is_leaf and head.weight_VD.grad is not None:
             head.keep("gradient", head.weight_VD.grad)
@@ -61,7 +97,7 @@ class CausalLMLoss(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """What the columns of the losses are: the types of the terms, numbered where repeated."""
+        """Columns of the history: the types of the terms, numbered where one comes again."""
         return term_names([*self.terms, *(self.matching.terms if self.matching else ())])
 
     def forward(
@@ -76,11 +112,11 @@ class CausalLMLoss(nn.Module):
         progress: float = 1.0,
         teacher_inputs: Mapping[str, Any] = NOTHING,
     ) -> tuple[Tensor, Tensor]:
-        """Return Σ losses / divisor, and the losses of each valid token and term, (N, T).
+        """Return Σ losses / divisor, and the losses of each completion token and term, (N, T).
 
-        Right padding under a causal mask: what is valid never attends to padding.
+        Rows are padded on the right: under a causal mask no completion token attends to padding.
         """
-        if self._head is None:  # not before: moving a model to its device makes new parameters
+        if self._head is None:  # not earlier: moving a model to its device makes new parameters
             self._head = Head.of(self.model, self.vocabulary)
         parts = self.matching.parts if self.matching else frozenset()
         seen = forward(self.model, ids_BS, positions_N, parts)
@@ -139,63 +175,3 @@ class CausalLMLoss(nn.Module):
             targets.by_student_N,
         )
         return targets._replace(alpha_N=alpha_N)
-
-
-def freeze(model: PreTrainedModel, frozen: Freeze) -> None:
-    """Set which weights of a causal LM get no gradient.
-
-    Raises:
-        UserError: more blocks are to be frozen than there are.
-    """
-    model.requires_grad_(True)
-    blocks = blocks_of(model)
-    if frozen.layers > len(blocks):
-        raise UserError(f"cannot freeze {frozen.layers} blocks: the model has {len(blocks)}")
-    if frozen.embeddings:
-        model.get_input_embeddings().requires_grad_(False)
-    if frozen.head:
-        model.get_output_embeddings().requires_grad_(False)
-    for block in blocks[: frozen.layers]:
-        block.requires_grad_(False)
-
-
-@contextmanager
-def attention(
-    model: PreTrainedModel, hyperparameters: Hyperparameters, longest: int
-) -> Iterator[None]:
-    """Attend in the way that trains fastest for rows of this length; set it back afterwards."""
-    before, wanted = model.config._attn_implementation, hyperparameters.attention
-    if wanted == "auto":
-        wanted = "eager"
-        if model._supports_sdpa:  # older families (GPT-J, BLOOM) do not
-            model.set_attn_implementation("sdpa")
-            short = longest <= SHORT_ROW and not torch.cuda.is_available()
-            wanted = "eager" if short and not has_row_attention(model) else "sdpa"
-    model.set_attn_implementation(wanted)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-@contextmanager
-def learning(
-    model: PreTrainedModel, hyperparameters: Hyperparameters, longest: int, seed: int
-) -> Iterator[None]:
-    """Let a model learn within the block; its weights end as float32, in eval mode.
-
-    Args:
-        model: changed in place: what is frozen, adapted and rounded is as `hyperparameters` says.
-        longest: tokens of the longest row.
-        seed: of an adapter's first values.
-    """
-    freeze(model.float(), hyperparameters.freeze)
-    still = blocks_of(model)[: hyperparameters.freeze.layers]
-    with (
-        attention(model, hyperparameters, longest),
-        hyperparameters.adapter.attached(model, still, seed),
-        hyperparameters.quantisation.rounding(model),
-        sparse_gradient(model),
-    ):
-        yield
-    model.eval().requires_grad_(True)

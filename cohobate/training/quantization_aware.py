@@ -24,7 +24,7 @@ class NoQuantisation(Section):
     type: Literal["none"] = "none"
 
     @contextmanager
-    def rounding(self, model: "PreTrainedModel") -> Iterator[None]:
+    def prepare(self, model: "PreTrainedModel") -> Iterator[None]:
         """Do nothing."""
         yield
 
@@ -37,7 +37,7 @@ class FakeQuantisation(Section):
     """Weights that share a scale; it must divide the width of every linear map."""
 
     @contextmanager
-    def rounding(self, model: "PreTrainedModel") -> Iterator[None]:
+    def prepare(self, model: "PreTrainedModel") -> Iterator[None]:
         """Let the linear maps compute with rounded weights within the block.
 
         Raises:

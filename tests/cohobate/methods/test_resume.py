@@ -18,7 +18,7 @@ from cohobate.errors import UserError
 from cohobate.methods.train import Method
 from cohobate.models import checkpoints
 from cohobate.progress import Advance, Say, reporting_to
-from cohobate.training import resuming
+from cohobate.training import checkpointing
 from tasks.train.stage import run
 from tests.cohobate.training.test_checkpointing import damage
 
@@ -37,7 +37,7 @@ SFT = {
     "precision": "float32",
     "save_precision": "float32",
 }
-RUN = resuming.TRAINING / "sft"
+RUN = checkpointing.TRAINING / "sft"
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_killed_at_each_update_it_ends_with_the_same_bytes(
 
 
 STEPS = {
-    "before anything is written": "cohobate.training.training_state.save_file",
+    "before anything is written": "safetensors.torch.save_file",
     "with all files written": "cohobate.sealed_folder._seal",
     "while the files are synced": "cohobate.sealed_folder._sync",
     "before the rename": "pathlib.Path.rename",
@@ -156,14 +156,14 @@ def test_killed_at_each_step_of_writing_a_checkpoint(
     clean: dict[str, str], monkeypatch: pytest.MonkeyPatch, step: str, which: int
 ) -> None:
     with monkeypatch.context() as fault:
-        original = resuming.CheckpointDir.write
+        original = checkpointing.CheckpointDir.save
 
-        def write(keeper: Any, update: int, fill: Any) -> None:
+        def save(directory: Any, update: int, fill: Any) -> None:
             if update == which * EVERY:
                 fault.setattr(STEPS[step], die)
-            original(keeper, update, fill)
+            original(directory, update, fill)
 
-        fault.setattr(resuming.CheckpointDir, "write", write)
+        fault.setattr(checkpointing.CheckpointDir, "save", save)
         killed()
     said: list[Any] = []
     assert train(said.append) == clean

@@ -93,17 +93,17 @@ def test_a_seed_of_on_policy_that_had_ended_still_tells_its_counts(
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A line for each time that the reference is asked about a batch of pairs."""
-    from cohobate.methods.preference_trainer import PairTrainer
+    """Pairs of each batch whose reference log-probabilities are computed."""
+    from cohobate.methods.preference_loss import PreferenceLoss
 
     times: list[int] = []
-    original = PairTrainer.compute_ref_log_probs
+    original = PreferenceLoss.answer_logprobs
 
-    def counting(self: Any, model: Any, inputs: Any) -> Any:
-        times.append(len(inputs["input_ids"]) // 2)
-        return original(self, model, inputs)
+    def counting(self: Any, ids_BS: Any, *others: Any) -> Any:
+        times.append(len(ids_BS) // 2)
+        return original(self, ids_BS, *others)
 
-    monkeypatch.setattr(PairTrainer, "compute_ref_log_probs", counting)
+    monkeypatch.setattr(PreferenceLoss, "answer_logprobs", counting)
     return times
 
 

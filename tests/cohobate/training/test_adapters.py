@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cohobate.errors import UserError
-from cohobate.training import resuming
+from cohobate.training import checkpointing
 from cohobate.training.adapters import Lora
 from cohobate.training.hyperparameters import Freeze
 from tests.cohobate.training.test_trainer import digest, examples, settings, train
@@ -64,7 +64,7 @@ def test_the_update_has_the_rank_that_was_chosen(model: Any) -> None:
 def test_what_is_merged_answers_as_what_was_trained(model: Any) -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
     adapter = Lora.model_validate(BY_NAME)
-    with torch.no_grad(), adapter.attached(model, [], seed=1):
+    with torch.no_grad(), adapter.attach(model, [], seed=1):
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(std=0.1)
@@ -103,22 +103,22 @@ def test_a_run_with_an_adapter_goes_on_where_it_was(
     chosen = settings(adapter=BY_NAME | {"dropout": 0.1}, checkpoint_every=2)
     clean = make_model(tokenizer)
     train(clean, examples(), chosen)
-    from cohobate.training.trainer import FusedTrainer
+    from cohobate.training.callbacks import CheckpointCallback
 
-    original = FusedTrainer.save
+    original = CheckpointCallback.on_step_end
 
-    def stops(trainer: Any) -> None:
-        original(trainer)
-        if trainer.state.global_step == 3:
+    def stops(callback: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        original(callback, args, state, control, **kwargs)
+        if state.global_step == 3:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as fault, resuming.resumable("a/seed-1"):
-        fault.setattr(FusedTrainer, "save", stops)
+    with monkeypatch.context() as fault, checkpointing.resumable("a/seed-1"):
+        fault.setattr(CheckpointCallback, "on_step_end", stops)
         with pytest.raises(KeyboardInterrupt):
             train(make_model(tokenizer), examples(), chosen)
-    (folder,) = resuming.TRAINING.rglob("update-*")
+    (folder,) = checkpointing.TRAINING.rglob("update-*")
     assert (folder / "weights.safetensors").stat().st_size < 20_000  # the adapter's alone
     again = make_model(tokenizer)
-    with resuming.resumable("a/seed-1"):
+    with checkpointing.resumable("a/seed-1"):
         history = train(again, examples(), chosen)
     assert len(history) == 4 and digest(again) == digest(clean)

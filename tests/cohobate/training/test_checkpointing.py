@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from cohobate.progress import Say, reporting_to
-from cohobate.training import resuming
-from cohobate.training.resuming import CheckpointDir, content_hash
+from cohobate.training import checkpointing
+from cohobate.training.checkpointing import CheckpointDir, content_hash
 
 FILES = ["manifest.json", "state.json", "weights.safetensors"]
 
@@ -21,14 +21,14 @@ def fill(folder: Path) -> None:
 def keeper(project: Path) -> CheckpointDir:
     found = CheckpointDir(Path("kept"), every=10)
     for update in (10, 20, 30):
-        found.write(update, fill)
+        found.save(update, fill)
     return found
 
 
 def newest(keeper: CheckpointDir) -> tuple[str, list[str]]:
     said: list[Any] = []
     with reporting_to(said.append):
-        folder = keeper.newest()
+        folder = keeper.latest()
     return folder.name if folder else "", [e.text for e in said if isinstance(e, Say)]
 
 
@@ -71,24 +71,24 @@ def test_what_a_killed_process_was_writing_is_cleared(keeper: CheckpointDir) -> 
 
 def test_a_checkpoint_is_due_at_each_interval_and_at_the_end() -> None:
     keeper = CheckpointDir(Path("kept"), every=10)
-    assert [n for n in range(1, 26) if keeper.due(n, updates=25)] == [10, 20, 25]
+    assert [n for n in range(1, 26) if keeper.is_due(n, updates=25)] == [10, 20, 25]
 
 
 def test_each_fit_of_a_run_has_a_folder_of_its_own(project: Path) -> None:
     folders = []
     for decided_by in ([1], [1], [2]):
-        with resuming.resumable("kd/seed-1", *decided_by):
-            run = resuming.current()
+        with checkpointing.resumable("kd/seed-1", *decided_by):
+            run = checkpointing.current_run()
             assert run is not None
-            folders.append([run.keeper(10, "abcdefgh").folder for _ in range(2)])
-    assert resuming.current() is None
+            folders.append([run.checkpoint_dir(10, "abcdefgh").folder for _ in range(2)])
+    assert checkpointing.current_run() is None
     assert folders[0] == folders[1]
     assert len({*folders[0], *folders[2]}) == 4
 
 
 def test_content_is_of_a_file_a_published_folder_or_any_folder(project: Path) -> None:
     keeper = CheckpointDir(Path("kept"), every=1)
-    keeper.write(1, fill)
+    keeper.save(1, fill)
     published, loose = keeper.folder / "update-000001", Path("loose")
     loose.mkdir()
     fill(loose)

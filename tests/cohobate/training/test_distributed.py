@@ -19,7 +19,7 @@ from cohobate.data.records import INIT_STUDENT, TRAIN
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from cohobate.progress import Advance, Say, reporting_to
-from cohobate.training import resuming
+from cohobate.training import checkpointing
 from tasks.train.stage import run
 from tests.cohobate.training.test_processes import (
     CURVE_TOLERANCE,
@@ -55,7 +55,7 @@ def killer_of(victims: list[int], killed: list[float]) -> threading.Thread:
     def kill() -> None:
         seen: set[str] = set()
         for victim in victims:
-            while len(new := {str(p) for p in resuming.TRAINING.rglob("update-*")} - seen) < 2:
+            while len(new := {str(p) for p in checkpointing.TRAINING.rglob("update-*")} - seen) < 2:
                 time.sleep(0.02)
             seen |= new
             ours = psutil.Process().children(recursive=True)
@@ -72,7 +72,7 @@ def test_killed_workers_are_replaced_and_nothing_changes(start: None) -> None:
     many = {"updates": 120, "checkpoint_every": 10}
     assert together(KD | many) == ["", ""]
     clean = (TRAIN / "it/seed-1/model.safetensors").read_bytes()
-    shutil.rmtree(resuming.TRAINING)
+    shutil.rmtree(checkpointing.TRAINING)
     killed: list[float] = []
     went_on: list[tuple[float, int]] = []
 
@@ -96,7 +96,7 @@ def test_two_workers_of_ray_learn_what_one_does(start: None, cluster: None) -> N
     two = train(said.append, workers=2)
     assert difference(one, two, "loss") < CURVE_TOLERANCE
     assert any(isinstance(e, Advance) and e.done == KD["updates"] for e in said)
-    assert not (resuming.TRAINING / "kd").exists()
+    assert not (checkpointing.TRAINING / "kd").exists()
 
 
 @pytest.mark.slow

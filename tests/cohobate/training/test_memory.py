@@ -30,7 +30,7 @@ def chosen(**fields) -> Hyperparameters:
 
 
 def test_the_weights_that_move_are_counted_as_torch_counts_them(make_model, tokenizer) -> None:
-    from cohobate.training.model_loss import learning
+    from cohobate.training.model_setup import training_setup
 
     cases = [
         {},
@@ -42,7 +42,7 @@ def test_the_weights_that_move_are_counted_as_torch_counts_them(make_model, toke
         for case in cases:
             model, how = make_model(tokenizer, tie_word_embeddings=tied), chosen(**case)
             size = size_of_model(model)
-            with learning(model, how, 10, seed=1):
+            with training_setup(model, how, 10, seed=1):
                 moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
             assert size.tied == tied
             assert trained(size, how) == pytest.approx(moving, rel=0.1), (tied, case)

@@ -27,7 +27,7 @@ from cohobate.models import checkpoints
 from cohobate.params import ParamsError, validated
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher
-from cohobate.training import resuming
+from cohobate.training import checkpointing
 from tasks.capture.stage import run as capture
 from tasks.train.stage import run
 
@@ -134,7 +134,7 @@ def test_two_workers_go_on_where_they_were(start: None, make_model: Any, tokeniz
     assert together(KD) == ["", ""]
     clean = (TRAIN / "it/seed-1/model.safetensors").read_bytes()
     shutil.rmtree(TRAIN)
-    newest = sorted(resuming.TRAINING.rglob("update-*"))
+    newest = sorted(checkpointing.TRAINING.rglob("update-*"))
     assert [folder.name for folder in newest] == ["update-000006", "update-000008"]
     shutil.rmtree(newest[-1])
     assert together(KD) == ["", ""]

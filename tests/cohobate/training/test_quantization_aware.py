@@ -21,7 +21,7 @@ def test_linear_maps_compute_with_rounded_weights(
     pytest.importorskip("torchao")
     layer = model.model.layers[0].mlp
     plain = layer.up_proj.weight.detach().clone()
-    with FakeQuantisation(type=kind, group_size=16).rounding(model):
+    with FakeQuantisation(type=kind, group_size=16).prepare(model):
         found = layer.up_proj(torch.eye(32)).T.double().reshape(64, 2, 16)
     groups = plain.double().reshape(64, 2, 16)
     scale = groups.abs().amax(-1, keepdim=True) / ((high - low) / 2)
@@ -35,7 +35,7 @@ def test_linear_maps_compute_with_rounded_weights(
 def test_head_and_embeddings_stay_as_they_are(make_model: Any, tokenizer: Any) -> None:
     pytest.importorskip("torchao")
     model = make_model(tokenizer, tie_word_embeddings=False)
-    with INT4.rounding(model):
+    with INT4.prepare(model):
         assert type(model.lm_head) is nn.Linear
         assert type(model.get_input_embeddings()) is nn.Embedding
         assert type(model.model.layers[0].mlp.up_proj) is not nn.Linear
@@ -48,7 +48,7 @@ def test_a_student_learns_to_compute_in_integers(make_model: Any, tokenizer: Any
     for name, how in (("plain", {}), ("aware", {"quantisation": INT4})):
         model = make_model(tokenizer)
         train(model, examples(), settings(**chosen, **how))
-        with INT4.rounding(model):
+        with INT4.prepare(model):
             losses[name] = train(model, examples(24), settings(updates=1, batch_size=24))[0].loss
     assert losses["aware"] < 0.8 * losses["plain"]
 
@@ -57,14 +57,14 @@ def test_a_width_that_the_groups_do_not_divide_is_refused(model: Any) -> None:
     pytest.importorskip("torchao")
     with (
         pytest.raises(UserError, match="32 inputs, no multiple of 24"),
-        FakeQuantisation(type="int4", group_size=24).rounding(model),
+        FakeQuantisation(type="int4", group_size=24).prepare(model),
     ):
         pass
 
 
 def test_without_torchao_it_says_how_to_get_it(model: Any, monkeypatch: Any) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
-    with pytest.raises(UserError, match="needs torchao"), INT4.rounding(model):
+    with pytest.raises(UserError, match="needs torchao"), INT4.prepare(model):
         pass
 
 

@@ -11,7 +11,7 @@ import torch
 from cohobate.data.examples import Example
 from cohobate.errors import UserError
 from cohobate.losses.divergences import ForwardKL, Hard
-from cohobate.training import model_loss
+from cohobate.training import model_setup
 from cohobate.training.hyperparameters import Freeze, Hyperparameters
 
 ALL = Freeze(embeddings=False)
@@ -220,7 +220,7 @@ def test_attention_is_what_trains_fastest_and_set_back(
     monkeypatch.setattr(
         model, "set_attn_implementation", lambda name: (seen.append(name), original(name))
     )
-    monkeypatch.setattr(model_loss, "has_row_attention", lambda model: by_rows)
+    monkeypatch.setattr(model_setup, "has_row_attention", lambda model: by_rows)
     train(model, examples(), settings(updates=1, attention=asked))
     learns = "sdpa" if asked == "auto" and by_rows else "eager"
     assert seen[-2:] == [learns, "sdpa"] and model.config._attn_implementation == "sdpa"

@@ -1,0 +1,222 @@
+"""transformers' Trainer for losses that are fused with the head, over planned micro-batches."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from cohobate import processes
+from cohobate.data.examples import Example
+from cohobate.errors import UserError
+from cohobate.progress import Meter, say
+from cohobate.training import checkpointing
+from cohobate.training.batches import MicroBatches
+from cohobate.training.callbacks import CheckpointCallback, HistoryCallback
+from cohobate.training.checkpointing import CheckpointDir
+from cohobate.training.history import Update
+from cohobate.training.model_loss import ModelLoss
+from cohobate.training.target_weights import TargetWeights
+
+
+class Rollouts(Protocol):
+    """Generates the rows of an update just before it, in place of the planned ones."""
+
+    def rows(self, update: int, planned: list[Example]) -> list[Example] | None:
+        """Return the rows of the update (counted from 0); None to keep the planned ones."""
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the rows of later updates depend on, as JSON values."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Set what `state` returned."""
+
+
+class FusedTrainer(Trainer):
+    """transformers' Trainer for a `ModelLoss` over planned micro-batches.
+
+    It reads the checkpoint that it resumes from when it is made: `start` updates are done.
+    """
+
+    def __init__(
+        self,
+        loss_fn: ModelLoss,
+        arguments: TrainingArguments,
+        data: MicroBatches,
+        label: str,
+        stages: Sequence[int],
+        *,
+        checkpoints: CheckpointDir | None = None,
+        rollouts: Rollouts | None = None,
+    ) -> None:
+        super().__init__(loss_fn, arguments, train_dataset=data)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(HistoryCallback(self))
+        self.add_callback(CheckpointCallback(self))
+        self.loss_is_scaled_for_ga = True  # else Trainer divides by the number of micro-batches
+        self.loss_fn, self.data, self.label, self.stages = loss_fn, data, label, stages
+        self.updates = len(stages)
+        self.target_weights = TargetWeights(data.examples)
+        self.rollouts, self.checkpoints = rollouts, checkpoints
+        self._resume()
+        self._losses: list[Tensor] = []
+        self._losses_NF: list[Tensor] = []
+        self._norm, self._items, self._tokens = math.nan, 0, 0
+        self._began, self._tokens_read = time.monotonic(), 0
+
+    def _resume(self) -> None:
+        """Read the newest checkpoint, if there is one; weights and optimizer follow later."""
+        latest = self.checkpoints.latest if self.checkpoints else lambda: None
+        self.resumed_from = processes.on_first_worker(latest)
+        state = checkpointing.read_state(self.resumed_from) if self.resumed_from else {}
+        self.history = [Update(**update) for update in state.get("history", [])]
+        self.start = len(self.history)
+        self.meter = Meter(self.label, self.updates, self.start)
+        if extra := state.get("remembered"):
+            self._stateful.restore(extra)
+
+    @property
+    def _stateful(self) -> Rollouts | ModelLoss:
+        """What of the run has a state of its own beside the weights."""
+        return self.rollouts or self.loss_fn
+
+    def train_remaining(self) -> None:
+        """Train the updates that no earlier process has done."""
+        with self.accelerator.autocast():
+            self.loss_fn.before_training()
+        if self.resumed_from:
+            say(f"{self.label}: goes on after update {self.start}")
+            checkpointing.restore_weights(self.resumed_from, self.loss_fn)
+        if self.start < self.updates:
+            self.train()
+
+    def save_checkpoint(self, update: int) -> None:
+        """Write a checkpoint after this update; the first worker does, the others wait."""
+        extra = {
+            "history": [u._asdict() | {"terms": dict(u.terms)} for u in self.history],
+            "random": processes.all_gather(checkpointing.random_state()),
+            "remembered": self._stateful.state(),
+        }
+        state = (self.loss_fn, self.optimizer, self.lr_scheduler, extra)
+        directory = self.checkpoints
+        assert directory is not None
+        processes.on_first_worker(
+            lambda: directory.save(update, lambda folder: checkpointing.write_state(folder, *state))
+        )
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Return the planned micro-batches in their order, from the first that is not done."""
+        first = self.start * self.args.gradient_accumulation_steps
+        order = range(first, len(self.data))
+        return DataLoader(self.data, batch_size=1, sampler=order, collate_fn=itemgetter(0))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """Return the micro-batches of one update, and the number of items in all of them.
+
+        The loss is a mean over items: completion tokens, of all workers.
+        """
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        if self.rollouts is not None:
+            batches = self._generated(self.rollouts, batches)
+        first = self.state.global_step * num_batches
+        rows = [self.data.rows(first + n) for n in range(num_batches)]
+        self.target_weights.put(batches, rows)
+        counts = [(self.loss_fn.count(batch), len(batch["labels_N"])) for batch in batches]
+        items_tokens = processes.all_reduce_sum(torch.tensor(counts, device=device).sum(0))
+        self._items, self._tokens = items_tokens.tolist()
+        return batches, items_tokens[0].clamp_min(1)
+
+    def _generated(
+        self, rollouts: Rollouts, planned: list[dict[str, Tensor]]
+    ) -> list[dict[str, Tensor]]:
+        """Return the batches of this update as `rollouts` generates them.
+
+        Not in the data set: the loader reads one batch ahead, which the student of the update
+        before would generate.
+        """
+        first = self.state.global_step * len(planned)
+        numbers = range(first, first + len(planned))
+        rows = [row for number in numbers for row in self.data.rows(number)]
+        generated = rollouts.rows(self.state.global_step, rows)
+        if generated is None:
+            return planned
+        self.data.replace(numbers, generated)
+        return [self.data[number] for number in numbers]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return this micro-batch's share of the update's mean loss."""
+        loss, losses_NF = model(**inputs, divisor=num_items_in_batch)
+        self._losses.append(loss.detach())
+        self._losses_NF.append(losses_NF)
+        loss = loss * self.accelerator.num_processes  # DDP takes the mean over workers, not the sum
+        return (loss, losses_NF) if return_outputs else loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """Clip the gradient; stop before the step where the loss or the gradient is not finite.
+
+        Private in transformers 5.23: it gives its callbacks no norm before the step.
+        """
+        norm: Tensor = super()._clip_grad_norm(model)
+        self._norm = float(norm)
+        if not math.isfinite(self._norm):
+            raise self._not_finite()
+        return norm
+
+    def _not_finite(self) -> UserError:
+        keys, bad = [], []
+        for rows, losses_NF in zip(self._rows_of_update(), self._losses_NF, strict=True):
+            key_of_token = [row.key for row in rows for _ in range(row.length)]
+            finite = losses_NF.sum(-1).isfinite().tolist()
+            keys += [row.key for row in rows]
+            bad += [key for key, good in zip(key_of_token, finite, strict=True) if not good]
+        keys, bad = processes.union(keys), processes.union(bad)
+        named = ", ".join(list(dict.fromkeys(bad or keys))[:8])
+        return UserError(
+            f"the {'loss' if bad else 'gradient'} is not finite; nothing is published",
+            where=f"{self.label}, update {self.state.global_step + 1}, rows {named}",
+            fix="lower learning_rate or clip, or look at these rows",
+        )
+
+    def _rows_of_update(self) -> list[list[Example]]:
+        first = self.state.global_step * self.args.gradient_accumulation_steps
+        return [self.data.rows(first + n) for n in range(len(self._losses_NF))]
+
+    def close_update(self, learning_rate: float) -> Update:
+        """Append the update whose gradient is complete to the history, and return it."""
+        step = self.state.global_step
+        per_term = torch.stack([losses_NF.sum(0) for losses_NF in self._losses_NF]).sum(0)
+        loss, *terms = processes.all_reduce_sum(
+            torch.cat([torch.stack(self._losses).sum()[None], per_term / max(self._items, 1)])
+        ).tolist()
+        # a preference loss of one type names no term: `loss` is all of it
+        named = dict(zip(self.loss_fn.names, terms, strict=False))
+        stage = self.stages[step]
+        update = Update(step + 1, loss, learning_rate, stage, named, self._norm, self._tokens)
+        self.history.append(update)
+        self._tokens_read += sum(len(row.ids) for rows in self._rows_of_update() for row in rows)
+        self._losses.clear()
+        self._losses_NF.clear()
+        return update
+
+    def progress_note(self) -> str:
+        """Return loss and speed of the last update, in a few words."""
+        update = self.history[-1]
+        terms = ", ".join(f"{name} {loss:.3f}" for name, loss in update.terms.items())
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        speed = f"{self._tokens_read * processes.world_size() / seconds:,.0f} tokens/s"
+        loss = f"loss {update.loss:.3f}" + (f" ({terms})" if terms else "")
+        extra = self.loss_fn.progress_note()
+        return ", ".join([f"stage {update.stage}", loss, *([extra] if extra else []), speed])

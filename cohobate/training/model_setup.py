@@ -1,0 +1,74 @@
+"""Preparing a model for training: frozen weights, attention, adapter, quantisation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+from cohobate.errors import UserError
+from cohobate.fast.padding_free import has_row_attention
+from cohobate.fast.sparse_embedding_gradient import sparse_gradient
+from cohobate.models.layers import blocks_of
+from cohobate.training.hyperparameters import SHORT_ROW, Freeze, Hyperparameters
+
+
+def freeze(model: PreTrainedModel, frozen: Freeze) -> None:
+    """Set which weights of a causal LM get no gradient.
+
+    Raises:
+        UserError: more blocks are to be frozen than there are.
+    """
+    model.requires_grad_(True)
+    blocks = blocks_of(model)
+    if frozen.layers > len(blocks):
+        raise UserError(f"cannot freeze {frozen.layers} blocks: the model has {len(blocks)}")
+    if frozen.embeddings:
+        model.get_input_embeddings().requires_grad_(False)
+    if frozen.head:
+        model.get_output_embeddings().requires_grad_(False)
+    for block in blocks[: frozen.layers]:
+        block.requires_grad_(False)
+
+
+@contextmanager
+def attention_implementation(
+    model: PreTrainedModel, hyperparameters: Hyperparameters, longest: int
+) -> Iterator[None]:
+    """Set the attention that trains fastest on rows of `longest` tokens; reset it afterwards."""
+    before, name = model.config._attn_implementation, hyperparameters.attention
+    if name == "auto":
+        name = "eager"
+        if model._supports_sdpa:  # older families (GPT-J, BLOOM) do not
+            model.set_attn_implementation("sdpa")
+            short = longest <= SHORT_ROW and not torch.cuda.is_available()
+            name = "eager" if short and not has_row_attention(model) else "sdpa"
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
+def training_setup(
+    model: PreTrainedModel, hyperparameters: Hyperparameters, longest: int, seed: int
+) -> Iterator[None]:
+    """Make a model ready for training within the block; its weights end as float32, in eval mode.
+
+    Args:
+        model: changed in place; frozen, adapted and quantised as `hyperparameters` say.
+        hyperparameters: of the training.
+        longest: tokens of the longest row.
+        seed: of an adapter's initial values.
+    """
+    freeze(model.float(), hyperparameters.freeze)
+    frozen_blocks = blocks_of(model)[: hyperparameters.freeze.layers]
+    with (
+        attention_implementation(model, hyperparameters, longest),
+        hyperparameters.adapter.attach(model, frozen_blocks, seed),
+        hyperparameters.quantisation.prepare(model),
+        sparse_gradient(model),
+    ):
+        yield
+    model.eval().requires_grad_(True)
