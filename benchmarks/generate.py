@@ -25,7 +25,7 @@ from cohobate.generation.decoding import decode_batch, plan_batches, stop_ids
 from cohobate.generation.requests import Batching, Decoding, Request
 from cohobate.models import checkpoints, hub
 from cohobate.thread_map import thread_map
-from tasks.collect.examples import Example
+from tasks.collect.source_records import SourceRecord
 from tasks.collect.wordnet import WordNet
 
 THREADS = 2
@@ -108,8 +108,8 @@ def compare(kind, chosen):
 
 def questions(count, styles):
     """Return questions about glosses of WordNet, in an order of their own."""
-    found = WordNet(type="wordnet").examples()
-    texts = [example.columns["text"] for example in found if isinstance(example, Example)]
+    found = WordNet(type="wordnet").source_records()
+    texts = [example.columns["text"] for example in found if isinstance(example, SourceRecord)]
     drawn = random.Random(0).sample(texts, count)
     asked = [f"What is this? {text}. {styles[n % len(styles)]}" for n, text in enumerate(drawn)]
     return [(Message(role="user", content=content),) for content in asked]

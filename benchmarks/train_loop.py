@@ -76,12 +76,12 @@ WIDE = 131_072
 def rows_of(answers: str, count: int) -> list[Any]:
     """Return rows of WordNet as conversations."""
     from cohobate.data.records import Message, Row, row_id
-    from tasks.collect.examples import Example
+    from tasks.collect.source_records import SourceRecord
     from tasks.collect.wordnet import WordNet
 
     found = []
-    for example in WordNet(type="wordnet").examples():
-        if not isinstance(example, Example) or example.number % 29:  # from all over the file
+    for example in WordNet(type="wordnet").source_records():
+        if not isinstance(example, SourceRecord) or example.number % 29:  # from all over the file
             continue
         text, label = example.columns["text"], example.columns["answer"]
         if answers != "long":

@@ -1,21 +1,21 @@
-"""Records of Parquet and Arrow files, a thousand rows in memory at a time."""
+"""Records of Parquet and Arrow files, read a thousand rows at a time."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
-from tasks.collect.examples import BrokenCell, Record, UnreadableError
+from tasks.collect.source_records import BrokenCell, NumberedRecord, UnreadableError
 
 _ROWS = 1024
-# no UTF-8, a date that no calendar knows, a time zone that is none
+# not UTF-8, a date outside the calendar, an unknown time zone
 _UNREADABLE = (ValueError, OverflowError, LookupError)
 
 
-def parquet_records(file: IO[bytes], encoding: str | None = None) -> Iterator[Record]:
+def parquet_records(file: IO[bytes], encoding: str | None = None) -> Iterator[NumberedRecord]:
     """Yield the rows of a Parquet file.
 
     Raises:
-        UnreadableError: it names a column twice.
+        UnreadableError: two columns have one name.
     """
     import pyarrow.parquet as pq
 
@@ -23,11 +23,11 @@ def parquet_records(file: IO[bytes], encoding: str | None = None) -> Iterator[Re
     yield from _numbered(table.schema_arrow, table.iter_batches(batch_size=_ROWS))
 
 
-def arrow_records(file: IO[bytes], encoding: str | None = None) -> Iterator[Record]:
+def arrow_records(file: IO[bytes], encoding: str | None = None) -> Iterator[NumberedRecord]:
     """Yield the rows of an Arrow IPC file or stream: Feather, or what `datasets` caches.
 
     Raises:
-        UnreadableError: it names a column twice.
+        UnreadableError: two columns have one name.
     """
     import pyarrow as pa
 
@@ -60,11 +60,12 @@ def _cell(column: Any) -> Any:
         return BrokenCell(type(error).__name__)
 
 
-def _numbered(schema: Any, batches: Any) -> Iterator[Record]:
+def _numbered(schema: Any, batches: Any) -> Iterator[NumberedRecord]:
     twice = [name for name, count in Counter(schema.names).items() if count > 1]
     if twice:
         raise UnreadableError(
-            f"a column twice: {', '.join(twice)}", "rename or remove one of the columns"
+            f"several columns have one name: {', '.join(twice)}",
+            "rename or remove one of the columns",
         )
     number = 0
     for batch in batches:

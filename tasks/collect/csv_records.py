@@ -1,6 +1,6 @@
 """Records of a CSV or TSV file, as spreadsheets and data frames write it.
 
-A quote that never closes costs the row in which it opens, not those after it.
+A quote that never closes quarantines only the row in which it opens.
 """
 
 import csv
@@ -9,30 +9,36 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
-from tasks.collect.examples import MAX_CHARACTERS, Broken, Record, UnreadableError, clipped
+from tasks.collect.source_records import (
+    MAX_CHARACTERS,
+    BrokenRecord,
+    NumberedRecord,
+    UnreadableError,
+    excerpt,
+)
 from tasks.collect.text_stream import UNREADABLE, TextStream, not_decoded
 
 _DELIMITERS = ",;\t|"
 _SAMPLE = 50
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # a hint to Excel
 _NEVER_CLOSES = "a quote opens here and never closes (a quote within a cell is written twice)"
-_BEHIND_QUOTE = "text behind a closing quote (a quote within a cell is written twice)"
+_BEHIND_QUOTE = "text after a closing quote (a quote within a cell is written twice)"
 
 
 def csv_records(
     file: IO[bytes], encoding: str | None = None, delimiter: str | None = None
-) -> Iterator[Record]:
+) -> Iterator[NumberedRecord]:
     """Yield the rows below the header line; a quoted cell may hold line ends.
 
-    A header that comes again, as where files were joined, is no row.
+    A repeated header, as in concatenated files, is quarantined.
 
     Args:
         file: its bytes.
-        encoding: its encoding, if it is none of Unicode's.
-        delimiter: what separates cells; told by the first lines where it is not given.
+        encoding: its encoding, if not a Unicode one.
+        delimiter: what separates cells; detected from the first lines where it is not given.
 
     Raises:
-        UnreadableError: the header cannot be read, or names a column twice.
+        UnreadableError: the header cannot be read, or two columns have one name.
     """
     csv.field_size_limit(MAX_CHARACTERS)
     text = TextStream(file, encoding)
@@ -46,19 +52,19 @@ def csv_records(
         if header is None:
             header = _header(number, cells, text.encoding)
             rows.width = len(header)
-        elif isinstance(cells, Broken):
+        elif isinstance(cells, BrokenRecord):
             yield number, cells
         elif [cell.strip() for cell in cells] == header:
-            yield number, Broken("the header again", clipped(",".join(cells)))
+            yield number, BrokenRecord("repeated header", excerpt(",".join(cells)))
         else:
             yield number, _record(header, cells, text.encoding)
 
 
 def _layout(text: TextStream, delimiter: str | None) -> tuple[str, bool]:
-    """Return the delimiter, and whether blanks follow it that belong to no cell.
+    """Return the delimiter, and whether blanks after it are to be skipped.
 
-    It is the one by which most of the first rows have as many cells as the header; blanks belong
-    to no cell where quotes come behind them.
+    The delimiter is the one with which most of the first rows have as many cells as the header.
+    Blanks are skipped where quotes follow them.
     """
     sample = text.ahead[text.at :].splitlines(keepends=True)
     sample = [line for line in sample[: None if text.ended else -1] if line.strip()][:_SAMPLE]
@@ -78,9 +84,9 @@ def _share(sample: list[str], delimiter: str) -> float:
     return sum(len(row) == len(rows[0]) for row in rows) / len(rows)
 
 
-def _header(number: int, cells: list[str] | Broken, encoding: str) -> list[str]:
+def _header(number: int, cells: list[str] | BrokenRecord, encoding: str) -> list[str]:
     fix = "repair the first line of the file: one name for each column"
-    if isinstance(cells, Broken):
+    if isinstance(cells, BrokenRecord):
         raise UnreadableError(f"the header, line {number}: {cells.reason}", fix)
     if UNREADABLE in "".join(cells):
         raise UnreadableError(f"the header, line {number}, is {not_decoded(encoding)}", fix)
@@ -88,13 +94,13 @@ def _header(number: int, cells: list[str] | Broken, encoding: str) -> list[str]:
     twice = [name for name, count in Counter(names).items() if name and count > 1]
     if twice:
         raise UnreadableError(
-            f"the header, line {number}, names a column twice: {clipped(', '.join(twice))}",
+            f"the header, line {number}, names a column twice: {excerpt(', '.join(twice))}",
             "rename or remove one of the columns",
         )
     return names
 
 
-def _record(header: list[str], cells: list[str], encoding: str) -> Mapping[str, Any] | Broken:
+def _record(header: list[str], cells: list[str], encoding: str) -> Mapping[str, Any] | BrokenRecord:
     whole = "".join(cells)
     if UNREADABLE in whole:
         reason = not_decoded(encoding)
@@ -105,28 +111,28 @@ def _record(header: list[str], cells: list[str], encoding: str) -> Mapping[str, 
     elif any(cells[len(header) :]):
         reason = "more cells than the header (a cell that holds the delimiter needs quotes)"
     else:
-        # a column without a name, such as a data frame's index, can be named by nobody
+        # a column without a name, such as a data frame's index, cannot be used in a template
         return {name: cell for name, cell in zip(header, cells, strict=False) if name}
-    return Broken(reason, clipped(",".join(cells)))
+    return BrokenRecord(reason, excerpt(",".join(cells)))
 
 
 class _Rows:
     """Rows of cells, each with the line at which it begins."""
 
     def __init__(
-        self, lines: Iterable[tuple[int, str | Broken]], delimiter: str, spaced: bool
+        self, lines: Iterable[tuple[int, str | BrokenRecord]], delimiter: str, spaced: bool
     ) -> None:
         self._lines, self._delimiter, self._spaced = iter(lines), delimiter, spaced
-        self._again: deque[tuple[int, str | Broken]] = deque()  # lines to be read once more
-        self._taken: list[tuple[int, str]] = []  # lines of the row at hand
+        self._again: deque[tuple[int, str | BrokenRecord]] = deque()  # lines to be read again
+        self._taken: list[tuple[int, str]] = []  # lines of the current row
         self.width = 0
         """Cells of the header, once it is known."""
 
-    def __iter__(self) -> Iterator[tuple[int, list[str] | Broken]]:
+    def __iter__(self) -> Iterator[tuple[int, list[str] | BrokenRecord]]:
         reader = self._reader()
         while line := self._next():
             number, content = line
-            if isinstance(content, Broken):
+            if isinstance(content, BrokenRecord):
                 yield line[0], content
                 continue
             self._again.appendleft(line)
@@ -134,11 +140,11 @@ class _Rows:
             try:
                 cells = next(reader, [])
             except csv.Error as error:
-                yield number, self._set_aside(str(error))
+                yield number, self._give_up_row(str(error))
                 reader = self._reader()
                 continue
             if len(self._taken) > 1 and self._swallowed_rows(cells):
-                yield number, self._set_aside("")
+                yield number, self._give_up_row("")
             elif cells:
                 yield number, cells
 
@@ -150,28 +156,30 @@ class _Rows:
     def _feed(self) -> Iterator[str]:
         while line := self._next():
             number, content = line
-            if isinstance(content, Broken):
+            if isinstance(content, BrokenRecord):
                 self._again.appendleft(line)
                 return
             self._taken.append((number, content))
             yield content
 
-    def _next(self) -> tuple[int, str | Broken] | None:
+    def _next(self) -> tuple[int, str | BrokenRecord] | None:
         return self._again.popleft() if self._again else next(self._lines, None)
 
-    def _set_aside(self, error: str) -> Broken:
-        """Give up the line at which the row begins, and read on with the next one."""
+    def _give_up_row(self, error: str) -> BrokenRecord:
+        """Quarantine the line at which the row begins, and go on with the next one."""
         (_, first), *others = self._taken
         self._again.extendleft(reversed(others))
         if "new-line" in error:
-            return Broken("a carriage return within a cell that is not quoted", clipped(first))
+            return BrokenRecord(
+                "a carriage return within a cell that is not quoted", excerpt(first)
+            )
         alone = not others and "expected after" in error
-        return Broken(_BEHIND_QUOTE if alone else _NEVER_CLOSES, clipped(first))
+        return BrokenRecord(_BEHIND_QUOTE if alone else _NEVER_CLOSES, excerpt(first))
 
     def _swallowed_rows(self, cells: list[str]) -> bool:
-        """Say whether a cell of several lines is what lies between two quotes that never close.
+        """Return whether a cell of several lines is the text between two unclosed quotes.
 
-        Each line is then a whole row, and the last quote stands where one would open.
+        Each of its lines is then a whole row, and the last quote is at the start of a cell.
         """
         place = next((n for n, cell in enumerate(cells) if "\n" in cell or "\r" in cell), None)
         if place is None or self.width < 2:

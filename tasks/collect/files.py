@@ -1,4 +1,4 @@
-"""Your own data: a JSON, CSV, Parquet or Arrow file of this project, or on S3."""
+"""Data files: JSON, CSV, Parquet or Arrow, in this project or on S3."""
 
 import io
 import os
@@ -11,35 +11,35 @@ from pydantic import field_validator
 
 from cohobate.errors import UserError
 from cohobate.params import Section
-from tasks.collect.examples import (
-    Broken,
-    Example,
-    NoExampleError,
-    Record,
-    SetAside,
+from tasks.collect.formats import known_format, records
+from tasks.collect.source_records import (
+    BrokenRecord,
+    NumberedRecord,
+    QuarantinedRecord,
+    SourceRecord,
     UnreadableError,
-    clipped,
+    UnusableRecordError,
+    excerpt,
     text_of,
 )
-from tasks.collect.formats import known_format, records
 
 PARTS = {"train": "train", "dev": "dev", "validation": "dev", "test": "test", "ood": "ood"}
-"""Names of splits, and the part that each becomes."""
+"""Names of splits, and the part that each stands for."""
 _REMOTE = "s3://"
 _BUFFER = 1 << 20
 
 
-class Records(Section):
-    """What sources of records with columns have in common."""
+class ColumnSource(Section):
+    """Base class of the sources whose records have columns."""
 
     group: str | None = None
     """Column with the class or topic of a record, for scores by group."""
     key: str | None = None
-    """Column whose values must not stand on both sides of a split: a document, a patient."""
+    """Column whose values must not end on both sides of a split: a document, a patient."""
     split: str | None = None
-    """Column that says train, dev, test or ood, where the data is split already."""
+    """Column with train, dev, test or ood, where the data is split already."""
     licence: str = "unknown"
-    """Terms on which the records may be used; kept with the data that is made of them."""
+    """Licence of the records; recorded with the data made of them."""
 
     @property
     def file(self) -> str:
@@ -47,40 +47,42 @@ class Records(Section):
         raise NotImplementedError
 
     def notice(self) -> str:
-        """Return the licence notice that the rows carry along: none, the data is yours."""
+        """Return the licence notice to write beside the rows: none for your own data."""
         return ""
 
-    def example(
-        self, number: int, record: Mapping[str, Any] | Broken, part: str = ""
-    ) -> Example | SetAside:
-        """Return a record as an example, or why it is none.
+    def source_record(
+        self, number: int, record: Mapping[str, Any] | BrokenRecord, part: str = ""
+    ) -> SourceRecord | QuarantinedRecord:
+        """Return a record with its keys, group and part, or quarantine it.
 
         Args:
             number: line or row, from 1.
             record: its columns.
-            part: the split that it comes from, where no column says so.
+            part: its part, where no column names it.
         """
-        if isinstance(record, Broken):
-            return SetAside(file=self.file, line=number, reason=record.reason, text=record.text)
+        if isinstance(record, BrokenRecord):
+            return QuarantinedRecord(
+                file=self.file, line=number, reason=record.reason, text=record.text
+            )
         try:
             keys = (text_of(record, self.key),) if self.key else ()
             group = text_of(record, self.group) if self.group else ""
-            return Example(number, record, keys, group, self._part(record) or part)
-        except NoExampleError as no:
-            text = clipped(dict(record))
-            return SetAside(file=self.file, line=number, reason=str(no), text=text)
+            return SourceRecord(number, record, keys, group, self._part(record) or part)
+        except UnusableRecordError as error:
+            text = excerpt(dict(record))
+            return QuarantinedRecord(file=self.file, line=number, reason=str(error), text=text)
 
     def _part(self, record: Mapping[str, Any]) -> str:
         if self.split is None:
             return ""
         part = text_of(record, self.split)
         if part not in PARTS:
-            raise NoExampleError(f"column {self.split!r} is none of {', '.join(PARTS)}")
+            raise UnusableRecordError(f"column {self.split!r} is not one of {', '.join(PARTS)}")
         return PARTS[part]
 
 
-class Files(Records):
-    """The records of one file; the template says which columns make prompt and answer."""
+class DataFile(ColumnSource):
+    """One data file; the template makes prompt and answer of its columns."""
 
     type: Literal["files"]
     path: str
@@ -102,7 +104,9 @@ class Files(Records):
         try:
             b"-".decode(encoding or "utf-8", "replace")
         except LookupError:
-            raise ValueError("no encoding that Python knows, such as cp1252 or latin-1") from None
+            raise ValueError(
+                "not an encoding that Python knows, such as cp1252 or latin-1"
+            ) from None
         return encoding
 
     @property
@@ -110,20 +114,20 @@ class Files(Records):
         """Name of the file whose lines are counted."""
         return self.path
 
-    def examples(self) -> Iterator[Example | SetAside]:
-        """Yield the records of the file, one at a time, or why one is none.
+    def source_records(self) -> Iterator[SourceRecord | QuarantinedRecord]:
+        """Yield the records of the file, one at a time.
 
         Raises:
-            UserError: the file cannot be opened, or breaks off.
+            UserError: the file cannot be opened, or is truncated.
         """
         for number, record in self._records():
-            yield self.example(number, record)
+            yield self.source_record(number, record)
 
     def release(self) -> str:
-        """Return what the summary says of the source."""
+        """Return the name of the data for the summary."""
         return Path(self.path).name
 
-    def _records(self) -> Iterator[Record]:
+    def _records(self) -> Iterator[NumberedRecord]:
         try:
             with _opened(self.path) as file:
                 yield from records(self.path, file, self.encoding)
@@ -143,13 +147,13 @@ def inside_project(path: str) -> Path:
     """Return a path of params.yaml, relative to the project's root.
 
     Raises:
-        UserError: it leads out of the project, where DVC could not follow changes.
+        UserError: it lies outside the project, where DVC does not see changes.
     """
     root = Path.cwd().resolve()
     resolved = (root / path).resolve()
     if not resolved.is_relative_to(root):
         raise UserError(
-            "data is read from within the project only",
+            "the data file is outside the project",
             where=f"collect.source.path: {path}",
             fix="copy the file into the project, or give an s3:// URI",
         )
@@ -158,7 +162,7 @@ def inside_project(path: str) -> Path:
 
 def _why(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+        return "file not found"
     return str(error).strip() or type(error).__name__
 
 
@@ -167,7 +171,7 @@ def _opened(path: str) -> AbstractContextManager[IO[bytes]]:
         file = inside_project(path)
         if file.is_dir():
             raise UnreadableError(
-                "it is a folder, not a file",
+                "a folder, not a file",
                 "name a file in it; for what save_to_disk wrote, give {type: datasets, path: ...}",
             )
         return file.open("rb")
@@ -177,5 +181,5 @@ def _opened(path: str) -> AbstractContextManager[IO[bytes]]:
         endpoint_url=os.environ.get("AWS_ENDPOINT_URL"),
         config_kwargs={"connect_timeout": 10, "retries": {"max_attempts": 2}},
     )
-    # its own readline takes no limit, and a line can be as long as the file
+    # s3fs' own readline takes no limit, and a line can be as long as the file
     return io.BufferedReader(store.open(path, "rb"), _BUFFER)

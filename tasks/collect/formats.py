@@ -1,4 +1,4 @@
-"""File formats by their endings, and what a file is that is none of them."""
+"""File formats by their endings, and advice for files of other formats."""
 
 import bz2
 import gzip
@@ -11,10 +11,10 @@ from typing import IO, Any, cast
 
 from tasks.collect.arrow_records import arrow_records, parquet_records
 from tasks.collect.csv_records import csv_records
-from tasks.collect.examples import Record, UnreadableError
 from tasks.collect.json_records import json_records
+from tasks.collect.source_records import NumberedRecord, UnreadableError
 
-FORMATS: dict[str, Callable[[IO[bytes], str | None], Iterator[Record]]] = {
+FORMATS: dict[str, Callable[[IO[bytes], str | None], Iterator[NumberedRecord]]] = {
     ".jsonl": json_records,
     ".ndjson": json_records,
     ".json": partial(json_records, document=True),
@@ -65,10 +65,10 @@ _COMPRESSIONS: dict[str, Callable[[Any], Any]] = {
 
 
 def known_format(path: str) -> str:
-    """Return the ending that says what a file holds, behind that of a compression.
+    """Return the ending of a file's format, without that of a compression.
 
     Raises:
-        ValueError: no format is known by it.
+        ValueError: the ending is not that of a known format.
     """
     *_, before, last = ["", "", *PurePosixPath(path.lower()).suffixes]
     ending = before if last in _COMPRESSIONS else last
@@ -78,13 +78,13 @@ def known_format(path: str) -> str:
     raise ValueError(f"{_OTHERS[ending]}; {kinds}" if ending in _OTHERS else kinds)
 
 
-def records(path: str, file: IO[bytes], encoding: str | None) -> Iterator[Record]:
+def records(path: str, file: IO[bytes], encoding: str | None) -> Iterator[NumberedRecord]:
     """Yield the records of a file.
 
     Args:
-        path: its name, whose ending tells the format.
+        path: its name; the ending decides the format.
         file: its bytes.
-        encoding: of a text file that is in none of Unicode's.
+        encoding: of a text file, if not a Unicode encoding.
 
     Raises:
         UnreadableError: no record of it can be read.
@@ -102,6 +102,6 @@ def records(path: str, file: IO[bytes], encoding: str | None) -> Iterator[Record
 
 
 def _refuse_others(head: bytes) -> None:
-    for beginning, what, fix in _CONTENTS:
+    for beginning, kind, fix in _CONTENTS:
         if head.startswith(beginning.lower()):
-            raise UnreadableError(f"it is {what}", fix)
+            raise UnreadableError(f"the file is {kind}", fix)

@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face: a folder that `datasets` saved, or a name on the hub."""
+"""Hugging Face data sets: a folder saved by `datasets`, or a name on the hub."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,17 +8,17 @@ from pydantic import Field
 
 from cohobate.errors import UserError
 from tasks.collect.arrow_records import batch_records
-from tasks.collect.examples import Example, SetAside
-from tasks.collect.files import PARTS, Records, inside_project
+from tasks.collect.files import PARTS, ColumnSource, inside_project
+from tasks.collect.source_records import QuarantinedRecord, SourceRecord
 
 _BATCH = 1024
 
 
-class Saved(Records):
+class SavedDataset(ColumnSource):
     """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote.
 
-    The splits of the latter stay what they are; other names than train, dev, validation, test and
-    ood belong to train.
+    The splits of a `DatasetDict` are kept; names other than train, dev, validation, test and ood
+    count as train.
     """
 
     type: Literal["datasets"]
@@ -31,10 +31,10 @@ class Saved(Records):
         return self.path
 
     def release(self) -> str:
-        """Return what the summary says of the source."""
+        """Return the name of the data for the summary."""
         return Path(self.path).name
 
-    def examples(self) -> Iterator[Example | SetAside]:
+    def source_records(self) -> Iterator[SourceRecord | QuarantinedRecord]:
         """Yield the rows of each split; the files are memory-mapped.
 
         Raises:
@@ -45,10 +45,10 @@ class Saved(Records):
             for table in split.with_format("arrow").iter(batch_size=_BATCH):
                 for record in batch_records(table):
                     number += 1
-                    yield self.example(number, record, PARTS.get(name, ""))
+                    yield self.source_record(number, record, PARTS.get(name, ""))
 
 
-class Hub(Records):
+class HubDataset(ColumnSource):
     """A data set on the hub, streamed at a pinned commit."""
 
     type: Literal["hub"]
@@ -57,7 +57,7 @@ class Hub(Records):
     name: str
     """Such as `openai/gsm8k`."""
     revision: str = Field(pattern="^[0-9a-f]{40}$")
-    """The commit: a branch would be other data tomorrow."""
+    """The commit: a branch can change."""
     config: str | None = None
     """Name of the configuration, where there are several."""
     part: str = "train"
@@ -69,28 +69,28 @@ class Hub(Records):
         return self.name
 
     def release(self) -> str:
-        """Return what the summary says of the source."""
+        """Return the name of the data for the summary."""
         return f"{self.name}@{self.revision[:12]}"
 
-    def examples(self) -> Iterator[Example | SetAside]:
+    def source_records(self) -> Iterator[SourceRecord | QuarantinedRecord]:
         """Yield the rows of the split.
 
         Raises:
-            UserError: there is no such data set, or no way to the hub.
+            UserError: the data set does not exist, or the hub cannot be reached.
         """
         from datasets import load_dataset
 
         options = {"split": self.part, "revision": self.revision, "streaming": True}
         try:
             for number, record in enumerate(load_dataset(self.name, self.config, **options), 1):
-                yield self.example(number, record)
+                yield self.source_record(number, record)
         except Exception as error:  # offline, unreachable, unknown and gated are a class each
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
                 f"cannot read the data set {self.name}: {reason[0]}",
                 where=f"revision {self.revision}, split {self.part}",
-                fix="check name and connection, or save it with `save_to_disk` where there is a "
-                "hub and give collect.source {type: datasets, path: ...}",
+                fix="check the name and the connection; or save it with `save_to_disk` where there "
+                "is access, and set collect.source: {type: datasets, path: ...}",
             ) from error
 
 
@@ -98,11 +98,11 @@ def _loaded(folder: Path) -> dict[str, Any]:
     from datasets import Dataset, load_from_disk
 
     try:
-        found = load_from_disk(str(folder))
+        loaded = load_from_disk(str(folder))
     except Exception as error:  # pyarrow's, datasets' own and OSError
         raise UserError(
             f"cannot read the data set: {error}",
             where=str(folder),
             fix="name a folder that `datasets` wrote with save_to_disk",
         ) from error
-    return {"": found} if isinstance(found, Dataset) else dict(found)
+    return {"": loaded} if isinstance(loaded, Dataset) else dict(loaded)

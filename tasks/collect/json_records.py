@@ -9,8 +9,14 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from cohobate.progress import say
-from tasks.collect.examples import MAX_CHARACTERS, Broken, Record, UnreadableError, clipped
 from tasks.collect.json_values import BETWEEN, BLANK, CUT_OFF, Decoder, Values, why_not
+from tasks.collect.source_records import (
+    MAX_CHARACTERS,
+    BrokenRecord,
+    NumberedRecord,
+    UnreadableError,
+    excerpt,
+)
 from tasks.collect.text_stream import UNREADABLE, TextStream, not_decoded
 
 _LIST_OF_OBJECTS = re.compile(r"\[[ \t\r\n]*\{")
@@ -29,7 +35,7 @@ _AS_LINES = 'write one object a line, as df.to_json(path, orient="records", line
 
 def json_records(
     file: IO[bytes], encoding: str | None = None, document: bool = False
-) -> Iterator[Record]:
+) -> Iterator[NumberedRecord]:
     """Yield the records of a JSON file.
 
     Args:
@@ -102,49 +108,49 @@ def _is_single(text: TextStream) -> bool:
     return not text.ahead[end:].strip()
 
 
-def _lines(text: TextStream) -> Iterator[Record]:
+def _lines(text: TextStream) -> Iterator[NumberedRecord]:
     """Yield the record of each line; whole objects may follow each other on one."""
     decoder = Decoder()
     for number, line in text.lines():
-        if isinstance(line, Broken):
+        if isinstance(line, BrokenRecord):
             yield number, line
         elif UNREADABLE in line:
-            yield number, Broken(not_decoded(text.encoding), clipped(line))
+            yield number, BrokenRecord(not_decoded(text.encoding), excerpt(line))
         else:
             for record in _on_line(decoder, line.rstrip(" \t\r\n\v\f")):
                 yield number, record
 
 
-def _on_line(decoder: Decoder, line: str) -> list[Mapping[str, Any] | Broken]:
-    records: list[Mapping[str, Any] | Broken] = []
+def _on_line(decoder: Decoder, line: str) -> list[Mapping[str, Any] | BrokenRecord]:
+    records: list[Mapping[str, Any] | BrokenRecord] = []
     at = len(line) - len(line.lstrip(" \t\r\n\v\f"))
     while at < len(line):
         try:
             value, at = decoder.value(line, at)
         except (ValueError, RecursionError) as error:
-            return [Broken(why_not(error), clipped(line))]
+            return [BrokenRecord(why_not(error), excerpt(line))]
         records.append(_record(value, line))
         between = BETWEEN.match(line, at)
         at = between.end() if between else at
-    if len(records) > 1 and any(isinstance(record, Broken) for record in records):
-        return [Broken("not JSON: Extra data", clipped(line))]
+    if len(records) > 1 and any(isinstance(record, BrokenRecord) for record in records):
+        return [BrokenRecord("not JSON: Extra data", excerpt(line))]
     return records
 
 
-def _record(value: Any, spelt: str) -> Mapping[str, Any] | Broken:
-    if isinstance(value, Broken):
+def _record(value: Any, spelt: str) -> Mapping[str, Any] | BrokenRecord:
+    if isinstance(value, BrokenRecord):
         return value
     if not isinstance(value, dict):
         twice = isinstance(value, str) and value.lstrip().startswith(("{", "["))
         why = "JSON written as a text: it was encoded twice" if twice else "not a JSON object"
-        return Broken(why, clipped(spelt))
+        return BrokenRecord(why, excerpt(spelt))
     if value.keys() == _VIEWER_ROW and isinstance(value["row"], dict):
         cut = "cells cut off by the hub's viewer (truncated_cells)"
-        return Broken(cut, clipped(spelt)) if value["truncated_cells"] else value["row"]
+        return BrokenRecord(cut, excerpt(spelt)) if value["truncated_cells"] else value["row"]
     return value
 
 
-def _records(values: Values, closing: str) -> Iterator[Record]:
+def _records(values: Values, closing: str) -> Iterator[NumberedRecord]:
     for line, value, spelt in values.until(closing):
         yield line, _record(value, spelt)
 
@@ -163,7 +169,7 @@ class _Document:
         self._source = ""
         """Key of the list, or of the first record, that is read."""
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[NumberedRecord]:
         """Yield its records."""
         text, line = self._text, self._text.line
         text.advance(text.at + 1)
@@ -175,11 +181,11 @@ class _Document:
                 self._source = self._source or key
                 yield text.line, _record(self._values.next(), key)
             else:
-                twice = Broken(f"a key twice: {clipped(key)!r}", "")
+                twice = BrokenRecord(f"a key twice: {excerpt(key)!r}", "")
                 value = self._values.next()
                 self._others[key] = twice if key in self._others else value
         if not following:
-            yield text.line, Broken(CUT_OFF, "")
+            yield text.line, BrokenRecord(CUT_OFF, "")
             return
         text.advance(text.at + 1)
         if text.skip(BETWEEN):
@@ -210,7 +216,7 @@ class _Document:
         columns = self._others.get("columns")
         return columns if isinstance(columns, list) else []
 
-    def _under(self, key: str) -> Iterator[Record]:
+    def _under(self, key: str) -> Iterator[NumberedRecord]:
         if self._source:
             raise UnreadableError(
                 f"two lists of records: {self._source!r} and {key!r}",
@@ -222,18 +228,18 @@ class _Document:
         for line, value, spelt in self._values.until("]"):
             yield line, self._named(value, spelt)
 
-    def _named(self, value: Any, spelt: str) -> Mapping[str, Any] | Broken:
+    def _named(self, value: Any, spelt: str) -> Mapping[str, Any] | BrokenRecord:
         columns = self._columns()
         if not isinstance(value, list) or not columns:
             return _record(value, spelt)
         if len(value) != len(columns):
-            return Broken("not as many cells as columns", clipped(spelt))
+            return BrokenRecord("not as many cells as columns", excerpt(spelt))
         return dict(zip(columns, value, strict=True))
 
-    def _whole(self) -> Iterator[Mapping[str, Any] | Broken]:
+    def _whole(self) -> Iterator[Mapping[str, Any] | BrokenRecord]:
         """Yield the object as a record, or the records of its columns."""
         members = self._others
-        if broken := [value for value in members.values() if isinstance(value, Broken)]:
+        if broken := [value for value in members.values() if isinstance(value, BrokenRecord)]:
             if len(members) > 1 and all(value.text[:1] in ("{", "[") for value in broken):
                 raise UnreadableError(f"columns: {broken[0].reason}", _AS_LINES)
             yield broken[0]

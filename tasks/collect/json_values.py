@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from tasks.collect.examples import MAX_CHARACTERS, Broken, clipped
+from tasks.collect.source_records import MAX_CHARACTERS, BrokenRecord, excerpt
 from tasks.collect.text_stream import UNREADABLE, TextStream, not_decoded
 
 BLANK = re.compile(r"[ \t\r\n\v\f]*")
@@ -36,14 +36,14 @@ class Decoder(json.JSONDecoder):
         """
         self._twice = ""
         value, end = self.raw_decode(text, at)
-        return (Broken(self._twice, clipped(text[at:end])) if self._twice else value), end
+        return (BrokenRecord(self._twice, excerpt(text[at:end])) if self._twice else value), end
 
     def _members(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)
         if len(members) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            self._twice = f"a key twice: {clipped(twice)!r}"
+            self._twice = f"a key twice: {excerpt(twice)!r}"
         return members
 
 
@@ -69,8 +69,8 @@ class Values:
             yield line, value, start
         if following:
             text.advance(text.at + 1)
-        elif closing and not (isinstance(value, Broken) and value.reason == CUT_OFF):
-            yield text.line, Broken(CUT_OFF, ""), ""
+        elif closing and not (isinstance(value, BrokenRecord) and value.reason == CUT_OFF):
+            yield text.line, BrokenRecord(CUT_OFF, ""), ""
 
     def next(self) -> Any:
         """Return the value ahead and leave it behind; Broken where it cannot be read."""
@@ -106,23 +106,27 @@ class Values:
         spelt = text.ahead[text.at : end]
         text.advance(end)
         if len(spelt) > MAX_CHARACTERS:
-            return Broken(_TOO_LONG, clipped(spelt))
-        return Broken(not_decoded(text.encoding), clipped(spelt)) if UNREADABLE in spelt else value
+            return BrokenRecord(_TOO_LONG, excerpt(spelt))
+        return (
+            BrokenRecord(not_decoded(text.encoding), excerpt(spelt))
+            if UNREADABLE in spelt
+            else value
+        )
 
-    def _leave(self, error: Exception, margin: str | None) -> Broken:
+    def _leave(self, error: Exception, margin: str | None) -> BrokenRecord:
         """Leave a value behind that is no JSON."""
         text = self._text
-        start = clipped(text.ahead[text.at : text.at + _SHOWN])
+        start = excerpt(text.ahead[text.at : text.at + _SHOWN])
         while (end := self._end(margin)) < 0:
             if len(text.ahead) - text.at > MAX_CHARACTERS:
                 self._skip()
-                return Broken(_TOO_LONG, start)
+                return BrokenRecord(_TOO_LONG, start)
             if not text.more():
                 whole = not self._goes_on(error)
                 text.advance(len(text.ahead))
-                return Broken(f"{why_not(error)}; {_NO_END}" if whole else CUT_OFF, start)
+                return BrokenRecord(f"{why_not(error)}; {_NO_END}" if whole else CUT_OFF, start)
         text.advance(end)
-        return Broken(why_not(error), start)
+        return BrokenRecord(why_not(error), start)
 
     def _end(self, margin: str | None) -> int:
         """Return where a value that is no JSON ends; -1 where that is not in sight.

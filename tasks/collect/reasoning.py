@@ -1,6 +1,6 @@
-"""Procedural reasoning tasks: as many as are asked for, each with its right answer.
+"""Procedural reasoning problems, generated with their right answers.
 
-From reasoning-gym (Stojanovski et al. 2025, Apache-2.0), an optional dependency.
+By reasoning-gym (Stojanovski et al. 2025, Apache-2.0), an optional dependency.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from cohobate.errors import UserError
 from cohobate.params import Section
-from tasks.collect.examples import Example, SetAside
+from tasks.collect.source_records import QuarantinedRecord, SourceRecord
 
 
 class ReasoningGym(Section):
@@ -29,25 +29,25 @@ class ReasoningGym(Section):
 
     @property
     def file(self) -> str:
-        """Name of what the numbers of records count in."""
+        """Name that stands for the file in messages."""
         return "reasoning-gym"
 
     def release(self) -> str:
-        """Return what the summary says of the source."""
+        """Return the name of the data for the summary."""
         from importlib.metadata import version
 
         return f"reasoning-gym {version('reasoning-gym')}"
 
     @property
     def licence(self) -> str:
-        """Terms on which the problems may be used: those of the package that makes them."""
+        """Licence of the problems: that of the package that generates them."""
         return "Apache-2.0"
 
     def notice(self) -> str:
-        """Return the licence notice that the rows carry along: problems made here need none."""
+        """Return the licence notice to write beside the rows: none is needed."""
         return ""
 
-    def examples(self) -> Iterator[Example | SetAside]:
+    def source_records(self) -> Iterator[SourceRecord | QuarantinedRecord]:
         """Yield the problems, task after task.
 
         Raises:
@@ -57,9 +57,9 @@ class ReasoningGym(Section):
         for name, level in self.tasks.items():
             for entry in _problems(name, level, self.rows, self.seed):
                 number += 1
-                told = {"question": entry["question"], "answer": entry["answer"]}
-                columns = told | {"task": name, "level": f"{name} {level}"}
-                yield Example(number, columns, group=columns[self.group])
+                pair = {"question": entry["question"], "answer": entry["answer"]}
+                columns = pair | {"task": name, "level": f"{name} {level}"}
+                yield SourceRecord(number, columns, group=columns[self.group])
 
 
 def _problems(name: str, level: int, rows: int, seed: int) -> Any:
@@ -72,16 +72,18 @@ def _problems(name: str, level: int, rows: int, seed: int) -> Any:
             where="collect.source",
             fix="pip install 'cohobate[reasoning]'",
         ) from error
-    wanted = {"size": rows, "seed": seed}
+    options = {"size": rows, "seed": seed}
     try:
         curriculum = create_curriculum(name)
         highest = max(len(knob.levels) for knob in curriculum.attributes.values()) - 1
         if not 0 <= level <= highest:
-            raise ValueError(f"its levels go from 0 to {highest}")
+            raise ValueError(f"levels are 0 to {highest}")
         curriculum.set_global_level(level)
-        told = vars(curriculum.generate_configuration(wanted))
-        return create_dataset(name, **(told | wanted))
+        configuration = vars(curriculum.generate_configuration(options))
+        return create_dataset(name, **(configuration | options))
     except (ValueError, AssertionError) as error:
         raise UserError(
-            f"no such problems: {error}", where=f"collect.source.tasks: {name}, level {level}"
+            f"cannot generate the problems: {error}",
+            where=f"collect.source.tasks: {name}, level {level}",
+            fix="name a task of reasoning-gym, with one of its levels",
         ) from error

@@ -1,8 +1,7 @@
-"""Prompts of an earlier round that come again, because the student is still far from the teacher.
+"""Replayed prompts: hard ones of an earlier round, in place of as many new prompts.
 
-`iterate_rounds` writes the file (`tasks/hard_examples`) and names it here; it takes the place of as
-many new prompts. The rows are the training side's own: dev and test are drawn before, from the same
-seed.
+`iterate_rounds` takes the file from `hard_examples` and sets its path here. The prompts are of the
+training side: dev and test are drawn before, from the same seed.
 """
 
 from collections.abc import Iterator
@@ -18,12 +17,12 @@ from cohobate.params import Section
 
 
 class Replay(Section):
-    """What comes again."""
+    """Which prompts are replayed."""
 
     path: str = NO_ROWS
     """Rows, hardest first. While `rows` is 0 it is not read."""
     rows: int = Field(0, ge=0)
-    """So many of them, at most."""
+    """Largest number of rows; 0: none."""
 
     def prompts(self) -> Iterator[Row]:
         """Yield the rows.
@@ -32,6 +31,6 @@ class Replay(Section):
             UserError: there is no such file.
         """
         if self.rows and not Path(self.path).exists():
-            raise UserError("no rows to replay here", where=self.path, fix="dvc checkout")
+            raise UserError("no rows to replay", where=self.path, fix="dvc checkout")
         if self.rows:
             yield from islice(read_rows(Path(self.path), Row), self.rows)

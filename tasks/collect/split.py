@@ -1,9 +1,9 @@
-"""Label-scarce splits without leakage: few labelled rows, many unlabelled, dev and test apart.
+"""Label-scarce splits without leakage: few labelled rows, many unlabelled, separate dev and test.
 
-Examples are drawn in the order of a hash of the seed and their first key, so a split does not
-depend on the order of the file, and changes little when examples are added. Test is drawn first,
-then dev, then the training side; what shares a key with a part drawn before (the same document, a
-sense of the same word), or gives away one of its prompts, is drawn into no later part.
+Rows are drawn in the order of a hash of the seed and their first key. So a split does not depend on
+the order of the file, and changes little when records are added. Test is drawn first, then dev,
+then the training side. A row that shares a key with a part drawn before (the same document, a sense
+of the same word), or contains one of its prompts, is not drawn into a later part.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from pydantic import Field
 from cohobate.data.contamination import Contamination
 from cohobate.data.records import Row
 from cohobate.params import Section
-from tasks.collect.examples import Example
+from tasks.collect.source_records import SourceRecord
 
 _MARKS = {"": 0, "train": 0, "dev": 1, "test": 2, "ood": 3}
 _NO_ANSWER = 0
@@ -27,8 +27,8 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-class Pool:
-    """What a split must know of each row, some forty bytes; the rows themselves stay on disk."""
+class SplitIndex:
+    """Index of the rows for drawing a split: about forty bytes a row; the rows stay on disk."""
 
     def __init__(self, split: "Split") -> None:
         self._seed, self._ood_groups = split.seed, frozenset(split.ood_groups)
@@ -36,13 +36,13 @@ class Pool:
         self.ranks, self.marks = array("Q"), array("B")
         self._keys, self._key_ends = array("Q"), array("Q")
 
-    def add(self, example: Example, row: Row) -> None:
-        """Take note of one more row."""
-        keys = example.keys or (row.id,)
+    def add(self, source_record: SourceRecord, row: Row) -> None:
+        """Add a row."""
+        keys = source_record.keys or (row.id,)
         self.prompts.append(int(row.id, 16))
         self.answers.append(_NO_ANSWER if row.answer is None else _hash(row.answer) | 1)
         self.ranks.append(_hash(f"{self._seed} {keys[0]}"))
-        part = "ood" if example.group in self._ood_groups else example.part
+        part = "ood" if source_record.group in self._ood_groups else source_record.part
         self.marks.append(_MARKS[part])
         self._keys.extend(map(_hash, keys))
         self._key_ends.append(len(self._keys))
@@ -51,7 +51,7 @@ class Pool:
         return len(self.prompts)
 
     def has(self, part: str) -> bool:
-        """Say whether the source itself puts rows in this part."""
+        """Return whether the source itself assigns rows to this part."""
         return _MARKS[part] in self.marks
 
     def keys(self, row: int) -> "array[int]":
@@ -78,61 +78,63 @@ class Pool:
 
 
 @dataclass
-class Parts:
-    """What was drawn, as row numbers of the pool."""
+class SplitParts:
+    """The drawn parts, as row numbers of the index."""
 
     labelled: list[int] = field(default_factory=list)
     unlabelled: list[int] = field(default_factory=list)
     dev: list[int] = field(default_factory=list)
     test: list[int] = field(default_factory=list)
     ood: list[int] = field(default_factory=list)
-    refused: list[tuple[int, str]] = field(default_factory=list)
-    """Rows that cannot be used, and why."""
+    unusable: list[tuple[int, str]] = field(default_factory=list)
+    """Rows that cannot be used, with the reason."""
     withheld: int = 0
-    """Rows met that share a key with a part drawn before."""
+    """Number of rows left out because they share a key with a part drawn before."""
 
 
 class Split(Section):
-    """Sizes of the parts. Answers beyond the labelled rows are taken away: they are unlabelled."""
+    """Sizes of the parts. Training rows beyond `labelled` lose their answers."""
 
     seed: int = 0
     labelled: int = Field(1000, ge=1)
     """Training rows that keep their answer."""
     unlabelled: int = Field(8000, ge=1)
-    """Training rows for the teacher to answer; fewer where there are no more."""
+    """Training rows for the teacher to answer, as far as there are any."""
     batch: int = Field(0, ge=0)
-    """Which batch of unlabelled rows: 0 is the first, 1 takes those that come after, and so on."""
+    """Which batch of unlabelled rows: 0 is the first, 1 the one after it, and so on."""
     dev: int = Field(500, ge=1)
     test: int = Field(2500, ge=1)
     ood: int = Field(0, ge=0)
-    """Rows of another distribution, to test on alone: those of `ood_groups`, and those that the
-    source itself calls `ood`."""
+    """Rows out of distribution, for testing alone: those of `ood_groups`, and those that the source
+    itself marks as `ood`."""
     ood_groups: tuple[str, ...] = ()
-    """Groups of which no row is in any other part, whether `ood` asks for rows or not."""
+    """Groups that are kept out of all other parts, also where `ood` is 0."""
 
-    def draw(self, pool: Pool, prompt_of: Callable[[int], str], parts: Parts) -> None:
-        """Draw `parts`; one may come out smaller than asked.
+    def draw(self, pool: SplitIndex, prompt_of: Callable[[int], str], parts: SplitParts) -> None:
+        """Draw `parts`; a part can be smaller than configured.
 
         Args:
-            pool: what is known of the rows.
-            prompt_of: gives the text of a row's prompt.
+            pool: index of the rows.
+            prompt_of: returns the text of a row's prompt.
             parts: is filled.
         """
         _Draw(pool, prompt_of, parts).draw(self)
 
 
 class _Draw:
-    """One walk after the other over the rows in drawing order."""
+    """Draws the parts one after the other from the rows in drawing order."""
 
-    def __init__(self, pool: Pool, prompt_of: Callable[[int], str], parts: Parts) -> None:
+    def __init__(
+        self, pool: SplitIndex, prompt_of: Callable[[int], str], parts: SplitParts
+    ) -> None:
         self._pool, self._prompt_of, self._parts = pool, prompt_of, parts
-        self._gone = bytearray(len(pool))
+        self._used = bytearray(len(pool))
         self._blocked: set[int] = set()
         self._evaluation: list[str] = []
 
     def draw(self, split: Split) -> None:
         parts, answers = self._parts, self._pool.answers
-        self._refuse_repeated()
+        self._drop_repeated()
         order = self._pool.in_drawing_order()
         drawings = [("test", split.test, parts.test), ("dev", split.dev, parts.dev)]
         for part, size, drawn in [*drawings, ("ood", split.ood, parts.ood)]:
@@ -150,39 +152,39 @@ class _Draw:
     def _marked(self, order: Iterable[int], mark: int) -> Iterator[int]:
         return (row for row in order if self._pool.marks[row] == mark)
 
-    def _refuse_repeated(self) -> None:
+    def _drop_repeated(self) -> None:
         for rows in self._pool.repeated():
             answers = {self._pool.answers[row] for row in rows} - {_NO_ANSWER}
             # an evaluation part keeps its copy; then a copy with an answer; then the first
             rows.sort(key=lambda row: (-self._pool.marks[row], not self._pool.answers[row], row))
             if len(answers) > 1:
-                self._refuse(rows, "the same prompt with another answer")
+                self._drop(rows, "duplicate prompt with another answer")
             else:
-                self._refuse(rows[1:], "the same prompt again")
+                self._drop(rows[1:], "duplicate prompt")
 
-    def _refuse(self, rows: Iterable[int], reason: str) -> None:
+    def _drop(self, rows: Iterable[int], reason: str) -> None:
         for row in rows:
-            self._gone[row] = True
-            self._parts.refused.append((row, reason))
+            self._used[row] = True
+            self._parts.unusable.append((row, reason))
 
     def _take(self, rows: Iterable[int], size: int) -> Iterator[int]:
         contamination = Contamination(self._evaluation)
         for row in rows:
             if size == 0:
                 return
-            if self._gone[row]:
+            if self._used[row]:
                 continue
-            self._gone[row] = True
+            self._used[row] = True
             if not self._blocked.isdisjoint(self._pool.keys(row)):
                 self._parts.withheld += 1
             elif reason := contamination.reason(self._prompt_of(row)):
-                self._parts.refused.append((row, reason))
+                self._parts.unusable.append((row, reason))
             else:
                 size -= 1
                 yield row
 
     def _close(self, rows: list[int]) -> None:
-        """Let nothing that is close to `rows` into a later part."""
+        """Keep rows that share a key or a prompt with `rows` out of later parts."""
         for row in rows:
             self._blocked.update(self._pool.keys(row))
             self._evaluation.append(self._prompt_of(row))

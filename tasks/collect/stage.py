@@ -1,11 +1,11 @@
-"""Prompts and labelled rows, split without leakage.
+"""Collect prompts and labelled rows from a source, and split them without leakage.
 
-In:  the source that `collect.source` names: WordNet, a file of your own, a data set, problems.
-Out: data/collect/labelled.jsonl, dev.jsonl, test.jsonl   rows with their right answer
-     data/collect/ood.jsonl                               such rows of other groups, if asked for
-     data/collect/unlabelled.jsonl                        rows whose answer is nowhere
-     data/collect/quarantine.jsonl     each record that became no row: line, reason, beginning
-     data/collect/summary.json, and NOTICE.txt where the source's licence asks for one
+In:  the source that `collect.source` names: WordNet, a data file, a data set, generated problems.
+Out: data/collect/labelled.jsonl, dev.jsonl, test.jsonl   rows with their reference answer
+     data/collect/ood.jsonl                               such rows of other groups, if configured
+     data/collect/unlabelled.jsonl                        rows without an answer
+     data/collect/quarantine.jsonl     each record that was not used: line, reason, beginning
+     data/collect/summary.json, and NOTICE.txt where the source's licence requires one
 
 A row of labelled.jsonl:
 
@@ -34,18 +34,20 @@ from cohobate.data.records import (
 from cohobate.errors import UserError
 from cohobate.params import Section
 from cohobate.progress import say
-from tasks.collect.examples import SetAside
-from tasks.collect.files import Files
-from tasks.collect.hugging_face import Hub, Saved
-from tasks.collect.intake import Intake
+from tasks.collect.files import DataFile
+from tasks.collect.hugging_face import HubDataset, SavedDataset
+from tasks.collect.known_formats import KnownFormat
 from tasks.collect.reasoning import ReasoningGym
-from tasks.collect.recognised import Recognised
 from tasks.collect.replay import Replay
-from tasks.collect.split import Parts, Split
-from tasks.collect.template import Template
+from tasks.collect.row_spool import RowSpool
+from tasks.collect.source_records import QuarantinedRecord
+from tasks.collect.split import Split, SplitParts
+from tasks.collect.template import PromptTemplate
 from tasks.collect.wordnet import WordNet
 
-Source = Annotated[WordNet | Files | Saved | Hub | ReasoningGym, Field(discriminator="type")]
+Source = Annotated[
+    WordNet | DataFile | SavedDataset | HubDataset | ReasoningGym, Field(discriminator="type")
+]
 QUARANTINE = COLLECT / "quarantine.jsonl"
 _SPOOL = COLLECT / "rows.partial"
 
@@ -54,115 +56,115 @@ class CollectParams(Section):
     """The section `collect` of params.yaml."""
 
     source: Source
-    """Where the examples come from."""
-    template: Template | None = None
-    """How an example is put to a model. Without one its columns tell: TRL's formats (`messages`,
+    """Where the records come from."""
+    template: PromptTemplate | None = None
+    """How a record becomes a prompt. Without one the columns decide: TRL's formats (`messages`,
     `prompt` and `completion`, `chosen`, `text`), OpenAI's, ShareGPT's `conversations`, Alpaca's
     `instruction`, `input` and `output`, `question` and `answer`."""
     split: Split = Split()
-    """How many rows go where."""
+    """Sizes of the parts."""
     replay: Replay = Replay()
-    """What of earlier rounds comes again."""
+    """Prompts of earlier rounds to repeat."""
 
     @property
-    def group_tells(self) -> bool:
+    def group_is_answer(self) -> bool:
         """Whether a row's group gives its answer away."""
         return self.source.group in self.rendering.answer_columns
 
     @property
-    def rendering(self) -> Template | Recognised:
-        """What turns columns into prompt and answer."""
-        return self.template or Recognised()
+    def rendering(self) -> PromptTemplate | KnownFormat:
+        """Makes prompt and answer of the columns."""
+        return self.template or KnownFormat()
 
 
 def run(collect: CollectParams) -> None:
-    """Read the source, draw the parts, write them and what was set aside.
+    """Read the source, draw the parts, and write them and the quarantine.
 
     Raises:
         UserError: the source cannot be read, or has too few usable rows.
     """
     COLLECT.mkdir(parents=True, exist_ok=True)
-    intake = Intake(collect.source, collect.rendering, collect.split, _SPOOL)
-    parts = Parts()
+    spool = RowSpool(collect.source, collect.rendering, collect.split, _SPOOL)
+    parts = SplitParts()
     try:
-        write_rows(QUARANTINE, _set_aside(intake, collect.split, parts))
-        _refuse_shortage(collect, intake, parts)
-        _write_parts(collect, intake, parts)
+        write_rows(QUARANTINE, _quarantined(spool, collect.split, parts))
+        _refuse_shortage(collect, spool, parts)
+        _write_parts(collect, spool, parts)
     finally:
         _SPOOL.unlink(missing_ok=True)
     if notice := collect.source.notice():
         (COLLECT / "NOTICE.txt").write_text(notice)
 
 
-def _set_aside(intake: Intake, split: Split, parts: Parts) -> Iterator[SetAside]:
-    """Take the source in and fill `parts`; yield what becomes no row."""
-    yield from intake.fill()
-    split.draw(intake.pool, intake.prompt_of, parts)
-    for number, reason in parts.refused:
-        yield intake.refuse(number, reason)
+def _quarantined(spool: RowSpool, split: Split, parts: SplitParts) -> Iterator[QuarantinedRecord]:
+    """Read the source and fill `parts`; yield the quarantined records."""
+    yield from spool.fill()
+    split.draw(spool.pool, spool.prompt_of, parts)
+    for number, reason in parts.unusable:
+        yield spool.quarantine(number, reason)
 
 
-def _refuse_shortage(collect: CollectParams, intake: Intake, parts: Parts) -> None:
-    found = {"test": parts.test, "dev": parts.dev, "labelled": parts.labelled}
-    found |= {"ood": parts.ood} if collect.split.ood else {}
-    for name, rows in found.items():
-        asked = getattr(collect.split, name)
-        enough = 1 if name != "labelled" and intake.pool.has(name) else asked
+def _refuse_shortage(collect: CollectParams, spool: RowSpool, parts: SplitParts) -> None:
+    drawn = {"test": parts.test, "dev": parts.dev, "labelled": parts.labelled}
+    drawn |= {"ood": parts.ood} if collect.split.ood else {}
+    for name, rows in drawn.items():
+        wanted = getattr(collect.split, name)
+        enough = 1 if name != "labelled" and spool.pool.has(name) else wanted
         if len(rows) < enough:
-            raise _shortage(collect, intake, f"{len(rows)} rows for {name}, {asked} are asked for")
+            raise _shortage(collect, spool, f"{len(rows)} rows for {name}, {wanted} needed")
     if not parts.unlabelled:
-        raise _shortage(collect, intake, "no row is left for unlabelled")
+        raise _shortage(collect, spool, "no row is left for unlabelled")
 
 
-def _shortage(collect: CollectParams, intake: Intake, what: str) -> UserError:
-    usable = f"{intake.read} records read, {len(intake.pool)} of them rows"
-    reasons = [f"  {count} x {reason}" for reason, count in intake.reasons.most_common(3)]
+def _shortage(collect: CollectParams, spool: RowSpool, problem: str) -> UserError:
+    usable = f"{spool.read} records read, {len(spool.pool)} of them usable"
+    reasons = [f"  {count} x {reason}" for reason, count in spool.reasons.most_common(3)]
     return UserError(
-        "\n".join([f"{what} ({usable}); set aside:", *(reasons or ["  none"])]),
-        where=f"{collect.source.file}; what was set aside is in {QUARANTINE}",
+        "\n".join([f"{problem} ({usable}); quarantined:", *(reasons or ["  none"])]),
+        where=f"{collect.source.file}; quarantined records are in {QUARANTINE}",
         fix="fix the records or collect.template, or lower the sizes in collect.split",
     )
 
 
-def _write_parts(collect: CollectParams, intake: Intake, parts: Parts) -> None:
-    rows = intake.rows()
+def _write_parts(collect: CollectParams, spool: RowSpool, parts: SplitParts) -> None:
+    rows = spool.rows()
     for path, numbers in ((LABELLED, parts.labelled), (DEV, parts.dev), (TEST, parts.test)):
         write_rows(path, rows.only(numbers))
     if collect.split.ood:
         write_rows(OOD, rows.only(parts.ood))
-    hidden = {"answer": None, "origin": "none"} | ({"group": ""} if collect.group_tells else {})
+    hidden = {"answer": None, "origin": "none"} | ({"group": ""} if collect.group_is_answer else {})
     replayed = {row.id: row for row in collect.replay.prompts()}
     drawn = (row for row in rows.only(parts.unlabelled) if row.id not in replayed)
     new = islice(drawn, max(0, collect.split.unlabelled - len(replayed)))
     unlabelled = chain(replayed.values(), new)
     written = write_rows(UNLABELLED, (row.model_copy(update=hidden) for row in unlabelled))
-    del parts.unlabelled[written - len(replayed) :]  # drawn, but there was no room
-    summary = _summary(collect, intake, parts) | {"replayed": len(replayed)}
+    del parts.unlabelled[written - len(replayed) :]  # drawn, but replaced by replayed rows
+    summary = _summary(collect, spool, parts) | {"replayed": len(replayed)}
     write_json(COLLECT / "summary.json", summary)
-    told = ("source", "read", "labelled", "unlabelled", "dev", "test", "set_aside")
-    say(", ".join(f"{name}: {summary[name]}" for name in told))
+    shown = ("source", "read", "labelled", "unlabelled", "dev", "test", "set_aside")
+    say(", ".join(f"{name}: {summary[name]}" for name in shown))
 
 
-def _summary(collect: CollectParams, intake: Intake, parts: Parts) -> dict[str, Any]:
+def _summary(collect: CollectParams, spool: RowSpool, parts: SplitParts) -> dict[str, Any]:
     names = ["labelled", "unlabelled", "dev", "test", *(["ood"] if collect.split.ood else [])]
     sizes = {name: len(getattr(parts, name)) for name in names}
-    set_aside = sum(intake.reasons.values())
-    answers = Counter(_answers(intake, [*parts.labelled, *parts.dev, *parts.test]))
-    common = Counter(_answers(intake, parts.test)).most_common(1)[0][1]
+    set_aside = sum(spool.reasons.values())
+    answers = Counter(_answers(spool, [*parts.labelled, *parts.dev, *parts.test]))
+    common = Counter(_answers(spool, parts.test)).most_common(1)[0][1]
     return {
         "source": collect.source.release(),
         "licence": collect.source.licence,
-        "read": intake.read,
+        "read": spool.read,
         **sizes,
         "set_aside": set_aside,
-        **{f"set aside: {why}": count for why, count in sorted(intake.reasons.most_common(8))},
+        **{f"set aside: {why}": count for why, count in sorted(spool.reasons.most_common(8))},
         "withheld_for_shared_key": parts.withheld,
-        "unused": intake.read - set_aside - parts.withheld - sum(sizes.values()),
+        "unused": spool.read - set_aside - parts.withheld - sum(sizes.values()),
         "different_answers": len(answers),
         "majority_share_of_test": round(common / len(parts.test), 4),
     }
 
 
-def _answers(intake: Intake, numbers: list[int]) -> Iterator[str]:
-    rows: Iterator[Row] = iter(intake.rows().only(numbers))
+def _answers(spool: RowSpool, numbers: list[int]) -> Iterator[str]:
+    rows: Iterator[Row] = iter(spool.rows().only(numbers))
     return (row.answer or "" for row in rows)

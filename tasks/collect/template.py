@@ -1,4 +1,4 @@
-"""From the columns of a record to the prompt and the answer of a row."""
+"""Prompt template: makes prompt and answer of the columns of a record."""
 
 import re
 from collections.abc import Mapping
@@ -10,26 +10,25 @@ from pydantic import field_validator
 from cohobate.data.records import Message
 from cohobate.params import Section
 from tasks.collect.conversations import Prompt, conversation, turns_in
-from tasks.collect.examples import MAX_CHARACTERS, NoExampleError, text_of
+from tasks.collect.source_records import MAX_CHARACTERS, UnusableRecordError, text_of
 
 
-class Template(Section):
-    """How a record is put to a model. `{name}` stands for a column, `{{` for a brace."""
+class PromptTemplate(Section):
+    """Prompt and answer of a record. `{name}` stands for a column, `{{` for a brace."""
 
     prompt: str
-    """Text with the columns to fill in. A mere `{name}` also takes a column that holds a
-    conversation, as `messages` or ShareGPT's `conversations` do: if it ends with the assistant,
-    that is the answer."""
+    """Text with columns to fill in. A single `{name}` can also be a column with a conversation,
+    such as `messages` or ShareGPT's `conversations`: an assistant's last turn is the answer."""
     answer: str = " {answer}"
-    """What should follow the prompt, to the letter: a leading space belongs to it. A record that
-    lacks one of its columns is unlabelled."""
+    """The answer, exactly as it follows the prompt: a leading space is part of it. A record without
+    one of its columns is unlabelled."""
     optional: tuple[str, ...] = ("input",)
-    """Columns of the prompt that may be empty or absent: the line that names one is left out then,
-    with a heading above it, such as `### Input:`."""
+    """Columns of the prompt that can be empty or absent: their line is then left out, with a
+    heading above it, such as `### Input:`."""
     chat: bool = False
-    """Put the prompt to the model as a user's turn, through its chat template."""
+    """Whether the prompt is a user's turn, rendered with the model's chat template."""
     system: str | None = None
-    """The system's turn before it, if any."""
+    """A system turn before it, if any."""
 
     @field_validator("prompt", "answer")
     @classmethod
@@ -47,7 +46,7 @@ class Template(Section):
         """Return the prompt and the answer of a record; None where it has no answer.
 
         Raises:
-            NoExampleError: a column is missing or empty, or holds something else than text.
+            UnusableRecordError: a column is missing or empty, or holds something else than text.
         """
         whole = self.prompt.strip()[1:-1]
         turns = turns_in(columns.get(whole)) if self.prompt.strip() == f"{{{whole}}}" else None
@@ -55,9 +54,9 @@ class Template(Section):
             return conversation(turns, self.system or "")
         text = _filled(self._without_empty(columns), columns)
         if text is None:
-            raise NoExampleError("a column of the prompt is empty")
+            raise UnusableRecordError("a column of the prompt is empty")
         if len(text) > MAX_CHARACTERS:
-            raise NoExampleError(f"longer than {MAX_CHARACTERS} characters")
+            raise UnusableRecordError(f"longer than {MAX_CHARACTERS} characters")
         return self._turns(text), self._answer(columns)
 
     def _without_empty(self, columns: Mapping[str, Any]) -> str:
@@ -88,14 +87,14 @@ class Template(Section):
 
 
 def _cut(line: str, names: set[str]) -> str:
-    """Return a line of a template without some columns and the blanks before them."""
+    """Return a template line without `names` and the blanks before them."""
     for name in names:
         line = re.sub(rf"[ \t]*\{{{re.escape(name)}\}}", "", line)
     return line
 
 
 def _leave_out(lines: list[str], number: int) -> None:
-    """Take a line away, its heading, and one of two blank lines that then follow each other."""
+    """Delete a line with its heading, and one of two blank lines that would then be adjacent."""
     first = number
     above = lines[number - 1].strip() if number else ""
     if above.endswith(":") and not columns_in(above):
@@ -120,7 +119,7 @@ def columns_in(template: str) -> list[str]:
 
 
 def _filled(template: str, columns: Mapping[str, Any]) -> str | None:
-    """Fill a template in; None when a column of it is empty. What is filled in stays as it is."""
+    """Fill in a template; None when one of its columns is empty."""
     parts: list[str] = []
     for literal, name, _, _ in Formatter().parse(template):
         parts.append(literal)

@@ -1,6 +1,6 @@
-"""Text of a file, decoded block by block: its encoding, its numbered lines, and a view ahead.
+"""Text of a file, decoded block by block, with numbered lines and lookahead.
 
-Bytes that the encoding does not know become UNREADABLE, so that only their own record is lost.
+Bytes that cannot be decoded become UNREADABLE, so that only their own record is lost.
 """
 
 import codecs
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import IO
 
-from tasks.collect.examples import MAX_CHARACTERS, Broken, clipped
+from tasks.collect.source_records import MAX_CHARACTERS, BrokenRecord, excerpt
 
 UNREADABLE = "\udcff"
 """Stands for bytes that could not be decoded; no encoding yields it otherwise."""
@@ -32,7 +32,7 @@ codecs.register_error("unreadable", _unreadable)
 
 
 class TextStream:
-    """What is left of a file: `ahead[at:]` is decoded, and `more` decodes another block."""
+    """The rest of a file: `ahead[at:]` is decoded, `more` decodes another block."""
 
     def __init__(self, file: IO[bytes], encoding: str | None = None) -> None:
         self._file = file
@@ -44,11 +44,11 @@ class TextStream:
         self.ahead = self._decoder.decode(head[mark:], self.ended)
         self.at = 0
         self.line = 1
-        # spreadsheets of the first Macs end their lines with a carriage return alone
+        # classic Mac OS ends lines with a carriage return alone
         self.line_end = "\r" if "\r" in self.ahead and "\n" not in self.ahead else "\n"
 
     def more(self) -> bool:
-        """Decode another block, and say whether there was one; `ahead` then begins at `at`."""
+        """Decode another block; return whether there was one. `ahead` then begins at `at`."""
         if self.ended:
             return False
         block = self._file.read(_BLOCK)
@@ -58,17 +58,17 @@ class TextStream:
         return True
 
     def see(self, characters: int) -> None:
-        """Decode until more than so many characters are ahead, or the file ends."""
+        """Decode until more than `characters` are ahead, or the file ends."""
         while len(self.ahead) - self.at <= characters and self.more():
             pass
 
     def advance(self, to: int) -> None:
-        """Leave what is before the position `to` behind."""
+        """Advance to the position `to`."""
         self.line += self.ahead.count(self.line_end, self.at, to)
         self.at = to
 
     def skip(self, spaces: re.Pattern[str]) -> str:
-        """Leave what `spaces` matches behind; return the next character, "" where none is left."""
+        """Skip what `spaces` matches; return the next character, "" at the end."""
         while True:
             if found := spaces.match(self.ahead, self.at):
                 self.advance(found.end())
@@ -77,18 +77,18 @@ class TextStream:
             if not self.more():
                 return ""
 
-    def lines(self) -> Iterator[tuple[int, str | Broken]]:
-        """Yield the numbered lines with their ends; of one that is too long, the beginning."""
+    def lines(self) -> Iterator[tuple[int, str | BrokenRecord]]:
+        """Yield the numbered lines with their ends; too long ones as broken records."""
         while line := self._line(MAX_CHARACTERS):
             number, broken = self.line, None
             if len(line) > MAX_CHARACTERS and not line.endswith(self.line_end):
-                broken = Broken(_TOO_LONG, clipped(line))
+                broken = BrokenRecord(_TOO_LONG, excerpt(line))
             self.at += len(line)
             while broken and line and not line.endswith(self.line_end):
                 line = self._line(_BLOCK)
                 self.at += len(line)
             self.line += 1
-            # files that were joined have their marks within
+            # concatenated files have byte-order marks inside
             yield number, broken or line.removeprefix("\ufeff")
 
     def _line(self, limit: int) -> str:
@@ -104,8 +104,8 @@ class TextStream:
 
 
 def not_decoded(encoding: str) -> str:
-    """Return the reason for a record with bytes that the encoding does not know."""
-    return f"not {encoding.upper()} (another encoding: name it in collect.source.encoding)"
+    """Return the reason for a record with bytes that cannot be decoded."""
+    return f"not {encoding.upper()} (set collect.source.encoding to the encoding of the file)"
 
 
 def _encoding_of(head: bytes) -> tuple[str, int]:

@@ -21,8 +21,8 @@ from cohobate.errors import UserError
 from cohobate.packaged import WORDNET
 from cohobate.params import Section
 from tasks.collect import wordnet_release
-from tasks.collect.examples import Example, SetAside, clipped
 from tasks.collect.files import inside_project
+from tasks.collect.source_records import QuarantinedRecord, SourceRecord, excerpt
 
 # lexicographer files 3 to 28 (WordNet, lexnames(5WN))
 _NAMES = """
@@ -31,11 +31,11 @@ _NAMES = """
     substance time
 """
 CATEGORIES = dict(enumerate(_NAMES.split(), start=3))
-_TOO_GENERAL = "Tops"  # the roots of all categories
+_TOO_GENERAL = "Tops"  # the root concepts of all categories
 
 
 class WordNet(Section):
-    """Definitions of nouns (`{text}`) and their category (`{answer}`), as `{lemma}` says it."""
+    """Nouns of WordNet: definition (`{text}`), category (`{answer}`), noun (`{lemma}`)."""
 
     type: Literal["wordnet"]
     path: str = WORDNET
@@ -56,28 +56,28 @@ class WordNet(Section):
         """Column with the class of a record: it is the answer."""
         return "answer"
 
-    def examples(self) -> Iterator[Example | SetAside]:
-        """Yield the nouns of WordNet, one sense at a time, or why one is left out.
+    def source_records(self) -> Iterator[SourceRecord | QuarantinedRecord]:
+        """Yield the nouns of WordNet, one sense at a time.
 
         Raises:
-            UserError: WordNet is not to be had.
+            UserError: WordNet cannot be fetched.
         """
         with self._database().open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if not line.startswith(b"  "):  # the licence is set in by two spaces
+                if not line.startswith(b"  "):  # the lines of the licence begin with two spaces
                     yield self._example(number, line)
 
     def release(self) -> str:
-        """Return which WordNet it is."""
+        """Return the release of WordNet."""
         return wordnet_release.name_of(self._database())
 
     @property
     def licence(self) -> str:
-        """Terms on which WordNet may be used."""
+        """Licence of WordNet."""
         return "WordNet"
 
     def notice(self) -> str:
-        """Return WordNet's licence notice, which the rows carry along."""
+        """Return WordNet's licence notice, to write beside the rows."""
         with self._database().open(encoding="utf-8", errors="replace") as lines:
             numbered = takewhile(lambda line: line.startswith("  "), lines)
             return "".join(f"{line.strip().partition(' ')[2]}\n" for line in numbered)
@@ -88,21 +88,25 @@ class WordNet(Section):
         path = inside_project(self.path)
         database = path / "data.noun" if path.is_dir() else path
         if not database.is_file():
-            raise UserError("there is no such data.noun", where=f"collect.source.path: {self.path}")
+            raise UserError(
+                "no data.noun there",
+                where=f"collect.source.path: {self.path}",
+                fix="name a data.noun of WordNet, or the folder with it",
+            )
         return database
 
-    def _example(self, number: int, line: bytes) -> Example | SetAside:
+    def _example(self, number: int, line: bytes) -> SourceRecord | QuarantinedRecord:
         try:
             category, lemmas, definition = _parsed(line)
         except (ValueError, IndexError, KeyError):
-            return _left_out(number, "not a line of WordNet's data.noun", line)
+            return _quarantined(number, "not a line of WordNet's data.noun", line)
         if category == _TOO_GENERAL:
-            return _left_out(number, "of the category Tops", line)
+            return _quarantined(number, "category Tops: too general", line)
         if not self.min_characters <= len(definition) <= self.max_characters:
             span = f"{self.min_characters} to {self.max_characters}"
-            return _left_out(number, f"not of {span} characters", line)
+            return _quarantined(number, f"definition not of {span} characters", line)
         columns = {"text": definition, "answer": category, "lemma": lemmas[0].replace("_", " ")}
-        return Example(number, columns, (definition, *lemmas), group=category)
+        return SourceRecord(number, columns, (definition, *lemmas), group=category)
 
 
 def _parsed(line: bytes) -> tuple[str, list[str], str]:
@@ -115,5 +119,7 @@ def _parsed(line: bytes) -> tuple[str, list[str], str]:
     return CATEGORIES[int(fields[1])], lemmas, definition
 
 
-def _left_out(number: int, reason: str, line: bytes) -> SetAside:
-    return SetAside(file="data.noun", line=number, reason=reason, text=clipped(line.strip()))
+def _quarantined(number: int, reason: str, line: bytes) -> QuarantinedRecord:
+    return QuarantinedRecord(
+        file="data.noun", line=number, reason=reason, text=excerpt(line.strip())
+    )

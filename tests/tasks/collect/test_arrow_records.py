@@ -9,8 +9,8 @@ import pytest
 from pyarrow import feather
 
 from tasks.collect.arrow_records import arrow_records, parquet_records
-from tasks.collect.examples import BrokenCell, NoExampleError, UnreadableError, text_of
-from tasks.collect.recognised import Recognised
+from tasks.collect.known_formats import KnownFormat
+from tasks.collect.source_records import BrokenCell, UnreadableError, UnusableRecordError, text_of
 
 
 def parquet(table: pa.Table) -> list:
@@ -52,16 +52,16 @@ def test_turns_in_a_column_of_structs_are_a_conversation():
     kind = pa.list_(pa.struct({name: pa.large_string() for name in names}))
     table = pa.table({"messages": pa.array([turns, None, turns], kind)})
     first, second, _ = (record for _, record in parquet(table))
-    assert Recognised().render(first)[1] == "ho"
-    with pytest.raises(NoExampleError, match="no known format"):
-        Recognised().render(second)
+    assert KnownFormat().render(first)[1] == "ho"
+    with pytest.raises(UnusableRecordError, match="unknown format"):
+        KnownFormat().render(second)
 
 
 def test_what_is_no_text_says_what_it_is():
     day = datetime.datetime(2026, 1, 2)
     ((_, record),) = parquet(pa.table({"t": [day], "b": [b"x"], "l": [["x"]]}))
     for name, kind in (("t", "datetime"), ("b", "bytes"), ("l", "a list")):
-        with pytest.raises(NoExampleError, match=f"column '{name}' holds {kind}"):
+        with pytest.raises(UnusableRecordError, match=f"column '{name}' holds {kind}"):
             text_of(record, name)
 
 
@@ -69,14 +69,17 @@ def test_a_value_that_cannot_be_read_matters_only_where_it_is_used():
     far = pa.array([2**62, 0], pa.timestamp("us"))
     nowhere = pa.array([1, 2], pa.timestamp("us", "Mars/Phobos"))
     (_, first), (_, second) = parquet(pa.table({"prompt": ["x", "y"], "day": far, "at": nowhere}))
-    assert Recognised().render(first) == ("x", None) and Recognised().render(second) == ("y", None)
-    with pytest.raises(NoExampleError, match=r"'day' holds what cannot be read \(Ov"):
+    assert KnownFormat().render(first) == ("x", None) and KnownFormat().render(second) == (
+        "y",
+        None,
+    )
+    with pytest.raises(UnusableRecordError, match=r"'day' holds a value that cannot be read \(Ov"):
         text_of(first, "day")
 
 
 def test_a_column_twice_is_refused():
     table = pa.table([pa.array(["x"]), pa.array(["y"])], names=["a", "a"])
-    with pytest.raises(UnreadableError, match="a column twice: a"):
+    with pytest.raises(UnreadableError, match="several columns have one name: a"):
         parquet(table)
 
 

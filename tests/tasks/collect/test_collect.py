@@ -138,12 +138,12 @@ def test_broken_records_are_set_aside_with_line_and_reason(project):
     found = quarantine()
     assert [(q["line"], q["reason"]) for q in found] == [
         (61, "not JSON: Unterminated string"),
-        (62, "not UTF-8 (another encoding: name it in collect.source.encoding)"),
+        (62, "not UTF-8 (set collect.source.encoding to the encoding of the file)"),
         (63, "no column 'question' (there are: query)"),
         (64, "a column of the prompt is empty"),
         (65, "column 'answer' holds an object where text is needed"),
         (66, "a line of more than 1048576 characters"),
-        (67, "the same prompt again"),
+        (67, "duplicate prompt"),
     ]
     assert all(q["file"] == "data.jsonl" and len(q["text"]) <= 200 for q in found)
     assert found[0]["text"] == '{"question": "no end'
@@ -159,7 +159,7 @@ def test_a_source_can_bring_its_own_split(project):
     tests = {row.prompt for row in read_rows(TEST, Row)}
     assert tests == {f"Q: {record(n)['question']}\nA:" for n in range(0, 60, 10)}
     write(project / "data.jsonl", [record(n, part="training") for n in range(60)])
-    with pytest.raises(UserError, match="'part' is none of train, dev, validation, test"):
+    with pytest.raises(UserError, match="'part' is not one of train, dev, validation, test"):
         collect_marked()
 
 
@@ -178,7 +178,7 @@ def test_too_few_rows_are_refused_with_the_counts_and_a_mend(project):
     with pytest.raises(UserError) as refused:
         collect()
     said = str(refused.value)
-    assert "1 rows for labelled, 6 are asked for (10 records read, 9 of them rows)" in said
+    assert "1 rows for labelled, 6 needed (10 records read, 9 of them usable)" in said
     assert "1 x not JSON: Expecting value" in said and "collect.split" in said
     assert len(quarantine()) == 1
 
@@ -193,8 +193,8 @@ def test_a_file_with_no_usable_record_is_refused_with_the_reasons(project):
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("nowhere.jsonl", "there is no such file"),
-        ("../data.jsonl", "within the project"),
+        ("nowhere.jsonl", "file not found"),
+        ("../data.jsonl", "outside the project"),
         ("bad.parquet", "cannot read"),
     ],
 )
@@ -209,7 +209,7 @@ def test_a_link_out_of_the_project_is_not_followed(project, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "secret.jsonl"
     write(elsewhere, [record(n) for n in range(60)])
     (project / "data.jsonl").symlink_to(elsewhere)
-    with pytest.raises(UserError, match="within the project"):
+    with pytest.raises(UserError, match="outside the project"):
         collect()
 
 
@@ -284,7 +284,7 @@ def test_a_file_on_s3_is_read_as_one_on_disk_is(project, bucket):
         b'"data.jsonl"', b'"s3://bucket/data.jsonl"'
     )
     assert here == there
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="file not found"):
         collect("s3://bucket/other.jsonl")
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from cohobate.data.records import Message
 from tasks.collect.conversations import conversation
-from tasks.collect.examples import NoExampleError
+from tasks.collect.source_records import UnusableRecordError
 
 NULL_KEYS = {"name": None, "tool_calls": None, "function_call": None, "weight": None}
 
@@ -86,28 +86,28 @@ CALL = {"function": {"name": "f", "arguments": "{}"}}
         ),
         (
             [turn("user", [{"type": "image_url", "image_url": {"url": "x"}}])],
-            "'content' of turn 1 has a part that is no text ('image_url')",
+            "'content' of turn 1 has a part that is not text ('image_url')",
         ),
         ([said("human", "a"), {"from": "gpt"}], "ShareGPT turn 2 has no 'value'"),
         ([said("human", "a"), {"value": "b"}], "ShareGPT turn 2 has no 'from' (keys: value)"),
         ([turn("user", "a"), turn("assistant", None)], "turn 2 has no 'content'"),
         ([{"content": "a"}], "turn 1 has no 'role' (keys: content)"),
-        ([said("robot", "a")], "ShareGPT turn 1 is by 'robot', which is no known role"),
+        ([said("robot", "a")], "ShareGPT turn 1 is by 'robot', which is not a known role"),
         ([turn("user", 3)], "'content' of turn 1 is a number, not text"),
         ([turn("user", {"a": 1})], "'content' of turn 1 is an object, not text"),
         ([{"role": 3, "content": "a"}], "the role of turn 1 is a number"),
         ([["a"]], "turn 1 is a list, not a role and a text"),
         (["a", "b"], "turn 1 is text, not a role and a text"),
-        ([turn("user", "a"), turn("assistant", "b", weight=0)], "the answer is marked as not to"),
-        ([said("human", "a"), said("gpt", "b") | {"train": False}], "the answer is marked as not"),
-        ([turn("assistant", "a")], "the conversation does not end with the user's turn"),
+        ([turn("user", "a"), turn("assistant", "b", weight=0)], "the answer is excluded"),
+        ([said("human", "a"), said("gpt", "b") | {"train": False}], "the answer is excluded"),
+        ([turn("assistant", "a")], "the conversation does not end with a user's turn"),
         ([turn("user", "a"), turn("gpt", "b"), turn("gpt", "c")], "the conversation does not end"),
-        ([], "the conversation does not end with the user's turn"),
+        ([], "the conversation does not end with a user's turn"),
         ([turn("user", "\udfff")], "half a surrogate pair"),
     ],
 )
 def test_what_a_row_cannot_hold_is_named(turns, reason):
-    with pytest.raises(NoExampleError) as refused:
+    with pytest.raises(UnusableRecordError) as refused:
         conversation(turns)
     assert str(refused.value).startswith(reason)
 

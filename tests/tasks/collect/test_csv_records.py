@@ -5,7 +5,7 @@ import io
 import pytest
 
 from tasks.collect.csv_records import csv_records
-from tasks.collect.examples import MAX_CHARACTERS, Broken, UnreadableError
+from tasks.collect.source_records import MAX_CHARACTERS, BrokenRecord, UnreadableError
 
 NEVER_CLOSES = "a quote opens here and never closes (a quote within a cell is written twice)"
 FEWER = "fewer cells than the header (an empty cell needs its delimiter too)"
@@ -15,7 +15,7 @@ MORE = "more cells than the header (a cell that holds the delimiter needs quotes
 def read(text: str | bytes, **options) -> list:
     data = text if isinstance(text, bytes) else text.encode()
     found = csv_records(io.BytesIO(data), **options)
-    return [(n, r.reason if isinstance(r, Broken) else r) for n, r in found]
+    return [(n, r.reason if isinstance(r, BrokenRecord) else r) for n, r in found]
 
 
 def row(question: str, answer: str) -> dict:
@@ -28,7 +28,7 @@ def test_rows_span_lines_and_broken_ones_are_named():
         (2, row("x\ny", "1")),
         (4, FEWER),
         (5, MORE),
-        (6, "not UTF-8 (another encoding: name it in collect.source.encoding)"),
+        (6, "not UTF-8 (set collect.source.encoding to the encoding of the file)"),
         (8, row("7", "8")),
     ]
 
@@ -84,7 +84,7 @@ def test_a_cell_of_several_lines_stays_one_cell(cell):
 
 
 def test_text_behind_a_closing_quote_is_set_aside():
-    behind = "text behind a closing quote (a quote within a cell is written twice)"
+    behind = "text after a closing quote (a quote within a cell is written twice)"
     assert read('q,a\n"5" wide",1\ny,2\n') == [(2, behind), (3, row("y", "2"))]
     assert read('q,a\n5" wide,1\n') == [(2, row('5" wide', "1"))]
 
@@ -163,7 +163,7 @@ def test_bytes_of_another_encoding_cost_their_row_until_it_is_named():
 
 def test_a_header_that_comes_again_is_no_row():
     joined = b"\xef\xbb\xbfq,a\nx,1\n\xef\xbb\xbfq,a\ny,2\n"
-    assert read(joined) == [(2, row("x", "1")), (3, "the header again"), (4, row("y", "2"))]
+    assert read(joined) == [(2, row("x", "1")), (3, "repeated header"), (4, row("y", "2"))]
 
 
 def test_odd_cells_are_named():

@@ -10,8 +10,8 @@ import pytest
 
 from cohobate.errors import UserError
 from cohobate.params import ParamsError, validated
-from tasks.collect.examples import Example
-from tasks.collect.files import Files
+from tasks.collect.files import DataFile
+from tasks.collect.source_records import SourceRecord
 
 ROWS = [{"q": f"number {n}"} for n in range(5)]
 LINES = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
@@ -19,10 +19,10 @@ TABLE = b"q\n" + b"".join(b"%s\n" % row["q"].encode() for row in ROWS)
 
 
 def columns(path: str, **options) -> list:
-    source = validated(Files, {"type": "files", "path": path, **options}, "collect.source")
-    found = list(source.examples())
-    assert all(isinstance(example, Example) for example in found)
-    return [dict(example.columns) for example in found]
+    source = validated(DataFile, {"type": "files", "path": path, **options}, "collect.source")
+    found = list(source.source_records())
+    assert all(isinstance(source_record, SourceRecord) for source_record in found)
+    return [dict(source_record.columns) for source_record in found]
 
 
 def zstandard(data: bytes) -> bytes:
@@ -102,5 +102,5 @@ def test_an_encoding_is_known_or_refused(project):
     (project / "rows.csv").write_bytes("q\ncafé\n".encode("cp1252"))
     assert columns("rows.csv", encoding="cp1252") == [{"q": "café"}]
     for unknown in ("klingon", "hex"):
-        with pytest.raises(ParamsError, match="no encoding that Python knows"):
+        with pytest.raises(ParamsError, match="not an encoding that Python knows"):
             columns("rows.csv", encoding=unknown)

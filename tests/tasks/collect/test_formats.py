@@ -6,8 +6,8 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.collect.examples import Broken, UnreadableError
 from tasks.collect.formats import FORMATS
+from tasks.collect.source_records import BrokenRecord, UnreadableError
 
 
 def records(ending: str, data: bytes) -> list:
@@ -38,7 +38,7 @@ def test_each_line_that_is_not_blank_is_one_json_record(lines):
     expected = sum(1 for line in data.split(b"\n") if line.strip())
     found = records(".jsonl", data)
     assert len(found) == expected
-    assert all(isinstance(record, dict | Broken) for _, record in found)
+    assert all(isinstance(record, dict | BrokenRecord) for _, record in found)
     assert [n for n, _ in found] == sorted({n for n, _ in found})
 
 
@@ -50,7 +50,7 @@ def test_json_of_any_bytes_is_read_to_its_end(data):
             found = records(ending, b"[" + data)
         except UnreadableError:
             continue
-        assert all(isinstance(record, dict | Broken) for _, record in found)
+        assert all(isinstance(record, dict | BrokenRecord) for _, record in found)
 
 
 @settings(max_examples=300)
@@ -63,6 +63,6 @@ def test_json_of_any_bytes_is_read_to_its_end(data):
 )
 def test_csv_of_any_bytes_is_read_to_its_end(data):
     found = records(".csv", b"first,second\n" + data + b'\n"\nlast,line\n')
-    assert all(isinstance(record, dict | Broken) for _, record in found)
+    assert all(isinstance(record, dict | BrokenRecord) for _, record in found)
     assert len({n for n, _ in found}) == len(found) <= data.count(b"\n") + data.count(b"\r") + 4
     assert found[-1][1] == {"first": "last", "second": "line"}

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from tasks.collect.examples import MAX_CHARACTERS, Broken, UnreadableError
 from tasks.collect.json_records import json_records
+from tasks.collect.source_records import MAX_CHARACTERS, BrokenRecord, UnreadableError
 
 A, B = {"q": "one"}, {"q": "two"}
 BOTH = [A, B]
@@ -19,7 +19,7 @@ CUT_OFF = "the file was cut off here"
 def read(text: str | bytes, **options) -> list:
     data = text if isinstance(text, bytes) else text.encode()
     found = json_records(io.BytesIO(data), **options)
-    return [(n, r.reason if isinstance(r, Broken) else r) for n, r in found]
+    return [(n, r.reason if isinstance(r, BrokenRecord) else r) for n, r in found]
 
 
 def contents(text: str | bytes, **options) -> list:
@@ -69,7 +69,10 @@ def test_the_records_are_the_same_however_they_are_written(text, document):
         (b'{"a": 1, "a": 2}', "a key twice: 'a'"),
         (b'{"a": {"b": 1, "b": 2}}', "a key twice: 'b'"),
         (b'{"q": "one"} {"q": ', "not JSON: Expecting value"),
-        (b'{"a": "\xff\xfe"}', "not UTF-8 (another encoding: name it in collect.source.encoding)"),
+        (
+            b'{"a": "\xff\xfe"}',
+            "not UTF-8 (set collect.source.encoding to the encoding of the file)",
+        ),
         (b"{" * 100_000, "not JSON: Expecting property name enclosed in double quotes"),
         (b'{"a": ' + b"[" * 100_000, "not JSON: nested too deeply, or a number too long"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not JSON: nested too deeply, or a number too long"),

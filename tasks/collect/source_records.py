@@ -1,4 +1,4 @@
-"""What a source yields: an example, or a record that is none and why."""
+"""Records of a source: usable ones, and quarantined ones with a reason."""
 
 import json
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 MAX_CHARACTERS = 1 << 20
-"""A longer line, cell or prompt is no prompt."""
+"""Largest length of a line, a cell or a prompt."""
 _SHOWN = 200
 
 
-class NoExampleError(Exception):
-    """A record that no row can be made of; the text is the reason, the same for like cases."""
+class UnusableRecordError(Exception):
+    """No row can be made of a record; the text is the reason, the same for similar cases."""
 
 
 class UnreadableError(Exception):
-    """A file of which no record can be read: what is wrong with it, and how to fix it."""
+    """No record of a file can be read; `fix` says how to repair it."""
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(what)
@@ -26,8 +26,8 @@ class UnreadableError(Exception):
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A record that cannot be read."""
+class BrokenRecord:
+    """A record that cannot be parsed."""
 
     reason: str
     text: str
@@ -35,32 +35,32 @@ class Broken:
 
 @dataclass(frozen=True)
 class BrokenCell:
-    """A value of a table that cannot be read; it matters where a template names its column."""
+    """A table cell that cannot be read; an error only where a template names its column."""
 
     error: str
 
 
-Record = tuple[int, Mapping[str, Any] | Broken]
-"""Line (row of a table), from 1, and columns."""
+NumberedRecord = tuple[int, Mapping[str, Any] | BrokenRecord]
+"""Number of the line (or row of a table), from 1, and the columns."""
 
 
 @dataclass(frozen=True)
-class Example:
+class SourceRecord:
     """A record of a source."""
 
     number: int
     """Line of the file (row of a Parquet file), from 1."""
     columns: Mapping[str, Any]
-    """What a template can name."""
+    """The columns that a template can name."""
     keys: tuple[str, ...] = ()
-    """Examples that share a key never stand on both sides of a split. The first one is drawn by."""
+    """Records that share a key never end on both sides of a split. The first decides the draw."""
     group: str = ""
     part: str = ""
-    """Part that the source itself puts the example in: train, dev, test or nothing."""
+    """Part that the source itself assigns: train, dev, test, ood or none."""
 
 
-class SetAside(BaseModel):
-    """A record that became no row: a line of quarantine.jsonl.
+class QuarantinedRecord(BaseModel):
+    """A record that was not made into a row: a line of quarantine.jsonl.
 
     {"file": "questions.jsonl", "line": 17, "record": 16, "reason": "a key twice: 'answer'",
      "text": "{\\"question\\": "}
@@ -69,7 +69,7 @@ class SetAside(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     file: str
     line: int
-    """Line at which the record begins; row of a table. From 1."""
+    """Line at which the record begins (or row of a table), from 1."""
     record: int = 0
     """Number of the record, from 1: a line can hold several, and a record several lines."""
     reason: str
@@ -77,8 +77,8 @@ class SetAside(BaseModel):
     """The beginning of the record."""
 
 
-def clipped(record: object) -> str:
-    """Return the beginning of a record as text that any file can hold."""
+def excerpt(record: object) -> str:
+    """Return the beginning of a record as valid UTF-8."""
     if isinstance(record, bytes):
         return record[:_SHOWN].decode("utf-8", "replace").rstrip("\r\n")
     text = record if isinstance(record, str) else repr(record)
@@ -86,13 +86,13 @@ def clipped(record: object) -> str:
 
 
 def text_of(columns: Mapping[str, Any], name: str) -> str:
-    """Return a column as text; numbers and truth values as JSON spells them, no value as "".
+    """Return a column as text: numbers and booleans as in JSON, null as "".
 
     Raises:
-        NoExampleError: there is no such column, or it holds no text.
+        UnusableRecordError: there is no such column, or it holds no text.
     """
     if name not in columns:
-        raise NoExampleError(
+        raise UnusableRecordError(
             f"no column {name!r} (there are: {', '.join(sorted(columns))[:_SHOWN]})"
         )
     value = columns[name]
@@ -101,29 +101,29 @@ def text_of(columns: Mapping[str, Any], name: str) -> str:
     if isinstance(value, bool | int) or (isinstance(value, float) and isfinite(value)):
         return json.dumps(value)
     if not isinstance(value, str):
-        raise NoExampleError(f"column {name!r} holds {kind_of(value)} where text is needed")
+        raise UnusableRecordError(f"column {name!r} holds {json_type(value)} where text is needed")
     return storable(value)
 
 
 def storable(text: str) -> str:
-    """Return `text` if UTF-8 can hold it.
+    """Return `text` if it can be written as UTF-8.
 
     Raises:
-        NoExampleError: it has half a surrogate pair.
+        UnusableRecordError: it has half a surrogate pair.
     """
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise NoExampleError("half a surrogate pair, which UTF-8 cannot hold") from None
+        raise UnusableRecordError("half a surrogate pair, which UTF-8 cannot hold") from None
     return text
 
 
-def kind_of(value: object) -> str:
-    """Return what a value is, in the words of JSON."""
+def json_type(value: object) -> str:
+    """Return the JSON type of a value, for messages."""
     if isinstance(value, float):
         return "a number" if isfinite(value) else json.dumps(value)
     if isinstance(value, BrokenCell):
-        return f"what cannot be read ({value.error})"
+        return f"a value that cannot be read ({value.error})"
     names = {dict: "an object", list: "a list", bytes: "bytes", str: "text", int: "a number"}
     names |= {type(None): "null", bool: "true or false"}
     return names.get(type(value), type(value).__name__)

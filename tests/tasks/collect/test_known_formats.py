@@ -5,8 +5,8 @@ import json
 import pytest
 
 from cohobate.data.records import Message
-from tasks.collect.examples import NoExampleError
-from tasks.collect.recognised import Recognised
+from tasks.collect.known_formats import KnownFormat
+from tasks.collect.source_records import UnusableRecordError
 
 ASK = {"role": "user", "content": "hi"}
 REPLY = {"role": "assistant", "content": "ho"}
@@ -80,32 +80,32 @@ HISTORY = (*user("a"), Message(role="assistant", content="b"), *user("c"))
     ],
 )
 def test_formats_are_told_by_their_columns(columns, wanted):
-    assert Recognised().render(columns) == wanted
+    assert KnownFormat().render(columns) == wanted
 
 
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        ({"question": "a"}, "no known format .columns: question."),
+        ({"question": "a"}, "unknown format .columns: question."),
         ({"prompt": " "}, "column 'prompt' is empty"),
         ({"prompt": "a", "completion": " "}, "column 'completion' is empty"),
-        ({"messages": "hi"}, "holds no list of turns"),
-        ({"body": {"input": "hi"}}, "holds no list of turns"),
+        ({"messages": "hi"}, "is not a list of turns"),
+        ({"body": {"input": "hi"}}, "is not a list of turns"),
         ({"messages": [{"role": "robot", "content": "hi"}]}, "turn 1 is by 'robot'"),
         ({"prompt": {"a": 1}}, "holds an object where text is needed"),
         ({"question": "a", "answer": 1, "choices": ["b", "c"]}, "a question with 'choices'"),
         ({"question": "a", "answer": "b", "context": "c"}, "a question with 'context'"),
         ({"question": "a", "answer": ["b", "c"]}, "column 'answer' holds a list where text"),
         ({"turns": ["a", "b"]}, "turn 1 is text, not a role and a text"),
-        ({"prompt": "a", "completion": "b", "label": False}, "marked as unwanted"),
-        ({"messages": "[{'role': 'user', 'content': 'hi'}]"}, "turns as Python shows them"),
-        ({"messages": [ASK, REPLY], "tools": [{"name": "f"}]}, "a row cannot hold column 'tools'"),
-        ({"conversations": SHAREGPT, "image": "x.png"}, "a row cannot hold column 'image'"),
+        ({"prompt": "a", "completion": "b", "label": False}, "labelled as bad"),
+        ({"messages": "[{'role': 'user', 'content': 'hi'}]"}, "turns as a Python literal"),
+        ({"messages": [ASK, REPLY], "tools": [{"name": "f"}]}, "column 'tools' is not supported"),
+        ({"conversations": SHAREGPT, "image": "x.png"}, "column 'image' is not supported"),
         ({"messages": [SYSTEM, ASK], "system": "Be long."}, "a system prompt in a column, and"),
-        ({"instruction": "hi", "output": "ho", "history": "a"}, "no list of questions"),
+        ({"instruction": "hi", "output": "ho", "history": "a"}, "not a list of questions"),
         ({"prompt": "hi", "completion": float("nan")}, "column 'completion' holds NaN"),
     ],
 )
 def test_what_is_of_no_format_is_said(columns, said):
-    with pytest.raises(NoExampleError, match=said):
-        Recognised().render(columns)
+    with pytest.raises(UnusableRecordError, match=said):
+        KnownFormat().render(columns)

@@ -1,4 +1,4 @@
-"""From a source to rows on disk, and what a split must know of them."""
+"""Spool of rows: a source's records made into rows on disk, and the index for the split."""
 
 from array import array
 from collections import Counter
@@ -9,53 +9,58 @@ from typing import Any, Protocol
 from cohobate.data.records import Row, prompt_text, row_id
 from cohobate.data.row_files import RowView
 from tasks.collect.conversations import Prompt
-from tasks.collect.examples import Example, NoExampleError, SetAside, clipped
-from tasks.collect.split import Pool, Split
+from tasks.collect.source_records import (
+    QuarantinedRecord,
+    SourceRecord,
+    UnusableRecordError,
+    excerpt,
+)
+from tasks.collect.split import Split, SplitIndex
 
 
 class Source(Protocol):
-    """What `collect.source` can be."""
+    """Interface of the sources that `collect.source` names."""
 
     @property
     def file(self) -> str:
         """Name of the file whose lines are counted."""
 
-    def examples(self) -> Iterator[Example | SetAside]:
-        """Yield the records, or why one is none."""
+    def source_records(self) -> Iterator[SourceRecord | QuarantinedRecord]:
+        """Yield the records; quarantined ones with the reason."""
 
 
 class Rendering(Protocol):
-    """What turns the columns of a record into a prompt and an answer."""
+    """Makes a prompt and an answer of the columns of a record."""
 
     def render(self, columns: Mapping[str, Any]) -> tuple[Prompt, str | None]:
-        """Return both, or raise NoExampleError."""
+        """Return prompt and answer, or raise UnusableRecordError."""
 
 
-class Intake:
-    """Rows of a source, spooled in its order. A record ends in a row or is set aside, no third."""
+class RowSpool:
+    """The rows of a source, in its order. Each record becomes a row or is quarantined."""
 
     def __init__(self, source: Source, template: Rendering, split: Split, spool: Path) -> None:
         self._source, self._template, self._spool = source, template, spool
         self._lines, self._records = array("Q"), array("Q")  # of the source, for each row
         self._rows: RowView[Row] | None = None
-        self.pool = Pool(split)
+        self.pool = SplitIndex(split)
         self.read = 0
         self.reasons: Counter[str] = Counter()
 
-    def fill(self) -> Iterator[SetAside]:
-        """Spool the rows of the source; yield what is none."""
+    def fill(self) -> Iterator[QuarantinedRecord]:
+        """Spool the rows of the source; yield the quarantined records."""
         with self._spool.open("wb") as spool:
-            for example in self._source.examples():
+            for record in self._source.source_records():
                 self.read += 1
-                row = example if isinstance(example, SetAside) else self._row(example)
-                if isinstance(row, SetAside):
+                row = record if isinstance(record, QuarantinedRecord) else self._row(record)
+                if isinstance(row, QuarantinedRecord):
                     self.reasons[row.reason] += 1
                     yield row.model_copy(update={"record": self.read})
                 else:
                     spool.write(row.model_dump_json().encode() + b"\n")
 
     def rows(self) -> RowView[Row]:
-        """Return the spooled rows."""
+        """Return a view of the spooled rows."""
         if self._rows is None:
             self._rows = RowView.of([self._spool], Row)
         return self._rows
@@ -64,29 +69,31 @@ class Intake:
         """Return the text of a row's prompt."""
         return prompt_text(self.rows()[number].prompt)
 
-    def refuse(self, number: int, reason: str) -> SetAside:
-        """Set a spooled row aside after all."""
+    def quarantine(self, number: int, reason: str) -> QuarantinedRecord:
+        """Quarantine a row that is spooled already."""
         self.reasons[reason] += 1
-        text = clipped(self.prompt_of(number))
+        text = excerpt(self.prompt_of(number))
         line, record = self._lines[number], self._records[number]
         file = self._source.file
-        return SetAside(file=file, line=line, record=record, reason=reason, text=text)
+        return QuarantinedRecord(file=file, line=line, record=record, reason=reason, text=text)
 
-    def _row(self, example: Example) -> Row | SetAside:
+    def _row(self, source_record: SourceRecord) -> Row | QuarantinedRecord:
         try:
-            prompt, answer = self._template.render(example.columns)
-        except NoExampleError as no:
-            text = clipped(dict(example.columns))
+            prompt, answer = self._template.render(source_record.columns)
+        except UnusableRecordError as error:
+            text = excerpt(dict(source_record.columns))
             file = self._source.file
-            return SetAside(file=file, line=example.number, reason=str(no), text=text)
+            return QuarantinedRecord(
+                file=file, line=source_record.number, reason=str(error), text=text
+            )
         row = Row(
             id=row_id(prompt),
             prompt=prompt,
             answer=answer,
-            group=example.group,
+            group=source_record.group,
             origin="none" if answer is None else "ground_truth",
         )
-        self._lines.append(example.number)
+        self._lines.append(source_record.number)
         self._records.append(self.read)
-        self.pool.add(example, row)
+        self.pool.add(source_record, row)
         return row

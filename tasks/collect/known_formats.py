@@ -1,6 +1,6 @@
-"""Formats told by their columns: those of TRL, OpenAI, ShareGPT, Alpaca, UltraChat.
+"""Data formats that are recognised by their columns: TRL, OpenAI, ShareGPT, Alpaca, UltraChat.
 
-| columns | what becomes of a record |
+| columns | prompt and answer |
 |---|---|
 | `messages`, `conversations`, `conversation`, `dialogue`, `dialog`, `chat`, `turns`, `items` or
   `contents` | a conversation; an assistant's last turn is the answer |
@@ -26,7 +26,7 @@ from typing import Any
 
 from cohobate.params import Section
 from tasks.collect.conversations import Prompt, conversation, turns_in
-from tasks.collect.examples import MAX_CHARACTERS, NoExampleError, text_of
+from tasks.collect.source_records import MAX_CHARACTERS, UnusableRecordError, text_of
 
 _TURNS = (
     *("messages", "conversations", "conversation", "dialogue", "dialog", "chat"),
@@ -39,29 +39,29 @@ _ANSWERS = ("output", "response", "answer", "completion", "chosen")
 _BESIDE = ("context", "passage", "choices", "options", "answers")
 
 
-class Recognised(Section):
-    """Takes a record for what its columns say it is."""
+class KnownFormat(Section):
+    """Makes prompt and answer of a record by the format of its columns."""
 
     @property
     def answer_columns(self) -> frozenset[str]:
-        """Columns that give an answer away."""
+        """Columns that contain an answer."""
         return frozenset({*_ANSWERS, *_TURNS, "data", "preferred_output"})
 
     def render(self, columns: Mapping[str, Any]) -> tuple[Prompt, str | None]:
         """Return the prompt and the answer of a record; None where it has no answer.
 
         Raises:
-            NoExampleError: the columns are of no known format, or hold something else.
+            UnusableRecordError: the columns are of no known format, or hold something else.
         """
         present = {name: value for name, value in columns.items() if value is not None}
         for name in _MORE_THAN_TEXT:
             if present.get(name) not in _EMPTY:
-                raise NoExampleError(f"a row cannot hold column {name!r} (it may be empty)")
+                raise UnusableRecordError(f"column {name!r} is not supported (it can be empty)")
         system = next((text for name in _SYSTEM if (text := _optional(present, name))), "")
         if (turns := _conversation_of(present)) is not None:
             return conversation([*_vertex_system(present), *turns], system)
         if "prompt" in present:
-            return self._asked(present, system)
+            return self._prompt(present, system)
         if "instruction" in present:
             return self._instruction(present, system)
         if (question := self._question(columns)) is not None:
@@ -70,14 +70,14 @@ class Recognised(Section):
             return conversation(_turns(present["chosen"], "chosen"), system)
         if "text" in present:
             return _text(present, "text"), None
-        raise NoExampleError(_no_format(columns))
+        raise UnusableRecordError(_no_format(columns))
 
-    def _asked(self, columns: Mapping[str, Any], system: str) -> tuple[Prompt, str | None]:
+    def _prompt(self, columns: Mapping[str, Any], system: str) -> tuple[Prompt, str | None]:
         answer = next((name for name in ("completion", "chosen") if name in columns), None)
         if answer is None and any(name in columns for name in _ANSWERS):
             return self._user(columns, _text(columns, "prompt"), system)
         if answer == "completion" and columns.get("label") is False:
-            raise NoExampleError("the completion is marked as unwanted (label: false)")
+            raise UnusableRecordError("the completion is labelled as bad (label: false)")
         prompt, reply = columns["prompt"], columns[answer] if answer else None
         if not isinstance(prompt, list) and (isinstance(reply, list) or system):
             prompt = [{"role": "user", "content": _text(columns, "prompt")}]
@@ -85,7 +85,7 @@ class Recognised(Section):
                 reply = [{"role": "assistant", "content": _text(columns, str(answer))}]
         if isinstance(prompt, list):
             replied = _turns(reply, str(answer)) if answer else []
-            # a preference can repeat its prompt
+            # some preference sets repeat the prompt in `chosen`
             return conversation(
                 replied if replied[: len(prompt)] == prompt else prompt + replied, system
             )
@@ -95,7 +95,7 @@ class Recognised(Section):
         history: list[Any] = []
         for pair in columns.get("history") or []:
             if not isinstance(pair, list) or len(pair) != 2:
-                raise NoExampleError("column 'history' is no list of questions and answers")
+                raise UnusableRecordError("column 'history' is not a list of questions and answers")
             history += [
                 {"role": "user", "content": pair[0]},
                 {"role": "assistant", "content": pair[1]},
@@ -105,12 +105,12 @@ class Recognised(Section):
         return self._user(columns, "\n".join(parts), system, history)
 
     def _question(self, columns: Mapping[str, Any]) -> str | None:
-        """Return the column of a question, if another has its answer."""
+        """Return the column of the question, if another column has its answer."""
         name = next((name for name in ("question", "query") if columns.get(name)), None)
         if name is None or not any(answer in columns for answer in _ANSWERS):
             return None
         if beside := [other for other in _BESIDE if columns.get(other) not in _EMPTY]:
-            raise NoExampleError(f"a question with {beside[0]!r}; give collect.template")
+            raise UnusableRecordError(f"a question with {beside[0]!r}: set collect.template")
         return name
 
     def _user(
@@ -120,7 +120,7 @@ class Recognised(Section):
         system: str,
         history: list[Any] | None = None,
     ) -> tuple[Prompt, str | None]:
-        """Return a user's turn, and what the first of the answers' columns replies."""
+        """Return a user's turn, and the answer of the first answer column."""
         turns = [*(history or []), {"role": "user", "content": text}]
         answer = next((name for name in _ANSWERS if name in columns), None)
         replied = columns.get(answer or "")
@@ -139,32 +139,32 @@ def _conversation_of(columns: Mapping[str, Any]) -> list[Any] | None:
         if turns is not None:
             chosen = columns.get("chosen")
             return [*turns, chosen] if isinstance(chosen, dict) else turns
-    data, body, asked = (columns.get(name) for name in ("data", "body", "input"))
+    data, body, request = (columns.get(name) for name in ("data", "body", "input"))
     if isinstance(data, list) and data and all(isinstance(turn, str) for turn in data):
         roles = ("user", "assistant")
         return [{"role": roles[n % 2], "content": text} for n, text in enumerate(data)]
     if isinstance(body, dict):
         return _turns(body.get("messages"), "body.messages")
-    if isinstance(asked, dict) and "messages" in asked:
+    if isinstance(request, dict) and "messages" in request:
         preferred = columns.get("preferred_output") or []
-        return _turns(asked["messages"], "input.messages") + _turns(preferred, "preferred_output")
+        return _turns(request["messages"], "input.messages") + _turns(preferred, "preferred_output")
     return None
 
 
 def _vertex_system(columns: Mapping[str, Any]) -> list[Any]:
     names = ("systemInstruction", "system_instruction")
-    told = next((columns[name] for name in names if isinstance(columns.get(name), dict)), None)
-    return [{**told, "role": "system"}] if told else []
+    system = next((columns[name] for name in names if isinstance(columns.get(name), dict)), None)
+    return [{**system, "role": "system"}] if system else []
 
 
 def _turns(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list):
-        raise NoExampleError(f"column {name!r} holds no list of turns")
+        raise UnusableRecordError(f"column {name!r} is not a list of turns")
     return value
 
 
 def _no_format(columns: Mapping[str, Any]) -> str:
-    return f"no known format (columns: {', '.join(sorted(columns))[:200]}); give collect.template"
+    return f"unknown format (columns: {', '.join(sorted(columns))[:200]}); set collect.template"
 
 
 def _optional(columns: Mapping[str, Any], name: str) -> str:
@@ -176,7 +176,7 @@ def _optional(columns: Mapping[str, Any], name: str) -> str:
 def _text(columns: Mapping[str, Any], name: str) -> str:
     text = text_of(columns, name)
     if not text.strip():
-        raise NoExampleError(f"column {name!r} is empty")
+        raise UnusableRecordError(f"column {name!r} is empty")
     if len(text) > MAX_CHARACTERS:
-        raise NoExampleError(f"longer than {MAX_CHARACTERS} characters")
+        raise UnusableRecordError(f"longer than {MAX_CHARACTERS} characters")
     return text
