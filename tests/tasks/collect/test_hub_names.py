@@ -39,7 +39,7 @@ def online(hub: LoopbackHub, home: Path, code: str) -> subprocess.CompletedProce
 READ = """
 from tasks.collect.hugging_face import HubDataset
 source = HubDataset(type="hub", name="org/{name}", revision="{commit}", part="test")
-rows = list(source.examples())
+rows = list(source.source_records())
 print(len(rows), rows[0].number, rows[0].columns, source.release())
 """
 
