@@ -62,7 +62,7 @@ def run_stage(
     stage_seconds.record(root, node.address, result)
     artifacts.show_stage(node.address, result)
     if node.name == "filter":
-        storage.bring_outputs(root, [node.address])
+        storage.pull_outputs(root, [node.address])
         artifacts.show_funnel(root)
     watch(node.address, result)
     return result
@@ -102,10 +102,11 @@ def distill_round(
         except BaseException:  # Ctrl-C, or cancelled in the UI: the remote work must stop too
             placement.stop_all()
             raise
+    versioning.sort_lock(root, graph)  # also of a round that failed: its next run may do nothing
     if errors:
         raise errors[0]
     if "evaluate" in results:
-        storage.bring_outputs(root, [node.address for node in nodes if _shown(node)])
+        storage.pull_outputs(root, [node.address for node in nodes if _shown(node)])
         render(root)  # a view of hashed files and of this run's times: no stage, no hash
         artifacts.show_report(root)
         artifacts.show_losses(root)

@@ -52,7 +52,7 @@ def prepare(worktree: Path, last: RoundRecord | None) -> list[str]:
     changes = overrides.apply(worktree, settings)
     _keep_only(worktree, tracked)
     if tracked:
-        storage.bring(worktree, tracked)
+        storage.pull_tracked(worktree, tracked)
     return changes
 
 
@@ -101,7 +101,7 @@ def promote(worktree: Path, number: int) -> str:
     document = params.load(worktree / params.PARAMS)
     phase = document["evaluate"]["student"]
     student = Path("models/train") / phase / f"seed-{verdict(worktree)['seed']}"
-    storage.bring_outputs(worktree, [f"train@{phase}"])  # it was perhaps trained elsewhere
+    storage.pull_outputs(worktree, [f"train@{phase}"])  # it was perhaps trained elsewhere
     champion = CHAMPION / f"round-{number:04d}"
     _keep(worktree, champion, worktree / student)
     return champion.as_posix()
@@ -109,7 +109,7 @@ def promote(worktree: Path, number: int) -> str:
 
 def hand_on_prompts(worktree: Path, number: int) -> None:
     """Keep the prompts on which the student is furthest off, for the next round."""
-    storage.bring_outputs(worktree, ["hard_examples"])
+    storage.pull_outputs(worktree, ["hard_examples"])
     _keep(worktree, REPLAY / f"round-{number:04d}.jsonl", worktree / HARDEST)
 
 

@@ -290,7 +290,7 @@ def _brought_up_to_date(root: Path, address: str, parcel: Parcel | None) -> Stag
         root = workspaces.opened(parcel, _BROUGHT, address)
     os.chdir(root)  # a worker runs one stage at a time
     if parcel:
-        storage.bring_inputs(root, address)
+        storage.pull_inputs(root, address)
     outcome = versioning.reproduce(root, address, timed, outputs_elsewhere=parcel is not None)
     pushed = storage.push(root, [address]) if outcome != "unchanged" else 0
     seconds = time.monotonic() - started

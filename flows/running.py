@@ -49,6 +49,7 @@ def run_round(
     nodes = wanted(graph, only)
     refresh_fingerprints(root)
     if workspace == "shared" and not versioning.reasons(root):  # nothing to start two servers for
+        versioning.sort_lock(root, graph)  # a round may have been killed before it did
         return _outcome(root, only, {node.address: ("unchanged", 0.0) for node in nodes})
     planned = plan(root, only)
     if not rerun_code:

@@ -1,1 +1,1 @@
-"""What outputs are worth and where their copies lie: the seam to DVC."""
+"""The bridge to DVC: skip, restore or run a stage, and push and pull what stages write."""

@@ -1,7 +1,7 @@
-"""Outputs of stages that are gone: a phase or a teacher that params.yaml no longer has.
+"""Outputs of stages that no longer exist: of a phase or a teacher that params.yaml does not have.
 
 DVC leaves them in the workspace, and a stage that reads the folder above them would read them too:
-an old phase would be a row of the report, and the answers of an old teacher would be learnt from.
+an old phase would be a row of the report, and the student would train on an old teacher's answers.
 """
 
 import shutil
@@ -13,11 +13,11 @@ from cohobate.dvc_bridge.versioning import StageNode
 
 
 def drop_leftovers(root: Path, nodes: Sequence[StageNode]) -> list[str]:
-    """Delete what dvc.lock says that stages wrote which are none of `nodes`; return the paths.
+    """Delete outputs in dvc.lock of stages that are not among `nodes`; return their paths.
 
-    Only outputs that DVC's cache has are in dvc.lock, so the stage is restored when it comes back.
+    DVC's cache has every output in dvc.lock: a stage that comes back is restored.
     """
-    made = {Path(out) for node in nodes for out in node.outs}
+    current = {Path(out) for node in nodes for out in node.outs}
     addresses = {node.address for node in nodes}
     dropped = []
     for address in versioning.locked_stages(root):
@@ -25,7 +25,7 @@ def drop_leftovers(root: Path, nodes: Sequence[StageNode]) -> list[str]:
             continue
         for out in (versioning.lock_entry(root, address) or {}).get("outs", []):
             path = Path(out["path"])
-            if not (root / path).exists() or any(path in (m, *m.parents) for m in made):
+            if not (root / path).exists() or any(path in (c, *c.parents) for c in current):
                 continue
             if (root / path).is_dir():
                 shutil.rmtree(root / path)

@@ -1,58 +1,59 @@
-"""dvc.lock as a file: in which order its entries stand, and what is said where it cannot be read.
+"""dvc.lock as a text file: the order of its entries, and the error where it cannot be read.
 
-The order is that in which one `dvc repro` would have written them. DVC appends a stage when it
-ends, so stages that run side by side land in whatever order they end in; the file is a result, and
-a result must not depend on a race.
+DVC appends the entry of a stage when the stage ends, so entries of stages that run in parallel come
+in the order in which they happen to end. The file is a result of the round and must not depend on
+that race: at the end of a round its entries are sorted as one `dvc repro` would have written them.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 
 from cohobate.errors import UserError
 
 _STAGES = re.compile(r"(.*?^stages:\n)(.*?)(^\S.*)?", re.MULTILINE | re.DOTALL)
 _ENTRY = re.compile(r"^(?=  [^\s#-])", re.MULTILINE)
-"""Where an entry begins, below `stages:`: all that is in it stands further right."""
+"""Where an entry begins, below `stages:`: all lines inside it are indented further."""
 
 
-def place(root: Path, address: str, later: Collection[str]) -> None:
-    """Move the entry of `address`, which is new, before the first of those in `later`.
-
-    Hold DVC's lock of the repository.
-    """
+def sort_entries(root: Path, addresses: Sequence[str]) -> None:
+    """Sort the entries of dvc.lock in the order of `addresses`; hold DVC's lock meanwhile."""
     lock, new = root / "dvc.lock", root / ".dvc/tmp/dvc.lock"
-    found = lock.read_text("utf-8") if lock.exists() else ""
-    if (placed := in_order(found, address, later)) != found:
-        new.write_text(placed, "utf-8")
+    text = lock.read_text("utf-8") if lock.exists() else ""
+    if (ordered := in_order(text, addresses)) != text:
+        new.write_text(ordered, "utf-8")
         new.replace(lock)
 
 
-def in_order(lock: str, address: str, later: Collection[str]) -> str:
-    """Return dvc.lock's text with the entry of `address` before the first of those in `later`.
+def in_order(lock: str, addresses: Sequence[str]) -> str:
+    """Return the text of dvc.lock with its entries in the order of `addresses`.
 
-    Entries are moved as text: to read and write the file as YAML, with all that people may have
-    noted in it, takes DVC .3 s in a default round.
+    An entry of no address, such as that of a phase that params.yaml no longer has, keeps its
+    position. Entries are moved as text: to parse and write the file as YAML, with the comments that
+    people may have added, takes DVC 0.3 s in a default round.
     """
     if not (parts := _STAGES.fullmatch(lock)):
         return lock
     head, body, rest = parts.groups(default="")
-    _, *entries = _ENTRY.split(body)
+    preamble, *entries = _ENTRY.split(body)
+    rank = {address: number for number, address in enumerate(addresses)}
     names = [entry.partition(":\n")[0].strip(" '\"") for entry in entries]
-    before = next((at for at, name in enumerate(names) if name in later), len(names))
-    if address not in names[before:]:
-        return lock
-    entries.insert(before, entries.pop(names.index(address)))
-    return head + "".join(entries) + rest
+    positions = [position for position, name in enumerate(names) if name in rank]
+    ordered = sorted(positions, key=lambda position: rank[names[position]])
+    result = list(entries)
+    for position, source in zip(positions, ordered, strict=True):
+        result[position] = entries[source]
+    return head + preamble + "".join(result) + rest
 
 
-def unreadable(path: Path, why: str) -> UserError:
-    """Return the error of dvc.lock, or another YAML file, that DVC refuses."""
-    merging = any(
-        line.startswith("<<<<<<< ") for line in path.read_text("utf-8", "replace").split("\n")
-    )
-    why = "it has conflicts of a merge" if merging else " ".join(why.split())
-    fix = f"look at {path.name}; git diff {path.name}"
+def unreadable(path: Path, reason: str) -> UserError:
+    """Return the error of dvc.lock, or of another YAML file, that DVC cannot read."""
+    text = path.read_text("utf-8", "replace")
+    in_conflict = any(line.startswith("<<<<<<< ") for line in text.split("\n"))
+    reason = "it contains merge conflicts" if in_conflict else " ".join(reason.split())
+    fix = f"correct {path.name}; git diff {path.name} shows what changed"
     if path.name == "dvc.lock":
-        fix = "git checkout HEAD -- dvc.lock   (or rm dvc.lock: DVC's cache has what had run)"
-    return UserError(f"{path.name} cannot be read: {why}", where=str(path), fix=fix)
+        fix = (
+            "git checkout HEAD -- dvc.lock   (or rm dvc.lock: DVC restores outputs from its cache)"
+        )
+    return UserError(f"{path.name} cannot be read: {reason}", where=str(path), fix=fix)

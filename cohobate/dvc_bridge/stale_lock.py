@@ -1,8 +1,9 @@
-"""DVC's list of who is at which files, as a kill -9 can leave it: dropped when safe.
+"""Remove DVC's list of locks (`.dvc/tmp/rwlock`) where a killed process left it behind.
 
-Torn in its writing, it stops every later command. Or it names processes that are gone, whose
-numbers others have been given since: DVC would wait for those. That is the rule after a restart of
-a container, where numbers are small.
+The list names the processes that read or write each file. A process killed while it writes the list
+leaves half of it, which stops every later command. A list may also name processes that have ended
+and whose numbers belong to others by now: DVC would wait for those. That is usual after a restart
+of a container, where process numbers are small.
 """
 
 import contextlib
@@ -18,29 +19,29 @@ from cohobate.dvc_bridge.versioning import BUSY_SECONDS
 _LIST = Path(".dvc/tmp/rwlock")
 _COMMANDS = {"dvc", "cohobate"}
 _CLOCK_SECONDS = 1.0
-"""How far a process's start and a file's time may be apart in their clocks."""
+"""Difference that the clocks of process starts and of file times may have."""
 
 
 def drop_stale_lock(root: Path) -> None:
-    """Delete DVC's lock file if no living process holds a lock in it, or if it is torn.
+    """Delete DVC's list of locks if no living process holds one, or if the list is incomplete.
 
-    Workers that a killed round left behind end within seconds, and are waited for. A torn file does
-    not say who holds a lock, so every process that works in `root` is waited for. Where one stays,
-    the file stays too, and DVC's next call names it.
+    Workers of a killed round end within seconds: this waits for them. An incomplete list does not
+    say who holds a lock, so this waits for every process that works in `root`. Where one goes on,
+    the list stays, and DVC's next call names the process.
     """
     path = root / _LIST
     deadline = time.monotonic() + BUSY_SECONDS
-    while ((found := holders(root)) is None and _at_work(root.resolve())) or _left_behind(found):
+    while ((held := holders(root)) is None and _working_in(root.resolve())) or _orphaned(held):
         if time.monotonic() > deadline:
             return
         time.sleep(0.5)
-    if found is None or (found and not any(holder.alive for holder in found)):
+    if held is None or (held and not any(holder.alive for holder in held)):
         path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A process in DVC's list, with what it holds."""
+    """A process in DVC's list of locks, with the file that it holds."""
 
     pid: int
     command: str
@@ -50,15 +51,16 @@ class Holder:
 
 
 def holders(root: Path) -> list[Holder] | None:
-    """Return the processes in DVC's list (`dvc.rwlock.SCHEMA`); None where the file is torn."""
+    """Return the processes in DVC's list (`dvc.rwlock.SCHEMA`); None where it is incomplete."""
     path = root / _LIST
     try:
-        listed = json.loads(path.read_text())
-        held = [(name, one) for name, some in listed.get("read", {}).items() for one in some]
-        held += [(name, one) for name, one in listed.get("write", {}).items() if one]
+        content = json.loads(path.read_text())
+        entries = [(file, entry) for file, readers in content.get("read", {}).items()
+                   for entry in readers]  # fmt: skip
+        entries += [(file, writer) for file, writer in content.get("write", {}).items() if writer]
         return [
-            Holder(int(one["pid"]), one["cmd"], name, _held(int(one["pid"]), path))
-            for name, one in held
+            Holder(int(entry["pid"]), entry["cmd"], file, _lives(int(entry["pid"]), path))
+            for file, entry in entries
         ]
     except FileNotFoundError:
         return []
@@ -66,8 +68,8 @@ def holders(root: Path) -> list[Holder] | None:
         return None
 
 
-def _held(pid: int, path: Path) -> bool:
-    """Whether the process that wrote itself into the list still lives."""
+def _lives(pid: int, path: Path) -> bool:
+    """Return whether the process that wrote itself into the list still lives."""
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:  # a container without init keeps its number
@@ -75,13 +77,13 @@ def _held(pid: int, path: Path) -> bool:
         return process.create_time() <= path.stat().st_mtime + _CLOCK_SECONDS
     except (psutil.NoSuchProcess, FileNotFoundError):
         return False
-    except psutil.Error:  # someone else's: as DVC takes it
+    except psutil.Error:  # another user's process: DVC counts it as living
         return True
 
 
-def _left_behind(found: list[Holder] | None) -> bool:
-    """Return whether a holder is a Ray worker whose node was killed: it ends on its own."""
-    for holder in (one for one in found or [] if one.alive):
+def _orphaned(held: list[Holder] | None) -> bool:
+    """Return whether a holder is a Ray worker whose node was killed: it ends by itself."""
+    for holder in (holder for holder in held or [] if holder.alive):
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(holder.pid)
             node = process.parent()
@@ -94,11 +96,11 @@ def _left_behind(found: list[Holder] | None) -> bool:
     return False
 
 
-def _at_work(root: Path) -> list[int]:
-    """Return the processes of others that run a stage, `dvc` or `cohobate` in or below `root`."""
+def _working_in(root: Path) -> list[int]:
+    """Return the other processes that run a stage, `dvc` or `cohobate` in or below `root`."""
     own = psutil.Process()
     mine = {own.pid, *(parent.pid for parent in own.parents())}
-    found = []
+    pids = []
     for process in psutil.process_iter(["name", "cmdline"]):
         name, words = process.info["name"], process.info["cmdline"] or []
         stage = name.startswith("ray::") and name != "ray::IDLE"
@@ -108,7 +110,7 @@ def _at_work(root: Path) -> list[int]:
             continue
         try:
             if Path(process.cwd()).is_relative_to(root):
-                found.append(process.pid)
-        except psutil.Error:  # gone meanwhile, or someone else's
+                pids.append(process.pid)
+        except psutil.Error:  # ended meanwhile, or another user's
             continue
-    return found
+    return pids

@@ -1,17 +1,17 @@
-"""Where the objects of DVC lie: cache, remotes, and what worktrees and nodes are told of them."""
+"""DVC's cache and remotes: push, pull and track files, and configure worktrees and nodes."""
 
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from cohobate.dvc_bridge.private_calls import configuration
 from cohobate.dvc_bridge.versioning import (
-    configuration,
     has_remote,
     locked_repo,
     open_repo,
-    patiently,
-    writers,
+    outputs_at,
+    retry_download,
 )
 from cohobate.errors import UserError
 
@@ -22,7 +22,7 @@ def push(root: Path, addresses: list[str]) -> int:
     Zero without a default remote.
 
     Raises:
-        UserError: the remote was not reached, however often it was asked.
+        UserError: the remote was not reached, after all retries.
     """
     from botocore.exceptions import BotoCoreError
 
@@ -32,39 +32,39 @@ def push(root: Path, addresses: list[str]) -> int:
         try:
             sent: int = repo.push(targets=addresses, run_cache=True)
         except (OSError, BotoCoreError) as error:
-            fix = "check that the remote answers (cohobate doctor), then run again"
-            raise UserError(f"not pushed: {error}", where=".dvc/config", fix=fix) from error
+            fix = "check the remote with cohobate doctor, then repeat the command"
+            raise UserError(f"push failed: {error}", where=".dvc/config", fix=fix) from error
         return sent
 
 
-def bring_inputs(root: Path, address: str) -> None:
-    """Have what a stage reads in the workspace: what other stages wrote, and what DVC tracks."""
+def pull_inputs(root: Path, address: str) -> None:
+    """Bring a stage's inputs into the workspace: other stages' outputs, and tracked files."""
     with locked_repo(root) as repo:
         (stage,) = repo.stage.collect(address)
-        read = [(dep.fs_path, out.fs_path) for dep in stage.deps for out in writers(repo, dep)]
-        # part of an output, or a folder that outputs lie in, which is none itself: the narrower
-        wanted = sorted({max(paths, key=len) for paths in read})
-        if wanted:
-            patiently(lambda: repo.pull(targets=wanted, force=True))
+        inputs = [(dep.fs_path, out.fs_path) for dep in stage.deps for out in outputs_at(repo, dep)]
+        # A dependency may be part of an output, or a folder that holds outputs: pull the narrower.
+        paths = sorted({max(pair, key=len) for pair in inputs})
+        if paths:
+            retry_download(lambda: repo.pull(targets=paths, force=True))
 
 
-def bring_outputs(root: Path, addresses: list[str]) -> None:
-    """Have the outputs of stages in the workspace, as dvc.lock names them."""
+def pull_outputs(root: Path, addresses: list[str]) -> None:
+    """Bring the outputs of stages into the workspace, as dvc.lock records them."""
     with locked_repo(root) as repo:
         stages = [stage for address in addresses for stage in repo.stage.collect(address)]
         absent = [stage.addressing for stage in stages if not all(o.exists for o in stage.outs)]
         if absent:
-            patiently(lambda: repo.pull(targets=absent, force=True))
+            retry_download(lambda: repo.pull(targets=absent, force=True))
 
 
-def bring(root: Path, paths: list[Path]) -> None:
-    """Have the tracked `paths` in the workspace, from the cache or the remote."""
+def pull_tracked(root: Path, paths: list[Path]) -> None:
+    """Bring tracked files or folders into the workspace, from the cache or the remote."""
     with open_repo(root) as repo:
-        patiently(lambda: repo.pull(targets=[f"{root / path}.dvc" for path in paths]))
+        retry_download(lambda: repo.pull(targets=[f"{root / path}.dvc" for path in paths]))
 
 
 def track(root: Path, path: Path) -> None:
-    """Let DVC keep a file or folder that no stage writes: `<path>.dvc` is what git then holds."""
+    """Let DVC keep a file or folder that no stage writes; git then keeps `<path>.dvc`."""
     with open_repo(root) as repo:
         repo.add(str(root / path))
         if has_remote(repo):
@@ -98,7 +98,7 @@ def make_standalone(
 
 
 def _relative(path: str | Path) -> str:
-    """Return a path that DVC writes relative to its file: it can write no other than ASCII."""
+    """Return a relative path: DVC writes it so, and can write no other characters than ASCII."""
     return os.path.relpath(path)
 
 
@@ -110,7 +110,7 @@ def default_remote(root: Path) -> str | None:
 
 
 def remotes(root: Path) -> dict[str, dict[str, Any]]:
-    """Return where the project's remotes are, by name, without what must stay secret."""
+    """Return the configuration of each remote by name, without credentials."""
     public = ("url", "endpointurl", "region", "verify", "version_aware", "profile")
     with open_repo(root) as repo:
         config: dict[str, Any] = repo.config["remote"]
@@ -121,28 +121,28 @@ def remotes(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def absent_from_remote(root: Path) -> list[str]:
-    """Return what of the current dvc.lock and .dvc files the default remote does not have."""
+    """Return the outputs and tracked files of this workspace that the default remote lacks."""
     with open_repo(root) as repo:
-        found: dict[str, str] = repo.status(cloud=True) if has_remote(repo) else {}
-        return sorted(name for name, state in found.items() if state != "deleted")
+        status: dict[str, str] = repo.status(cloud=True) if has_remote(repo) else {}
+        return sorted(name for name, state in status.items() if state != "deleted")
 
 
 def reach_default_remote(root: Path) -> str | None:
-    """Look whether the default remote answers; return its address, or None without one.
+    """Return the address of the default remote once it replied; None where there is none.
 
     Raises:
-        UserError: it does not answer, or refuses.
+        UserError: it does not reply, or refuses.
     """
     with open_repo(root) as repo:
         if not has_remote(repo):
             return None
-        place = repo.cloud.get_remote_odb()
+        remote = repo.cloud.get_remote_odb()
         try:
-            place.fs.exists(place.path)
-        except Exception as error:  # each file system has its own
+            remote.fs.exists(remote.path)
+        except Exception as error:  # each file system raises its own
             raise UserError(
-                f"{place.path} does not answer: {error}",
+                f"{remote.path} does not reply: {error}",
                 where=".dvc/config",
-                fix="dvc remote list",
+                fix="check the address and the credentials: dvc remote list",
             ) from error
-        return str(place.fs.unstrip_protocol(place.path))
+        return str(remote.fs.unstrip_protocol(remote.path))

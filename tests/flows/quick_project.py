@@ -32,8 +32,8 @@ stages:
     metrics:
       - reports/metrics.json: {cache: false}
       - reports/challenge.json: {cache: false}
-  mine:
-    cmd: python stand_in.py mine
+  hard_examples:
+    cmd: python stand_in.py hard_examples
     deps: [models/train]
     outs: [data/hard_examples]
 """

@@ -1,4 +1,4 @@
-"""The order of dvc.lock's entries is that of the graph, whoever was done first."""
+"""The entries of dvc.lock are in the order of the graph, whichever stage ended first."""
 
 import io
 from itertools import permutations
@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 
 from cohobate.dvc_bridge.lock_file import in_order
 
-CURRICULUM = ["collect", "filter", "train@kd", "train@0.5"]
+ORDER = ["collect", "filter", "train@kd", "train@0.5"]
 
 
 def lock(names: list[str], more: str = "") -> str:
@@ -24,34 +24,32 @@ def lock(names: list[str], more: str = "") -> str:
     return written.getvalue() + more
 
 
-def later_than(name: str) -> set[str]:
-    return {*CURRICULUM[CURRICULUM.index(name) + 1 :]}
+@pytest.mark.parametrize("ended", [*permutations(ORDER)])
+def test_the_file_is_the_same_in_whatever_order_stages_end(ended: tuple[str, ...]) -> None:
+    for count in range(1, len(ended) + 1):
+        expected = [name for name in ORDER if name in ended[:count]]
+        assert in_order(lock([*ended[:count]]), ORDER) == lock(expected)
 
 
-@pytest.mark.parametrize("ended", [*permutations(CURRICULUM)])
-def test_whatever_order_stages_end_in_the_file_is_the_same(ended: tuple[str, ...]) -> None:
-    found = lock([])
-    for count, name in enumerate(ended):
-        there = list(YAML(typ="safe").load(found)["stages"] or {})
-        assert there == [n for n in CURRICULUM if n in ended[:count]]
-        found = in_order(lock([*there, name]), name, later_than(name))
-    assert found == lock(CURRICULUM)
-
-
-def test_two_that_were_appended_before_either_was_placed() -> None:
-    found = lock(["train@kd", "train@0.5", "collect", "filter"])
-    for name in ("filter", "train@kd", "train@0.5", "collect"):
-        found = in_order(found, name, later_than(name))
-    assert found == lock(CURRICULUM)
+def test_an_entry_of_a_stage_that_no_longer_exists_keeps_its_position() -> None:
+    assert in_order(lock(["filter", "old", "collect"]), ORDER) == lock(["collect", "old", "filter"])
+    assert in_order(lock(["old", "filter", "collect"]), ORDER) == lock(["old", "collect", "filter"])
 
 
 def test_what_stands_beside_the_stages_stays_where_it_is() -> None:
     beside = "datasets:\n- name: d\n  type: dvc\n"
-    found = in_order(lock(["filter", "collect"], beside), "collect", later_than("collect"))
-    assert found == lock(["collect", "filter"], beside)
+    assert in_order(lock(["filter", "collect"], beside), ORDER) == lock(
+        ["collect", "filter"], beside
+    )
 
 
-@pytest.mark.parametrize("text", ["", "schema: '2.0'\n", lock([]), lock(CURRICULUM)])
+def test_comments_move_with_their_entry() -> None:
+    text = lock(["filter", "collect"]).replace("  collect:\n", "  collect:\n    # mine\n")
+    expected = lock(["collect", "filter"]).replace("  collect:\n", "  collect:\n    # mine\n")
+    assert in_order(text, ORDER) == expected
+
+
+@pytest.mark.parametrize("text", ["", "schema: '2.0'\n", lock([]), lock(ORDER)])
 def test_a_file_without_anything_to_move_is_left_as_it_is(text: str) -> None:
-    assert in_order(text, "collect", later_than("collect")) == text
-    assert in_order(text, "not there", {*CURRICULUM}) == text
+    assert in_order(text, ORDER) == text
+    assert in_order(text, []) == text

@@ -1,4 +1,4 @@
-"""The contract of the one private name that the flow leans on, and what a stage is worth."""
+"""Stages are skipped, restored and run as `dvc repro` does it, with the same dvc.lock."""
 
 import json
 import os
@@ -71,7 +71,9 @@ def in_process(project: Path) -> dict[str, str]:
     nodes = versioning.stages(project)
     # the other way round where the arrows allow it, as parallel stages may end
     order = sorted(nodes, key=lambda n: (len(n.upstream), n.address == "first"))
-    return {n.address: versioning.reproduce(project, n.address, body) for n in order}
+    outcomes = {n.address: versioning.reproduce(project, n.address, body) for n in order}
+    versioning.sort_lock(project, nodes)
+    return outcomes
 
 
 def dvc_repro(project: Path) -> str:
@@ -83,7 +85,9 @@ def dvc_repro(project: Path) -> str:
     return done.stdout
 
 
-def test_both_doors_write_the_same_lock_and_leave_each_other_nothing(project: Path) -> None:
+def test_dvc_repro_and_reproduce_write_the_same_lock_and_leave_each_other_nothing_to_do(
+    project: Path,
+) -> None:
     dvc_repro(project)
     by_dvc = (project / "dvc.lock").read_bytes()
     assert set(in_process(project).values()) == {"unchanged"}
@@ -150,7 +154,7 @@ def test_reasons_say_what_changed(project: Path) -> None:
     assert versioning.reasons(project) == {"second": ["knob modified"]}
 
 
-def test_a_torn_lock_file_is_named_with_its_mend(project: Path) -> None:
+def test_an_incomplete_list_of_locks_is_named_with_its_fix(project: Path) -> None:
     in_process(project)
     (project / ".dvc/tmp/rwlock").write_text('{"read":')
     with pytest.raises(UserError, match=r"rm .dvc/tmp/rwlock"):
@@ -161,7 +165,7 @@ def test_a_torn_lock_file_is_named_with_its_mend(project: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["torn", "in conflict", "empty"])
-def test_a_lock_that_cannot_be_read_is_named_and_its_mend_brings_all_back(
+def test_a_lock_that_cannot_be_read_is_named_and_its_fix_brings_all_back(
     project: Path, how: str
 ) -> None:
     in_process(project)
@@ -172,7 +176,7 @@ def test_a_lock_that_cannot_be_read_is_named_and_its_mend_brings_all_back(
     lock.write_text({"torn": torn, "in conflict": ours_and_theirs, "empty": ""}[how])
     with pytest.raises(UserError, match=r"dvc.lock cannot be read") as caught:
         versioning.stages(project)
-    assert ("conflicts of a merge" in caught.value.what) == (how == "in conflict")
+    assert ("merge conflicts" in caught.value.what) == (how == "in conflict")
     assert caught.value.fix and "rm dvc.lock" in caught.value.fix
     lock.unlink()
     assert set(in_process(project).values()) == {"restored"}
@@ -302,14 +306,14 @@ def test_inputs_are_brought_whether_outputs_hold_them_or_they_hold_outputs(
     )
     shutil.rmtree(with_remote / "out")
     shutil.rmtree(with_remote / ".dvc/cache")
-    storage.bring_inputs(with_remote, "second")
+    storage.pull_inputs(with_remote, "second")
     assert [path.name for path in (with_remote / "out").iterdir()] == ["first.txt"]
     with pytest.raises(UserError, match=r"aside\.txt"):  # it has not run yet
-        storage.bring_inputs(with_remote, "all")
+        storage.pull_inputs(with_remote, "all")
     versioning.reproduce(with_remote, "aside", body)
     storage.push(with_remote, ["aside"])
     shutil.rmtree(with_remote / "out")
-    storage.bring_inputs(with_remote, "all")
+    storage.pull_inputs(with_remote, "all")
     found = sorted(path.name for path in (with_remote / "out").iterdir())
     assert found == ["aside.txt", "first.txt", "second.txt"]
 
@@ -333,12 +337,12 @@ def test_a_download_that_fails_is_asked_for_again_but_not_for_ever(
         if left:
             raise left.pop()
 
-    versioning.patiently(download)
+    versioning.retry_download(download)
     assert not left
-    monkeypatch.setattr(versioning, "PATIENCE", 0)
+    monkeypatch.setattr(versioning, "DOWNLOAD_SECONDS", 0)
     left = [DownloadError(1), DownloadError(1)]
     with pytest.raises(DownloadError):
-        versioning.patiently(download)
+        versioning.retry_download(download)
     assert len(left) == 1
 
 
