@@ -51,7 +51,7 @@ def _round_with(overlay: Mapping[str, Any]) -> tuple[int, Floats]:
     recipe = ROOT / ".cohobate/variant.yaml"
     recipe.parent.mkdir(exist_ok=True)
     recipe.write_text(json.dumps(overlay))
-    with overrides.for_now(ROOT, [SEEDS], recipe.as_posix()):
+    with overrides.temporarily(ROOT, [SEEDS], recipe.as_posix()):
         command = [str(Path(sys.executable).with_name("cohobate")), "run", "--stage", "evaluate"]
         done = subprocess.run(command, check=False)
         if done.returncode not in (0, GATE_CLOSED):

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from pydantic import SecretStr
 
-from cohobate.backends.ledger_storage import VARIABLE
+from cohobate.backends.ledger_storage import LEDGER_VARIABLE
 from cohobate.dvc_bridge.versioning import StageNode
 
 ApiKeys = Mapping[str, SecretStr]
@@ -35,8 +35,8 @@ def keys_for(node: StageNode, document: Mapping[str, Any]) -> ApiKeys:
     name = document["teachers"][teacher].get("key", "")
     found = os.environ.get(name) or _of_block(name) if name else None
     keys = {name: SecretStr(found)} if found else {}
-    if (ledger := os.environ.get(VARIABLE, "")).startswith("s3://"):
-        keys[VARIABLE] = SecretStr(ledger)  # other nodes have environments of their own
+    if (ledger := os.environ.get(LEDGER_VARIABLE, "")).startswith("s3://"):
+        keys[LEDGER_VARIABLE] = SecretStr(ledger)  # other nodes have environments of their own
     return keys
 
 

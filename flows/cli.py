@@ -76,25 +76,25 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run one round: every stage of dvc.yaml that is not up to date."""
-    from flows import overrides, running
+    from flows import overrides, start_round
 
     root = project_root()
     if dry_run:
         from flows.plan import plan
 
-        with overrides.for_now(root, settings or [], recipe):
+        with overrides.temporarily(root, settings or [], recipe):
             planned = plan(root, stage)
             _show_plan(planned, as_json)
             _show_prices(root)
-            running.show_duration(root, stage, err, planned)
+            start_round.show_duration(root, stage, err, planned)
         return
     for change in overrides.apply(root, settings or [], recipe):
         err.print(f"params.yaml: {change}", highlight=False)
-    outcome = running.run_round(root, stage, err, workspace, rerun_code=rerun_code)
+    outcome = start_round.run_round(root, stage, err, workspace, rerun_code=rerun_code)
     if as_json:
         print_json(outcome)
     else:
-        running.show_outcome(root, outcome, out)
+        start_round.show_outcome(root, outcome, out)
     if outcome["gate_passed"] is False:
         raise typer.Exit(Exit.GATE_NOT_MET)
 
@@ -145,18 +145,18 @@ def upgrade(
 @app.command(epilog="Example: `cohobate status --json`")
 def status(as_json: Json = False) -> None:
     """Say which stages are up to date, which are not and why, and what the last round came to."""
-    from flows import running
+    from flows import start_round
     from flows.plan import plan
 
     root = project_root()
     planned = plan(root)
-    metrics = running.metrics(root)
+    metrics = start_round.metrics(root)
     if as_json:
         print_json({"stages": [vars(stage) for stage in planned], "metrics": metrics})
         return
     _show_plan(planned, as_json=False)
     if metrics:
-        running.show_verdict(metrics, out)
+        start_round.show_verdict(metrics, out)
 
 
 @app.command(epilog="Examples: `cohobate report` · `cohobate report --against round-0006`")
@@ -299,14 +299,14 @@ def _show_prices(root: Path) -> None:
     from cohobate import params
     from cohobate.backends.settings import GenerateParams
     from cohobate.teachers.teacher import Teachers
-    from flows.estimate import outlooks
+    from flows.price_estimate import estimate_prices
     from tasks.evaluate.settings import EvaluateParams
 
     document = params.load(root / params.PARAMS)
     teachers = params.validated(Teachers, document["teachers"], "teachers")
     generate = params.validated(GenerateParams, document["generate"], "generate")
     evaluate = params.validated(EvaluateParams, document["evaluate"], "evaluate")
-    for line in outlooks(teachers, generate, evaluate, root):
+    for line in estimate_prices(teachers, generate, evaluate, root):
         err.print(line, highlight=False)
 
 

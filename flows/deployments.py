@@ -68,7 +68,7 @@ def trigger(name: str, parameters: dict[str, Any]) -> FlowRun:
     return run_deployment(deployment.id, parameters=parameters, timeout=0)  # type: ignore[return-value]
 
 
-def at_work(name: str) -> FlowRun | None:
+def active_run(name: str) -> FlowRun | None:
     """Return the run of a deployment that is at work, or due and about to be; None without one.
 
     Raises:
@@ -87,7 +87,7 @@ def at_work(name: str) -> FlowRun | None:
     return min(runs, key=lambda run: rank[run.state_type or StateType.SCHEDULED], default=None)
 
 
-def refuses_a_second(name: str) -> bool:
+def cancels_second_run(name: str) -> bool:
     """Return whether a deployment cancels a new run while one is at work, instead of queueing it.
 
     Raises:

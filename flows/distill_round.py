@@ -21,11 +21,11 @@ from cohobate.progress import Advance, Event
 from cohobate.terminal import StageLog
 from flows import artifacts, params_schema, placement, stage_seconds
 from flows.api_keys import keys_for
-from flows.events import StageStarted, watcher
+from flows.events import StageStarted, event_handler
 from flows.placement import StageLostError, StageResult
 from flows.resources import Resources
-from flows.selection import resources_for, wanted
-from flows.workspaces import Kind
+from flows.selection import resources_for, select_stages
+from flows.workspaces import WorkspaceKind
 from tasks.evaluate.report import render
 
 
@@ -37,10 +37,10 @@ def _only_when_lost(task: object, run: object, state: State[StageResult]) -> boo
 # DVC decides what is cached: a hit in Prefect's own cache would restore no files.
 @task(cache_policy=NO_CACHE, persist_result=False, retry_delay_seconds=2)
 def run_stage(
-    root: Path, node: StageNode, resources: Resources, workspace: Kind = "shared"
+    root: Path, node: StageNode, resources: Resources, workspace: WorkspaceKind = "shared"
 ) -> StageResult:
     """Bring one stage up to date on the cluster; its events become logs, progress and artifacts."""
-    log, bar, watch = get_run_logger(), artifacts.ProgressBar(node.address), watcher.get()
+    log, bar, watch = get_run_logger(), artifacts.ProgressBar(node.address), event_handler.get()
     watch(node.address, StageStarted())
     try:
         keys = keys_for(node, params.load(root / params.PARAMS))
@@ -70,7 +70,7 @@ def run_stage(
 
 @flow(task_runner=ThreadPoolTaskRunner(max_workers=64), persist_result=False, log_prints=False)  # type: ignore[arg-type]
 def distill_round(
-    root: Path, only: str | None = None, workspace: Kind = "shared"
+    root: Path, only: str | None = None, workspace: WorkspaceKind = "shared"
 ) -> dict[str, StageResult]:
     """Run one round in the workspace `root`: every stage of dvc.yaml that is not up to date.
 
@@ -93,7 +93,7 @@ def distill_round(
     graph = versioning.stages(root)
     for path in drop_leftovers(root, graph):
         get_run_logger().info("%s removed: no stage makes it any more; DVC's cache has it", path)
-    nodes = wanted(graph, only)
+    nodes = select_stages(graph, only)
     resources = resources_for(nodes, document)
     with placement.ray_cluster(root, resources, workspace):
         placement.check_capacity(resources)
@@ -121,7 +121,7 @@ def _shown(node: StageNode) -> bool:
 
 
 def _submit(
-    root: Path, nodes: list[StageNode], resources: dict[str, Resources], workspace: Kind
+    root: Path, nodes: list[StageNode], resources: dict[str, Resources], workspace: WorkspaceKind
 ) -> dict[str, PrefectFuture[StageResult]]:
     """Hand every stage to Prefect with the arrows of dvc.yaml; what can runs side by side."""
     futures: dict[str, PrefectFuture[StageResult]] = {}

@@ -13,8 +13,8 @@ class StageStarted:
     """A stage was handed to the cluster."""
 
 
-Watcher = Callable[[str, Event | StageStarted | StageResult | Exception], None]
+EventHandler = Callable[[str, Event | StageStarted | StageResult | Exception], None]
 """Told of everything that happens to a stage, by its address."""
 
-watcher: ContextVar[Watcher] = ContextVar("watcher", default=lambda address, event: None)
+event_handler: ContextVar[EventHandler] = ContextVar("watcher", default=lambda address, event: None)
 """The terminal, when a person started the round there; nobody, when a schedule did."""

@@ -16,13 +16,13 @@ from cohobate import params
 from cohobate.dvc_bridge import storage, versioning
 from cohobate.dvc_bridge.stale_lock import drop_stale_lock
 from cohobate.errors import UserError
-from flows import artifacts, budget, next_round, overrides, params_schema
+from flows import artifacts, next_round, overrides, params_schema, round_cost
 from flows.distill_round import distill_round
 from flows.round_diff import outputs
 from flows.round_history import History, RoundRecord, name_of
 from flows.round_settings import Rounds, Stop
 from flows.stop_rules import reason_to_stop
-from flows.workspaces import Kind
+from flows.workspaces import WorkspaceKind
 
 if TYPE_CHECKING:
     Params = BaseModel
@@ -36,7 +36,7 @@ def iterate_rounds(
     rounds: int = 1,
     base: str = "HEAD",
     stop: Stop | None = None,
-    workspace: Kind = "shared",
+    workspace: WorkspaceKind = "shared",
     *,
     changes: Params | None = None,
 ) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ def iterate_rounds(
             the DVC remote. The round is then taken up again by the next run.
     """
     history, done = History(root.absolute()), []
-    with history.alone():
+    with history.exclusive():
         for _ in range(rounds):
             if why := _reason_to_stop(history, stop):
                 get_run_logger().info("no further round: %s", why)
@@ -68,7 +68,10 @@ def iterate_rounds(
 
 
 def one_round(
-    history: History, base: str, workspace: Kind = "shared", changes: BaseModel | None = None
+    history: History,
+    base: str,
+    workspace: WorkspaceKind = "shared",
+    changes: BaseModel | None = None,
 ) -> RoundRecord:
     """Run the next round, or the one that died, to its commit and tag."""
     log = get_run_logger()
@@ -78,10 +81,10 @@ def one_round(
     if died:
         drop_stale_lock(worktree)
     storage.share_storage(history.root, worktree)
-    wished = overrides.lay_over(worktree, changes) if changes else []
-    if not next_round.goes_on(worktree, last):
+    wished = overrides.apply_model(worktree, changes) if changes else []
+    if not next_round.continues_champion(worktree, last):
         log.info("another shape than the champion's is asked for: the student begins anew")
-    for change in [*wished, *next_round.prepare(worktree, last)]:
+    for change in [*wished, *next_round.write_round_params(worktree, last)]:
         log.info("params.yaml: %s", change)
     distill_round(worktree, workspace=workspace)
     record = _conclude(history, number, worktree, last)
@@ -106,7 +109,7 @@ def _conclude(
     verdict = next_round.verdict(worktree)
     before = last.champion if last else next_round.FIRST_CHAMPION
     champion = next_round.promote(worktree, number) if verdict["promote"] else before
-    next_round.hand_on_prompts(worktree, number)
+    next_round.keep_hard_prompts(worktree, number)
     behind = last.updates if last else 0
     if verdict["promote"]:
         behind = next_round.updates_behind(worktree, last)
@@ -122,7 +125,7 @@ def _conclude(
         updates=behind,
         dev={name: verdict[name] for name in ("champion", "challenger", "gain")},
         test=scores | {name: metrics[name] for name in ("retention", "retention_low")},
-        **budget.spent(worktree, last),
+        **round_cost.totals(worktree, last),
     )
 
 

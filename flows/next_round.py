@@ -20,7 +20,7 @@ REPLAY = Path("data/replay")
 FIRST_CHAMPION = "models/init_student"
 
 
-def prepare(worktree: Path, last: RoundRecord | None) -> list[str]:
+def write_round_params(worktree: Path, last: RoundRecord | None) -> list[str]:
     """Write into a round's params.yaml what the rounds before decided; return the changes.
 
     The student goes on from the champion; the baseline still starts from the student that was
@@ -40,7 +40,7 @@ def prepare(worktree: Path, last: RoundRecord | None) -> list[str]:
     tracked = []
     if last and last.champion != FIRST_CHAMPION:
         settings.append(f"challenge.champion={last.champion}")
-        if goes_on(worktree, last):
+        if continues_champion(worktree, last):
             settings += [
                 f"train.{chain[-1]}.from={Path(last.champion).relative_to('models')}",
                 f"train.{baseline}.updates={updates_behind(worktree, last)}",
@@ -69,7 +69,7 @@ def updates_of(phases: dict[str, Any], chain: list[str]) -> int:
     return sum(phases[name].get("updates") or 0 for name in chain)
 
 
-def goes_on(worktree: Path, last: RoundRecord | None) -> bool:
+def continues_champion(worktree: Path, last: RoundRecord | None) -> bool:
     """Say whether the champion is of the shape asked for, so that learning goes on in it."""
     if not last or not last.champion.startswith("models/champion/"):
         return True
@@ -84,7 +84,7 @@ def updates_behind(worktree: Path, last: RoundRecord | None) -> int:
     """Return the optimiser steps behind a round's student: the champion's too, if it goes on."""
     document = params.load(worktree / params.PARAMS)
     chain = chain_of(document["train"], document["evaluate"]["student"])
-    before = last.updates if last and goes_on(worktree, last) else 0
+    before = last.updates if last and continues_champion(worktree, last) else 0
     return before + updates_of(document["train"], chain)
 
 
@@ -107,7 +107,7 @@ def promote(worktree: Path, number: int) -> str:
     return champion.as_posix()
 
 
-def hand_on_prompts(worktree: Path, number: int) -> None:
+def keep_hard_prompts(worktree: Path, number: int) -> None:
     """Keep the prompts on which the student is furthest off, for the next round."""
     storage.pull_outputs(worktree, ["hard_examples"])
     _keep(worktree, REPLAY / f"round-{number:04d}.jsonl", worktree / HARDEST)

@@ -36,7 +36,7 @@ def apply(root: Path, settings: list[str], recipe: str | None = None) -> list[st
     return changes
 
 
-def lay_over(root: Path, wished: BaseModel) -> list[str]:
+def apply_model(root: Path, wished: BaseModel) -> list[str]:
     """Write what was set of a partial params.yaml into the whole; return a line for each change.
 
     Raises:
@@ -44,7 +44,7 @@ def lay_over(root: Path, wished: BaseModel) -> list[str]:
     """
     with _edited(root) as (document, changes):
         given = wished.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
-        recipes.lay_over(document, given)
+        recipes.merge_overlay(document, given)
     return changes
 
 
@@ -78,7 +78,7 @@ def _write_out_defaults(document: Any, graph: Path) -> None:
 
 
 @contextmanager
-def for_now(root: Path, settings: list[str], recipe: str | None = None) -> Iterator[list[str]]:
+def temporarily(root: Path, settings: list[str], recipe: str | None = None) -> Iterator[list[str]]:
     """Apply a recipe and settings for the length of a block, then put params.yaml back."""
     path = root / params.PARAMS
     before = path.read_bytes()

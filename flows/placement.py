@@ -29,7 +29,7 @@ from cohobate.progress import Event, Say, reporting_to
 from flows import local_ray, ray_address, workspaces
 from flows.api_keys import ApiKeys, in_environment
 from flows.resources import Resources
-from flows.workspaces import Kind, Parcel, Returned, packed
+from flows.workspaces import StageBundle, StageChanges, WorkspaceKind, packed_code
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class StageResult:
     """Process id of the worker on its node."""
     figures: dict[str, Any] = field(default_factory=dict)
     """What the stage wrote into its `summary.json`."""
-    back: Returned | None = None
+    back: StageChanges | None = None
     """What a node without a shared disk sends back."""
 
 
@@ -68,7 +68,7 @@ class StageLostError(UserError):
 
 @contextmanager
 def ray_cluster(
-    root: Path, wanted: dict[str, Resources], workspace: Kind = "shared"
+    root: Path, wanted: dict[str, Resources], workspace: WorkspaceKind = "shared"
 ) -> Iterator[None]:
     """Be connected to Ray: as it is already, or at `RAY_ADDRESS`, or a local one for the block.
 
@@ -101,7 +101,7 @@ def ray_cluster(
         }
     with contextlib.ExitStack() as stack:
         if workspace == "isolated":
-            quiet["runtime_env"] = {"working_dir": str(stack.enter_context(packed(root)))}
+            quiet["runtime_env"] = {"working_dir": str(stack.enter_context(packed_code(root)))}
         with contextlib.chdir(root):  # Ray puts the driver's folder on its workers' path
             _connect(where | quiet)
         stack.callback(ray.shutdown)
@@ -144,7 +144,7 @@ def run_stage(
     address: str,
     resources: Resources,
     on_event: Callable[[Event], None],
-    workspace: Kind = "shared",
+    workspace: WorkspaceKind = "shared",
     *,
     keys: ApiKeys = MappingProxyType({}),
 ) -> StageResult:
@@ -159,18 +159,18 @@ def run_stage(
 
     if not ray.is_initialized():  # Ray would quietly start a cluster of its own
         raise StageFailedError(f"{address}: the round was stopped", fix="cohobate run")
-    parcel = workspaces.parcel(root) if workspace == "isolated" else None
-    stream = _submit(root, address, resources, parcel, keys)
+    bundle = workspaces.bundle(root) if workspace == "isolated" else None
+    stream = _submit(root, address, resources, bundle, keys)
     _live.append(stream)
     try:
         for reference in stream:
             message = ray.get(reference)
             if isinstance(message, StageResult):
                 if message.back:
-                    workspaces.take_back(root, address, message.back)
+                    workspaces.merge_changes(root, address, message.back)
                 return message
             if isinstance(message, _Failure):
-                raise _as_failed(address, message)
+                raise _stage_failed(address, message)
             on_event(message)
         raise StageLostError(f"{address} ended without a result")
     except RayError as error:
@@ -215,7 +215,7 @@ def check_capacity(wanted: dict[str, Resources]) -> None:
 
 
 def _submit(
-    root: Path, address: str, resources: Resources, parcel: Parcel | None, keys: ApiKeys
+    root: Path, address: str, resources: Resources, bundle: StageBundle | None, keys: ApiKeys
 ) -> Any:
     import ray
 
@@ -229,7 +229,7 @@ def _submit(
         max_calls=0,
         num_returns="streaming",
     )(_stage_on_node)
-    return place.options(name=address).remote(str(root), address, parcel, dict(keys))
+    return place.options(name=address).remote(str(root), address, bundle, dict(keys))
 
 
 def _as_ray_counts(resources: Resources) -> dict[str, float]:
@@ -239,11 +239,11 @@ def _as_ray_counts(resources: Resources) -> dict[str, float]:
 
 
 def _stage_on_node(
-    root: str, address: str, parcel: Parcel | None, keys: ApiKeys
+    root: str, address: str, bundle: StageBundle | None, keys: ApiKeys
 ) -> Iterator[Event | StageResult | _Failure]:
     """Run in the worker: the stage in a thread, its events yielded as they come."""
     messages: queue.SimpleQueue[Event | StageResult | _Failure] = queue.SimpleQueue()
-    given = (Path(root), address, parcel, keys, messages.put)
+    given = (Path(root), address, bundle, keys, messages.put)
     runner = threading.Thread(target=_run_versioned, args=given)
     runner.start()
     while True:
@@ -257,13 +257,13 @@ def _stage_on_node(
 def _run_versioned(
     root: Path,
     address: str,
-    parcel: Parcel | None,
+    bundle: StageBundle | None,
     keys: ApiKeys,
     send: Callable[[Event | StageResult | _Failure], None],
 ) -> None:
     try:
         with reporting_to(send), _warnings_to(send), in_environment(keys):
-            send(_brought_up_to_date(root, address, parcel))
+            send(_bring_up_to_date(root, address, bundle))
     except UserError as error:
         send(_Failure(error, traceback.format_exc()))
     except OSError as error:
@@ -271,10 +271,10 @@ def _run_versioned(
     except BaseException:  # whatever it is, the driver must hear of it
         send(_Failure(None, traceback.format_exc()))
     finally:
-        _give_memory_back()
+        _return_freed_memory()
 
 
-def _brought_up_to_date(root: Path, address: str, parcel: Parcel | None) -> StageResult:
+def _bring_up_to_date(root: Path, address: str, bundle: StageBundle | None) -> StageResult:
     from cohobate.dvc_bridge import storage, versioning
     from tasks.__main__ import run_stage as body
 
@@ -286,20 +286,20 @@ def _brought_up_to_date(root: Path, address: str, parcel: Parcel | None) -> Stag
         own[0] = time.monotonic() - start
 
     started = time.monotonic()
-    if parcel:
-        root = workspaces.opened(parcel, _BROUGHT, address)
+    if bundle:
+        root = workspaces.open_workspace(bundle, _CODE, address)
     os.chdir(root)  # a worker runs one stage at a time
-    if parcel:
+    if bundle:
         storage.pull_inputs(root, address)
-    outcome = versioning.reproduce(root, address, timed, outputs_elsewhere=parcel is not None)
+    outcome = versioning.reproduce(root, address, timed, outputs_elsewhere=bundle is not None)
     pushed = storage.push(root, [address]) if outcome != "unchanged" else 0
     seconds = time.monotonic() - started
-    back = workspaces.returned(root, address, parcel) if parcel else None
+    back = workspaces.collect_changes(root, address, bundle) if bundle else None
     figures = versioning.summary(root, address)
     return StageResult(outcome, seconds, own[0], pushed, os.getpid(), figures, back)
 
 
-def _give_memory_back() -> None:
+def _return_freed_memory() -> None:
     """Return what a stage freed to the system: the worker lives on, and the next needs the room."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc alone keeps such hoards
@@ -322,7 +322,7 @@ def _warnings_to(send: Callable[[Say], None]) -> Iterator[None]:
         logging.getLogger().removeHandler(handler)
 
 
-def _as_failed(address: str, failure: _Failure) -> StageFailedError:
+def _stage_failed(address: str, failure: _Failure) -> StageFailedError:
     if failure.error is not None:
         error = failure.error
         failed = StageFailedError(f"{address}: {error.what}", where=error.where, fix=error.fix)
@@ -334,6 +334,6 @@ def _as_failed(address: str, failure: _Failure) -> StageFailedError:
 
 
 _TRIES = 3
-_BROUGHT = Path.cwd()
+_CODE = Path.cwd()
 """In a worker, before its first stage: the folder of small files that Ray brought."""
 _live: list[Any] = []

@@ -28,12 +28,12 @@ def plan(root: Path, only: str | None = None) -> list[Planned]:
     A new or changed stage is run, or restored where the run-cache knows its inputs. One that
     follows is left alone if what it reads comes out the same.
     """
-    from flows.selection import wanted
+    from flows.selection import select_stages
 
     changed, known = versioning.reasons(root), versioning.locked_stages(root)
     code = changed_code(root)
     planned: dict[str, Planned] = {}
-    for node in wanted(versioning.stages(root), only):
+    for node in select_stages(versioning.stages(root), only):
         reasons = [r for r in changed.get(node.address, ()) if not r.startswith(f"{CODE}/")]
         modules = code.get(node.address, ())
         upstream = {up: planned[up].state for up in node.upstream if up in planned and up != "code"}

@@ -44,7 +44,7 @@ def apply(document: Any, root: Path, recipe: str) -> None:
     overlay = {} if recipe == NONE else read(root, recipe)
     for key, value in (document.get(SECTION) or {}).get("replaced", {}).items():
         _restore(document, key.split("."), value)
-    replaced = lay_over(document, overlay)
+    replaced = merge_overlay(document, overlay)
     document[SECTION] = {} if recipe == NONE else {"file": recipe, "replaced": replaced}
 
 
@@ -68,13 +68,13 @@ def read(root: Path, recipe: str) -> Any:
     return document
 
 
-def lay_over(document: Any, overlay: Any, where: str = "") -> dict[str, Any]:
+def merge_overlay(document: Any, overlay: Any, where: str = "") -> dict[str, Any]:
     """Write an overlay into a document, in place; return what it replaced, by dotted key."""
     replaced: dict[str, Any] = {}
     for name, value in overlay.items():
         key, old = f"{where}{name}", document.get(name)
         if isinstance(value, dict) and isinstance(old, dict) and _of_one_kind(old, value):
-            replaced |= lay_over(old, value, f"{key}.")
+            replaced |= merge_overlay(old, value, f"{key}.")
         elif value is None and name in document:
             replaced[key] = document.pop(name)
         elif value is not None and (name not in document or old != value):

@@ -24,7 +24,7 @@ from flows.git import git
 
 WORKTREES = Path(".cohobate/rounds")
 RECORD = Path("reports/round.json")
-HANDED_ON = ("models/champion", "data/replay")
+CARRIED_OVER = ("models/champion", "data/replay")
 """What a round takes over from the one before beside dvc.lock; git has the .dvc files."""
 REPORTS = ("reports/metrics.json", "reports/challenge.json", "reports/report.md", RECORD.as_posix())
 
@@ -120,7 +120,7 @@ class History:
         return sorted(numbers - set(self.numbers()))
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Let one process at a time run rounds in a project, whoever started it.
 
         Raises:
@@ -132,7 +132,7 @@ class History:
                 raise UserError(told, where=where, fix="cohobate rounds")
             yield
 
-    def at_work(self) -> bool:
+    def is_running(self) -> bool:
         """Tell whether a process is running rounds here."""
         with self._lock(fcntl.LOCK_SH, attempts=1) as held:
             return not held
@@ -163,7 +163,7 @@ class History:
         """
         if died := self.unfinished():
             folder = self.workspace(died[0])
-            self._hand_on(folder)  # it may have died while it replaced these
+            self._carry_over(folder)  # it may have died while it replaced these
             return died[0], folder, True
         number = max(self.numbers(), default=0) + 1
         commit = self._commit_of(base)
@@ -178,7 +178,7 @@ class History:
         git(building, "update-ref", "refs/worktree/base", commit)  # seen by this worktree alone
         project = building / self.prefix
         git(project, "checkout", "--quiet", self.branch, "--", "dvc.lock", check=False)
-        self._hand_on(project)
+        self._carry_over(project)
         git(self.root, "worktree", "move", str(building), str(folder))
         return number, self.workspace(number), False
 
@@ -231,7 +231,7 @@ class History:
         then, last = self.record(number), self.last()
         assert last is not None
         with self._scratch() as workspace:
-            for path in HANDED_ON:
+            for path in CARRIED_OVER:
                 git(workspace, "rm", "-r", "--quiet", "--ignore-unmatch", "--", path)
                 git(workspace, "checkout", "--quiet", self.tag(number), "--", path, check=False)
             why = f"rolled back to round {number}"
@@ -251,8 +251,8 @@ class History:
         arguments = [word for parent in parents for word in ("-p", parent)]
         return git(workspace, "commit-tree", tree, *arguments, given=message)
 
-    def _hand_on(self, folder: Path) -> None:
-        for path in HANDED_ON:
+    def _carry_over(self, folder: Path) -> None:
+        for path in CARRIED_OVER:
             shutil.rmtree(folder / path, ignore_errors=True)
             git(folder, "checkout", "--quiet", self.branch, "--", path, check=False)
 

@@ -28,19 +28,19 @@ def iterate(
 ) -> None:
     """Run rounds of distillation here, each from the champion of those before."""
     from cohobate.dvc_bridge import versioning
-    from flows import running
+    from flows import start_round
     from flows.round_history import History
 
     root = project_root()
-    with History(root).alone():
+    with History(root).exclusive():
         pass  # refused in the flow alone, it would stand as a failed run on the server
     _warn_of_uncommitted(root, base)
-    running.use_quiet_server(root)
+    start_round.use_quiet_server(root)
     from flows.iterate_rounds import iterate_rounds
 
     done: list[dict[str, Any]] = []
     for _ in range(rounds):
-        with running.shown(err, versioning.stages(root)):
+        with start_round.shown(err, versioning.stages(root)):
             one = iterate_rounds(root, 1, base, workspace=workspace)
         if not one:
             err.print("no further round: a stop rule holds (params.yaml, rounds.stop)")
@@ -89,7 +89,7 @@ def rounds(as_json: Json = False) -> None:
         )
     out.print(table if records else "no round yet: cohobate iterate")
     for number in history.unfinished():
-        at_work = history.at_work()
+        at_work = history.is_running()
         told = "is at work" if at_work else "died before its end: cohobate resume"
         out.print(f"{name_of(number)} {told}", style="" if at_work else "yellow")
     if (last := history.last()) and last.rolled_back_to:

@@ -8,7 +8,7 @@ from cohobate.errors import UserError
 from flows.resources import Resources
 
 
-def wanted(nodes: list[StageNode], only: str | None) -> list[StageNode]:
+def select_stages(nodes: list[StageNode], only: str | None) -> list[StageNode]:
     """Return the stages up to and including `only`, in order; all of them without it.
 
     `only` is a stage (`filter`), one of its items (`train@kd`), or a name for all items (`train`).

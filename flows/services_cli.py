@@ -65,8 +65,8 @@ def trigger(
     """
     deployments = _deployments()
     given = deployments.parameters_of(params)
-    running = deployments.at_work(name)
-    attach = running and (follow or deployments.refuses_a_second(name))
+    running = deployments.active_run(name)
+    attach = running and (follow or deployments.cancels_second_run(name))
     if follow and not running:
         raise UserError(f"no run of {name} is at work", fix=f"cohobate trigger {name} --wait")
     if attach:
@@ -91,7 +91,7 @@ def _say_at_work(name: str, run: Any) -> None:
     from flows.round_history import History, name_of
 
     history = History(project_root())
-    rounds = [name_of(number) for number in history.unfinished() if history.at_work()]
+    rounds = [name_of(number) for number in history.unfinished() if history.is_running()]
     what = f"{rounds[0]} in {history.workspace(history.unfinished()[0])}" if rounds else "its round"
     url = os.environ["PREFECT_API_URL"].removesuffix("/api")
     err.print(f"{name} is at work already: {run.name} makes {what}", highlight=False)

@@ -78,7 +78,7 @@ def keep_all(root: Path) -> list[str]:
     refresh_fingerprints(root)
     known = set(versioning.locked_stages(root))
     addresses = [stage.address for stage in versioning.stages(root) if stage.address in known]
-    storage.bring_outputs(root, addresses)
+    storage.pull_outputs(root, addresses)
     accepted_code.accept(root, addresses)
     return addresses
 

@@ -19,19 +19,18 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from cohobate import params
-from cohobate.backends.ledger_storage import LEDGER
-from cohobate.backends.ledger_storage import VARIABLE as LEDGER_VARIABLE
+from cohobate.backends.ledger_storage import LEDGER, LEDGER_VARIABLE
 from cohobate.dvc_bridge import storage, versioning
 from cohobate.errors import UserError
 
-Kind = Literal["shared", "isolated"]
+WorkspaceKind = Literal["shared", "isolated"]
 """`shared`: nodes see the driver's folder. `isolated`: they do not."""
 _CHANGING = ("dvc.lock", "reports")
 _LARGEST = 4 * 2**20
 
 
 @dataclass(frozen=True)
-class Parcel:
+class StageBundle:
     """What a node must be told for one stage; small."""
 
     project: str
@@ -44,7 +43,7 @@ class Parcel:
 
 
 @dataclass(frozen=True)
-class Returned:
+class StageChanges:
     """What a stage changed beside its outputs, which are on the remote."""
 
     entry: Any
@@ -54,7 +53,7 @@ class Returned:
 
 
 @contextmanager
-def packed(root: Path) -> Iterator[Path]:
+def packed_code(root: Path) -> Iterator[Path]:
     """Yield a copy of the project's small files, for Ray to bring to every node."""
     with TemporaryDirectory(prefix="cohobate-") as folder:
         for name in _small_files(root):
@@ -64,7 +63,7 @@ def packed(root: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def parcel(root: Path) -> Parcel:
+def bundle(root: Path) -> StageBundle:
     """Return what a node must be told before a stage.
 
     Raises:
@@ -79,38 +78,38 @@ def parcel(root: Path) -> Parcel:
             fix="dvc remote add --default s3 s3://bucket/prefix",
         )
     _check_ledger(root)
-    return Parcel(_fingerprint(root), changing_files(root), found, default)
+    return StageBundle(_fingerprint(root), changing_files(root), found, default)
 
 
-def opened(parcel: Parcel, code: Path, address: str) -> Path:
+def open_workspace(bundle: StageBundle, code: Path, address: str) -> Path:
     """Return the node's workspace for a stage, made from `code` where it is not there yet.
 
     Each stage has one of its own, so that those side by side do not write the same dvc.lock; they
     share the node's DVC cache, and so does the next round.
     """
     base = Path(os.environ.get("COHOBATE_WORKSPACES") or Path.home() / ".cache/cohobate/workspaces")
-    root = base / parcel.project / address
+    root = base / bundle.project / address
     if not root.exists():
         building = root.with_name(f".{root.name}.{os.getpid()}")
         shutil.rmtree(building, ignore_errors=True)
         shutil.copytree(code, building)
-        where = parcel.remotes, parcel.default_remote
+        where = bundle.remotes, bundle.default_remote
         storage.make_standalone(building, *where, cache=base / "dvc-cache")
         _share_ledger(building, base / "ledger")
         building.rename(root)
     shutil.rmtree(root / "reports", ignore_errors=True)
-    write_files(root, parcel.files)
+    write_files(root, bundle.files)
     return root
 
 
-def returned(root: Path, address: str, parcel: Parcel) -> Returned:
+def collect_changes(root: Path, address: str, bundle: StageBundle) -> StageChanges:
     """Return what the driver must know once a stage is up to date here."""
     now = changing_files(root)
-    changed = {name: held for name, held in now.items() if held != parcel.files.get(name)}
-    return Returned(versioning.lock_entry(root, address), changed)
+    changed = {name: held for name, held in now.items() if held != bundle.files.get(name)}
+    return StageChanges(versioning.lock_entry(root, address), changed)
 
 
-def take_back(root: Path, address: str, back: Returned) -> None:
+def merge_changes(root: Path, address: str, back: StageChanges) -> None:
     """Merge what a stage changed on its node into the driver's workspace."""
     reports = {name: content for name, content in back.files.items() if name != "dvc.lock"}
     write_files(root, reports)

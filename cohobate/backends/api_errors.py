@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from cohobate.backends.error_body import ErrorBody, Kind, error_body
+from cohobate.backends.error_body import ErrorBody, ErrorKind, error_body
 from cohobate.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _PASSING = (408, 409, 425, 429, 498)  # and every 5xx
 _OVERLOADED = (429, 498, 502, 503, 504, 524, 529)
 
 
-class Again(Exception):  # noqa: N818 — it is a verdict
+class RetryableError(Exception):
     """Worth another try."""
 
     def __init__(
@@ -28,7 +28,7 @@ class Again(Exception):  # noqa: N818 — it is a verdict
         reason: str,
         after: float | None = None,
         *,
-        congested: bool = False,
+        overloaded: bool = False,
         cost: float | None = 0.0,
         reply: str | None = None,
         whole: bool = False,
@@ -44,7 +44,7 @@ class Again(Exception):  # noqa: N818 — it is a verdict
             whole: whether it is a whole reply that holds no answer.
         """
         super().__init__(reason)
-        self.after, self.congested, self.cost, self.reply = after, congested, cost, reply
+        self.after, self.overloaded, self.cost, self.reply = after, overloaded, cost, reply
         self.whole = whole
 
     @property
@@ -53,7 +53,7 @@ class Again(Exception):  # noqa: N818 — it is a verdict
         return self.whole or self.cost != 0.0
 
 
-class Refused(Exception):  # noqa: N818
+class RefusedError(Exception):
     """The service will not answer this prompt.
 
     `certain` says whether it is the prompt, and not the account or the service, that is at fault.
@@ -66,7 +66,7 @@ class Refused(Exception):  # noqa: N818
         self.cost, self.reply, self.certain = cost, reply, certain
 
 
-class ErrorReply(Exception):  # noqa: N818
+class ReplyError(Exception):
     """A reply with status 200 that holds an error."""
 
     def __init__(self, body: ErrorBody, cost: float, reply: str) -> None:
@@ -74,7 +74,7 @@ class ErrorReply(Exception):  # noqa: N818
         self.body, self.cost, self.reply = body, cost, reply
 
 
-class Past(NamedTuple):
+class ServiceHistory(NamedTuple):
     """What a service did for this teacher up to now."""
 
     answered: bool = False
@@ -83,18 +83,21 @@ class Past(NamedTuple):
     """Whether it did so in an earlier run."""
 
 
-NOTHING = Past()
+NO_SERVICE_HISTORY = ServiceHistory()
 
 
-class Service(NamedTuple):
+class ServiceErrors(NamedTuple):
     """What an error about a service should name and must not name."""
 
     url: str
     key_name: str
     key: str
 
-    def meaning(
-        self, error: Exception, past: Past = NOTHING, sent: Collection[str] = ()
+    def classify(
+        self,
+        error: Exception,
+        past: ServiceHistory = NO_SERVICE_HISTORY,
+        sent: Collection[str] = (),
     ) -> Exception:
         """Return what an error means for the prompt and the run.
 
@@ -110,41 +113,43 @@ class Service(NamedTuple):
             after = retry_after(error.response.headers)
             if after is not None:
                 body = body._replace(after=after)
-            return self.of_status(error.status_code, body, past, sent)
-        if isinstance(error, ErrorReply):
-            return self._of_error_reply(error, past, sent)
+            return self.classify_status(error.status_code, body, past, sent)
+        if isinstance(error, ReplyError):
+            return self._classify_reply_error(error, past, sent)
         if isinstance(error, TimeoutError):
-            return Again("no whole answer in time", congested=True)
+            return RetryableError("no whole answer in time", overloaded=True)
         if isinstance(error, APIConnectionError):
-            return self._of_connection(error.__cause__ or error)
+            return self._classify_connection(error.__cause__ or error)
         if isinstance(error, ValueError):
-            return Again("the reply is not what was asked for")
+            return RetryableError("the reply is not what was asked for")
         return error
 
-    def of_status(
+    def classify_status(
         self,
         status: int,
         body: ErrorBody,
-        past: Past = NOTHING,
+        past: ServiceHistory = NO_SERVICE_HISTORY,
         sent: Collection[str] = (),
         where: str = "",
     ) -> Exception:
         """Return what a status and the body below it mean."""
-        said, kind = f"{status}{where}: {self.clean(body.message or 'no reason given')}", body.kind
+        said, kind = f"{status}{where}: {self.redact(body.message or 'no reason given')}", body.kind
         if body.status == 429:  # below another status: as busy as with its own
             status = 429
-        if stop := self._of_the_run(status, kind, past):
+        if stop := self._run_wide_error(status, kind, past):
             what, fix = stop
             return self._stop(what, said, fix)
         if (kind == "too_long" and status < 500) or status == 413:
-            return Refused(said)
+            return RefusedError(said)
         if status in _PASSING or status >= 500:
-            return Again(said, body.after, congested=status in _OVERLOADED)
+            return RetryableError(said, body.after, overloaded=status in _OVERLOADED)
         if status == 403:
-            return Refused(said, certain=kind == "filter")
-        return self._of_request(said, body, past, sent)
+            return RefusedError(said, certain=kind == "filter")
+        return self._classify_request(said, body, past, sent)
 
-    def _of_the_run(self, status: int, kind: Kind, past: Past) -> tuple[str, str] | None:
+    def _run_wide_error(
+        self, status: int, kind: ErrorKind, past: ServiceHistory
+    ) -> tuple[str, str] | None:
         """Return what is wrong and the next step, where no request of the run can succeed."""
         if kind == "money" or status == 402:
             return "the service's quota is used up", "pay or wait; then run again"
@@ -157,8 +162,8 @@ class Service(NamedTuple):
             return "no such model or address", self._address()
         return None
 
-    def _of_request(
-        self, said: str, body: ErrorBody, past: Past, sent: Collection[str]
+    def _classify_request(
+        self, said: str, body: ErrorBody, past: ServiceHistory, sent: Collection[str]
     ) -> Exception:
         """Return what it means that the service refuses a request: its fields, or its prompt."""
         field = body.field(sent, quoted=past.before)
@@ -166,35 +171,37 @@ class Service(NamedTuple):
             what = f"the service refuses the parameter {field}"
             return self._stop(what, said, _without(field, body.message))
         if body.kind == "filter":
-            return Refused(said)
+            return RefusedError(said)
         if body.kind == "access" and not past.answered:
             return self._stop("the service refuses the API key", said, self._key())
         if body.kind == "address" and not past.answered:
             return self._stop("no such model or address", said, self._address())
-        return Refused(said, certain=False)
+        return RefusedError(said, certain=False)
 
-    def _of_error_reply(self, error: ErrorReply, past: Past, sent: Collection[str]) -> Exception:
+    def _classify_reply_error(
+        self, error: ReplyError, past: ServiceHistory, sent: Collection[str]
+    ) -> Exception:
         body = error.body
         wrong_place = body.web_page or not re.search(r"/v\d", self.url)
         status = body.implied_status
         if body.status is None and body.kind in ("other", "address"):
             status = 404 if wrong_place and not past.answered else 502
-        meant = self.of_status(status, body, past, sent, where=" in a reply with status 200")
-        if isinstance(meant, Again):
+        meant = self.classify_status(status, body, past, sent, where=" in a reply with status 200")
+        if isinstance(meant, RetryableError):
             paid = error.cost > 0
             reply = error.reply if paid else None
-            return Again(
-                str(meant), body.after, congested=meant.congested, cost=error.cost, reply=reply
+            return RetryableError(
+                str(meant), body.after, overloaded=meant.overloaded, cost=error.cost, reply=reply
             )
-        if isinstance(meant, Refused):
-            return Refused(str(meant), error.cost, error.reply, certain=meant.certain)
+        if isinstance(meant, RefusedError):
+            return RefusedError(str(meant), error.cost, error.reply, certain=meant.certain)
         return meant
 
-    def _of_connection(self, cause: BaseException) -> Exception:
-        kind, words = type(cause).__name__, self.clean(str(cause))
+    def _classify_connection(self, cause: BaseException) -> Exception:
+        kind, words = type(cause).__name__, self.redact(str(cause))
         if kind == "DecodingError" or "complete message body" in words:
-            return Again(f"half a reply: {words}", congested=True, cost=None)
-        return Again(f"connection failed: {kind}{words and f': {words}'}", congested=True)
+            return RetryableError(f"half a reply: {words}", overloaded=True, cost=None)
+        return RetryableError(f"connection failed: {kind}{words and f': {words}'}", overloaded=True)
 
     def too_long(self, seconds: float) -> UserError:
         """Return the error that ends a run whose service asks for too long a pause."""
@@ -204,7 +211,7 @@ class Service(NamedTuple):
             "run again then: what is answered stays",
         )
 
-    def clean(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """Return a service's words without the API key."""
         return text.replace(self.key, "***") if self.key else text
 
@@ -220,7 +227,7 @@ class Service(NamedTuple):
         return UserError(f"{what} ({said})" if said else what, where=self.url, fix=fix)
 
 
-def advice(reason: str) -> str:
+def fix_in_reason(reason: str) -> str:
     """Return the command that sets the param which a reason names; empty where it names none."""
     named = re.search(r": raise (\S+)$", reason)
     return f"cohobate run --set {named[1]}=..." if named else ""

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from cohobate.backends.api_errors import Again, ErrorReply, Refused
-from cohobate.backends.endpoint import Endpoint, Place
+from cohobate.backends.api_errors import RefusedError, ReplyError, RetryableError
+from cohobate.backends.endpoint import Endpoint, ServiceAddress
 from cohobate.backends.error_body import ErrorBody, error_body, error_in
 from cohobate.backends.prices import Budget, Price
-from cohobate.backends.requests import Ask, Batch, State, Unanswered
-from cohobate.backends.service_record import Record
+from cohobate.backends.requests import NoAnswer, Outcomes, State, TeacherRequest
+from cohobate.backends.service_record import ServiceRecord
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Decoding
 
@@ -33,7 +33,7 @@ class LineError(Exception):
         self.status, self.body = status, body
 
 
-def parsed_line(text: bytes) -> dict[str, Any]:
+def parse_line(text: bytes) -> dict[str, Any]:
     """Return a line of a results file; of one that is garbled its id, where that can be read."""
     with suppress(ValueError):
         line = json.loads(text)
@@ -44,98 +44,106 @@ def parsed_line(text: bytes) -> dict[str, Any]:
     return {"custom_id": found[1] if found else "", "garbled": said[:_KEPT]}
 
 
-class Results:
+class BatchResults:
     """Reads lines for one run against a service."""
 
     def __init__(
-        self, params: Endpoint, attempts: int, place: Place, budget: Budget, before: bool
+        self, params: Endpoint, attempts: int, address: ServiceAddress, budget: Budget, before: bool
     ) -> None:
-        self.params, self.attempts, self.place, self.budget = params, attempts, place, budget
-        self.service, self.share = place.service(), params.share
-        self.price, self.record = params.price or Price(), Record(before)
+        self.params, self.attempts, self.address, self.budget = params, attempts, address, budget
+        self.service, self.share = address.service(), params.share
+        self.price, self.record = params.price or Price(), ServiceRecord(before)
 
     def of(
-        self, lines: Lines, missing: Mapping[str, Ask], how: Decoding, *, old: bool
-    ) -> list[tuple[str, "Answer | Unanswered | UserError"]]:
+        self, lines: Lines, missing: Mapping[str, TeacherRequest], decoding: Decoding, *, old: bool
+    ) -> list[tuple[str, "Answer | NoAnswer | UserError"]]:
         """Return what the lines say about the missing prompts: answers first, then failures."""
         answers: dict[str, Answer] = {}
-        results: list[tuple[str, Answer | Unanswered | UserError]] = []
-        failures: list[tuple[Ask, Exception]] = []
+        results: list[tuple[str, Answer | NoAnswer | UserError]] = []
+        failures: list[tuple[TeacherRequest, Exception]] = []
         for key in sorted(missing.keys() & lines.keys()):
             for line in lines[key]:
                 try:
-                    answer = self._answer(line, missing[key], how)
-                except (Again, Refused, ErrorReply, LineError) as error:
+                    answer = self._answer(line, missing[key], decoding)
+                except (RetryableError, RefusedError, ReplyError, LineError) as error:
                     failures.append((missing[key], error))
                     continue
                 cost = answer.usage.cost if answer.usage else 0.0
                 self.budget.spent += cost
-                twice = Unanswered("answered twice", cost, state="retried")
+                twice = NoAnswer("answered twice", cost, state="retried")
                 results.append((key, twice if key in answers else answers.setdefault(key, answer)))
-                self.record.answered(missing[key])
-        for ask, failure in failures:
+                self.record.on_answer(missing[key])
+        for request, failure in failures:
             known = old and getattr(failure, "reply", None)
-            if not (known and self.service.clean(known) in ask.replies):  # counted in that run
-                results.append((ask.key, self._failure(ask, failure, how, ask.key in answers)))
+            if not (known and self.service.redact(known) in request.replies):  # counted in that run
+                results.append(
+                    (request.key, self._failure(request, failure, decoding, request.key in answers))
+                )
         return results
 
-    def _answer(self, line: Mapping[str, Any], ask: Ask, how: Decoding) -> Answer:
+    def _answer(
+        self, line: Mapping[str, Any], request: TeacherRequest, decoding: Decoding
+    ) -> Answer:
         """Return the answer that a line holds.
 
         Raises:
             Again, Refused, ErrorReply, LineError: it holds none.
         """
         if garbled := line.get("garbled"):
-            raise Again("the line is garbled", cost=None, reply=garbled)
+            raise RetryableError("the line is garbled", cost=None, reply=garbled)
         response = line.get("response") or {}
         body, status = response.get("body"), response.get("status_code")
         content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
         if status == 200 and body is not None:
-            return self.params.accepted(content, ask, how, self.share)
+            return self.params.parse_answer(content, request, decoding, self.share)
         if error := error_in({"error": line.get("error")}):
             raise LineError(error.implied_status, error)
         if body is None:
-            raise Again("the line holds no reply")
+            raise RetryableError("the line holds no reply")
         said = error_body(content)
         raise LineError(status if isinstance(status, int) else said.implied_status, said)
 
     def _failure(
-        self, ask: Ask, error: Exception, how: Decoding, answered: bool
-    ) -> Unanswered | UserError:
+        self, request: TeacherRequest, error: Exception, decoding: Decoding, answered: bool
+    ) -> NoAnswer | UserError:
         """Return what becomes of a prompt whose line holds no answer; tell the budget."""
-        fields = self.params.body(self.place.model, ask, how)
+        fields = self.params.body(self.address.model, request, decoding)
         if isinstance(error, LineError):
-            error = self.service.of_status(error.status, error.body, self.record.past, fields)
-        if isinstance(error, ErrorReply):
-            error = self.service.meaning(error, self.record.past, fields)
+            error = self.service.classify_status(error.status, error.body, self.record.past, fields)
+        if isinstance(error, ReplyError):
+            error = self.service.classify(error, self.record.past, fields)
         if isinstance(error, UserError):
             return error
-        assert isinstance(error, Again | Refused)
-        priced = self.params.priced(how)
-        most = self.price.bound(ask, priced, self.share)
+        assert isinstance(error, RetryableError | RefusedError)
+        billed = self.params.billed(decoding)
+        most = self.price.upper_bound(request, billed, self.share)
         cost = most if error.cost is None else error.cost
         self.budget.spent += cost
-        reason = self.service.clean(str(error))
-        reply = error.reply and self.service.clean(error.reply)
-        whole = isinstance(error, Refused) or error.whole
-        return Unanswered(reason, cost, reply, whole, self._state(ask, error, answered))
+        reason = self.service.redact(str(error))
+        reply = error.reply and self.service.redact(error.reply)
+        whole = isinstance(error, RefusedError) or error.whole
+        return NoAnswer(reason, cost, reply, whole, self._state(request, error, answered))
 
-    def _state(self, ask: Ask, error: Again | Refused, answered: bool) -> State:
+    def _state(
+        self, request: TeacherRequest, error: RetryableError | RefusedError, answered: bool
+    ) -> State:
         if answered:
             return "retried"
-        if isinstance(error, Refused):
+        if isinstance(error, RefusedError):
             return "refused" if error.certain or self.record.past.answered else "doubtful"
         if not error.once:
-            more = self.record.tries[ask.key] < self.attempts
+            more = self.record.tries[request.key] < self.attempts
             return "retried" if more else "failed"
-        if self.record.may_retry(ask, self.attempts):
+        if self.record.may_retry(request, self.attempts):
             return "retried"
         return "refused" if error.whole else "failed"
 
 
-def batched(results: Iterable[tuple[str, Answer | Unanswered | UserError]]) -> Iterator[Batch]:
+def group_outcomes(
+    results: Iterable[tuple[str, Answer | NoAnswer | UserError]],
+) -> Iterator[Outcomes]:
     """Yield the outcomes in batches, each of which holds a key once."""
-    batch: dict[str, Answer | Unanswered] = {}
+    batch: dict[str, Answer | NoAnswer] = {}
     for key, result in results:
         if isinstance(result, UserError):
             continue

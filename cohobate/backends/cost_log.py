@@ -14,18 +14,18 @@ from typing import Any
 from cohobate.backends.ledger import Ledger
 from cohobate.data.records import REPORTS, write_json
 
-SPENT = REPORTS / "spent"
+COST_LOG = REPORTS / "spent"
 
 
 @contextmanager
-def noted(teacher: str, ledger: Ledger) -> Iterator[None]:
+def log_cost(teacher: str, ledger: Ledger) -> Iterator[None]:
     """Note what the answers of a block cost, however it ends; `before` stands from run to run."""
-    path = SPENT / f"{teacher}.json"
+    path = COST_LOG / f"{teacher}.json"
     before = json.loads(path.read_text())["before"] if path.exists() else ledger.spent
 
     def note() -> None:
         figures: dict[str, Any] = {"before": before, "after": ledger.spent}
-        write_json(path, {"ledger": ledger.journal.name, **figures})
+        write_json(path, {"ledger": ledger.storage.name, **figures})
 
     note()  # what a kill cuts off from here on is still known to the ledger
     try:

@@ -15,11 +15,25 @@ from urllib.parse import urlsplit
 from pydantic import Field, JsonValue, SecretStr, model_validator
 
 from cohobate import sealed_folder
-from cohobate.backends.api_errors import Again, ErrorReply, Refused, Service, retry_after
+from cohobate.backends.api_errors import (
+    RefusedError,
+    ReplyError,
+    RetryableError,
+    ServiceErrors,
+    retry_after,
+)
 from cohobate.backends.error_body import ErrorBody, error_body, error_in
 from cohobate.backends.prices import Budget, Price, most_tokens
-from cohobate.backends.replies import Choice, Most, best_choice, bought, parsed
-from cohobate.backends.requests import NO_HISTORY, Answering, Ask, Batch, History, driven, key_of
+from cohobate.backends.replies import Choice, TokenLimits, best_choice, parse_reply, token_usage
+from cohobate.backends.requests import (
+    EMPTY_LEDGER,
+    AnswerFunction,
+    LedgerTotals,
+    Outcomes,
+    TeacherRequest,
+    answer_key,
+    iterate_stream,
+)
 from cohobate.data.reasoning import split
 from cohobate.data.records import ADAPT, ENDPOINT
 from cohobate.errors import UserError
@@ -35,7 +49,7 @@ _WORDS = 300  # of a model's refusal that are shown, in characters
 _KEPT = 20_000  # of a reply without an answer that are kept, in characters
 
 
-class Place(NamedTuple):
+class ServiceAddress(NamedTuple):
     """Where a teacher is whose weights are not here: what `adapt` wrote of it."""
 
     url: str
@@ -53,14 +67,14 @@ class Place(NamedTuple):
         if self.key and not os.environ.get(self.key):
             raise UserError(
                 f"the environment variable {self.key} is not set: it holds the API key",
-                where=shown_url(self.url),
+                where=redact_url(self.url),
                 fix=f"export {self.key}=...",
             )
         return SecretStr(os.environ[self.key] if self.key else "")
 
-    def service(self) -> Service:
+    def service(self) -> ServiceErrors:
         """Return how errors speak of the service."""
-        return Service(shown_url(self.url), self.key, self.secret().get_secret_value())
+        return ServiceErrors(redact_url(self.url), self.key, self.secret().get_secret_value())
 
     def client(self) -> "AsyncOpenAI":
         """Return a client that tries once: when to try again is decided here, not there."""
@@ -70,15 +84,17 @@ class Place(NamedTuple):
         return AsyncOpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=None)
 
 
-class Run(Protocol):
+class ServiceRun(Protocol):
     """A run against a service: its budget, its deadline, and what it knows by then."""
 
-    def stream(self, asks: Sequence[Ask], how: Decoding) -> AsyncGenerator[Batch]:
+    def stream(
+        self, requests: Sequence[TeacherRequest], decoding: Decoding
+    ) -> AsyncGenerator[Outcomes]:
         """Yield outcomes as they come."""
         ...
 
 
-def place_of(checkpoint: Path) -> Place:
+def read_address(checkpoint: Path) -> ServiceAddress:
     """Read where a teacher is.
 
     Raises:
@@ -91,7 +107,7 @@ def place_of(checkpoint: Path) -> Place:
             fix="cohobate run --set 'generate.backend={type: transformers}'",
         )
     sealed_folder.verify(checkpoint)
-    return Place(**json.loads((checkpoint / ENDPOINT).read_bytes()))
+    return ServiceAddress(**json.loads((checkpoint / ENDPOINT).read_bytes()))
 
 
 def check_weights(checkpoint: Path) -> None:
@@ -143,20 +159,22 @@ class Endpoint(Section):
             raise ValueError("top_logprobs needs logprobs: true")
         return self
 
-    def open(self, checkpoint: Path, history: History = NO_HISTORY) -> Answering:
+    def open(self, checkpoint: Path, history: LedgerTotals = EMPTY_LEDGER) -> AnswerFunction:
         """Return the function that answers.
 
         Raises:
             UserError: the teacher is a model on this machine, or its API key is not set.
         """
-        run = self.run(place_of(checkpoint), Budget(self.cap, history.spent), history.answers > 0)
-        return lambda asks, how: driven(run.stream(asks, how))
+        run = self.run(
+            read_address(checkpoint), Budget(self.cap, history.spent), history.answers > 0
+        )
+        return lambda requests, decoding: iterate_stream(run.stream(requests, decoding))
 
-    def run(self, place: Place, budget: Budget, before: bool = False) -> "Run":
+    def run(self, address: ServiceAddress, budget: Budget, before: bool = False) -> "ServiceRun":
         """Return a run against the service, which may have answered in earlier runs."""
         raise NotImplementedError
 
-    def decided_by(self) -> list[Any]:
+    def key_parts(self) -> list[Any]:
         """Return what of this backend decides an answer, and so belongs to its key."""
         return ["endpoint", self.api, self.logprobs, self.top_logprobs, self.extra]
 
@@ -170,45 +188,45 @@ class Endpoint(Section):
         """Return where a request goes, below the endpoint's address."""
         return "/chat/completions" if self.api == "chat" else "/completions"
 
-    def body(self, model: str, ask: Ask, how: Decoding) -> dict[str, Any]:
+    def body(self, model: str, request: TeacherRequest, decoding: Decoding) -> dict[str, Any]:
         """Return a request."""
-        body: dict[str, Any] = {"model": model, "temperature": how.temperature}
-        body[self.max_tokens_key] = how.max_tokens
-        if how.temperature > 0:
-            body |= {"top_p": how.top_p, "seed": seed_of(ask, how)}
+        body: dict[str, Any] = {"model": model, "temperature": decoding.temperature}
+        body[self.max_tokens_key] = decoding.max_tokens
+        if decoding.temperature > 0:
+            body |= {"top_p": decoding.top_p, "seed": request_seed(request, decoding)}
         if self.api == "chat":
-            turns = [{"role": "user", "content": ask.prompt}]
-            if not isinstance(ask.prompt, str):
-                turns = [turn.model_dump() for turn in ask.prompt]
+            turns = [{"role": "user", "content": request.prompt}]
+            if not isinstance(request.prompt, str):
+                turns = [turn.model_dump() for turn in request.prompt]
             body |= {"messages": turns}
             if self.logprobs:
                 body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         else:
-            if not isinstance(ask.prompt, str):
-                raise Refused("a conversation cannot be continued as text: api must be chat")
-            body |= {"prompt": ask.prompt}
+            if not isinstance(request.prompt, str):
+                raise RefusedError("a conversation cannot be continued as text: api must be chat")
+            body |= {"prompt": request.prompt}
             if self.logprobs:
                 body |= {"logprobs": self.top_logprobs}
         return {name: value for name, value in (body | self.extra).items() if value is not None}
 
-    def priced(self, how: Decoding) -> Decoding:
+    def billed(self, decoding: Decoding) -> Decoding:
         """Return the decoding with the most tokens that a request's answers can have together."""
         count = max(_whole(self.extra.get("n")), _whole(self.extra.get("best_of")), 1)
-        return how.model_copy(update={"max_tokens": count * self.limit(how)})
+        return decoding.model_copy(update={"max_tokens": count * self.limit(decoding)})
 
-    def limit(self, how: Decoding) -> int:
+    def limit(self, decoding: Decoding) -> int:
         """Return the most tokens of one answer."""
-        return max(self._limits(), default=how.max_tokens)
+        return max(self._limits(), default=decoding.max_tokens)
 
     def _limits(self) -> list[int]:
         limits = (_whole(self.extra.get(name)) for name in _LIMITS)
         return [limit for limit in limits if limit]
 
-    def accepted(
+    def parse_answer(
         self,
         content: bytes,
-        ask: Ask,
-        how: Decoding,
+        request: TeacherRequest,
+        decoding: Decoding,
         share: float = 1.0,
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> Answer:
@@ -221,22 +239,22 @@ class Endpoint(Section):
         """
         sent = content.decode("utf-8", "replace")[:_KEPT]
         try:
-            reply = parsed(content)
+            reply = parse_reply(content)
         except ValueError:
             raise _unreadable(content, sent) from None
-        most = Most(most_tokens(ask.prompt), self.limit(how))
+        most = TokenLimits(most_tokens(request.prompt), self.limit(decoding))
         fields: Mapping[str, Any] = reply if isinstance(reply, dict) else {}
-        taken = bought(fields, headers, most)
+        taken = token_usage(fields, headers, most)
         cost = (self.price or Price()).of(taken.prompt_tokens, taken.answer_tokens, share)
         choice, error = best_choice(fields), error_in(reply)
         if error or (choice is None and fields.get("choices") is None):
             charged = fields.get("usage") or (choice and choice.content.text)
             error = error or ErrorBody("it holds no choices")
             after = retry_after(headers) if error.after is None else error.after
-            raise ErrorReply(error._replace(after=after), cost if charged else 0.0, sent)
+            raise ReplyError(error._replace(after=after), cost if charged else 0.0, sent)
         if choice is None:
-            raise Again("the reply holds no choice", cost=cost, reply=sent, whole=True)
-        self._check(choice, how, cost, sent)
+            raise RetryableError("the reply holds no choice", cost=cost, reply=sent, whole=True)
+        self._check(choice, decoding, cost, sent)
         tokens = choice.tokens
         return Answer(
             choice.content.text,
@@ -248,7 +266,7 @@ class Endpoint(Section):
             choice.note or None,
         )
 
-    def _check(self, choice: Choice, how: Decoding, cost: float, sent: str) -> None:
+    def _check(self, choice: Choice, decoding: Decoding, cost: float, sent: str) -> None:
         """Refuse a choice that holds no answer.
 
         Raises:
@@ -256,25 +274,25 @@ class Endpoint(Section):
             Refused: another would not either.
         """
         if choice.finish == "filter":
-            raise Refused("the service filtered the answer", cost, sent)
+            raise RefusedError("the service filtered the answer", cost, sent)
         if choice.content.refusal:
-            raise Refused(f"the model refused: {choice.content.refusal[:_WORDS]}", cost, sent)
+            raise RefusedError(f"the model refused: {choice.content.refusal[:_WORDS]}", cost, sent)
         answer, thought = split(choice.content.text)
         if answer.strip():
             return
         if choice.finish == "tool":
-            raise Refused("the reply calls a tool instead of answering", cost, sent)
+            raise RefusedError("the reply calls a tool instead of answering", cost, sent)
         if choice.finish == "length":
-            reason = f"the limit of {self.limit(how)} tokens went into reasoning"
+            reason = f"the limit of {self.limit(decoding)} tokens went into reasoning"
             reason += ": raise generate.decoding.max_tokens"
-            if how.temperature == 0:  # the same would come again
-                raise Refused(reason, cost, sent)
-            raise Again(reason, cost=cost, reply=sent, whole=True)
+            if decoding.temperature == 0:  # the same would come again
+                raise RefusedError(reason, cost, sent)
+            raise RetryableError(reason, cost=cost, reply=sent, whole=True)
         behind = " behind its reasoning" if thought or choice.content.reasoning else ""
-        raise Again(f"the reply holds no text{behind}", cost=cost, reply=sent, whole=True)
+        raise RetryableError(f"the reply holds no text{behind}", cost=cost, reply=sent, whole=True)
 
 
-def shown_url(url: str) -> str:
+def redact_url(url: str) -> str:
     """Return an address without the secrets that it may hold: a user's password, a query."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
@@ -283,25 +301,25 @@ def shown_url(url: str) -> str:
 def _unreadable(content: bytes, sent: str) -> Exception:
     """Return what a reply with status 200 means that is no JSON."""
     if not content.strip():
-        return Again("an empty reply", congested=True)
+        return RetryableError("an empty reply", overloaded=True)
     if (body := error_body(content)).web_page:
-        return ErrorReply(body, 0.0, sent)
-    return Again("the reply is not JSON, or only a part of it", cost=None, reply=sent)
+        return ReplyError(body, 0.0, sent)
+    return RetryableError("the reply is not JSON, or only a part of it", cost=None, reply=sent)
 
 
 def _whole(value: JsonValue) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
-def seed_of(ask: Ask, how: Decoding) -> int:
+def request_seed(request: TeacherRequest, decoding: Decoding) -> int:
     """Return the seed of a sampled answer: its own, whatever is asked beside it."""
-    digest = hashlib.blake2b(f"{how.seed}/{ask.draw}".encode(), digest_size=4).digest()
+    digest = hashlib.blake2b(f"{decoding.seed}/{request.draw}".encode(), digest_size=4).digest()
     return int.from_bytes(digest) // 2
 
 
 def identity(teacher: str) -> str:
     """Return what says which model a teacher is: the hash of its weights, or of its address."""
     if (ADAPT / teacher / ENDPOINT).exists():
-        place = place_of(ADAPT / teacher)
-        return key_of("endpoint", place.url, place.model, place.revision)
+        address = read_address(ADAPT / teacher)
+        return answer_key("endpoint", address.url, address.model, address.revision)
     return sealed_folder.verify(ADAPT / teacher)

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-Kind = Literal["money", "access", "filter", "too_long", "busy", "address", "other"]
+ErrorKind = Literal["money", "access", "filter", "too_long", "busy", "address", "other"]
 
-_PATTERNS: tuple[tuple[Kind, str], ...] = (  # the first that matches counts
+_PATTERNS: tuple[tuple[ErrorKind, str], ...] = (  # the first that matches counts
     (
         "money",
         r"insufficient[_ ](quota|balance|credit|funds)|billing_(hard_limit|not_active)|payment requ"
@@ -53,7 +53,7 @@ _REFUSED_FIELD = re.compile(
     r"|does not support|must be|validation|deprecated|too (large|big)|at most|out of range|between",
     re.IGNORECASE,
 )
-_STATUS: dict[Kind, int] = {
+_STATUS: dict[ErrorKind, int] = {
     "money": 402, "access": 403, "filter": 400, "too_long": 400, "busy": 429, "address": 404,
 }  # fmt: skip
 _OF_THE_PROMPT = ("messages", "prompt", "input", "model")
@@ -78,7 +78,7 @@ class ErrorBody(NamedTuple):
     """Whether it is a page of HTML, as proxies and logins send them."""
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ErrorKind:
         """Return the kind of error, by code and words."""
         text = f"{self.code} {self.message}"
         for kind, pattern in _PATTERNS:

@@ -26,8 +26,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from cohobate.backends.ledger_storage import Journal
-from cohobate.backends.requests import Batch, Unanswered
+from cohobate.backends.ledger_storage import LedgerStorage
+from cohobate.backends.requests import NoAnswer, Outcomes
 from cohobate.generation.requests import Answer, Usage
 from cohobate.progress import say
 
@@ -35,8 +35,8 @@ from cohobate.progress import say
 class Ledger:
     """The answers of one teacher; open it with `with`."""
 
-    def __init__(self, journal: Journal) -> None:
-        self.journal = journal
+    def __init__(self, storage: LedgerStorage) -> None:
+        self.storage = storage
         self.spent = 0.0
         """US dollars that this teacher has cost so far."""
         self.refusals: dict[str, str] = {}
@@ -49,11 +49,11 @@ class Ledger:
         return len(self._answers)
 
     def __enter__(self) -> "Ledger":
-        self.journal.open()
-        for start, blob in self.journal.blobs():
+        self.storage.open()
+        for start, blob in self.storage.blobs():
             if (sound := self._take(blob)) < len(blob):
-                say(f"{self.journal}: cut off a batch that was not written to its end")
-                self.journal.cut(start + sound)
+                say(f"{self.storage}: cut off a batch that was not written to its end")
+                self.storage.cut(start + sound)
         return self
 
     def __exit__(
@@ -62,7 +62,7 @@ class Ledger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.journal.close()
+        self.storage.close()
 
     def __contains__(self, key: str) -> bool:
         return key in self._answers
@@ -71,7 +71,7 @@ class Ledger:
         """Return the answer under `key`."""
         return self._answers[key]
 
-    def append(self, batch: Batch) -> None:
+    def append(self, batch: Outcomes) -> None:
         """Add the accepted answers of a batch; they are safe, all or none, when this returns.
 
         Raises:
@@ -81,7 +81,7 @@ class Ledger:
         for left, entry in enumerate(reversed(entries)):
             entry["left"] = left
         if entries:
-            self.journal.append(b"".join(_line(entry) for entry in entries))
+            self.storage.append(b"".join(_line(entry) for entry in entries))
         for entry in entries:
             self._enter(entry)
 
@@ -100,7 +100,7 @@ class Ledger:
                     self._enter(whole)
                 batch, sound = [], at
         if damaged and at == sound:
-            say(f"{self.journal}: passed over {damaged} damaged lines; they are asked for again")
+            say(f"{self.storage}: passed over {damaged} damaged lines; they are asked for again")
         return sound
 
     def _enter(self, entry: Mapping[str, Any]) -> None:
@@ -127,16 +127,16 @@ _LINE_KEYS = {"usage": "bought"}
 """Keys of a ledger line that differ from the fields of `Answer`."""
 
 
-def _entries(key: str, outcome: Answer | Unanswered) -> list[dict[str, Any]]:
+def _entries(key: str, outcome: Answer | NoAnswer) -> list[dict[str, Any]]:
     """Return what is to be kept of an outcome: an answer, a refusal, what was paid, or nothing."""
-    if isinstance(outcome, Unanswered):
+    if isinstance(outcome, NoAnswer):
         return _of_failure(key, outcome)
     # the keys of a line stay what they are, whatever the fields are called: old ledgers are read
     entry = {"key": key} | {_LINE_KEYS.get(k, k): v for k, v in outcome._asdict().items()}
     return [{k: v for k, v in entry.items() if v is not None or k == "logprob"}]
 
 
-def _of_failure(key: str, outcome: Unanswered) -> list[dict[str, Any]]:
+def _of_failure(key: str, outcome: NoAnswer) -> list[dict[str, Any]]:
     refused = outcome.state == "refused"
     if not (outcome.cost or outcome.reply or refused):
         return []

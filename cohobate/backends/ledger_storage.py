@@ -21,13 +21,13 @@ from cohobate.errors import UserError
 from cohobate.progress import say
 
 LEDGER = Path(".cohobate/ledger")
-VARIABLE = "COHOBATE_LEDGER"
+LEDGER_VARIABLE = "COHOBATE_LEDGER"
 _NAME = 16  # hex digits of a teacher's hash
 _WORKTREE = re.compile(r"^\s*worktree\s*=\s*(?P<path>.+?)\s*$", re.MULTILINE)
 _EXPERIMENTS = (".dvc", "tmp", "exps")
 
 
-def journal_of(teacher: str, chosen: str = "") -> "Journal":
+def storage_for(teacher: str, chosen: str = "") -> "LedgerStorage":
     """Return where the ledger of a teacher lies.
 
     Args:
@@ -35,13 +35,13 @@ def journal_of(teacher: str, chosen: str = "") -> "Journal":
         chosen: a folder, or `s3://bucket/prefix`; `$COHOBATE_LEDGER` overrules it. Empty:
             `.cohobate/ledger`. A relative folder lies in the project's main worktree.
     """
-    place = os.environ.get(VARIABLE) or chosen or str(LEDGER)
+    place = os.environ.get(LEDGER_VARIABLE) or chosen or str(LEDGER)
     if place.startswith("s3://"):
-        return Objects(f"{place.rstrip('/')}/{teacher[:_NAME]}")
-    return File(main_project() / Path(place).expanduser() / f"{teacher[:_NAME]}.jsonl")
+        return S3Storage(f"{place.rstrip('/')}/{teacher[:_NAME]}")
+    return FileStorage(main_project() / Path(place).expanduser() / f"{teacher[:_NAME]}.jsonl")
 
 
-class Journal(ABC):
+class LedgerStorage(ABC):
     """Bytes that are only ever added to."""
 
     name: str
@@ -68,7 +68,7 @@ class Journal(ABC):
         """Add bytes: all are safe when this returns, or none are there."""
 
 
-class File(Journal):
+class FileStorage(LedgerStorage):
     """A file on disk."""
 
     def __init__(self, path: Path) -> None:
@@ -114,7 +114,7 @@ class File(Journal):
             raise
 
 
-class Objects(Journal):
+class S3Storage(LedgerStorage):
     """Objects below an S3 prefix."""
 
     def __init__(self, prefix: str) -> None:

@@ -10,7 +10,7 @@ from cohobate.models import checkpoints
 from cohobate.models.number_formats import NumberFormat
 
 
-class Writer:
+class LoadedTeacher:
     """A teacher in memory."""
 
     def __init__(self, checkpoint: Path, precision: NumberFormat, batching: Batching) -> None:
@@ -18,7 +18,7 @@ class Writer:
         self.model, self.tokenizer = load_frozen(checkpoint, precision=precision, device=device)
         self.stop, self.batching = stop_ids(self.model, self.tokenizer), batching
 
-    def write(self, batch: Sequence[Request], how: Decoding) -> list[Answer]:
+    def answer(self, batch: Sequence[Request], decoding: Decoding) -> list[Answer]:
         """Answer one batch."""
-        written = decode_batch(self.model, batch, how, self.stop, self.batching)
+        written = decode_batch(self.model, batch, decoding, self.stop, self.batching)
         return [to_answer(self.tokenizer, completion) for completion in written]

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from cohobate.backends.api_errors import Again, ErrorReply, Refused, advice
-from cohobate.backends.endpoint import Endpoint, Place
+from cohobate.backends.api_errors import RefusedError, ReplyError, RetryableError, fix_in_reason
+from cohobate.backends.endpoint import Endpoint, ServiceAddress
 from cohobate.backends.prices import Budget, Price, most_tokens
-from cohobate.backends.rate_limit import Limits, Pace
-from cohobate.backends.requests import Ask, Batch, State, Unanswered
-from cohobate.backends.service_record import Record
+from cohobate.backends.rate_limit import Limits, RateLimiter
+from cohobate.backends.requests import NoAnswer, Outcomes, State, TeacherRequest
+from cohobate.backends.service_record import ServiceRecord
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Decoding
 from cohobate.progress import say
@@ -39,26 +39,30 @@ class OpenAI(Endpoint):
     longest_wait: float = Field(300.0, ge=0)
     """Most seconds that a service may ask to wait; beyond them the run ends."""
 
-    def run(self, place: Place, budget: Budget, before: bool = False) -> "Purchase":
+    def run(self, address: ServiceAddress, budget: Budget, before: bool = False) -> "OpenAIRun":
         """Return a run against the service."""
-        return Purchase(self, place, budget, before)
+        return OpenAIRun(self, address, budget, before)
 
 
-class Purchase:
+class OpenAIRun:
     """A run against one service: its pace, its budget, its deadline."""
 
-    def __init__(self, params: OpenAI, place: Place, budget: Budget, before: bool = False) -> None:
-        self.params, self.place, self.budget = params, place, budget
-        self.service = place.service()
-        self.pace = Pace(params.limits)
+    def __init__(
+        self, params: OpenAI, address: ServiceAddress, budget: Budget, before: bool = False
+    ) -> None:
+        self.params, self.address, self.budget = params, address, budget
+        self.service = address.service()
+        self.limiter = RateLimiter(params.limits)
         self.price = params.price or Price()
         self.end = time.monotonic() + (params.run_seconds or float("inf"))
-        self.record = Record(before)
+        self.record = ServiceRecord(before)
         self.sent: dict[str, float] = {}
         """What each request on the way can cost at most, by its key."""
         self.stopped: UserError | None = None
 
-    async def stream(self, asks: Sequence[Ask], how: Decoding) -> AsyncGenerator[Batch]:
+    async def stream(
+        self, requests: Sequence[TeacherRequest], decoding: Decoding
+    ) -> AsyncGenerator[Outcomes]:
         """Yield outcomes as they come, several together where they came together.
 
         Raises:
@@ -66,12 +70,16 @@ class Purchase:
                 answered has been yielded by then.
         """
         if self.params.price:
-            say(self.price.outlook((ask.prompt for ask in asks), self.params.priced(how)))
-        waiting, running = deque(asks), dict[asyncio.Task[Answer | Unanswered], Ask]()
-        async with self.place.client() as self.client:
+            say(
+                self.price.estimate(
+                    (request.prompt for request in requests), self.params.billed(decoding)
+                )
+            )
+        waiting, running = deque(requests), dict[asyncio.Task[Answer | NoAnswer], TeacherRequest]()
+        async with self.address.client() as self.client:
             try:
                 while waiting or running:
-                    self._start(waiting, running, how)
+                    self._start(waiting, running, decoding)
                     if not running:
                         break
                     left = self.end - time.monotonic()
@@ -82,7 +90,7 @@ class Purchase:
                     )
                     ended = {running.pop(task): task.result() for task in done}
                     waiting.extendleft(a for a, one in ended.items() if _is_retried(one))
-                    if outcomes := self.record.settled(ended):
+                    if outcomes := self.record.settle(ended):
                         yield outcomes
                     if (waiting or running) and time.monotonic() >= self.end:
                         yield self._cut_off()
@@ -94,31 +102,33 @@ class Purchase:
             raise self.stopped
         if waiting:
             raise self.budget.exhausted(len(waiting))
-        if outcomes := self.record.unsettled():
+        if outcomes := self.record.remaining():
             yield outcomes
 
     def _start(
         self,
-        waiting: deque[Ask],
-        running: dict[asyncio.Task[Answer | Unanswered], Ask],
-        how: Decoding,
+        waiting: deque[TeacherRequest],
+        running: dict[asyncio.Task[Answer | NoAnswer], TeacherRequest],
+        decoding: Decoding,
     ) -> None:
         """Send as many of the waiting asks as pace and budget allow."""
-        while waiting and not self.stopped and len(running) < self.pace.at_once:
-            most = self.price.bound(waiting[0], self.params.priced(how))
+        while waiting and not self.stopped and len(running) < self.limiter.at_once:
+            most = self.price.upper_bound(waiting[0], self.params.billed(decoding))
             if not self.budget.allows(most):
                 return
             self.budget.reserved += most
-            ask = waiting.popleft()
-            self.record.ask(ask)
-            running[asyncio.create_task(self._answer(ask, how, most))] = ask
+            request = waiting.popleft()
+            self.record.add(request)
+            running[asyncio.create_task(self._answer(request, decoding, most))] = request
 
-    async def _answer(self, ask: Ask, how: Decoding, most: float) -> Answer | Unanswered:
+    async def _answer(
+        self, request: TeacherRequest, decoding: Decoding, most: float
+    ) -> Answer | NoAnswer:
         """Ask until there is an answer, none is to be hoped for, or money went; tell the budget."""
         try:
-            answer = await self._retrying(ask, how, most)
-        except (Again, Refused, UserError) as error:
-            outcome = self._unanswered(ask, error, most)
+            answer = await self._retrying(request, decoding, most)
+        except (RetryableError, RefusedError, UserError) as error:
+            outcome = self._unanswered(request, error, most)
             self.budget.spent += outcome.cost
             return outcome
         finally:
@@ -126,82 +136,82 @@ class Purchase:
         self.budget.spent += answer.usage.cost if answer.usage else 0.0
         return answer
 
-    def _unanswered(self, ask: Ask, error: Exception, most: float) -> Unanswered:
+    def _unanswered(self, request: TeacherRequest, error: Exception, most: float) -> NoAnswer:
         """Return what becomes of a prompt without an answer; stop where none is to be expected."""
         if isinstance(error, UserError):
             self.stopped = self.stopped or error
-            return Unanswered(str(error))
-        assert isinstance(error, Again | Refused)
+            return NoAnswer(str(error))
+        assert isinstance(error, RetryableError | RefusedError)
         cost = most if error.cost is None else error.cost
-        reason = self.service.clean(str(error))
-        reply = error.reply and self.service.clean(error.reply)
-        if isinstance(error, Refused):
-            self._stop_after(self.record.refused(ask, error.certain, cost), error)
+        reason = self.service.redact(str(error))
+        reply = error.reply and self.service.redact(error.reply)
+        if isinstance(error, RefusedError):
+            self._stop_after(self.record.on_refusal(request, error.certain, cost), error)
             state: State = "refused" if error.certain else "doubtful"
-            return Unanswered(reason, cost, reply, reply is not None, state)
-        if error.once and self.record.may_retry(ask, self.params.attempts):
-            return Unanswered(reason, cost, reply, error.whole, "retried")
-        self._stop_after(self.record.failed(ask), error)
+            return NoAnswer(reason, cost, reply, reply is not None, state)
+        if error.once and self.record.may_retry(request, self.params.attempts):
+            return NoAnswer(reason, cost, reply, error.whole, "retried")
+        self._stop_after(self.record.on_failure(request), error)
         state = "refused" if error.whole else "failed"
-        return Unanswered(reason, cost, reply, error.whole, state)
+        return NoAnswer(reason, cost, reply, error.whole, state)
 
     def _stop_after(self, in_a_row: int, error: Exception) -> None:
         """Stop where so many prompts got no answer, one after the other, that none will."""
         if not in_a_row or self.stopped:
             return
-        reason, down = self.service.clean(str(error)), "run again when the service works"
-        if isinstance(error, Refused):
+        reason, down = self.service.redact(str(error)), "run again when the service works"
+        if isinstance(error, RefusedError):
             down = "check generate.template, and whether this model answers such prompts"
         self.stopped = UserError(
             f"{in_a_row} prompts in a row got no answer; the last: {reason}",
             where=self.service.url,
-            fix=advice(reason) or f"{down}; what is answered stays",
+            fix=fix_in_reason(reason) or f"{down}; what is answered stays",
         )
 
-    async def _retrying(self, ask: Ask, how: Decoding, most: float) -> Answer:
+    async def _retrying(self, request: TeacherRequest, decoding: Decoding, most: float) -> Answer:
         from tenacity import AsyncRetrying, retry_if_exception
 
         def worth_it(error: BaseException) -> bool:
-            again = isinstance(error, Again) and not error.once
+            again = isinstance(error, RetryableError) and not error.once
             return again and not self.stopped and self.budget.allows(0.0)
 
         retrying = AsyncRetrying(
-            stop=lambda _: self.record.tries[ask.key] >= self.params.attempts,
+            stop=lambda _: self.record.tries[request.key] >= self.params.attempts,
             wait=self._pause,
             retry=retry_if_exception(worth_it),
             reraise=True,
         )
-        return await retrying(self._try, ask, how, most)
+        return await retrying(self._try, request, decoding, most)
 
-    async def _try(self, ask: Ask, how: Decoding, most: float) -> Answer:
+    async def _try(self, request: TeacherRequest, decoding: Decoding, most: float) -> Answer:
         """Send one request."""
         from openai import OpenAIError
 
-        body = self.params.body(self.place.model, ask, how)
-        sent = await self.pace.turn(most_tokens(ask.prompt) + how.max_tokens)
-        self.record.tries[ask.key] += 1
-        self.sent[ask.key] = most
+        body = self.params.body(self.address.model, request, decoding)
+        sent = await self.limiter.acquire(most_tokens(request.prompt) + decoding.max_tokens)
+        self.record.tries[request.key] += 1
+        self.sent[request.key] = most
         try:
             async with asyncio.timeout(self.params.request_seconds):
                 content, headers = await self._post(body)
-            answer = self.params.accepted(content, ask, how, headers=headers)
+            answer = self.params.parse_answer(content, request, decoding, headers=headers)
         except TimeoutError:
-            self.pace.congested(sent, None)
+            self.limiter.on_overload(sent, None)
             seconds = f"{self.params.request_seconds:g} s"
             reason = f"no whole answer within {seconds}: raise generate.backend.request_seconds"
-            raise Again(reason, cost=None) from None
-        except (OpenAIError, ErrorReply) as error:
-            meaning = self.service.meaning(error, self.record.past, body)
-            if isinstance(meaning, Again):
-                if (meaning.after or 0.0) > self.params.longest_wait:
-                    raise self.service.too_long(meaning.after or 0.0) from None
-                if meaning.congested:
-                    self.pace.congested(sent, meaning.after)
-            raise meaning from None
+            raise RetryableError(reason, cost=None) from None
+        except (OpenAIError, ReplyError) as error:
+            classify = self.service.classify(error, self.record.past, body)
+            if isinstance(classify, RetryableError):
+                if (classify.after or 0.0) > self.params.longest_wait:
+                    raise self.service.too_long(classify.after or 0.0) from None
+                if classify.overloaded:
+                    self.limiter.on_overload(sent, classify.after)
+            raise classify from None
         finally:
-            del self.sent[ask.key]
-        self.pace.answered()
-        self.record.answered(ask)
+            del self.sent[request.key]
+        self.limiter.on_reply()
+        self.record.on_answer(request)
         return answer
 
     async def _post(self, body: dict[str, object]) -> tuple[bytes, Mapping[str, str]]:
@@ -215,13 +225,13 @@ class Purchase:
         from tenacity import wait_random_exponential
 
         error = state.outcome.exception() if state.outcome else None
-        asked = error.after if isinstance(error, Again) else None
+        asked = error.after if isinstance(error, RetryableError) else None
         return wait_random_exponential(max=self.params.backoff)(state) if asked is None else asked
 
-    def _cut_off(self) -> Batch:
+    def _cut_off(self) -> Outcomes:
         """Return what the requests on the way may cost all the same once the run has ended."""
         return {
-            key: Unanswered("cut off at the end of run_seconds", most)
+            key: NoAnswer("cut off at the end of run_seconds", most)
             for key, most in self.sent.items()
         }
 
@@ -233,5 +243,5 @@ class Purchase:
         )
 
 
-def _is_retried(outcome: Answer | Unanswered) -> bool:
-    return isinstance(outcome, Unanswered) and outcome.state == "retried"
+def _is_retried(outcome: Answer | NoAnswer) -> bool:
+    return isinstance(outcome, NoAnswer) and outcome.state == "retried"

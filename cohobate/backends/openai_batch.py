@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from cohobate.backends.api_errors import Again, Refused
-from cohobate.backends.batch_results import Lines, Results, batched, parsed_line
-from cohobate.backends.endpoint import Endpoint, Place
+from cohobate.backends.api_errors import RefusedError, RetryableError
+from cohobate.backends.batch_results import BatchResults, Lines, group_outcomes, parse_line
+from cohobate.backends.endpoint import Endpoint, ServiceAddress
 from cohobate.backends.prices import Budget, Price
-from cohobate.backends.requests import Ask, Batch
+from cohobate.backends.requests import Outcomes, TeacherRequest
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Decoding
 from cohobate.progress import say
 
 if TYPE_CHECKING:
-    from openai.types import Batch as Remote
+    from openai.types import Batch as RemoteBatch
 
 T = TypeVar("T")
 _ENDED = ("completed", "failed", "expired", "cancelled")
@@ -55,41 +55,43 @@ class OpenAIBatch(Endpoint):
         """Share of the full price that its answers cost."""
         return self.price.batch if self.price else 1.0
 
-    def run(self, place: Place, budget: Budget, before: bool = False) -> "HandIn":
+    def run(self, address: ServiceAddress, budget: Budget, before: bool = False) -> "BatchRun":
         """Return a run against the service."""
-        return HandIn(self, place, budget, before)
+        return BatchRun(self, address, budget, before)
 
 
-class HandIn:
+class BatchRun:
     """A run against one service."""
 
     def __init__(
-        self, params: OpenAIBatch, place: Place, budget: Budget, before: bool = False
+        self, params: OpenAIBatch, address: ServiceAddress, budget: Budget, before: bool = False
     ) -> None:
-        self.params, self.place, self.budget = params, place, budget
-        self.results = Results(params, params.attempts, place, budget, before)
-        self.service = place.service()
+        self.params, self.address, self.budget = params, address, budget
+        self.results = BatchResults(params, params.attempts, address, budget, before)
+        self.service = address.service()
         self.price = params.price or Price()
         self.end = time.monotonic() + (params.run_seconds or float("inf"))
         self.found: Lines | None = None
         """Lines of batches that earlier runs left behind."""
 
-    async def stream(self, asks: Sequence[Ask], how: Decoding) -> AsyncGenerator[Batch]:
+    async def stream(
+        self, requests: Sequence[TeacherRequest], decoding: Decoding
+    ) -> AsyncGenerator[Outcomes]:
         """Yield what earlier batches hold, then hand in the rest until it is answered or given up.
 
         Raises:
             UserError: the service cannot be used, or deadline or budget are reached.
         """
-        missing = {ask.key: ask for ask in asks}
-        for ask in asks:
-            self.results.record.ask(ask)
-        async with self.place.client() as self.client:
+        missing = {request.key: request for request in requests}
+        for request in requests:
+            self.results.record.add(request)
+        async with self.address.client() as self.client:
             if self.found is None:
                 self.found = await self._left_behind()
             lines = self.found
             while missing:
-                results = self.results.of(lines, missing, how, old=lines is self.found)
-                for outcomes in batched(results):
+                results = self.results.of(lines, missing, decoding, old=lines is self.found)
+                for outcomes in group_outcomes(results):
                     yield outcomes
                     for key, outcome in outcomes.items():
                         if isinstance(outcome, Answer) or outcome.state != "retried":
@@ -98,48 +100,48 @@ class HandIn:
                     if isinstance(result, UserError):
                         raise result
                 if missing:
-                    lines = await self._bought(list(missing.values()), how)
+                    lines = await self._bought(list(missing.values()), decoding)
 
-    async def _bought(self, asks: list[Ask], how: Decoding) -> Lines:
+    async def _bought(self, requests: list[TeacherRequest], decoding: Decoding) -> Lines:
         """Hand in files, as far as the budget allows, and wait for them; return their lines."""
         share, reserved = self.price.batch, 0.0
-        allowed: list[Ask] = []
-        for ask in asks:
-            most = self.price.bound(ask, self.params.priced(how), share)
+        allowed: list[TeacherRequest] = []
+        for request in requests:
+            most = self.price.upper_bound(request, self.params.billed(decoding), share)
             if not self.budget.allows(most):
                 break
             self.budget.reserved += most
             reserved += most
-            allowed.append(ask)
+            allowed.append(request)
         if not allowed:
-            raise self.budget.exhausted(len(asks))
+            raise self.budget.exhausted(len(requests))
         size = self.params.file_rows
         if self.params.price:
-            priced = self.params.priced(how)
-            say(self.price.outlook((ask.prompt for ask in allowed), priced, share))
+            billed = self.params.billed(decoding)
+            say(self.price.estimate((request.prompt for request in allowed), billed, share))
         files = [allowed[start : start + size] for start in range(0, len(allowed), size)]
-        remotes = [await self._handed_in(file, how) for file in files]
-        self.results.record.tries.update(ask.key for ask in allowed)
+        remotes = [await self._handed_in(file, decoding) for file in files]
+        self.results.record.tries.update(request.key for request in allowed)
         lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for remote in remotes:
             for key, found in (await self._lines(await self._ended(remote))).items():
                 lines[key] += found
         self.budget.reserved -= reserved
-        return {ask.key: lines[ask.key] or [{}] for ask in allowed}
+        return {request.key: lines[request.key] or [{}] for request in allowed}
 
-    async def _handed_in(self, asks: list[Ask], how: Decoding) -> "Remote":
+    async def _handed_in(self, requests: list[TeacherRequest], decoding: Decoding) -> "RemoteBatch":
         """Upload a file of requests and have the service start on it."""
-        model, url = self.place.model, f"/v1{self.params.path}"
-        requests = [
+        model, url = self.address.model, f"/v1{self.params.path}"
+        lines = [
             {
                 "custom_id": a.key,
                 "method": "POST",
                 "url": url,
-                "body": self.params.body(model, a, how),
+                "body": self.params.body(model, a, decoding),
             }
-            for a in asks
+            for a in requests
         ]
-        content = "".join(json.dumps(request) + "\n" for request in requests).encode()
+        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
         named = ("asks.jsonl", content)
         file = await self._call(lambda: self.client.files.create(file=named, purpose="batch"))
         remote = await self._call(
@@ -150,10 +152,10 @@ class HandIn:
                 metadata={_MARK: model},
             )
         )
-        say(f"handed in {len(asks)} prompts as {remote.id}")
+        say(f"handed in {len(requests)} prompts as {remote.id}")
         return remote
 
-    async def _ended(self, remote: "Remote") -> "Remote":
+    async def _ended(self, remote: "RemoteBatch") -> "RemoteBatch":
         """Look at a batch now and then until it has ended.
 
         Raises:
@@ -176,7 +178,7 @@ class HandIn:
             )
         return remote
 
-    async def _lines(self, remote: "Remote") -> Lines:
+    async def _lines(self, remote: "RemoteBatch") -> Lines:
         """Return the lines of a batch's output and error files; a file with garbled ones is read
         a second time."""
         lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -184,9 +186,7 @@ class HandIn:
             parsed: list[Any] = []
             for _ in range(2):
                 content = await self._call(partial(self.client.files.content, file))
-                parsed = [
-                    parsed_line(text) for text in content.content.splitlines() if text.strip()
-                ]
+                parsed = [parse_line(text) for text in content.content.splitlines() if text.strip()]
                 if not any("garbled" in line for line in parsed):
                     break
             for line in parsed:
@@ -198,7 +198,9 @@ class HandIn:
         listed = await self._call(lambda: self.client.batches.list(limit=_NEWEST))
         lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for remote in reversed(listed.data):
-            if (remote.metadata or {}).get(_MARK) == self.place.model and remote.status != "failed":
+            if (remote.metadata or {}).get(
+                _MARK
+            ) == self.address.model and remote.status != "failed":
                 ended = await self._ended(remote)
                 try:
                     found = await self._lines(ended)
@@ -224,22 +226,22 @@ class HandIn:
                 async with asyncio.timeout(self.params.request_seconds):
                     result = await send()
                 if isinstance(result, str):  # what the client makes of a web page
-                    raise Refused("the reply is no object of the batch API")
+                    raise RefusedError("the reply is no object of the batch API")
                 return result
             except AttributeError:  # what the client makes of a page in a list's place
-                raise Refused("the reply is no object of the batch API") from None
+                raise RefusedError("the reply is no object of the batch API") from None
             except (OpenAIError, TimeoutError, ValueError) as error:
-                raise self.service.meaning(error) from None
+                raise self.service.classify(error) from None
 
         retrying = AsyncRetrying(
             stop=stop_after_attempt(_TRIES),
             wait=pause(max=30),
-            retry=retry_if_exception_type(Again),
+            retry=retry_if_exception_type(RetryableError),
             reraise=True,
         )
         try:
             return await retrying(once)
-        except (Again, Refused) as error:
+        except (RetryableError, RefusedError) as error:
             raise UserError(
                 f"the batch service fails: {error}", where=self.service.url, fix="run again later"
             ) from None

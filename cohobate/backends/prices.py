@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
-from cohobate.backends.requests import Ask
+from cohobate.backends.requests import TeacherRequest
 from cohobate.data.records import Message, prompt_text
 from cohobate.errors import UserError
 from cohobate.generation.requests import Decoding
@@ -31,19 +31,19 @@ class Price(Section):
         full = (prompt_tokens * self.input + answer_tokens * self.output) / _MILLION
         return full * share
 
-    def bound(self, ask: Ask, how: Decoding, share: float = 1.0) -> float:
+    def upper_bound(self, request: TeacherRequest, decoding: Decoding, share: float = 1.0) -> float:
         """Return what an answer can cost at most."""
-        return self.of(most_tokens(ask.prompt), how.max_tokens, share)
+        return self.of(most_tokens(request.prompt), decoding.max_tokens, share)
 
-    def outlook(self, prompts: Iterable[Prompt], how: Decoding, share: float = 1.0) -> str:
+    def estimate(self, prompts: Iterable[Prompt], decoding: Decoding, share: float = 1.0) -> str:
         """Say what answers to these prompts will cost, before any is bought."""
         count = likely = 0
         most = 0.0
         for prompt in prompts:
             count += 1
             likely += likely_tokens(prompt)
-            most += self.of(most_tokens(prompt), how.max_tokens, share)
-        about = self.of(likely, count * how.max_tokens, share)
+            most += self.of(most_tokens(prompt), decoding.max_tokens, share)
+        about = self.of(likely, count * decoding.max_tokens, share)
         return f"{count} answers to buy: about {about:.2f} USD, at most {most:.2f}"
 
 

@@ -4,31 +4,31 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from cohobate.backends.settings import Chosen, GenerateParams
+from cohobate.backends.settings import GenerateParams, PromptChoice
 from cohobate.backends.templates import Template
 from cohobate.data.records import LABELLED, UNLABELLED, Row, read_rows, row_id
 
 _FILES = {"unlabelled": [UNLABELLED], "labelled": [LABELLED], "both": [LABELLED, UNLABELLED]}
 
 
-def files_of(chosen: Chosen, root: Path = Path()) -> list[Path]:
+def prompt_files(chosen: PromptChoice, root: Path = Path()) -> list[Path]:
     """Return the files of the chosen prompts, in their order."""
     return [root / path for path in _FILES[chosen]]
 
 
-def rows_of(generate: GenerateParams, template: Template, root: Path = Path()) -> Iterator[Row]:
+def prompt_rows(generate: GenerateParams, template: Template, root: Path = Path()) -> Iterator[Row]:
     """Yield the rows that are asked about: the template's own roots, or the collected rows."""
     roots = (Row(id=row_id(root), prompt=root) for root in template.roots)
-    files = files_of(generate.prompts, root)
+    files = prompt_files(generate.prompts, root)
     collected = chain.from_iterable(read_rows(path, Row) for path in files)
     return islice(roots if template.roots else collected, generate.rows)
 
 
-def count_of(generate: GenerateParams, template: Template) -> int:
+def count_prompts(generate: GenerateParams, template: Template) -> int:
     """Return how many rows `rows_of` yields; the rows themselves are not read."""
     if template.roots:
         return len(template.roots[: generate.rows])
-    count = sum(map(_lines_of, files_of(generate.prompts)))
+    count = sum(map(_lines_of, prompt_files(generate.prompts)))
     return min(count, generate.rows or count)
 
 

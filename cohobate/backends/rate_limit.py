@@ -26,48 +26,48 @@ class Limits(Section):
     """Most tokens a minute, of prompts and answers."""
 
 
-class Rate:
+class EvenRate:
     """Spaces what is taken evenly, on the monotonic clock."""
 
     def __init__(self, per_minute: float | None) -> None:
         self._seconds_each = _MINUTE / per_minute if per_minute else 0.0
         self._free = 0.0
 
-    def turn(self, count: int) -> float:
+    def reserve(self, count: int) -> float:
         """Return when so many may go out, and put the next ones behind them."""
         turn = max(time.monotonic(), self._free)
         self._free = turn + count * self._seconds_each
         return turn
 
 
-class Pace:
+class RateLimiter:
     """Admits requests as fast as the service bears them."""
 
     def __init__(self, limits: Limits) -> None:
         self._most = limits.at_once
         self._window, self._ceiling = 1.0, float(limits.at_once)
         self._quiet_until = self._halved = 0.0
-        self._requests = Rate(limits.requests_per_minute)
-        self._tokens = Rate(limits.tokens_per_minute)
+        self._requests = EvenRate(limits.requests_per_minute)
+        self._tokens = EvenRate(limits.tokens_per_minute)
 
     @property
     def at_once(self) -> int:
         """Requests that may be in flight now."""
         return int(self._window)
 
-    async def turn(self, tokens: int) -> float:
+    async def acquire(self, tokens: int) -> float:
         """Wait until a request of so many tokens may go out; return when that is."""
-        free = max(self._requests.turn(1), self._tokens.turn(tokens))
+        free = max(self._requests.reserve(1), self._tokens.reserve(tokens))
         while (pause := max(free, self._quiet_until) - time.monotonic()) > 0:
             await asyncio.sleep(pause)
         return time.monotonic()
 
-    def answered(self) -> None:
+    def on_reply(self) -> None:
         """Note a reply: a little more may be borne."""
         step = 1.0 if self._window < self._ceiling else 1.0 / self._window
         self._window = min(self._most, self._window + step)
 
-    def congested(self, sent: float, pause: float | None) -> None:
+    def on_overload(self, sent: float, pause: float | None) -> None:
         """Note that the service pushed back on a request sent then, and for how long it asks."""
         now = time.monotonic()
         self._quiet_until = max(self._quiet_until, now + (pause or 0.0))

@@ -9,7 +9,7 @@ from cohobate.generation.requests import Answer, Batching, Decoding, Request
 from cohobate.models.number_formats import Precision
 
 
-def over_workers(
+def start_workers(
     opened: tuple[Path, Precision, Batching], workers: int, gpus: float
 ) -> Callable[[list[list[Request]], Decoding], Iterator[list[Answer]]]:
     """Start the workers, each with what it is `opened` on; return what answers batches in order.
@@ -26,9 +26,11 @@ def over_workers(
     started: Any = ray.remote(num_gpus=gpus)(_single_threaded())
     pool = ActorPool([started.remote(*opened) for _ in range(workers)])
 
-    def answers(batches: list[list[Request]], how: Decoding) -> Iterator[list[Answer]]:
+    def answers(batches: list[list[Request]], decoding: Decoding) -> Iterator[list[Answer]]:
         try:
-            yield from pool.map(lambda worker, batch: worker.write.remote(batch, how), batches)
+            yield from pool.map(
+                lambda worker, batch: worker.answer.remote(batch, decoding), batches
+            )
         except RayActorError as error:
             raise UserError(
                 f"a worker died while it answered: {str(error).splitlines()[0]}",
@@ -39,17 +41,17 @@ def over_workers(
 
 
 def _single_threaded() -> type:
-    from cohobate.backends.loaded_teacher import Writer
+    from cohobate.backends.loaded_teacher import LoadedTeacher
 
-    class Worker(Writer):
+    class Worker(LoadedTeacher):
         """A writer in a process of its own."""
 
-        def write(self, batch: Sequence[Request], how: Decoding) -> list[Answer]:
+        def answer(self, batch: Sequence[Request], decoding: Decoding) -> list[Answer]:
             """Answer one batch with one thread."""
             import torch
 
             torch.set_num_threads(1)
-            written: list[Answer] = super().write(batch, how)
+            written: list[Answer] = super().answer(batch, decoding)
             return written
 
     return Worker

@@ -35,7 +35,7 @@ _HIDDEN = 100_000  # tokens that a service may add to a prompt or think beyond t
 Tokens = list[tuple[str, float, dict[str, float]]]
 
 
-class Most(NamedTuple):
+class TokenLimits(NamedTuple):
     """The most tokens that a request can take."""
 
     prompt: int
@@ -61,7 +61,7 @@ class Choice(NamedTuple):
     fields: Mapping[str, Any]
 
 
-def parsed(content: bytes) -> Any:
+def parse_reply(content: bytes) -> Any:
     """Return a reply as JSON; a stream of events as the reply that it spells.
 
     Of a key that stands twice the last value counts that is not null.
@@ -85,7 +85,7 @@ def best_choice(reply: Mapping[str, Any]) -> Choice | None:
     return next(iter(with_text or choices), None)
 
 
-def bought(reply: Mapping[str, Any], headers: Mapping[str, str], most: Most) -> Usage:
+def token_usage(reply: Mapping[str, Any], headers: Mapping[str, str], most: TokenLimits) -> Usage:
     """Return what a reply took, without its price; what is unknown counts as the most."""
     choices = _choices(reply)
     usage = _usage(reply, choices, headers)

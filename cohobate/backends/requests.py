@@ -10,7 +10,7 @@ from cohobate.data.records import Message
 from cohobate.generation.requests import Answer, Decoding
 
 
-class Ask(NamedTuple):
+class TeacherRequest(NamedTuple):
     """One answer that is wanted."""
 
     key: str
@@ -25,7 +25,7 @@ class Ask(NamedTuple):
 State = Literal["failed", "retried", "refused", "doubtful"]
 
 
-class Unanswered(NamedTuple):
+class NoAnswer(NamedTuple):
     """A request that came to no answer."""
 
     reason: str
@@ -40,7 +40,7 @@ class Unanswered(NamedTuple):
     service will not answer this prompt. `doubtful`: it refused, but perhaps not for the prompt."""
 
 
-class History(NamedTuple):
+class LedgerTotals(NamedTuple):
     """What a teacher's ledger held before a run."""
 
     spent: float = 0.0
@@ -48,20 +48,20 @@ class History(NamedTuple):
     answers: int = 0
 
 
-NO_HISTORY = History()
+EMPTY_LEDGER = LedgerTotals()
 
 
-Batch = Mapping[str, Answer | Unanswered]
+Outcomes = Mapping[str, Answer | NoAnswer]
 """Outcomes by the key of their ask."""
 
-Answering = Callable[[Sequence[Ask], Decoding], Iterator[Batch]]
+AnswerFunction = Callable[[Sequence[TeacherRequest], Decoding], Iterator[Outcomes]]
 """Answers prompts, batch after batch, each answer under the key of its ask."""
 
 
-def driven(stream: AsyncGenerator[Batch]) -> Iterator[Batch]:
+def iterate_stream(stream: AsyncGenerator[Outcomes]) -> Iterator[Outcomes]:
     """Yield the batches of an asynchronous stream; it stands still while a batch is dealt with."""
 
-    async def following() -> Batch | None:
+    async def following() -> Outcomes | None:
         return await anext(stream, None)
 
     with asyncio.Runner() as runner:
@@ -69,7 +69,7 @@ def driven(stream: AsyncGenerator[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-def key_of(*decided_by: Any) -> str:
+def answer_key(*key_parts: Any) -> str:
     """Return the key of an answer: a hash of everything that decides it, as JSON values."""
-    text = json.dumps(decided_by, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(key_parts, sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from cohobate.backends.api_errors import advice
+from cohobate.backends.api_errors import fix_in_reason
 from cohobate.backends.endpoint import Endpoint
 from cohobate.backends.ledger import Ledger
 from cohobate.backends.prices import Price
-from cohobate.backends.prompts import count_of, rows_of
-from cohobate.backends.requests import Answering, Ask, History, Unanswered, key_of
-from cohobate.backends.templates import Exchange, Prompt, Step, Template
+from cohobate.backends.prompts import count_prompts, prompt_rows
+from cohobate.backends.requests import (
+    AnswerFunction,
+    LedgerTotals,
+    NoAnswer,
+    TeacherRequest,
+    answer_key,
+)
+from cohobate.backends.templates import Conversation, Prompt, Step, Template
 from cohobate.data.records import (
     ADAPT,
     GENERATE,
@@ -32,7 +38,7 @@ _POOL = 1000  # prompts that `seeds` draws from
 _NO_FORM = "the reply has not the form that the step asks for"
 
 
-class Failed(BaseModel):
+class FailedPrompt(BaseModel):
     """A prompt that came to no row."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +50,7 @@ class Failed(BaseModel):
     """What the teacher's service sent, where it did."""
 
 
-class Interview:
+class TeacherRun:
     """The questions to one teacher, its answers, and the count of both."""
 
     def __init__(
@@ -52,31 +58,37 @@ class Interview:
     ) -> None:
         self.teacher, self.params, self.template, self.ledger = teacher, params, template, ledger
         self.backend = params.backend_of(teacher)
-        self.failed: list[Failed] = []
+        self.failed: list[FailedPrompt] = []
         self.prompts = self.computed = self.known = self.unanswered = self.refused = 0
         self._reasons: list[str] = []
         """Why prompts were not answered."""
         self.written = self.finished = 0
         self.measured, self.logprob = 0, 0.0
         self.prompt_tokens = self.answer_tokens = 0
-        self._answering: Answering | None = None
-        pool = islice(rows_of(params, template), _POOL)
+        self._answer_function: AnswerFunction | None = None
+        pool = islice(prompt_rows(params, template), _POOL)
         self._pool = [prompt_text(row.prompt) for row in pool]
 
     def responses(self) -> Iterator[Response]:
         """Yield the responses in the order of the prompts; what the ledger lacks is computed."""
-        rows = rows_of(self.params, self.template)
-        asks = count_of(self.params, self.template) * self.params.samples * len(self.template.steps)
-        meter = Meter(f"answers of {self.teacher}", asks)
+        rows = prompt_rows(self.params, self.template)
+        requests = (
+            count_prompts(self.params, self.template)
+            * self.params.samples
+            * len(self.template.steps)
+        )
+        meter = Meter(f"answers of {self.teacher}", requests)
         while window := list(islice(rows, self.params.window)):
             self.prompts += len(window)
             samples = range(self.params.samples)
-            exchanges = [Exchange(row, sample) for row in window for sample in samples]
+            conversations = [Conversation(row, sample) for row in window for sample in samples]
             for step in self.template.steps:
-                exchanges = self._ask(step, exchanges, meter)
-            for exchange in exchanges:
+                conversations = self._run_step(step, conversations, meter)
+            for conversation in conversations:
                 for row in self.template.rows:
-                    yield self._counted(row.response(exchange, self.teacher, self.params.reasoning))
+                    yield self._counted(
+                        row.response(conversation, self.teacher, self.params.reasoning)
+                    )
         meter.finish()
         computed, known = self.computed, self.known
         said = f"{self.teacher}: {computed} answers computed, {known} taken from the ledger"
@@ -92,7 +104,7 @@ class Interview:
             raise UserError(
                 f"{self.unanswered} prompts were not answered; the first: {self._reasons[0]}",
                 where=str(GENERATE / self.teacher / "failed.jsonl"),
-                fix=how_to_go_on(self._reasons[0], self.unanswered, self.refused),
+                fix=suggest_fix(self._reasons[0], self.unanswered, self.refused),
             )
 
     def summary(self) -> dict[str, Any]:
@@ -113,39 +125,45 @@ class Interview:
             figures["cost_usd"] = round(price.of(*used, self.backend.share), 6)
         return figures
 
-    def _ask(self, step: Step, exchanges: Sequence[Exchange], meter: Meter) -> list[Exchange]:
+    def _run_step(
+        self, step: Step, conversations: Sequence[Conversation], meter: Meter
+    ) -> list[Conversation]:
         """Return how the exchanges go on after one more step."""
-        prompts = [step.ask(exchange, self._pool) for exchange in exchanges]
-        asks = [self._wanted(e, p) for e, p in zip(exchanges, prompts, strict=True)]
-        missing = missing_of(self.ledger, asks, self.params.refused)
-        self.known += sum(ask.key in self.ledger for ask in asks)
-        meter.advance(len(asks) - len(missing))
-        failures = self._answer(list(missing.values()), meter) if missing else {}
+        prompts = [step.prompt_for(conversation, self._pool) for conversation in conversations]
+        requests = [self._make_request(e, p) for e, p in zip(conversations, prompts, strict=True)]
+        missing = missing_requests(self.ledger, requests, self.params.refused)
+        self.known += sum(request.key in self.ledger for request in requests)
+        meter.advance(len(requests) - len(missing))
+        failures = self._add_answers(list(missing.values()), meter) if missing else {}
         failures = self.ledger.refusals | failures
-        following: list[Exchange] = []
-        for exchange, prompt, ask in zip(exchanges, prompts, asks, strict=True):
-            if ask.key not in self.ledger:
-                self._not_answered(step, exchange, ask, failures[ask.key])
+        following: list[Conversation] = []
+        for conversation, prompt, request in zip(conversations, prompts, requests, strict=True):
+            if request.key not in self.ledger:
+                self._not_answered(step, conversation, request, failures[request.key])
                 continue
-            answer = split_reasoning(self.ledger[ask.key])
+            answer = split_reasoning(self.ledger[request.key])
             self._count_tokens(answer)
-            if not (heard := step.hear(exchange, prompt, answer)):
-                self._fail(step, exchange, _NO_FORM, answer.text)
+            if not (heard := step.on_reply(conversation, prompt, answer)):
+                self._fail(step, conversation, _NO_FORM, answer.text)
             following += heard
         return following
 
-    def _answer(self, asks: list[Ask], meter: Meter) -> dict[str, str]:
+    def _add_answers(self, requests: list[TeacherRequest], meter: Meter) -> dict[str, str]:
         """Have the asks answered into the ledger; return why some were not."""
-        history = History(self.ledger.spent, len(self.ledger))
-        self._answering = self._answering or self.backend.open(ADAPT / self.teacher, history)
-        failures = answered_into(
-            self.ledger, self._answering, asks, self.params.decoding, meter.advance
+        history = LedgerTotals(self.ledger.spent, len(self.ledger))
+        self._answer_function = self._answer_function or self.backend.open(
+            ADAPT / self.teacher, history
         )
-        self.computed += len(asks) - len(failures)
+        failures = add_answers(
+            self.ledger, self._answer_function, requests, self.params.decoding, meter.advance
+        )
+        self.computed += len(requests) - len(failures)
         return failures
 
-    def _wanted(self, exchange: Exchange, prompt: Prompt) -> Ask:
-        return ask_of(self.backend, self.params.decoding, exchange.row, prompt, exchange.sample)
+    def _make_request(self, conversation: Conversation, prompt: Prompt) -> TeacherRequest:
+        return make_request(
+            self.backend, self.params.decoding, conversation.row, prompt, conversation.sample
+        )
 
     def _count_tokens(self, answer: Answer) -> None:
         """Count what the service counted, whether it was bought now or in a run before."""
@@ -153,15 +171,21 @@ class Interview:
             self.prompt_tokens += answer.usage.prompt_tokens
             self.answer_tokens += answer.usage.answer_tokens
 
-    def _not_answered(self, step: Step, exchange: Exchange, ask: Ask, reason: str) -> None:
+    def _not_answered(
+        self, step: Step, conversation: Conversation, request: TeacherRequest, reason: str
+    ) -> None:
         self.unanswered += 1
-        self.refused += ask.key in self.ledger.refusals
+        self.refused += request.key in self.ledger.refusals
         self._reasons.append(reason)
-        self._fail(step, exchange, reason, next(reversed(self.ledger.replies[ask.key]), None))
+        self._fail(
+            step, conversation, reason, next(reversed(self.ledger.replies[request.key]), None)
+        )
 
-    def _fail(self, step: Step, exchange: Exchange, reason: str, reply: str | None = None) -> None:
-        row, sample = exchange.row, exchange.sample
-        failed = Failed(id=row.id, sample=sample, step=step.name, reason=reason, reply=reply)
+    def _fail(
+        self, step: Step, conversation: Conversation, reason: str, reply: str | None = None
+    ) -> None:
+        row, sample = conversation.row, conversation.sample
+        failed = FailedPrompt(id=row.id, sample=sample, step=step.name, reason=reason, reply=reply)
         self.failed.append(failed)
 
     def _counted(self, response: Response) -> Response:
@@ -172,26 +196,28 @@ class Interview:
         return response
 
 
-def ask_of(backend: "Backend", how: Decoding, row: Row, prompt: Prompt, sample: int = 0) -> Ask:
+def make_request(
+    backend: "Backend", decoding: Decoding, row: Row, prompt: Prompt, sample: int = 0
+) -> TeacherRequest:
     """Return the ask for an answer to `prompt`, under the key of all that decides it."""
-    decided_by = [backend.decided_by(), how.model_dump(), _plain(prompt)]
-    return Ask(key_of(*decided_by, sample), prompt, f"{row.id}/{sample}")
+    key_parts = [backend.key_parts(), decoding.model_dump(), _plain(prompt)]
+    return TeacherRequest(answer_key(*key_parts, sample), prompt, f"{row.id}/{sample}")
 
 
-def answered_into(
+def add_answers(
     ledger: Ledger,
-    answering: Answering,
-    asks: Sequence[Ask],
-    how: Decoding,
+    answer_function: AnswerFunction,
+    requests: Sequence[TeacherRequest],
+    decoding: Decoding,
     advance: Callable[[int], None],
 ) -> dict[str, str]:
     """Have the asks answered into the ledger, batch after batch; return why some were not."""
     failures: dict[str, str] = {}
     notes: set[str] = set()
-    for batch in answering(asks, how):
+    for batch in answer_function(requests, decoding):
         ledger.append(batch)
         for key, one in batch.items():
-            if isinstance(one, Unanswered):
+            if isinstance(one, NoAnswer):
                 failures[key] = one.reason
             elif one.note and one.note not in notes:
                 say(f"a reply was odd, and its answer kept: {one.note}")
@@ -200,19 +226,21 @@ def answered_into(
     return {key: reason for key, reason in failures.items() if key not in ledger}
 
 
-def missing_of(
-    ledger: Ledger, asks: Iterable[Ask], refused: Literal["remember", "ask_again"]
-) -> dict[str, Ask]:
+def missing_requests(
+    ledger: Ledger, requests: Iterable[TeacherRequest], refused: Literal["remember", "ask_again"]
+) -> dict[str, TeacherRequest]:
     """Return the asks that have no answer yet, by key, but for those that were refused."""
     again = refused == "ask_again"
     return {
-        ask.key: ask if again else ask._replace(replies=ledger.replies.get(ask.key, ()))
-        for ask in asks
-        if ask.key not in ledger and (again or ask.key not in ledger.refusals)
+        request.key: request
+        if again
+        else request._replace(replies=ledger.replies.get(request.key, ()))
+        for request in requests
+        if request.key not in ledger and (again or request.key not in ledger.refusals)
     }
 
 
-def how_to_go_on(reason: str, unanswered: int, refused: int) -> str:
+def suggest_fix(reason: str, unanswered: int, refused: int) -> str:
     """Return what to do where more prompts than allowed for were not answered.
 
     Args:
@@ -221,14 +249,14 @@ def how_to_go_on(reason: str, unanswered: int, refused: int) -> str:
         refused: those of them that are not asked again.
     """
     allow = "allow for them by generate.unanswered"
-    if command := advice(reason):
+    if command := fix_in_reason(reason):
         return f"{command}   (or {allow})"
     if refused < unanswered:
         return f"run again: {unanswered - refused} of them are asked again; or {allow}"
     return f"{allow}; or ask again: cohobate run --set generate.refused=ask_again"
 
 
-def _is_settled(outcome: Answer | Unanswered) -> bool:
+def _is_settled(outcome: Answer | NoAnswer) -> bool:
     return isinstance(outcome, Answer) or outcome.state != "retried"
 
 

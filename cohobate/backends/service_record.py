@@ -8,73 +8,78 @@ as the prompt's once a prompt that was asked later has been answered.
 from collections import Counter
 from collections.abc import Mapping
 
-from cohobate.backends.api_errors import Past
-from cohobate.backends.requests import Ask, Unanswered
+from cohobate.backends.api_errors import ServiceHistory
+from cohobate.backends.requests import NoAnswer, TeacherRequest
 from cohobate.generation.requests import Answer
 
 _IN_A_ROW = 5  # prompts without an answer that mean that a service is down
 _REFUSED_IN_A_ROW = 50  # refused prompts that mean that a service refuses all
 
 
-class Record:
+class ServiceRecord:
     """The prompts of a run: which were tried, answered, refused or failed."""
 
     def __init__(self, before: bool) -> None:
         self.tries: Counter[str] = Counter()
         """Requests by key."""
-        self.past = Past(before=before)
+        self.past = ServiceHistory(before=before)
         self._number: dict[str, int] = {}
         self._latest = -1
         """Number of the latest prompt that was answered."""
         self._failed: set[int] = set()
         self._refused: set[int] = set()
         self._paid: Counter[str] = Counter()
-        self._doubtful: dict[str, Unanswered] = {}
+        self._doubtful: dict[str, NoAnswer] = {}
 
-    def ask(self, ask: Ask) -> None:
+    def add(self, request: TeacherRequest) -> None:
         """Note that a prompt is asked; it keeps its number when it is asked again."""
-        self._number.setdefault(ask.key, len(self._number))
+        self._number.setdefault(request.key, len(self._number))
 
-    def answered(self, ask: Ask) -> None:
+    def on_answer(self, request: TeacherRequest) -> None:
         """Note an answer."""
-        self._latest = max(self._latest, self._number[ask.key])
+        self._latest = max(self._latest, self._number[request.key])
         self.past = self.past._replace(answered=True)
 
-    def may_retry(self, ask: Ask, attempts: int) -> bool:
+    def may_retry(self, request: TeacherRequest, attempts: int) -> bool:
         """Say whether a prompt is asked again after a reply that may have been charged for."""
-        self._paid[ask.key] += 1
-        return len(ask.replies) + self._paid[ask.key] < 2 and self.tries[ask.key] < attempts
+        self._paid[request.key] += 1
+        return (
+            len(request.replies) + self._paid[request.key] < 2
+            and self.tries[request.key] < attempts
+        )
 
-    def failed(self, ask: Ask) -> int:
+    def on_failure(self, request: TeacherRequest) -> int:
         """Note a prompt without an answer; return how many did in a row, 0 while they are few."""
-        return _row(self._failed, self._number[ask.key], _IN_A_ROW)
+        return _row(self._failed, self._number[request.key], _IN_A_ROW)
 
-    def refused(self, ask: Ask, certain: bool, cost: float) -> int:
+    def on_refusal(self, request: TeacherRequest, certain: bool, cost: float) -> int:
         """Note a prompt that the service refuses; return how many were in a row, 0 while few.
 
         Where nothing was ever answered, money or doubt make it as bad as a service that is down.
         """
         if not any(self.past) and (cost or not certain):
-            return self.failed(ask)
+            return self.on_failure(request)
         if certain and any(self.past):
             return 0
-        return _row(self._refused, self._number[ask.key], _REFUSED_IN_A_ROW)
+        return _row(self._refused, self._number[request.key], _REFUSED_IN_A_ROW)
 
-    def settled(self, ended: Mapping[Ask, Answer | Unanswered]) -> dict[str, Answer | Unanswered]:
+    def settle(
+        self, ended: Mapping[TeacherRequest, Answer | NoAnswer]
+    ) -> dict[str, Answer | NoAnswer]:
         """Return the outcomes that are certain by now, earlier ones among them."""
-        outcomes: dict[str, Answer | Unanswered] = {}
-        for ask, outcome in ended.items():
-            if isinstance(outcome, Unanswered) and outcome.state == "doubtful":
-                self._doubtful[ask.key] = outcome
+        outcomes: dict[str, Answer | NoAnswer] = {}
+        for request, outcome in ended.items():
+            if isinstance(outcome, NoAnswer) and outcome.state == "doubtful":
+                self._doubtful[request.key] = outcome
             else:
-                outcomes[ask.key] = outcome
+                outcomes[request.key] = outcome
         for key in [key for key in self._doubtful if self._number[key] < self._latest]:
             outcomes[key] = self._doubtful.pop(key)._replace(state="refused")
         return outcomes
 
-    def unsettled(self) -> dict[str, Answer | Unanswered]:
+    def remaining(self) -> dict[str, Answer | NoAnswer]:
         """Return the outcomes that are left, once all prompts were asked."""
-        left: dict[str, Answer | Unanswered] = {**self._doubtful}
+        left: dict[str, Answer | NoAnswer] = {**self._doubtful}
         self._doubtful.clear()
         return left
 

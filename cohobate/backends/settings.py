@@ -9,7 +9,7 @@ from cohobate.backends.transformers import Transformers
 from cohobate.generation.requests import Decoding
 from cohobate.params import Section
 
-Chosen = Literal["unlabelled", "labelled", "both"]
+PromptChoice = Literal["unlabelled", "labelled", "both"]
 
 
 class GenerateParams(Section):
@@ -23,7 +23,7 @@ class GenerateParams(Section):
     """How the teacher is asked: a file in cohobate/backends/templates."""
     decoding: Decoding = Decoding()
     """How the next token is chosen."""
-    prompts: Chosen = "unlabelled"
+    prompts: PromptChoice = "unlabelled"
     """Which prompts are answered. The right answers to labelled ones are known: by them the filter
     `verified`, judges and pairs by `verifier` decide. `both`: the labelled ones come first. A
     template with roots of its own needs neither."""

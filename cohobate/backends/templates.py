@@ -43,7 +43,7 @@ Prompt = str | tuple[Message, ...]
 
 
 @dataclass(frozen=True)
-class Exchange:
+class Conversation:
     """What was said about one row so far."""
 
     row: Row
@@ -95,27 +95,29 @@ class Step(Section):
             raise ValueError(f"no regular expression: {error}") from None
         return pattern
 
-    def ask(self, exchange: Exchange, pool: Sequence[str]) -> Prompt:
+    def prompt_for(self, conversation: Conversation, pool: Sequence[str]) -> Prompt:
         """Return the prompt of this step."""
         if self.text is not None:
-            return exchange.render(self.text, pool)
-        own = exchange.row.prompt
+            return conversation.render(self.text, pool)
+        own = conversation.row.prompt
         if self.messages == ("turns",):
             return own
         turns: list[Message] = []
         for message in self.messages:
             if isinstance(message, Message):
-                content = exchange.render(message.content, pool)
+                content = conversation.render(message.content, pool)
                 turns.append(message.model_copy(update={"content": content}))
             else:
                 turns += [Message(role="user", content=own)] if isinstance(own, str) else own
         return tuple(_alternating(turns))
 
-    def hear(self, exchange: Exchange, asked: Prompt, answer: Answer) -> list[Exchange]:
+    def on_reply(
+        self, conversation: Conversation, asked: Prompt, answer: Answer
+    ) -> list[Conversation]:
         """Return how it goes on with this reply: nowhere, where it has not the form asked for."""
-        after = replace(exchange, answer=answer, asked=exchange.asked or asked)
+        after = replace(conversation, answer=answer, asked=conversation.asked or asked)
         thought = answer.reasoning or ""
-        known = {**exchange.said, "reasoning": thought, f"{self.name}_reasoning": thought}
+        known = {**conversation.said, "reasoning": thought, f"{self.name}_reasoning": thought}
         known[self.name] = answer.text
         if self.pattern is None:
             return [replace(after, said=known)]
@@ -139,30 +141,30 @@ class RowText(Section):
     """Name of an auxiliary target, such as a rationale; not given: this is the prompt's answer."""
 
     def response(
-        self, exchange: Exchange, teacher: str, reasoning: Literal["keep", "drop", "inline"]
+        self, conversation: Conversation, teacher: str, reasoning: Literal["keep", "drop", "inline"]
     ) -> Response:
         """Return the row, with the last reply's reasoning where it is kept, or in the answer.
 
         An auxiliary target is what the template makes of the reply: no reasoning is added to it.
         """
-        assert exchange.answer is not None
-        prompt: Prompt = exchange.asked if self.as_asked else exchange.row.prompt
+        assert conversation.answer is not None
+        prompt: Prompt = conversation.asked if self.as_asked else conversation.row.prompt
         if self.prompt is not None:
-            prompt = exchange.render(self.prompt, ())
-        logprob = exchange.answer.logprob
-        text = exchange.render(self.answer, ())
-        thought = "" if self.target else exchange.answer.reasoning or ""
+            prompt = conversation.render(self.prompt, ())
+        logprob = conversation.answer.logprob
+        text = conversation.render(self.answer, ())
+        thought = "" if self.target else conversation.answer.reasoning or ""
         return Response(
-            id=exchange.row.id if self.prompt is None else row_id(prompt),
+            id=conversation.row.id if self.prompt is None else row_id(prompt),
             prompt=prompt,
             prefix=self.prefix,
             answer=inline(text, thought) if reasoning == "inline" else text,
             reasoning=(thought or None) if reasoning == "keep" else None,
-            group=exchange.row.group,
+            group=conversation.row.group,
             origin="teacher",
             teacher=teacher,
-            sample=exchange.sample,
-            finish=exchange.answer.finish,
+            sample=conversation.sample,
+            finish=conversation.answer.finish,
             logprob=None if logprob is None else round(logprob, 6),
             target=self.target,
         )

@@ -7,7 +7,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from cohobate.backends.endpoint import check_weights
-from cohobate.backends.requests import NO_HISTORY, Answering, Ask, Batch, History
+from cohobate.backends.requests import (
+    EMPTY_LEDGER,
+    AnswerFunction,
+    LedgerTotals,
+    Outcomes,
+    TeacherRequest,
+)
 from cohobate.data.tokenized import prompt_ids
 from cohobate.generation.decoding import plan_batches
 from cohobate.generation.requests import Answer, Batching, Decoding, Request
@@ -30,7 +36,7 @@ class Transformers(Section):
     gpus_each: float = Field(0, ge=0)
     """GPUs of each of several workers."""
 
-    def decided_by(self) -> list[Any]:
+    def key_parts(self) -> list[Any]:
         """Return what of this backend decides an answer, and so belongs to its key."""
         return [self.type, self.number_format]
 
@@ -40,7 +46,7 @@ class Transformers(Section):
         device = "cuda" if self.gpus_each else checkpoints.accelerator()
         return resolve(self.precision, device)
 
-    def open(self, checkpoint: Path, history: History = NO_HISTORY) -> Answering:
+    def open(self, checkpoint: Path, history: LedgerTotals = EMPTY_LEDGER) -> AnswerFunction:
         """Load the teacher; return the function that answers.
 
         Its batches depend on the asks alone, and the asks that an interrupted run left over make
@@ -53,13 +59,13 @@ class Transformers(Section):
         tokenizer = checkpoints.load_tokenizer(checkpoint)
         write_all = self._write_all(checkpoint)
 
-        def answers(asks: Sequence[Ask], how: Decoding) -> Iterator[Batch]:
-            ids = prompt_ids(tokenizer, [ask.prompt for ask in asks])
-            requests = [Request(i, ask.draw) for i, ask in zip(ids, asks, strict=True)]
-            batches = plan_batches(requests, how, self.batching)
-            written = write_all([[requests[n] for n in batch] for batch in batches], how)
+        def answers(requests: Sequence[TeacherRequest], decoding: Decoding) -> Iterator[Outcomes]:
+            ids = prompt_ids(tokenizer, [request.prompt for request in requests])
+            prompts = [Request(i, request.draw) for i, request in zip(ids, requests, strict=True)]
+            batches = plan_batches(prompts, decoding, self.batching)
+            written = write_all([[prompts[n] for n in batch] for batch in batches], decoding)
             for batch, texts in zip(batches, written, strict=True):
-                yield {asks[n].key: text for n, text in zip(batch, texts, strict=True)}
+                yield {requests[n].key: text for n, text in zip(batch, texts, strict=True)}
 
         return answers
 
@@ -68,17 +74,19 @@ class Transformers(Section):
     ) -> Callable[[list[list[Request]], Decoding], Iterator[list[Answer]]]:
         """Return the function that answers batches and yields them in their order."""
         if self.workers > 1:
-            from cohobate.backends.ray_workers import over_workers
+            from cohobate.backends.ray_workers import start_workers
 
             opened = (checkpoint.resolve(), self.number_format, self.batching)
-            return over_workers(opened, self.workers, self.gpus_each)
-        from cohobate.backends.loaded_teacher import Writer
+            return start_workers(opened, self.workers, self.gpus_each)
+        from cohobate.backends.loaded_teacher import LoadedTeacher
         from cohobate.thread_map import thread_map
 
-        writer = Writer(checkpoint, self.number_format, self.batching)
+        teacher = LoadedTeacher(checkpoint, self.number_format, self.batching)
 
-        def here(batches: list[list[Request]], how: Decoding) -> Iterator[list[Answer]]:
-            for _, written in thread_map(lambda b: writer.write(b, how), batches, self.threads):
+        def here(batches: list[list[Request]], decoding: Decoding) -> Iterator[list[Answer]]:
+            for _, written in thread_map(
+                lambda b: teacher.answer(b, decoding), batches, self.threads
+            ):
                 yield written
 
         return here

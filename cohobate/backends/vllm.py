@@ -10,8 +10,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from cohobate.backends.endpoint import check_weights, seed_of
-from cohobate.backends.requests import NO_HISTORY, Answering, Ask, Batch, History
+from cohobate.backends.endpoint import check_weights, request_seed
+from cohobate.backends.requests import (
+    EMPTY_LEDGER,
+    AnswerFunction,
+    LedgerTotals,
+    Outcomes,
+    TeacherRequest,
+)
 from cohobate.data.tokenized import prompt_ids
 from cohobate.errors import UserError
 from cohobate.generation.decoding import to_answer
@@ -34,7 +40,7 @@ class Vllm(Section):
     rows: int = Field(512, ge=1)
     """Prompts after whose answers the ledger is written."""
 
-    def decided_by(self) -> list[Any]:
+    def key_parts(self) -> list[Any]:
         """Return what of this backend decides an answer, and so belongs to its key."""
         return [self.type, self.number_format]
 
@@ -43,7 +49,7 @@ class Vllm(Section):
         """The number format of weights and matrix products."""
         return resolve(self.precision, "cuda")
 
-    def open(self, checkpoint: Path, history: History = NO_HISTORY) -> Answering:
+    def open(self, checkpoint: Path, history: LedgerTotals = EMPTY_LEDGER) -> AnswerFunction:
         """Load the teacher; return the function that answers.
 
         Raises:
@@ -67,24 +73,26 @@ class Vllm(Section):
             seed=0,
         )
 
-        def answers(asks: Sequence[Ask], how: Decoding) -> Iterator[Batch]:
-            for start in range(0, len(asks), self.rows):
-                some = asks[start : start + self.rows]
-                ids = prompt_ids(tokenizer, [ask.prompt for ask in some])
+        def answers(requests: Sequence[TeacherRequest], decoding: Decoding) -> Iterator[Outcomes]:
+            for start in range(0, len(requests), self.rows):
+                some = requests[start : start + self.rows]
+                ids = prompt_ids(tokenizer, [request.prompt for request in some])
                 prompts = [{"prompt_token_ids": row} for row in ids]
-                samplings = [vllm.SamplingParams(**_sampling(ask, how)) for ask in some]
+                samplings = [
+                    vllm.SamplingParams(**_sampling(request, decoding)) for request in some
+                ]
                 written = model.generate(prompts, samplings, use_tqdm=False)
                 pairs = zip(some, written, strict=True)
-                yield {ask.key: _answer(tokenizer, one.outputs[0]) for ask, one in pairs}
+                yield {request.key: _answer(tokenizer, one.outputs[0]) for request, one in pairs}
 
         return answers
 
 
-def _sampling(ask: Ask, how: Decoding) -> dict[str, Any]:
-    choice: dict[str, Any] = {"temperature": how.temperature}
-    if how.temperature > 0:
-        choice |= {"top_p": how.top_p, "seed": seed_of(ask, how)}
-    return {"max_tokens": how.max_tokens, "logprobs": 0, **choice}
+def _sampling(request: TeacherRequest, decoding: Decoding) -> dict[str, Any]:
+    choice: dict[str, Any] = {"temperature": decoding.temperature}
+    if decoding.temperature > 0:
+        choice |= {"top_p": decoding.top_p, "seed": request_seed(request, decoding)}
+    return {"max_tokens": decoding.max_tokens, "logprobs": 0, **choice}
 
 
 def _answer(tokenizer: Any, written: Any) -> Answer:

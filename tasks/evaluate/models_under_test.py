@@ -65,6 +65,6 @@ class EndpointTeacher:
 
     def answers(self, rows: Sequence[Row], label: str) -> list[Answer]:
         """Return the service's answer to each row; answers in the ledger are not bought again."""
-        return unloaded_teacher.asked(
+        return unloaded_teacher.buy_answers(
             self.params.teacher, self.generate, rows, self.params.decoding, label
         )

@@ -23,12 +23,12 @@ made within windows of the list, so whole windows keep their answers when the li
 that are added to a window that was answered already make batches of their own.
 """
 
-from cohobate.backends.cost_log import noted
+from cohobate.backends.cost_log import log_cost
 from cohobate.backends.endpoint import identity
 from cohobate.backends.ledger import Ledger
-from cohobate.backends.ledger_storage import journal_of
-from cohobate.backends.prompts import files_of
-from cohobate.backends.run_teacher import Interview
+from cohobate.backends.ledger_storage import storage_for
+from cohobate.backends.prompts import prompt_files
+from cohobate.backends.run_teacher import TeacherRun
 from cohobate.backends.settings import GenerateParams
 from cohobate.backends.templates import template_of
 from cohobate.backends.transformers import Transformers
@@ -51,17 +51,17 @@ def run(item: str, generate: GenerateParams) -> None:
             fix="cohobate run --set generate.decoding.temperature=0.7",
         )
     folder = GENERATE / item
-    journal = journal_of(identity(item), generate.ledger)
-    with Ledger(journal) as ledger, noted(item, ledger):
-        interview = Interview(item, generate, template_of(generate.template), ledger)
-        write_rows(folder / "responses.jsonl", interview.responses())
-    write_rows(folder / "failed.jsonl", interview.failed)
-    interview.check()
-    backend, summary = generate.backend_of(item), interview.summary()
+    storage = storage_for(identity(item), generate.ledger)
+    with Ledger(storage) as ledger, log_cost(item, ledger):
+        teacher_run = TeacherRun(item, generate, template_of(generate.template), ledger)
+        write_rows(folder / "responses.jsonl", teacher_run.responses())
+    write_rows(folder / "failed.jsonl", teacher_run.failed)
+    teacher_run.check()
+    backend, summary = generate.backend_of(item), teacher_run.summary()
     if isinstance(backend, Transformers | Vllm):
         summary["number_format"] = backend.number_format
     write_json(folder / "summary.json", summary)
-    if not interview.prompts:
-        files = ", ".join(map(str, files_of(generate.prompts)))
+    if not teacher_run.prompts:
+        files = ", ".join(map(str, prompt_files(generate.prompts)))
         fix = "choose others by generate.prompts"
         raise UserError("there is no prompt to answer", where=files, fix=fix)

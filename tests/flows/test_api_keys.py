@@ -8,7 +8,7 @@ import pytest
 from prefect.blocks.system import Secret
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from cohobate.backends.ledger_storage import VARIABLE
+from cohobate.backends.ledger_storage import LEDGER_VARIABLE
 from cohobate.dvc_bridge.versioning import StageNode
 from flows import api_keys, placement
 from flows.placement import StageResult
@@ -35,10 +35,10 @@ def test_the_environment_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_ledger_on_s3_is_named_to_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(NAME, raising=False)
-    monkeypatch.setenv(VARIABLE, "s3://bucket/ledger")
+    monkeypatch.setenv(LEDGER_VARIABLE, "s3://bucket/ledger")
     keys = api_keys.keys_for(node("generate@local"), TEACHERS)
-    assert keys[VARIABLE].get_secret_value() == "s3://bucket/ledger"
-    monkeypatch.setenv(VARIABLE, "a/folder/of/this/machine")
+    assert keys[LEDGER_VARIABLE].get_secret_value() == "s3://bucket/ledger"
+    monkeypatch.setenv(LEDGER_VARIABLE, "a/folder/of/this/machine")
     assert api_keys.keys_for(node("generate@local"), TEACHERS) == {}
 
 

@@ -29,7 +29,7 @@ DOWN_SECONDS = 20
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Path:
+def exclusive(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Path:
     """A project that one machine has run."""
     folder = tmp_path_factory.mktemp("alone")
     teacher = tiny_project.build_teacher(folder / "teacher")

@@ -55,21 +55,21 @@ def test_what_the_form_sets_is_laid_over_params_yaml(tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     before = params.load(tmp_path / "params.yaml")
     wished = Params.model_validate({"hard_examples": {"rows": 7}, "rounds": {"stop": {"hours": 3}}})
-    changes = overrides.lay_over(tmp_path, wished)
+    changes = overrides.apply_model(tmp_path, wished)
     assert changes == ["hard_examples.rows: 0 -> 7", "rounds.stop.hours: (default) -> 3.0"]
     after = params.load(tmp_path / "params.yaml")
     assert after["rounds"] == before["rounds"] | {"stop": before["rounds"]["stop"] | {"hours": 3}}
     assert {k: v for k, v in after.items() if k not in ("hard_examples", "rounds")} == {
         k: v for k, v in before.items() if k not in ("hard_examples", "rounds")
     }
-    assert overrides.lay_over(tmp_path, wished) == []  # a round that died is taken up
+    assert overrides.apply_model(tmp_path, wished) == []  # a round that died is taken up
 
 
 def test_what_the_whole_refuses_changes_nothing(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text().replace("hard_examples: {", "hard_exmaples: {")
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(ParamsError, match="mien"):
-        overrides.lay_over(tmp_path, Params.model_validate({"seeds": [1, 2]}))
+        overrides.apply_model(tmp_path, Params.model_validate({"seeds": [1, 2]}))
     assert (tmp_path / "params.yaml").read_text() == text
 
 
@@ -128,10 +128,10 @@ def test_a_run_that_is_at_work_is_followed_instead_of_cancelling_a_second(
     project = quick_project.build(tmp_path)
     monkeypatch.chdir(project)
     monkeypatch.setattr(services_cli, "_deployments", lambda: deployments)
-    assert deployments.at_work("nightly") is None
+    assert deployments.active_run("nightly") is None
     run = deployments.trigger("nightly", {})
     deployed.set_flow_run_state(run.id, Running(), force=True)
-    found = deployments.at_work("nightly")
+    found = deployments.active_run("nightly")
     assert found and found.id == run.id
     History(project).open()
 
@@ -141,7 +141,7 @@ def test_a_run_that_is_at_work_is_followed_instead_of_cancelling_a_second(
 
     follow = deployments.follow
     monkeypatch.setattr(deployments, "follow", end)
-    with History(project).alone():
+    with History(project).exclusive():
         services_cli.trigger("nightly", wait=True)
     told = capsys.readouterr()
     assert "nightly is at work already" in told.err and "--follow" in told.err

@@ -128,13 +128,13 @@ def watching(folder: Path) -> Iterator[list[list[str]]]:
         while not stop.wait(0.1):
             seen.append(workers(folder))
 
-    watcher = threading.Thread(target=look)
-    watcher.start()
+    event_handler = threading.Thread(target=look)
+    event_handler.start()
     try:
         yield seen
     finally:
         stop.set()
-        watcher.join()
+        event_handler.join()
 
 
 def test_2_what_a_killed_driver_leaves_at_work_is_never_there_twice(

@@ -58,7 +58,7 @@ def test_a_wrong_setting_is_refused_and_the_file_untouched(
 
 def test_settings_for_now_are_taken_back(root: Path) -> None:
     before = (root / "params.yaml").read_bytes()
-    with overrides.for_now(root, ["seeds=[7]"]) as changes:
+    with overrides.temporarily(root, ["seeds=[7]"]) as changes:
         assert changes == ["seeds: [1] -> [7]"]
         assert b"[7]" in (root / "params.yaml").read_bytes()
     assert (root / "params.yaml").read_bytes() == before

@@ -109,17 +109,17 @@ def test_a_round_at_work_is_told_from_one_that_died(
     monkeypatch.chdir(root)
     history = History(root)
     history.open()
-    assert not history.at_work()
+    assert not history.is_running()
     rounds()
     assert "round-0001 died before its end: cohobate resume" in capsys.readouterr().out
-    with history.alone():
-        assert history.at_work()
+    with history.exclusive():
+        assert history.is_running()
         rounds()
         assert "round-0001 is at work" in capsys.readouterr().out
         with pytest.raises(UserError, match="another process"):
             iterate(1)  # says so before there is a run of it on the server
-    assert not history.at_work()
-    with history.alone():  # whoever only looked is not in the way
+    assert not history.is_running()
+    with history.exclusive():  # whoever only looked is not in the way
         pass
 
 

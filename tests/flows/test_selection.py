@@ -4,7 +4,7 @@ import pytest
 
 from cohobate.dvc_bridge.versioning import StageNode
 from cohobate.errors import UserError
-from flows.selection import resources_for, wanted
+from flows.selection import resources_for, select_stages
 
 
 def node(address: str, *upstream: str) -> StageNode:
@@ -30,12 +30,12 @@ GRAPH = [
     ],
 )
 def test_a_stage_is_taken_with_all_it_waits_for(only: str | None, taken: list[str]) -> None:
-    assert [n.address for n in wanted(GRAPH, only)] == taken
+    assert [n.address for n in select_stages(GRAPH, only)] == taken
 
 
 def test_an_unknown_stage_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'train@kd'"):
-        wanted(GRAPH, "trian@kd")
+        select_stages(GRAPH, "trian@kd")
 
 
 def test_an_items_resources_go_before_its_stages() -> None:

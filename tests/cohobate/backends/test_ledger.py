@@ -8,8 +8,8 @@ import time
 import pytest
 
 from cohobate.backends import ledger as ledgers
-from cohobate.backends.ledger_storage import journal_of
-from cohobate.backends.requests import key_of
+from cohobate.backends.ledger_storage import storage_for
+from cohobate.backends.requests import answer_key
 from cohobate.backends.transformers import Transformers
 from cohobate.backends.vllm import Vllm
 from cohobate.errors import UserError
@@ -18,7 +18,7 @@ from cohobate.models.number_formats import FORCED
 
 
 def Ledger(teacher, folder):  # noqa: N802
-    return ledgers.Ledger(journal_of(teacher, str(folder)))
+    return ledgers.Ledger(storage_for(teacher, str(folder)))
 
 
 def batch(*keys):
@@ -32,8 +32,8 @@ def three(tmp_path):
     with Ledger("teacher", tmp_path) as ledger:
         for keys in (("a", "b"), ("c",), ("d", "e", "f")):
             ledger.append(batch(*keys))
-            sizes.append(ledger.journal.path.stat().st_size)
-    return ledger.journal.path, sizes
+            sizes.append(ledger.storage.path.stat().st_size)
+    return ledger.storage.path, sizes
 
 
 def opened(folder):
@@ -51,11 +51,13 @@ def test_what_was_appended_is_there_again(three, tmp_path):
 
 def test_a_key_says_everything_that_decides_an_answer():
     keys = [
-        key_of(["transformers", "bfloat16"], {"seed": 0}, "a", 0),
-        key_of(["transformers", "bfloat16"], {"seed": 1}, "a", 0),
-        key_of(["transformers", "float32"], {"seed": 0}, "a", 0),
-        key_of(["transformers", "bfloat16"], {"seed": 0}, [{"role": "user", "content": "a"}], 0),
-        key_of(["transformers", "bfloat16"], {"seed": 0}, "a", 1),
+        answer_key(["transformers", "bfloat16"], {"seed": 0}, "a", 0),
+        answer_key(["transformers", "bfloat16"], {"seed": 1}, "a", 0),
+        answer_key(["transformers", "float32"], {"seed": 0}, "a", 0),
+        answer_key(
+            ["transformers", "bfloat16"], {"seed": 0}, [{"role": "user", "content": "a"}], 0
+        ),
+        answer_key(["transformers", "bfloat16"], {"seed": 0}, "a", 1),
     ]
     assert len(set(keys)) == len(keys)
 
@@ -63,9 +65,9 @@ def test_a_key_says_everything_that_decides_an_answer():
 @pytest.mark.parametrize("forced", ["float32", "bfloat16"])
 def test_a_key_holds_the_number_format_that_auto_comes_to(monkeypatch, forced):
     monkeypatch.setenv(FORCED, forced)
-    assert Transformers().decided_by() == ["transformers", forced]
-    assert Vllm(type="vllm").decided_by() == ["vllm", forced]
-    assert Transformers(precision="float32").decided_by() == ["transformers", "float32"]
+    assert Transformers().key_parts() == ["transformers", forced]
+    assert Vllm(type="vllm").key_parts() == ["vllm", forced]
+    assert Transformers(precision="float32").key_parts() == ["transformers", "float32"]
 
 
 def test_a_write_cut_off_anywhere_loses_its_batch_alone(three, tmp_path):

@@ -6,8 +6,8 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from cohobate.backends.ledger import Ledger
-from cohobate.backends.ledger_storage import LEDGER, VARIABLE, Objects, journal_of
-from cohobate.backends.requests import Unanswered
+from cohobate.backends.ledger_storage import LEDGER, LEDGER_VARIABLE, S3Storage, storage_for
+from cohobate.backends.requests import NoAnswer
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Usage
 
@@ -16,7 +16,7 @@ TEACHER = "0123456789abcdef" * 4
 
 @pytest.fixture(autouse=True)
 def nothing_chosen(monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(LEDGER_VARIABLE, raising=False)
 
 
 def git(folder, *command):
@@ -33,9 +33,9 @@ def test_worktrees_share_the_ledger_of_the_main_one(project, monkeypatch, tmp_pa
     git(project, "worktree", "add", "-q", str(tmp_path / "round"))
     for folder in (project, tmp_path / "round"):
         monkeypatch.chdir(folder)
-        assert journal_of(TEACHER).path == project / LEDGER / f"{TEACHER[:16]}.jsonl"
+        assert storage_for(TEACHER).path == project / LEDGER / f"{TEACHER[:16]}.jsonl"
         monkeypatch.chdir(folder / "sub")
-        assert journal_of(TEACHER).path.parent == project / "sub" / LEDGER
+        assert storage_for(TEACHER).path.parent == project / "sub" / LEDGER
 
 
 def test_an_experiment_of_dvc_shares_the_ledger_of_its_project(project, monkeypatch):
@@ -47,8 +47,8 @@ def test_an_experiment_of_dvc_shares_the_ledger_of_its_project(project, monkeypa
             (folder / below).mkdir(parents=True)
             git(folder, "init", "-q")
             monkeypatch.chdir(folder / below)
-            assert journal_of(TEACHER).path.parent == project / below / LEDGER
-            assert journal_of(TEACHER, "ours").path.parent == project / below / "ours"
+            assert storage_for(TEACHER).path.parent == project / below / LEDGER
+            assert storage_for(TEACHER, "ours").path.parent == project / below / "ours"
 
 
 def test_a_submodule_keeps_its_own_ledger(project, monkeypatch):
@@ -56,14 +56,14 @@ def test_a_submodule_keeps_its_own_ledger(project, monkeypatch):
     inner.mkdir()
     (inner / ".git").write_text("gitdir: ../.git/modules/distil\n")
     monkeypatch.chdir(inner)
-    assert journal_of(TEACHER).path.parent == inner / LEDGER
+    assert storage_for(TEACHER).path.parent == inner / LEDGER
 
 
 def test_a_chosen_place_counts_and_the_environment_more(project, monkeypatch, tmp_path):
-    assert journal_of(TEACHER).path.parent == LEDGER  # git knows nothing of this folder
-    assert journal_of(TEACHER, "elsewhere").path.parent.name == "elsewhere"
-    monkeypatch.setenv(VARIABLE, "s3://bucket/ours/")
-    assert str(journal_of(TEACHER, "elsewhere")) == f"s3://bucket/ours/{TEACHER[:16]}"
+    assert storage_for(TEACHER).path.parent == LEDGER  # git knows nothing of this folder
+    assert storage_for(TEACHER, "elsewhere").path.parent.name == "elsewhere"
+    monkeypatch.setenv(LEDGER_VARIABLE, "s3://bucket/ours/")
+    assert str(storage_for(TEACHER, "elsewhere")) == f"s3://bucket/ours/{TEACHER[:16]}"
 
 
 class Store:
@@ -95,12 +95,12 @@ class Store:
 @pytest.fixture
 def store(monkeypatch):
     store = Store()
-    monkeypatch.setattr(Objects, "_store", store)
+    monkeypatch.setattr(S3Storage, "_store", store)
     return store
 
 
 def on_s3():
-    return Ledger(journal_of(TEACHER, "s3://bucket/ours"))
+    return Ledger(storage_for(TEACHER, "s3://bucket/ours"))
 
 
 def test_writers_on_s3_need_no_lock(store):
@@ -139,11 +139,11 @@ def unreachable(prefix):
 
 
 def test_what_was_spent_is_summed_failures_included(project):
-    with Ledger(journal_of(TEACHER)) as ledger:
+    with Ledger(storage_for(TEACHER)) as ledger:
         told = (("the", -0.5, {"the": -0.5, "a": -1.5}),)
         answer = Answer("x", "stop", -0.5, Usage(10, 5, 0.25), told)
-        ledger.append({"a": answer, "b": Unanswered("empty", 0.5), "c": Unanswered("down")})
+        ledger.append({"a": answer, "b": NoAnswer("empty", 0.5), "c": NoAnswer("down")})
         assert ledger.spent == 0.75
-    with Ledger(journal_of(TEACHER)) as ledger:
+    with Ledger(storage_for(TEACHER)) as ledger:
         assert ledger.spent == 0.75 and ledger["a"] == answer
         assert "b" not in ledger and "c" not in ledger

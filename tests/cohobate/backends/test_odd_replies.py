@@ -9,11 +9,11 @@ import pytest
 
 from cohobate.backends.endpoint import identity
 from cohobate.backends.ledger import Ledger
-from cohobate.backends.ledger_storage import LEDGER, journal_of
+from cohobate.backends.ledger_storage import LEDGER, storage_for
 from cohobate.backends.openai import OpenAI
 from cohobate.backends.openai_batch import OpenAIBatch
 from cohobate.backends.prices import Price
-from cohobate.backends.requests import Ask
+from cohobate.backends.requests import TeacherRequest
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import GENERATE, Response, read_rows
 from cohobate.errors import UserError
@@ -43,14 +43,14 @@ def batch(**more):
 
 
 def spent():
-    with Ledger(journal_of(identity("main"))) as ledger:
+    with Ledger(storage_for(identity("main"))) as ledger:
         return ledger.spent
 
 
 def charged(odd: OddReply, prompts, share=1.0):
     """US dollars of one reply to each prompt."""
     price = Price(**PRICE)
-    most = sum(price.bound(Ask("", prompt, ""), HOW) for prompt in prompts)
+    most = sum(price.upper_bound(TeacherRequest("", prompt, ""), HOW) for prompt in prompts)
     return {"none": 0.0, "told": TOLD * len(prompts), "most": most}[odd.cost] * share
 
 
@@ -208,7 +208,7 @@ def test_the_cap_holds_for_odd_replies(name, project):
 
 def test_a_request_for_several_answers_reserves_the_money_for_all():
     several = OpenAI(type="openai", extra={"n": 3, "max_tokens": 100})
-    assert several.priced(HOW).max_tokens == 300
+    assert several.billed(HOW).max_tokens == 300
     with pytest.raises(ValueError, match="a cap needs a limit"):
         OpenAI(type="openai", price=PRICE, cap=1, extra={"max_tokens": None})
 

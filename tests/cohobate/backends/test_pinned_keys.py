@@ -11,12 +11,12 @@ import pytest
 from cohobate.backends.ledger import _entries, _line
 from cohobate.backends.openai import OpenAI
 from cohobate.backends.openai_batch import OpenAIBatch
-from cohobate.backends.requests import Unanswered, key_of
-from cohobate.backends.run_teacher import ask_of
+from cohobate.backends.requests import NoAnswer, answer_key
+from cohobate.backends.run_teacher import make_request
 from cohobate.backends.transformers import Transformers
 from cohobate.backends.vllm import Vllm
 from cohobate.data.records import Message, Row
-from cohobate.generation.requests import Answer, Bought, Decoding
+from cohobate.generation.requests import Answer, Decoding, Usage
 from cohobate.models.number_formats import FORCED
 
 GREEDY = Decoding(max_tokens=24)
@@ -61,14 +61,14 @@ WITH_LOGPROBS = {"logprobs": True, "top_logprobs": 3, "extra": {"reasoning_effor
 )
 def test_the_key_of_a_request(backend, of_text, of_chat, monkeypatch):
     monkeypatch.setenv(FORCED, "float32")
-    assert ask_of(backend, GREEDY, ROW, ROW.prompt).key == of_text
-    sampled = ask_of(backend, SAMPLED, ROW, CHAT, 2)
+    assert make_request(backend, GREEDY, ROW, ROW.prompt).key == of_text
+    sampled = make_request(backend, SAMPLED, ROW, CHAT, 2)
     assert (sampled.key, sampled.draw) == (of_chat, "0123456789abcdef/2")
 
 
 def test_the_key_of_a_service():
     expected = "f635ac3b76466100cd28da7d52b9dadf"
-    assert key_of("endpoint", "http://host/v1", "m", "r1") == expected
+    assert answer_key("endpoint", "http://host/v1", "m", "r1") == expected
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_key_of_a_service():
                 " animal é",
                 "stop",
                 -0.25,
-                Bought(7, 3, 0.0125),
+                Usage(7, 3, 0.0125),
                 ((" animal", -0.25, {" plant": -1.5}),),
                 "Hm.",
                 "odd",
@@ -94,12 +94,12 @@ def test_the_key_of_a_service():
             '"crc": 1950566196}\n',
         ),
         (
-            Unanswered("the service filtered the answer", 0.01, "{}", True, "refused"),
+            NoAnswer("the service filtered the answer", 0.01, "{}", True, "refused"),
             '{"cost": 0.01, "left": 0, "reason": "the service filtered the answer", "refused": true'
             ', "reply": "{}", "request": "k", "whole": true, "crc": 2734351988}\n',
         ),
         (
-            Unanswered("cut off", 0.5),
+            NoAnswer("cut off", 0.5),
             '{"cost": 0.5, "left": 0, "reason": "cut off", "request": "k", "crc": 3067847056}\n',
         ),
     ],
@@ -137,13 +137,13 @@ def test_the_line_of_a_ledger(outcome, line):
     ],
 )
 def test_the_body_of_a_request(backend, body):
-    request = ask_of(backend, SAMPLED, ROW, ROW.prompt, 1)
+    request = make_request(backend, SAMPLED, ROW, ROW.prompt, 1)
     assert json.dumps(backend.body("m", request, SAMPLED)) == body
 
 
 def test_the_body_of_a_conversation():
     backend = OpenAI(type="openai")
-    request = ask_of(backend, GREEDY, ROW, CHAT)
+    request = make_request(backend, GREEDY, ROW, CHAT)
     assert json.dumps(backend.body("m", request, GREEDY), ensure_ascii=False) == (
         '{"model": "m", "temperature": 0.0, "max_tokens": 24, "messages": [{"role": "system", '
         '"content": "Be brief."}, {"role": "user", "content": "a small rodent é"}]}'

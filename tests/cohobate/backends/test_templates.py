@@ -8,7 +8,7 @@ import pytest
 from cohobate.backends import templates
 from cohobate.backends.openai import OpenAI
 from cohobate.backends.settings import GenerateParams
-from cohobate.backends.templates import FOLDER, Exchange, RowText, template_of
+from cohobate.backends.templates import FOLDER, Conversation, RowText, template_of
 from cohobate.data.examples import row_key
 from cohobate.data.records import (
     GENERATE,
@@ -104,9 +104,11 @@ def test_answer_and_rationale_are_two_targets_of_one_reply(responses):
 @pytest.mark.parametrize("reasoning", ["keep", "inline"])
 def test_reasoning_goes_with_the_answer_and_not_with_the_rationale(reasoning):
     reply = Answer("So 4.\nAnswer: 4", "stop", None, reasoning="Hm.")
-    exchange = Exchange(Row(id=row_id("one"), prompt="one"), 0, {"rationale": "So."}, answer=reply)
+    conversation = Conversation(
+        Row(id=row_id("one"), prompt="one"), 0, {"rationale": "So."}, answer=reply
+    )
     rationale = RowText(answer="{{ rationale }}", target="rationale")
-    row = rationale.response(exchange, "main", reasoning)
+    row = rationale.response(conversation, "main", reasoning)
     assert (row.answer, row.reasoning) == ("So.", None)
 
 

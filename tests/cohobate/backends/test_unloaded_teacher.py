@@ -4,7 +4,7 @@ import pytest
 
 from cohobate.backends.openai import OpenAI
 from cohobate.backends.settings import GenerateParams
-from cohobate.backends.unloaded_teacher import asked
+from cohobate.backends.unloaded_teacher import buy_answers
 from cohobate.data.records import Row, row_id
 from cohobate.errors import UserError
 from cohobate.generation.requests import Decoding
@@ -23,9 +23,9 @@ def test_a_limit_that_went_into_reasoning_is_the_one_of_the_evaluation(project):
     with LoopbackTeacher(odd=ODD["reasoning up to the limit"].make) as service:
         publish_address(service.url)
         with pytest.raises(UserError, match=r"3 of 3 .* raise evaluate.decoding.max") as error:
-            asked("main", generate(), ROWS, HOW, "test")
+            buy_answers("main", generate(), ROWS, HOW, "test")
         assert "--set evaluate.decoding.max_tokens=" in error.value.fix
-        none = asked("main", generate(unanswered=1.0), ROWS, HOW, "test")
+        none = buy_answers("main", generate(unanswered=1.0), ROWS, HOW, "test")
         assert [answer.finish for answer in none] == ["unanswered"] * 3
         assert service.sent == 3  # the second time the refusals are remembered
 
@@ -33,6 +33,6 @@ def test_a_limit_that_went_into_reasoning_is_the_one_of_the_evaluation(project):
 def test_reasoning_is_apart_from_the_answer(project):
     with LoopbackTeacher(odd=ODD["think tags"].make) as service:
         publish_address(service.url)
-        answers = asked("main", generate(), ROWS, HOW, "test")
+        answers = buy_answers("main", generate(), ROWS, HOW, "test")
     assert [answer.text for answer in answers] == [answer_to(row.prompt) for row in ROWS]
     assert {answer.reasoning for answer in answers} == {"Hm."}

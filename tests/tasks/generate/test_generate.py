@@ -123,7 +123,7 @@ def test_killed_and_taken_up_again_it_writes_what_a_clean_run_writes(
 
     def dies(ledger, batch):
         if not left[0]:
-            with ledger.journal.path.open(
+            with ledger.storage.path.open(
                 "ab"
             ) as file:  # what a kill in the middle of a write leaves
                 file.write(b'{"key": "half a li')

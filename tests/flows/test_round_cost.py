@@ -11,7 +11,7 @@ from cohobate.backends.openai import OpenAI
 from cohobate.backends.settings import GenerateParams
 from cohobate.errors import UserError
 from cohobate.generation.requests import Decoding
-from flows import budget, stage_seconds
+from flows import round_cost, stage_seconds
 from flows.placement import StageResult
 from flows.round_history import RoundRecord
 from flows.round_settings import Stop
@@ -40,8 +40,8 @@ def buy(prompts: int, **backend: Any) -> None:
 
 def concluded(last: RoundRecord | None) -> RoundRecord:
     """End a round, and open the next one's worktree: nothing of this one's notes is in it."""
-    ended = record(last.number + 1 if last else 1, **budget.spent(Path(), last))
-    for note in cost_log.SPENT.glob("*"):
+    ended = record(last.number + 1 if last else 1, **round_cost.totals(Path(), last))
+    for note in cost_log.COST_LOG.glob("*"):
         note.unlink()
     return ended
 
@@ -72,7 +72,7 @@ def test_what_an_attempt_that_died_had_bought_counts_to_the_round(
 
 def test_what_was_bought_before_the_first_round_is_not_its_own(service: LoopbackTeacher) -> None:
     buy(20)
-    for note in cost_log.SPENT.glob("*"):
+    for note in cost_log.COST_LOG.glob("*"):
         note.unlink()
     buy(30)
     assert concluded(None).money == pytest.approx(10 * ANSWER)
@@ -97,6 +97,6 @@ def test_the_stages_of_an_attempt_that_died_count_to_the_hours(project: Path) ->
     ):
         result = StageResult(outcome, seconds, seconds, 0, 1)
         stage_seconds.record(project, address, result)
-    ended = record(1, **budget.spent(project, None))
+    ended = record(1, **round_cost.totals(project, None))
     assert ended.seconds == 3800.0
     assert reason_to_stop(Stop(hours=1), [ended]) == "1.1 hours are spent; 1 were allowed"

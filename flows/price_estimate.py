@@ -6,15 +6,15 @@ from pathlib import Path
 from cohobate.backends.endpoint import Endpoint
 from cohobate.backends.openai_batch import OpenAIBatch
 from cohobate.backends.prices import Prompt
-from cohobate.backends.prompts import files_of, rows_of
+from cohobate.backends.prompts import prompt_files, prompt_rows
 from cohobate.backends.settings import GenerateParams
-from cohobate.backends.templates import Exchange, Template, template_of
+from cohobate.backends.templates import Conversation, Template, template_of
 from cohobate.data.records import TEST, Row, read_rows
 from cohobate.teachers.teacher import Teacher
 from tasks.evaluate.settings import EvaluateParams
 
 
-def outlooks(
+def estimate_prices(
     teachers: Mapping[str, Teacher],
     generate: GenerateParams,
     evaluate: EvaluateParams,
@@ -36,24 +36,24 @@ def outlooks(
             yield f"{key}: no price is given (generate.backend.price), so no estimate"
             continue
         template = template_of(generate.template)
-        there = all(path.exists() for path in files_of(generate.prompts, root))
+        there = all(path.exists() for path in prompt_files(generate.prompts, root))
         if not template.roots and not there:
             yield f"{key}: what it costs can be said once the prompts are collected"
             continue
         share = backend.price.batch if isinstance(backend, OpenAIBatch) else 1.0
         prompts = _prompts(template, generate, root)
-        yield f"{key}: {backend.price.outlook(prompts, backend.priced(generate.decoding), share)}"
+        yield f"{key}: {backend.price.estimate(prompts, backend.billed(generate.decoding), share)}"
         if key == evaluate.teacher and (root / TEST).exists():
-            how = backend.priced(evaluate.decoding)
-            told = backend.price.outlook(_of_the_test(evaluate, root), how, share)
+            how = backend.billed(evaluate.decoding)
+            told = backend.price.estimate(_of_the_test(evaluate, root), how, share)
             yield f"{key}, for the test: {told}"
 
 
 def _prompts(template: Template, generate: GenerateParams, root: Path) -> Iterator[Prompt]:
     """Yield the first question about each row, as often as there are steps and samples."""
-    for row in rows_of(generate, template, root):
+    for row in prompt_rows(generate, template, root):
         for sample in range(generate.samples):
-            asked = template.steps[0].ask(Exchange(row, sample), ())
+            asked = template.steps[0].prompt_for(Conversation(row, sample), ())
             yield from [asked] * len(template.steps)
 
 

@@ -80,7 +80,7 @@ SHORT = 120.0
 """Seconds on the slowest machine below which nothing is measured."""
 
 
-def outlook(
+def estimate_time(
     nodes: Sequence[StageNode], document: Mapping[str, Any], changed: Collection[str], root: Path
 ) -> list[str]:
     """Return how long the stages that are not up to date will take, and what would shorten it.

@@ -11,9 +11,9 @@ from cohobate import params
 from cohobate.data.records import UNLABELLED, Row, row_id, write_rows
 from cohobate.dvc_bridge import versioning
 from cohobate.models import checkpoints
-from flows import duration, recipes
-from flows.duration import Machine, Round, outlook
-from flows.overrides import for_now
+from flows import recipes, time_estimate
+from flows.overrides import temporarily
+from flows.time_estimate import Machine, Round, estimate_time
 
 ROOT = Path(__file__).parents[2]
 AVX2, AMX = Machine("float32", 80.0, 2), Machine("bfloat16", 800.0, 2)
@@ -33,7 +33,7 @@ def on(monkeypatch: pytest.MonkeyPatch, project: Path):
     def lines(document: dict[str, Any], machine: Machine, only: set[str] | None = None) -> list:
         monkeypatch.setattr(Machine, "here", classmethod(lambda _: machine))
         monkeypatch.setattr(checkpoints, "accelerator", lambda: "cpu")
-        return outlook(nodes, document, only or {node.address for node in nodes}, project)
+        return estimate_time(nodes, document, only or {node.address for node in nodes}, project)
 
     return lines
 
@@ -79,7 +79,7 @@ def test_rows_that_are_there_are_counted(project, default) -> None:
 def test_every_recipe_has_an_estimate(recipe, project) -> None:
     root = project
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    with for_now(root, [], str(ROOT / recipe) if recipe else None):
+    with temporarily(root, [], str(ROOT / recipe) if recipe else None):
         document = params.load(root / "params.yaml")
     known = Round(document, root)
     phases = [f"train@{name}" for name in document["train"]]
@@ -93,12 +93,12 @@ def test_what_is_not_known_is_not_estimated(on, default, monkeypatch) -> None:
     assert on(default | {"teachers": teachers}, AVX2) == []
     monkeypatch.setattr(checkpoints, "accelerator", lambda: "cuda")
     nodes = versioning.stages(ROOT)
-    assert outlook(nodes, default, {node.address for node in nodes}, Path()) == []
+    assert estimate_time(nodes, default, {node.address for node in nodes}, Path()) == []
 
 
 def test_nothing_is_measured_for_a_round_of_seconds(default, monkeypatch) -> None:
     monkeypatch.setattr(Machine, "here", classmethod(lambda _: pytest.fail("measured")))
-    assert outlook(versioning.stages(ROOT), default, {"filter", "curriculum"}, Path()) == []
+    assert estimate_time(versioning.stages(ROOT), default, {"filter", "curriculum"}, Path()) == []
 
 
 def test_a_models_size_is_read_off_its_configuration(project, make_model, tokenizer) -> None:
@@ -106,6 +106,6 @@ def test_a_models_size_is_read_off_its_configuration(project, make_model, tokeni
     (project / "teacher").mkdir()
     config = {k: v for k, v in model.config.to_dict().items() if k != "dtype"}
     (project / "teacher/config.json").write_text(json.dumps(config, default=str))
-    size = duration._size(duration._config("teacher", project))
+    size = time_estimate._size(time_estimate._config("teacher", project))
     norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name)
     assert size.parameters == model.num_parameters() - norms

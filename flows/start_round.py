@@ -20,16 +20,16 @@ from flows import params_schema
 from flows.code_changes import check_reruns, refresh_fingerprints
 from flows.plan import Planned, plan
 from flows.resources import Resources
-from flows.selection import resources_for, wanted
+from flows.selection import resources_for, select_stages
 from flows.services import use_services
-from flows.workspaces import Kind
+from flows.workspaces import WorkspaceKind
 
 
 def run_round(
     root: Path,
     only: str | None,
     console: Console,
-    workspace: Kind = "shared",
+    workspace: WorkspaceKind = "shared",
     *,
     rerun_code: bool = False,
 ) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def run_round(
     graph = versioning.stages(root)
     for path in drop_leftovers(root, graph):
         console.print(f"{path} removed: no stage makes it any more; DVC's cache has it")
-    nodes = wanted(graph, only)
+    nodes = select_stages(graph, only)
     refresh_fingerprints(root)
     if workspace == "shared" and not versioning.reasons(root):  # nothing to start two servers for
         versioning.sort_lock(root, graph)  # a round may have been killed before it did
@@ -68,11 +68,11 @@ def show_duration(
     root: Path, only: str | None, console: Console, planned: Sequence[Planned]
 ) -> None:
     """Print how long the stages that are not up to date will take on this machine."""
-    from flows.duration import outlook
+    from flows.time_estimate import estimate_time
 
-    nodes = wanted(versioning.stages(root), only)
+    nodes = select_stages(versioning.stages(root), only)
     changed = {stage.address for stage in planned if stage.state != "up to date"}
-    for line in outlook(nodes, params.load(root / params.PARAMS), changed, root):
+    for line in estimate_time(nodes, params.load(root / params.PARAMS), changed, root):
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -136,19 +136,21 @@ def use_quiet_server(root: Path) -> None:
 @contextmanager
 def shown(console: Console, nodes: list[StageNode]) -> Iterator[None]:
     """Show on the terminal what happens to a round's stages."""
-    from flows.events import watcher
+    from flows.events import event_handler
     from flows.terminal import RoundOnTerminal
 
     with RoundOnTerminal(console, [node.address for node in nodes]) as screen:
-        token = watcher.set(screen)
+        token = event_handler.set(screen)
         try:
             yield
         finally:
-            watcher.reset(token)
+            event_handler.reset(token)
 
 
 @contextmanager
-def _started(root: Path, resources: dict[str, Resources], workspace: Kind) -> Iterator[None]:
+def _started(
+    root: Path, resources: dict[str, Resources], workspace: WorkspaceKind
+) -> Iterator[None]:
     """Have Prefect's server and Ray up: started side by side, as each takes seconds of waiting."""
     from flows.placement import ray_cluster
 
