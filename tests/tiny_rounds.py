@@ -180,7 +180,7 @@ def service(what: Round) -> Iterator[list[str]]:
 
 def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
     """Return a round's settings, and those that make its phases short."""
-    with overrides.for_now(folder, settings, what.recipe or None):
+    with overrides.temporarily(folder, settings, what.recipe or None):
         phases = params.load(folder / params.PARAMS)["train"]
     found = []
     for name, phase in phases.items():

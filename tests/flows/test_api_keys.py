@@ -64,7 +64,7 @@ def test_the_stage_finds_the_key_and_the_worker_forgets_it(
         seen.append(os.environ[NAME])
         return StageResult("ran", 0.0, 0.0, 0, 0)
 
-    monkeypatch.setattr(placement, "_brought_up_to_date", stage)
+    monkeypatch.setattr(placement, "_bring_up_to_date", stage)
     messages = list(placement._stage_on_node(str(tmp_path), "generate@main", None, keys))
     assert seen == [KEY] and os.environ[NAME] == "what was there"
     assert KEY not in repr(messages)
