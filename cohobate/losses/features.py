@@ -1,14 +1,12 @@
-"""What the inside of a student is compared with: the feature terms of a loss.
+"""Feature losses: distances between the hidden states, attention maps or values of two models.
 
-Each stands in a phase's `terms` beside the divergences, and needs one live teacher of the same
-tokenizer. Every feature is one class that compares a student's layer with what its layer map gives
-of the teacher, token by token, so that its loss is a mean over valid tokens like any other. Adding
-a feature: write its class, and name it in `FeatureTerm`.
+A feature stands in a phase's `terms` beside the divergences, and needs one live teacher of the
+student's tokenizer. Each is one class that compares a layer of the student with what its layer map
+gives of the teacher, token by token, so that its loss is a mean over tokens like any other. Adding
+one: write its class, and name it in `FeatureTerm`.
 
-Layers are counted in blocks: 1 is what the first block leaves, 0 (of hidden states) the embeddings.
-
-Shapes: B batch, S sequence, N valid tokens, D width, H heads, E width of a head, R rows with valid
-tokens.
+Layers are counted in blocks: 1 is the output of the first block, 0 (of hidden states) the
+embeddings.
 """
 
 from __future__ import annotations
@@ -27,36 +25,36 @@ LayerMap = Literal["uniform", "last", "top", "learned"] | tuple[tuple[int, int],
 
 
 class TokenPositions(NamedTuple):
-    """Where the valid tokens of a micro-batch are."""
+    """Where the N selected tokens of a micro-batch are."""
 
     positions_N: Tensor  # noqa: N815
-    """Into B·S."""
-    width: int
+    """Positions, counted through B·S."""
+    length: int
     """S."""
 
     def tokens(self, x_BSD: Tensor) -> Tensor:
-        """Return the valid tokens of what has one vector a token, (N, …) in float32."""
+        """Return the selected tokens of a tensor with one vector a token, (N, …) in float32."""
         return x_BSD.flatten(0, 1)[self.positions_N].float()
 
     def queries(self, x_BHSS: Tensor) -> Tensor:
-        """Return the valid tokens of what has one map a head, (N, H, S) in float32."""
+        """Return the selected tokens' rows of a tensor with one map a head, (N, H, S) float32."""
         return self.tokens(x_BHSS.transpose(1, 2))
 
-    def rows(self, x_BSD: Tensor) -> Tensor:
-        """Return the mean over the valid tokens of each row that has any, (R, D)."""
+    def row_means(self, x_BSD: Tensor) -> Tensor:
+        """Return the mean over the selected tokens of each row that has any, (B, D)."""
         from torch import unique
 
-        row_N = self.positions_N // self.width
-        _, row_N, count_R = unique(row_N, return_inverse=True, return_counts=True)
+        row_N = self.positions_N // self.length
+        _, row_N, count_B = unique(row_N, return_inverse=True, return_counts=True)
         tokens_ND = self.tokens(x_BSD)
-        total_RD = tokens_ND.new_zeros(len(count_R), tokens_ND.shape[-1])
-        total_RD = total_RD.index_add(0, row_N, tokens_ND)
-        mean_RD: Tensor = total_RD / count_R[:, None]
-        return mean_RD
+        total_BD = tokens_ND.new_zeros(len(count_B), tokens_ND.shape[-1])
+        total_BD = total_BD.index_add(0, row_N, tokens_ND)
+        mean_BD: Tensor = total_BD / count_B[:, None]
+        return mean_BD
 
 
 class Feature(Section):
-    """A distance between a layer of the student and what is mapped to it of the teacher."""
+    """A distance between a layer of the student and the teacher's layer that is mapped to it."""
 
     type: str
     weight: float = Field(1.0, gt=0)
@@ -71,47 +69,60 @@ class Feature(Section):
     before `weight`."""
 
     part: ClassVar[Literal["hidden", "attention", "values"]]
-    """What is looked at."""
+    """Which tensors of the models are compared."""
     projects: ClassVar[bool] = False
     """Whether the student's side goes through a trained linear map where the widths differ."""
 
-    def compare(self, student: Tensor, teacher: Tensor, place: TokenPositions) -> Tensor:
-        """Return the distance at each valid token, (N,), without weight."""
+    def compare(self, student: Tensor, teacher: Tensor, positions: TokenPositions) -> Tensor:
+        """Return the distance at each selected token, (N,), without weight.
+
+        Args:
+            student: a layer's tensor: (B, S, D) hidden states, (B, H, S, S) attention maps, or
+                (B, S, H, E) values. Differentiable.
+            teacher: the mapped layer's.
+            positions: of the selected tokens.
+        """
         raise NotImplementedError
 
 
 class HiddenMse(Feature):
-    """Mean squared error of hidden states (FitNets, Romero et al. 2015; TinyBERT, Jiao et al.
-    2020, section 3)."""
+    """Mean squared error of hidden states: 1/D ‖W h_q − h_p‖².
+
+    FitNets (Romero et al. 2015), section 2.2; TinyBERT (Jiao et al. 2020), section 3. W is a
+    trained linear map where the widths differ.
+    """
 
     type: Literal["hidden_mse"]
     part: ClassVar[Literal["hidden", "attention", "values"]] = "hidden"
     projects: ClassVar[bool] = True
 
-    def compare(self, student: Tensor, teacher: Tensor, place: TokenPositions) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, positions: TokenPositions) -> Tensor:
         """Return the mean over the width, (N,)."""
-        return (place.tokens(student) - place.tokens(teacher)).square().mean(-1)
+        return (positions.tokens(student) - positions.tokens(teacher)).square().mean(-1)
 
 
 class HiddenCosine(Feature):
-    """1 − cosine of hidden states (DistilBERT, Sanh et al. 2019, section 3)."""
+    """Cosine distance of hidden states: 1 − cos(W h_q, h_p).
+
+    DistilBERT (Sanh et al. 2019), section 3. W is a trained linear map where the widths differ.
+    """
 
     type: Literal["hidden_cosine"]
     part: ClassVar[Literal["hidden", "attention", "values"]] = "hidden"
     projects: ClassVar[bool] = True
 
-    def compare(self, student: Tensor, teacher: Tensor, place: TokenPositions) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, positions: TokenPositions) -> Tensor:
         """Return one minus the cosine, (N,)."""
         from torch.nn.functional import cosine_similarity
 
-        return 1 - cosine_similarity(place.tokens(student), place.tokens(teacher), dim=-1)
+        return 1 - cosine_similarity(positions.tokens(student), positions.tokens(teacher), dim=-1)
 
 
 class Attention(Feature):
-    """Attention maps: KL(teacher‖student), or the mean squared error over the visible keys.
+    """Distance of attention maps: KL(a_p‖a_q), or the mean squared error over the visible keys.
 
-    Needs `attention: eager`. TinyBERT (Jiao et al. 2020, section 3) and MiniLM (Wang et al. 2020,
-    section 3.1).
+    MiniLM (Wang et al. 2020), section 3.1, and TinyBERT (Jiao et al. 2020), section 3. Needs
+    `attention: eager`.
     """
 
     type: Literal["attention"]
@@ -121,19 +132,23 @@ class Attention(Feature):
     side that has more."""
     part: ClassVar[Literal["hidden", "attention", "values"]] = "attention"
 
-    def compare(self, student: Tensor, teacher: Tensor, place: TokenPositions) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, positions: TokenPositions) -> Tensor:
         """Return the mean over the heads, (N,)."""
         count = 1 if self.heads == "average" else min(student.shape[1], teacher.shape[1])
-        q_NHS, p_NHS = (heads_to(place.queries(x), count) for x in (student, teacher))
+        q_NHS, p_NHS = (heads_to(positions.queries(x), count) for x in (student, teacher))
         if self.distance == "mse":
-            seen_N1 = place.positions_N[:, None] % place.width + 1
-            return ((q_NHS - p_NHS).square().sum(-1) / seen_N1).mean(-1)
+            # a token sees itself and those before it; the maps are zero beyond
+            visible_N1 = positions.positions_N[:, None] % positions.length + 1
+            return ((q_NHS - p_NHS).square().sum(-1) / visible_N1).mean(-1)
         return (p_NHS * (log_of(p_NHS) - log_of(q_NHS))).sum(-1).mean(-1)
 
 
 class ValueRelation(Feature):
-    """KL of value relations softmax(V Vᵀ/√E) over the visible tokens (MiniLM, Wang et al. 2020,
-    section 3.2; the heads regrouped as in MiniLMv2, Wang et al. 2021, section 3.1)."""
+    """KL of value relations: KL(r_p‖r_q) with r = softmax(V Vᵀ/√E) over the visible tokens.
+
+    MiniLM (Wang et al. 2020), section 3.2; the heads are regrouped as in MiniLMv2 (Wang et al.
+    2021), section 3.1.
+    """
 
     type: Literal["value_relation"]
     layers: LayerMap = "last"
@@ -141,21 +156,22 @@ class ValueRelation(Feature):
     """Into so many heads both sides' values are split; the fewer heads of both when not given."""
     part: ClassVar[Literal["hidden", "attention", "values"]] = "values"
 
-    def compare(self, student: Tensor, teacher: Tensor, place: TokenPositions) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, positions: TokenPositions) -> Tensor:
         """Return the mean over the relation heads, (N,)."""
         count = self.relation_heads or min(student.shape[2], teacher.shape[2])
         logq_NHS, logp_NHS = (
-            place.queries(relations(x.reshape(*x.shape[:2], count, -1))) for x in (student, teacher)
+            positions.queries(relations(x.reshape(*x.shape[:2], count, -1)))
+            for x in (student, teacher)
         )
         p_NHS = logp_NHS.exp()
         return (p_NHS * (logp_NHS - logq_NHS).where(p_NHS > 0, 0)).sum(-1).mean(-1)
 
 
 class RelationalDistance(Feature):
-    """Distances and angles between the rows of a micro-batch (RKD, Park et al. 2019, section 3.2).
+    """Relational distillation: Huber losses of distances and angles between rows.
 
-    A row is the mean of its valid tokens; the loss is Huber's. It counts for every valid token of
-    the micro-batch, so it depends on which rows are together.
+    RKD (Park et al. 2019), section 3.2. A row is the mean of its selected tokens. The loss counts
+    for every selected token of the micro-batch, so it depends on which rows are together.
     """
 
     type: Literal["rkd"]
@@ -166,11 +182,11 @@ class RelationalDistance(Feature):
     """Weight of the cosines of the angles that three rows make."""
     part: ClassVar[Literal["hidden", "attention", "values"]] = "hidden"
 
-    def compare(self, student: Tensor, teacher: Tensor, place: TokenPositions) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, positions: TokenPositions) -> Tensor:
         """Return the micro-batch's loss, once for each of its tokens, (N,)."""
         from torch.nn.functional import smooth_l1_loss
 
-        sides = [place.rows(x) for x in (student, teacher)]
+        sides = [positions.row_means(x) for x in (student, teacher)]
         total = sides[0].sum() * 0
         if len(sides[0]) > 1 and self.distance:
             q, p = map(distances, sides)
@@ -178,37 +194,48 @@ class RelationalDistance(Feature):
         if len(sides[0]) > 2 and self.angle:
             q, p = map(angles, sides)
             total = total + self.angle * smooth_l1_loss(q, p)
-        return total.expand(len(place.positions_N))
+        return total.expand(len(positions.positions_N))
 
 
 class SimilarityPreserving(Feature):
-    """Mean squared error of row-normalised similarity matrices (SPKD, Tung & Mori 2019, section 3).
+    """Similarity preserving: mean squared error of row-normalised similarity matrices X Xᵀ.
 
-    A row is the mean of its valid tokens; the loss counts for every valid token of the micro-batch.
+    SPKD (Tung & Mori 2019), section 3. A row is the mean of its selected tokens. The loss counts
+    for every selected token of the micro-batch.
     """
 
     type: Literal["spkd"]
     layers: LayerMap = "last"
     part: ClassVar[Literal["hidden", "attention", "values"]] = "hidden"
 
-    def compare(self, student: Tensor, teacher: Tensor, place: TokenPositions) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, positions: TokenPositions) -> Tensor:
         """Return the micro-batch's loss, once for each of its tokens, (N,)."""
         from torch.nn.functional import normalize
 
-        q_RR, p_RR = (normalize(x @ x.T, dim=-1) for x in map(place.rows, (student, teacher)))
-        return (q_RR - p_RR).square().mean().expand(len(place.positions_N))
+        q_BB, p_BB = (
+            normalize(x @ x.T, dim=-1) for x in map(positions.row_means, (student, teacher))
+        )
+        return (q_BB - p_BB).square().mean().expand(len(positions.positions_N))
 
 
 def heads_to(x_NHS: Tensor, count: int) -> Tensor:
-    """Average neighbouring heads until there are `count`; these must divide them."""
+    """Return maps of `count` heads, each the average of neighbouring ones.
+
+    Raises:
+        UserError: `count` does not divide the number of heads.
+    """
     tokens, heads, keys = x_NHS.shape
     if heads % count:
-        raise UserError(f"{heads} heads cannot be averaged to {count}", where="terms: attention")
+        raise UserError(
+            f"{heads} heads cannot be averaged to {count}",
+            where="terms: attention",
+            fix="heads: average",
+        )
     return x_NHS.reshape(tokens, count, heads // count, keys).mean(2)
 
 
 def log_of(p: Tensor) -> Tensor:
-    """Return log p, with a key that is never attended to counting for nothing."""
+    """Return log p, finite where a key is never attended to."""
     return p.clamp_min(1e-9).log()
 
 
@@ -221,19 +248,20 @@ def relations(x_BSHE: Tensor) -> Tensor:
     return masked_BHSS.log_softmax(-1)
 
 
-def distances(x_RD: Tensor) -> Tensor:
+def distances(x_BD: Tensor) -> Tensor:
     """Return the distance of each pair of rows, divided by their mean."""
-    first, second = x_RD.new_ones(len(x_RD), len(x_RD)).triu(1).nonzero(as_tuple=True)
-    found = (x_RD[first] - x_RD[second]).square().sum(-1).clamp_min(1e-12).sqrt()
-    return found / found.mean()
+    first, second = x_BD.new_ones(len(x_BD), len(x_BD)).triu(1).nonzero(as_tuple=True)
+    # the clamp keeps the root's derivative finite for two equal rows
+    pairs = (x_BD[first] - x_BD[second]).square().sum(-1).clamp_min(1e-12).sqrt()
+    return pairs / pairs.mean()
 
 
-def angles(x_RD: Tensor) -> Tensor:
-    """Return the cosine at row i of the angle between rows j and k, for all, (R, R, R)."""
+def angles(x_BD: Tensor) -> Tensor:
+    """Return the cosine at row i of the angle between rows j and k, for all, (B, B, B)."""
     from torch.nn.functional import normalize
 
-    sides_RRD: Tensor = normalize(x_RD[None] - x_RD[:, None], dim=-1)
-    return sides_RRD @ sides_RRD.mT
+    sides_BBD: Tensor = normalize(x_BD[None] - x_BD[:, None], dim=-1)
+    return sides_BBD @ sides_BBD.mT
 
 
 FeatureTerm = Annotated[

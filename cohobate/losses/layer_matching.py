@@ -1,7 +1,4 @@
-"""Which layers of a student learn from which of the teacher, and the maps between their widths.
-
-Shapes: N valid tokens, F features, D width.
-"""
+"""Layer matching: feature losses between pairs of layers, and the trained maps between widths."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +14,11 @@ from cohobate.models.layers import blocks_of
 
 
 class LayerMatching(nn.Module):
-    """Feature terms between one student and one teacher; trained with the student, never saved."""
+    """Feature terms between one student and one teacher.
+
+    Its parameters, projections and mixing weights of layers, are trained with the student and never
+    saved.
+    """
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class LayerMatching(nn.Module):
         rng = torch.Generator().manual_seed(seed)
         for number, (term, pairs) in enumerate(zip(terms, self.pairs, strict=True)):
             for layer, of_teacher in pairs:
-                name = f"{number}-{layer}-{'-'.join(map(str, of_teacher))}"
+                name = _pair_name(number, layer, of_teacher)
                 if term.projects and widths[0] != widths[1]:
                     self.projections[name] = _linear(widths[0], widths[1], rng)
                 if len(of_teacher) > 1:
@@ -44,56 +45,59 @@ class LayerMatching(nn.Module):
 
     @property
     def parts(self) -> frozenset[Part]:
-        """What both models must show."""
+        """Which tensors of both models' forward passes are needed."""
         return frozenset(term.part for term in self.terms)
 
     def forward(
         self,
         student: ForwardOutputs,
         teacher: ForwardOutputs,
-        place: TokenPositions,
+        positions: TokenPositions,
         response: Tensor | float,
     ) -> Tensor:
-        """Return the weighted loss of each valid token and term, (N, F).
+        """Return the weighted loss of each selected token and feature term, (N, F).
 
         Args:
-            student: what its pass shows; differentiable.
-            teacher: what its pass shows.
-            place: where the valid tokens are.
+            student: outputs of its forward pass; differentiable.
+            teacher: outputs of its forward pass.
+            positions: of the selected tokens.
             response: mean loss a token of the response terms, for the terms that balance.
         """
         losses = []
         for number, term in enumerate(self.terms):
-            loss_N = torch.stack(self._compared(number, term, student, teacher, place)).mean(0)
+            layers = self._compare_layers(number, term, student, teacher, positions)
+            loss_N = torch.stack(layers).mean(0)
             if term.balance:
                 loss_N = loss_N * (response / loss_N.detach().mean().clamp_min(1e-12))
             losses.append(term.weight * loss_N)
         return torch.stack(losses, -1)
 
-    def _compared(
+    def _compare_layers(
         self,
         number: int,
         term: Feature,
         student: ForwardOutputs,
         teacher: ForwardOutputs,
-        place: TokenPositions,
+        positions: TokenPositions,
     ) -> list[Tensor]:
-        first = 0 if term.part == "hidden" else 1  # of what has no embeddings, block 1 comes first
-        ours, theirs = getattr(student, term.part), getattr(teacher, term.part)
-        found = []
+        """Return the loss of each pair of layers, (N,) each."""
+        # hidden states begin with the embeddings, maps and values with the first block
+        first = 0 if term.part == "hidden" else 1
+        student_layers, teacher_layers = getattr(student, term.part), getattr(teacher, term.part)
+        losses = []
         for layer, of_teacher in self.pairs[number]:
-            name = f"{number}-{layer}-{'-'.join(map(str, of_teacher))}"
-            mine, target = ours[layer - first], theirs[of_teacher[0] - first]
+            name = _pair_name(number, layer, of_teacher)
+            x, target = student_layers[layer - first], teacher_layers[of_teacher[0] - first]
             if name in self.projections:
-                mine = self.projections[name](mine)
+                x = self.projections[name](x)
             if name in self.mixes:
-                stacked = torch.stack([theirs[n - first].float() for n in of_teacher], -1)
+                stacked = torch.stack([teacher_layers[n - first].float() for n in of_teacher], -1)
                 target = stacked @ self.mixes[name].softmax(-1)
-            found.append(term.compare(mine, target, place))
-        return found
+            losses.append(term.compare(x, target, positions))
+        return losses
 
     def report(self) -> dict[str, Any]:
-        """Return the weights of the teacher's layers where they were learned, for the summary."""
+        """Return the learned weights of the teacher's layers (`layers: learned`)."""
         return {
             f"{self.terms[int(name.partition('-')[0])].type} of layer {name.split('-')[1]}": [
                 round(share, 4) for share in mix.softmax(-1).tolist()
@@ -103,12 +107,12 @@ class LayerMatching(nn.Module):
 
 
 def layer_pairs(layers: LayerMap, student: int, teacher: int) -> list[tuple[int, tuple[int, ...]]]:
-    """Return, for each layer of the student that learns, the layers of the teacher it learns from.
+    """Return pairs of a student's layer and the teacher's layers that it is compared with.
 
     Args:
         layers: how they are mapped (`Feature.layers`).
-        student: its number of blocks.
-        teacher: its number of blocks.
+        student: number of blocks of the student.
+        teacher: number of blocks of the teacher.
 
     Raises:
         UserError: a layer does not exist, or the teacher has fewer blocks than the map needs.
@@ -122,15 +126,24 @@ def layer_pairs(layers: LayerMap, student: int, teacher: int) -> list[tuple[int,
         return [(n, tuple(range(1, teacher + 1))) for n in blocks]
     if layers == "top":
         if teacher < student:
-            raise UserError(f"layers: top needs a teacher of {student} blocks; it has {teacher}")
-        return [(n, (teacher - student + n,)) for n in blocks]
-    for ours, theirs in layers:
-        if not (0 <= ours <= student and 0 <= theirs <= teacher):
             raise UserError(
-                f"no such pair of layers: [{ours}, {theirs}]",
-                where=f"the student has {student} blocks, the teacher {teacher}",
+                f"layers: top needs a teacher of {student} blocks, this one has {teacher}",
+                where="terms",
+                fix="layers: uniform",
             )
-    return [(int(ours), (int(theirs),)) for ours, theirs in layers]
+        return [(n, (teacher - student + n,)) for n in blocks]
+    for of_student, of_teacher in layers:
+        if not (0 <= of_student <= student and 0 <= of_teacher <= teacher):
+            raise UserError(
+                f"no such pair of layers: [{of_student}, {of_teacher}]",
+                where=f"the student has {student} blocks, the teacher {teacher}",
+                fix="layers: uniform, or pairs [student, teacher] of layers that exist",
+            )
+    return [(int(of_student), (int(of_teacher),)) for of_student, of_teacher in layers]
+
+
+def _pair_name(term: int, layer: int, of_teacher: Sequence[int]) -> str:
+    return f"{term}-{layer}-{'-'.join(map(str, of_teacher))}"
 
 
 def _linear(width: int, to: int, rng: torch.Generator) -> nn.Linear:

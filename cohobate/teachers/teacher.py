@@ -1,4 +1,4 @@
-"""The teachers of a round: which model, on what terms, and what is taken from it."""
+"""Settings of the teachers: the section `teachers` of params.yaml."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +18,9 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Teacher(Section):
-    """A model that others learn from.
+    """A teacher: which model, under which licence, and what students use of it.
 
-    `tasks/preflight` looks at it before any work starts, and pins what it found.
+    The stage `preflight` checks it before any work starts, and pins its version.
     """
 
     model: str
@@ -28,7 +28,7 @@ class Teacher(Section):
     hub id; behind an endpoint, the name that the service gives it."""
     endpoint: str = ""
     """Address of an OpenAI-compatible service (`https://api.example.com/v1`) that runs the model.
-    Its weights are not here: it is not tuned and lends no layers, it teaches by its text."""
+    Its weights are not here: it is not tuned, has no distributions and lends no layers."""
     key: str = Field("", pattern="^([A-Za-z_][A-Za-z0-9_]*)?$")
     """Name of the environment variable that holds the service's API key; empty: it needs none.
     Where `EXAMPLE_API_KEY` is not set, the flow asks Prefect for the Secret block
@@ -38,7 +38,7 @@ class Teacher(Section):
     licence: str = "unknown"
     """Licence of the model, as its publisher names it."""
     outputs_may_train: bool = False
-    """Whether these terms allow to train another model on what this one says."""
+    """Whether these terms allow training another model on this one's outputs."""
     acknowledge: str = ""
     """Why the round may go on although the terms are unknown or forbid it; kept with the data."""
     signals: bool = True
@@ -51,10 +51,10 @@ class Teacher(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _an_endpoint_gives_text(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("endpoint"):
-            return {"signals": False, **given}
-        return given
+    def _an_endpoint_gives_text(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("endpoint"):
+            return {"signals": False, **fields}
+        return fields
 
     @model_validator(mode="after")
     def _endpoint_makes_sense(self) -> "Teacher":
@@ -77,16 +77,16 @@ class Teacher(Section):
         return self
 
     def tokenizer(self, folder: Path) -> "PreTrainedTokenizerBase":
-        """Load the tokenizer of the model in a folder, its template set as params.yaml says."""
+        """Load the tokenizer of the model in a folder, with this teacher's template settings."""
         tokenizer = checkpoints.load_tokenizer(folder)
         self.template.write_into(tokenizer)
         return tokenizer
 
     def folder(self, pin: Mapping[str, Any]) -> Path:
-        """Return the folder of exactly the model that preflight looked at and wrote as `pin`.
+        """Return the folder of exactly the model that preflight checked and wrote as `pin`.
 
         Raises:
-            UserError: the model is another one by now.
+            UserError: the model has changed since.
         """
         return hub.resolve_pinned(self.model, pin)
 
