@@ -1,4 +1,4 @@
-"""Distillation from teachers' distributions and insides, on text that is given (off-policy)."""
+"""Off-policy distillation: from teachers' distributions and hidden states, on given text."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,17 +28,17 @@ Share = Annotated[float, Field(gt=0)]
 
 
 class Kd(Phase):
-    """A weighted sum of divergences from the teacher, and of the rows' own answers if wished."""
+    """Divergences from the teacher, features, and cross-entropy of the answers, weighted."""
 
     method: Literal["kd"]
     terms: tuple[
         Annotated[Term | Uld | FeatureTerm, Field(discriminator="type")], ...  # type: ignore[valid-type]
     ] = Field(min_length=1)
-    """What the loss is made of, each with its weight; the sum is per valid token."""
+    """The loss is their weighted sum, per completion token."""
     teachers: dict[str, Share] | None = Field(None, min_length=1)
     """Several teachers: the folders below `targets`, and the weight of each."""
     combine: Ensemble = Mixture()
-    """How several teachers make one target."""
+    """How several teachers are combined into one target."""
     teacher_precision: Precision = "auto"
     """Number format in which live teachers run."""
     progressive: Progressive | None = None
@@ -46,17 +46,17 @@ class Kd(Phase):
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """The terms that compare what is inside."""
+        """The terms that compare hidden states, attention or values."""
         return tuple(term for term in self.terms if isinstance(term, Feature))
 
     @property
     def responses(self) -> tuple[Term | Uld, ...]:
-        """The terms that compare what comes out."""
+        """The terms that compare distributions over the vocabulary."""
         return tuple(term for term in self.terms if not isinstance(term, Feature))
 
     @property
     def live_terms(self) -> tuple[str, ...]:
-        """The terms that no stored signals can serve."""
+        """The terms that need a live teacher."""
         return tuple(term.type for term in self.terms if isinstance(term, Feature | Uld))
 
     @property
@@ -116,7 +116,7 @@ class Kd(Phase):
         folders = self.teacher_folders(seed)
         if all((folder / "config.json").is_file() for folder in folders.values()):
             if self.crosses_tokenizers:
-                return self._crossed(folders, tokenizer, rows, examples)
+                return self._cross_tokenizer(folders, tokenizer, rows, examples)
             return self._live(folders, model, tokenizer, examples, seed)
         if not all((folder / "signals.json").is_file() for folder in folders.values()):
             raise UserError(
@@ -162,22 +162,22 @@ class Kd(Phase):
         stores = {name: SignalStore(folder) for name, folder in folders.items()}
         for store in stores.values():
             store.check_terms(self.responses)
-        taught = StoredSource(stores, **self._several)
-        taught.attach(examples, tokenizer)
-        return taught
+        source = StoredSource(stores, **self._ensemble)
+        source.attach(examples, tokenizer)
+        return source
 
     @property
     def _mean_of_logits(self) -> bool:
         return self.combine.average == "logits"
 
     @property
-    def _several(self) -> dict[str, Any]:
-        how: dict[str, Any] = {"progressive": self.progressive}
+    def _ensemble(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"progressive": self.progressive}
         if self.teachers:
-            how |= {"ensemble": self.combine, "weights": tuple(self.teachers.values())}
-        return how
+            options |= {"ensemble": self.combine, "weights": tuple(self.teachers.values())}
+        return options
 
-    def _crossed(
+    def _cross_tokenizer(
         self,
         folders: Mapping[str, Path],
         tokenizer: "PreTrainedTokenizerBase",
@@ -194,9 +194,9 @@ class Kd(Phase):
             )
         (folder,) = folders.values()
         teacher, theirs = self._load(folder)
-        crossing = CrossTokenizerSource(teacher, theirs, tokenizer)
-        crossing.attach(rows, examples)
-        return crossing
+        source = CrossTokenizerSource(teacher, theirs, tokenizer)
+        source.attach(rows, examples)
+        return source
 
     def _load(self, folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         return load_frozen(
@@ -206,10 +206,10 @@ class Kd(Phase):
             device=checkpoints.accelerator(),
         )
 
-    def needs_live(self, label: str) -> UserError:
-        """Return the error of what needs a live teacher, and has stored signals."""
+    def needs_live(self, term: str) -> UserError:
+        """Return the error of a term that needs a live teacher, and has stored signals."""
         return UserError(
-            f"{label} needs a live teacher, not stored signals",
+            f"{term} needs a live teacher, not stored signals",
             where=f"targets: {self.targets}",
             fix="targets: models/adapt/<teacher>",
         )
@@ -229,22 +229,22 @@ class Kd(Phase):
         if self.features and len(folders) > 1:
             raise UserError(f"{self.features[0].type} needs one teacher, not several")
         loaded = {name: self._load(folder) for name, folder in folders.items()}
-        known = {
+        vocabularies = {
             name: map_vocabulary(tokenizer, theirs, str(folders[name]))
             for name, (_, theirs) in loaded.items()
         }
-        vocabulary = min(count for count, _ in known.values())
+        vocabulary = min(count for count, _ in vocabularies.values())
         check_ids(examples, vocabulary)
         teachers = {name: teacher for name, (teacher, _) in loaded.items()}
         matching = None
         if self.features:
             matching = LayerMatching(self.features, model, next(iter(teachers.values())), seed)
-        teacher_ids = {name: ids for name, (_, ids) in known.items() if ids is not None}
+        teacher_ids = {name: ids for name, (_, ids) in vocabularies.items() if ids is not None}
         return LiveSource(
             teachers,
             vocabulary,
             matching=matching,
             teacher_ids=teacher_ids,
             prefix_P=common_prefix(examples),
-            **self._several,
+            **self._ensemble,
         )

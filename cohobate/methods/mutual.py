@@ -1,9 +1,9 @@
 """Mutual learning: several students at once, each a teacher of the others.
 
-Zhang et al. 2018, "Deep Mutual Learning". The peers read the same rows and learn from these rows'
-answers and from each other's distributions. They start from one checkpoint and must differ: in the
-layers that they keep, or by a jitter of their weights. A peer with all the layers of a teacher
-that does not imitate is a teacher trained beside its student.
+Zhang et al. 2018, "Deep Mutual Learning". The peers learn from the same rows' answers and from
+each other's distributions. They start from one checkpoint and must differ: in the layers that they
+keep, or by a jitter of their weights. A peer with all layers that does not imitate is a teacher
+trained beside its student.
 """
 
 from collections.abc import Sequence
@@ -41,22 +41,24 @@ class Mutual(SingleProcess):
     peers: tuple[Peer, ...] = Field(min_length=2)
     """The models; no two may be the same."""
     terms: tuple[Term, ...] = (Hard(), ForwardKL())
-    """The loss of each: hard terms against the rows' answers, soft ones against its peers."""
+    """The loss of each peer: hard terms on the rows' answers, soft ones from its peers."""
     keep_peers: bool = False
     """Publish the others too, as `models/train/<phase>/peer-<k>`, k from 2."""
 
     @model_validator(mode="after")
-    def _peers_have_something_to_say(self) -> "Mutual":
+    def _peers_differ(self) -> "Mutual":
         if self.targets != self.rows:
             raise ValueError(f"mutual learns the rows' answers: targets must be {self.rows}")
         if self.keep_layers is not None:
             raise ValueError("each peer has its own keep_layers: the phase itself has none")
         kinds = {isinstance(term, Hard) for term in self.terms}
         if kinds != {True, False}:
-            raise ValueError("peers need a hard term, to be right, and a soft one, to be alike")
+            raise ValueError(
+                "mutual needs a hard term (the rows' answers) and a soft one (the peers)"
+            )
         starts = [(peer.keep_layers, peer.jitter > 0) for peer in self.peers]
         if any(starts.count(start) > 1 for start in starts if not start[1]):
-            raise ValueError("two peers start the same and would stay so: give one a jitter")
+            raise ValueError("two peers start the same and would stay the same: give one a jitter")
         return self
 
     def load_initial_model(self, seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -104,7 +106,7 @@ class Mutual(SingleProcess):
                 ),
             )
         kept = {f"peer-{n}": other for n, other in enumerate(others, start=2) if self.keep_peers}
-        return PhaseResult(history, len(examples), others=kept)
+        return PhaseResult(history, len(examples), extra_models=kept)
 
 
 def _jitter(model: "PreTrainedModel", size: float, seed: int) -> None:

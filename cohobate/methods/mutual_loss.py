@@ -1,7 +1,4 @@
-"""Models that learn side by side, each taught by what the others say at that very update.
-
-Shapes: B batch, S sequence, N valid tokens, D width, T terms.
-"""
+"""The loss of mutual learning: several students, each a teacher of the others."""
 
 from collections.abc import Sequence
 
@@ -21,10 +18,10 @@ from cohobate.training.model_loss import ModelLoss
 
 
 class MutualLoss(ModelLoss):
-    """Peers as one module: one pass gives each peer its loss, and all of them their gradients.
+    """All peers and their losses as one module; one backward pass gives all of them gradients.
 
-    A hard term counts as it is; a soft one is the mean over the other peers, whose distributions
-    are constants to the gradient (Zhang et al. 2018, section 3.3). All peers step at once, and the
+    Hard terms are each peer's own; a soft term is the mean over the other peers, whose
+    distributions get no gradient (Zhang et al. 2018, section 3.3). All peers step at once, and the
     gradient is clipped by its norm over all of them.
     """
 
@@ -69,7 +66,9 @@ class MutualLoss(ModelLoss):
             others = taught[:n] + taught[n + 1 :] if self.imitates[n] else []
             found.append(self._loss(hidden_ND, head, targets, others, divisor))
         (loss, losses_NF), *rest = found
-        beside = sum(other - other.detach() for other, _ in rest)  # zero, but for its gradient
+        beside = sum(
+            other - other.detach() for other, _ in rest
+        )  # adds a gradient, and nothing to the value
         return loss + beside, losses_NF
 
     def _loss(
@@ -110,7 +109,7 @@ class MutualLoss(ModelLoss):
 
     @staticmethod
     def _dtype(hidden_ND: Tensor) -> torch.dtype:
-        """Return the precision of the products, as the student's own head has it."""
+        """Return the dtype of the products, as in the student's own head."""
         device = hidden_ND.device.type
         autocast = torch.is_autocast_enabled(device)
         return torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype

@@ -1,12 +1,12 @@
-"""On-policy distillation: the student answers the rows' prompts, the teacher scores what it wrote.
+"""On-policy distillation: the student generates answers, and learns the teacher's scores of them.
 
-What is given teaches a student to go on from good text only; its own text shows it where it itself
-goes astray (GKD, Agarwal et al. 2023; MiniLLM, Gu et al. 2023). `student_text` says how many of the
-updates are on-policy (λ of GKD, or DistiLLM's adaptive share), the others learn from the rows as
-they are. Every update counts as one, whoever wrote its text.
+Given text teaches a student to continue good text only; on its own text it learns to correct its
+own mistakes (GKD, Agarwal et al. 2023; MiniLLM, Gu et al. 2023). `student_text` is the share of
+on-policy updates (λ of GKD, or DistiLLM's adaptive share); the others learn from the rows as they
+are.
 
-The teacher is asked on every batch, so `targets` is its checkpoint. The answers are sampled from
-the student's weights of that very update; the same params give the same bytes.
+The teacher runs on every batch, so `targets` is its checkpoint. Answers are sampled from the
+student's current weights; the same params give the same bytes.
 """
 
 from collections.abc import Sequence
@@ -42,20 +42,20 @@ class OnPolicy(SingleProcess):
     sampling: Sampling = Sampling()
 
     @model_validator(mode="after")
-    def _the_teacher_is_asked(self) -> "OnPolicy":
+    def _teacher_is_live(self) -> "OnPolicy":
         if not self.targets.startswith("models/"):
             raise ValueError(
-                "nobody knows beforehand what the student will write: targets must be a teacher "
-                f"that can be asked, such as models/adapt/main, not {self.targets}"
+                "on_policy needs a live teacher, as the student generates its rows: targets must "
+                f"be a checkpoint such as models/adapt/main, not {self.targets}"
             )
         if 0 < self.sampling.replay < self.batch_size:
             raise ValueError("sampling.replay must hold the answers of one update at least")
         whole = self.adapter.type == "full" and self.quantisation.type == "none"
         if self.sampling.writer.type == "vllm" and not whole:
-            raise ValueError("vllm writes with whole weights: no adapter, no quantisation, please")
+            raise ValueError("writer vllm needs adapter: {type: full} and no quantisation")
         if any(term.type == "hard" for term in self.terms):
             raise ValueError(
-                "a hard term would teach the student its own answers: give divergences alone"
+                "a hard term would train the student on its own answers: give divergences alone"
             )
         return self
 
@@ -84,7 +84,7 @@ class OnPolicy(SingleProcess):
             self.student_text,
             seed=seed,
             updates=self.updates_over(len(examples)),
-            beside_given=any(term.type == "distillm2" for term in self.terms),
+            mix_given=any(term.type == "distillm2" for term in self.terms),
             autocast=self.number_format == "bfloat16",
             held_out=held_out,
             vocabulary=len(tokenizer),
@@ -112,7 +112,7 @@ class OnPolicy(SingleProcess):
         return isinstance(self.student_text, ConstantShare) and self.student_text.share == 1
 
     def prompts(self, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> "list[Example]":
-        """Return the rows without their answers: none is needed where none is learnt from."""
+        """Return the rows without their answers: none is used where every update is on-policy."""
         blank = [row.model_copy(update={"answer": ""}) for row in rows]
         longest = self.max_tokens - self.sampling.decoding.max_tokens
         return [
@@ -124,10 +124,10 @@ class OnPolicy(SingleProcess):
     def teacher(
         self, tokenizer: "PreTrainedTokenizerBase", examples: "Sequence[Example]", seed: int
     ) -> "LiveSource":
-        """Load the teacher, ready to be asked of these rows' prompts.
+        """Load the teacher as a live target source.
 
         Raises:
-            UserError: it gives the ids other meanings than the student does.
+            UserError: it lacks tokens of the student's vocabulary.
         """
         from cohobate.data.examples import common_prefix
         from cohobate.fast.frozen import load_frozen
@@ -141,9 +141,9 @@ class OnPolicy(SingleProcess):
         shared, ids = map_vocabulary(tokenizer, theirs, str(folder))
         if shared < len(tokenizer):
             raise UserError(
-                f"the student may write {len(tokenizer)} ids, of which the teacher has {shared}",
+                f"the student has {len(tokenizer)} token ids, of which the teacher has {shared}",
                 where=f"{folder}, and models/{self.start}",
-                fix="shape a student with the teacher's tokenizer",
+                fix="init_student: a student with the teacher's tokenizer",
             )
         numbers = {} if ids is None else {folder.name: ids}
         prefix_P = common_prefix(examples)

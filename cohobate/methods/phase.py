@@ -1,4 +1,4 @@
-"""What every phase of training says of itself, whichever its method."""
+"""A phase of training: the params and steps that all methods share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from cohobate.data.examples import Example
     from cohobate.training.history import Update
 
-MODELS = Path("models")
-_NO_MATTER = {"checkpoint_every", "replacements"}  # to the outcome
+MODELS_DIR = Path("models")
+_NOT_DECISIVE = {"checkpoint_every", "replacements"}  # the outcome is the same whatever they are
 
 
 class PhaseResult(NamedTuple):
-    """What one run of a phase leaves beside the weights."""
+    """What training of one seed returns beside the weights."""
 
     history: "list[Update]"
     rows: int
-    """Rows that were learnt from."""
+    """Number of rows that were trained on."""
     notes: Mapping[str, Any] = MappingProxyType({})
-    """What else the method has to say in the summary."""
-    others: "Mapping[str, PreTrainedModel]" = MappingProxyType({})
-    """Models that were trained beside the student and are kept, by name."""
+    """Further entries of summary.json."""
+    extra_models: "Mapping[str, PreTrainedModel]" = MappingProxyType({})
+    """Models that were trained beside the student and are saved, by name."""
 
 
 class Phase(Hyperparameters):
-    """One phase: where it starts, which rows it learns from, and how long."""
+    """One phase: its initial model, its rows, its targets and its hyperparameters."""
 
     start: str = Field(alias="from")
     """Below models/: `init_student`, `adapt/<teacher>`, or `train/<phase>` and `assist/<phase>`,
@@ -83,10 +83,10 @@ class Phase(Hyperparameters):
 
     def start_folder(self, seed: int) -> Path:
         """Return the checkpoint that the phase starts from."""
-        return checkpoint_path(MODELS / self.start, seed)
+        return checkpoint_path(MODELS_DIR / self.start, seed)
 
     def load_initial_model(self, seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        """Load what the phase starts from, without the layers that it does not keep.
+        """Load the initial model, without the layers that the phase does not keep.
 
         Raises:
             UserError: the checkpoint is damaged, or has no such layer.
@@ -96,7 +96,7 @@ class Phase(Hyperparameters):
     def load_layers(
         self, seed: int, layers: Layers | None
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        """Load what the phase starts from, with these of its layers, or all."""
+        """Load the initial model with some of its layers, or all."""
         from cohobate.models import checkpoints
         from cohobate.models.layer_choice import layer_positions
         from cohobate.students.layer_cutting import keep_layers, layer_stack
@@ -109,10 +109,10 @@ class Phase(Hyperparameters):
 
     def params(self) -> dict[str, Any]:
         """Return the params that decide the outcome, as JSON values."""
-        return self.model_dump(mode="json", by_alias=True, exclude=_NO_MATTER)
+        return self.model_dump(mode="json", by_alias=True, exclude=_NOT_DECISIVE)
 
     def decided_by(self, seed: int) -> list[Any]:
-        """Return all that decides the outcome, what is read by its content: a run's key."""
+        """Return everything that decides the outcome, files by their content: the key of a run."""
         reads = [self.start_folder(seed), Path(self.rows), Path(self.targets)]
         return [self.params(), self.number_formats(), seed, *map(content_hash, reads)]
 
@@ -129,7 +129,7 @@ class Phase(Hyperparameters):
         seed: int,
         label: str,
     ) -> PhaseResult:
-        """Train `model` in place; every method says how.
+        """Train `model` in place; each method overrides it.
 
         Raises:
             UserError: the rows and the targets do not fit, or training did not stay finite.
@@ -143,8 +143,8 @@ class Phase(Hyperparameters):
         from cohobate.data.examples import examples_of
         from cohobate.data.tokenized import encode_all
 
-        found = examples_of(rows, encode_all(tokenizer, rows), self.max_tokens)
-        targets = {example.target for example in found if example.target}
+        examples = examples_of(rows, encode_all(tokenizer, rows), self.max_tokens)
+        targets = {example.target for example in examples if example.target}
         if unknown := sorted(set(self.target_weights) - targets):
             raise UserError(
                 f"no row has a target {unknown[0]!r}{nearest(unknown[0], targets)}",
@@ -152,20 +152,20 @@ class Phase(Hyperparameters):
                 fix="name the targets of tasks/generate/templates/<template>.yaml, or none",
             )
         weights = self.target_weights
-        found = [replace(one, weight=weights.get(one.target, 1.0)) for one in found]
-        if len(found) < len(rows):
-            left_out = len(rows) - len(found)
+        examples = [replace(one, weight=weights.get(one.target, 1.0)) for one in examples]
+        if len(examples) < len(rows):
+            left_out = len(rows) - len(examples)
             say(f"{left_out} rows left out: no answer, or more than {self.max_tokens} tokens")
-        return found
+        return examples
 
 
 class SingleProcess(Phase):
-    """A phase that one process trains."""
+    """A phase that is trained by one process."""
 
     @model_validator(mode="after")
     def _one_worker(self) -> "SingleProcess":
         if self.workers > 1:
-            raise ValueError("only sft and kd are divided among workers: workers must be 1")
+            raise ValueError("only sft, kd and dpo train with several workers: workers must be 1")
         return self
 
 

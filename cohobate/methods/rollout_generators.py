@@ -1,7 +1,7 @@
-"""What writes the student's answers while it learns: the model itself, or vLLM with its weights.
+"""Rollout generators: the student's answers during training, by the model itself or by vLLM.
 
-A writer answers with the student's weights of that very moment. To add one: a class with `answers`
-here, and its params in `cohobate/methods/rollout_settings.py`.
+A generator always uses the student's current weights. To add one: a class with `generate` here, and
+its params in `cohobate/methods/rollout_settings.py`.
 """
 
 import os
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SPREAD = 32
-"""Tokens by which the prompts of a batch may differ: the longer ones are read on token by token,
-and a pass over all rows of an update costs little more than one over a few of them."""
+"""Tokens by which the prompts of a batch may differ in length. The rest of the longer ones is read
+token by token; one pass over all rows of an update costs little more than one over a few."""
 
 
 class RolloutGenerator(Protocol):
-    """Answers prompts with the student's weights as they are now."""
+    """Generates answers to prompts with the student's current weights."""
 
-    def answers(self, requests: Sequence[Request]) -> list[Completion]:
-        """Return the answers in the order of the requests."""
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Return the completions in the order of the requests."""
         ...
 
 
@@ -40,10 +40,10 @@ def rollout_generator(
     *,
     autocast: bool,
 ) -> RolloutGenerator:
-    """Return the writer that `sampling` asks for.
+    """Return the generator that `sampling.writer` names.
 
     Raises:
-        UserError: it asks for vLLM, which is not installed.
+        UserError: it is vLLM, which is not installed.
     """
     stop = stop_ids(model, tokenizer)
     if isinstance(sampling.writer, VllmSettings):
@@ -52,29 +52,30 @@ def rollout_generator(
 
 
 class TransformersGenerator:
-    """The model in training itself; the same requests give the same answers."""
+    """Batched decoding with the model in training; the same requests give the same answers."""
 
     def __init__(
         self, model: "PreTrainedModel", sampling: Sampling, stop: frozenset[int], autocast: bool
     ) -> None:
         self.model, self.sampling, self.stop, self.autocast = model, sampling, stop, autocast
 
-    def answers(self, requests: Sequence[Request]) -> list[Completion]:
-        """Write in few batches, like lengths together."""
-        how, batching = self.sampling.decoding, self.sampling.batching
-        found: dict[int, Completion] = {}
-        with precision_of(self.model, self.autocast), cast_once(self.model):
-            for batch in plan_batches(requests, how, batching, near=SPREAD):
-                asked = [requests[n] for n in batch]
-                written = decode_batch(self.model, asked, how, self.stop, batching)
-                found |= zip(batch, written, strict=True)
-        return [found[n] for n in range(len(requests))]
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Return the completions; prompts of like length are decoded together, in few batches."""
+        decoding, batching = self.sampling.decoding, self.sampling.batching
+        completions: dict[int, Completion] = {}
+        with autocast_for(self.model, self.autocast), cached_casts(self.model):
+            for numbers in plan_batches(requests, decoding, batching, near=SPREAD):
+                batch = [requests[n] for n in numbers]
+                decoded = decode_batch(self.model, batch, decoding, self.stop, batching)
+                completions |= zip(numbers, decoded, strict=True)
+        return [completions[n] for n in range(len(requests))]
 
 
 class VllmGenerator:
-    """vLLM on the trainer's own GPU, through TRL's helper: the weights are handed over each time.
+    """vLLM on the trainer's own GPU, through TRL's VLLMGeneration.
 
-    It samples from random numbers of its own: a run repeats as far as vLLM's batches do.
+    The weights are copied to vLLM before each call. vLLM samples from random numbers of its own: a
+    run is reproducible as far as vLLM's batches are.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class VllmGenerator:
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         sampling: Sampling,
-        chosen: VllmSettings,
+        settings: VllmSettings,
         stop: frozenset[int],
     ) -> None:
         if find_spec("vllm") is None:
@@ -94,26 +95,26 @@ class VllmGenerator:
         from accelerate import Accelerator
         from trl.generation.vllm_generation import VLLMGeneration
 
-        how = sampling.decoding
+        decoding = sampling.decoding
         self.stop = stop
-        with _environment_kept():
+        with _environment_restored():
             self.engine = VLLMGeneration(
                 model,
                 Accelerator(),
                 tokenizer,
                 mode="colocate",
-                gpu_memory_utilization=chosen.memory,
-                temperature=how.temperature,
-                top_p=how.top_p,
-                max_completion_length=how.max_tokens,
+                gpu_memory_utilization=settings.memory,
+                temperature=decoding.temperature,
+                top_p=decoding.top_p,
+                max_completion_length=decoding.max_tokens,
                 generation_kwargs={"stop_token_ids": sorted(stop)},
             )
 
-    def answers(self, requests: Sequence[Request]) -> list[Completion]:
-        """Hand the weights over, then write all at once."""
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Copy the weights to vLLM, and generate all completions at once."""
         self.engine.sync_weights()
         prompts = [request.ids for request in requests]
-        _, written, logprobs, _ = self.engine.generate(prompts, None, num_generations=1)
+        _, generated, logprobs, _ = self.engine.generate(prompts, None, num_generations=1)
         return [
             Completion(
                 list(ids),
@@ -121,18 +122,21 @@ class VllmGenerator:
                 sum(each[0] for each in logs) / len(logs) if logs else None,
                 [],
             )
-            for ids, logs in zip(written, logprobs, strict=True)
+            for ids, logs in zip(generated, logprobs, strict=True)
         ]
 
 
-def precision_of(model: "PreTrainedModel", autocast: bool) -> AbstractContextManager[Any]:
-    """Return the block in which a student that learns in bfloat16 is asked anything."""
+def autocast_for(model: "PreTrainedModel", autocast: bool) -> AbstractContextManager[Any]:
+    """Return autocast to bfloat16 for a student that is trained in it, else a context of none."""
     return torch.autocast(model.device.type, torch.bfloat16) if autocast else nullcontext()
 
 
 @contextmanager
-def _environment_kept() -> Iterator[None]:
-    """Undo what is set within: RANK and its like would make later trainings think they are many."""
+def _environment_restored() -> Iterator[None]:
+    """Undo changes of the environment.
+
+    TRL sets RANK and its like, by which a later training would take itself for one of several.
+    """
     before = dict(os.environ)
     try:
         yield
@@ -142,8 +146,12 @@ def _environment_kept() -> Iterator[None]:
 
 
 @contextmanager
-def cast_once(model: "PreTrainedModel") -> Iterator[None]:
-    """Let autocast keep its casts of frozen weights too, which else it makes anew at every pass."""
+def cached_casts(model: "PreTrainedModel") -> Iterator[None]:
+    """Let autocast cache its casts of frozen weights too.
+
+    It caches those of weights that require a gradient alone, and would cast the others in each of
+    the decoding's forward passes.
+    """
     frozen = [weight for weight in model.parameters() if not weight.requires_grad]
     for weight in frozen:
         weight.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""What a person chooses of on-policy training: how the student answers, and how often it does."""
+"""Settings of on-policy training: how the student generates, and in which share of the updates."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from cohobate.params import Section
 
 
 class ConstantShare(Section):
-    """So many of the updates are on-policy, from the first to the last."""
+    """A constant share of on-policy updates."""
 
     type: Literal["constant"] = "constant"
     share: float = Field(0.5, ge=0, le=1)
@@ -18,39 +18,39 @@ class ConstantShare(Section):
 
     @property
     def held_out(self) -> int:
-        """Rows that are not learnt from, to see the loss on."""
+        """Number of rows that are held out of training, to measure the loss on."""
         return 0
 
-    def looks(self, update: int) -> bool:
+    def is_due(self, update: int) -> bool:
         """Return whether the share is decided anew before this update."""
         return update == 0
 
-    def after(self, share: float, losses: Sequence[float]) -> float:
+    def next_share(self, share: float, losses: Sequence[float]) -> float:
         """Return the share of on-policy updates from here on."""
         return self.share
 
 
 class AdaptiveShare(Section):
-    """More and more of them, as often as the loss on held-out rows has risen (DistiLLM, 3.2)."""
+    """A share that grows each time the loss on held-out rows has risen (DistiLLM, section 3.2)."""
 
     type: Literal["adaptive"] = "adaptive"
     start: float = Field(0.0, ge=0, le=1)
-    """φ until the loss has risen."""
+    """φ at first."""
     step: float = Field(0.1, gt=0, le=1)
     """What a rise adds to φ."""
     tolerance: float = Field(0.1, ge=0)
-    """A loss must be higher by so much than at the look before, to count as a rise."""
+    """How much higher than at the previous check a loss must be to count as a rise."""
     every: int = Field(25, ge=1)
-    """Updates between two looks."""
+    """Updates between two checks."""
     held_out: int = Field(64, ge=1)
-    """Rows that are not learnt from: the loss is the cross-entropy of their answers."""
+    """Rows held out of training: the loss is the cross-entropy of their answers."""
 
-    def looks(self, update: int) -> bool:
+    def is_due(self, update: int) -> bool:
         """Return whether the share is decided anew before this update."""
         return update % self.every == 0
 
-    def after(self, share: float, losses: Sequence[float]) -> float:
-        """Return the share of on-policy updates from here on, given the losses of all looks."""
+    def next_share(self, share: float, losses: Sequence[float]) -> float:
+        """Return the share of on-policy updates from here on, given the held-out losses so far."""
         if len(losses) == 1:
             return self.start
         rose = losses[-1] > losses[-2] + self.tolerance
@@ -61,30 +61,30 @@ OnPolicySchedule = Annotated[ConstantShare | AdaptiveShare, Field(discriminator=
 
 
 class TransformersSettings(Section):
-    """The model in training."""
+    """Batched decoding with the model in training."""
 
     type: Literal["transformers"] = "transformers"
 
 
 class VllmSettings(Section):
-    """vLLM on the trainer's own GPU, given the student's weights before each writing."""
+    """vLLM on the trainer's own GPU; the student's weights are copied to it before each use."""
 
     type: Literal["vllm"]
     memory: float = Field(0.3, gt=0, le=1)
-    """Share of the GPU's memory; training has the rest."""
+    """Share of the GPU's memory that vLLM takes; training has the rest."""
 
 
 class Sampling(Section):
-    """How the student answers while it is trained."""
+    """How the student generates answers while it is trained."""
 
     decoding: Decoding = Decoding(max_tokens=64, temperature=1.0)
     batching: Batching = Batching()
     writer: Annotated[TransformersSettings | VllmSettings, Field(discriminator="type")] = (
         TransformersSettings()
     )
-    """What computes the answers."""
+    """What generates the answers."""
     replay: int = Field(0, ge=0)
-    """Answers of the student that are kept to be learnt from again; 0 keeps none."""
+    """Size of the replay buffer, in answers; 0: no buffer."""
     unfinished: Literal["learn", "mask"] = "learn"
-    """What becomes of answers that reach `max_tokens`: each of their tokens is learnt from all the
-    same (the teacher's distribution says where to end); or they carry no loss. They are counted."""
+    """Answers that reach `max_tokens`. learn: all their tokens carry a loss (the teacher's
+    distribution shows where to end). mask: none does. They are counted either way."""

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the answers of the rows are the targets, whoever wrote them.
+"""Supervised fine-tuning: the rows' answers are the targets.
 
 On a teacher's answers this is sequence-level distillation (Kim & Rush 2016).
 """

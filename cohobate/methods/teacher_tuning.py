@@ -1,6 +1,6 @@
-"""How a teacher is tuned to the task before it teaches; one class a way.
+"""Tuning of a teacher to the task before distillation, one class for each kind.
 
-To add a way: a class with `publish`, and its name in `Tuning` at the bottom.
+To add a kind: a class with `publish`, and its name in `Tuning` at the bottom.
 """
 
 from pathlib import Path
@@ -21,20 +21,20 @@ from cohobate.training.hyperparameters import Hyperparameters
 
 
 class NoTuning(Section):
-    """The teacher teaches as it came."""
+    """The teacher is used as it is."""
 
     type: Literal["none"]
     dev_rows: int = Field(500, ge=0)
-    """Dev rows, at most, that the published teacher answers: a figure to look at."""
+    """Most dev rows on which the published teacher's answers are scored, for information."""
     precision: Precision = "auto"
-    """Number format in which it gives these answers."""
+    """Number format in which it generates these answers."""
     threads: int = Field(2, ge=1)
     """CPU threads, for these answers."""
 
     def publish(
         self, source: Path, teacher: Teacher, folder: Path, provenance: dict[str, Any], label: str
     ) -> int:
-        """Copy the model; return the number of rows it learnt from: none."""
+        """Copy the model; return the number of rows it was trained on: none."""
         template = None
         if teacher.template != PLAIN:
             template = default_template(teacher.tokenizer(source))
@@ -47,18 +47,18 @@ class SftTuning(Hyperparameters):
 
     type: Literal["sft"]
     rows: int | None = Field(None, ge=1)
-    """Learn from so many labelled rows, the first of the list; all when not given."""
+    """Train on so many labelled rows, the first of the list; all when not given."""
     seed: int = 0
     """Of the order of rows, and of dropout."""
     save_precision: NumberFormat = "bfloat16"
     """Number format of the weights on disk."""
     dev_rows: int = Field(500, ge=0)
-    """Dev rows, at most, that the published teacher answers: a figure to look at."""
+    """Most dev rows on which the published teacher's answers are scored, for information."""
 
     def publish(
         self, source: Path, teacher: Teacher, folder: Path, provenance: dict[str, Any], label: str
     ) -> int:
-        """Tune the model and publish it; return the number of rows it learnt from.
+        """Tune the model and publish it; return the number of rows it was trained on.
 
         Raises:
             UserError: no labelled row, or a loss that is not finite.

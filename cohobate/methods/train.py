@@ -17,7 +17,7 @@ from cohobate.methods.dpo import Dpo
 from cohobate.methods.kd import Kd
 from cohobate.methods.mutual import Mutual
 from cohobate.methods.on_policy import OnPolicy
-from cohobate.methods.phase import MODELS, Phase, PhaseResult
+from cohobate.methods.phase import MODELS_DIR, Phase, PhaseResult
 from cohobate.methods.sft import Sft
 from cohobate.training import checkpointing
 from cohobate.training.history import write_history
@@ -58,7 +58,7 @@ def _train_together(folder: Path, phase: Phase, seed: int) -> PhaseResult:
 
 def _run_name(folder: Path) -> str:
     """Return the name under which the training checkpoints of a phase are kept."""
-    return folder.name if folder.parent == TRAIN else folder.relative_to(MODELS).as_posix()
+    return folder.name if folder.parent == TRAIN else folder.relative_to(MODELS_DIR).as_posix()
 
 
 def _train(folder: Path, phase: Phase, seed: int) -> PhaseResult:
@@ -71,7 +71,7 @@ def _train(folder: Path, phase: Phase, seed: int) -> PhaseResult:
     with checkpointing.resumable(f"{_run_name(folder)}/seed-{seed}", *phase.decided_by(seed)):
         trained = phase.train(model, tokenizer, rows, seed=seed, label=f"train {item}, seed {seed}")
     if processes.rank() == 0:
-        made = folder / f"seed-{seed}"
+        checkpoint = folder / f"seed-{seed}"
         provenance = {
             "phase": item,
             "seed": seed,
@@ -82,9 +82,9 @@ def _train(folder: Path, phase: Phase, seed: int) -> PhaseResult:
         }
         if prefix := prefix_of(rows):
             provenance["prompt_prefix"] = prefix
-        checkpoints.save(model, tokenizer, made, provenance, precision=phase.save_precision)
-        write_history(made / "history.csv", trained.history)
-        for name, other in trained.others.items():
+        checkpoints.save(model, tokenizer, checkpoint, provenance, precision=phase.save_precision)
+        write_history(checkpoint / "history.csv", trained.history)
+        for name, other in trained.extra_models.items():
             beside = folder / name / f"seed-{seed}"
             checkpoints.save(other, tokenizer, beside, provenance, precision=phase.save_precision)
     return trained
@@ -104,7 +104,7 @@ def rows_of(path: Path) -> list[Any]:
 
 
 def prefix_of(rows: Sequence[Any]) -> str | None:
-    """Return the prefix of the rows' answers: what the trained student is to be asked with."""
+    """Return the prompt prefix of the rows' answers, with which the student is to be prompted."""
     answers = (row for row in rows if getattr(row, "target", None) is None)
     return next((row.prefix for row in answers), None)
 

@@ -1,15 +1,14 @@
-"""How much memory training takes at its peak, by arithmetic alone: nothing is loaded for it.
+"""Estimates of the memory that training takes at its peak, from sizes alone: nothing is loaded.
 
-The parts are those that decide: weights, gradients and the optimiser's moments, activations that
-the backward pass needs, the logits of one chunk, the teachers that are asked. What an activation
-and a logit cost was read off runs of SmolLM2's first layers on a CPU, in MiB (teachers unpacked):
+The parts are weights, gradients and the optimiser's moments, activations that the backward pass
+needs, the logits of one chunk, and live teachers. The bytes of an activation and of a logit are
+fitted to runs of SmolLM2's first layers on a CPU, in MiB (teachers unpacked):
 
-    sft, 32 rows at once                        told 1580, measured 1160
-    kd or on_policy, live teacher, 16 rows      told 2030, measured 1690 and 2020
-    the same with a trimmed vocabulary          told 1610, measured 1480
-    dpo, 16 pairs                               told 3320, measured 2950
+    sft, 32 rows at once                        estimated 1580, measured 1160
+    kd or on_policy, live teacher, 16 rows      estimated 2030, measured 1690 and 2020
+    the same with a trimmed vocabulary          estimated 1610, measured 1480
 
-An estimate is there to tell a run that fits from one that cannot, not to fill a machine by it.
+An estimate tells a run that fits from one that cannot. It is not made to fill a machine by.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,11 +22,10 @@ from cohobate.training.hyperparameters import SHORT_ROW, Hyperparameters
 
 GIB = 1 << 30
 PROGRAM_BYTES = 700 << 20
-"""Of Python with torch and transformers, before any model."""
+"""Bytes of Python with torch and transformers, before any model."""
 _MOMENTS = {"adamw": 8, "adafactor": 0, "sgd": 0}  # bytes a trained weight
 _OF_WIDTH, _OF_NEURONS, _OF_MAPS = 40, 16, 8  # bytes an activation that backward needs
 _OF_LOGIT = {False: 12, True: 24}  # bytes a logit of the chunk, without and with a live teacher
-_OF_WHOLE_LOGIT = 44  # bytes a logit where TRL makes those of every position
 
 WEIGHTS, GRADIENTS, ACTIVATIONS, LOGITS, TEACHERS, PROGRAM = (
     "weights",
@@ -38,18 +36,18 @@ WEIGHTS, GRADIENTS, ACTIVATIONS, LOGITS, TEACHERS, PROGRAM = (
     "the program",
 )
 _TOO_HIGH = 4 / 3
-_MENDS = {
+_FIXES = {
     WEIGHTS: "a smaller student",
     GRADIENTS: "adapter: {type: lora}, or optimiser: adafactor",
     ACTIVATIONS: "a smaller micro_batch_size",
-    LOGITS: "a smaller chunk_tokens (of dpo: micro_batch_size)",
+    LOGITS: "a smaller chunk_tokens",
     TEACHERS: "stored signals, targets: data/capture/<teacher>",
 }
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What of a model decides how much memory it takes."""
+    """The sizes of a model that decide how much memory it takes."""
 
     parameters: int
     embeddings: int
@@ -67,7 +65,7 @@ class ModelSize:
     def of(
         cls, config: Mapping[str, Any], parameters: int, embeddings: int, layers: int
     ) -> "ModelSize":
-        """Return the size of a model, by its configuration."""
+        """Return the size of a model from its configuration."""
         width = int(config["hidden_size"])
         heads = int(config.get("num_attention_heads") or 1)
         return cls(
@@ -87,9 +85,12 @@ class ModelSize:
         figures = {"parameters": self.embeddings + body, "layers": layers}
         return ModelSize(**(vars(self) | figures))
 
-    def asked(self, bytes_per_weight: int) -> int:
-        """Return the bytes of a model that is asked and never trained
-        (cohobate/fast/packed_linear.py)."""
+    def inference_bytes(self, bytes_per_weight: int) -> int:
+        """Return the bytes of a frozen model.
+
+        Its linear layers are held twice, the second time packed for products
+        (cohobate/fast/packed_linear.py), unless they are large.
+        """
         maps = self.parameters - self.embeddings + self.vocabulary * self.width
         copy = bytes_per_weight * maps
         return bytes_per_weight * self.parameters + (copy if copy <= PACKED_BYTES else 0)
@@ -108,82 +109,85 @@ class TeacherSize:
     bytes_per_weight: int = 2
 
 
-def trained(size: ModelSize, how: Hyperparameters) -> int:
-    """Return how many weights get a gradient."""
-    active = max(0, size.layers - how.freeze.layers)
-    if how.adapter.type == "lora":
+def trained_parameters(size: ModelSize, hyperparameters: Hyperparameters) -> int:
+    """Return the number of weights that get a gradient."""
+    active = max(0, size.layers - hyperparameters.freeze.layers)
+    if hyperparameters.adapter.type == "lora":
         a_layer = 11 * size.width + 3 * size.neurons  # in and out of its seven linear maps
-        return how.adapter.rank * a_layer * active
+        return hyperparameters.adapter.rank * a_layer * active
     matrix = size.embeddings if size.tied else size.embeddings // 2
-    ends = 0 if how.freeze.embeddings else matrix
-    if not size.tied and not how.freeze.head:
+    ends = 0 if hyperparameters.freeze.embeddings else matrix
+    if not size.tied and not hyperparameters.freeze.head:
         ends += matrix
     return ends + (size.parameters - size.embeddings) * active // max(1, size.layers)
 
 
 def peak_memory(
     size: ModelSize,
-    how: Hyperparameters,
+    hyperparameters: Hyperparameters,
     tokens: int,
-    asked: Sequence[TeacherSize] = (),
+    teachers: Sequence[TeacherSize] = (),
     *,
     rows: int | None = None,
-    whole_logits: bool = False,
 ) -> dict[str, int]:
     """Return the bytes of each part, at the peak of one worker.
 
     Args:
         size: of the student.
-        how: precision, optimiser, adapter, batch and chunk.
+        hyperparameters: precision, optimiser, adapter, batch size and chunk.
         tokens: of the longest row.
-        asked: teachers that run beside it.
+        teachers: frozen models in memory beside it.
         rows: in memory at once, where that is not `how.rows_at_once`.
-        whole_logits: those of every position are in memory, not those of a chunk.
     """
-    rows = rows or how.rows_at_once
-    moving, half = trained(size, how), how.number_format == "bfloat16"
+    rows = rows or hyperparameters.rows_at_once
+    trainable = trained_parameters(size, hyperparameters)
+    half = hyperparameters.number_format == "bfloat16"
     body = size.parameters - size.embeddings
-    active = max(0, size.layers - how.freeze.layers)
+    active = max(0, size.layers - hyperparameters.freeze.layers)
     a_token = _OF_WIDTH * size.width + _OF_NEURONS * size.neurons
-    if eager(how, tokens):
+    if keeps_attention_maps(hyperparameters, tokens):
         a_token += _OF_MAPS * size.heads * tokens
-    chunk = min(how.chunk_tokens, rows * tokens)
-    teachers = sum(
-        each.size.asked(each.bytes_per_weight)
+    chunk = min(hyperparameters.chunk_tokens, rows * tokens)
+    teacher_bytes = sum(
+        each.size.inference_bytes(each.bytes_per_weight)
         + rows * tokens * 4 * (2 * each.size.width + 2 * each.size.neurons)
-        for each in asked
+        for each in teachers
     )
     return {
         PROGRAM: PROGRAM_BYTES,
         WEIGHTS: 4 * size.parameters + (2 * body if half else 0),
-        GRADIENTS: moving * (4 + _MOMENTS[how.optimiser]),
+        GRADIENTS: trainable * (4 + _MOMENTS[hyperparameters.optimiser]),
         ACTIVATIONS: rows * tokens * active * a_token,
-        LOGITS: size.vocabulary
-        * (rows * tokens * _OF_WHOLE_LOGIT if whole_logits else chunk * _OF_LOGIT[bool(asked)]),
-        TEACHERS: teachers,
+        LOGITS: size.vocabulary * chunk * _OF_LOGIT[bool(teachers)],
+        TEACHERS: teacher_bytes,
     }
 
 
-def eager(how: Hyperparameters, tokens: int) -> bool:
-    """Return whether attention maps are kept (on a CPU)."""
-    return how.attention == "eager" or (how.attention == "auto" and tokens <= SHORT_ROW)
+def keeps_attention_maps(hyperparameters: Hyperparameters, tokens: int) -> bool:
+    """Return whether attention maps stay in memory for the backward pass (on a CPU)."""
+    return hyperparameters.attention == "eager" or (
+        hyperparameters.attention == "auto" and tokens <= SHORT_ROW
+    )
 
 
-def check_memory(label: str, parts: Mapping[str, int], room: int, *, where: str) -> None:
-    """Refuse what surely takes more than there is: an estimate may be a third too high.
+def check_memory(label: str, parts: Mapping[str, int], available: int, *, where: str) -> None:
+    """Refuse a run that surely needs more memory than is available.
+
+    An estimate may be a third too high: what is above by less is let through.
 
     Raises:
-        UserError: with what takes the most, and how to have it take less.
+        UserError: names the parts, the largest first, and params that make the first two smaller.
     """
     total = sum(parts.values())
-    if total <= _TOO_HIGH * room:
+    if total <= _TOO_HIGH * available:
         return
-    most = sorted((part for part in _MENDS if parts.get(part)), key=lambda part: -parts[part])
-    told = ", ".join(f"{part} {parts[part] / GIB:.1f}" for part in most)
+    most = sorted((part for part in _FIXES if parts.get(part)), key=lambda part: -parts[part])
+    shares = ", ".join(f"{part} {parts[part] / GIB:.1f}" for part in most)
     raise UserError(
-        f"{label} takes about {total / GIB:.1f} GiB of memory, {room / GIB:.1f} are there ({told})",
+        f"{label} needs {total / GIB:.1f} GiB of memory, {available / GIB:.1f} GiB available "
+        f"({shares})",
         where=where,
-        fix=" or ".join(_MENDS[part] for part in most[:2]),
+        fix=" or ".join(_FIXES[part] for part in most[:2]),
     )
 
 
@@ -203,30 +207,30 @@ def _ends(model: Any) -> tuple[Any, Any]:
 
 def check_training_memory(
     model: Any,
-    how: Hyperparameters,
+    hyperparameters: Hyperparameters,
     tokens: int,
-    asked: Sequence[Any],
+    teachers: Sequence[Any],
     *,
     where: str,
     workers: int = 1,
 ) -> None:
-    """Refuse a run whose models are loaded, where what training adds to them is not there.
+    """Refuse a run whose models are loaded where memory is short for what training adds.
 
     Raises:
         UserError: as `check_room`.
     """
-    room = available_memory()
-    if room is None:
+    available = available_memory()
+    if available is None:
         return
     size = size_of_model(model)
-    teachers = [TeacherSize(size_of_model(each), 0) for each in asked]
-    parts = peak_memory(size, how, tokens, teachers)
+    sizes = [TeacherSize(size_of_model(teacher), 0) for teacher in teachers]
+    parts = peak_memory(size, hyperparameters, tokens, sizes)
     parts |= {PROGRAM: 0, WEIGHTS: parts[WEIGHTS] - 4 * size.parameters}
-    check_memory(f"with rows of {tokens} tokens it", parts, room // workers, where=where)
+    check_memory(f"training on rows of {tokens} tokens", parts, available // workers, where=where)
 
 
 def available_on(device: str) -> int | None:
-    """Return the bytes that a model on `device` could still take; None where that is not known."""
+    """Return the bytes that are available on `device`; None where that is not known."""
     if not device.startswith("cuda"):
         return available_memory()
     import torch
@@ -238,7 +242,7 @@ def available_on(device: str) -> int | None:
 def available_memory(
     meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")
 ) -> int | None:
-    """Return the bytes that this process could still take; None where the system does not say."""
+    """Return the bytes available to this process; None where the system does not say."""
     if not meminfo.exists():
         return None
     lines = dict(line.split(":") for line in meminfo.read_text().splitlines() if ":" in line)

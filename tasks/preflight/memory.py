@@ -112,7 +112,7 @@ class Memory:
         rows = phase.rows_at_once * (1 + pairs)
         share = -(-rows // phase.workers) if phase.micro_batch_size is None else rows
         asked = list(self._asked(phase))
-        one = peak_memory(size, phase, tokens, asked, rows=share, whole_logits=pairs)
+        one = peak_memory(size, phase, tokens, asked, rows=share)
         return {part: phase.workers * amount for part, amount in one.items()}
 
     def _start(self, phase: "Phase") -> ModelSize:
@@ -146,7 +146,7 @@ def captured(size: ModelSize, how: CaptureParams) -> Parts:
     a_token = 4 * (4 * size.width + 3 * size.neurons)
     return {
         PROGRAM: PROGRAM_BYTES,
-        WEIGHTS: size.asked(BYTES[resolve(how.precision, checkpoints.accelerator())]),
+        WEIGHTS: size.inference_bytes(BYTES[resolve(how.precision, checkpoints.accelerator())]),
         ACTIVATIONS: how.threads * how.batch_tokens * a_token,
         LOGITS: how.threads * how.chunk_tokens * size.vocabulary * 12,
     }
@@ -158,7 +158,7 @@ def answered(size: ModelSize, how: Transformers) -> Parts:
     a_token = 2 * wide * size.layers * size.keys + 4 * (4 * size.width + 3 * size.neurons)
     one = {
         PROGRAM: PROGRAM_BYTES,
-        WEIGHTS: size.asked(wide),
+        WEIGHTS: size.inference_bytes(wide),
         ACTIVATIONS: how.threads * batch.tokens * a_token,
         LOGITS: how.threads * batch.rows * size.vocabulary * 12,
     }

@@ -14,7 +14,7 @@ from cohobate.data.records import ADAPT, INIT_STUDENT, TRAIN
 from cohobate.errors import UserError
 from cohobate.generation.decoding import plan_batches
 from cohobate.generation.requests import Batching, Decoding, Request
-from cohobate.methods.rollout_generators import SPREAD, cast_once
+from cohobate.methods.rollout_generators import SPREAD, cached_casts
 from cohobate.methods.rollout_settings import (
     AdaptiveShare,
     ConstantShare,
@@ -91,7 +91,7 @@ def test_the_loss_is_the_divergence_from_the_live_teacher(make_model, tokenizer)
     from cohobate.training.model_loss import CausalLMLoss
 
     student, teacher = make_model(tokenizer, seed=1), make_model(tokenizer, seed=2)
-    rows = text_of(student, tokenizer, ConstantShare()).write(prompts(), "a draw")
+    rows = text_of(student, tokenizer, ConstantShare()).generate(prompts(), "a draw")
     live = LiveSource({"main": teacher}, len(tokenizer))
     batch = MicroBatches(rows, [range(len(rows))], len(rows), live)[0]
     valid = len(batch["labels_N"])
@@ -135,7 +135,7 @@ def test_an_update_is_answered_in_few_batches(model) -> None:
 
 def test_frozen_weights_are_frozen_again_after_an_answer(model) -> None:
     model.get_input_embeddings().requires_grad_(False)
-    with cast_once(model):
+    with cached_casts(model):
         assert all(weight.requires_grad for weight in model.parameters())
     frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
     assert frozen == ["model.embed_tokens.weight"]
@@ -143,7 +143,9 @@ def test_frozen_weights_are_frozen_again_after_an_answer(model) -> None:
 
 def test_prompts_stay_and_answers_are_marked(model, tokenizer) -> None:
     given = prompts()
-    written = {row.key: row for row in text_of(model, tokenizer, ConstantShare()).write(given, "x")}
+    written = {
+        row.key: row for row in text_of(model, tokenizer, ConstantShare()).generate(given, "x")
+    }
     for row in given:
         answer = written[row.key]
         assert answer.by_student and not row.by_student
@@ -154,7 +156,7 @@ def test_prompts_stay_and_answers_are_marked(model, tokenizer) -> None:
 @pytest.mark.parametrize("unfinished", ["learn", "mask"])
 def test_unfinished_answers_are_counted_and_may_be_masked(model, tokenizer, unfinished) -> None:
     text = text_of(model, tokenizer, ConstantShare(), sampling={"unfinished": unfinished})
-    written = text.write(prompts(40), "x")
+    written = text.generate(prompts(40), "x")
     cut = [row for row in written if row.ids[-1] not in text.writer.stop]
     ended = [row for row in written if row.ids[-1] in text.writer.stop]
     assert ended and cut and text.counts["unfinished answers"] == len(cut)
@@ -179,7 +181,7 @@ def test_old_answers_are_taken_again_and_ever_more_often(model, tokenizer) -> No
 
 
 def test_an_update_beside_the_given_text_is_no_larger(model, tokenizer) -> None:
-    text = text_of(model, tokenizer, ConstantShare(share=1), beside_given=True)
+    text = text_of(model, tokenizer, ConstantShare(share=1), mix_given=True)
     rows = text.rows(0, prompts(6))
     assert len(rows) == 6 and sum(row.by_student for row in rows) == 3
     keys = [sorted(row.key for row in rows if row.by_student == own) for own in (True, False)]
@@ -188,12 +190,12 @@ def test_an_update_beside_the_given_text_is_no_larger(model, tokenizer) -> None:
 
 def test_the_share_rises_when_the_held_out_loss_does() -> None:
     schedule = AdaptiveShare(start=0.2, step=0.3, tolerance=0.1)
-    share = schedule.after(0.0, [2.0])
+    share = schedule.next_share(0.0, [2.0])
     assert share == 0.2
-    assert schedule.after(share, [2.0, 2.05]) == 0.2, "within the tolerance"
-    assert schedule.after(share, [2.0, 1.0]) == 0.2
-    assert schedule.after(share, [2.0, 1.0, 1.2]) == pytest.approx(0.5)
-    assert schedule.after(0.9, [1.0, 2.0]) == 1.0
+    assert schedule.next_share(share, [2.0, 2.05]) == 0.2, "within the tolerance"
+    assert schedule.next_share(share, [2.0, 1.0]) == 0.2
+    assert schedule.next_share(share, [2.0, 1.0, 1.2]) == pytest.approx(0.5)
+    assert schedule.next_share(0.9, [1.0, 2.0]) == 1.0
 
 
 def test_the_held_out_loss_is_that_of_transformers(model, tokenizer) -> None:
@@ -247,7 +249,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(round_so_far, make_tokenizer
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"targets": "data/capture/main"}, "a teacher that can be asked"),
+        ({"targets": "data/capture/main"}, "needs a live teacher"),
         ({"terms": [{"type": "reverse_kl"}, {"type": "hard"}]}, "its own answers"),
         ({"student_text": {"type": "constant", "share": 2}}, "less than or equal to 1"),
         ({"sampling": {"replay": 3}}, "one update at least"),

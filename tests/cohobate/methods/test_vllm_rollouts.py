@@ -112,10 +112,10 @@ def test_an_answer_ends_where_the_tokenizer_says(model, tokenizer, engine) -> No
     text = StudentRollouts(model, tokenizer, SAMPLING, ConstantShare(share=1), seed=1, updates=4)
     end = tokenizer.eos_token_id
     says_always(model, end)
-    (ended,) = text.writer.answers([Request([5, 6, 7])])
+    (ended,) = text.generator.generate([Request([5, 6, 7])])
     assert (ended.ids, ended.finish) == ([end], "stop")
     says_always(model, end + 1)
-    (cut,) = text.writer.answers([Request([5, 6, 7])])
+    (cut,) = text.generator.generate([Request([5, 6, 7])])
     assert (cut.ids, cut.finish) == ([end + 1] * 6, "length")
     assert cut.logprob == pytest.approx(-1.0)
 

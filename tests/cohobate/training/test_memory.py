@@ -18,7 +18,7 @@ from cohobate.training.memory import (
     check_memory,
     peak_memory,
     size_of_model,
-    trained,
+    trained_parameters,
 )
 from tests.cohobate.methods.test_on_policy import prompts
 
@@ -45,7 +45,7 @@ def test_the_weights_that_move_are_counted_as_torch_counts_them(make_model, toke
             with training_setup(model, how, 10, seed=1):
                 moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
             assert size.tied == tied
-            assert trained(size, how) == pytest.approx(moving, rel=0.1), (tied, case)
+            assert trained_parameters(size, how) == pytest.approx(moving, rel=0.1), (tied, case)
 
 
 def test_each_choice_takes_its_part_off() -> None:
@@ -63,17 +63,17 @@ def test_each_choice_takes_its_part_off() -> None:
 
 def test_a_teacher_is_held_twice_unless_it_is_large() -> None:
     maps = SMOL.parameters  # embeddings and head are one matrix, of which the head is packed
-    assert SMOL.asked(2) == 2 * (SMOL.parameters + maps)
+    assert SMOL.inference_bytes(2) == 2 * (SMOL.parameters + maps)
     large = ModelSize(7_000_000_000, 262_144_000, 32, 4096, 14336, 32, 32_000)
-    assert large.asked(2) == 2 * large.parameters
-    assert large.asked(0) == 0  # loaded already
+    assert large.inference_bytes(2) == 2 * large.parameters
+    assert large.inference_bytes(0) == 0  # loaded already
 
 
 def test_what_does_not_fit_is_refused_with_its_mend() -> None:
     parts = peak_memory(SMOL, chosen(batch_size=512), 1000, [TeacherSize(SMOL)])
     total = sum(parts.values())
     check_memory("kd", parts, total * 3 // 4 + 1, where="here")
-    with pytest.raises(UserError, match="kd takes about") as caught:
+    with pytest.raises(UserError, match="kd needs") as caught:
         check_memory("kd", parts, total * 3 // 4 - 1, where="params.yaml, train.kd")
     assert caught.value.where == "params.yaml, train.kd"
     assert "micro_batch_size" in (caught.value.fix or "")

@@ -17,6 +17,7 @@ from cohobate.data.records import (
     INIT_STUDENT,
     LABELLED,
     TRAIN,
+    Pair,
     Response,
     Row,
     row_id,
@@ -51,6 +52,8 @@ KD = SFT | {
     "terms": [{"type": "forward_kl", "weight": 0.7}, {"type": "hard", "weight": 0.3}],
 }
 LIVE = KD | {"targets": str(ADAPT / "main"), "teacher_precision": "float32"}
+PAIRS = "data/preferences/pairs.jsonl"
+DPO = SFT | {"method": "dpo", "rows": PAIRS, "targets": PAIRS, "micro_batch_size": 2}
 CURVE_TOLERANCE = 2e-4
 """Relative: float32 sums in another order, grown over the updates."""
 
@@ -62,10 +65,17 @@ def start(project: Path, make_model: Callable[..., Any], tokenizer: Any) -> None
     write_rows(LABELLED, rows)
     kept = [Response(**row.model_dump(), teacher="main", finish="stop") for row in rows]
     write_rows(FILTER / "kept.jsonl", kept)
+    write_rows(Path(PAIRS), [pair(row) for row in rows])
     checkpoints.save(make_model(tokenizer, seed=1), tokenizer, ADAPT / "main", {})
     checkpoints.save(make_model(tokenizer, seed=2, layers=2), tokenizer, INIT_STUDENT, {})
     signals = CaptureParams(signals={"type": "top_k", "k": 64}, precision="float32", threads=1)
     capture("main", Teacher(model="tiny"), signals)
+
+
+def pair(row: Row) -> Pair:
+    sides = {"chosen": row.answer, "rejected": " plant of a long name"}
+    origins = {"chosen_origin": "teacher", "rejected_origin": "student"}
+    return Pair(id=row.id, prompt=row.prompt, margin=1.0, **sides, **origins)
 
 
 def phase(fields: dict[str, Any]) -> Any:
@@ -114,7 +124,7 @@ def together(fields: dict[str, Any], count: int = 2) -> list[str]:
     return [Path(f"said-{rank}").read_text() for rank in range(count)]
 
 
-@pytest.mark.parametrize("fields", [SFT, KD, LIVE], ids=["sft", "kd", "live teacher"])
+@pytest.mark.parametrize("fields", [SFT, KD, LIVE, DPO], ids=["sft", "kd", "live teacher", "dpo"])
 def test_two_workers_learn_what_one_does(start: None, fields: dict[str, Any]) -> None:
     run("it", phase(fields), seeds=[1])
     one = history()
