@@ -1,7 +1,4 @@
-"""Tokenised examples: rows as a model reads them, and where their completions lie in a batch.
-
-Shapes: B batch, S sequence, P tokens of a common prefix, N completion tokens.
-"""
+"""Tokenised examples for training, and the positions of their completions in a batch."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -17,7 +14,7 @@ from cohobate.data.tokenized import Encoded
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row as a model reads it."""
+    """One row of training data as token ids."""
 
     key: str
     """`row_key` of the row."""
@@ -44,7 +41,7 @@ class Example:
 
 
 def row_key(row: Row) -> str:
-    """Return which row this is: which prompt, whose answer of which sample, which target."""
+    """Return a key of a row: its prompt, the teacher and sample of its answer, its target."""
     if isinstance(row, Response):
         target = f"/{row.target}" if row.target else ""
         return f"{row.id}/{row.teacher}/{row.sample}{target}"
@@ -54,7 +51,7 @@ def row_key(row: Row) -> str:
 def examples_of(
     rows: Iterable[Row], encoded: Iterable[Encoded], max_tokens: int | None = None
 ) -> list[Example]:
-    """Return rows and their token ids as examples; a `TrainingRow` has its stage.
+    """Return rows and their token ids as examples, with the stage of a `TrainingRow`.
 
     Rows without an answer, and those of more than `max_tokens`, are left out: compare the number.
     """
@@ -74,16 +71,19 @@ def examples_of(
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """Return a hash of what there is to learn: the rows, in their order, as ids."""
-    found = hashlib.sha256()
+    """Return a sha256 of the examples in their order: keys and token ids."""
+    digest = hashlib.sha256()
     for row in examples:
-        about = (row.key, row.prompt_length, row.stage, row.signal, len(row.ids))
-        found.update(repr(about).encode() + row.ids.tobytes())
-    return found.hexdigest()
+        fields = (row.key, row.prompt_length, row.stage, row.signal, len(row.ids))
+        digest.update(repr(fields).encode() + row.ids.tobytes())
+    return digest.hexdigest()
 
 
 def completion_positions(rows: Sequence[Example], width: int) -> torch.Tensor:
-    """Return where the completions are predicted in rows stacked to (B, S), counted through B·S."""
+    """Return the positions that predict completions in rows of (B, S), counted through B·S, (N,).
+
+    That is the position before each completion token: logits there predict it.
+    """
     spans = [
         np.arange(row.prompt_length - 1, len(row.ids) - 1) + n * width for n, row in enumerate(rows)
     ]
@@ -91,11 +91,14 @@ def completion_positions(rows: Sequence[Example], width: int) -> torch.Tensor:
 
 
 def common_prefix(rows: Sequence[Example]) -> torch.Tensor:
-    """Return the tokens that all prompts begin with, each one's last token apart, (P,)."""
-    asked = [row.ids[: row.prompt_length - 1] for row in rows]
-    first = min(asked, key=len, default=np.empty(0, dtype=np.int32))
-    alike_P = np.all([ids[: len(first)] == first for ids in asked], 0)
-    return torch.from_numpy(first[: int(alike_P.cumprod().sum())]).long()
+    """Return the tokens that all prompts begin with, (P,); the last token of each does not count.
+
+    It predicts the first completion token: a pass must read it.
+    """
+    prompts = [row.ids[: row.prompt_length - 1] for row in rows]
+    first = min(prompts, key=len, default=np.empty(0, dtype=np.int32))
+    same_P = np.all([ids[: len(first)] == first for ids in prompts], 0)
+    return torch.from_numpy(first[: int(same_P.cumprod().sum())]).long()
 
 
 class TargetCollator(Protocol):

@@ -1,14 +1,13 @@
 """Rows as token ids: one rule for training, generation, capture and scoring alike.
 
-A prompt and its completion are tokenised apart and then concatenated, so that a completion has the
-same ids whether a model reads it or writes it. The end-of-sequence id closes every completion.
-
-Shapes: B batch, S sequence.
+A prompt and its completion are tokenised separately and then concatenated, so that a completion has
+the same ids in training as when a model generates it. The end-of-sequence id closes every
+completion.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from cohobate.data.records import Message, Row
 from cohobate.errors import UserError
@@ -17,9 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-NOT_A_TARGET = -100
-"""Marks the positions that carry no loss (the convention of torch's cross-entropy)."""
-_CHUNK = 4096
+_CHUNK = 4096  # rows tokenised at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +31,6 @@ class Encoded:
     def ids(self) -> list[int]:
         """Prompt and completion, as the model reads them."""
         return self.prompt_ids + self.completion_ids
-
-
-class Batch(NamedTuple):
-    """Right-padded rows: inputs, and at each position the id that should come next."""
-
-    ids_BS: "Tensor"  # noqa: N815
-    """Input ids. The last id of a row is left out: nothing follows it."""
-    targets_BS: "Tensor"  # noqa: N815
-    """The next id where that belongs to the completion, else NOT_A_TARGET."""
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", row: Row) -> Encoded:
@@ -81,12 +69,12 @@ def prompt_ids(
     turns = [i for i, prompt in enumerate(prompts) if not isinstance(prompt, str)]
     texts = [prompts[i] for i in plain]
     chats = [_rendered(tokenizer, prompts[i]) for i in turns]  # type: ignore[arg-type]
-    found: list[list[int]] = [[] for _ in prompts]
+    token_ids: list[list[int]] = [[] for _ in prompts]
     for i, ids in zip(plain, _tokenised(tokenizer, texts, special=True), strict=True):  # type: ignore[arg-type]
-        found[i] = ids
+        token_ids[i] = ids
     for i, ids in zip(turns, _tokenised(tokenizer, chats, special=False), strict=True):
-        found[i] = ids
-    return found
+        token_ids[i] = ids
+    return token_ids
 
 
 def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: tuple[Message, ...]) -> str:
@@ -104,7 +92,7 @@ def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: tuple[Message, ...
             f"the chat template refuses a conversation of the turns {roles}: {error}",
             where=f"the conversation that begins {messages[0].content[:60]!r}",
             fix="teachers.<name>.template: {system: into_first_user} or {turns: alternate}; of a "
-            "student of its own tokenizer, shape.template; or leave such rows out",
+            "student of its own tokenizer, init_student.template; or leave such rows out",
         ) from error
     return text
 
@@ -131,10 +119,3 @@ def pad_right(rows: Sequence[Sequence[int]], fill: int) -> "Tensor":
     for line, row in enumerate(rows):
         stacked_BS[line, : len(row)] = torch.tensor(row)
     return stacked_BS
-
-
-def collate(rows: Sequence[Encoded], fill: int) -> Batch:
-    """Stack rows for training: right-padded inputs, targets shifted to where they are predicted."""
-    inputs = [row.ids[:-1] for row in rows]
-    masked = [[NOT_A_TARGET] * (len(row.prompt_ids) - 1) + row.completion_ids for row in rows]
-    return Batch(pad_right(inputs, fill), pad_right(masked, NOT_A_TARGET))

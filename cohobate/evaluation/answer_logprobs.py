@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cohobate.data.tokenized import Encoded, pad_right
-from cohobate.fast.padding_free import last_hidden
+from cohobate.fast.forward_pass import forward
 from cohobate.models.lm_head import Head
 from cohobate.thread_map import thread_map
 
@@ -91,7 +91,9 @@ class AnswerLogprobs:
         firsts = [n * ids_BS.shape[1] + len(x.prompt_ids) - 1 for n, x in enumerate(texts)]
         spans = [torch.arange(a, a + n) for a, n in zip(firsts, lengths, strict=True)]
         with torch.inference_mode():
-            hidden_ND = last_hidden(self.model, ids_BS, torch.cat(spans).to(ids_BS.device))
+            hidden_ND = forward(
+                self.model, ids_BS, torch.cat(spans).to(ids_BS.device)
+            ).last_hidden_ND
         # clones: a view would keep the hidden states of the whole batch in memory
         return [part.clone() for part in torch.split(hidden_ND, lengths)]
 

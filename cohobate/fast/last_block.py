@@ -1,14 +1,9 @@
-"""The last block's MLP at the tokens that are looked at, and at no others.
+"""The last block's MLP at the selected tokens alone.
 
-What a causal LM's last block makes of a token goes nowhere but to its head. Where few tokens are
-looked at, as those of a short answer behind its prompt, the block's MLP (three quarters of a Llama
-block's weights) has few rows to work on; attention alone reads all. Of a student of five blocks
-that is an eighth of the body's work, forwards and backwards.
-
-The hooks stay on the module and do nothing unless the thread that runs it has said so: batches run
-side by side over one model.
-
-Shapes: G sequences, T tokens of each, N tokens looked at, D width.
+The output of a causal LM's last block goes to its head and nowhere else. Where few tokens are
+selected, as those of a short answer behind its prompt, the block's MLP (three quarters of a Llama
+block's weights) has few rows to work on; its attention reads all. For a student of five blocks that
+is an eighth of the body's work, forwards and backwards.
 """
 
 from collections.abc import Iterator
@@ -24,52 +19,57 @@ from transformers import PreTrainedModel
 from cohobate.models.layers import blocks_of, body_of, has_blocks
 
 
-class _Asked(local):
-    """What this thread looks at."""
+class _Selection(local):
+    """The selected tokens of this thread's pass: batches run in threads over one model."""
 
-    at_N: Tensor | None = None  # noqa: N815
-    """Tokens, counted through G·T, each once; None: all."""
-    shape: torch.Size | None = None
-    """Of what the MLP was given, while it has some of it."""
+    positions_N: Tensor | None = None  # noqa: N815
+    """Tokens, counted through B·S, each once; None: all, and the hooks do nothing."""
+    input_shape: torch.Size | None = None
+    """Of what the MLP was given, from its first hook to its second."""
 
 
-_ASKED = _Asked()
+_SELECTION = _Selection()
 _HOOKED: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-_ONE = Lock()
+_LOCK = Lock()
 
 
 @contextmanager
-def only(model: PreTrainedModel, at_N: Tensor, tokens: int) -> Iterator[None]:
-    """Within the block, let the last MLP read `at_N` alone of so many tokens, where it can.
+def mlp_at(model: PreTrainedModel, positions_N: Tensor, tokens: int) -> Iterator[None]:
+    """Within the block, run the last MLP at the selected tokens alone, where the model allows it.
 
-    `at_N` counts through the sequences. What the body leaves of other tokens is not to be used.
+    What the body gives at other tokens is then meaningless.
+
+    Args:
+        model: its last MLP gets hooks at the first call, which stay and do nothing elsewhere.
+        positions_N: the selected tokens, counted through the sequences.
+        tokens: how many there are in all; where more than half are selected, all are read.
     """
-    some_N: Tensor = torch.unique(at_N)
-    few = 0 < 2 * len(some_N) <= tokens
-    if not few or _recomputes(model) or not _hooked(model):
+    unique_N: Tensor = torch.unique(positions_N)
+    few = 0 < 2 * len(unique_N) <= tokens
+    if not few or _recomputes(model) or not _is_hooked(model):
         yield
         return
-    _ASKED.at_N = some_N
+    _SELECTION.positions_N = unique_N
     try:
         yield
     finally:
-        _ASKED.at_N = _ASKED.shape = None
+        _SELECTION.positions_N = _SELECTION.input_shape = None
+
+
+def all_close(x: Tensor, reference: Tensor) -> bool:
+    """Say whether the outputs of two passes of one model differ by no more than rounding."""
+    bound = 1e-4 if reference.dtype in {torch.float32, torch.float64} else 3e-2
+    return bool((x - reference).abs().max() <= bound * reference.abs().max())
 
 
 def _recomputes(model: PreTrainedModel) -> bool:
-    """Say whether blocks run again in the backward pass, when nothing is asked any more."""
+    """Say whether blocks run again in the backward pass: no selection is set by then."""
     return torch.is_grad_enabled() and getattr(model, "is_activation_checkpointing", True)
 
 
-def agree(found: Tensor, wanted: Tensor) -> bool:
-    """Say whether two passes of one model differ by no more than rounding."""
-    bound = 1e-4 if wanted.dtype in {torch.float32, torch.float64} else 3e-2
-    return bool((found - wanted).abs().max() <= bound * wanted.abs().max())
-
-
-def _hooked(model: PreTrainedModel) -> bool:
-    """Say whether a model's last MLP works token by token; it is tried once."""
-    with _ONE:
+def _is_hooked(model: PreTrainedModel) -> bool:
+    """Say whether a model's last MLP has the hooks; each model is probed once."""
+    with _LOCK:
         if model not in _HOOKED:
             _HOOKED[model] = _hook(model)
         return _HOOKED[model]
@@ -79,40 +79,45 @@ def _hook(model: PreTrainedModel) -> bool:
     mlp = getattr(blocks_of(model)[-1], "mlp", None) if has_blocks(model) else None
     if not isinstance(mlp, nn.Module):
         return False
-    handles = [mlp.register_forward_pre_hook(_take), mlp.register_forward_hook(_put_back)]
-    if _works_alike(model):
+    handles = [mlp.register_forward_pre_hook(_select), mlp.register_forward_hook(_scatter)]
+    if _gives_the_same(model):
         return True
-    for handle in handles:
+    for handle in handles:  # an MLP that looks at several tokens, or a block of another form
         handle.remove()
     return False
 
 
 @torch.no_grad()
-def _works_alike(model: PreTrainedModel) -> bool:
+def _gives_the_same(model: PreTrainedModel) -> bool:
     ids_BS = torch.tensor([[1, 2, 3, 4], [1, 2, 4, 3]], device=model.device)
-    _ASKED.at_N = torch.tensor([1, 6, 7], device=model.device)
+    positions_N = torch.tensor([1, 6, 7], device=model.device)
+    _SELECTION.positions_N = positions_N
     with torch.autocast(ids_BS.device.type, enabled=False):
         try:
-            found_BSD = body_of(model)(ids_BS, use_cache=False).last_hidden_state
+            hidden_BSD = body_of(model)(ids_BS, use_cache=False).last_hidden_state
         except (ValueError, RuntimeError, IndexError, TypeError, AttributeError):
             return False
         finally:
-            at_N, _ASKED.at_N, _ASKED.shape = _ASKED.at_N, None, None
-        wanted_BSD = body_of(model)(ids_BS, use_cache=False).last_hidden_state
-    return agree(found_BSD.flatten(0, 1)[at_N], wanted_BSD.flatten(0, 1)[at_N])
+            _SELECTION.positions_N = _SELECTION.input_shape = None
+        reference_BSD = body_of(model)(ids_BS, use_cache=False).last_hidden_state
+    return all_close(
+        hidden_BSD.flatten(0, 1)[positions_N], reference_BSD.flatten(0, 1)[positions_N]
+    )
 
 
-def _take(mlp: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    if _ASKED.at_N is None or len(inputs) != 1 or inputs[0].dim() != 3:
+def _select(mlp: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Give the MLP the selected tokens as one row, (1, N, D)."""
+    if _SELECTION.positions_N is None or len(inputs) != 1 or inputs[0].dim() != 3:
         return None
-    _ASKED.shape = inputs[0].shape
-    return (inputs[0].flatten(0, 1).index_select(0, _ASKED.at_N)[None],)
+    _SELECTION.input_shape = inputs[0].shape
+    return (inputs[0].flatten(0, 1).index_select(0, _SELECTION.positions_N)[None],)
 
 
-def _put_back(mlp: nn.Module, inputs: Any, out_1ND: Any) -> Tensor | None:
-    if _ASKED.at_N is None or _ASKED.shape is None:
+def _scatter(mlp: nn.Module, inputs: Any, out_1ND: Any) -> Tensor | None:
+    """Put what the MLP made of them back where they were, zeros elsewhere."""
+    if _SELECTION.positions_N is None or _SELECTION.input_shape is None:
         return None
-    sequences, tokens, _ = _ASKED.shape
-    nothing_ND = out_1ND.new_zeros(sequences * tokens, out_1ND.shape[-1])
-    whole_ND: Tensor = nothing_ND.index_copy(0, _ASKED.at_N, out_1ND[0])
-    return whole_ND.view(sequences, tokens, -1)
+    rows, tokens, _ = _SELECTION.input_shape
+    zeros_ND = out_1ND.new_zeros(rows * tokens, out_1ND.shape[-1])
+    whole_ND: Tensor = zeros_ND.index_copy(0, _SELECTION.positions_N, out_1ND[0])
+    return whole_ND.view(rows, tokens, -1)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cohobate.fast.switch import enabled
 from cohobate.models.number_formats import flags
 
 _ROWS = {torch.bfloat16: range(1, 1025), torch.float32: range(6, 65)}
@@ -55,6 +56,8 @@ def pack(model: Any, largest: int) -> None:
 
     `largest`: bytes of their weights up to which it is done, as the copy comes on top of them.
     """
+    if not enabled():
+        return
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _can(layer)]
     if sum(layer.weight.nbytes for layer in layers) > largest:
         return

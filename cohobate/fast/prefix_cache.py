@@ -1,11 +1,9 @@
-"""What all rows of a run begin with, read once by a model that does not change.
+"""Keys and values of the tokens that all rows of a run begin with, for a frozen model.
 
-Of a chat template's rows the first tokens are the same: the system's turn, and where the question
-begins. A frozen teacher makes the same of them in every update. Its attention's keys and values
-are made once and shown to each pass, which reads the rest alone. They are a function of the model
-and the beginning, so that an update is the same whichever came before it.
-
-Shapes: B rows, S sequence, P tokens of the beginning, N tokens looked at.
+Rows of one chat template begin alike: the system's turn, and where the question starts. A frozen
+teacher computes the same for these tokens in every update. Here their keys and values are computed
+once, and each pass reads what lies behind them. The cache is a function of the model and the prefix
+alone, so that an update is the same whichever came before it.
 """
 
 from functools import cached_property
@@ -20,35 +18,39 @@ from cohobate.models.layers import body_of
 
 
 class PrefixCache:
-    """Tokens, and what a model's attention keeps of them."""
+    """The keys and values of a prefix, P tokens, in each layer of a model."""
 
     def __init__(self, model: PreTrainedModel, ids_P: Tensor) -> None:
         self.model, self.ids_P = model, ids_P.to(model.device)
 
     @cached_property
     def cache(self) -> DynamicCache:
-        """Keys and values of every block; made when first asked for, as not every model can."""
+        """Keys and values; computed at the first use, as not every model can use them."""
         cache = DynamicCache(config=self.model.config)
         cache.layers = [PrefixLayer() for _ in cache.layers]
         with torch.no_grad(), torch.autocast(self.ids_P.device.type, enabled=False):
             body_of(self.model)(self.ids_P[None], past_key_values=cache, use_cache=True)
         return cache
 
-    def known_of(self, ids_BS: Tensor, at_N: Tensor) -> int:
-        """Return how many tokens of rows need not be read: all of the beginning, or none."""
+    def cached_tokens(self, ids_BS: Tensor, positions_N: Tensor) -> int:
+        """Return how many tokens of rows need not be read: the whole prefix, or none.
+
+        None where a row begins otherwise, has nothing behind the prefix, or one of the selected
+        tokens lies in it.
+        """
         count, width = len(self.ids_P), ids_BS.shape[1]
         if not 0 < count < width or not (ids_BS[:, :count] == self.ids_P).all():
             return 0
-        return count if (at_N % width >= count).all() else 0
+        return count if (positions_N % width >= count).all() else 0
 
 
 class PrefixLayer(DynamicLayer):
-    """The keys and values that came first: they are shown to later passes and stay as they are."""
+    """The keys and values that came first: later passes see them, and leave them as they are."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Keep what comes first; put later keys and values behind it, and keep none of them."""
+        """Keep the first keys and values; return later ones behind them without keeping any."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states

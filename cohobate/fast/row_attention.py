@@ -1,142 +1,141 @@
-"""Attention over rows that lie end to end: each row is compared with itself, not with all.
+"""Attention over packed rows, each compared with itself and the common prefix alone.
 
-A mask over a sequence of many rows is mostly no: attention under it does the work of the whole
-square. Here the rows' queries are stacked, (B, L, H, E), against the beginning that all share and
-their own keys, which is what is looked at and little more.
+The mask of a sequence that holds many rows is mostly False, and attention under it does the work of
+the whole square. Here the rows' queries are gathered to (B, S - P, H, E), and see the keys of the
+prefix and of their own row: what the mask allows, and little more.
 
-The mask is a tensor of its own kind: `scaled_dot_product_attention` given it goes row by row, and
-to all else it is the plain mask that it shows. So models need to know nothing of it.
-
-Shapes: G sequences, T tokens of each that are read, U that are looked at (those of the beginning
-whose keys and values are known, and the T), B rows, S tokens of the longest, P of the common
-beginning, L = S - P, H heads, E width of a head.
+It is an attention function of transformers, `row_attention`, registered beside "sdpa" and "eager".
+A pass that gives it no `RowIndex` gets what "sdpa" gives, by the same function.
 """
 
 # ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
+ROW_ATTENTION = "row_attention"
 _WHOLE = 192
-"""Tokens of a row up to which its scores are made as a whole, quicker than blockwise on a CPU."""
+"""Keys of a row up to which its scores are made as one matrix, quicker than blockwise on a CPU."""
+_OTHER_ATTENTION = ("position_bias", "softcap", "s_aux", "sliding_window")
+"""Arguments by which models ask for more than softmax(q kᵀ) v under the mask."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Where rows lie in sequences."""
+@dataclass
+class RowIndex:
+    """Where the tokens of rows lie in packed sequences: Q sequences of U tokens each.
+
+    Of the P tokens of the common prefix `cached` have their keys in a cache: they lie in no
+    sequence, and before each sequence's keys.
+    """
 
     key_BS: Tensor
-    """Where in G·U a row's token lies among what is looked at; 0 for padding."""
-    asking_BL: Tensor
-    """Where in G·T its own tokens lie; 0 for padding."""
-    source_GT: Tensor
-    """Where a token is among those of the beginnings that are read and, behind them, the B·L."""
-    shared: int
+    """Where a row's tokens lie among the keys, counted through Q·(cached + U); 0 for padding."""
+    query_BS: Tensor
+    """Where its own tokens, those behind the prefix, lie in Q·U, (B, S - P); 0 for padding."""
+    source_QU: Tensor
+    """Where a token's output lies: among those of the prefix in each sequence, then B·(S - P)."""
+    prefix: int
     """P."""
-    known: int
-    """U - T."""
-    alike: int
-    """Heads of queries that share one of keys, side by side."""
+    cached: int
+    used: bool = False
+    """Whether a model's attention has used it: some never hand it on."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Return what each token sees of the beginning and of its own row, (G, H, T, E)."""
+        """Return each token's attention over the prefix and its own row, (Q, U, H, E).
+
+        Args:
+            query: (Q, H, U, E).
+            key: (Q, H, cached + U, E), as is `value`; a head of keys may serve several of queries.
+            value: see `key`.
+            scale: factor of the scores.
+        """
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        key, value = key[:, :, :: self.alike], value[:, :, :: self.alike]
-        read, shared = self.shared - self.known, self.shared
-        begin = _causal(query[:, :read], key[:, :shared], value[:, :shared], self.known, scale)
+        read, prefix = self.prefix - self.cached, self.prefix
+        begin = _causal(query[:, :read], key[:, :prefix], value[:, :prefix], self.cached, scale)
         own = _causal(
-            _taken(query, self.asking_BL),
-            _taken(key, self.key_BS),
-            _taken(value, self.key_BS),
-            shared,
+            _gathered(query, self.query_BS),
+            _gathered(key, self.key_BS),
+            _gathered(value, self.key_BS),
+            prefix,
             scale,
         )
-        found = torch.cat([begin.flatten(0, 1), own.flatten(0, 1)])
-        return _taken(found[None], self.source_GT).transpose(1, 2)
+        tokens = torch.cat([begin.flatten(0, 1), own.flatten(0, 1)])
+        return _gathered(tokens[None], self.source_QU)
+
+    def fits(self, query: Tensor, key: Tensor) -> bool:
+        """Say whether queries and keys are those of the sequences as they lie."""
+        sequences, tokens = self.source_QU.shape
+        return (len(query), query.shape[2]) == (sequences, tokens) and (
+            (len(key), key.shape[2]) == (sequences, self.cached + tokens)
+        )
 
 
-def _taken(x_GTHE: Tensor, place_BS: Tensor) -> Tensor:
-    """Return the tokens at some places, counted through G·T, (B, S, H, E)."""
-    sequences, tokens, heads, width = x_GTHE.shape
-    flat = x_GTHE.reshape(sequences * tokens, heads * width)
-    return flat.index_select(0, place_BS.flatten()).view(*place_BS.shape, heads, width)
+def row_attention(  # noqa: PLR0917 (the signature of transformers)
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    row_index: RowIndex | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend row by row where a pass gives a `row_index`; else as transformers' "sdpa" does.
+
+    The signature is that of transformers' attention functions: (Q, H, U, E) each, to (Q, U, H, E).
+    """
+    special = dropout or any(kwargs.get(name) is not None for name in _OTHER_ATTENTION)
+    if row_index is None or special or scaling is None or not row_index.fits(query, key):
+        out, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return out, None
+    row_index.used = True
+    with torch.autocast(query.device.type, enabled=False):  # its products are in float32
+        return row_index.attend(query, key, value, scaling), None
+
+
+AttentionInterface.register(ROW_ATTENTION, row_attention)
+AttentionMaskInterface.register(ROW_ATTENTION, sdpa_mask)
+
+
+def _gathered(x: Tensor, index_BS: Tensor) -> Tensor:
+    """Return the tokens of (Q, U, H, E) at some places, counted through Q·U, (B, S, H, E)."""
+    sequences, tokens, heads, width = x.shape
+    # index_select over flat rows: its gradient is an index_add, cheaper than that of x[index]
+    flat = x.reshape(sequences * tokens, heads * width)
+    return flat.index_select(0, index_BS.flatten()).view(*index_BS.shape, heads, width)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, before: int, scale: float) -> Tensor:
-    """Attend where query number n sees the keys up to number `before` + n, (B, L, H, E).
+    """Attend where query number n sees the keys up to number `before` + n; (B, tokens, H, E) each.
 
     In float32, which costs as little here as bfloat16 and does not round the scores. Queries that
-    share a key are stacked: keys and values are copied once, and products have more rows.
+    share a head of keys are stacked: keys and values are copied once, and products have more rows.
     """
-    rows, asked, heads, width = query.shape
-    seen, groups, told = *key.shape[1:3], value.shape[-1]
-    alike = heads // groups
-    mask = torch.ones(asked, seen, dtype=torch.bool, device=query.device).tril(before)
-    if seen > _WHOLE:
+    rows, queries, heads, width = query.shape
+    keys, key_heads, value_width = *key.shape[1:3], value.shape[-1]
+    shared = heads // key_heads
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(before)
+    if keys > _WHOLE:
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        key, value = (x.repeat_interleave(alike, 1) for x in (key, value))
-        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-        return found.transpose(1, 2)
-    none = torch.zeros((), device=query.device).where(mask, -torch.inf)
-    none = none.repeat(alike, 1).expand(rows * groups, -1, -1)
-    query = query.reshape(rows, asked, groups, alike, width).permute(0, 2, 3, 1, 4)
-    query = query.float().reshape(rows * groups, alike * asked, width)
-    key = key.transpose(1, 2).float().reshape(rows * groups, seen, width)
-    scores = torch.baddbmm(none, query, key.transpose(1, 2), alpha=scale)
-    values = value.transpose(1, 2).float().reshape(rows * groups, seen, told)
-    found = torch.bmm(scores.softmax(-1), values).view(rows, groups, alike, asked, told)
-    return found.permute(0, 3, 1, 2, 4).flatten(2, 3).to(value.dtype)
-
-
-class RowMask(Tensor):
-    """Which token may look at which, (G, 1, T, U), and why: the rows."""
-
-    rows: Rows
-    used: bool
-    """Whether attention went row by row."""
-
-    @classmethod
-    def of(cls, mask: Tensor, rows: Rows) -> "RowMask":
-        """Return the mask as one that knows its rows."""
-        knowing = mask.as_subclass(cls)
-        knowing.rows, knowing.used = rows, False
-        return knowing
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Attend row by row where that is what is asked; else be a plain mask."""
-        kwargs = kwargs or {}
-        mask = kwargs.get("attn_mask")
-        with torch._C.DisableTorchFunctionSubclass():
-            asked = func is F.scaled_dot_product_attention and isinstance(mask, cls)
-            if not asked or not mask._is_all_there_is(*args, **kwargs):
-                return func(*args, **kwargs)
-            mask.used = True
-            query, key, value = args
-            with torch.autocast(mask.device.type, enabled=False):
-                return mask.rows.attend(query, key, value, kwargs["scale"])
-
-    def _is_all_there_is(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        attn_mask: Tensor,
-        dropout_p: float = 0.0,
-        scale: float | None = None,
-        is_causal: bool = False,
-        enable_gqa: bool = False,
-    ) -> bool:
-        """Say whether attention is over the sequences as they lie, and by this mask alone."""
-        alike = query.shape[:2] == key.shape[:2] and key.shape[:3] == value.shape[:3]
-        places = (len(query), query.shape[2], key.shape[2])
-        here = alike and places == (len(self), self.shape[-2], self.shape[-1])
-        return here and scale is not None and not (dropout_p or is_causal or enable_gqa)
+        key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        return out.transpose(1, 2)
+    bias = torch.zeros((), device=query.device).where(mask, -torch.inf)
+    bias = bias.repeat(shared, 1).expand(rows * key_heads, -1, -1)
+    query = query.reshape(rows, queries, key_heads, shared, width).permute(0, 2, 3, 1, 4)
+    query = query.float().reshape(rows * key_heads, shared * queries, width)
+    key = key.transpose(1, 2).float().reshape(rows * key_heads, keys, width)
+    scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale)
+    values = value.transpose(1, 2).float().reshape(rows * key_heads, keys, value_width)
+    out = torch.bmm(scores.softmax(-1), values).view(rows, key_heads, shared, queries, value_width)
+    return out.permute(0, 3, 1, 2, 4).flatten(2, 3).to(value.dtype)

@@ -1,10 +1,8 @@
-"""The gradient of the input embeddings, added where it belongs: to the rows that were read.
+"""The gradient of the input embeddings, added to the rows that were read and to no others.
 
 Autograd makes a tensor as large as the embeddings for it, mostly zeros, and adds that to what a
 tied head gave. With a student of a few blocks these two passes over all embeddings took a quarter
 of an update on a CPU.
-
-Shapes: B batch, S sequence, V vocabulary, D width.
 """
 
 from collections.abc import Iterator
@@ -16,31 +14,33 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cohobate import processes
+from cohobate.fast.switch import enabled
 
 
 @contextmanager
 def sparse_gradient(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block, add the slope of embedded tokens to `weight.grad` itself.
+    """Within the block, add the gradient of embedded tokens to `weight.grad` itself.
 
-    Only where it pays and is exact: plain embeddings on a CPU, one worker (what workers exchange is
-    the gradient that autograd returns).
+    Only where it pays and is exact: plain embeddings on a CPU, and one worker, as workers exchange
+    the gradient that autograd returns.
     """
     embedding: Any = model.get_input_embeddings()
     plain = type(embedding) is nn.Embedding and not embedding.scale_grad_by_freq
-    if not plain or embedding.weight.device.type != "cpu" or processes.world_size() > 1:
+    on_cpu = embedding.weight.device.type == "cpu"
+    if not (enabled() and plain and on_cpu) or processes.world_size() > 1:
         yield
         return
-    untouched = embedding.forward
+    original = embedding.forward
 
     def forward(ids_BS: Tensor) -> Tensor:
         embedded: Tensor
         if embedding.weight.requires_grad and torch.is_grad_enabled():
-            hook = torch.zeros(
-                (), requires_grad=True
-            )  # weight's own gradient is not to wait for us
-            embedded = _Embedded.apply(hook, embedding, ids_BS)  # type: ignore[no-untyped-call]
+            # An input of its own that requires a gradient calls `backward`. With the weight as
+            # input, autograd would hold back the tied head's gradient until this one is there.
+            trigger = torch.zeros((), requires_grad=True)
+            embedded = _Embedded.apply(trigger, embedding, ids_BS)  # type: ignore[no-untyped-call]
         else:
-            embedded = untouched(ids_BS)
+            embedded = original(ids_BS)
         return embedded
 
     embedding.forward = forward
@@ -57,12 +57,12 @@ class _Embedded(torch.autograd.Function):
         return embedding.weight.detach()[ids_BS]
 
     @staticmethod
-    def backward(ctx: Any, slope_BSD: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_BSD: Tensor) -> Any:  # type: ignore[override]
         weight_VD = ctx.embedding.weight
         if weight_VD.grad is None:
             weight_VD.grad = torch.zeros_like(weight_VD)
         if ctx.embedding.padding_idx is not None:
-            slope_BSD = slope_BSD * (ctx.ids_BS != ctx.embedding.padding_idx)[..., None]
-        ids, slopes = ctx.ids_BS.flatten(), slope_BSD.flatten(0, -2)
-        weight_VD.grad.index_add_(0, ids, slopes.to(weight_VD.dtype))
+            grad_BSD = grad_BSD * (ctx.ids_BS != ctx.embedding.padding_idx)[..., None]
+        ids, grads = ctx.ids_BS.flatten(), grad_BSD.flatten(0, -2)
+        weight_VD.grad.index_add_(0, ids, grads.to(weight_VD.dtype))
         return None, None, None

@@ -18,12 +18,12 @@ COMPACT_BELOW = 0.75
 class ActiveRow:
     """A request while it is being answered."""
 
-    def __init__(self, request: Request, room: int, how: Decoding) -> None:
+    def __init__(self, request: Request, room: int, decoding: Decoding) -> None:
         self.prompt, self.room = request.ids, room
         self.written: list[int] = []
         self.logprobs: list[float] = []
         self.top: list[tuple[Tensor, Tensor]] = []
-        self.rng = random.Random(f"{how.seed}/{request.draw}")
+        self.rng = random.Random(f"{decoding.seed}/{request.draw}")
 
     def finished(self, stop: frozenset[int]) -> bool:
         """Say whether the answer has ended."""
@@ -36,13 +36,15 @@ class ActiveRow:
         return Completion(self.written, "stop" if ended else "length", mean, self.top)
 
 
-def append_tokens(rows: list[ActiveRow], logits_BV: "Tensor", how: Decoding, top_k: int) -> None:
+def append_tokens(
+    rows: list[ActiveRow], logits_BV: "Tensor", decoding: Decoding, top_k: int
+) -> None:
     """Add the next id to each row."""
     logp_BV = logits_BV.log_softmax(-1)
-    if how.temperature == 0:
+    if decoding.temperature == 0:
         chosen_B = logits_BV.argmax(-1)  # not of logp, where rounding can make a tie
     else:
-        chosen_B = _sampled(logits_BV, how, [row.rng.random() for row in rows])
+        chosen_B = _sampled(logits_BV, decoding, [row.rng.random() for row in rows])
     chosen_logp = logp_BV.gather(1, chosen_B[:, None])[:, 0].tolist()
     for row, token, logprob in zip(rows, chosen_B.tolist(), chosen_logp, strict=True):
         row.written.append(token)
@@ -53,12 +55,12 @@ def append_tokens(rows: list[ActiveRow], logits_BV: "Tensor", how: Decoding, top
             row.top.append((ids_K, logp_K))
 
 
-def _sampled(logits_BV: "Tensor", how: Decoding, draws: list[float]) -> "Tensor":
+def _sampled(logits_BV: "Tensor", decoding: Decoding, draws: list[float]) -> "Tensor":
     """Draw by the inverse of the cumulative distribution: one number a row decides its token."""
     import torch
 
-    falling = (logits_BV.double() / how.temperature).softmax(-1).sort(dim=-1, descending=True)
-    outside_BV = falling.values.cumsum(-1) - falling.values >= how.top_p
+    falling = (logits_BV.double() / decoding.temperature).softmax(-1).sort(dim=-1, descending=True)
+    outside_BV = falling.values.cumsum(-1) - falling.values >= decoding.top_p
     mass_BV = falling.values.masked_fill(outside_BV, 0.0).cumsum(-1)
     drawn_B1 = torch.tensor(draws, dtype=torch.float64, device=logits_BV.device)[:, None]
     rank_B1 = torch.searchsorted(mass_BV, drawn_B1 * mass_BV[:, -1:], right=True)

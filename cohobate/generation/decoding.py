@@ -44,7 +44,7 @@ def generate_answers(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[str | tuple[Message, ...]],
-    how: Decoding,
+    decoding: Decoding,
     batching: Batching | None = None,
     *,
     threads: int = 1,
@@ -60,21 +60,21 @@ def generate_answers(
     stop = stop_ids(model, tokenizer)
 
     def write(batch: list[int]) -> list[Completion]:
-        return decode_batch(model, [requests[n] for n in batch], how, stop, batching)
+        return decode_batch(model, [requests[n] for n in batch], decoding, stop, batching)
 
-    batches = plan_batches(requests, how, batching)
+    batches = plan_batches(requests, decoding, batching)
     for batch, written in thread_map(write, batches, threads):
         yield from zip(batch, (to_answer(tokenizer, w) for w in written), strict=True)
 
 
 def plan_batches(
-    requests: Sequence[Request], how: Decoding, batching: Batching, near: int = 0
+    requests: Sequence[Request], decoding: Decoding, batching: Batching, near: int = 0
 ) -> list[list[int]]:
     """Return the positions of the requests of each batch: like lengths together, short first.
 
     Args:
         requests: prompts.
-        how: how long the answers may be.
+        decoding: how long the answers may be.
         batching: how many rows there may be at once.
         near: tokens by which the prompts of a batch may differ however short they are.
     """
@@ -82,9 +82,11 @@ def plan_batches(
     batches: list[list[int]] = []
     for n in order:
         longest = len(requests[n].ids)
-        most = batching.slots(longest, how) * (1 if how.max_tokens <= _SHORT else _REFILLS)
+        most = batching.slots(longest, decoding) * (
+            1 if decoding.max_tokens <= _SHORT else _REFILLS
+        )
         shortest = len(requests[batches[-1][0]].ids) if batches else 0
-        alike = shortest // _SPREAD if how.max_tokens <= _SHORT else shortest * (_WIDE - 1)
+        alike = shortest // _SPREAD if decoding.max_tokens <= _SHORT else shortest * (_WIDE - 1)
         if batches and len(batches[-1]) < most and longest - shortest <= max(alike, near):
             batches[-1].append(n)
         else:
@@ -95,7 +97,7 @@ def plan_batches(
 def decode_batch(
     model: "PreTrainedModel",
     requests: Sequence[Request],
-    how: Decoding,
+    decoding: Decoding,
     stop: frozenset[int],
     batching: Batching,
     *,
@@ -108,7 +110,7 @@ def decode_batch(
     Args:
         model: any causal LM of transformers.
         requests: prompts of about the same length; what `plan` put together.
-        how: how the next token is chosen.
+        decoding: how the next token is chosen.
         stop: ids that end an answer.
         batching: what `plan` was given.
         top_k: keep so many of the likeliest ids of every token written.
@@ -118,24 +120,24 @@ def decode_batch(
     from cohobate.generation.continuous_batching import can_batch_continuously, decode_continuously
     from cohobate.generation.kv_cache import has_plain_cache
 
-    rows = [ActiveRow(request, _room(model, request, how), how) for request in requests]
+    rows = [ActiveRow(request, _room(model, request, decoding), decoding) for request in requests]
     writing = [row for row in rows if row.room > 0]
     if not writing:
         return [row.completion(stop) for row in rows]
-    slots = max(1, batching.slots(max(len(row.prompt) for row in writing), how))
+    slots = max(1, batching.slots(max(len(row.prompt) for row in writing), decoding))
 
     never_V = suppression_bias(model)
 
     def write(some: list[ActiveRow], logits_BV: "Tensor") -> None:
         if never_V is not None:
             logits_BV = logits_BV + never_V[: logits_BV.shape[-1]]
-        append_tokens(some, logits_BV, how, top_k)
+        append_tokens(some, logits_BV, decoding, top_k)
 
     with torch.no_grad():  # in inference mode autocast would cast every weight anew for each token
         if not has_plain_cache(model):
             for row in writing:
                 _write_without_cache(model, row, stop, write)
-        elif how.max_tokens > _SHORT and can_batch_continuously(model):
+        elif decoding.max_tokens > _SHORT and can_batch_continuously(model):
             decode_continuously(model, writing, slots, lambda row: row.finished(stop), write)
         else:
             for start in range(0, len(writing), slots):
@@ -157,9 +159,9 @@ def to_answer(tokenizer: "PreTrainedTokenizerBase", written: Completion) -> Answ
     return split_reasoning(Answer(text, written.finish, written.logprob))
 
 
-def _room(model: "PreTrainedModel", request: Request, how: Decoding) -> int:
+def _room(model: "PreTrainedModel", request: Request, decoding: Decoding) -> int:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(how.max_tokens, (context or 1 << 62) - len(request.ids))
+    return min(decoding.max_tokens, (context or 1 << 62) - len(request.ids))
 
 
 def _write(

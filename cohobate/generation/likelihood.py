@@ -111,7 +111,7 @@ class Likelihood:
     def _measure(self, batch: list[Continuation]) -> list[float]:
         import torch
 
-        from cohobate.fast.padding_free import last_hidden
+        from cohobate.fast.forward_pass import forward
 
         with torch.inference_mode():
             texts = [[*read, *judged[:-1]] for read, judged in batch]
@@ -123,7 +123,7 @@ class Likelihood:
             ]
             at_N = torch.tensor(places, device=ids_BS.device)
             targets_N = torch.tensor([n for _, judged in batch for n in judged])
-            hidden_ND = last_hidden(self.model, ids_BS, at_N)
+            hidden_ND = forward(self.model, ids_BS, at_N).last_hidden_ND
             losses_N = self._losses(hidden_ND, targets_N.to(ids_BS.device))
         means = torch.split(losses_N, [len(judged) for _, judged in batch])
         return [float(part.double().mean()) for part in means]

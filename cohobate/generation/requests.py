@@ -33,9 +33,9 @@ class Batching(Section):
     tokens: int = Field(8192, ge=1)
     """Most tokens at once, prompts and answers together."""
 
-    def slots(self, longest: int, how: Decoding) -> int:
+    def slots(self, longest: int, decoding: Decoding) -> int:
         """Return how many rows there may be at once if the longest prompt has so many tokens."""
-        return min(self.rows, self.tokens // (longest + how.max_tokens))
+        return min(self.rows, self.tokens // (longest + decoding.max_tokens))
 
 
 class Request(NamedTuple):

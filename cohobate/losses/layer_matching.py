@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cohobate.errors import UserError
-from cohobate.fast.forward import ForwardOutputs, Part
+from cohobate.fast.forward_pass import ForwardOutputs, Part
 from cohobate.losses.features import Feature, LayerMap, TokenPositions
 from cohobate.models.layers import blocks_of
 

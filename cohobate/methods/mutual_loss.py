@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cohobate.fast.padding_free import last_hidden
+from cohobate.fast.forward_pass import forward
 from cohobate.losses.divergence import Divergence
 from cohobate.losses.divergences import Term
 from cohobate.losses.fused_head import fused_head_loss
@@ -55,7 +55,7 @@ class MutualLoss(ModelLoss):
         weight_N: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the first peer's loss, with the gradients of all, and its losses (N, T)."""
-        hidden = [last_hidden(peer, ids_BS, positions_N) for peer in self.peers]
+        hidden = [forward(peer, ids_BS, positions_N).last_hidden_ND for peer in self.peers]
         heads = [Head.of(peer, self.vocabulary) for peer in self.peers]
         taught = [
             LiveTeacher(h_ND.detach().to(self._dtype(h_ND)), head)

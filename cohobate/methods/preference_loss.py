@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from cohobate import processes
 from cohobate.data.examples import Example
 from cohobate.errors import UserError
-from cohobate.fast.padding_free import last_hidden
+from cohobate.fast.forward_pass import forward
 from cohobate.losses.divergences import Hard
 from cohobate.losses.fused_head import fused_head_loss
 from cohobate.losses.live_teacher import label_logprobs
@@ -158,7 +158,7 @@ class PreferenceLoss(ModelLoss):
 
     def _read(self, ids_BS: Tensor, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return the last hidden states at the answers' tokens, and the row of each."""
-        hidden_ND = last_hidden(self.model, ids_BS, positions_N)
+        hidden_ND = forward(self.model, ids_BS, positions_N).last_hidden_ND
         return hidden_ND, positions_N // ids_BS.shape[1]
 
     @torch.no_grad()

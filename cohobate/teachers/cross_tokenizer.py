@@ -15,8 +15,7 @@ from cohobate.data.examples import Example, completion_positions, row_key
 from cohobate.data.records import Row
 from cohobate.data.tokenized import encode_all, pad_right
 from cohobate.errors import UserError
-from cohobate.fast.forward import ForwardOutputs
-from cohobate.fast.padding_free import last_hidden
+from cohobate.fast.forward_pass import ForwardOutputs, forward
 from cohobate.losses.cross_tokenizer_targets import CrossTokenizerTargets
 from cohobate.losses.uld import align
 from cohobate.models.lm_head import Head, check_head
@@ -111,7 +110,7 @@ class CrossTokenizerSource:
         if self._head is None:
             self._head = Head.of(self.model, len(self.tokenizer))
         with torch.autocast(device.type, enabled=False):
-            hidden_MD = last_hidden(self.model, inputs["ids_BS"], inputs["positions_M"])
+            hidden_MD = forward(self.model, inputs["ids_BS"], inputs["positions_M"]).last_hidden_ND
         student_J, teacher_J = self.shared_ids
         targets = CrossTokenizerTargets(
             hidden_MD,

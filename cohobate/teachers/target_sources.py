@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cohobate.data.examples import Example, TargetCollator
 from cohobate.errors import UserError
-from cohobate.fast.forward import ForwardOutputs, forward
+from cohobate.fast.forward_pass import ForwardOutputs, forward
 from cohobate.fast.prefix_cache import PrefixCache
 from cohobate.losses.live_teacher import LiveEnsemble, LiveTeacher
 from cohobate.losses.soft_targets import SoftTargets
@@ -182,7 +182,7 @@ class LiveSource:
         else:
             width = self._heads[name].weight_VD.shape[1]
             outputs = ForwardOutputs(torch.empty(0, width, dtype=model.dtype, device=ids_BS.device))
-        hidden_ND = outputs.last_ND
+        hidden_ND = outputs.last_hidden_ND
         if chosen_N is not None:
             all_ND = hidden_ND.new_zeros(len(chosen_N), hidden_ND.shape[-1])
             hidden_ND = all_ND.masked_scatter(chosen_N[:, None], hidden_ND)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cohobate.fast.forward import forward
+from cohobate.fast.forward_pass import forward
 from cohobate.losses.distillm2 import DistiLLM2
 from cohobate.losses.features import TokenPositions
 from cohobate.losses.fused_head import fused_head_loss
@@ -120,7 +120,7 @@ class CausalLMLoss(ModelLoss):
             self._head = Head.of(self.model, self.vocabulary)
         parts = self.matching.parts if self.matching else frozenset()
         seen = forward(self.model, ids_BS, positions_N, parts)
-        hidden_ND = seen.last_ND
+        hidden_ND = seen.last_hidden_ND
         batch = MicroBatch(ids_BS, positions_N, labels_N, teacher_inputs)
         targets, taught = Targets(labels_N, by_student_N=by_student_N, weight_N=weight_N), None
         if self.target_source is not None:

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cohobate.errors import UserError
-from cohobate.fast.padding_free import has_row_attention
+from cohobate.fast.forward_pass import has_row_attention
 from cohobate.fast.sparse_embedding_gradient import sparse_gradient
 from cohobate.models.layers import blocks_of
 from cohobate.training.hyperparameters import SHORT_ROW, Freeze, Hyperparameters

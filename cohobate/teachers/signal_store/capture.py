@@ -18,8 +18,8 @@ from cohobate.data.examples import Example, completion_positions, examples_of
 from cohobate.data.records import Response
 from cohobate.data.tokenized import encode_all, pad_right
 from cohobate.errors import UserError
+from cohobate.fast.forward_pass import forward
 from cohobate.fast.frozen import load_frozen
-from cohobate.fast.padding_free import last_hidden
 from cohobate.models import checkpoints
 from cohobate.models.lm_head import Head
 from cohobate.models.number_formats import NumberFormat, resolve
@@ -170,9 +170,9 @@ def compute_signals(
     Rows are padded on the right: under a causal mask no completion token attends to padding.
     """
     ids_BS = pad_right([row.ids[:-1].tolist() for row in batch], 0).to(model.device)
-    hidden_ND = last_hidden(
+    hidden_ND = forward(
         model, ids_BS, completion_positions(batch, ids_BS.shape[1]).to(model.device)
-    )
+    ).last_hidden_ND
     uniform_NU = torch.from_numpy(uniform_numbers(batch, origin)).to(model.device)
     chunks = (torch.split(x, chunk_tokens) for x in (hidden_ND, uniform_NU))
     parts = [origin.form.measure(head, *chunk) for chunk in zip(*chunks, strict=True)]

@@ -3,7 +3,7 @@
 import pytest
 
 from cohobate.data.records import Message, Row, row_id
-from cohobate.data.tokenized import NOT_A_TARGET, Encoded, collate, encode, encode_all, pad_right
+from cohobate.data.tokenized import encode, encode_all, pad_right
 from cohobate.errors import UserError
 
 
@@ -47,13 +47,6 @@ def test_what_cannot_be_encoded_is_named(make_tokenizer, tokenizer):
         encode(make_tokenizer(eos_token=None), row("a"))
     with pytest.raises(UserError, match=row_id("")):
         encode(tokenizer, row(""))
-
-
-def test_collated_targets_stand_where_they_are_predicted():
-    batch = collate([Encoded([5, 6, 7], [8, 1]), Encoded([9], [1])], fill=0)
-    none = NOT_A_TARGET
-    assert batch.ids_BS.tolist() == [[5, 6, 7, 8], [9, 0, 0, 0]]
-    assert batch.targets_BS.tolist() == [[none, none, 8, 1], [1, none, none, none]]
 
 
 def test_padding_leaves_the_ids_of_equal_rows_alone():

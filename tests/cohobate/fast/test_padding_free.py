@@ -1,4 +1,4 @@
-"""Padding is not read, and a common beginning once; nothing but the time shows it."""
+"""Padding is not read, and a common prefix once; nothing but the time shows it."""
 
 from typing import Any
 
@@ -17,10 +17,13 @@ from transformers import (
     Qwen3Config,
 )
 
+from cohobate.errors import UserError
 from cohobate.fast import last_block, padding_free, row_attention
-from cohobate.fast.forward import forward
-from cohobate.fast.padding_free import PackedBatch, last_hidden, lengths_of
+from cohobate.fast.forward_pass import forward
+from cohobate.fast.packed_linear import pack, packed_bytes
+from cohobate.fast.padding_free import PackedBatch, row_lengths
 from cohobate.fast.prefix_cache import PrefixCache
+from cohobate.fast.sparse_embedding_gradient import sparse_gradient
 
 WORDS, ROWS, LENGTH, SHARED = 97, 6, 40, 23
 SIZES = {"vocab_size": WORDS, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -58,7 +61,13 @@ def rows(shared: int = SHARED) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def always_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(padding_free, "_worth", lambda device, room: 1)
+    monkeypatch.setattr(padding_free, "_worth", lambda device, mode: 1)
+
+
+def hidden_of(
+    model: Any, ids_BS: Tensor, positions_N: Tensor, cache: PrefixCache | None = None
+) -> Tensor:
+    return forward(model, ids_BS, positions_N, prefix_cache=cache).last_hidden_ND
 
 
 def everywhere() -> Tensor:
@@ -68,18 +77,24 @@ def everywhere() -> Tensor:
 
 
 def widths(
-    model: Any, ids_BS: Tensor, at_N: Tensor | None = None, beginning: PrefixCache | None = None
+    model: Any,
+    ids_BS: Tensor,
+    positions_N: Tensor | None = None,
+    cache: PrefixCache | None = None,
 ) -> tuple[Tensor, list[Any]]:
-    """What `last_hidden` returns, and the shapes of the ids that the body was given."""
-    if beginning:  # it is made when first asked for
-        last_hidden(model, ids_BS, everywhere() if at_N is None else at_N, beginning)
-    if not (model.training and padding_free._drops(model)):  # it is tried once
-        padding_free._room(model)
-        last_block._hooked(model)
+    """What `forward` returns, and the shapes of the ids that the body was given."""
+    positions_N = everywhere() if positions_N is None else positions_N
+    if cache:  # it is made when first asked for
+        hidden_of(model, ids_BS, positions_N, cache)
+    if not (model.training and padding_free.drops(model)):  # it is tried once
+        padding_free.packing_mode(model)
+        last_block._is_hooked(model)
     seen: list[tuple[int, ...]] = []
     keep = lambda module, inputs, options: seen.append(tuple(inputs[0].shape))  # noqa: E731
     handle = model.get_decoder().register_forward_pre_hook(keep, with_kwargs=True)
-    hidden_ND = last_hidden(model, ids_BS, everywhere() if at_N is None else at_N, beginning)
+    hidden_ND = hidden_of(
+        model, ids_BS, everywhere() if positions_N is None else positions_N, cache
+    )
     handle.remove()
     return hidden_ND, seen
 
@@ -102,20 +117,19 @@ def test_hidden_states_and_gradients_are_those_of_one_pass(  # noqa: PLR0917
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        padding_free, "_worth", lambda device, room: -(10**6)
+        padding_free, "_worth", lambda device, mode: -(10**6)
     )  # even where it costs
-    monkeypatch.setattr(padding_free, "SEQUENCE", sequence)
-    monkeypatch.setattr(padding_free, "LONG_SEQUENCE", sequence)
+    monkeypatch.setattr(padding_free, "SEQUENCE", {"mask": sequence, "rows": sequence})
     model, ids_BS = made(ARCHITECTURES[name], attention).train(), rows(shared)
-    at_N = everywhere()[::every]
-    slope_ND = torch.randn(len(at_N), 32, generator=torch.Generator().manual_seed(2))
+    positions_N = everywhere()[::every]
+    grad_ND = torch.randn(len(positions_N), 32, generator=torch.Generator().manual_seed(2))
     whole_BSD = model.get_decoder()(ids_BS, use_cache=False).last_hidden_state
-    whole_ND = whole_BSD.flatten(0, 1)[at_N]
-    (whole_ND * slope_ND).sum().backward()
+    whole_ND = whole_BSD.flatten(0, 1)[positions_N]
+    (whole_ND * grad_ND).sum().backward()
     wanted = gradients(model)
     model.zero_grad()
-    hidden_ND, seen = widths(model, ids_BS, at_N)
-    (hidden_ND * slope_ND).sum().backward()
+    hidden_ND, seen = widths(model, ids_BS, positions_N)
+    (hidden_ND * grad_ND).sum().backward()
     assert len(seen) == 1
     torch.testing.assert_close(hidden_ND, whole_ND, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(
@@ -127,35 +141,35 @@ def test_hidden_states_and_gradients_are_those_of_one_pass(  # noqa: PLR0917
 @pytest.mark.parametrize("sequence", [40, 60, 192])
 @pytest.mark.parametrize("known", [1, 5, 19])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gpt_neox", "opt"])
-def test_what_is_known_of_the_beginning_is_not_read_again(
+def test_cached_tokens_are_not_read_again(
     name: str, known: int, sequence: int, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(padding_free, "LONG_SEQUENCE", sequence)
+    monkeypatch.setitem(padding_free.SEQUENCE, "rows", sequence)
     model, ids_BS = made(ARCHITECTURES[name], "sdpa").eval(), rows(shared=known + 2)
-    at_N = everywhere()
-    at_N = at_N[at_N % LENGTH >= known][::every]
-    beginning = PrefixCache(model, ids_BS[0, :known])
+    positions_N = everywhere()
+    positions_N = positions_N[positions_N % LENGTH >= known][::every]
+    cache = PrefixCache(model, ids_BS[0, :known])
     with torch.inference_mode():
         whole_BSD = model.get_decoder()(ids_BS, use_cache=False).last_hidden_state
         for _ in range(2):  # what is known stays as it was
-            found_ND, ((_, length),) = widths(model, ids_BS, at_N, beginning)
-            wanted_ND = whole_BSD.flatten(0, 1)[at_N]
+            found_ND, ((_, length),) = widths(model, ids_BS, positions_N, cache)
+            wanted_ND = whole_BSD.flatten(0, 1)[positions_N]
             torch.testing.assert_close(found_ND, wanted_ND, atol=2e-6, rtol=1e-5)
-        widest = max(len(ids) for ids in PackedBatch.of(ids_BS, LENGTHS, sequence).ids_GT)
+        widest = max(len(ids) for ids in PackedBatch.of(ids_BS, LENGTHS, sequence).ids_QU)
     if every == 1:
         assert length <= widest - known
-    assert beginning.cache.get_seq_length() == known
+    assert cache.cache.get_seq_length() == known
 
 
-def test_a_beginning_that_rows_do_not_have_or_that_is_looked_at_is_read() -> None:
+def test_a_prefix_that_rows_do_not_have_or_that_is_selected_is_read() -> None:
     model, ids_BS = made(ARCHITECTURES["llama"], "sdpa").eval(), rows()
     other = PrefixCache(model, ids_BS[0, :7] + 1)
     longer = PrefixCache(model, ids_BS[0, : SHARED + 5])
     own = PrefixCache(model, ids_BS[0, :7])
     nothing = PrefixCache(model, ids_BS[0, :0])
     wanted = widths(model, ids_BS)
-    for beginning in (other, longer, own, nothing):
-        found = widths(model, ids_BS, everywhere(), beginning)
+    for cache in (other, longer, own, nothing):
+        found = widths(model, ids_BS, everywhere(), cache)
         assert found[0].equal(wanted[0]) and found[1] == wanted[1]
     behind = everywhere()[everywhere() % LENGTH >= 7]
     assert widths(model, ids_BS, behind, own)[1] != widths(model, ids_BS, behind)[1]
@@ -163,46 +177,48 @@ def test_a_beginning_that_rows_do_not_have_or_that_is_looked_at_is_read() -> Non
 
 def test_a_row_of_which_nothing_is_looked_at_may_begin_as_the_others() -> None:
     model, ids_BS = made(ARCHITECTURES["llama"], "sdpa").eval(), rows()
-    at_N = everywhere()
-    at_N = at_N[(at_N % LENGTH >= 7) & (at_N >= LENGTH)]  # none of the first row
-    found_ND, _ = widths(model, ids_BS, at_N, PrefixCache(model, ids_BS[0, :7]))
+    positions_N = everywhere()
+    positions_N = positions_N[
+        (positions_N % LENGTH >= 7) & (positions_N >= LENGTH)
+    ]  # none of the first row
+    found_ND, _ = widths(model, ids_BS, positions_N, PrefixCache(model, ids_BS[0, :7]))
     whole_BSD = model.get_decoder()(ids_BS, use_cache=False).last_hidden_state
-    torch.testing.assert_close(found_ND, whole_BSD.flatten(0, 1)[at_N], atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(found_ND, whole_BSD.flatten(0, 1)[positions_N], atol=2e-6, rtol=1e-5)
 
 
-def test_only_a_model_that_goes_row_by_row_is_asked_for_a_beginning() -> None:
+def test_only_a_model_that_goes_row_by_row_is_asked_for_a_cache() -> None:
     ids_BS, behind = rows(), everywhere()[everywhere() % LENGTH >= 7]
     window = made(MistralConfig(**GROUPED, sliding_window=16), "sdpa").eval()
     for model in (window, made(ARCHITECTURES["llama"], "eager").eval()):
-        beginning = PrefixCache(model, ids_BS[0, :7])
-        found = widths(model, ids_BS, behind, beginning)
+        cache = PrefixCache(model, ids_BS[0, :7])
+        found = widths(model, ids_BS, behind, cache)
         assert found[0].equal(widths(model, ids_BS, behind)[0])
-        assert "cache" not in vars(beginning)
+        assert "cache" not in vars(cache)
 
 
-def test_nothing_is_padding_and_the_beginning_is_there_once() -> None:
+def test_nothing_is_padding_and_the_cache_is_there_once() -> None:
     layout = PackedBatch.of(rows(), LENGTHS, 192)
-    assert layout.ids_GT.shape == (1, SHARED + sum(LENGTHS) - ROWS * SHARED)
-    assert (layout.row_GT < ROWS).all()
+    assert layout.ids_QU.shape == (1, SHARED + sum(LENGTHS) - ROWS * SHARED)
+    assert (layout.row_QU < ROWS).all()
 
 
 @pytest.mark.parametrize("sequence", [40, 90, 192])
 def test_every_token_of_a_row_has_its_place(sequence: int) -> None:
     ids_BS = rows(5)
     layout = PackedBatch.of(ids_BS, LENGTHS, sequence)
-    found_BS = layout.ids_GT.flatten()[layout.place_BS]
+    found_BS = layout.ids_QU.flatten()[layout.place_BS]
     for n, length in enumerate(LENGTHS):
         assert found_BS[n, :length].equal(ids_BS[n, :length])
         places = layout.place_BS[n, :length]
-        assert layout.position_GT.flatten()[places].equal(torch.arange(length))
-        seen = layout.mask().expand(-1, 1, -1, -1)[places // layout.ids_GT.shape[1]][:, 0]
-        own = seen[torch.arange(length), places % layout.ids_GT.shape[1]]
+        assert layout.position_QU.flatten()[places].equal(torch.arange(length))
+        seen = layout.mask().expand(-1, 1, -1, -1)[places // layout.ids_QU.shape[1]][:, 0]
+        own = seen[torch.arange(length), places % layout.ids_QU.shape[1]]
         assert own.sum(-1).equal(torch.arange(1, length + 1))  # all before it, and no other
 
 
 def test_lengths_are_as_far_as_one_looks() -> None:
     ids_BS = torch.zeros(3, 5, dtype=torch.long)
-    assert lengths_of(torch.tensor([1, 3, 2, 10]), ids_BS).tolist() == [4, 1, 1]
+    assert row_lengths(torch.tensor([1, 3, 2, 10]), ids_BS).tolist() == [4, 1, 1]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -225,15 +241,15 @@ def test_rows_that_are_all_the_same_are_read_once() -> None:
     torch.testing.assert_close(hidden_ND[:LENGTH], hidden_ND[2 * LENGTH :])
 
 
-def one_pass(model: Any, ids_BS: Tensor, at_N: Tensor | None = None) -> bool:
-    return widths(model, ids_BS, at_N)[1] == [tuple(ids_BS.shape)]
+def one_pass(model: Any, ids_BS: Tensor, positions_N: Tensor | None = None) -> bool:
+    return widths(model, ids_BS, positions_N)[1] == [tuple(ids_BS.shape)]
 
 
 def test_what_gains_too_little_is_read_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(ARCHITECTURES["llama"]).eval()
     assert one_pass(model, rows(shared=0), torch.arange(ROWS * LENGTH))
     assert one_pass(model, rows()[:1], torch.arange(LENGTH))
-    monkeypatch.setattr(padding_free, "_worth", lambda device, room: ROWS * LENGTH)
+    monkeypatch.setattr(padding_free, "_worth", lambda device, mode: ROWS * LENGTH)
     assert one_pass(model, rows())
 
 
@@ -266,17 +282,17 @@ def test_what_shows_its_inside_is_read_as_it_is() -> None:
     assert {part.shape[1] for part in (*seen.hidden, *seen.values)} == {LENGTH}
 
 
-def read(model: Any, at_N: Tensor) -> tuple[list[int], bool]:
+def read(model: Any, positions_N: Tensor) -> tuple[list[int], bool]:
     """How many tokens the last MLP was given, and whether attention went row by row."""
     given: list[int] = []
     keep = lambda module, inputs: given.append(inputs[0].numel() // inputs[0].shape[-1])  # noqa: E731
-    last_hidden(model, rows(), at_N)  # it is tried once
-    layout = PackedBatch.of(rows(), LENGTHS, 192)
-    mask = layout.mask_for(model)
+    hidden_of(model, rows(), positions_N)  # the model is probed once
+    batch, mode = PackedBatch.of(rows(), LENGTHS, 192), padding_free.packing_mode(model)
+    row_index = batch.row_index() if mode == "rows" else None
     handle = model.get_decoder().layers[-1].mlp.act_fn.register_forward_pre_hook(keep)
-    layout.read(model, mask, at_N)
+    batch.forward(model, mode, positions_N, row_index=row_index)
     handle.remove()
-    return given, getattr(mask, "used", False)
+    return given, bool(row_index and row_index.used)
 
 
 def test_the_last_mlp_reads_what_is_looked_at_alone() -> None:
@@ -306,17 +322,58 @@ def test_long_rows_are_compared_blockwise(dtype: torch.dtype, monkeypatch: Any) 
         torch.testing.assert_close(widths(model, rows())[0], whole_ND, atol=0.05, rtol=1e-5)
 
 
-def test_a_mask_that_knows_its_rows_is_a_mask_to_all_else() -> None:
-    layout = PackedBatch.of(rows(), LENGTHS, 192)
-    known = row_attention.RowMask.of(layout.mask(), layout.rows(1))
-    assert type(~known) is Tensor and (~known).equal(~layout.mask())
-    query = torch.randn(1, 2, layout.ids_GT.shape[1], 8)
-    wanted = functional.scaled_dot_product_attention(query, query, query, attn_mask=layout.mask())
-    plain = functional.scaled_dot_product_attention(query, query, query, attn_mask=known)
-    assert not known.used  # no scale: nothing that transformers would ask
-    scaled = functional.scaled_dot_product_attention(
-        query, query, query, attn_mask=known, scale=8**-0.5
-    )
-    assert known.used
-    for found in (plain, scaled):
-        torch.testing.assert_close(found, wanted)
+def test_row_attention_without_rows_is_sdpa() -> None:
+    batch = PackedBatch.of(rows(), LENGTHS, 192)
+    query = torch.randn(1, 2, batch.ids_QU.shape[1], 8)
+    wanted = functional.scaled_dot_product_attention(query, query, query, attn_mask=batch.mask())
+    index = batch.row_index()
+    options = {"attention_mask": batch.mask(), "row_index": index}
+    attend, module = row_attention.row_attention, nn.Module()
+    plain, _ = attend(module, query, query, query, batch.mask(), scaling=8**-0.5)
+    softcapless, _ = attend(module, query, query, query, **options)  # without a scale
+    assert not index.used
+    by_rows, _ = attend(module, query, query, query, scaling=8**-0.5, **options)
+    assert index.used
+    for found in (plain, softcapless, by_rows):
+        torch.testing.assert_close(found.transpose(1, 2), wanted)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_all_fast_paths_can_be_switched_off(
+    attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gradient_and_hidden(switch: str) -> tuple[Tensor, Tensor, list[Any], str]:
+        monkeypatch.setenv("COHOBATE_FAST", switch)
+        model = made(LlamaConfig(**GROUPED, tie_word_embeddings=True), attention).train()
+        few = everywhere()[::7]
+        seen: list[tuple[int, ...]] = []
+        keep = lambda module, inputs: seen.append(tuple(inputs[0].shape))  # noqa: E731
+        forward(model, rows(), few)
+        model.get_decoder().register_forward_pre_hook(keep)
+        with sparse_gradient(model):
+            hidden_ND = forward(model, rows(), few).last_hidden_ND
+            model.lm_head(hidden_ND).square().mean().backward()
+        return gradients(model), hidden_ND.detach(), seen, model.config._attn_implementation
+
+    fast, plain = gradient_and_hidden("on"), gradient_and_hidden("off")
+    torch.testing.assert_close(fast[0], plain[0], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(fast[1], plain[1], atol=2e-6, rtol=1e-5)
+    assert fast[2] != [(ROWS, LENGTH)] and plain[2] == [(ROWS, LENGTH)]
+    assert fast[3] == ("row_attention" if attention == "sdpa" else "eager")
+    assert plain[3] == attention
+    monkeypatch.setenv("COHOBATE_FAST", "fast")
+    with pytest.raises(UserError, match="COHOBATE_FAST"):
+        forward(made(ARCHITECTURES["llama"]), rows(), everywhere())
+
+
+def test_a_frozen_model_and_its_prefix_are_plain_when_switched_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COHOBATE_FAST", "off")
+    model, ids_BS = made(ARCHITECTURES["llama"], "sdpa").eval(), rows()
+    pack(model, 1 << 30)
+    assert packed_bytes(model) == 0
+    behind = everywhere()[everywhere() % LENGTH >= 7]
+    cache = PrefixCache(model, ids_BS[0, :7])
+    assert widths(model, ids_BS, behind, cache)[1] == [(ROWS, LENGTH)]
+    assert "cache" not in vars(cache)

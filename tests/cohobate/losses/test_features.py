@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cohobate.data.examples import Example
 from cohobate.errors import UserError
-from cohobate.fast.forward import forward
+from cohobate.fast.forward_pass import forward
 from cohobate.losses import features as f
 from cohobate.losses.divergences import ForwardKL
 from cohobate.losses.features import FeatureTerm, TokenPositions
@@ -265,7 +265,7 @@ def test_looking_changes_nothing(make_model, tokenizer) -> None:
     seen = forward(model, ids, torch.arange(ids.numel()), frozenset({"hidden", "values"}))
     assert len(seen.hidden) == 5 and len(seen.values) == 4
     assert seen.values[0].shape == (1, len(row.ids), 2, 8)
-    torch.testing.assert_close(seen.hidden[-1][0], seen.last_ND)
+    torch.testing.assert_close(seen.hidden[-1][0], seen.last_hidden_ND)
     assert logits_of(model, row).isfinite().all()
 
 

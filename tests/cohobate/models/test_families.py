@@ -9,8 +9,8 @@ import torch
 from cohobate.errors import UserError
 from cohobate.evaluation.answer_logprobs import AnswerLogprobs
 from cohobate.evaluation.forgetting import Forgetting
+from cohobate.fast.forward_pass import forward
 from cohobate.fast.frozen import load_frozen
-from cohobate.fast.padding_free import last_hidden
 from cohobate.generation.decoding import generate_answers, stop_ids
 from cohobate.generation.requests import Batching, Decoding
 from cohobate.losses.divergences import ForwardKL
@@ -91,7 +91,7 @@ def test_a_family_is_read_run_and_cut(name: str, tmp_path: Path) -> None:
     loaded, _ = load_frozen(tmp_path / "whole")
     ids, at = torch.randint(2, 200, (3, 14)), torch.tensor([4, 5, 23, 27, 35, 36])
     with torch.no_grad():  # rows of unlike length, read without padding where the family can
-        found = Head.of(loaded).logits(last_hidden(loaded, ids, at))
+        found = Head.of(loaded).logits(forward(loaded, ids, at).last_hidden_ND)
         wanted = model(ids).logits.flatten(0, 1)[at]
     assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
 
@@ -118,7 +118,7 @@ def test_rows_beyond_learnt_positions_are_refused_and_general_text_is_read_in_pi
     long = torch.randint(2, 200, (1, 130))
     if learnt:
         with pytest.raises(UserError, match=r"130 tokens, .* has positions for 128") as refused:
-            last_hidden(model, long, torch.tensor([129]))
+            forward(model, long, torch.tensor([129]))
         assert "max_tokens: 128" in refused.value.fix
     text = "a small animal; " * 60
     found = Forgetting().measure(AnswerLogprobs(model, tokenizer), [text])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cohobate.errors import UserError
-from cohobate.fast.forward import forward
+from cohobate.fast.forward_pass import forward
 from cohobate.generation.likelihood import Continuation, Likelihood
 from cohobate.losses.divergences import ForwardKL, Hard
 from cohobate.models.lm_head import Head, check_head
@@ -123,7 +123,7 @@ def test_what_a_model_does_to_its_logits_is_measured(
         head, ids = Head.of(model), torch.tensor([[5, 6, 7]])
         assert (head.scale, head.softcap) == (pytest.approx(scale, rel=1e-6), softcap)
         with torch.no_grad():
-            found = head.logits(forward(model, ids, torch.arange(3)).last_ND)
+            found = head.logits(forward(model, ids, torch.arange(3)).last_hidden_ND)
             torch.testing.assert_close(
                 found, model(ids).logits[0].to(found), rtol=bound, atol=bound
             )
@@ -147,7 +147,10 @@ def test_more_than_a_head_is_refused() -> None:
     model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + 1)
     with pytest.raises(UserError, match="does more"):
         check_head(model)
-    assert forward(model, torch.tensor([[3, 4]]), torch.tensor([0, 1])).last_ND.shape == (2, 32)
+    assert forward(model, torch.tensor([[3, 4]]), torch.tensor([0, 1])).last_hidden_ND.shape == (
+        2,
+        32,
+    )
 
 
 def test_a_head_is_measured_beside_passes_of_the_same_model(make_model, tokenizer) -> None:
