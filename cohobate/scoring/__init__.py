@@ -1,1 +1,1 @@
-"""What an answer is worth: verifiers, judges, reward models, votes."""
+"""Scores of answers: verifiers, metrics, judges, reward models, votes."""

@@ -1,8 +1,8 @@
-"""A model as judge: which of two answers is better, or how good one is.
+"""LLM as a judge: compares two answers, or rates one.
 
-What is judged is data: it stands between lines that bear a nonce which no text can contain, since
-it is a hash of these texts. A reply counts only if it is JSON of the verdict's schema. Two answers
-are shown in both orders; a judge that prefers a position has said nothing.
+Against prompt injection, the judged texts are enclosed in lines with a nonce that none of them can
+contain, as it is a hash of these texts. A reply counts only if it is JSON of the verdict's schema.
+Against position bias, two answers are shown in both orders; contradicting verdicts do not count.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from cohobate.params import Section
 
 Prompt = str | tuple[Message, ...]
 GenerateReplies = Callable[[Sequence[tuple[Message, ...]]], Sequence[str]]
-"""Answers conversations: a local model, an endpoint, or a person."""
+"""Generates a reply to each conversation: a local model, an endpoint, or a person."""
 Outcome = Literal["first", "second", "tie", "inconsistent", "no verdict"]
 
 _DATA = (
@@ -40,21 +40,21 @@ _FENCE = re.compile(r"\A\s*(?:```(?:json)?\s*)?(\{.*?\})\s*(?:```)?\s*\Z", re.DO
 
 
 class ComparisonReply(BaseModel):
-    """What a judge must reply when it compares."""
+    """Schema of a reply that compares two answers."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     better: Literal["first", "second", "tie"]
 
 
 class RatingReply(BaseModel):
-    """What a judge must reply when it rates."""
+    """Schema of a reply that rates an answer."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     score: int = Field(ge=1, le=10)
 
 
 class Comparison(NamedTuple):
-    """Two answers to one prompt."""
+    """Two answers to one prompt, to be compared."""
 
     prompt: Prompt
     first: str
@@ -65,18 +65,18 @@ R = TypeVar("R", bound=BaseModel)
 
 
 class Judge(Section):
-    """How a judge is asked."""
+    """Settings of a judge, and its requests."""
 
     criteria: str = "correct, complete and to the point"
-    """What makes an answer a good one."""
+    """What makes an answer good, in words."""
     max_tokens: int = Field(24, ge=8)
-    """Most tokens of a reply; its JSON takes about ten."""
+    """Maximum number of tokens of a reply; the JSON takes about ten."""
     precision: Precision = "auto"
     threads: int = Field(2, ge=1)
-    """Batches side by side on a CPU; the replies do not depend on it."""
+    """Batches in parallel on a CPU; the replies do not depend on it."""
 
     def open(self, folder: Path) -> GenerateReplies:
-        """Load a local model; return the function that answers greedily."""
+        """Load a local model; return a function that generates replies greedily."""
         from cohobate.fast.frozen import load_frozen
         from cohobate.generation import decoding
         from cohobate.models import checkpoints
@@ -84,34 +84,40 @@ class Judge(Section):
         model, tokenizer = load_frozen(
             folder, precision=self.precision, device=checkpoints.accelerator()
         )
-        how = Decoding(max_tokens=self.max_tokens)
+        greedy = Decoding(max_tokens=self.max_tokens)
 
-        def ask(conversations: Sequence[tuple[Message, ...]]) -> list[str]:
+        def generate(conversations: Sequence[tuple[Message, ...]]) -> list[str]:
             plain = not tokenizer.chat_template
-            asked = [f"{prompt_text(c)}\n" if plain else c for c in conversations]
-            replies = [""] * len(asked)
+            prompts = [f"{prompt_text(c)}\n" if plain else c for c in conversations]
+            replies = [""] * len(prompts)
             for n, answer in decoding.generate_answers(
-                model, tokenizer, asked, how, Batching(), threads=self.threads
+                model, tokenizer, prompts, greedy, Batching(), threads=self.threads
             ):
                 replies[n] = answer.text
             return replies
 
-        return ask
+        return generate
 
-    def compare(self, contests: Sequence[Comparison], ask: GenerateReplies) -> list[Outcome]:
-        """Return which answer is better, for each contest; both orders are asked."""
-        asked = [
+    def compare(
+        self, comparisons: Sequence[Comparison], generate: GenerateReplies
+    ) -> list[Outcome]:
+        """Return the outcome of each comparison; both orders are judged."""
+        conversations = [
             self._conversation(_COMPARE, prompt, [("first answer", a), ("second answer", b)])
-            for prompt, first, second in contests
+            for prompt, first, second in comparisons
             for a, b in ((first, second), (second, first))
         ]
-        replies = [parse_reply(reply, ComparisonReply) for reply in ask(asked)]
-        return [_agreed(a, b) for a, b in zip(replies[::2], replies[1::2], strict=True)]
+        replies = [parse_reply(reply, ComparisonReply) for reply in generate(conversations)]
+        return [_outcome(a, b) for a, b in zip(replies[::2], replies[1::2], strict=True)]
 
-    def rate(self, asked: Sequence[tuple[Prompt, str]], ask: GenerateReplies) -> list[int | None]:
-        """Return a score from 1 to 10 for each answer; None where the reply was no verdict."""
-        replies = ask([self._conversation(_RATE, p, [("answer", answer)]) for p, answer in asked])
-        ratings = (parse_reply(reply, RatingReply) for reply in replies)
+    def rate(
+        self, answers: Sequence[tuple[Prompt, str]], generate: GenerateReplies
+    ) -> list[int | None]:
+        """Return a score from 1 to 10 for each (prompt, answer); None for an invalid reply."""
+        conversations = [
+            self._conversation(_RATE, prompt, [("answer", answer)]) for prompt, answer in answers
+        ]
+        ratings = (parse_reply(reply, RatingReply) for reply in generate(conversations))
         return [rating.score if rating else None for rating in ratings]
 
     def _conversation(
@@ -120,38 +126,38 @@ class Judge(Section):
         parts = [("task", prompt_text(prompt)), *answers]
         nonce = nonce_for([text for _, text in parts])
         data = _DATA.format(nonce=nonce)
-        shown = [f"The {name}:\n<{nonce}>\n{text}\n</{nonce}>" for name, text in parts]
+        blocks = [f"The {name}:\n<{nonce}>\n{text}\n</{nonce}>" for name, text in parts]
         return (
             Message(role="system", content=task.format(criteria=self.criteria, data=data)),
-            Message(role="user", content="\n\n".join([*shown, "Your verdict, as JSON:"])),
+            Message(role="user", content="\n\n".join([*blocks, "Your verdict, as JSON:"])),
         )
 
 
 def nonce_for(texts: Sequence[str]) -> str:
-    """Return a mark that none of the texts contains: the hash of them all."""
-    found = hashlib.blake2b("\0".join(texts).encode(), digest_size=8)
-    while any(found.hexdigest() in text for text in texts):
-        found.update(b"again")
-    return found.hexdigest()
+    """Return a nonce that none of the texts contains: the hash of them all."""
+    digest = hashlib.blake2b("\0".join(texts).encode(), digest_size=8)
+    while any(digest.hexdigest() in text for text in texts):
+        digest.update(b"again")
+    return digest.hexdigest()
 
 
 def parse_reply(reply: str, schema: type[R]) -> R | None:
-    """Return a reply as `schema`; None where it is anything else, or more."""
-    found = _FENCE.match(reply)
+    """Return a reply parsed as `schema`; None where it is not exactly that."""
+    match = _FENCE.match(reply)
     try:
-        return schema.model_validate_json(found[1]) if found else None
+        return schema.model_validate_json(match[1]) if match else None
     except ValidationError:
         return None
 
 
 def count_outcomes(outcomes: Sequence[Outcome]) -> dict[str, int]:
-    """Count the outcomes, those that never came included."""
+    """Return the number of each outcome, zeros included."""
     counts = Counter(outcomes)
     return {name: counts[name] for name in ("first", "second", "tie", "inconsistent", "no verdict")}
 
 
-def _agreed(straight: ComparisonReply | None, swapped: ComparisonReply | None) -> Outcome:
-    if straight is None or swapped is None:
+def _outcome(in_order: ComparisonReply | None, swapped: ComparisonReply | None) -> Outcome:
+    if in_order is None or swapped is None:
         return "no verdict"
-    turned = {"first": "second", "second": "first", "tie": "tie"}[swapped.better]
-    return straight.better if straight.better == turned else "inconsistent"
+    unswapped = {"first": "second", "second": "first", "tie": "tie"}[swapped.better]
+    return in_order.better if in_order.better == unswapped else "inconsistent"

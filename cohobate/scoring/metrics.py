@@ -1,7 +1,7 @@
-"""Metrics of a single answer, compared with a reference: a score from 0 to 1.
+"""Metrics of an answer against a reference: scores from 0 to 1.
 
-The first metric of `evaluate.metrics` decides: which student is better, which seed is exported,
-what an exported form may lose. Every stage that compares answers reads it as `DecidingMetric`.
+The first metric of `evaluate.metrics` decides which student is better, which seed is exported, and
+what an exported form may lose. Stages that compare answers read it as `DecidingMetric`.
 
 To add a metric: a class with `score`, and its name in `AnswerMetric` at the bottom.
 """
@@ -19,7 +19,7 @@ from cohobate.scoring.verifiers import Verifier
 
 
 class AnswerScore(Section):
-    """Base of the metrics that score one answer."""
+    """Base class of the metrics that score one answer."""
 
     type: str
 
@@ -29,7 +29,7 @@ class AnswerScore(Section):
 
 
 class VerifierAccuracy(AnswerScore):
-    """1 where the task's verifier calls the answer right, else 0: accuracy."""
+    """Accuracy: 1 where the task's verifier accepts the answer, else 0."""
 
     type: Literal["verifier"] = "verifier"
 
@@ -39,7 +39,7 @@ class VerifierAccuracy(AnswerScore):
 
 
 class ExactMatch(AnswerScore):
-    """1 where the answer is the reference to the letter, white space at the ends aside."""
+    """1 where the answer equals the reference, apart from white space at the ends."""
 
     type: Literal["exact_match"]
 
@@ -49,18 +49,18 @@ class ExactMatch(AnswerScore):
 
 
 class TokenF1(AnswerScore):
-    """Harmonic mean of precision and recall over words, as SQuAD's script has it: without case,
-    punctuation and articles (Rajpurkar et al. 2016)."""
+    """F1 over words as in SQuAD's script (Rajpurkar et al. 2016): case, punctuation and articles
+    do not count."""
 
     type: Literal["token_f1"]
 
     def score(self, answer: str, reference: str, verifier: Verifier) -> float:
         """Score one answer; two empty texts agree."""
-        given, wanted = Counter(_squad_words(answer)), Counter(_squad_words(reference))
-        if not given or not wanted:
-            return float(given == wanted)
-        shared = (given & wanted).total()
-        return 2 * shared / (given.total() + wanted.total())
+        words, expected = Counter(_squad_words(answer)), Counter(_squad_words(reference))
+        if not words or not expected:
+            return float(words == expected)
+        shared = (words & expected).total()
+        return 2 * shared / (words.total() + expected.total())
 
 
 class RougeL(AnswerScore):
@@ -68,17 +68,19 @@ class RougeL(AnswerScore):
 
     type: Literal["rouge_l"]
     stemmer: bool = False
-    """Whether English words are compared by their stems."""
+    """Whether English words are stemmed."""
 
     def score(self, answer: str, reference: str, verifier: Verifier) -> float:
         """Score one answer."""
-        found = _rouge(self.stemmer).score(reference, answer)
-        return float(found["rougeL"].fmeasure)
+        scores = _rouge(self.stemmer).score(reference, answer)
+        return float(scores["rougeL"].fmeasure)
 
 
 class Bleu(AnswerScore):
-    """Sentence BLEU (Papineni et al. 2002) by `sacrebleu`; orders that a short answer cannot have
-    are left out, the others smoothed. The mean over rows is no corpus BLEU."""
+    """Sentence BLEU (Papineni et al. 2002) by `sacrebleu`, with effective order and smoothing.
+
+    The mean over rows is not corpus BLEU.
+    """
 
     type: Literal["bleu"]
 
@@ -88,7 +90,7 @@ class Bleu(AnswerScore):
 
 
 class ChrF(AnswerScore):
-    """F-score of character n-grams (Popović 2015), a sentence at a time, by `sacrebleu`."""
+    """Sentence chrF, the F-score of character n-grams (Popović 2015), by `sacrebleu`."""
 
     type: Literal["chrf"]
 
@@ -121,4 +123,4 @@ AnswerMetric = Annotated[
 ]
 
 DecidingMetric = Annotated[AnswerMetric, ValueOf("evaluate.metrics.0")]
-"""The metric that decides, as a parameter of a stage's function."""
+"""The first metric of `evaluate.metrics`, as a parameter of a stage's function."""

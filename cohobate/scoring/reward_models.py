@@ -1,4 +1,4 @@
-"""Reward models: a sequence classifier of transformers with one output, the higher the better."""
+"""Reward models: sequence classifiers of transformers with one output."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _BATCH, _WINDOW = 16, 2048
 
 @dataclass(frozen=True)
 class RewardModel:
-    """A model that says how good an answer is, as one number."""
+    """A reward model: scores an answer to a prompt, the higher the better."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
@@ -30,7 +30,7 @@ class RewardModel:
         """Load the classifier of `folder`.
 
         Raises:
-            UserError: there is none, it has several outputs, or the head was never trained.
+            UserError: it cannot be loaded, has several outputs, or lacks a trained head.
         """
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -51,21 +51,26 @@ class RewardModel:
                 f"cannot load the reward model: {error}", where=str(folder), fix=fix
             ) from error
         if model.config.num_labels != 1 or loaded["missing_keys"]:
-            raise UserError("this is no reward model", where=str(folder), fix=fix)
+            raise UserError(
+                "not a reward model: it needs one output and a trained head",
+                where=str(folder),
+                fix=fix,
+            )
         return cls(model.eval().to(device), tokenizer)
 
-    def scores(self, asked: Iterable[tuple[Prompt, str]]) -> Iterator[float]:
+    def scores(self, answers: Iterable[tuple[Prompt, str]]) -> Iterator[float]:
         """Yield the reward of each (prompt, answer), in their order."""
-        rest = iter(asked)
-        while window := list(islice(rest, _WINDOW)):
+        remaining = iter(answers)
+        while window := list(islice(remaining, _WINDOW)):
             texts = [self._text(prompt, answer) for prompt, answer in window]
-            found = [0.0] * len(texts)
+            rewards = [0.0] * len(texts)
+            # batches of similar length need little padding
             order = sorted(range(len(texts)), key=lambda n: (len(texts[n]), n))
             for start in range(0, len(order), _BATCH):
                 batch = order[start : start + _BATCH]
                 for n, reward in zip(batch, self._batch([texts[n] for n in batch]), strict=True):
-                    found[n] = reward
-            yield from found
+                    rewards[n] = reward
+            yield from rewards
 
     def _text(self, prompt: Prompt, answer: str) -> str:
         if isinstance(prompt, str) or not self.tokenizer.chat_template:
@@ -80,14 +85,14 @@ class RewardModel:
     def _batch(self, texts: list[str]) -> list[float]:
         import torch
 
-        # one by one where nothing can be padded: the last token is what is classified
+        # without a pad token texts run one by one: the classifier reads the last token
         single = self.tokenizer.pad_token_id is None or self.model.config.pad_token_id is None
         parts = [[text] for text in texts] if single else [texts]
         with torch.inference_mode():
-            outs = []
+            logits = []
             for part in parts:
-                read = self.tokenizer(
+                inputs = self.tokenizer(
                     part, return_tensors="pt", padding=not single, truncation=True
                 )
-                outs.append(self.model(**read.to(self.model.device)).logits[:, 0].float().cpu())
-        return [round(reward, 4) for reward in torch.cat(outs).tolist()]
+                logits.append(self.model(**inputs.to(self.model.device)).logits[:, 0].float().cpu())
+        return [round(reward, 4) for reward in torch.cat(logits).tolist()]

@@ -1,4 +1,4 @@
-"""What several samples to one prompt agree on."""
+"""Majority votes: the commonest answer among several samples to one prompt."""
 
 import hashlib
 from array import array
@@ -16,12 +16,11 @@ def votes_of(
 ) -> dict[str, tuple[int, float]]:
     """Return, for each prompt with several samples, the hash of the commonest answer and its share.
 
-    Of answers that are equally common the one that was drawn first wins. Sixteen bytes a row are
-    held in memory.
+    Of equally common answers the first one wins. Memory: sixteen bytes a row.
 
     Args:
-        rows: the samples of all prompts, in any order; auxiliary targets have no vote.
-        answer_of: gives an answer in the form in which answers are compared.
+        rows: the samples of all prompts, in any order; auxiliary targets are ignored.
+        answer_of: returns an answer in the form in which answers are compared.
     """
     import numpy as np
 
@@ -31,28 +30,28 @@ def votes_of(
             continue
         ids.append(int(row.id, 16))
         answers.append(hash_of(answer_of(row)))
-    order_N = np.argsort(np.asarray(ids), kind="stable")
-    ids_N = np.asarray(ids)[order_N]
-    again_N = np.concatenate(([False], ids_N[1:] == ids_N[:-1], [False]))[: len(ids_N) + 1]
-    several_N = again_N[:-1] | again_N[1:]  # as the one before, or the one after
-    ids_N, order_N = ids_N[several_N], order_N[several_N]
-    answers_N = np.asarray(answers)[order_N]
-    starts = np.flatnonzero(np.concatenate(([True], ids_N[1:] != ids_N[:-1]))[: len(ids_N)])
-    parts = np.split(answers_N, starts[1:])[: len(starts)]
+    order_R = np.argsort(np.asarray(ids), kind="stable")
+    ids_R = np.asarray(ids)[order_R]
+    repeated_R = np.concatenate(([False], ids_R[1:] == ids_R[:-1], [False]))[: len(ids_R) + 1]
+    several_R = repeated_R[:-1] | repeated_R[1:]  # equal to the one before, or to the one after
+    ids_R, order_R = ids_R[several_R], order_R[several_R]
+    answers_R = np.asarray(answers)[order_R]
+    starts = np.flatnonzero(np.concatenate(([True], ids_R[1:] != ids_R[:-1]))[: len(ids_R)])
+    parts = np.split(answers_R, starts[1:])[: len(starts)]
     return {
-        f"{int(ids_N[start]):016x}": _commonest(part)
+        f"{int(ids_R[start]):016x}": _commonest(part)
         for start, part in zip(starts, parts, strict=True)
     }
 
 
 def hash_of(text: str) -> int:
-    """Return 64 bits that stand for a text."""
+    """Return a 64-bit hash of a text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def _commonest(answers_N: "np.ndarray") -> tuple[int, float]:
+def _commonest(answers_R: "np.ndarray") -> tuple[int, float]:
     import numpy as np
 
-    values, first, counts = np.unique(answers_N, return_index=True, return_counts=True)
+    values, first, counts = np.unique(answers_R, return_index=True, return_counts=True)
     best = np.lexsort((first, -counts))[0]
-    return int(values[best]), round(float(counts[best]) / len(answers_N), 4)
+    return int(values[best]), round(float(counts[best]) / len(answers_R), 4)

@@ -1,9 +1,9 @@
-"""Does the challenger answer more slowly than the champion? By the clock, outside the verdict.
+"""Latency of challenger and champion, measured outside the verdict.
 
-The verdict of this stage must come out the same on every machine, and a time does not. So what is
-timed goes to reports/latency.json, which nothing hashes, and whoever promotes (`iterate_rounds`)
-asks `objection`. Students that are alike in all that is counted are not timed: they do the same
-work, and chance must not decide between them.
+The stage's verdict must be the same on every machine, and times are not. So they go to
+reports/latency.json, which nothing hashes, and `iterate_rounds` calls `objection` before it
+promotes. Students with equal counted figures are not timed: they do the same work, and noise must
+not decide between them.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ from cohobate.params import Section
 
 LATENCY = Path("reports/latency.json")
 COUNTED = ("parameters", "flops_per_token", "blocks")
-"""What latency is made of, as far as it can be counted."""
+"""The figures that determine latency, as far as they can be counted."""
 
 
 class Latency(Section):
-    """How much slower than the champion a new student may answer, and how that is timed."""
+    """How much slower than the champion a new student may be."""
 
     growth: float = Field(1.1, ge=1)
-    """The most that the median time to answer one prompt may grow by, as a ratio."""
+    """Largest ratio of the median times to answer one prompt."""
     timing: Timing = Timing(seconds=3)
-    """Champion and challenger answer in turns, in one run on one machine."""
+    """How both are timed, in turns and in one run."""
 
     def compare(
         self,
@@ -41,9 +41,9 @@ class Latency(Section):
         precision: Precision,
         threads: int,
     ) -> None:
-        """Time two checkpoints, `champion` and `challenger`, and write what came of it.
+        """Time two checkpoints, `champion` and `challenger`, and write reports/latency.json.
 
-        `verdict` is the file to which the times belong.
+        `verdict` is the file that the times belong to.
         """
         import torch
 
@@ -54,43 +54,43 @@ class Latency(Section):
 
         torch.set_num_threads(threads)
         device = checkpoints.accelerator()
-        models, asked = {}, {}
+        models, inputs = {}, {}
         for name, folder in folders.items():
             models[name], tokenizer = load_frozen(folder, precision=precision, device=device)
             prefix = checkpoints.prompt_prefix(folder)
             first = [with_prefix(prompt, prefix) for prompt in prompts[: self.timing.batch]]
-            asked[name] = prompt_ids(tokenizer, first)
-        found = self.timing.measure(models, asked)
-        times = {f"{name}_ms": found["models"][name]["latency_ms_p50"] for name in folders}
+            inputs[name] = prompt_ids(tokenizer, first)
+        timings = self.timing.measure(models, inputs)
+        times = {f"{name}_ms": timings["models"][name]["latency_ms_p50"] for name in folders}
         ratio = round(times["challenger_ms"] / times["champion_ms"], 4)
-        about = {"machine": found["machine"], "threads": found["threads"]}
-        about["number_format"] = resolve(precision, device)
-        of = {"verdict": _digest(verdict)}
-        write_json(LATENCY, of | times | {"ratio": ratio, "allowed": self.growth} | about)
+        conditions = {"machine": timings["machine"], "threads": timings["threads"]}
+        conditions["number_format"] = resolve(precision, device)
+        source = {"verdict": _digest(verdict)}
+        write_json(LATENCY, source | times | {"ratio": ratio, "allowed": self.growth} | conditions)
 
 
 def timed_apart(verdict: Mapping[str, Any]) -> bool:
-    """Say whether a promotion hangs on the clock: the students differ in what is counted."""
+    """Return whether latency must be measured: the promoted student differs in counted figures."""
     return verdict["promote"] and any(verdict["growth"][name] != 1 for name in COUNTED)
 
 
 def objection(root: Path, verdict: Path) -> str | None:
-    """Return why the clock speaks against a promotion, or None.
+    """Return why latency forbids a promotion, or None.
 
-    None too where this verdict was never timed here, as it came out of a cache: what is counted
-    then stands for it.
+    Also None where this verdict was not timed here because it came from a cache: the counted
+    figures then decide alone.
     """
     timed = root / LATENCY
     if not timed_apart(json.loads(verdict.read_text())) or not timed.exists():
         return None
-    found = json.loads(timed.read_text())
-    if found["verdict"] != _digest(verdict) or found["ratio"] <= found["allowed"]:
+    measured = json.loads(timed.read_text())
+    if measured["verdict"] != _digest(verdict) or measured["ratio"] <= measured["allowed"]:
         return None
-    times = f"{found['challenger_ms']:.1f} ms against {found['champion_ms']:.1f}"
-    told = f"latency: {found['ratio']:.2f} times the champion's ({times})"
-    return f"{told}, at most {found['allowed']:.2f} allowed"
+    times = f"{measured['challenger_ms']:.1f} ms against {measured['champion_ms']:.1f}"
+    slower = f"latency: {measured['ratio']:.2f} times the champion's ({times})"
+    return f"{slower}, at most {measured['allowed']:.2f} allowed"
 
 
 def _digest(verdict: Path) -> str:
-    """Return which verdict it is: the times of another one must not count."""
+    """Return a hash of the verdict, so that the times of another one do not count."""
     return hashlib.blake2b(verdict.read_bytes(), digest_size=12).hexdigest()

@@ -1,17 +1,16 @@
-"""Is the new student better than the one in use? Champion against challenger, on the dev rows.
+"""Compare the new student (challenger) with the one in use (champion), on the dev rows.
 
-In:  data/collect/dev.jsonl, models/train/<student>, and the champion's checkpoint: before any
-     student was promoted that is models/init_student, the student that has learnt nothing
-Out: reports/challenge.json, which `dvc metrics show` reads too; and, where the two are not built
-     alike, reports/latency.json, which nothing hashes (tasks/challenge/latency.py)
+In:  data/collect/dev.jsonl, models/train/<student>, and the champion's checkpoint: before the
+     first promotion that is models/init_student, the untrained student
+Out: reports/challenge.json, which `dvc metrics show` shows; and, where the architectures
+     differ, reports/latency.json, which nothing hashes (tasks/challenge/latency.py)
 
     {"promote": true, "why": "+8.2 points [+4.9, +11.6] on 500 dev rows", "seed": 2,
      "champion": 0.641, "challenger": 0.723, "gain": {"low": 0.049, "mean": 0.082, "high": 0.116},
      "by_seed": {"1": 0.721, "2": 0.725}, "growth": {"bits_per_byte": 1.05, …},
      "intervals": {"champion": {"low": 0.601, "mean": 0.641, "high": 0.680}, "challenger": {…}}}
 
-Answers are decoded as in `evaluate`, and scored by the metric that decides there. The test rows
-have no part in this: they are looked at once a round, and choose nothing.
+Decoding and metric are those of `evaluate`. Test rows are not used: they must not select anything.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,25 +41,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CONTEXT = 64
-"""Tokens at which the work for a token is counted."""
+"""Context length at which FLOPs are counted."""
 
 
 class ChallengeParams(Section):
-    """Who meets whom, and what the challenger must show."""
+    """The champion, and the conditions of a promotion."""
 
     champion: str = "models/init_student"
     """Checkpoint of the student in use; `iterate_rounds` names the one it promoted last."""
     min_gain: float = Field(0.0, ge=0)
-    """By how much the lower end of the gain's interval must exceed zero."""
+    """The lower end of the gain's interval must be above this."""
     guards: Guards = Guards()
-    """What must not get worse for it."""
+    """Limits on size, work and forgetting."""
     latency: Latency = Latency()
-    """By how much it may answer more slowly, by the clock: whoever promotes looks at it."""
+    """Limit on latency, which `iterate_rounds` checks."""
     general: Forgetting = Forgetting()
-    """The general text on which forgetting is guarded."""
+    """General text, for the guard on forgetting."""
     batching: Batching = Batching()
     precision: Precision = "auto"
-    """Number format in which both answer."""
+    """Number format of both models."""
     threads: int = Field(2, ge=1)
     """CPU threads."""
 
@@ -74,9 +73,7 @@ def run(
     metric: DecidingMetric,
     decoding: Annotated[Decoding, ValueOf("evaluate.decoding")],
 ) -> None:
-    """Let the champion and the seeds of the phase `student` answer the dev rows; write who wins.
-
-    They answer, and are scored, as in `evaluate`.
+    """Run the champion and all seeds of the phase `student` on the dev rows; write the verdict.
 
     Raises:
         UserError: no dev row has an answer.
@@ -92,8 +89,8 @@ def run(
         return metric.score(text, row.answer or "", task.verifier)
 
     for name, folder in folders.items():
-        found = _measure(challenge, decoding, score, folder, rows, name=name)
-        scores[name], figures[name] = found
+        results = _measure(challenge, decoding, score, folder, rows, name=name)
+        scores[name], figures[name] = results
     verdict = judge(challenge, scores, figures)
     write_json(VERDICT, verdict)
     if timed_apart(verdict):
@@ -110,37 +107,37 @@ def judge(
     scores: Mapping[str, "NDArray[np.float64]"],
     figures: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """Return the verdict from the scores of each row and from what is guarded.
+    """Return the verdict.
 
     Args:
-        challenge: what the challenger must show.
-        scores: of each row, under `champion` and under each seed.
-        figures: under the same names, those that `Guards` has ratios of.
+        challenge: the conditions of a promotion.
+        scores: for each row, by name: `champion`, or the seed.
+        figures: the guarded figures, by the same names.
     """
     import numpy as np
 
-    by_seed = {name: float(found.mean()) for name, found in scores.items() if name != "champion"}
-    best = max(by_seed, key=lambda name: by_seed[name])  # the first of equals
-    # All seeds stand for the method that would be promoted; the best of them is the one that is.
+    by_seed = {name: float(one.mean()) for name, one in scores.items() if name != "champion"}
+    best = max(by_seed, key=lambda name: by_seed[name])  # the first one of equal seeds
+    # The gain is that of the method, over all seeds; the best seed is the one to be promoted.
     both = {
         "challenger": np.stack([scores[name] for name in by_seed]),
         "champion": scores["champion"][None],
     }
-    drawn = Bootstrap(both, draws=10_000, seed=0)
-    gain = drawn.difference("challenger", "champion")
+    bootstrap = Bootstrap(both, draws=10_000, seed=0)
+    gain = bootstrap.difference("challenger", "champion")
     growth = challenge.guards.growth(figures[best], figures["champion"])
-    told = f"{100 * gain.mean:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
-    told += f" on {len(scores['champion'])} dev rows"
+    summary = f"{100 * gain.mean:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    summary += f" on {len(scores['champion'])} dev rows"
     broken = challenge.guards.broken(growth)
     return {
         "promote": gain.low > challenge.min_gain and not broken,
-        "why": "; ".join([told, *broken]),
+        "why": "; ".join([summary, *broken]),
         "seed": int(best),
         "champion": round(float(scores["champion"].mean()), 6),
         "challenger": round(float(np.mean(list(by_seed.values()))), 6),
         "by_seed": {name: round(score, 6) for name, score in by_seed.items()},
         "gain": gain.rounded(),
-        "intervals": {name: drawn.score(name).rounded() for name in both},
+        "intervals": {name: bootstrap.score(name).rounded() for name in both},
         "growth": growth,
         "number_format": resolve(challenge.precision, checkpoints.accelerator()),
     }
@@ -155,7 +152,7 @@ def _measure(
     *,
     name: str,
 ) -> "tuple[NDArray[np.float64], dict[str, float]]":
-    """Return a model's score on each row, and its figures that are guarded."""
+    """Return a model's score on each row, and its guarded figures."""
     import numpy as np
 
     from cohobate.evaluation.answer_logprobs import AnswerLogprobs
@@ -166,14 +163,14 @@ def _measure(
     prefix = checkpoints.prompt_prefix(folder)
     prompts = [row.prefixed(prefix).full_prompt for row in rows]
     batching, threads = challenge.batching, challenge.threads
-    said = generate_answers(model, tokenizer, prompts, decoding, batching, threads=threads)
-    found = np.zeros(len(rows))
-    for place, answer in track(said, total=len(rows), what=f"{name} on dev rows"):
-        found[place] = score(answer.text, rows[place])
+    generated = generate_answers(model, tokenizer, prompts, decoding, batching, threads=threads)
+    scores = np.zeros(len(rows))
+    for position, answer in track(generated, total=len(rows), what=f"{name} on dev rows"):
+        scores[position] = score(answer.text, rows[position])
     logprobs = AnswerLogprobs(model, tokenizer, threads=threads)
     general = challenge.general.measure(logprobs, challenge.general.passages())
     size = footprint(model, folder, _CONTEXT)
-    return found, {
+    return scores, {
         "parameters": float(size.parameters),
         "flops_per_token": float(size.flops_per_token),
         "blocks": float(len(blocks_of(model))),

@@ -1,7 +1,7 @@
-"""How hard a row is: a number for each, the higher the harder.
+"""Difficulties: a number for each row, the higher the harder.
 
-To add one: a class with `of` (a row by itself) or `over` (what must know the other rows, or asks a
-model), and its name in `Difficulty` at the bottom.
+To add one: a class with `difficulty` (of a row by itself) or `difficulties` (where other rows or a
+model are needed), and its name in `Difficulty` at the bottom.
 """
 
 import hashlib
@@ -25,29 +25,29 @@ from cohobate.scoring.votes import votes_of
 
 @dataclass(frozen=True)
 class DifficultyContext:
-    """What a difficulty can know beside the rows."""
+    """What a difficulty can use beside the rows."""
 
     task: Task
     scorer: str
-    """The model that is asked: what `curriculum.scorer` names."""
+    """Path of the model that `curriculum.scorer` names."""
 
     def answer(self, row: Response) -> str:
-        """Return what a row answers, in the form in which answers are compared."""
+        """Return a row's answer in the form in which answers are compared."""
         text = row.answer or ""
         return self.task.verifier.canonical(text) or text
 
     def likelihood(self, precision: Precision, threads: int) -> Likelihood:
-        """Load the model that is asked."""
+        """Load that model."""
         return Likelihood.of(Path(hub.resolve_path(self.scorer)), precision, threads)
 
 
 class RowDifficulty(Section):
-    """Base of the difficulties."""
+    """Base class of the difficulties."""
 
     type: str
 
     def difficulty(self, row: Response) -> float:
-        """Judge a row by itself."""
+        """Return the difficulty of one row by itself."""
         raise NotImplementedError
 
     def difficulties(self, rows: Iterable[Response], context: DifficultyContext) -> Iterator[float]:
@@ -68,19 +68,19 @@ class LengthDifficulty(RowDifficulty):
 
 
 class RationaleLengthDifficulty(RowDifficulty):
-    """Words of the reasoning before the result: many steps are hard."""
+    """Words of the reasoning before the result: many steps count as hard."""
 
     type: Literal["rationale_length"]
     before: str = Field("\n", min_length=1)
     """Mark whose last occurrence ends the reasoning, such as `####` or `</think>`."""
 
     def difficulty(self, row: Response) -> float:
-        """Count the words; an answer without the mark has no reasoning."""
+        """Count the words; an answer without the mark has none."""
         return float(len((row.answer or "").rstrip().rpartition(self.before)[0].split()))
 
 
 class TeacherLossDifficulty(RowDifficulty):
-    """The teacher's own loss on its answer, in nats a token: what it was unsure of is hard."""
+    """The teacher's loss on its own answer, in nats per token."""
 
     type: Literal["teacher_loss"]
 
@@ -100,88 +100,88 @@ class TeacherLossDifficulty(RowDifficulty):
 
 
 class ScorerDifficulty(RowDifficulty):
-    """Base of the difficulties that ask the model which `curriculum.scorer` names."""
+    """Base class of the difficulties by the model that `curriculum.scorer` names."""
 
     precision: Precision = "auto"
     threads: int = Field(2, ge=1)
-    """Batches side by side on a CPU; the figures do not depend on it."""
+    """Batches in parallel on a CPU; the figures do not depend on it."""
 
 
 class StudentLossDifficulty(ScorerDifficulty):
-    """The student's loss on the answer, in nats a token: what it does not know yet is hard."""
+    """The student's loss on the answer, in nats per token."""
 
     type: Literal["student_loss"]
 
     def difficulties(self, rows: Iterable[Response], context: DifficultyContext) -> Iterator[float]:
-        """Ask the student of all rows."""
+        """Compute the losses of all rows."""
         losses = context.likelihood(self.precision, self.threads).answer_losses(rows)
         return (round(loss, 4) for loss in losses)
 
 
 class LossGapDifficulty(ScorerDifficulty):
-    """The student's loss less the teacher's: what the teacher could teach comes last."""
+    """The student's loss less the teacher's: how much the student can learn from the row."""
 
     type: Literal["loss_gap"]
 
     def difficulties(self, rows: Iterable[Response], context: DifficultyContext) -> Iterator[float]:
-        """Ask the student of all rows; what the teacher thought stands in them."""
+        """Compute the student's losses; the rows hold the teacher's."""
         losses = context.likelihood(self.precision, self.threads).answer_losses(rows)
         teacher = TeacherLossDifficulty(type="teacher_loss")
         return (round(s - teacher.difficulty(row), 4) for s, row in zip(losses, rows, strict=True))
 
 
 class IfdDifficulty(ScorerDifficulty):
-    """How little the prompt helps to its answer (IFD, Li et al. 2024)."""
+    """Instruction-following difficulty: how little the prompt helps (IFD, Li et al. 2024)."""
 
     type: Literal["ifd"]
 
     def difficulties(self, rows: Iterable[Response], context: DifficultyContext) -> Iterator[float]:
-        """Ask the scorer of all rows, with their prompts and without."""
+        """Compute the losses of all rows, with their prompts and without."""
         scorer = context.likelihood(self.precision, self.threads)
         return (round(ifd, 4) for ifd in scorer.instruction_following_difficulty(rows))
 
 
 class PassRateDifficulty(RowDifficulty):
-    """How many of the teacher's samples give another answer than the row's: 0 is agreed by all.
+    """One less the share of the commonest answer among the teacher's samples to the prompt.
 
-    All samples count, those that the filters dropped too. A prompt with one sample has rate 0.
+    All samples count, also those that the filters dropped. A prompt with one sample has 0.
     """
 
     type: Literal["pass_rate"]
 
     def difficulties(self, rows: Iterable[Response], context: DifficultyContext) -> Iterator[float]:
-        """Look the share of each prompt's commonest answer up."""
-        drawn = RowView.of(sorted(GENERATE.glob("*/responses.jsonl")), Response)
-        votes = votes_of(drawn, context.answer)
+        """Count the samples of each prompt."""
+        samples = RowView.of(sorted(GENERATE.glob("*/responses.jsonl")), Response)
+        votes = votes_of(samples, context.answer)
         return (round(1 - votes[row.id][1], 4) if row.id in votes else 0.0 for row in rows)
 
 
 class GivenOrderDifficulty(RowDifficulty):
-    """The place in the data, where that is sorted from easy to hard already."""
+    """The position in the data, where it is sorted from easy to hard already."""
 
     type: Literal["given"]
 
     def difficulties(self, rows: Iterable[Response], context: DifficultyContext) -> Iterator[float]:
-        """Count the rows."""
-        return (float(place) for place, _ in enumerate(rows))
+        """Yield the positions."""
+        return (float(position) for position, _ in enumerate(rows))
 
 
 class GivenLabelDifficulty(RowDifficulty):
-    """A label that says how hard a row is: its group, from the easiest to the hardest."""
+    """The position of the row's group in a list from easy to hard."""
 
     type: Literal["given_label"]
     labels: tuple[str, ...] = Field(min_length=1)
-    """The groups, easy ones first."""
+    """The groups, the easiest first."""
 
     def difficulty(self, row: Response) -> float:
-        """Return the place of the row's group among the labels.
+        """Return the position of the row's group among the labels.
 
         Raises:
-            UserError: the row's group is none of them.
+            UserError: the row's group is not among them.
         """
         if row.group not in self.labels:
             raise UserError(
-                f"the group {row.group!r} is none of {', '.join(self.labels)}",
+                f"the group {row.group!r} is not among {', '.join(self.labels)}",
                 where=f"data/filter/kept.jsonl, row {row.id}",
                 fix="name every group in curriculum.difficulty.labels, and its column in "
                 "collect.source.group",
@@ -190,15 +190,15 @@ class GivenLabelDifficulty(RowDifficulty):
 
 
 class RandomDifficulty(RowDifficulty):
-    """Chance: what a curriculum is to be compared with."""
+    """Random numbers: the control for a curriculum."""
 
     type: Literal["random"]
     seed: int = 0
 
     def difficulty(self, row: Response) -> float:
-        """Return a number from 0 to 1 that depends on the seed and the row alone."""
-        drawn = hashlib.blake2b(f"{self.seed} {row.id} {row.sample}".encode(), digest_size=8)
-        return round(int.from_bytes(drawn.digest(), "big") / 2**64, 9)
+        """Return a number from 0 to 1, a hash of the seed and the row."""
+        digest = hashlib.blake2b(f"{self.seed} {row.id} {row.sample}".encode(), digest_size=8)
+        return round(int.from_bytes(digest.digest(), "big") / 2**64, 9)
 
 
 Difficulty = Annotated[

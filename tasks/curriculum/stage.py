@@ -1,7 +1,7 @@
-"""Difficulty and curriculum: which rows the student meets, and when.
+"""Order the training rows: score their difficulty and assign them to curriculum stages.
 
-In:  data/filter/kept.jsonl; where it is asked for, the samples of data/generate, or a model
-Out: data/curriculum/train.jsonl      lessons, stage after stage; a row may occur in several stages
+In:  data/filter/kept.jsonl; for some difficulties the samples of data/generate, or a model
+Out: data/curriculum/train.jsonl      training rows by stage; a row can occur in several stages
      data/curriculum/summary.json
 
 A row of train.jsonl:
@@ -33,25 +33,25 @@ class CurriculumParams(Section):
     """The section `curriculum` of params.yaml."""
 
     difficulty: Difficulty
-    """How hard a row is."""
+    """The difficulty of a row."""
     schedule: Schedule
-    """In which stage it is met. The trainer goes through the stages in turn, and a loss may heed
-    them: each lesson bears the number of its stage."""
+    """The stages of a row. The trainer goes through the stages in turn; a loss can depend on the
+    stage, whose number each training row has."""
     scorer: str = SMOLLM2
     """Model of `student_loss`, `loss_gap` and `ifd`, a path that DVC tracks: a checkpoint such as
     models/init_student. The default is the packaged SmolLM2."""
 
 
 def run(curriculum: CurriculumParams, task: Task) -> None:
-    """Score the rows, put them into stages, write the lessons.
+    """Score the rows, assign them to stages, and write the training rows.
 
     Raises:
         UserError: there are more stages than rows, or a row has no difficulty.
     """
     rows = RowView.of([KEPT], Response)
     scored = curriculum.difficulty.difficulties(rows, DifficultyContext(task, curriculum.scorer))
-    told = track(scored, total=len(rows), what=f"curriculum {curriculum.difficulty.type}")
-    difficulties = array("d", told)
+    tracked = track(scored, total=len(rows), what=f"curriculum {curriculum.difficulty.type}")
+    difficulties = array("d", tracked)
     stages = curriculum.schedule.stages_of(difficulties)
     if not all(stages):
         raise UserError(
@@ -59,29 +59,32 @@ def run(curriculum: CurriculumParams, task: Task) -> None:
             where=str(KEPT),
             fix="lower curriculum.schedule.stages",
         )
-    written = write_rows(CURRICULUM / "train.jsonl", _lessons(rows, difficulties, stages))
+    written = write_rows(CURRICULUM / "train.jsonl", _training_rows(rows, difficulties, stages))
     write_json(CURRICULUM / "summary.json", _summary(curriculum, difficulties, stages))
-    say(f"{written} lessons in {len(stages)} stages, of {len(rows)} rows")
+    say(f"{written} training rows in {len(stages)} stages, from {len(rows)} kept rows")
 
 
-def _lessons(
+def _training_rows(
     rows: RowView[Response], difficulties: "array[float]", stages: list[Sequence[int]]
 ) -> Iterator[TrainingRow]:
-    for stage, places in enumerate(stages):
-        for place, row in zip(places, rows.only(places), strict=True):
-            yield TrainingRow(**row.model_dump(), difficulty=difficulties[place], stage=stage)
+    for stage, positions in enumerate(stages):
+        for position, row in zip(positions, rows.only(positions), strict=True):
+            yield TrainingRow(**row.model_dump(), difficulty=difficulties[position], stage=stage)
 
 
 def _summary(
     curriculum: CurriculumParams, difficulties: "array[float]", stages: list[Sequence[int]]
 ) -> dict[str, Any]:
-    means = [sum(difficulties[place] for place in places) / len(places) for places in stages]
+    means = [
+        sum(difficulties[position] for position in positions) / len(positions)
+        for positions in stages
+    ]
     return {
         "rows": len(difficulties),
         "lessons": sum(map(len, stages)),
         "stages": len(stages),
         "schedule": curriculum.schedule.type,
         "difficulty": curriculum.difficulty.type,
-        **{f"rows of stage {stage}": len(places) for stage, places in enumerate(stages)},
+        **{f"rows of stage {stage}": len(positions) for stage, positions in enumerate(stages)},
         **{f"mean difficulty of stage {stage}": round(mean, 4) for stage, mean in enumerate(means)},
     }

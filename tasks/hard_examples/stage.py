@@ -1,17 +1,16 @@
-"""What the next round should teach again: the prompts on which the student regrets most.
+"""Select hard examples for the next round: prompts with the largest gap to the teacher.
 
 In:  data/filter/kept.jsonl, the prompts of data/collect, models/train/<student>,
      reports/challenge.json (which seed is best)
 Out: data/hard_examples/hardest.jsonl, the prompts as unlabelled rows, hardest first
      data/hard_examples/summary.json
 
-A row's regret is by how much less likely the student finds the teacher's answer than the teacher
-itself does, in nats a token: the gap between their losses (Ankner et al. 2024 prune by such a
-difference). A row that both find hard is noise, and not taught again. Where the teacher did not
-say how likely its answer was, the student's loss alone counts.
+A row's regret is the student's loss on the teacher's answer less the teacher's own, in nats per
+token (Ankner et al. 2024 prune by such a difference). Rows that are hard for both are likely noise,
+and have low regret. Where the teacher gave no log-probability, the student's loss alone counts.
 
-Training rows alone are mined, and of these the unlabelled ones: labelled prompts come in each round
-anyhow. To mine the dev or test rows would be to learn the examination.
+Only unlabelled training rows are selected: labelled prompts are in every round. Dev and test rows
+are never used, as that would train on the evaluation.
 """
 
 import json
@@ -44,12 +43,12 @@ HARDEST = HARD_EXAMPLES / "hardest.jsonl"
 
 
 class HardExamplesParams(Section):
-    """How many rows are kept."""
+    """The section `hard_examples` of params.yaml."""
 
     rows: int = Field(2000, ge=0)
-    """How many prompts are kept; 0: none, and nothing is computed."""
+    """Number of prompts to select; 0: none, and nothing is computed."""
     precision: Precision = "auto"
-    """Number format in which the student reads."""
+    """Number format of the student."""
     threads: int = Field(1, ge=1)
     """CPU threads."""
 
@@ -57,7 +56,7 @@ class HardExamplesParams(Section):
 def run(
     hard_examples: HardExamplesParams, student: Annotated[str, ValueOf("evaluate.student")]
 ) -> None:
-    """Score the rows by the best seed of the phase `student`; keep the prompts of the hardest."""
+    """Score the rows with the best seed of the phase `student`; write the hardest prompts."""
     rows = _unlabelled_rows() if hard_examples.rows else []
     regrets = _regrets(hard_examples, student, rows) if rows else []
     hardest: dict[str, tuple[float, Response]] = {}
@@ -85,16 +84,16 @@ def _regrets(hard_examples: HardExamplesParams, phase: str, rows: list[Response]
 
 
 def _unlabelled_rows() -> list[Response]:
-    """Return the kept answers to prompts without a label: labelled prompts come again anyhow."""
+    """Return the kept answers to unlabelled prompts."""
     labelled = {row.id for row in read_rows(LABELLED, Row)}
     kept = read_rows(FILTER / "kept.jsonl", Response)
     return [row for row in kept if row.target is None and row.id not in labelled]
 
 
 def _prompts(rows: list[Response]) -> Iterator[Row]:
-    """Yield the rows' prompts as they were collected; those that a teacher made up, as they are."""
-    wanted = {row.id for row in rows}
+    """Yield the prompts as collected; prompts that a teacher generated, as they are."""
+    ids = {row.id for row in rows}
     collected = read_rows(UNLABELLED, Row) if rows else ()
-    known = {row.id: row for row in collected if row.id in wanted}
+    by_id = {row.id: row for row in collected if row.id in ids}
     for row in rows:
-        yield known.get(row.id) or Row(id=row.id, prompt=row.prompt, group=row.group)
+        yield by_id.get(row.id) or Row(id=row.id, prompt=row.prompt, group=row.group)

@@ -1,6 +1,6 @@
-"""Where the answers come from that are put against each other.
+"""Pairings: where the answers of a preference pair come from.
 
-To add a way: a class with `candidates`, and its name in `Pairing` at the bottom.
+To add one: a class with `candidates`, and its name in `Pairing` at the bottom.
 """
 
 from array import array
@@ -30,79 +30,78 @@ class ModelFolders(Section):
     """The models that a pairing can use: paths that DVC tracks."""
 
     student: str = SMOLLM2
-    """Checkpoint whose answers are put against the teacher's, such as models/init_student or
+    """Checkpoint whose answers are compared with the teacher's, such as models/init_student or
     models/train/kd/seed-1. The default is the packaged SmolLM2."""
     judge: str = SMOLLM2
     """Judge or reward model: a checkpoint such as models/adapt/main, named like the student."""
 
 
 class NoPairs(ModelFolders):
-    """None: the round trains on no preferences."""
+    """No pairs: the round does not train on preferences."""
 
     type: Literal["none"]
 
 
 class PairSource(ModelFolders):
-    """What all ways have in common that make pairs."""
+    """Base class of the pairings that make pairs."""
 
     type: str
     by: Ranking
-    """Says which answer is better."""
+    """Decides which answer is better."""
     min_margin: float = Field(0.0, ge=0)
-    """Least difference of the scores; pairs below it, and equal scores, are ties."""
+    """Smallest difference of the scores; below it, and for equal scores, the result is a tie."""
     ties: Literal["drop", "shorter"] = "drop"
-    """Whether a tie makes no pair, or the shorter answer is chosen (against a bias to length)."""
+    """Whether a tie is dropped, or the shorter answer is chosen (against length bias)."""
     prompts: int | None = Field(None, ge=1)
-    """Most prompts to look at, the first ones; all when not given."""
+    """Largest number of prompts, in order; all when not given."""
 
     def candidates(self) -> Iterator[Candidates]:
-        """Yield the answers to each prompt to which there are different ones."""
+        """Yield the answers to each prompt that has different ones."""
         raise NotImplementedError
 
 
 class BestVersusWorst(PairSource):
-    """The best against the worst of the samples to a prompt, of all teachers."""
+    """The best and the worst of the samples to a prompt, of all teachers."""
 
     type: Literal["best_vs_worst"]
 
     @model_validator(mode="after")
     def _not_by_origin(self) -> "BestVersusWorst":
         if self.by.type == "trusted":
-            raise ValueError("the samples are all the teacher's: rank them by something else")
+            raise ValueError("all samples are the teacher's: rank them by another criterion")
         return self
 
     def candidates(self) -> Iterator[Candidates]:
-        """Yield the samples of each prompt that gives no evaluation prompt away.
+        """Yield the samples of each prompt that is not contaminated.
 
-        Also samples that a filter dropped: what is wrong is what a pair needs.
+        Samples that other filters dropped are used too: a pair needs a wrong answer.
         """
         responses = RowView.of(sorted(GENERATE.glob("*/responses.jsonl")), Response)
         dropped = read_rows(FILTER / "dropped.jsonl", Dropped)
-        closed = {row.id for row in dropped if row.filter == "contaminated"}
+        contaminated = {row.id for row in dropped if row.filter == "contaminated"}
         for _, rows in groupby(_by_prompt(responses), key=lambda row: row.id):
-            several = [row for row in rows if row.target is None]
-            texts = dict.fromkeys(row.answer or "" for row in several)
-            first = several[0]
-            if first.id not in closed and len(texts) > 1:
-                answers = [Candidate(row.answer or "", "teacher") for row in several]
+            samples = [row for row in rows if row.target is None]
+            texts = dict.fromkeys(row.answer or "" for row in samples)
+            first = samples[0]
+            if first.id not in contaminated and len(texts) > 1:
+                answers = [Candidate(row.answer or "", "teacher") for row in samples]
                 yield Candidates(first.id, first.prompt, first.prefix, first.group, answers)
 
 
 class TeacherVersusStudent(PairSource):
-    """The teacher's answer, or the right one, against what the student says itself."""
+    """The teacher's answer, or the ground truth, and the student's own answer."""
 
     type: Literal["teacher_vs_student"]
     rows: Literal["kept", "labelled"] = "kept"
-    """Whether the student is put against the teacher on the rows that the filters kept, or against
-    the ground truth on the labelled rows."""
+    """Compare with the teacher on the kept rows, or with the ground truth on the labelled rows."""
     decoding: Decoding = Decoding()
-    """How the student answers."""
+    """Decoding of the student."""
     precision: Precision = "auto"
     threads: int = Field(2, ge=1)
-    """Batches side by side on a CPU; the answers do not depend on it."""
+    """Batches in parallel on a CPU; the answers do not depend on it."""
 
     def candidates(self) -> Iterator[Candidates]:
-        """Yield both answers to each prompt, where they differ."""
+        """Yield both answers to each prompt where they differ."""
         from cohobate.fast.frozen import load_frozen
         from cohobate.models import checkpoints
 
@@ -117,32 +116,36 @@ class TeacherVersusStudent(PairSource):
         prefix = checkpoints.prompt_prefix(folder)
         firsts = (next(same) for _, same in groupby(rows, key=lambda row: row.id))
         firsts = (row if row.prefix else row.prefixed(prefix) for row in firsts)
-        rest = islice(firsts, self.prompts)
-        while window := list(islice(rest, _WINDOW)):
-            for row, said in zip(window, self._answers(model, tokenizer, window), strict=True):
-                given = row.answer or ""
-                if said != given:
-                    answers = [Candidate(given, origin), Candidate(said, "student")]
+        remaining = islice(firsts, self.prompts)
+        while window := list(islice(remaining, _WINDOW)):
+            for row, own in zip(window, self._answers(model, tokenizer, window), strict=True):
+                reference = row.answer or ""
+                if own != reference:
+                    answers = [Candidate(reference, origin), Candidate(own, "student")]
                     yield Candidates(row.id, row.prompt, row.prefix, row.group, answers)
 
     def _answers(self, model: "PreTrainedModel", tokenizer: Any, rows: list[Row]) -> list[str]:
         from cohobate.generation import decoding
 
-        found = [""] * len(rows)
+        texts = [""] * len(rows)
         prompts = [row.full_prompt for row in rows]
         for n, answer in decoding.generate_answers(
             model, tokenizer, prompts, self.decoding, threads=self.threads
         ):
-            found[n] = answer.text
-        return found
+            texts[n] = answer.text
+        return texts
 
 
 def _by_prompt(responses: RowView[Response]) -> RowView[Response]:
-    """Bring the samples of a prompt together, in the order in which the prompts come first."""
+    """Group the samples by prompt, in the order of first occurrence."""
     import numpy as np
 
     if not len(responses):
-        raise UserError("there are no responses to pair", where=str(GENERATE))
+        raise UserError(
+            "there are no responses to pair",
+            where=str(GENERATE),
+            fix="cohobate run --stage generate",
+        )
     ids = np.asarray(array("Q", (int(row.id, 16) for row in responses)))
     _, first, back = np.unique(ids, return_index=True, return_inverse=True)
     return responses.only(np.argsort(first[back], kind="stable").tolist())

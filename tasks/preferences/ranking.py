@@ -1,7 +1,7 @@
-"""Which of several answers to a prompt is better: a score for each, the higher the better.
+"""Rankings: score the answers to a prompt, the higher the better.
 
-Where the task's verifier knows the right answer it comes first: a judge is then not asked, so that
-nothing that an answer says can change the verdict.
+Where the right answer is known the task's verifier decides, and a judge is not used: the text of an
+answer cannot influence it.
 
 To add one: a class with `open`, and its name in `Ranking` at the bottom.
 """
@@ -42,29 +42,29 @@ class Candidates(NamedTuple):
 
 
 Scores = list[float] | None
-"""A score for each answer; None where nothing can be said."""
+"""A score for each answer; None where there is no verdict."""
 ScoreAnswers = Callable[[Sequence[Candidates]], list[Scores]]
 
 
 @dataclass
 class RankingContext:
-    """What a ranking can know beside the answers, and what it tells of its work."""
+    """What a ranking can use beside the answers, and the counts that it reports."""
 
     task: Task
     references: Mapping[str, str]
     """Right answers, by id."""
     judge: Callable[[], Path]
-    """Gives the folder of the judge or reward model: what `preferences.judge` names."""
-    told: dict[str, int] = field(default_factory=dict)
+    """Returns the folder of the judge or reward model that `preferences.judge` names."""
+    counts: dict[str, int] = field(default_factory=dict)
     """Counts for the summary."""
 
-    def verified(self, asked: Candidates) -> Scores:
+    def verified(self, candidates: Candidates) -> Scores:
         """Score by the verifier: 1 for right answers, 0 for wrong ones."""
-        reference = self.references.get(asked.id)
+        reference = self.references.get(candidates.id)
         if reference is None:
             return None
         correct = self.task.verifier.correct
-        return [float(correct(answer.text, reference)) for answer in asked.answers]
+        return [float(correct(answer.text, reference)) for answer in candidates.answers]
 
     def canonical(self, answer: Candidate) -> str:
         """Return an answer in the form in which answers are compared."""
@@ -72,75 +72,75 @@ class RankingContext:
 
 
 class VerifierRanking(Section):
-    """Right before wrong, by the task's verifier; prompts without a known answer are left out."""
+    """Right answers before wrong ones, by the task's verifier; needs a known right answer."""
 
     type: Literal["verifier"]
 
-    def open(self, known: RankingContext) -> ScoreAnswers:
-        """Return what asks the verifier."""
-        return lambda window: [known.verified(asked) for asked in window]
+    def open(self, context: RankingContext) -> ScoreAnswers:
+        """Return a function that scores by the verifier."""
+        return lambda window: [context.verified(candidates) for candidates in window]
 
 
 class VoteRanking(Section):
-    """The answer that most samples give before the rarest (self-consistency)."""
+    """Common answers before rare ones (self-consistency)."""
 
     type: Literal["votes"]
 
-    def open(self, known: RankingContext) -> ScoreAnswers:
-        """Return what counts the samples."""
+    def open(self, context: RankingContext) -> ScoreAnswers:
+        """Return a function that scores by the share of samples."""
 
-        def shares(asked: Candidates) -> list[float]:
-            forms = [known.canonical(answer) for answer in asked.answers]
+        def shares(candidates: Candidates) -> list[float]:
+            forms = [context.canonical(answer) for answer in candidates.answers]
             votes = Counter(forms)
             return [votes[form] / len(forms) for form in forms]
 
-        return lambda window: [shares(asked) for asked in window]
+        return lambda window: [shares(candidates) for candidates in window]
 
 
 class OriginRanking(Section):
-    """Ground truth before teacher before student, wherever their answers differ."""
+    """Ground truth and teacher before student, wherever their answers differ."""
 
     type: Literal["trusted"]
 
-    def open(self, known: RankingContext) -> ScoreAnswers:
-        """Return what goes by the origin."""
+    def open(self, context: RankingContext) -> ScoreAnswers:
+        """Return a function that scores by origin."""
         trust = {"ground_truth": 1.0, "teacher": 1.0, "student": 0.0}
 
-        def scores(asked: Candidates) -> list[float]:
-            right = {known.canonical(a) for a in asked.answers if trust[a.origin]}
-            return [float(known.canonical(answer) in right) for answer in asked.answers]
+        def scores(candidates: Candidates) -> list[float]:
+            right = {context.canonical(a) for a in candidates.answers if trust[a.origin]}
+            return [float(context.canonical(answer) in right) for answer in candidates.answers]
 
-        return lambda window: [scores(asked) for asked in window]
+        return lambda window: [scores(candidates) for candidates in window]
 
 
 class JudgeRanking(Section):
-    """The share of comparisons with the other answers that an answer wins, by a judge.
+    """The share of pairwise comparisons that an answer wins, by a judge.
 
-    Every two answers are shown in both orders; a tie counts half for each, and so does a judge
-    that contradicts itself. Without a verdict on every two answers nothing is said.
+    Every two answers are shown in both orders; a tie counts half for each, and so do contradicting
+    verdicts. The scores are None unless there is a verdict on every two answers.
     """
 
     type: Literal["judge"]
     judge: Judge = Judge()
 
-    def open(self, known: RankingContext) -> ScoreAnswers:
-        """Load the judge; return what compares."""
-        ask = self.judge.open(known.judge())
+    def open(self, context: RankingContext) -> ScoreAnswers:
+        """Load the judge; return a function that compares all answers."""
+        generate = self.judge.open(context.judge())
 
         def scores(window: Sequence[Candidates]) -> list[Scores]:
-            verified = [known.verified(asked) for asked in window]
-            contests = [
-                Comparison(asked.prompt, a.text, b.text)
-                for asked, decided in zip(window, verified, strict=True)
-                for a, b in combinations(asked.answers if decided is None else [], 2)
+            verified = [context.verified(candidates) for candidates in window]
+            comparisons = [
+                Comparison(candidates.prompt, a.text, b.text)
+                for candidates, decided in zip(window, verified, strict=True)
+                for a, b in combinations(candidates.answers if decided is None else [], 2)
             ]
-            outcomes = self.judge.compare(contests, ask)
+            outcomes = self.judge.compare(comparisons, generate)
             for name, count in count_outcomes(outcomes).items():
-                known.told[f"judged {name}"] = known.told.get(f"judged {name}", 0) + count
-            rest = iter(outcomes)
+                context.counts[f"judged {name}"] = context.counts.get(f"judged {name}", 0) + count
+            remaining = iter(outcomes)
             return [
-                _wins(len(asked.answers), rest) if decided is None else decided
-                for asked, decided in zip(window, verified, strict=True)
+                _wins(len(candidates.answers), remaining) if decided is None else decided
+                for candidates, decided in zip(window, verified, strict=True)
             ]
 
         return scores
@@ -152,28 +152,28 @@ class RewardRanking(Section):
     type: Literal["reward"]
     precision: Precision = "auto"
 
-    def open(self, known: RankingContext) -> ScoreAnswers:
-        """Load the model; return what scores."""
+    def open(self, context: RankingContext) -> ScoreAnswers:
+        """Load the model; return a function that scores by reward."""
         from cohobate.scoring.reward_models import RewardModel
 
-        model = RewardModel.of(known.judge(), self.precision)
+        model = RewardModel.of(context.judge(), self.precision)
 
         def scores(window: Sequence[Candidates]) -> list[Scores]:
             rewards = model.scores((a.prompt, answer.text) for a in window for answer in a.answers)
-            return [[next(rewards) for _ in asked.answers] for asked in window]
+            return [[next(rewards) for _ in candidates.answers] for candidates in window]
 
         return scores
 
 
 def _wins(answers: int, outcomes: Iterator[Outcome]) -> Scores:
-    points, silent = [0.0] * answers, False
+    points, incomplete = [0.0] * answers, False
     for first, second in combinations(range(answers), 2):
         outcome = next(outcomes)
-        silent = silent or outcome == "no verdict"
+        incomplete = incomplete or outcome == "no verdict"
         share = {"first": 1.0, "second": 0.0}.get(outcome, 0.5)
         points[first] += share
         points[second] += 1 - share
-    return None if silent else [point / max(answers - 1, 1) for point in points]
+    return None if incomplete else [point / max(answers - 1, 1) for point in points]
 
 
 Ranking = Annotated[

@@ -1,9 +1,9 @@
-"""Preference pairs: two answers to one prompt, the better one first.
+"""Make preference pairs: two answers to one prompt, a chosen and a rejected one.
 
 In:  data/generate/<teacher>/responses.jsonl, data/filter, the labelled rows of data/collect; the
-     student and the judge that `preferences` names, where they are asked
+     student and the judge that `preferences` names, where they are used
 Out: data/preferences/pairs.jsonl       none with `{type: none}`, the default
-     data/preferences/summary.json      how many, by what margin, and whether the longer answers won
+     data/preferences/summary.json      counts, mean margin, and length bias
 
 A row of pairs.jsonl:
 
@@ -41,10 +41,10 @@ _WINDOW = 256
 
 
 def run(preferences: Pairing, task: Task) -> None:
-    """Put answers against each other, write the pairs.
+    """Rank the answers to each prompt, and write the pairs.
 
     Raises:
-        UserError: pairs are asked for, and there is none.
+        UserError: the pairing made no pair.
     """
     report = Report(preferences.type)
     pairs = iter(()) if isinstance(preferences, NoPairs) else _pairs(preferences, task, report)
@@ -52,7 +52,7 @@ def run(preferences: Pairing, task: Task) -> None:
     write_json(PREFERENCES / "summary.json", report.summary())
     if not count and not isinstance(preferences, NoPairs):
         raise UserError(
-            f"no pair came of {report.prompts} prompts with different answers: "
+            f"no pair from {report.prompts} prompts with different answers: "
             f"{report.ties} ties, {report.unknown} without a verdict",
             where=str(PAIRS),
             fix="draw more samples (generate.samples), lower preferences.min_margin or "
@@ -63,7 +63,7 @@ def run(preferences: Pairing, task: Task) -> None:
 
 @dataclass
 class Report:
-    """What the summary says."""
+    """Counts for the summary."""
 
     type: str
     prompts: int = 0
@@ -76,10 +76,10 @@ class Report:
     sums: Counter[str] = field(default_factory=Counter)
     """Of the characters of the chosen and the rejected answers."""
     margin: float = 0.0
-    told: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
     def note(self, pair: Pair) -> None:
-        """Take note of one more pair."""
+        """Add a pair."""
         chosen, rejected = len(pair.chosen.strip()), len(pair.rejected.strip())
         self.pairs += 1
         self.longer += chosen > rejected
@@ -88,7 +88,7 @@ class Report:
         self.margin += pair.margin
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures; a bias to length is the share of longer less that of shorter ones."""
+        """Return the figures; length bias: share of longer chosen answers less that of shorter."""
         count = max(self.pairs, 1)
         return {
             "type": self.type,
@@ -102,56 +102,56 @@ class Report:
             "chosen_is_longer": round(self.longer / count, 4),
             "chosen_is_shorter": round(self.shorter / count, 4),
             "length_bias": round((self.longer - self.shorter) / count, 4),
-            **self.told,
+            **self.counts,
         }
 
 
 def _pairs(preferences: PairSource, task: Task, report: Report) -> Iterator[Pair]:
     labelled = ((row.id, row.answer) for row in read_rows(LABELLED, Row))
     references = {id: answer for id, answer in labelled if answer is not None}
-    known = RankingContext(
-        task, references, partial(hub.resolve_path, preferences.judge), report.told
+    context = RankingContext(
+        task, references, partial(hub.resolve_path, preferences.judge), report.counts
     )
-    scoring = preferences.by.open(known)
-    rest = islice(preferences.candidates(), preferences.prompts)
+    scoring = preferences.by.open(context)
+    remaining = islice(preferences.candidates(), preferences.prompts)
     meter = Meter(f"preferences {preferences.by.type}", preferences.prompts or 0)
-    while window := list(islice(rest, _WINDOW)):
+    while window := list(islice(remaining, _WINDOW)):
         report.prompts += len(window)
-        for asked, scores in zip(window, scoring(window), strict=True):
-            found = _best_and_worst(preferences, asked, scores, report)
-            if found is not None:
-                report.note(found)
-                yield found
+        for candidates, scores in zip(window, scoring(window), strict=True):
+            pair = _best_and_worst(preferences, candidates, scores, report)
+            if pair is not None:
+                report.note(pair)
+                yield pair
         meter.advance(len(window))
     meter.finish()
 
 
 def _best_and_worst(
-    preferences: PairSource, asked: Candidates, scores: Scores, report: Report
+    preferences: PairSource, candidates: Candidates, scores: Scores, report: Report
 ) -> Pair | None:
     if scores is None:
         report.unknown += 1
         return None
-    ranked = sorted(range(len(scores)), key=lambda n: -scores[n])  # equals stay as they came
+    ranked = sorted(range(len(scores)), key=lambda n: -scores[n])  # equal scores keep their order
     best, worst = ranked[0], ranked[-1]
     margin = scores[best] - scores[worst]
     if margin <= 0 or margin < preferences.min_margin:
         report.ties += 1
-        by_length = sorted(ranked, key=lambda n: len(asked.answers[n].text.strip()))
+        by_length = sorted(ranked, key=lambda n: len(candidates.answers[n].text.strip()))
         best, worst = by_length[0], by_length[-1]
-        texts = [asked.answers[n].text for n in (best, worst)]
+        texts = [candidates.answers[n].text for n in (best, worst)]
         if preferences.ties == "drop" or len(texts[0].strip()) == len(texts[1].strip()):
             return None
         margin = 0.0
-    chosen, rejected = asked.answers[best], asked.answers[worst]
+    chosen, rejected = candidates.answers[best], candidates.answers[worst]
     return Pair(
-        id=asked.id,
-        prompt=asked.prompt,
-        prefix=asked.prefix,
+        id=candidates.id,
+        prompt=candidates.prompt,
+        prefix=candidates.prefix,
         chosen=chosen.text,
         rejected=rejected.text,
         chosen_origin=chosen.origin,
         rejected_origin=rejected.origin,
         margin=round(margin, 4),
-        group=asked.group,
+        group=candidates.group,
     )

@@ -46,7 +46,7 @@ def test_rewards_do_not_depend_on_the_batch(folder):
 
 
 def test_what_is_no_reward_model_is_refused(folder, checkpoint):
-    with pytest.raises(UserError, match="this is no reward model"):
+    with pytest.raises(UserError, match="not a reward model"):
         RewardModel.of(checkpoint, "float32")  # its head was never trained
-    with pytest.raises(UserError, match="this is no reward model"):
+    with pytest.raises(UserError, match="not a reward model"):
         RewardModel.of(folder(labels=3), "float32")

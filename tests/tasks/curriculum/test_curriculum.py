@@ -98,7 +98,7 @@ def test_the_length_of_a_rationale_is_what_stands_before_the_result():
 def test_a_given_label():
     rows = [*answered("a", group="high"), *answered("b", "c", group="low")]
     assert measured(rows, type="given_label", labels=["low", "high"]) == [1, 0, 0]
-    with pytest.raises(UserError, match="the group 'high' is none of low"):
+    with pytest.raises(UserError, match="the group 'high' is not among low"):
         measured(rows, type="given_label", labels=["low"])
 
 
