@@ -102,9 +102,9 @@ def common_prefix(rows: Sequence[Example]) -> torch.Tensor:
 
 
 class TargetCollator(Protocol):
-    """What gives soft targets, as far as rows are concerned
+    """The side of a target source that runs in the data loader
     (cohobate/teachers/target_sources.py)."""
 
     def collate(self, rows: Sequence[Example]) -> dict[str, Any]:
-        """Return what a micro-batch of these rows needs: tensors, or nested maps of them."""
+        """Return what the source needs of these rows: tensors, or nested mappings of them."""
         ...

@@ -149,7 +149,9 @@ def _finish_of(model: Any) -> _Finish:
         return _Finish(1.0, None, len(model.get_output_embeddings().weight))
     with _MEASURING:  # batches of one model run in several threads
         if model not in _KNOWN:
-            finish = _measured(model)
+            # a caller's autocast would round the product that the model's own is compared with
+            with torch.autocast(model.device.type, enabled=False):
+                finish = _measured(model)
             if finish is None:
                 raise UserError(
                     f"{type(model).__name__} does more with its last hidden state than a head: "

@@ -30,7 +30,7 @@ def _jensen_shannon(beta: float) -> np.ndarray:
 
 
 def _adaptive(mass: float) -> np.ndarray:
-    found = []
+    losses = []
     for p, q in zip(P, Q, strict=True):
         head, total = [], 0.0
         for outcome in np.argsort(-p):
@@ -39,8 +39,8 @@ def _adaptive(mass: float) -> np.ndarray:
                 break
             head.append(outcome)
         share = np.abs(p - q)[head].sum() / np.abs(p - q).sum()
-        found.append(share * _kl(p, q) + (1 - share) * _kl(q, p))
-    return np.array(found)
+        losses.append(share * _kl(p, q) + (1 - share) * _kl(q, p))
+    return np.array(losses)
 
 
 def _logit_mse() -> np.ndarray:
@@ -77,8 +77,8 @@ def test_slope_is_the_derivative_of_per_token(divergence: d.Divergence) -> None:
     leaf = LOGQ.clone().requires_grad_()
     loss = divergence.per_token(LOGP, leaf)
     (expected,) = torch.autograd.grad(loss.sum(), leaf)
-    found, grad = divergence.loss_and_grad(LOGP, LOGQ)
-    torch.testing.assert_close(found, loss.detach(), rtol=1e-12, atol=0)
+    actual, grad = divergence.loss_and_grad(LOGP, LOGQ)
+    torch.testing.assert_close(actual, loss.detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-15)
     if not isinstance(divergence, d.AdaptiveKL):  # whose shares are constants to the gradient
         assert torch.autograd.gradcheck(lambda x: divergence.per_token(LOGP, x), leaf)

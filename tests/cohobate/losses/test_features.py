@@ -19,7 +19,7 @@ from cohobate.training.model_loss import CausalLMLoss
 from tests.cohobate.teachers.test_target_sources import examples, logits_of
 
 B, S, D, H = 3, 5, 6, 4
-PLACE = TokenPositions(torch.tensor([1, 2, 5, 6, 7, 13]), S)  # rows 0, 1 and 2
+POSITIONS = TokenPositions(torch.tensor([1, 2, 5, 6, 7, 13]), S)  # rows 0, 1 and 2
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -27,12 +27,12 @@ def random(*shape: int, seed: int) -> Tensor:
 
 
 def picked(x_BSD: Tensor) -> np.ndarray:
-    return np.stack([x_BSD[n // S, n % S].double().numpy() for n in PLACE.positions_N.tolist()])
+    return np.stack([x_BSD[n // S, n % S].double().numpy() for n in POSITIONS.positions_N.tolist()])
 
 
 def term(**fields: object) -> f.Feature:
-    found: f.Feature = TypeAdapter(FeatureTerm).validate_python(fields)
-    return found
+    feature: f.Feature = TypeAdapter(FeatureTerm).validate_python(fields)
+    return feature
 
 
 def maps(heads: int, seed: int) -> Tensor:
@@ -44,9 +44,9 @@ def maps(heads: int, seed: int) -> Tensor:
 def test_hidden_states() -> None:
     x, y = random(B, S, D, seed=0), random(B, S, D, seed=1)
     a, b = picked(x), picked(y)
-    mse = term(type="hidden_mse").compare(x, y, PLACE)
+    mse = term(type="hidden_mse").compare(x, y, POSITIONS)
     np.testing.assert_allclose(mse.numpy(), ((a - b) ** 2).mean(-1), rtol=1e-5)
-    cosine = term(type="hidden_cosine").compare(x, y, PLACE)
+    cosine = term(type="hidden_cosine").compare(x, y, POSITIONS)
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     np.testing.assert_allclose(cosine.numpy(), 1 - (a * b).sum(-1) / norms, rtol=1e-5)
 
@@ -55,22 +55,22 @@ def test_hidden_states() -> None:
 @pytest.mark.parametrize("distance", ["kl", "mse"])
 def test_attention_maps(heads: str, distance: str) -> None:
     x, y = maps(2, seed=0), maps(4, seed=1)
-    found = term(type="attention", heads=heads, distance=distance).compare(x, y, PLACE)
+    actual = term(type="attention", heads=heads, distance=distance).compare(x, y, POSITIONS)
     expected = []
-    for n in PLACE.positions_N.tolist():
+    for n in POSITIONS.positions_N.tolist():
         q, p = (m[n // S, :, n % S, : n % S + 1].double().numpy() for m in (x, y))
         p = p.reshape(2, 2, -1).mean(1) if heads == "match" else p.mean(0, keepdims=True)
         q = q if heads == "match" else q.mean(0, keepdims=True)
         each = (p * np.log(p / q)).sum(-1) if distance == "kl" else ((p - q) ** 2).mean(-1)
         expected.append(each.mean())
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-4, atol=1e-7)
 
 
 def test_value_relations() -> None:
     x, y = random(B, S, 2, 3, seed=0), random(B, S, 4, 5, seed=1)
-    found = term(type="value_relation").compare(x, y, PLACE)
+    actual = term(type="value_relation").compare(x, y, POSITIONS)
     expected = []
-    for n in PLACE.positions_N.tolist():
+    for n in POSITIONS.positions_N.tolist():
         row, at, each = n // S, n % S, []
         for head in range(2):
             sides = []
@@ -81,7 +81,7 @@ def test_value_relations() -> None:
             q, p = sides
             each.append((p * np.log(p / q)).sum())
         expected.append(np.mean(each))
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
 def huber(x: np.ndarray) -> np.ndarray:
@@ -89,13 +89,13 @@ def huber(x: np.ndarray) -> np.ndarray:
 
 
 def row_means(x: Tensor) -> np.ndarray:
-    owner = PLACE.positions_N.numpy() // S
+    owner = POSITIONS.positions_N.numpy() // S
     return np.stack([picked(x)[owner == row].mean(0) for row in range(B)])
 
 
 def test_relational_distances_and_angles() -> None:
     x, y = random(B, S, D, seed=0), random(B, S, D + 2, seed=1)
-    found = term(type="rkd", distance=0.5, angle=3).compare(x, y, PLACE)
+    actual = term(type="rkd", distance=0.5, angle=3).compare(x, y, POSITIONS)
     spread, corners = [], []
     for side in (row_means(x), row_means(y)):
         far = np.array([np.linalg.norm(side[i] - side[j]) for i in range(B) for j in range(i)])
@@ -109,15 +109,15 @@ def test_relational_distances_and_angles() -> None:
                         cube[i, j, k] = u @ v / np.linalg.norm(u) / np.linalg.norm(v)
         corners.append(cube)
     expected = 0.5 * huber(spread[0] - spread[1]).mean() + 3 * huber(corners[0] - corners[1]).mean()
-    np.testing.assert_allclose(found.numpy(), [expected] * 6, rtol=1e-4)
+    np.testing.assert_allclose(actual.numpy(), [expected] * 6, rtol=1e-4)
 
 
 def test_similarities_are_preserved() -> None:
     x, y = random(B, S, D, seed=0), random(B, S, D + 2, seed=1)
-    found = term(type="spkd").compare(x, y, PLACE)
+    actual = term(type="spkd").compare(x, y, POSITIONS)
     q, p = (m @ m.T for m in map(row_means, (x, y)))
     q, p = (g / np.linalg.norm(g, axis=-1, keepdims=True) for g in (q, p))
-    np.testing.assert_allclose(found.numpy(), [((q - p) ** 2).sum() / B**2] * 6, rtol=1e-4)
+    np.testing.assert_allclose(actual.numpy(), [((q - p) ** 2).sum() / B**2] * 6, rtol=1e-4)
 
 
 def test_a_batch_of_one_row_has_no_relations() -> None:
@@ -187,8 +187,8 @@ def loss_fn_of(pair, tokenizer, fields, terms=()) -> CausalLMLoss:
 
 def step_of(loss_fn: CausalLMLoss) -> tuple[Tensor, Tensor]:
     batch = MicroBatches(examples(), [range(6)], 6, loss_fn.target_source)[0]
-    found: tuple[Tensor, Tensor] = loss_fn(**batch, divisor=len(batch["labels_N"]))
-    return found
+    losses: tuple[Tensor, Tensor] = loss_fn(**batch, divisor=len(batch["labels_N"]))
+    return losses
 
 
 @pytest.mark.parametrize("fields", EVERY, ids=lambda x: "-".join(map(str, x.values())))

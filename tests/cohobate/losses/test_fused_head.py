@@ -105,8 +105,8 @@ def test_loss_and_gradients_are_those_of_the_plain_computation(
     )
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(losses.sum() / 7, expected.detach(), rtol=1e-10, atol=1e-12)
-    found = torch.autograd.grad(loss, [hidden, weight, bias])
-    for grad, reference in zip(found, grads, strict=True):
+    actual = torch.autograd.grad(loss, [hidden, weight, bias])
+    for grad, reference in zip(actual, grads, strict=True):
         torch.testing.assert_close(grad, reference, rtol=1e-8, atol=1e-11)
 
 
@@ -143,9 +143,9 @@ def test_gradients_are_those_of_trl(beta: float, temperature: float) -> None:
     term = d.JensenShannon(beta=beta, temperature=temperature, weight=temperature**-2)
     targets = Targets(labels[0], LiveTeacher(teacher, eye))
     ours, _ = fused_head_loss(logits, eye, [term], targets, divisor=40)
-    (found,) = torch.autograd.grad(ours, logits)
+    (actual,) = torch.autograd.grad(ours, logits)
     torch.testing.assert_close(ours, loss, rtol=1e-5, atol=1e-6)
-    assert ((found - expected).norm() / expected.norm()) < 1e-5
+    assert ((actual - expected).norm() / expected.norm()) < 1e-5
 
 
 def test_soft_capping_scaling_and_padding_of_the_vocabulary() -> None:
@@ -158,8 +158,10 @@ def test_soft_capping_scaling_and_padding_of_the_vocabulary() -> None:
     )
     head = Head(weight[:real], scale=0.5, softcap=4.0)
     loss, _ = fused_head_loss(hidden, head, [Hard()], Targets(labels), divisor=N, chunk_tokens=4)
-    for found, reference in zip(torch.autograd.grad(loss, [hidden, weight]), expected, strict=True):
-        torch.testing.assert_close(found, reference)
+    for actual, reference in zip(
+        torch.autograd.grad(loss, [hidden, weight]), expected, strict=True
+    ):
+        torch.testing.assert_close(actual, reference)
 
 
 def test_a_frozen_head_gets_no_gradient_and_is_cast_once() -> None:
@@ -265,11 +267,11 @@ class Largest(torch.utils._python_dispatch.TorchDispatchMode):
         self.elements = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        found = function(*args, **(kwargs or {}))
-        for x in torch.utils._pytree.tree_leaves(found):
+        outputs = function(*args, **(kwargs or {}))
+        for x in torch.utils._pytree.tree_leaves(outputs):
             if isinstance(x, Tensor):
                 self.elements = max(self.elements, x.numel())
-        return found
+        return outputs
 
 
 @pytest.mark.parametrize("source", ["live", "stored"])
@@ -307,8 +309,8 @@ def test_logit_mse_is_of_centred_logits() -> None:
             hidden, Head(weight), [term], Targets(_labels(), _live()), divisor=N, chunk_tokens=4
         )
         torch.testing.assert_close(loss, expected)
-        for found, grad in zip(torch.autograd.grad(loss, [hidden, weight]), grads, strict=True):
-            torch.testing.assert_close(found, grad)
+        for actual, grad in zip(torch.autograd.grad(loss, [hidden, weight]), grads, strict=True):
+            torch.testing.assert_close(actual, grad)
     with pytest.raises(UserError, match="logit_mse needs a live teacher"):
         fused_head_loss(
             hidden, Head(weight), [d.LogitMse()], Targets(_labels(), _stored()), divisor=N
@@ -319,10 +321,10 @@ def test_logit_mse_is_of_centred_logits() -> None:
 @pytest.mark.parametrize("terms", MIXES[1:8], ids=lambda x: "+".join(t.type for t in x))
 def test_the_compiled_path_gives_the_same_numbers(terms: list[Term]) -> None:
     hidden, head = _random(N, D, seed=0), Head(_random(V, D, seed=1).requires_grad_())
-    found = []
+    actual = []
     for compiled in (False, True):
         loss, _ = fused_head_loss(
             hidden, head, terms, Targets(_labels(), _live()), divisor=N, compiled=compiled
         )
-        found.append((loss, *torch.autograd.grad(loss, head.weight_VD)))
-    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+        actual.append((loss, *torch.autograd.grad(loss, head.weight_VD)))
+    torch.testing.assert_close(*actual, rtol=1e-9, atol=1e-12)

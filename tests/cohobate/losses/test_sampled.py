@@ -51,12 +51,12 @@ def test_loss_and_gradients_are_those_of_the_plain_computation(temperature, chun
         hidden, Head(weight), terms, Targets(labels(), teacher), divisor=4, chunk_tokens=chunk
     )
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
-    for found, grad in zip(
+    for actual, grad in zip(
         torch.autograd.grad(loss, [hidden, weight]),
         torch.autograd.grad(expected, [hidden, weight]),
         strict=True,
     ):
-        torch.testing.assert_close(found, grad, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(actual, grad, rtol=1e-6, atol=1e-7)
 
 
 def test_the_mean_over_draws_is_the_whole_divergence() -> None:

@@ -84,8 +84,8 @@ def test_loss_and_gradient_are_those_of_trl(shared: str) -> None:
     for chunk in (1, 2, 512):  # groups stay whole
         loss, losses = fused_head_loss(student, eye, [term], targets, divisor=3, chunk_tokens=chunk)
         torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
-        (found,) = torch.autograd.grad(loss, student)
-        assert (found - grad).norm() / grad.norm() < 1e-5
+        (actual,) = torch.autograd.grad(loss, student)
+        assert (actual - grad).norm() / grad.norm() < 1e-5
         assert (losses[:, 0] > 0).tolist() == [False, True, True, True]
 
 
@@ -158,8 +158,8 @@ def phase(**changes: object) -> Kd:
         "threads": 1,
         "precision": "float32",
     }
-    found: Kd = TypeAdapter(Kd).validate_python(fields | changes)
-    return found
+    kd: Kd = TypeAdapter(Kd).validate_python(fields | changes)
+    return kd
 
 
 def test_a_phase_learns_from_a_teacher_of_another_tokenizer(two_tokenizers) -> None:

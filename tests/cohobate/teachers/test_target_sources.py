@@ -32,12 +32,12 @@ from cohobate.training.model_loss import CausalLMLoss
 
 def examples() -> list[Example]:
     rng = np.random.default_rng(0)
-    found = []
+    rows = []
     for n, length in enumerate((9, 5, 12, 7, 4, 6)):
         ids = rng.integers(5, 60, length).astype(np.int32)
         kind = ("animal", "plant")[n % 2]
-        found.append(Example(f"row-{n}", ids, 2, group=kind, by_student=n in (1, 2)))
-    return found
+        rows.append(Example(f"row-{n}", ids, 2, group=kind, by_student=n in (1, 2)))
+    return rows
 
 
 def logits_of(model: Any, row: Example) -> Tensor:
@@ -101,8 +101,8 @@ def test_one_live_teacher_is_the_plain_computation(models, tokenizer) -> None:
     reference = mean_over_tokens(expected)
     torch.testing.assert_close(loss.double(), reference, rtol=1e-5, atol=0)
     grads = torch.autograd.grad(reference, list(student.parameters()))
-    for found, grad in zip(torch.autograd.grad(loss, student.parameters()), grads, strict=True):
-        assert (found - grad).norm() <= 1e-5 * grad.norm() + 1e-7
+    for actual, grad in zip(torch.autograd.grad(loss, student.parameters()), grads, strict=True):
+        assert (actual - grad).norm() <= 1e-5 * grad.norm() + 1e-7
     assert all(not p.requires_grad and p.grad is None for p in teacher.parameters())
 
 
@@ -128,8 +128,8 @@ def cost(logits: Tensor, row: Example) -> float:
 
 @pytest.mark.parametrize("name", COMBINED)
 def test_several_live_teachers(models, tokenizer, name) -> None:
-    how, target = COMBINED[name]
-    target_source = live(models, tokenizer, ensemble=how, weights=(1.4, 0.6))
+    ensemble, target = COMBINED[name]
+    target_source = live(models, tokenizer, ensemble=ensemble, weights=(1.4, 0.6))
     loss = loss_of(models[0], [ReverseKL()], target_source)
     expected = []
     with torch.no_grad():
@@ -162,29 +162,31 @@ def store(folder: Any, teacher: Any, tokenizer: Any, k: int) -> SignalStore:
 
 @pytest.mark.parametrize("name", ["mixture", "route", "best"])
 def test_several_stored_teachers_are_the_live_ones(models, tokenizer, tmp_path, name) -> None:
-    how, _ = COMBINED[name]
+    ensemble, _ = COMBINED[name]
     with torch.no_grad():
         stores = {
             key: store(tmp_path / key, model, tokenizer, len(tokenizer) - 1)
             for key, model in zip(("one", "two"), models[1:], strict=True)
         }
-    stored = StoredSource(stores, ensemble=how, weights=(0.7, 0.3))
+    stored = StoredSource(stores, ensemble=ensemble, weights=(0.7, 0.3))
     stored.attach(examples(), tokenizer)
-    alive = live(models, tokenizer, ensemble=how, weights=(0.7, 0.3))
+    alive = live(models, tokenizer, ensemble=ensemble, weights=(0.7, 0.3))
     grads = [
         torch.autograd.grad(loss_of(models[0], [ForwardKL()], source), models[0].parameters())
         for source in (stored, alive)
     ]
-    for found, expected in zip(*grads, strict=True):
+    for actual, expected in zip(*grads, strict=True):
         assert (
-            found - expected
+            actual - expected
         ).norm() <= 0.01 * expected.norm() + 1e-6  # stored in half precision
 
 
 def test_a_group_without_a_teacher_is_refused_with_its_row(models, tokenizer) -> None:
-    how = Route(type="route", groups={"plant": "one"})
+    ensemble = Route(type="route", groups={"plant": "one"})
     with pytest.raises(UserError, match="group 'animal'") as caught:
-        loss_of(models[0], [ForwardKL()], live(models, tokenizer, ensemble=how, weights=(1, 1)))
+        loss_of(
+            models[0], [ForwardKL()], live(models, tokenizer, ensemble=ensemble, weights=(1, 1))
+        )
     assert caught.value.where == "row row-0"
 
 
@@ -196,8 +198,8 @@ def test_progressive_targets_start_at_the_student_and_end_at_the_teacher(models,
         for row in examples():
             q, p = (logits_of(model, row).softmax(-1) for model in (student, teacher))
             expected.append(forward_kl(0.25 * p + 0.75 * q, q))
-    found = loss_of(student, [ForwardKL()], moving, progress=0.0)
-    assert float(found) == pytest.approx(float(mean_over_tokens(expected)), rel=1e-4)
+    actual = loss_of(student, [ForwardKL()], moving, progress=0.0)
+    assert float(actual) == pytest.approx(float(mean_over_tokens(expected)), rel=1e-4)
     still = live(models[:2], tokenizer)
     for progress in (0.5, 1.0):
         now, always = (loss_of(student, [ForwardKL()], t, progress) for t in (moving, still))
@@ -213,16 +215,16 @@ def test_the_progressive_schedule_reaches_exactly_one() -> None:
 def test_distillm2_gives_each_row_its_alpha(models, tokenizer) -> None:
     student, teacher, _ = models
     loss = loss_of(student, [DistiLLM2()], live(models[:2], tokenizer))
-    rows, told = examples(), []
+    rows, gaps = examples(), []
     with torch.no_grad():
         for row in rows:
             labels = torch.from_numpy(row.ids[2:].astype(np.int64))[:, None]
             q, p = (logits_of(model, row).softmax(-1) for model in (student, teacher))
             chance = [float(x.gather(-1, labels).log().mean().exp()) for x in (p, q)]
-            told.append((p, q, (chance[0] - chance[1]) * (-1 if row.by_student else 1)))
+            gaps.append((p, q, (chance[0] - chance[1]) * (-1 if row.by_student else 1)))
     total, tokens = 0.0, 0
-    for row, (p, q, gap) in zip(rows, told, strict=True):
-        kin = [g for r, (_, _, g) in zip(rows, told, strict=True) if r.by_student == row.by_student]
+    for row, (p, q, gap) in zip(rows, gaps, strict=True):
+        kin = [g for r, (_, _, g) in zip(rows, gaps, strict=True) if r.by_student == row.by_student]
         alpha = min(0.1, max(0.01, 1 - 0.9 * np.mean(kin) / (gap + 1e-5)))
         skewed = (
             forward_kl(q, (1 - alpha) * p + alpha * q)
@@ -280,18 +282,18 @@ def test_a_teacher_reads_what_all_prompts_begin_with_once(
     ]
     prefix_P = common_prefix(rows)
     assert prefix_P.tolist() == [7, 8, 9, 10]
-    some = models if ensemble else models[:2]
+    chosen = models if ensemble else models[:2]
     options: dict[str, Any] = {"ensemble": ensemble, "weights": (0.5, 0.5)} if ensemble else {}
     if renumbered:
         options["teacher_ids"] = {"one": torch.arange(len(tokenizer)).flip(0)}
-    plain = loss_of(models[0], [ForwardKL()], live(some, tokenizer, **options), rows=rows)
-    target_source = live(some, tokenizer, prefix_P=prefix_P, **options)
+    plain = loss_of(models[0], [ForwardKL()], live(chosen, tokenizer, **options), rows=rows)
+    target_source = live(chosen, tokenizer, prefix_P=prefix_P, **options)
     read: list[int] = []
     models[1].get_decoder().register_forward_pre_hook(lambda _, ids: read.append(ids[0].numel()))
     monkeypatch.setattr("cohobate.fast.padding_free._worth", lambda device, room: 1)
     for _ in range(2):
-        found = loss_of(models[0], [ForwardKL()], target_source, rows=rows)
-        torch.testing.assert_close(found, plain, rtol=1e-5, atol=0)
+        actual = loss_of(models[0], [ForwardKL()], target_source, rows=rows)
+        torch.testing.assert_close(actual, plain, rtol=1e-5, atol=0)
     assert read.count(len(prefix_P)) == 1
     taught = [row for row in rows if ensemble is not ROUTE or row.group == "plant"]
     assert read[-1] == sum(len(row.ids) - 1 - len(prefix_P) for row in taught)
@@ -345,11 +347,17 @@ def test_micro_batches_add_up_to_the_whole_batch(models, tokenizer) -> None:
 
 @pytest.mark.parametrize("name", COMBINED)
 def test_a_batch_without_any_valid_token_has_no_loss(models, tokenizer, name) -> None:
-    how, _ = COMBINED[name]
-    target_source = live(models, tokenizer, ensemble=how, weights=(0.7, 0.3))
+    ensemble, _ = COMBINED[name]
+    target_source = live(models, tokenizer, ensemble=ensemble, weights=(0.7, 0.3))
     masked = [Example("none", np.arange(5, 12, dtype=np.int32), 7, group="plant")]
     batch = MicroBatches(masked, [[0]], 1, target_source)[0]
     loss, losses = CausalLMLoss(models[0], [ReverseKL()], 5, target_source)(**batch, divisor=1)
     grads = torch.autograd.grad(loss, models[0].parameters(), allow_unused=True)
     assert float(loss) == 0 and losses.shape == (0, 1)
     assert all(grad is None or not grad.any() for grad in grads)
+
+
+def test_a_head_is_measured_in_its_own_precision_under_autocast(models, tokenizer) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(models[0], [ForwardKL()], live(models[:2], tokenizer))
+    assert loss.isfinite()

@@ -57,8 +57,8 @@ def test_draws_come_back_with_their_counts(vocabulary) -> None:
     draws = Draws(vocabulary, 40)
     distinct, packed = draws.pack(ids)
     assert packed.shape == (draws.sizes(distinct).sum(),)
-    found, counts = draws.unpack(distinct, packed)
-    for row, its_ids, its_counts in zip(ids, found, counts, strict=True):
+    actual, counts = draws.unpack(distinct, packed)
+    for row, its_ids, its_counts in zip(ids, actual, counts, strict=True):
         expected = np.bincount(row, minlength=40)
         assert np.array_equal(np.bincount(its_ids, its_counts, 40), expected)
 

@@ -70,14 +70,14 @@ def test_a_capture_killed_twice_ends_in_the_same_bytes(rows, monkeypatch) -> Non
     assert len([name for name in expected if name.startswith("tokens-")]) == 6
     for path in (CAPTURE / "main").iterdir():
         path.unlink()
-    for wanted in (1, 3):
+    for count in (1, 3):
         process = subprocess.Popen(
             [sys.executable, "-c", SLOW.replace("{params}", repr(PARAMS))],
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             start_new_session=True,
         )
         deadline = time.monotonic() + 60
-        while len(whole_shards()) < wanted and time.monotonic() < deadline:
+        while len(whole_shards()) < count and time.monotonic() < deadline:
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL

@@ -61,7 +61,7 @@ def measured(form, tokens: int, seed: int, precision=torch.float32) -> Signals:
 
 def write(folder: Path, tokenizer, form=TOP_K, **changes) -> Signals:
     """A store of two shards; what was measured, in the order of `examples`."""
-    told = {
+    fields = {
         "teacher": "feed",
         "tokenizer": vocabulary_hash(tokenizer),
         "template": template_hash(tokenizer),
@@ -71,7 +71,7 @@ def write(folder: Path, tokenizer, form=TOP_K, **changes) -> Signals:
         "number_format": "float32",
         "logit_scale": 0.5,
     }
-    origin = Origin(**(told | changes))
+    origin = Origin(**(fields | changes))
     first, second, third = examples()
     parts = [measured(form, 7, seed=1), measured(form, 1, seed=2)]
     shards = [folder.with_name(f"shard-{n}") for n in range(2)]
@@ -246,15 +246,15 @@ class TestTrimmedStudent:
     """A student that has only some of the teacher's tokens, under other numbers."""
 
     @pytest.fixture
-    def known(self) -> torch.Tensor:
+    def student_ids(self) -> torch.Tensor:
         """Of the ids 0 to 299 the student has the 150 even ones."""
-        known = torch.full((V,), -1)
-        known[::2] = torch.arange(150)
-        return known
+        student_ids = torch.full((V,), -1)
+        student_ids[::2] = torch.arange(150)
+        return student_ids
 
-    def test_what_its_ids_lack_goes_to_the_bucket(self, known) -> None:
+    def test_what_its_ids_lack_goes_to_the_bucket(self, student_ids) -> None:
         whole = TOP_K.unpack(TOP_K.pack(measured(TOP_K, 40, seed=3), V), V)
-        part = TOP_K.restrict(whole, known, 150)
+        part = TOP_K.restrict(whole, student_ids, 150)
         lacks = whole["ids_NK"] % 2 == 1
         assert lacks.any() and not lacks.all()
         for signals in zip(
@@ -272,19 +272,19 @@ class TestTrimmedStudent:
         share = part["rest_logprob_NQ"][:, :1].exp() / 150
         assert (part["logp_NK"].exp()[lacks] <= share.expand_as(lacks)[lacks] * 1.001).all()
 
-    def test_draws_of_what_it_lacks_are_left_out(self, known) -> None:
+    def test_draws_of_what_it_lacks_are_left_out(self, student_ids) -> None:
         whole = DRAWS.unpack(DRAWS.pack(measured(DRAWS, 20, seed=3), V), V)
-        part = DRAWS.restrict(whole, known, 150)
+        part = DRAWS.restrict(whole, student_ids, 150)
         odd = whole["ids_NK"] % 2 == 1
         assert torch.equal(part["share_NK"], whole["share_NK"].masked_fill(odd, 0))
         counted = part["share_NK"] > 0
         assert torch.equal(2 * part["ids_NK"][counted], whole["ids_NK"][counted])
 
-    def test_too_few_ids_for_so_many_signals_is_refused(self, known) -> None:
+    def test_too_few_ids_for_so_many_signals_is_refused(self, student_ids) -> None:
         wide = StoredTopK(type="top_k", k=80)
         whole = wide.unpack(wide.pack(measured(wide, 4, seed=3), V), V)
         with pytest.raises(UserError, match="a student of 160 ids, this one has 150"):
-            wide.restrict(whole, known, 150)
+            wide.restrict(whole, student_ids, 150)
 
 
 def test_the_same_row_twice_is_refused_and_nothing_is_published(tmp_path, tokenizer) -> None:
