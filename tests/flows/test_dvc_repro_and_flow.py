@@ -1,4 +1,4 @@
-"""`dvc repro` and the flow are two doors into one house: same skips, same lock, byte for byte."""
+"""`dvc repro` and the flow run a round in the same way: same skips, and the same dvc.lock."""
 
 import os
 import shutil
@@ -49,11 +49,11 @@ def lock(folder: Path) -> bytes:
     return (folder / "dvc.lock").read_bytes()
 
 
-def idle(found: dict[str, str]) -> bool:
-    return set(found.values()) == {"unchanged"}
+def idle(results: dict[str, str]) -> bool:
+    return set(results.values()) == {"unchanged"}
 
 
-def test_both_doors_write_the_same_lock(by_dvc: Path, by_flow: Path) -> None:
+def test_dvc_repro_and_the_flow_write_the_same_lock(by_dvc: Path, by_flow: Path) -> None:
     assert lock(by_dvc) == lock(by_flow)
 
 
@@ -88,9 +88,9 @@ def test_deleted_outputs_are_restored(by_flow: Path, flow: Any) -> None:
     before = lock(by_flow)
     shutil.rmtree(by_flow / "models/train/kd")
     shutil.rmtree(by_flow / "data/filter")
-    found = flow()
-    assert {a for a, o in found.items() if o == "restored"} == {"filter", "train@kd"}
-    assert "ran" not in found.values()
+    results = flow()
+    assert {a for a, o in results.items() if o == "restored"} == {"filter", "train@kd"}
+    assert "ran" not in results.values()
     assert lock(by_flow) == before
 
 
@@ -107,8 +107,8 @@ def test_killed_in_the_middle_a_round_ends_with_the_same_lock(
     wait_for(folder / "data/generate/main/responses.jsonl", process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    found = outcomes(folder, PREFECT_API_URL=prefect_server)
-    assert found["collect"] == "unchanged" and found["evaluate"] == "ran"
+    results = outcomes(folder, PREFECT_API_URL=prefect_server)
+    assert results["collect"] == "unchanged" and results["evaluate"] == "ran"
     assert lock(folder) == lock(by_dvc)
 
 
@@ -121,7 +121,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
     raise AssertionError(f"{path} never came")
 
 
-def test_a_failing_stage_is_said_truthfully(
+def test_a_failing_stage_is_reported_as_failed(
     tmp_path: Path, teacher: Path, prefect_server: str
 ) -> None:
     folder = tiny_project.build(tmp_path / "project", teacher)
@@ -129,7 +129,7 @@ def test_a_failing_stage_is_said_truthfully(
     done = run(folder, "cohobate", "run", PREFECT_API_URL=prefect_server)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "collect" in done.stderr and "next:" in done.stderr
+    assert "collect" in done.stderr and "fix:" in done.stderr
     assert not (folder / "data/filter").exists()
     newest = api(prefect_server, "flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
     assert newest["state_type"] == "FAILED"
