@@ -47,18 +47,18 @@ def main() -> int:
         os.environ["PREFECT_API_URL"] = url
         root = _project(Path(folder))
         lines, targets = _one_round(root)
-        _hear(targets)
+        _report(targets)
         for measure in (_no_op, _restored):
-            targets |= _hear(measure(root))
+            targets |= _report(measure(root))
         # one Ray for all: as many as there are rounds would be the slower ones
         with two_nodes(THIS_MACHINE, Path(folder), hidden=[]) as known:
             os.environ |= known
             for count in given.at_once:
-                targets |= _hear(_at_once(Path(folder), url, count))
+                targets |= _report(_at_once(Path(folder), url, count))
     return tell(given, lines, targets)
 
 
-def _hear(targets: Targets) -> Targets:
+def _report(targets: Targets) -> Targets:
     for name, (found, _, _) in targets.items():
         print(f"  {name}: {found:.2f}", file=sys.stderr, flush=True)
     return targets
@@ -140,9 +140,9 @@ def _at_once(folder: Path, url: str, count: int) -> Targets:
     before = _task_runs(url)
     rounds = [quick_project.start(place, "cohobate", "run") for place in places]
     for one in rounds:
-        told = one.communicate(timeout=600)[0]
+        output = one.communicate(timeout=600)[0]
         if one.returncode:
-            raise SystemExit(told)
+            raise SystemExit(output)
     new = {name: state for name, state in _task_runs(url).items() if name not in before}
     open_ended = sum(state not in ("COMPLETED", "FAILED") for state in new.values())
     lost = max(0, sum(len(quick_project.ran(place)) for place in places) - len(new)) + open_ended

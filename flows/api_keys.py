@@ -1,9 +1,9 @@
-"""API keys for stages that ask a service: from the environment, or from a Prefect Secret block.
+"""API keys for stages that use a service: from the environment, or from a Prefect Secret block.
 
-`key: EXAMPLE_API_KEY` of a teacher names the environment variable. Where it is not set, the block
-`example-api-key` of the Prefect server is asked (`prefect block create secret`, or its UI). A key
-is handed to the worker as an argument that prints as stars, put into the stage's environment, and
-taken out again: it stands in no params, no Ray runtime environment, no log and no result.
+`key: EXAMPLE_API_KEY` of a teacher names the environment variable. Where it is not set, the key is
+read from the block `example-api-key` of the Prefect server (`prefect block create secret`, or its
+UI). A key is passed to the worker as an argument that prints as stars, set in the environment while
+the stage runs, and removed again: it is in no params, Ray runtime environment, log or result.
 """
 
 import os
@@ -21,20 +21,20 @@ ApiKeys = Mapping[str, SecretStr]
 
 
 def keys_for(node: StageNode, document: Mapping[str, Any]) -> ApiKeys:
-    """Return the keys that a stage needs and that are known here: those of the teacher it asks.
+    """Return the API keys of the teacher that a stage sends requests to, where they are available.
 
     Where the ledger is on S3, `COHOBATE_LEDGER` goes with them.
     """
     match node.name:
         case "generate":
             teacher = node.address.partition("@")[2]
-        case "evaluate":  # a teacher behind an API sits the test too
+        case "evaluate":  # a teacher behind an API also answers the test prompts
             teacher = document["evaluate"]["teacher"]
         case _:
             return {}
     name = document["teachers"][teacher].get("key", "")
-    found = os.environ.get(name) or _of_block(name) if name else None
-    keys = {name: SecretStr(found)} if found else {}
+    key = os.environ.get(name) or _of_block(name) if name else None
+    keys = {name: SecretStr(key)} if key else {}
     if (ledger := os.environ.get(LEDGER_VARIABLE, "")).startswith("s3://"):
         keys[LEDGER_VARIABLE] = SecretStr(ledger)  # other nodes have environments of their own
     return keys
@@ -42,7 +42,7 @@ def keys_for(node: StageNode, document: Mapping[str, Any]) -> ApiKeys:
 
 @contextmanager
 def in_environment(keys: ApiKeys) -> Iterator[None]:
-    """Set the variables for the block; leave the environment as it was."""
+    """Set the variables for a block; restore the environment afterwards."""
     before = {name: os.environ.get(name) for name in keys}
     os.environ.update({name: key.get_secret_value() for name, key in keys.items()})
     try:
@@ -60,6 +60,6 @@ def _of_block(name: str) -> str | None:
 
     try:
         block = cast(Secret[str], Secret.load(name.lower().replace("_", "-")))
-    except ValueError:  # there is none: the stage itself says what is missing
+    except ValueError:  # there is no block: the stage reports what is missing
         return None
     return str(block.get())

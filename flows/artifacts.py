@@ -1,4 +1,4 @@
-"""What the Prefect UI shows of a stage and of a round."""
+"""Artifacts in the Prefect UI: progress, tables and pictures of stages and rounds."""
 
 import json
 import re
@@ -25,19 +25,19 @@ _EVERY_SECONDS = 2.0
 
 
 class ProgressBar:
-    """A stage's progress artifact: made at the first event, moved every other second."""
+    """A stage's progress artifact: created at the first event, updated every other second."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._artifact: UUID | None = None
-        self._told = 0.0
+        self._updated = 0.0
 
     def show(self, event: Advance) -> None:
-        """Move the bar to where `event` says the stage is."""
+        """Update the bar with the progress in `event`."""
         now, finished = time.monotonic(), event.done >= event.total
-        if now - self._told < _EVERY_SECONDS and not finished:
+        if now - self._updated < _EVERY_SECONDS and not finished:
             return
-        self._told = now
+        self._updated = now
         percent = 100 * event.done / max(event.total, 1)
         text = f"{event.what}: {event.done}/{event.total}"
         text += "" if finished else f", {event.eta_seconds:.0f} s left"
@@ -56,11 +56,11 @@ def show_stage(address: str, result: StageResult) -> None:
         {"figure": "seconds", "value": f"{result.seconds:.1f}"},
         *({"figure": name, "value": _short(value)} for name, value in result.figures.items()),
     ]
-    create_table_artifact(rows, _key(address, "summary"), f"What {address} came to")
+    create_table_artifact(rows, _key(address, "summary"), f"Outcome and figures of {address}")
 
 
 def show_funnel(root: Path) -> None:
-    """Publish the filter funnel: how many rows each filter saw and dropped, and why."""
+    """Publish the filter funnel: how many rows each filter received and dropped, and why."""
     funnel = root / "data/filter/funnel.json"
     if not funnel.exists():
         return
@@ -73,7 +73,7 @@ def show_funnel(root: Path) -> None:
         }
         for step in json.loads(funnel.read_text())
     ]
-    create_table_artifact(rows, "filter-funnel", "Rows that each filter saw and dropped")
+    create_table_artifact(rows, "filter-funnel", "Rows that each filter got and dropped")
 
 
 def show_report(root: Path) -> None:
@@ -85,17 +85,17 @@ def show_report(root: Path) -> None:
 
 def show_losses(root: Path) -> None:
     """Publish the loss curves of all phases and seeds as a picture."""
-    found = {
+    losses = {
         phase: [[(line["step"], line["loss"]) for line in curve] for curve in seeds.values()]
         for phase, seeds in RoundFiles(root).losses.items()
     }
-    if found:
-        picture = pictures.curves(found, "update", "loss")
-        create_image_artifact(picture, "losses", "Loss at each update, a curve a seed")
+    if losses:
+        picture = pictures.curves(losses, "update", "loss")
+        create_image_artifact(picture, "losses", "Training loss at each update, one curve per seed")
 
 
 def show_samples(root: Path) -> None:
-    """Publish sample rows with everyone's answer."""
+    """Publish sample rows with the answer of each model."""
     rows = [
         {"kind": row["kind"], "prompt": row["prompt"], "reference": row["reference"]}
         | {arm: answer["answer"] for arm, answer in row["answers"].items()}
@@ -103,45 +103,44 @@ def show_samples(root: Path) -> None:
     ]
     if rows:
         create_table_artifact(
-            rows, "samples", "Sample rows, drawn for where the student won or lost"
+            rows, "samples", "Sample rows where the student is better or worse than the baseline"
         )
 
 
 def show_promotion(verdict: dict[str, Any], record: RoundRecord, last: RoundRecord | None) -> None:
     """Publish how champion and challenger compare on the dev rows: a table and a picture."""
-    before = last.champion if last else "the student before any teaching"
+    before = last.champion if last else "the untrained student"
     names = {"champion": before, "challenger": name_of(record.number)}
     lines = [
         f"## {name_of(record.number)}: {'promoted' if record.promoted else 'champion kept'}",
         f"{record.why}.",
         "| | | score on the dev rows | 95 % interval |\n|---|---|---|---|",
         *(_scored(role, name, verdict["intervals"][role]) for role, name in names.items()),
-        f"\nThe student in use is now `{record.champion}`.",
+        f"\nThe champion is now `{record.champion}`.",
     ]
     text = "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:])
-    create_markdown_artifact(text, "champion", "Champion against challenger")
+    create_markdown_artifact(text, "champion", "Champion and challenger on the dev rows")
     scores = {f"{role}\n{name}": verdict["intervals"][role] for role, name in names.items()}
     picture = pictures.intervals(scores, "score on the dev rows, with its 95 % interval")
-    create_image_artifact(picture, "champion-picture", "Champion against challenger")
+    create_image_artifact(picture, "champion-picture", "Champion and challenger on the dev rows")
 
 
 def _scored(role: str, name: str, score: dict[str, float]) -> str:
-    told = f"{score['mean']:.3f} | [{score['low']:.3f}, {score['high']:.3f}]"
-    return f"| {role} | `{name}` | {told} |"
+    mean, low, high = (score[key] for key in ("mean", "low", "high"))
+    return f"| {role} | `{name}` | {mean:.3f} | [{low:.3f}, {high:.3f}] |"
 
 
 def show_lineage(record: RoundRecord, tag: str, commit: str, hashes: dict[str, str]) -> None:
-    """Publish where a round is kept: git's tag and commits, and DVC's hash of every output."""
+    """Publish the git tag and commits of a round, and the hash of every output."""
     lines = [
         f"| git tag | git commit | made from |\n|---|---|---|\n| `{tag}` | `{commit}` | "
         f"`{record.base}` |",
-        f"`git checkout {tag} && dvc pull` brings its files, `cohobate show {record.number}` its "
-        "report.",
+        f"Files: `git checkout {tag} && dvc pull`. Report: `cohobate show {record.number}`.",
         "| stage and output | DVC's MD5 |\n|---|---|\n"
         + "\n".join(f"| {name} | `{value}` |" for name, value in hashes.items()),
     ]
     create_markdown_artifact(
-        "\n\n".join(lines), "lineage", f"Where {name_of(record.number)} is kept"
+        "\n\n".join(lines), "lineage", f"Commit and outputs of {name_of(record.number)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Servers that others can reach must ask who is there: whoever may submit work runs code here."""
+"""Require authentication of servers that others can reach: whoever submits work runs code here."""
 
 import ipaddress
 import os
@@ -9,7 +9,7 @@ from cohobate.errors import UserError
 
 
 def check(environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse a Prefect server or Ray cluster beyond loopback that is used without authentication.
+    """Raise where a Prefect server or Ray cluster beyond loopback is used without authentication.
 
     Raises:
         UserError: naming the server, and what to set.
@@ -18,7 +18,7 @@ def check(environment: Mapping[str, str] = os.environ) -> None:
     known = environment.get("PREFECT_API_AUTH_STRING") or environment.get("PREFECT_API_KEY")
     if api and _beyond_loopback(api) and not known:
         raise UserError(
-            "this Prefect server can be reached by others, and is used without authentication",
+            "this Prefect server is reachable from other machines and has no authentication",
             where=f"PREFECT_API_URL={api}",
             fix="start it with PREFECT_SERVER_API_AUTH_STRING=user:password, "
             "and export PREFECT_API_AUTH_STRING=user:password here",
@@ -27,7 +27,7 @@ def check(environment: Mapping[str, str] = os.environ) -> None:
     if ray and ray != "auto" and _beyond_loopback(ray if "://" in ray else f"//{ray}"):  # noqa: SIM102
         if environment.get("RAY_AUTH_MODE") != "token":
             raise UserError(
-                "this Ray cluster can be reached by others, and is used without a token",
+                "this Ray cluster is reachable from other machines and has no token",
                 where=f"RAY_ADDRESS={ray}",
                 fix="ray get-auth-token --generate && export RAY_AUTH_MODE=token, on every node",
             )
@@ -40,4 +40,4 @@ def _beyond_loopback(url: str) -> bool:
     try:
         return not ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return True  # a name: it may well be reached from elsewhere
+        return True  # a host name: other machines may reach it

@@ -29,8 +29,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Distil a teacher into a student, again and again. Run from the project's root.",
-    epilog="Exit codes: 0 ok · 1 failed · 2 usage · 3 the gate was not met · 130 stopped.",
+    help="Distil a teacher model into a student, round after round. Run it in the folder of "
+    "dvc.yaml.",
+    epilog="Exit codes: 0 success · 1 failure · 2 wrong usage or params.yaml · 3 the student did "
+    "not pass the gate · 130 stopped by the user.",
 )
 Stage = Annotated[
     str | None,
@@ -38,15 +40,17 @@ Stage = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Edit params.yaml first. May be repeated."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set a key of params.yaml first. May be repeated."
+    ),
 ]
 
 Recipe = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Write this recipe into params.yaml first, in place of the one before (what that had "
-        "replaced is restored; your own edits of other keys stay). `none` restores alone.",
+        help="Write this recipe into params.yaml first. Values that the recipe before it "
+        "replaced are restored; your own edits of other keys stay. `none` only restores.",
     ),
 ]
 
@@ -55,7 +59,7 @@ Recipe = Annotated[
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Read the options that go before the command."""
+    """Read the options before the command."""
     _state["debug"] = debug
 
 
@@ -68,7 +72,9 @@ def run(
     stage: Stage = None,
     settings: Settings = None,
     recipe: Recipe = None,
-    dry_run: Annotated[bool, typer.Option(help="Say what would run and why; run nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print what would run and why; run nothing.")
+    ] = False,
     rerun_code: Annotated[
         bool, typer.Option(help="Run long stages again even if nothing but their code changed.")
     ] = False,
@@ -144,7 +150,7 @@ def upgrade(
 
 @app.command(epilog="Example: `cohobate status --json`")
 def status(as_json: Json = False) -> None:
-    """Say which stages are up to date, which are not and why, and what the last round came to."""
+    """Show which stages are up to date, why others are not, and the last round's result."""
     from flows import start_round
     from flows.plan import plan
 
@@ -167,12 +173,14 @@ def report(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Write reports/report.html and report.md anew from the last round's files."""
+    """Write reports/report.html and reports/report.md again from the last round's files."""
     from tasks.evaluate.report import render
 
     root = project_root()
     if not (root / "reports/metrics.json").exists():
-        raise UserError("no round has been evaluated here", where="reports/", fix="cohobate run")
+        raise UserError(
+            "no round has been evaluated in this project", where="reports/", fix="cohobate run"
+        )
     html = render(root, against)
     print_json({"html": str(html)}) if as_json else out.print(f"{html}", highlight=False)
 
@@ -182,7 +190,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on loopback.")] = 4200,
     as_json: Json = False,
 ) -> None:
-    """Serve the Prefect UI over the rounds of this project, on loopback, until Ctrl-C."""
+    """Serve the Prefect UI with this project's rounds, on loopback, until Ctrl-C."""
     import os
 
     from flows.services import use_services
@@ -202,7 +210,7 @@ def show_params(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check params.yaml; with --schema, print what it may say."""
+    """Check params.yaml; with --schema, print its JSON schema."""
     from cohobate import params
     from flows import params_schema as whole
 
@@ -216,21 +224,21 @@ def show_params(
 
 @app.command("recipes", epilog="Example: `cohobate recipes`, then `cohobate run --recipe FILE`")
 def list_recipes(as_json: Json = False) -> None:
-    """List the recipes: known ways to distil, each an overlay on params.yaml."""
+    """List the recipes: known distillation methods, each an overlay on params.yaml."""
     from flows import recipes
 
-    found = recipes.listed(project_root())
+    descriptions = recipes.listed(project_root())
     if as_json:
-        print_json(found)
+        print_json(descriptions)
         return
-    width = max(map(len, found), default=0)
-    for path, what in found.items():
-        out.print(f"{path:<{width}}  {plain(what)}", highlight=False)
+    width = max(map(len, descriptions), default=0)
+    for path, description in descriptions.items():
+        out.print(f"{path:<{width}}  {plain(description)}", highlight=False)
 
 
 @app.command(epilog="Example: `cohobate doctor`")
 def doctor(as_json: Json = False) -> None:
-    """Check versions, locks, disk, memory, servers and remote; each finding comes with its fix."""
+    """Check versions, locks, disk, memory, servers and remote; each problem comes with a fix."""
     from flows.doctor import examine
 
     findings = examine(project_root())
@@ -250,14 +258,16 @@ services_cli.register(app)
 
 
 def main() -> None:
-    """Run the command line; an error for people is three lines, not a traceback."""
+    """Run the command line; a `UserError` prints three lines, without a traceback."""
     use_utf8()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else Prefect's server outlives us
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # else Prefect's server would outlive this process
     try:
         app()
     except SystemExit as end:
         if end.code == Exit.STOPPED:
-            err.print("stopped; what had finished is kept\n  next: the same command resumes there")
+            err.print("stopped; finished stages are kept\n  fix:   repeat the command to go on")
         raise
     except UserError as error:
         if _state["debug"]:
@@ -295,7 +305,7 @@ def _show_plan(planned: list[Any], as_json: bool) -> None:
 
 
 def _show_prices(root: Path) -> None:
-    """Say on stderr what the teachers behind endpoints will cost."""
+    """Print on stderr what the teachers behind endpoints will cost."""
     from cohobate import params
     from cohobate.backends.settings import GenerateParams
     from cohobate.teachers.teacher import Teachers

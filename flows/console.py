@@ -1,4 +1,4 @@
-"""What the commands share: where they print, what their exit codes say, where the project is."""
+"""Consoles, common options, exit codes and the project's root, shared by all commands."""
 
 import json
 from enum import IntEnum
@@ -13,15 +13,15 @@ from cohobate.errors import UserError
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True)
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Workspace = Annotated[
     Literal["shared", "isolated"],
-    typer.Option(help="isolated: the cluster's nodes do not see this folder."),
+    typer.Option(help="`isolated`: the nodes of the cluster share no disk with this folder."),
 ]
 
 
 class Exit(IntEnum):
-    """What the exit code says."""
+    """Exit codes."""
 
     OK = 0
     FAILED = 1
@@ -31,22 +31,22 @@ class Exit(IntEnum):
 
 
 class StoppedError(UserError):
-    """The user stopped this command; what it waited for goes on elsewhere."""
+    """The user stopped this command; the run that it waited for continues on the server."""
 
 
 def project_root() -> Path:
     """Return the current folder, which must be a project's root."""
     root = Path.cwd()
     if not (root / "dvc.yaml").exists():
-        raise UserError("this folder has no dvc.yaml", where=str(root), fix="cd to the project")
+        raise UserError("this folder has no dvc.yaml", where=str(root), fix="cd <the project>")
     return root
 
 
 def print_json(value: Any) -> None:
-    """Print a value for machines."""
+    """Print a value as JSON."""
     print(json.dumps(value, indent=2, sort_keys=True, default=str))
 
 
 def plain(text: str) -> str:
-    """Return text that rich prints as it stands."""
+    """Return text that rich prints unchanged."""
     return escape(text)

@@ -1,4 +1,4 @@
-"""Deployments on a Prefect server: what `cohobate deploy` and `cohobate trigger` do there."""
+"""Deployments on a Prefect server, for `cohobate deploy` and `cohobate trigger`."""
 
 import asyncio
 import json
@@ -38,9 +38,11 @@ from cohobate.errors import UserError
 PREFECT_YAML = "infra/prefect.yaml"
 FLOW_OF = {"in-place": "distill-round"}
 """Flows of the deployments; all others are of `iterate-rounds`."""
+_AUTOMATIONS = "cohobate: "
+"""How the names of the project's automations start."""
 _OF_RUNS = ("prefect.flow_runs", "prefect.task_runs")
-SILENT_AFTER = timedelta(seconds=90)
-"""A run whose heartbeat is missing for so long is taken for dead; it beats every 30 s."""
+HEARTBEAT_TIMEOUT = timedelta(seconds=90)
+"""A run without a heartbeat for so long counts as crashed; a run sends one every 30 s."""
 
 
 def deploy(root: Path) -> list[str]:
@@ -53,13 +55,17 @@ def deploy(root: Path) -> list[str]:
     command += ["--prefect-file", PREFECT_YAML]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
-        told = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-5:])
-        raise UserError(f"prefect deploy: {told}", where=PREFECT_YAML, fix="cohobate doctor")
-    return [*_deployments(), *(_replace(automation) for automation in _automations())]
+        output = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-5:])
+        raise UserError(
+            f"prefect deploy failed: {output}", where=PREFECT_YAML, fix="cohobate doctor"
+        )
+    automations = _automations()
+    _delete_automations()
+    return [*_deployments(), *(_create(automation) for automation in automations)]
 
 
 def trigger(name: str, parameters: dict[str, Any]) -> FlowRun:
-    """Ask for a run of a deployment; return the run at once.
+    """Start a run of a deployment; return it at once.
 
     Raises:
         UserError: there is no such deployment.
@@ -69,26 +75,26 @@ def trigger(name: str, parameters: dict[str, Any]) -> FlowRun:
 
 
 def active_run(name: str) -> FlowRun | None:
-    """Return the run of a deployment that is at work, or due and about to be; None without one.
+    """Return the run of a deployment that is in progress or about to start; None without one.
 
     Raises:
         UserError: there is no such deployment.
     """
-    begun = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED]
+    active = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED]
     due = datetime.now(UTC) + timedelta(seconds=1)
     wanted = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[_deployment(name).id]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun)),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=active)),
         expected_start_time=FlowRunFilterExpectedStartTime(before_=due),
     )
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_run_filter=wanted)
-    rank = {kind: place for place, kind in enumerate(begun)}
+    rank = {kind: place for place, kind in enumerate(active)}
     return min(runs, key=lambda run: rank[run.state_type or StateType.SCHEDULED], default=None)
 
 
 def cancels_second_run(name: str) -> bool:
-    """Return whether a deployment cancels a new run while one is at work, instead of queueing it.
+    """Return whether a deployment cancels a second run instead of queueing it.
 
     Raises:
         UserError: there is no such deployment.
@@ -104,16 +110,16 @@ def _deployment(name: str) -> DeploymentResponse:
             return client.read_deployment_by_name(f"{flow}/{name}")
     except ObjectNotFound:
         raise UserError(
-            f"no deployment is called {name!r}",
+            f"there is no deployment {name!r}",
             where=os.environ.get("PREFECT_API_URL", ""),
             fix="cohobate deploy",
         ) from None
 
 
-def follow(run: FlowRun, hear: Callable[[str], None]) -> FlowRun:
-    """Wait until a run ends, handing on what its flows and stages say, as they say it.
+def follow(run: FlowRun, print_line: Callable[[str], None]) -> FlowRun:
+    """Wait until a run ends; print the log lines of its flows and stages as they appear.
 
-    What its worker says stays in the UI; a stage's line begins with its name.
+    A stage's line starts with its name. Lines of the Prefect worker are left to the UI.
     """
     seen: set[UUID] = set()
     names: dict[UUID | None, str] = {None: ""}
@@ -124,7 +130,7 @@ def follow(run: FlowRun, hear: Callable[[str], None]) -> FlowRun:
                 if line.id not in seen and line.name in _OF_RUNS:
                     if line.task_run_id and line.task_run_id not in names:
                         names[line.task_run_id] = client.read_task_run(line.task_run_id).name
-                    hear(f"{names[line.task_run_id]:<14}  {line.message}")
+                    print_line(f"{names[line.task_run_id]:<14}  {line.message}")
                 seen.add(line.id)
             if now.state and now.state.is_final():
                 return now
@@ -142,11 +148,11 @@ async def _lines(run: FlowRun) -> list[Log]:
 
 def _deployments() -> list[str]:
     with get_client(sync_client=True) as client:
-        return sorted(found.name for found in client.read_deployments())
+        return sorted(deployment.name for deployment in client.read_deployments())
 
 
 def _automations() -> list[Automation]:
-    """Return what the server itself does about runs that die."""
+    """Return the automations with which the server handles runs that crash."""
     with get_client(sync_client=True) as client:
         after_crash = client.read_deployment_by_name("iterate-rounds/after-crash").id
         rounds = [found.id for found in client.read_deployments() if "rounds" in found.tags]
@@ -160,8 +166,8 @@ def _automations() -> list[Automation]:
     ends = {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")}
     return [
         Automation(
-            name="cohobate: a run that fell silent has crashed",
-            description="Its process is gone: it must not hold the slot of the next round.",
+            name=f"{_AUTOMATIONS}a run without a heartbeat has crashed",
+            description="Its process has died: it must not occupy the slot of the next round.",
             trigger=EventTrigger(
                 posture=Posture.Proactive,
                 match=every_run,
@@ -169,15 +175,17 @@ def _automations() -> list[Automation]:
                 after={"prefect.flow-run.heartbeat"},
                 expect={"prefect.flow-run.heartbeat", *ends},
                 threshold=1,
-                within=SILENT_AFTER,
+                within=HEARTBEAT_TIMEOUT,
             ),
             actions=[
-                ChangeFlowRunState(state=StateType.CRASHED, message="no heartbeat: it has died")
+                ChangeFlowRunState(
+                    state=StateType.CRASHED, message="no heartbeat: the process has died"
+                )
             ],
         ),
         Automation(
-            name="cohobate: a round that crashed is taken up once",
-            description="By a deployment without the tag `rounds`: a second crash is left alone.",
+            name=f"{_AUTOMATIONS}a crashed round is resumed once",
+            description="By the deployment after-crash, which has no tag `rounds`: only once.",
             trigger=EventTrigger(
                 posture=Posture.Reactive,
                 match=every_run,
@@ -191,12 +199,16 @@ def _automations() -> list[Automation]:
     ]
 
 
-def _replace(automation: Automation) -> str:
+def _delete_automations() -> None:
+    """Delete what an earlier `deploy` created, whatever its version called it."""
     with get_client(sync_client=True) as client:
         listed = client.request("POST", "/automations/filter", json={"limit": 200}).json()
         for old in listed:
-            if old["name"] == automation.name:
+            if old["name"].startswith(_AUTOMATIONS):
                 client.request("DELETE", "/automations/{id}", path_params={"id": old["id"]})
+
+
+def _create(automation: Automation) -> str:
     made = automation.create()
     return made.name if isinstance(made, Automation) else automation.name
 
@@ -208,9 +220,11 @@ def parameters_of(text: str | None) -> dict[str, Any]:
         UserError: it is not a JSON object.
     """
     try:
-        found = json.loads(text or "{}")
+        parameters = json.loads(text or "{}")
     except ValueError as error:
-        found = error
-    if not isinstance(found, dict):
-        raise UserError(f"--params: not a JSON object: {found}", fix="--params '{\"rounds\": 2}'")
-    return found
+        parameters = error
+    if not isinstance(parameters, dict):
+        raise UserError(
+            f"--params: not a JSON object: {parameters}", fix="--params '{\"rounds\": 2}'"
+        )
+    return parameters

@@ -1,7 +1,7 @@
-"""One pass over the DAG: a named Prefect task for each stage of dvc.yaml, with the same arrows.
+"""The flow of one round: a Prefect task for each stage of dvc.yaml, with the same dependencies.
 
-Prefect says when and keeps the record, Ray runs the stage (`flows/placement.py`), DVC decides
-whether there is anything to do (`cohobate/dvc_bridge/versioning.py`). After this flow `dvc repro`
+Prefect schedules and records, Ray runs the stage (`flows/placement.py`), DVC decides whether there
+is anything to do (`cohobate/dvc_bridge/versioning.py`). After this flow `dvc repro`
 has nothing to do, and the other way round.
 """
 
@@ -30,7 +30,7 @@ from tasks.evaluate.report import render
 
 
 def _only_when_lost(task: object, run: object, state: State[StageResult]) -> bool:
-    """Retry a stage whose worker died; an error of its own would only come again."""
+    """Retry a stage whose worker died; an error of its own would only repeat."""
     return isinstance(state.result(raise_on_failure=False), StageLostError)
 
 
@@ -40,22 +40,22 @@ def run_stage(
     root: Path, node: StageNode, resources: Resources, workspace: WorkspaceKind = "shared"
 ) -> StageResult:
     """Bring one stage up to date on the cluster; its events become logs, progress and artifacts."""
-    log, bar, watch = get_run_logger(), artifacts.ProgressBar(node.address), event_handler.get()
-    watch(node.address, StageStarted())
+    log, bar, emit = get_run_logger(), artifacts.ProgressBar(node.address), event_handler.get()
+    emit(node.address, StageStarted())
     try:
         keys = keys_for(node, params.load(root / params.PARAMS))
-        with StageLog(log.info) as written:
+        with StageLog(log.info) as stage_log:
 
             def on_event(event: Event) -> None:
-                watch(node.address, event)
-                written(event)
+                emit(node.address, event)
+                stage_log(event)
                 if isinstance(event, Advance):
                     bar.show(event)
 
             where = root, node.address, resources
             result = placement.run_stage(*where, on_event, workspace, keys=keys)
     except Exception as error:
-        watch(node.address, error)
+        emit(node.address, error)
         log.error("%s", error)
         raise
     log.info("%s in %.1f s, %d files pushed", result.outcome, result.seconds, result.pushed)
@@ -64,7 +64,7 @@ def run_stage(
     if node.name == "filter":
         storage.pull_outputs(root, [node.address])
         artifacts.show_funnel(root)
-    watch(node.address, result)
+    emit(node.address, result)
     return result
 
 
@@ -75,14 +75,14 @@ def distill_round(
     """Run one round in the workspace `root`: every stage of dvc.yaml that is not up to date.
 
     Args:
-        root: The project's folder, with dvc.yaml and params.yaml.
-        only: Stop after this stage and those it waits for (`train@kd`), or a stage's name for all
-            of its items (`train`).
-        workspace: `isolated` where the nodes of the cluster do not see `root`: everything then
-            travels through the DVC remote.
+        root: Folder of the project, with dvc.yaml and params.yaml.
+        only: Last stage to run: one stage (`train@kd`), or all items of one (`train`). All stages
+            when not given.
+        workspace: `isolated` where the nodes of the cluster share no disk with `root`: files then
+            travel through the DVC remote.
 
     Returns:
-        What each stage came to, by its address.
+        The result of each stage, by its address.
 
     Raises:
         UserError: params.yaml is wrong, or a stage failed. The flow run is then Failed.
@@ -92,7 +92,9 @@ def distill_round(
     params_schema.check(document)
     graph = versioning.stages(root)
     for path in drop_leftovers(root, graph):
-        get_run_logger().info("%s removed: no stage makes it any more; DVC's cache has it", path)
+        get_run_logger().info(
+            "%s removed: no stage writes it any more; DVC's cache keeps a copy", path
+        )
     nodes = select_stages(graph, only)
     resources = resources_for(nodes, document)
     with placement.ray_cluster(root, resources, workspace):
@@ -106,16 +108,16 @@ def distill_round(
     if errors:
         raise errors[0]
     if "evaluate" in results:
-        storage.pull_outputs(root, [node.address for node in nodes if _shown(node)])
-        render(root)  # a view of hashed files and of this run's times: no stage, no hash
+        storage.pull_outputs(root, [node.address for node in nodes if _in_report(node)])
+        render(root)  # no stage: the report also shows this run's times, which no hash may cover
         artifacts.show_report(root)
         artifacts.show_losses(root)
         artifacts.show_samples(root)
     return results
 
 
-def _shown(node: StageNode) -> bool:
-    """Say whether the report shows what a stage wrote: small files, never weights or signals."""
+def _in_report(node: StageNode) -> bool:
+    """Return whether the report reads a stage's outputs: small files, never weights or signals."""
     small = all(out.startswith(("data/", "reports/")) for out in node.outs)
     return small and node.name != "capture"
 
@@ -123,31 +125,31 @@ def _shown(node: StageNode) -> bool:
 def _submit(
     root: Path, nodes: list[StageNode], resources: dict[str, Resources], workspace: WorkspaceKind
 ) -> dict[str, PrefectFuture[StageResult]]:
-    """Hand every stage to Prefect with the arrows of dvc.yaml; what can runs side by side."""
+    """Submit every stage to Prefect with its dependencies; independent stages run in parallel."""
     futures: dict[str, PrefectFuture[StageResult]] = {}
     for node in nodes:
-        asked = resources[node.address]
-        named = run_stage.with_options(
+        needs = resources[node.address]
+        stage = run_stage.with_options(
             name=node.name,
             task_run_name=node.address.replace("@", " "),
-            retries=asked.retries,
+            retries=needs.retries,
             retry_condition_fn=_only_when_lost,
         )
         waits_for = [futures[address] for address in node.upstream if address in futures]
-        futures[node.address] = named.submit(root, node, asked, workspace, wait_for=waits_for)  # type: ignore[call-overload]
+        futures[node.address] = stage.submit(root, node, needs, workspace, wait_for=waits_for)  # type: ignore[call-overload]
     return futures
 
 
 def _gather(
     futures: dict[str, PrefectFuture[StageResult]],
 ) -> tuple[dict[str, StageResult], list[Exception]]:
-    """Wait for every stage, so that what can finish does; return results and first causes."""
+    """Wait for every stage, also after a failure; return results, and the errors of failed ones."""
     results: dict[str, StageResult] = {}
     errors: list[Exception] = []
     for address, future in futures.items():
         future.wait()
         if future.state.type == StateType.PENDING:
-            continue  # it never ran, for want of what it waits for
+            continue  # never ran: a stage that it depends on failed
         outcome = future.result(raise_on_failure=False)
         if isinstance(outcome, StageResult):
             results[address] = outcome

@@ -1,4 +1,4 @@
-"""`cohobate doctor`: what of this machine or folder would make a round fail, and how to fix it."""
+"""`cohobate doctor`: what on this machine or in this folder would make a round fail."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ from flows.git import git
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     ok: bool
     what: str
@@ -61,11 +61,11 @@ def _versions() -> Iterator[Finding]:
             wrong.append(f"{requirement.name} is missing")
             continue
         if not requirement.specifier.contains(found, prereleases=True):
-            wrong.append(f"{requirement.name} {found} (wanted {requirement.specifier})")
+            wrong.append(f"{requirement.name} {found} (needs {requirement.specifier})")
     if wrong:
         yield Finding(False, "packages: " + ", ".join(wrong), "rm .venv/ready && make setup")
     else:
-        yield Finding(True, "packages: the versions that were seen to work together")
+        yield Finding(True, "packages: all versions are supported")
 
 
 def _params(root: Path) -> Iterator[Finding]:
@@ -90,13 +90,13 @@ def _disk(root: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(root).free / 2**30
     enough = free > 5
     fix = "" if enough else "dvc gc --workspace   (drops what no current file needs)"
-    yield Finding(enough, f"disk: {free:.0f} GiB free (a default round takes about 3)", fix)
+    yield Finding(enough, f"disk: {free:.0f} GiB free (a default round needs about 3)", fix)
 
 
 def _memory() -> Iterator[Finding]:
     free = psutil.virtual_memory().available / 2**30
     enough = free > 6
-    fix = "" if enough else "close something: the default round's peak is about 5 GiB"
+    fix = "" if enough else "close other programs: the default round needs about 5 GiB"
     yield Finding(enough, f"memory: {free:.0f} GiB available", fix)
 
 
@@ -149,17 +149,19 @@ def _locks(root: Path) -> Iterator[Finding]:
 
     if (found := holders(root)) is None:
         fix = "when no other dvc or cohobate runs here: rm .dvc/tmp/rwlock"
-        yield Finding(False, "DVC's lock file is torn: a process was killed while it wrote", fix)
+        yield Finding(
+            False, "DVC's list of locks is incomplete: a process was killed while it wrote it", fix
+        )
         return
     live = sorted({f"{held.command} (process {held.pid})" for held in found if held.alive})
     dead = sorted({held.pid for held in found if not held.alive})
     if live:
         paths = ", ".join(sorted({_below(root, held.path) for held in found if held.alive}))
-        yield Finding(True, f"locks: {', '.join(live)} is at work on {paths}")
+        yield Finding(True, f"locks: {', '.join(live)} is working on {paths}")
     if dead:
         ended = ", ".join(map(str, dead))
         yield Finding(
-            True, f"locks: left by processes that ended ({ended}); the next run drops them"
+            True, f"locks: left by processes that ended ({ended}); the next run removes them"
         )
     if not found:
         yield Finding(True, "locks: none is held")
@@ -178,8 +180,8 @@ def _remote(root: Path) -> Iterator[Finding]:
         yield Finding(False, f"DVC remote: {error.what}", error.fix)
         return
     fix = "dvc remote add --default store s3://bucket/prefix"
-    said = f"DVC remote: {where}" if where else "DVC remote: none; nothing is pushed"
-    yield Finding(bool(where), said, "" if where else fix)
+    message = f"DVC remote: {where}" if where else "DVC remote: none; nothing is pushed"
+    yield Finding(bool(where), message, "" if where else fix)
 
 
 def _exposure() -> Iterator[Finding]:
@@ -194,7 +196,9 @@ def _services(root: Path) -> Iterator[Finding]:
     from flows.services import SERVICES, running_services
 
     if (root / SERVICES).exists() and not running_services(root):
-        yield Finding(False, "some of what `cohobate up` started has died", "cohobate up")
+        yield Finding(
+            False, "some of the servers that `cohobate up` started have died", "cohobate up"
+        )
 
 
 def _network() -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Who else is told what happens to a round's stages, beside Prefect."""
+"""Events of a round's stages for a handler beside Prefect, such as the terminal's display."""
 
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -14,7 +14,7 @@ class StageStarted:
 
 
 EventHandler = Callable[[str, Event | StageStarted | StageResult | Exception], None]
-"""Told of everything that happens to a stage, by its address."""
+"""Called with the address of a stage and each of its events."""
 
 event_handler: ContextVar[EventHandler] = ContextVar("watcher", default=lambda address, event: None)
-"""The terminal, when a person started the round there; nobody, when a schedule did."""
+"""The terminal's display where a person started the round; by default, nothing."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from cohobate.errors import UserError
 
 _IDENTITY = {"user.name": "cohobate", "user.email": "cohobate@localhost"}
-"""Who commits rounds where git has not been told."""
+"""Committer of rounds where git's configuration names none."""
 
 
 def git(folder: Path, *words: str, given: str | None = None, check: bool = True) -> str:

@@ -1,8 +1,8 @@
-"""Rounds of distillation, one after the other: champion, challenger, gate, stop rule.
+"""The flow of several rounds, one after the other: champion, challenger, gate, stop rules.
 
 Each round runs in a git worktree of its own and ends as a commit and a tag on the branch `rounds`
-(`flows/round_history.py`); how it differs from the one before says `flows/next_round.py`. A round
-that died is taken up where it stopped: what its stages had finished is kept.
+(`flows/round_history.py`). `flows/next_round.py` derives its params from the round before. A round
+that was interrupted is resumed: finished stages are kept.
 """
 
 import json
@@ -40,22 +40,22 @@ def iterate_rounds(
     *,
     changes: Params | None = None,
 ) -> list[dict[str, Any]]:
-    """Run rounds until so many are done or a stop rule holds.
+    """Run rounds until the requested number is reached or a stop rule holds.
 
     Args:
         root: The project's folder: a git repository with dvc.yaml and params.yaml.
-        rounds: How many rounds, at most.
+        rounds: Highest number of rounds.
         base: Commit or branch whose code and params a new round uses.
-        stop: When to end before; what params.yaml says under `rounds.stop` when not given.
-        workspace: `isolated` where the nodes of the cluster do not see `root`.
-        changes: What these rounds change of params.yaml; their commits have it.
+        stop: Rules that end the rounds earlier; `rounds.stop` of params.yaml when not given.
+        workspace: `isolated` where the nodes of the cluster share no disk with `root`.
+        changes: Keys of params.yaml to change in these rounds; their commits contain the changes.
 
     Returns:
-        What each round came to, as `reports/round.json` has it.
+        The record of each round, as in `reports/round.json`.
 
     Raises:
         UserError: another process runs rounds here, a stage failed, or not every object reached
-            the DVC remote. The round is then taken up again by the next run.
+            the DVC remote. The next run resumes the round.
     """
     history, done = History(root.absolute()), []
     with history.exclusive():
@@ -73,27 +73,27 @@ def one_round(
     workspace: WorkspaceKind = "shared",
     changes: BaseModel | None = None,
 ) -> RoundRecord:
-    """Run the next round, or the one that died, to its commit and tag."""
+    """Run the next round, or resume the interrupted one, to its commit and tag."""
     log = get_run_logger()
     last = history.last()
     number, worktree, died = history.open(base)
-    log.info("%s %s in %s", "taking up" if died else "starting", name_of(number), worktree)
+    log.info("%s %s in %s", "resuming" if died else "starting", name_of(number), worktree)
     if died:
         drop_stale_lock(worktree)
     storage.share_storage(history.root, worktree)
-    wished = overrides.apply_model(worktree, changes) if changes else []
+    requested = overrides.apply_model(worktree, changes) if changes else []
     if not next_round.continues_champion(worktree, last):
-        log.info("another shape than the champion's is asked for: the student begins anew")
-    for change in [*wished, *next_round.write_round_params(worktree, last)]:
+        log.info("init_student differs from the champion's: the student starts from scratch")
+    for change in [*requested, *next_round.write_round_params(worktree, last)]:
         log.info("params.yaml: %s", change)
     distill_round(worktree, workspace=workspace)
     record = _conclude(history, number, worktree, last)
     if storage.absent_from_remote(worktree):  # a round that died between a stage and its push
         storage.push(worktree, [node.address for node in versioning.stages(worktree)])
     if absent := storage.absent_from_remote(worktree):
-        told = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
+        names = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
         fix = "dvc push, then cohobate resume"
-        raise UserError(f"not on the DVC remote: {told}", where=str(worktree), fix=fix)
+        raise UserError(f"not on the DVC remote: {names}", where=str(worktree), fix=fix)
     verdict = next_round.verdict(worktree)
     commit = history.close(worktree, record, _message(record))
     artifacts.show_promotion(verdict, record, last)
@@ -105,7 +105,7 @@ def one_round(
 def _conclude(
     history: History, number: int, worktree: Path, last: RoundRecord | None
 ) -> RoundRecord:
-    """Promote or refuse, hand the prompts on, and say what the round came to."""
+    """Promote the student or keep the champion, and return the record of the round."""
     verdict = next_round.verdict(worktree)
     before = last.champion if last else next_round.FIRST_CHAMPION
     champion = next_round.promote(worktree, number) if verdict["promote"] else before

@@ -1,4 +1,4 @@
-"""A Ray node on loopback: environment and limits of the one that `up` and each round start."""
+"""Environment and limits of the local Ray node, which `cohobate up` and each round start."""
 
 import contextlib
 import os
@@ -28,7 +28,9 @@ def use_loopback() -> None:
         UserError: no temporary folder is short enough for Ray's sockets.
     """
     os.environ.update(environment())
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else in HOME, for all to read
+    os.environ.setdefault(
+        "RAY_AUTH_TOKEN", secrets.token_hex(32)
+    )  # else it would be a file in HOME
 
 
 def environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -45,10 +47,10 @@ def environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
     }
 
 
-def end_remains() -> None:
-    """End what a Ray node left whose start failed: Ray does so only when this process exits.
+def kill_remaining() -> None:
+    """Kill the processes of a Ray node whose start failed: Ray does so only at this process's exit.
 
-    Beside them a second try would be later than the first.
+    They would slow a second attempt down.
     """
     import psutil
 

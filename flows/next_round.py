@@ -1,4 +1,4 @@
-"""How one round follows from the one before: what params.yaml says, who becomes champion."""
+"""What one round takes over from the one before: params, champion and prompts to replay."""
 
 import json
 import shutil
@@ -21,13 +21,12 @@ FIRST_CHAMPION = "models/init_student"
 
 
 def write_round_params(worktree: Path, last: RoundRecord | None) -> list[str]:
-    """Write into a round's params.yaml what the rounds before decided; return the changes.
+    """Set the params of a round that depend on the rounds before; return the changes.
 
-    The student goes on from the champion; the baseline still starts from the student that was
-    taught nothing, with as many updates as lie behind the student by now: equal, however many
-    rounds there were. Where params.yaml asks for a student of another shape than the champion's,
-    that one begins anew, and has the champion to beat. Prompts are the next batch, and those that
-    were hardest.
+    The student continues from the champion. The baseline still starts from the untrained student,
+    with as many updates as the student has had in all rounds, so that both stay comparable. Where
+    `init_student` differs from the champion's, the student starts from scratch and has to beat the
+    champion. Prompts are the next batch, and the hardest of the round before.
     """
     document = params.load(worktree / params.PARAMS)
     student, baseline = document["evaluate"]["student"], document["evaluate"]["baseline"]
@@ -60,7 +59,9 @@ def chain_of(phases: dict[str, Any], student: str) -> list[str]:
     """Return the phases that lead to the student, the last first."""
     chain = [student]
     while (start := phases[chain[-1]]["from"]).startswith("train/"):
-        chain.append(start.split("/")[1])  # what follows is a model trained beside
+        chain.append(
+            start.split("/")[1]
+        )  # the rest of the path is one of several models of a phase
     return chain
 
 
@@ -70,7 +71,7 @@ def updates_of(phases: dict[str, Any], chain: list[str]) -> int:
 
 
 def continues_champion(worktree: Path, last: RoundRecord | None) -> bool:
-    """Say whether the champion is of the shape asked for, so that learning goes on in it."""
+    """Return whether `init_student` is the champion's, so that training continues from it."""
     if not last or not last.champion.startswith("models/champion/"):
         return True
     promoted_by = Path(last.champion).name
@@ -81,7 +82,7 @@ def continues_champion(worktree: Path, last: RoundRecord | None) -> bool:
 
 
 def updates_behind(worktree: Path, last: RoundRecord | None) -> int:
-    """Return the optimiser steps behind a round's student: the champion's too, if it goes on."""
+    """Return the optimiser steps behind a round's student: the champion's too, if it continues."""
     document = params.load(worktree / params.PARAMS)
     chain = chain_of(document["train"], document["evaluate"]["student"])
     before = last.updates if last and continues_champion(worktree, last) else 0
@@ -89,11 +90,11 @@ def updates_behind(worktree: Path, last: RoundRecord | None) -> int:
 
 
 def verdict(worktree: Path) -> dict[str, Any]:
-    """Return what the challenge came to, the clock's objection included."""
-    found: dict[str, Any] = json.loads((worktree / VERDICT).read_text())
+    """Return the result of the challenge; the measured latency may object to a promotion."""
+    result: dict[str, Any] = json.loads((worktree / VERDICT).read_text())
     if slower := objection(worktree, worktree / VERDICT):
-        found |= {"promote": False, "why": f"{found['why']}; {slower}"}
-    return found
+        result |= {"promote": False, "why": f"{result['why']}; {slower}"}
+    return result
 
 
 def promote(worktree: Path, number: int) -> str:
@@ -101,20 +102,20 @@ def promote(worktree: Path, number: int) -> str:
     document = params.load(worktree / params.PARAMS)
     phase = document["evaluate"]["student"]
     student = Path("models/train") / phase / f"seed-{verdict(worktree)['seed']}"
-    storage.pull_outputs(worktree, [f"train@{phase}"])  # it was perhaps trained elsewhere
+    storage.pull_outputs(worktree, [f"train@{phase}"])  # it may have been trained on another node
     champion = CHAMPION / f"round-{number:04d}"
     _keep(worktree, champion, worktree / student)
     return champion.as_posix()
 
 
 def keep_hard_prompts(worktree: Path, number: int) -> None:
-    """Keep the prompts on which the student is furthest off, for the next round."""
+    """Track the hardest prompts of this round for the next one."""
     storage.pull_outputs(worktree, ["hard_examples"])
     _keep(worktree, REPLAY / f"round-{number:04d}.jsonl", worktree / HARDEST)
 
 
 def next_batch(worktree: Path) -> int:
-    """Return which batch of new prompts the next round draws; the first again after the last."""
+    """Return which batch of new prompts the next round draws; the first after the last."""
     split = params.load(worktree / params.PARAMS)["collect"]["split"]
     summary = json.loads((worktree / "data/collect/summary.json").read_text())
     batch, size = split.get("batch", 0), split["unlabelled"]
@@ -123,7 +124,7 @@ def next_batch(worktree: Path) -> int:
 
 
 def _keep(worktree: Path, path: Path, source: Path) -> None:
-    """Track a copy of `source` as `path`, beside what the round itself came from."""
+    """Track a copy of `source` as `path` with DVC."""
     target = worktree / path
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
@@ -135,7 +136,7 @@ def _keep(worktree: Path, path: Path, source: Path) -> None:
 
 
 def _keep_only(worktree: Path, used: list[Path]) -> None:
-    """Forget what the round before used and this one does not; its own commit still has it."""
+    """Delete the pointers that this round does not use; earlier commits keep them."""
     for folder in (CHAMPION, REPLAY):
         for pointer in (worktree / folder).glob("*.dvc"):
             if folder / pointer.stem not in used:

@@ -21,8 +21,8 @@ _REPLACED = f"{recipes.SECTION}.replaced"
 def apply(root: Path, settings: list[str], recipe: str | None = None) -> list[str]:
     """Write a recipe, then `key=value` settings, into params.yaml; return a line for each change.
 
-    The file is what a round is made from, whoever runs it, so a setting is an edit: git shows it,
-    and `dvc repro` afterwards sees the same params. A recipe takes the place of the one before.
+    A setting edits the file, because every round is made from the file: git shows the change, and
+    `dvc repro` then uses the same params. A recipe replaces the one before.
 
     Raises:
         ParamsError: no such recipe, no `=`, a key that is not there, or a value that the schema
@@ -36,15 +36,17 @@ def apply(root: Path, settings: list[str], recipe: str | None = None) -> list[st
     return changes
 
 
-def apply_model(root: Path, wished: BaseModel) -> list[str]:
-    """Write what was set of a partial params.yaml into the whole; return a line for each change.
+def apply_model(root: Path, changes_to_make: BaseModel) -> list[str]:
+    """Write the fields that are set in a partial model into params.yaml; return the changes.
 
     Raises:
         ParamsError: the schema refuses the whole; the file is then untouched.
     """
     with _edited(root) as (document, changes):
-        given = wished.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
-        recipes.merge_overlay(document, given)
+        overlay = changes_to_make.model_dump(
+            mode="json", by_alias=True, exclude_unset=True, exclude_none=True
+        )
+        recipes.merge_overlay(document, overlay)
     return changes
 
 
@@ -52,7 +54,7 @@ def apply_model(root: Path, wished: BaseModel) -> list[str]:
 def _edited(root: Path) -> Iterator[tuple[Any, list[str]]]:
     """Yield params.yaml and an empty list; then list what was changed, and write it if anything."""
     path, changes = root / params.PARAMS, list[str]()
-    yaml = _as_it_is_written()
+    yaml = _round_trip_yaml()
     document = yaml.load(path.read_text())
     before = _plain(document)
     yield document, changes
@@ -79,7 +81,7 @@ def _write_out_defaults(document: Any, graph: Path) -> None:
 
 @contextmanager
 def temporarily(root: Path, settings: list[str], recipe: str | None = None) -> Iterator[list[str]]:
-    """Apply a recipe and settings for the length of a block, then put params.yaml back."""
+    """Apply a recipe and settings for a block, then restore params.yaml."""
     path = root / params.PARAMS
     before = path.read_bytes()
     try:
@@ -88,8 +90,8 @@ def temporarily(root: Path, settings: list[str], recipe: str | None = None) -> I
         path.write_bytes(before)
 
 
-def _as_it_is_written() -> YAML:
-    """Return a YAML that writes what it did not change as params.yaml has it."""
+def _round_trip_yaml() -> YAML:
+    """Return a YAML object that keeps comments and the style of unchanged values."""
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
@@ -103,15 +105,15 @@ def _set(document: Any, setting: str) -> None:
     if not equals:
         raise ParamsError(f"--set {setting}: expected key=value", fix="--set train.kd.updates=300")
     *parents, last = key.strip().split(".")
-    place = document
+    section = document
     for depth, name in enumerate(parents):
-        place = _step(place, name, ".".join(parents[: depth + 1]))
-    if not isinstance(place, dict | list):
+        section = _step(section, name, ".".join(parents[: depth + 1]))
+    if not isinstance(section, dict | list):
         raise ParamsError(f"{'.'.join(parents)} is a value, not a section", where="params.yaml")
-    index: Any = int(last) if isinstance(place, list) and last.isdigit() else last
+    index: Any = int(last) if isinstance(section, list) and last.isdigit() else last
     value = _quoted(YAML().load(text))  # keeps the style it is written in, such as [1, 2, 3]
-    if not _has(place, index) or place[index] != value:
-        place[index] = value
+    if not _has(section, index) or section[index] != value:
+        section[index] = value
 
 
 def _quoted(value: Any) -> Any:

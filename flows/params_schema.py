@@ -1,4 +1,4 @@
-"""The whole of params.yaml as one schema, derived from what the stages' functions read."""
+"""The schema of params.yaml, derived from the signatures of the stages' functions."""
 
 from typing import Annotated, Any, get_args, get_origin
 
@@ -25,7 +25,7 @@ def check(document: dict[str, Any]) -> None:
 
     Raises:
         ParamsError: with one line for each mistake of the first section that has any.
-        UserError: a phase or a teacher is named that is not there.
+        UserError: a phase or a teacher is named that does not exist.
     """
     from tasks.preflight.references import check_references
 
@@ -51,7 +51,7 @@ def check(document: dict[str, Any]) -> None:
 
 
 def partial_model() -> type[BaseModel]:
-    """Return a model of which every section may be left out: what a run changes of params.yaml."""
+    """Return a model with all sections optional: the changes of a run to params.yaml."""
     fields: dict[str, Any] = {
         name: (_alternatives(kind) | None, None)
         for name, kind in sections().items()

@@ -1,4 +1,4 @@
-"""Pictures for the Prefect UI, which shows an image from its address: here the image itself."""
+"""Pictures for the Prefect UI, as `data:` URLs that contain the image."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ _TONES = ("#8a8f98", "#1f6feb", "#c2410c", "#15803d")
 
 
 def intervals(scores: Mapping[str, Interval], x_label: str) -> str:
-    """Draw each score as a point with its interval; return the picture's address."""
+    """Draw each score as a point with its interval; return its URL."""
     figure = _figure(1.2 + 0.45 * len(scores))
     axes = figure.add_subplot()
     for place, (name, score) in enumerate(scores.items()):
@@ -29,17 +29,17 @@ def intervals(scores: Mapping[str, Interval], x_label: str) -> str:
     axes.invert_yaxis()
     axes.margins(y=0.5)
     axes.set_xlabel(x_label)
-    return _address(figure)
+    return _data_url(figure)
 
 
-def curves(found: Mapping[str, Sequence[Curve]], x_label: str, y_label: str) -> str:
-    """Draw a name's curves in a colour of their own; return the picture's address."""
+def curves(series: Mapping[str, Sequence[Curve]], x_label: str, y_label: str) -> str:
+    """Draw a name's curves in a colour of their own; return its URL."""
     from matplotlib import colormaps
 
-    figure = _figure(1.2 + max(2.4, 0.2 * len(found)))
+    figure = _figure(1.2 + max(2.4, 0.2 * len(series)))
     axes = figure.add_subplot()
-    tones = cycle(colormaps["tab10" if len(found) <= 10 else "tab20"].colors)  # type: ignore[attr-defined]
-    for (name, several), tone in zip(found.items(), tones, strict=False):
+    tones = cycle(colormaps["tab10" if len(series) <= 10 else "tab20"].colors)  # type: ignore[attr-defined]
+    for (name, several), tone in zip(series.items(), tones, strict=False):
         for nth, curve in enumerate(several):
             xs, ys = zip(*curve, strict=True)
             label = name if nth == 0 else None
@@ -48,7 +48,7 @@ def curves(found: Mapping[str, Sequence[Curve]], x_label: str, y_label: str) -> 
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
-    return _address(figure)
+    return _data_url(figure)
 
 
 def _figure(height: float) -> "Figure":
@@ -57,7 +57,7 @@ def _figure(height: float) -> "Figure":
     return Figure(figsize=(7, height), layout="constrained")
 
 
-def _address(figure: "Figure") -> str:
+def _data_url(figure: "Figure") -> str:
     image = BytesIO()
     figure.savefig(image, format="png", dpi=110)
     return f"data:image/png;base64,{b64encode(image.getvalue()).decode()}"

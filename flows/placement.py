@@ -1,8 +1,8 @@
-"""Where a stage runs: Ray places it, this file submits it, watches it and cancels it.
+"""Run stages on Ray: submit, stream events, cancel.
 
 A stage is a plain Ray task that streams events while it runs and its result at the end. Ray never
-retries it (`max_retries=0`): one layer owns retries, and that is Prefect. Worker processes are
-reused (`max_calls=0`), so the heavy libraries are imported once for a node and round.
+retries it (`max_retries=0`): Prefect alone owns retries. Worker processes are reused
+(`max_calls=0`), so heavy libraries are imported once per node and round.
 """
 
 import contextlib
@@ -34,11 +34,11 @@ from flows.workspaces import StageBundle, StageChanges, WorkspaceKind, packed_co
 
 @dataclass(frozen=True)
 class StageResult:
-    """What comes back from a node: small, never tensors or tables."""
+    """Result of a stage, as its node returns it: small, never tensors or tables."""
 
     outcome: Outcome
     seconds: float
-    """Wall time of the whole stage on its node, DVC's part included."""
+    """Wall time of the stage on its node, DVC's part included."""
     body_seconds: float
     """Wall time of the stage's own function; 0 where it did not run."""
     pushed: int
@@ -46,35 +46,35 @@ class StageResult:
     worker: int
     """Process id of the worker on its node."""
     figures: dict[str, Any] = field(default_factory=dict)
-    """What the stage wrote into its `summary.json`."""
-    back: StageChanges | None = None
-    """What a node without a shared disk sends back."""
+    """Content of the stage's `summary.json`."""
+    changes: StageChanges | None = None
+    """From a node without a shared disk: changes beside the outputs."""
 
 
 @dataclass(frozen=True)
 class _Failure:
     error: UserError | None
-    """An error for people, where the stage raised one."""
+    """The stage's `UserError`, where it raised one."""
     trace: str
 
 
 class StageFailedError(UserError):
-    """The stage itself failed: running it again would fail again."""
+    """The stage failed by an error of its own: a retry would fail again."""
 
 
 class StageLostError(UserError):
-    """The worker or node died under the stage: running it again may well succeed."""
+    """The worker or node of the stage died: a retry may succeed."""
 
 
 @contextmanager
 def ray_cluster(
-    root: Path, wanted: dict[str, Resources], workspace: WorkspaceKind = "shared"
+    root: Path, needs: dict[str, Resources], workspace: WorkspaceKind = "shared"
 ) -> Iterator[None]:
-    """Be connected to Ray: as it is already, or at `RAY_ADDRESS`, or a local one for the block.
+    """Connect to Ray for a block: keep a connection, or use `RAY_ADDRESS`, or start a local node.
 
-    Workers import the code that lies in `root`: a round's own, whatever this process runs.
-    The local one listens on loopback alone and has a slot for each core, or as many as the most
-    demanding stage of `wanted` asks for: slots are a count, not a promise.
+    Workers import the code in `root`, that of the round, whatever code this process runs. A local
+    node listens on loopback only. It has one slot per core, or as many as the most demanding stage
+    of `needs` needs: slots are a count and reserve nothing.
 
     Raises:
         UserError: Ray did not start, or does not answer.
@@ -92,7 +92,7 @@ def ray_cluster(
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     where: dict[str, Any] = {"address": address}
     if address == "local":
-        most = max((resources.cpus for resources in wanted.values()), default=1)
+        most = max((resources.cpus for resources in needs.values()), default=1)
         where |= {
             "num_cpus": max(os.cpu_count() or 1, math.ceil(most)),
             "include_dashboard": False,
@@ -102,14 +102,16 @@ def ray_cluster(
     with contextlib.ExitStack() as stack:
         if workspace == "isolated":
             quiet["runtime_env"] = {"working_dir": str(stack.enter_context(packed_code(root)))}
-        with contextlib.chdir(root):  # Ray puts the driver's folder on its workers' path
+        with contextlib.chdir(
+            root
+        ):  # Ray puts the driver's folder on the import path of its workers
             _connect(where | quiet)
         stack.callback(ray.shutdown)
         yield
 
 
 def _connect(options: dict[str, Any]) -> None:
-    """Connect to Ray; start a local one again where a busy machine made one of its parts late."""
+    """Connect to Ray; restart a local node where a busy machine made a part of it time out."""
     import ray
 
     terminated = signal.getsignal(signal.SIGTERM)
@@ -118,22 +120,22 @@ def _connect(options: dict[str, Any]) -> None:
         try:
             ray.init(**options)
             break
-        except Exception as error:  # Ray raises no class of its own where a part of it is late
+        except Exception as error:  # Ray raises plain exceptions where a part of it times out
             ray.shutdown()
             if local:
-                local_ray.end_remains()
+                local_ray.kill_remaining()
             if left:
                 continue
             if not local:  # on versions that do not match Ray says several lines
-                said = " ".join(str(error).split())[:300]
+                message = " ".join(str(error).split())[:300]
                 where = f"RAY_ADDRESS={options['address']}"
-                raise UserError(f"Ray: {said}", where=where, fix=ray_address.FIX) from error
+                raise UserError(f"Ray: {message}", where=where, fix=ray_address.FIX) from error
             first = next(iter(str(error).splitlines()), type(error).__name__)
-            fix = "cohobate doctor; a busy machine starts Ray too slowly: then simply again"
+            fix = "cohobate doctor; on a busy machine Ray may time out: then repeat the command"
             raise UserError(f"Ray: {first}", where=options["address"], fix=fix) from error
         finally:
-            # Ray's handler ends the process where it stands; Prefect's raises, and states come out
-            # true. None: not set by Python, and not to be set by it
+            # Ray's handler exits at once; Prefect's raises, so that it can record final states.
+            # None: the handler was not set by Python and cannot be restored by it.
             in_main = threading.current_thread() is threading.main_thread()
             if in_main and terminated is not None:
                 signal.signal(signal.SIGTERM, terminated)
@@ -148,7 +150,7 @@ def run_stage(
     *,
     keys: ApiKeys = MappingProxyType({}),
 ) -> StageResult:
-    """Run one stage on the cluster, handing its events on as they come; block until it ends.
+    """Run one stage on the cluster; pass its events to `on_event`; block until it ends.
 
     Raises:
         StageFailedError: the stage raised; the message is its own, one readable error.
@@ -157,17 +159,17 @@ def run_stage(
     import ray
     from ray.exceptions import RayError
 
-    if not ray.is_initialized():  # Ray would quietly start a cluster of its own
+    if not ray.is_initialized():  # else Ray would start a cluster of its own
         raise StageFailedError(f"{address}: the round was stopped", fix="cohobate run")
-    bundle = workspaces.bundle(root) if workspace == "isolated" else None
+    bundle = workspaces.make_bundle(root) if workspace == "isolated" else None
     stream = _submit(root, address, resources, bundle, keys)
     _live.append(stream)
     try:
         for reference in stream:
             message = ray.get(reference)
             if isinstance(message, StageResult):
-                if message.back:
-                    workspaces.merge_changes(root, address, message.back)
+                if message.changes:
+                    workspaces.merge_changes(root, address, message.changes)
                 return message
             if isinstance(message, _Failure):
                 raise _stage_failed(address, message)
@@ -180,7 +182,7 @@ def run_stage(
         raise StageLostError(
             f"{address}: its worker died ({type(error).__name__})",
             where=reason,
-            fix="cohobate run   (what had finished is kept)",
+            fix="cohobate run   (finished stages are kept)",
         ) from None
     finally:
         if stream in _live:
@@ -188,29 +190,29 @@ def run_stage(
 
 
 def stop_all() -> None:
-    """Stop every stage that this process has on the cluster: the round was cancelled."""
+    """Stop all stages that this process runs on the cluster, after the round was cancelled."""
     import ray
 
     while _live:
         ray.cancel(_live.pop(), force=True)
 
 
-def check_capacity(wanted: dict[str, Resources]) -> None:
-    """Refuse a round with a stage that no node could ever take, which Ray would let wait forever.
+def check_capacity(needs: dict[str, Resources]) -> None:
+    """Refuse a round with a stage that fits on no node, which Ray would let wait forever.
 
     Raises:
-        UserError: naming the stage, what it asks for, and the largest node.
+        UserError: names the stage and its resources.
     """
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for address, resources in wanted.items():
-        asked = _as_ray_counts(resources)
-        if not any(all(node.get(k, 0) >= v for k, v in asked.items()) for node in nodes):
+    for address, resources in needs.items():
+        counts = _as_ray_counts(resources)
+        if not any(all(node.get(k, 0) >= v for k, v in counts.items()) for node in nodes):
             raise UserError(
-                f"no node of the cluster can take {address}: it asks for {asked}",
+                f"no node of the cluster has the resources of {address}: {counts}",
                 where=f"params.yaml, resources.{address.partition('@')[0]}",
-                fix="lower what it asks for, or add a node (ray status)",
+                fix="lower them, or add a node; ray status shows the nodes",
             )
 
 
@@ -220,7 +222,7 @@ def _submit(
     import ray
 
     counts = _as_ray_counts(resources)
-    place = ray.remote(
+    task = ray.remote(
         num_cpus=counts.pop("CPU", 0),
         num_gpus=counts.pop("GPU", 0),
         memory=counts.pop("memory", None),
@@ -229,7 +231,7 @@ def _submit(
         max_calls=0,
         num_returns="streaming",
     )(_stage_on_node)
-    return place.options(name=address).remote(str(root), address, bundle, dict(keys))
+    return task.options(name=address).remote(str(root), address, bundle, dict(keys))
 
 
 def _as_ray_counts(resources: Resources) -> dict[str, float]:
@@ -241,10 +243,10 @@ def _as_ray_counts(resources: Resources) -> dict[str, float]:
 def _stage_on_node(
     root: str, address: str, bundle: StageBundle | None, keys: ApiKeys
 ) -> Iterator[Event | StageResult | _Failure]:
-    """Run in the worker: the stage in a thread, its events yielded as they come."""
+    """Run a stage in a thread of the worker; yield its events as they arrive."""
     messages: queue.SimpleQueue[Event | StageResult | _Failure] = queue.SimpleQueue()
-    given = (Path(root), address, bundle, keys, messages.put)
-    runner = threading.Thread(target=_run_versioned, args=given)
+    arguments = (Path(root), address, bundle, keys, messages.put)
+    runner = threading.Thread(target=_run_versioned, args=arguments)
     runner.start()
     while True:
         message = messages.get()
@@ -268,7 +270,7 @@ def _run_versioned(
         send(_Failure(error, traceback.format_exc()))
     except OSError as error:
         send(_Failure(from_os_error(error), traceback.format_exc()))
-    except BaseException:  # whatever it is, the driver must hear of it
+    except BaseException:  # the driver must know of any failure
         send(_Failure(None, traceback.format_exc()))
     finally:
         _return_freed_memory()
@@ -278,12 +280,12 @@ def _bring_up_to_date(root: Path, address: str, bundle: StageBundle | None) -> S
     from cohobate.dvc_bridge import storage, versioning
     from tasks.__main__ import run_stage as body
 
-    own = [0.0]
+    body_seconds = [0.0]
 
     def timed(which: str) -> None:
         start = time.monotonic()
         body(which)
-        own[0] = time.monotonic() - start
+        body_seconds[0] = time.monotonic() - start
 
     started = time.monotonic()
     if bundle:
@@ -294,21 +296,21 @@ def _bring_up_to_date(root: Path, address: str, bundle: StageBundle | None) -> S
     outcome = versioning.reproduce(root, address, timed, outputs_elsewhere=bundle is not None)
     pushed = storage.push(root, [address]) if outcome != "unchanged" else 0
     seconds = time.monotonic() - started
-    back = workspaces.collect_changes(root, address, bundle) if bundle else None
+    changes = workspaces.collect_changes(root, address, bundle) if bundle else None
     figures = versioning.summary(root, address)
-    return StageResult(outcome, seconds, own[0], pushed, os.getpid(), figures, back)
+    return StageResult(outcome, seconds, body_seconds[0], pushed, os.getpid(), figures, changes)
 
 
 def _return_freed_memory() -> None:
-    """Return what a stage freed to the system: the worker lives on, and the next needs the room."""
+    """Return freed memory to the system: the worker process stays, and the next stage needs it."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc alone keeps such hoards
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it, and needs it
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextmanager
 def _warnings_to(send: Callable[[Say], None]) -> Iterator[None]:
-    """Send the warnings that libraries log during a stage along with its own lines."""
+    """Send warnings that libraries log during a stage as events."""
 
     class Forward(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -335,5 +337,5 @@ def _stage_failed(address: str, failure: _Failure) -> StageFailedError:
 
 _TRIES = 3
 _CODE = Path.cwd()
-"""In a worker, before its first stage: the folder of small files that Ray brought."""
+"""The current folder of a worker before its first stage: the code that Ray copied to the node."""
 _live: list[Any] = []

@@ -1,4 +1,4 @@
-"""A Prefect server of the user's own: is it there, is it one, does it accept this client?"""
+"""Check the Prefect server of `PREFECT_API_URL`: reachable, a Prefect server, accepts us."""
 
 import json
 import os
@@ -13,16 +13,18 @@ _OWN = "or use the project's own: unset PREFECT_API_URL"
 
 
 def check() -> None:
-    """Refuse the server of `PREFECT_API_URL` where it cannot be used; without the variable do none.
+    """Raise where the server of `PREFECT_API_URL` cannot be used; do nothing without the variable.
 
     Raises:
-        UserError: it does not answer, is no Prefect server, refuses the credentials, or is of
+        UserError: it does not reply, is no Prefect server, refuses the credentials, or is of
             another major version.
     """
     if not (url := os.environ.get("PREFECT_API_URL")):
         return
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        raise _refused(url, "that is no URL", f"export PREFECT_API_URL={_example(url)}")
+        raise _refused(
+            url, "PREFECT_API_URL is not a URL", f"export PREFECT_API_URL={_example(url)}"
+        )
     from httpx import ConnectError, HTTPError, HTTPStatusError, TimeoutException
     from packaging.version import InvalidVersion
 
@@ -37,9 +39,9 @@ def check() -> None:
         raise _by_connection(url, str(error)) from None
     except HTTPError as error:
         raise _by_connection(url, str(error) or type(error).__name__) from None
-    except (json.JSONDecodeError, InvalidVersion, TypeError):  # a page of something else
+    except (json.JSONDecodeError, InvalidVersion, TypeError):  # a page of another server
         raise _no_api(url) from None
-    except RuntimeError as error:  # Prefect's own words on versions that do not match
+    except RuntimeError as error:  # Prefect's message on versions that do not match
         fix = f"install the server's version here, {_OWN}"
         raise _refused(url, str(error).splitlines()[0], fix) from None
     except (ImportError, ValueError) as error:  # httpx reads the proxy variables
@@ -58,10 +60,10 @@ def _request_version(url: str) -> None:
         if client.server_type is ServerType.CLOUD:
             client.hello()
             return
-        found = client.api_version()
+        version = client.api_version()
         client.raise_for_api_version_mismatch()
-        if not isinstance(found, str):
-            raise TypeError(found)
+        if not isinstance(version, str):
+            raise TypeError(version)
 
 
 def _by_status(url: str, status: int) -> UserError:
@@ -70,7 +72,7 @@ def _by_status(url: str, status: int) -> UserError:
         return _refused(url, f"the Prefect server refuses the credentials ({status})", fix)
     if status == 404:
         return _no_api(url)
-    fix = f"look at that server's log, {_OWN}"
+    fix = f"read that server's log, {_OWN}"
     if proxies(os.environ):
         fix = f"if a proxy replied: export NO_PROXY={urlsplit(url).hostname}; else {fix}"
     return _refused(url, f"the Prefect server replies with HTTP {status}", fix)

@@ -1,4 +1,4 @@
-"""A Ray cluster of the user's own: does anything listen at RAY_ADDRESS?"""
+"""Check the Ray cluster of `RAY_ADDRESS`: does anything listen there?"""
 
 import os
 import socket
@@ -7,11 +7,11 @@ from urllib.parse import urlsplit
 from cohobate.errors import UserError
 
 _TIMEOUT = 5.0
-FIX = "start that cluster (ray status looks at it), or use a local one: unset RAY_ADDRESS"
+FIX = "start that cluster (ray status checks it), or use a local one: unset RAY_ADDRESS"
 
 
 def check() -> None:
-    """Refuse a cluster that does not answer, which Ray itself would wait minutes for.
+    """Raise where nothing listens at RAY_ADDRESS; Ray itself would wait for minutes.
 
     Raises:
         UserError: RAY_ADDRESS is no address, or nothing listens there.
@@ -27,8 +27,8 @@ def check() -> None:
         host = port = None
     if not host or not port:
         fix = "export RAY_ADDRESS=host:6379, or for Ray's client: ray://host:10001"
-        raise UserError("that is no address of a Ray cluster", where=where, fix=fix)
+        raise UserError("RAY_ADDRESS is not the address of a Ray cluster", where=where, fix=fix)
     try:
         socket.create_connection((host, port), timeout=_TIMEOUT).close()
     except OSError as error:
-        raise UserError(f"Ray does not answer: {error}", where=where, fix=FIX) from None
+        raise UserError(f"Ray does not reply: {error}", where=where, fix=FIX) from None

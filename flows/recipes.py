@@ -1,10 +1,10 @@
 """Recipes: overlays on params.yaml in `recipes/`, each a known way to distil.
 
-A recipe says only what differs. Mappings are merged, key by key; one whose `type` or `method` is
-another than the one in place takes its place whole; `null` deletes; all else replaces. What a
-recipe replaced is kept in the section `recipe` of params.yaml, and restored before the next one is
-applied: no recipe builds on another. To add one: a file whose first line says in a comment what it
-is.
+A recipe contains only what differs. Mappings are merged key by key, except that one with another
+`type` or `method` replaces the old one as a whole; `null` deletes; all other values replace. The
+values that a recipe replaced are kept in the section `recipe` of params.yaml and restored before
+the next recipe: no recipe builds on another. To add one: a file whose first line is a comment that
+describes it.
 """
 
 from pathlib import Path
@@ -23,10 +23,10 @@ _KINDS = ("type", "method")
 
 def listed(root: Path) -> dict[str, str]:
     """Return the recipes' paths, relative to the project's root, and the first line of each."""
-    found = sorted((root / FOLDER).glob("*.yaml"))
+    paths = sorted((root / FOLDER).glob("*.yaml"))
     return {
         path.relative_to(root).as_posix(): path.read_text().partition("\n")[0].removeprefix("# ")
-        for path in found
+        for path in paths
     }
 
 
@@ -84,7 +84,7 @@ def merge_overlay(document: Any, overlay: Any, where: str = "") -> dict[str, Any
 
 
 def _restore(document: Any, path: list[str], value: Any) -> None:
-    """Set the value at a path as it was; where the sections above it are gone, so is the value."""
+    """Set the value at a path as it was; nothing where the sections above it no longer exist."""
     *parents, last = path
     for name in parents:
         document = document.get(name)

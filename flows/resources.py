@@ -1,4 +1,4 @@
-"""What a stage asks of the machine it runs on; the flow hands it to Ray."""
+"""Resources that a stage requests from Ray: the section `resources` of params.yaml."""
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ class Resources(Section):
     gpus: float = Field(0, ge=0)
     """GPUs, fractions allowed."""
     memory_gb: float = Field(0, ge=0)
-    """GiB that Ray sets aside; 0 leaves it to chance."""
+    """GiB that Ray sets aside; 0: none."""
     custom: dict[str, float] = Field(default_factory=dict)
     """Custom resources of the cluster, such as `{"a100": 1}`."""
     retries: int = Field(1, ge=0, le=10)

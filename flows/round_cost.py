@@ -1,4 +1,4 @@
-"""What a round cost in time and money, as its worktree and the teachers' ledgers tell."""
+"""Time and money that a round cost, from the files of its worktree."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,8 @@ from flows.stage_seconds import STAGE_SECONDS
 def totals(worktree: Path, last: RoundRecord | None) -> dict[str, Any]:
     """Return `seconds`, `money` and `ledgers` of a round's record.
 
-    What lies between two rounds, such as a run in place with the same teacher or an attempt that
-    died on a node, counts to the later one.
+    Costs between two rounds, such as those of a run in place with the same teacher or of an attempt
+    that died on a node, count for the later round.
     """
     path = worktree / STAGE_SECONDS
     stages = json.loads(path.read_text()) if path.exists() else {}

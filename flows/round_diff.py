@@ -1,4 +1,4 @@
-"""How two rounds differ."""
+"""Differences between two rounds: params, scores and outputs."""
 
 import json
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ Changes = dict[str, tuple[Any, Any]]
 
 
 def differences(history: History, one: int, other: int) -> dict[str, Changes]:
-    """Return, under `params`, `scores` and `stages`, what is not the same in both rounds."""
-    found = {}
+    """Return, under `params`, `scores` and `stages`, the values that differ between the rounds."""
+    sections = {}
     for title, read in {"params": _params, "scores": _scores, "stages": outputs}.items():
         before, after = (read(history, history.record(number).number) for number in (one, other))
-        found[title] = _changes(before, after)
-    return found
+        sections[title] = _changes(before, after)
+    return sections
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> Changes:
@@ -31,14 +31,14 @@ def _params(history: History, number: int) -> dict[str, Any]:
 
 
 def _scores(history: History, number: int) -> dict[str, Any]:
-    """Return the figures of the test, and those of the challenge on the dev rows."""
+    """Return the metrics of the test rows, and the challenge's of the dev rows."""
     test = json.loads(history.file(number, "reports/metrics.json"))
     dev = {"dev": history.record(number).dev}
     return {name: value for name, value in _leaves(test | dev) if isinstance(value, int | float)}
 
 
 def outputs(history: History, number: int) -> dict[str, str]:
-    """Return the hash of what each stage wrote."""
+    """Return the hash of each output by stage and path."""
     stages = _yaml(history.file(number, "dvc.lock"))["stages"]
     return {
         f"{name} {out['path']}": out["md5"]

@@ -1,4 +1,4 @@
-"""Rounds as git keeps them: a worktree of its own while one runs, a commit and a tag at its end.
+"""Rounds in git: a worktree while a round runs, a commit and a tag at its end.
 
 The branch `rounds` (`ml/distil/rounds` where the project is the folder ml/distil) holds them in a
 line. A round's tree is that of the commit it was made from (the user's code and params, with what
@@ -25,38 +25,38 @@ from flows.git import git
 WORKTREES = Path(".cohobate/rounds")
 RECORD = Path("reports/round.json")
 CARRIED_OVER = ("models/champion", "data/replay")
-"""What a round takes over from the one before beside dvc.lock; git has the .dvc files."""
+"""Folders that a round takes over from the one before, beside dvc.lock; git has the .dvc files."""
 REPORTS = ("reports/metrics.json", "reports/challenge.json", "reports/report.md", RECORD.as_posix())
 
 
 class RoundRecord(BaseModel):
-    """What a round came to, as `reports/round.json` of its commit says."""
+    """Record of a round, `reports/round.json` of its commit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     number: int
     base: str
     """Commit whose code and params it used."""
     champion: str
-    """Checkpoint of the student in use after it: `models/champion/round-0003`, or
+    """Checkpoint of the champion after it: `models/champion/round-0003`, or
     models/init_student."""
     promoted: bool
     why: str
     next_batch: int
     """Which batch of new prompts comes next; 0 again where there are no more."""
     updates: int
-    """Optimiser steps behind the champion, over all rounds that led to it."""
+    """Optimiser steps of the champion, over all rounds that led to it."""
     dev: dict[str, Any]
     """Scores on the dev rows: champion, challenger, gain."""
     test: dict[str, Any]
     """Scores on the test rows: teacher, baseline, student, retention."""
     seconds: float
-    """What its stages took, those of attempts that died included; side by side, each counts."""
+    """Sum of its stages' seconds, those of interrupted attempts included."""
     money: float = 0.0
     """US dollars that the teachers' ledgers grew by since the round before."""
     ledgers: dict[str, float] = {}
-    """US dollars in each ledger by its end, those that it did not use included."""
+    """US dollars spent in each ledger by its end, unused ledgers included."""
     rolled_back_to: int | None = None
-    """Set where a person took an earlier round's champion back into use."""
+    """The round whose champion a person made current again."""
 
 
 def name_of(number: int) -> str:
@@ -68,7 +68,7 @@ class History:
     """The rounds of a project, which may lie in a folder of a larger repository."""
 
     def __init__(self, root: Path) -> None:
-        """Take the project at `root`, or the one whose git worktree `root` is."""
+        """Open the rounds of the project at `root`, which may be a git worktree of it."""
         self.here = root
         self.prefix = git(root, "rev-parse", "--show-prefix")
         """The project's folder in its repository, with a slash at its end; empty at the top."""
@@ -88,18 +88,18 @@ class History:
         return sorted(int(tag.removeprefix(start)) for tag in tags if tag)
 
     def records(self) -> list[RoundRecord]:
-        """Return what each finished round came to, oldest first."""
+        """Return the records of finished rounds, oldest first."""
         return [self.record(number) for number in self.numbers()]
 
     def record(self, number: int) -> RoundRecord:
-        """Return what a round came to.
+        """Return the record of a round.
 
         Raises:
             UserError: there is no such round.
         """
         if number not in (known := self.numbers()):
-            told = f"there are {known[0]} to {known[-1]}" if known else "there is none yet"
-            raise UserError(f"no round {number}: {told}", fix="cohobate rounds")
+            rounds = f"there are {known[0]} to {known[-1]}" if known else "there is none yet"
+            raise UserError(f"there is no round {number}: {rounds}", fix="cohobate rounds")
         return RoundRecord.model_validate_json(self.file(number, RECORD.as_posix()))
 
     def file(self, number: int, path: str) -> str:
@@ -107,39 +107,40 @@ class History:
         return git(self.root, "show", f"{self.tag(number)}:./{path}")
 
     def last(self) -> RoundRecord | None:
-        """Return what the branch's tip says: the last round, or a rollback after it."""
+        """Return the record at the branch's tip: of the last round, or of a rollback after it."""
         if not self._has_branch():
             return None
         text = git(self.root, "show", f"{self.branch}:./{RECORD.as_posix()}", check=False)
         return RoundRecord.model_validate_json(text) if text else None
 
     def unfinished(self) -> list[int]:
-        """Return the rounds that began and never ended: their worktrees are still there."""
-        found = (self.root / WORKTREES).glob("round-[0-9]*")
-        numbers = {int(path.name.removeprefix("round-")) for path in found}
+        """Return the rounds that started and did not end: their worktrees exist."""
+        worktrees = (self.root / WORKTREES).glob("round-[0-9]*")
+        numbers = {int(path.name.removeprefix("round-")) for path in worktrees}
         return sorted(numbers - set(self.numbers()))
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Let one process at a time run rounds in a project, whoever started it.
+        """Hold the project's lock of rounds: one process at a time runs them.
 
         Raises:
-            UserError: another one does.
+            UserError: another process holds it.
         """
         with self._lock(fcntl.LOCK_EX, attempts=5) as held:
             if not held:
-                told, where = "another process is running rounds here", str(self.root)
-                raise UserError(told, where=where, fix="cohobate rounds")
+                message = "another process is running rounds here"
+                fix = "wait until it has ended; cohobate rounds shows its state"
+                raise UserError(message, where=str(self.root), fix=fix)
             yield
 
     def is_running(self) -> bool:
-        """Tell whether a process is running rounds here."""
+        """Return whether a process is running rounds here."""
         with self._lock(fcntl.LOCK_SH, attempts=1) as held:
             return not held
 
     @contextmanager
     def _lock(self, kind: int, attempts: int) -> Iterator[bool]:
-        """Hold the lock of the rounds, or not; to look whether it is held takes it for a moment."""
+        """Try to take the lock of rounds; yield whether it was taken."""
         path = self.root / WORKTREES / "lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         held = False
@@ -154,28 +155,28 @@ class History:
             yield held
 
     def open(self, base: str = "HEAD") -> tuple[int, Path, bool]:
-        """Return the next round's number, its workspace, and whether it is one that had died.
+        """Return the number of the next round, its workspace, and whether it resumes one.
 
-        A round that died is taken up where it stopped: its worktree is used as it stands.
+        An interrupted round is resumed in its worktree, which is used as it is.
 
         Raises:
-            UserError: the commit `base` is not there, or holds no project.
+            UserError: there is no commit `base`, or it contains no project.
         """
         if died := self.unfinished():
             folder = self.workspace(died[0])
-            self._carry_over(folder)  # it may have died while it replaced these
+            self._carry_over(folder)  # it may have been killed while it replaced these
             return died[0], folder, True
         number = max(self.numbers(), default=0) + 1
         commit = self._commit_of(base)
         if not self._has_branch():
             git(self.root, "branch", self.branch, commit)
         folder = self._worktree(number)
-        building = folder.with_name(f".{folder.name}")  # gets its name when it is complete
+        building = folder.with_name(f".{folder.name}")  # renamed when it is complete
         git(self.root, "worktree", "remove", "--force", str(building), check=False)
         git(self.root, "worktree", "prune")
         git(self.root, "worktree", "add", "--quiet", "--detach", str(building), self.branch)
         git(building, "read-tree", "--reset", "-u", commit)
-        git(building, "update-ref", "refs/worktree/base", commit)  # seen by this worktree alone
+        git(building, "update-ref", "refs/worktree/base", commit)  # visible in this worktree alone
         project = building / self.prefix
         git(project, "checkout", "--quiet", self.branch, "--", "dvc.lock", check=False)
         self._carry_over(project)
@@ -189,7 +190,7 @@ class History:
         )
         commit_it = "git add --all && git commit -m 'the project'"
         if not commit and base == "HEAD":
-            what = "the repository has no commit yet, and a round is made from one"
+            what = "the repository has no commit yet, and a round needs one"
             raise UserError(what, where=str(self.here), fix=commit_it)
         if not commit:
             fix = "git log --oneline --all; a shallow clone: git fetch --unshallow"
@@ -211,7 +212,7 @@ class History:
         return self.root / WORKTREES / name_of(number)
 
     def close(self, workspace: Path, record: RoundRecord, message: str) -> str:
-        """Commit the round, tag it, move the branch to it, and give its worktree up.
+        """Commit the round, tag it, move the branch to it, and remove its worktree.
 
         The commit has two parents: the round before, and the commit that the round was made from.
         """
@@ -223,19 +224,19 @@ class History:
         return commit
 
     def _remove(self, worktree: Path) -> None:
-        """Remove a worktree; what it made is in DVC's cache."""
+        """Remove a worktree; its outputs are in DVC's cache."""
         git(self.root, "worktree", "remove", "--force", str(worktree))
 
     def roll_back(self, number: int) -> RoundRecord:
-        """Take the champion of an earlier round back into use: the next round starts from it."""
-        then, last = self.record(number), self.last()
+        """Make the champion of an earlier round current again: the next round starts from it."""
+        earlier, last = self.record(number), self.last()
         assert last is not None
         with self._scratch() as workspace:
             for path in CARRIED_OVER:
                 git(workspace, "rm", "-r", "--quiet", "--ignore-unmatch", "--", path)
                 git(workspace, "checkout", "--quiet", self.tag(number), "--", path, check=False)
             why = f"rolled back to round {number}"
-            back = {"champion": then.champion, "updates": then.updates, "promoted": False}
+            back = {"champion": earlier.champion, "updates": earlier.updates, "promoted": False}
             record = last.model_copy(update={**back, "why": why, "rolled_back_to": number})
             commit = self._commit(workspace, record, f"Champion of {name_of(number)} again\n")
             git(self.root, "update-ref", f"refs/heads/{self.branch}", commit)

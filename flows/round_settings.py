@@ -1,4 +1,4 @@
-"""What happens between rounds: how the next one differs from the last, and when to stop.
+"""The section `rounds` of params.yaml: prompts to replay, and stop rules.
 
 `flows/iterate_rounds.py` reads this section of params.yaml; no stage does.
 """
@@ -9,23 +9,23 @@ from cohobate.params import Section
 
 
 class Stop(Section):
-    """Rounds end when one of these is reached; what is not given never ends them."""
+    """Stop rules: rounds end when one of them holds; a rule that is not given never does."""
 
     retention: float | None = Field(None, gt=0)
-    """The student keeps this share of the teacher's score, by the lower end of its interval."""
+    """The student keeps this share of the teacher's score (lower end of its interval)."""
     without_gain: int | None = Field(None, ge=1)
-    """So many rounds in a row promoted no student."""
+    """This number of rounds in a row promoted no student."""
     hours: float | None = Field(None, gt=0)
-    """What the stages of all rounds took together; of those side by side each counts."""
+    """Sum of the hours of all stages of all rounds; parallel stages count each."""
     money: float | None = Field(None, gt=0)
-    """US dollars that the teachers' answers of all rounds cost, by the ledgers. It is looked at
-    between rounds; within one `cap` of the teacher's backend holds."""
+    """US dollars that teachers' answers cost in all rounds, by the ledgers. It is checked between
+    rounds; within a round, `cap` of the teacher's backend applies."""
 
 
 class Rounds(Section):
     """The section `rounds` of params.yaml."""
 
     replay: int = Field(2000, ge=0)
-    """Unlabelled prompts that come again: those on which the champion is furthest from the
-    teacher. The others are drawn anew."""
+    """Unlabelled prompts to use again: those on which the student is furthest from the teacher. The
+    other prompts are new."""
     stop: Stop = Stop()

@@ -1,4 +1,4 @@
-"""The commands of `cohobate` that are about many rounds: iterate, rounds, show, diff, rollback."""
+"""Commands about several rounds: iterate, resume, rounds, show, diff, rollback."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,12 +7,14 @@ import typer
 
 from flows.console import Exit, Json, Workspace, err, out, print_json, project_root
 
-Number = Annotated[int, typer.Argument(help="Number of a round.")]
+Number = Annotated[int, typer.Argument(help="Number of a round, as `cohobate rounds` lists it.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(epilog="Example: `cohobate iterate --rounds 3`")(iterate)
+    app.command(epilog="Examples: `cohobate iterate --rounds 3` · `cohobate iterate --base main`")(
+        iterate
+    )
     app.command(epilog="Example: `cohobate resume`")(resume)
     app.command(epilog="Example: `cohobate rounds --json`")(rounds)
     app.command(epilog="Example: `cohobate show 3`")(show)
@@ -21,19 +23,23 @@ def register(app: typer.Typer) -> None:
 
 
 def iterate(
-    rounds: Annotated[int, typer.Option(help="How many, at most.")] = 1,
-    base: Annotated[str, typer.Option(help="Commit whose code and params they use.")] = "HEAD",
+    rounds: Annotated[
+        int, typer.Option(help="Highest number of rounds; a stop rule may end them earlier.")
+    ] = 1,
+    base: Annotated[
+        str, typer.Option(help="Commit whose code and params the rounds use.")
+    ] = "HEAD",
     workspace: Workspace = "shared",
     as_json: Json = False,
 ) -> None:
-    """Run rounds of distillation here, each from the champion of those before."""
+    """Run rounds on this machine, each starting from the champion of the rounds before."""
     from cohobate.dvc_bridge import versioning
     from flows import start_round
     from flows.round_history import History
 
     root = project_root()
     with History(root).exclusive():
-        pass  # refused in the flow alone, it would stand as a failed run on the server
+        pass  # refused by the flow, it would be a failed run on the server
     _warn_of_uncommitted(root, base)
     start_round.use_quiet_server(root)
     from flows.iterate_rounds import iterate_rounds
@@ -53,17 +59,17 @@ def iterate(
 
 
 def resume(as_json: Json = False) -> None:
-    """Take up the round that died, where it stopped."""
+    """Continue the round that was interrupted; finished stages are kept."""
     from flows.round_history import History
 
     if not History(project_root()).unfinished():
-        err.print("no round has died: there is nothing to resume")
+        err.print("no round was interrupted: there is nothing to resume\n  fix:   cohobate iterate")
         raise typer.Exit(Exit.FAILED)
     iterate(1, as_json=as_json)
 
 
 def rounds(as_json: Json = False) -> None:
-    """List the rounds: who was promoted, dev and test scores."""
+    """List the rounds: whether the student was promoted, and its dev and test scores."""
     from rich.table import Table
 
     from flows.round_history import History, name_of
@@ -87,17 +93,17 @@ def rounds(as_json: Json = False) -> None:
             f"{record.test['student']['score']:.3f}",
             f"{record.test['retention'] or 0:.3f}",
         )
-    out.print(table if records else "no round yet: cohobate iterate")
+    out.print(table if records else "there is no round yet; start one with: cohobate iterate")
     for number in history.unfinished():
-        at_work = history.is_running()
-        told = "is at work" if at_work else "died before its end: cohobate resume"
-        out.print(f"{name_of(number)} {told}", style="" if at_work else "yellow")
+        running = history.is_running()
+        state = "is running" if running else "was interrupted: cohobate resume"
+        out.print(f"{name_of(number)} {state}", style="" if running else "yellow")
     if (last := history.last()) and last.rolled_back_to:
         out.print(f"{last.why}: the next round starts from {last.champion}", highlight=False)
 
 
 def show(number: Number, as_json: Json = False) -> None:
-    """Show one round: its verdict, its report, and how to have its files."""
+    """Show one round: its result, its report, and how to get its files."""
     from rich.markdown import Markdown
 
     from flows.git import git
@@ -115,33 +121,33 @@ def show(number: Number, as_json: Json = False) -> None:
 
 
 def diff(one: Number, other: Number, as_json: Json = False) -> None:
-    """Compare two rounds: params, scores, and which stages came out differently."""
+    """Compare two rounds: params, scores and the outputs of stages."""
     from flows.round_diff import differences
     from flows.round_history import History
 
-    found = differences(History(project_root()), one, other)
+    sections = differences(History(project_root()), one, other)
     if as_json:
-        print_json(found)
+        print_json(sections)
         return
-    for title, changes in found.items():
+    for title, changes in sections.items():
         out.print(title, style="bold")
         for name, (before, after) in changes.items():
             out.print(f"  {name}: {before} -> {after}", highlight=False)
 
 
 def rollback(number: Number, as_json: Json = False) -> None:
-    """Take the champion of an earlier round back into use; the next round starts from it."""
+    """Make the champion of an earlier round current again; the next round starts from it."""
     from flows.round_history import History
 
     record = History(project_root()).roll_back(number)
-    said = f"{record.why}: the next round starts from {record.champion}"
-    print_json(record.model_dump()) if as_json else out.print(said, highlight=False)
+    message = f"{record.why}: the next round starts from {record.champion}"
+    print_json(record.model_dump()) if as_json else out.print(message, highlight=False)
 
 
 def _line(record: dict[str, Any]) -> str:
-    what = "[green]promoted[/]" if record["promoted"] else "[yellow]champion kept[/]"
+    result = "[green]promoted[/]" if record["promoted"] else "[yellow]champion kept[/]"
     why = record["why"].replace("[", "\\[")
-    return f"round-{record['number']:04d}  {what}  {why}; in use: {record['champion']}"
+    return f"round-{record['number']:04d}  {result}  {why}; champion: {record['champion']}"
 
 
 def _warn_of_uncommitted(root: Path, base: str) -> None:
@@ -150,6 +156,6 @@ def _warn_of_uncommitted(root: Path, base: str) -> None:
     changed = git(root, "status", "--porcelain", "--untracked-files=no").splitlines()
     if base == "HEAD" and changed:
         err.print(
-            f"{len(changed)} changed files are not committed: rounds use what git has ({base})",
+            f"{len(changed)} changed files are not committed: rounds use the commit {base}",
             style="yellow",
         )

@@ -1,4 +1,4 @@
-"""Which stages of the graph a round takes, and what each asks of the machine."""
+"""Select the stages of a round, and the resources that each requests."""
 
 from typing import Any
 
@@ -22,7 +22,9 @@ def select_stages(nodes: list[StageNode], only: str | None) -> list[StageNode]:
     if not keep:
         known = {name for node in nodes for name in (node.address, node.name)}
         where = "dvc.yaml"
-        raise UserError(f"no stage is called {only!r}{params.nearest(only, known)}", where=where)
+        fix = "cohobate status   (lists the stages)"
+        what = f"there is no stage {only!r}{params.nearest(only, known)}"
+        raise UserError(what, where=where, fix=fix)
     for node in reversed(nodes):
         if node.address in keep:
             keep |= set(node.upstream)
@@ -30,20 +32,20 @@ def select_stages(nodes: list[StageNode], only: str | None) -> list[StageNode]:
 
 
 def resources_for(nodes: list[StageNode], document: dict[str, Any]) -> dict[str, Resources]:
-    """Return what each stage asks for: its item's entry (`train@kd`), or its name's (`train`).
+    """Return the resources of each stage: the entry of its item (`train@kd`) or name (`train`).
 
-    Without an entry, it asks for one CPU slot; or for none, where it starts workers beside itself,
-    which ask for slots of their own: holding one, it could wait for itself.
+    Without an entry a stage requests one CPU slot, or none where it starts workers, which request
+    slots of their own: with a slot it could wait for itself.
     """
-    asked: dict[str, Resources] = params.validated(
+    entries: dict[str, Resources] = params.validated(
         dict[str, Resources], document["resources"], "resources"
     )
-    found = {}
+    resources = {}
     for node in nodes:
-        entry = asked.get(node.address) or asked.get(node.name)
-        alone = Resources(cpus=0 if _starts_workers(node, document) else 1)
-        found[node.address] = entry or alone
-    return found
+        entry = entries.get(node.address) or entries.get(node.name)
+        default = Resources(cpus=0 if _starts_workers(node, document) else 1)
+        resources[node.address] = entry or default
+    return resources
 
 
 def _starts_workers(node: StageNode, document: dict[str, Any]) -> bool:

@@ -1,8 +1,8 @@
 """`cohobate up`: a Prefect server, a Ray node and a Prefect worker, all on loopback.
 
-What was started stands in `.cohobate/services.json`; while those processes live, every command of
-this project uses them. All listen on 127.0.0.1 alone, and Ray asks for a token that only the user
-can read: whoever may submit to Ray or Prefect may run code here.
+The services are recorded in `.cohobate/services.json`; while they run, every command of this
+project uses them. They listen on 127.0.0.1 only, and Ray requires a token that only the user can
+read: whoever can submit work to Ray or Prefect can run code on this machine.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _ALL = ("prefect", "ray", "worker")
 
 
 class Services(BaseModel):
-    """What `cohobate up` started."""
+    """The services that `cohobate up` started."""
 
     prefect_url: str
     ray_address: str
@@ -46,7 +46,7 @@ class Services(BaseModel):
     """Process groups, by name."""
 
     def alive(self) -> bool:
-        """Say whether every process is there."""
+        """Return whether all processes are running."""
         return all(name in self.pids and _alive(self.pids[name]) for name in _ALL)
 
     def environment(self, root: Path) -> dict[str, str]:
@@ -61,7 +61,7 @@ class Services(BaseModel):
 
 
 def running_services(root: Path) -> Services | None:
-    """Return the services of a project while they live."""
+    """Return the services of a project; None unless all are running."""
     path = root / SERVICES
     if not path.exists():
         return None
@@ -70,7 +70,7 @@ def running_services(root: Path) -> Services | None:
 
 
 def use_services(root: Path) -> None:
-    """Let this process talk to the project's services where they run, else to Prefect's own.
+    """Make this process use the project's services where they run, else an ephemeral server.
 
     Raises:
         UserError: a server that others can reach is used without authentication, or that of
@@ -86,15 +86,15 @@ def use_services(root: Path) -> None:
 
 
 def up(root: Path, say: Callable[[str], None]) -> Services:
-    """Start what does not run yet, wait until each answers, and return it.
+    """Start the services that do not run yet, wait until each is ready, and return all.
 
-    What lives goes on: a server that has just seen a round crash has still to act on it.
+    Running services are not restarted: a server may still have to react to a crashed round.
 
     Raises:
-        UserError: one of them did not come up; the others are stopped again. Or PREFECT_API_URL
+        UserError: one of them did not start; the others are stopped again. Or PREFECT_API_URL
             names another server, which every later command of this shell would use.
     """
-    services = _survivors(root)
+    services = _remaining(root)
     if (other := os.environ.get("PREFECT_API_URL", "")) not in ("", services.prefect_url):
         raise UserError(
             "PREFECT_API_URL names another server than the one that `cohobate up` starts",
@@ -126,10 +126,10 @@ def up(root: Path, say: Callable[[str], None]) -> Services:
     return services
 
 
-def _survivors(root: Path) -> Services:
-    """Return what `up` started and lives, with addresses for the rest; what died is swept away.
+def _remaining(root: Path) -> Services:
+    """Return the services that still run, with new addresses for the others.
 
-    The worker was told where the other two are: it goes when one of them goes.
+    The worker got the addresses of the other two at its start: it is stopped when one has died.
     """
     services = Services(
         prefect_url=f"http://{LOOPBACK}:{_free_port()}/api",
@@ -161,14 +161,16 @@ def _write_token(root: Path) -> None:
 
 
 def down(root: Path) -> list[str]:
-    """Stop what `up` started; return the names of what was still running."""
+    """Stop the services; return the names of those that were running."""
     path = root / SERVICES
     if not path.exists():
         return []
     services = Services.model_validate_json(path.read_text())
     stopped = [name for name, pid in services.pids.items() if _alive(pid)]
     for number, patience in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
-        for name in reversed(stopped):  # the worker first, so that it can say goodbye
+        for name in reversed(
+            stopped
+        ):  # the worker first, while the server can still record its end
             _signal(services.pids[name], number)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline and any(_alive(p) for p in services.pids.values()):
@@ -178,7 +180,7 @@ def down(root: Path) -> list[str]:
 
 
 def prefect_command(root: Path, services: Services, *words: str) -> str:
-    """Run a command of Prefect against the services; return what it prints.
+    """Run a Prefect command against the services; return its output.
 
     Raises:
         UserError: it failed.
@@ -189,8 +191,8 @@ def prefect_command(root: Path, services: Services, *words: str) -> str:
         command, cwd=root, env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        told = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise UserError(f"prefect {words[0]}: {' '.join(told)}", fix="cohobate doctor")
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise UserError(f"prefect {words[0]} failed: {' '.join(last)}", fix="cohobate doctor")
     return done.stdout
 
 
@@ -201,7 +203,7 @@ def _prefect_command(port: int) -> list[str]:
 
 def _ray_command(port: int) -> list[str]:
     here = ["--head", "--block", f"--node-ip-address={LOOPBACK}", f"--port={port}"]
-    if importlib.util.find_spec("grpc"):  # Ray's client server then starts, asked for or not
+    if importlib.util.find_spec("grpc"):  # Ray then starts its client server in any case
         here += [f"--ray-client-server-port={_free_port()}"]
     sizes = [f"--object-store-memory={OBJECT_STORE}", f"--num-cpus={os.cpu_count() or 1}"]
     ray = str(Path(sys.executable).with_name("ray"))
@@ -209,7 +211,7 @@ def _ray_command(port: int) -> list[str]:
 
 
 def _start_ray(root: Path, services: Services, say: Callable[[str], None]) -> None:
-    """Start Ray, again where a busy machine made one of its parts late: it then gives up whole."""
+    """Start Ray; repeat where a busy machine made one of its parts time out."""
     command = _ray_command(int(services.ray_address.rpartition(":")[2]))
     for left in reversed(range(_TRIES)):
         (root / _RAY_LOG).unlink(missing_ok=True)
@@ -220,7 +222,7 @@ def _start_ray(root: Path, services: Services, say: Callable[[str], None]) -> No
         except UserError:
             if not left:
                 raise
-            say("Ray was late, and is started once more")
+            say("Ray timed out and is started again")
             _signal(services.pids["ray"], signal.SIGKILL)
 
 
@@ -256,7 +258,7 @@ def _wait(root: Path, services: Services, name: str, ready: Callable[[], bool]) 
             log = _LOGS / f"{name}.log"
             last = (root / log).read_text(errors="replace").strip().splitlines()[-1:]
             raise UserError(
-                f"{name} did not come up: {' '.join(last)}", where=str(log), fix="cohobate doctor"
+                f"{name} did not start: {' '.join(last)}", where=str(log), fix="cohobate doctor"
             )
         time.sleep(0.5)
 
@@ -270,7 +272,7 @@ def _answers(url: str) -> bool:
 
 
 def _ray_runs(root: Path, services: Services) -> bool:
-    """Ask Ray how it is once its log says that it started: asking is not cheap."""
+    """Return whether Ray is healthy; the command is slow, so the log is read first."""
     if b"Ray runtime started" not in (root / _RAY_LOG).read_bytes():
         return False
     ray = str(Path(sys.executable).with_name("ray"))
@@ -281,10 +283,10 @@ def _ray_runs(root: Path, services: Services) -> bool:
 
 
 def _pool_status(root: Path, services: Services) -> str:
-    found: Any = json.loads(
+    pool: Any = json.loads(
         prefect_command(root, services, "work-pool", "inspect", POOL, "--output", "json")
     )
-    return str(found.get("status"))
+    return str(pool.get("status"))
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""The commands of `cohobate` that are about servers: up, down, deploy, trigger."""
+"""Commands about servers: up, down, deploy, trigger."""
 
 from typing import Annotated, Any
 
@@ -19,58 +19,64 @@ def register(app: typer.Typer) -> None:
 
 
 def up(as_json: Json = False) -> None:
-    """Start a Prefect server, Ray and a worker on loopback, and deploy the flows there."""
+    """Start a Prefect server, Ray and a Prefect worker on loopback, and deploy the flows there."""
     from flows import services
 
     root = project_root()
-    found = services.up(root, lambda line: err.print(line, highlight=False))
+    started = services.up(root, lambda line: err.print(line, highlight=False))
     services.use_services(root)
     from flows import deployments
 
     names = deployments.deploy(root)
     if as_json:
-        print_json(found.model_dump() | {"deployments": names})
+        print_json(started.model_dump() | {"deployments": names})
         return
     out.print(f"deployed  {', '.join(name for name in names if ':' not in name)}", highlight=False)
-    out.print(f"look at   {found.prefect_url.removesuffix('/api')}/deployments", highlight=False)
+    out.print(f"look at   {started.prefect_url.removesuffix('/api')}/deployments", highlight=False)
 
 
 def down(as_json: Json = False) -> None:
-    """Stop what `up` started; what a round had finished is kept."""
+    """Stop the servers that `cohobate up` started; finished stages of a round are kept."""
     from flows import services
 
     stopped = services.down(project_root())
-    said = f"stopped {', '.join(stopped)}" if stopped else "nothing was running"
-    print_json({"stopped": stopped}) if as_json else out.print(said)
+    message = f"stopped {', '.join(stopped)}" if stopped else "nothing was running"
+    print_json({"stopped": stopped}) if as_json else out.print(message)
 
 
 def deploy(as_json: Json = False) -> None:
-    """Create or update the deployments of infra/prefect.yaml, and the automations."""
+    """Create or update the deployments of infra/prefect.yaml and their automations."""
     names = _deployments().deploy(project_root())
     print_json(names) if as_json else out.print("\n".join(names), highlight=False)
 
 
 def trigger(
-    name: Annotated[str, typer.Argument(help="A deployment: `nightly`, `on-demand`, …")],
-    wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end.")] = False,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Follow the run that is at work; ask for none.")
+    name: Annotated[
+        str, typer.Argument(help="Name of a deployment, such as `nightly` or `on-demand`.")
+    ],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Print the run's log until it ends.")
     ] = False,
-    params: Annotated[str | None, typer.Option(help="Parameters of the run, as JSON.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Do not start a run; follow the one in progress.")
+    ] = False,
+    params: Annotated[
+        str | None, typer.Option(help="Parameters of the run, as a JSON object.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Ask the server for a run of a deployment.
+    """Start a run of a deployment on the server.
 
-    Where one is at work and a second would be cancelled (`nightly`), --wait follows the first.
+    While a run is in progress, a second of `nightly` would be cancelled: --wait follows the first.
     """
     deployments = _deployments()
     given = deployments.parameters_of(params)
     running = deployments.active_run(name)
     attach = running and (follow or deployments.cancels_second_run(name))
     if follow and not running:
-        raise UserError(f"no run of {name} is at work", fix=f"cohobate trigger {name} --wait")
+        raise UserError(f"no run of {name} is in progress", fix=f"cohobate trigger {name} --wait")
     if attach:
-        _say_at_work(name, running)
+        _report_active_run(name, running)
     run = running if attach else deployments.trigger(name, given)
     wait = wait or follow
     if wait:
@@ -84,8 +90,8 @@ def trigger(
         raise typer.Exit(Exit.FAILED)
 
 
-def _say_at_work(name: str, run: Any) -> None:
-    """Say on stderr that a run is at work, which round it makes, and how to follow it."""
+def _report_active_run(name: str, run: Any) -> None:
+    """Print on stderr that a run is in progress, its round, and how to follow it."""
     import os
 
     from flows.round_history import History, name_of
@@ -94,7 +100,7 @@ def _say_at_work(name: str, run: Any) -> None:
     rounds = [name_of(number) for number in history.unfinished() if history.is_running()]
     what = f"{rounds[0]} in {history.workspace(history.unfinished()[0])}" if rounds else "its round"
     url = os.environ["PREFECT_API_URL"].removesuffix("/api")
-    err.print(f"{name} is at work already: {run.name} makes {what}", highlight=False)
+    err.print(f"a run of {name} is in progress: {run.name} works on {what}", highlight=False)
     err.print(f"  where:  {url}/runs/flow-run/{run.id}", highlight=False, soft_wrap=True)
     err.print(f"  follow: cohobate trigger {name} --follow", highlight=False)
 
@@ -114,7 +120,7 @@ def _followed(deployments: Any, name: str, run: Any, as_json: bool) -> Any:
         return deployments.follow(run, quiet)
     except KeyboardInterrupt:
         raise StoppedError(
-            f"stopped waiting; {run.name} goes on at the worker",
+            f"stopped waiting; {run.name} continues on its worker",
             fix=f"{again}   (or stop it: prefect flow-run cancel {run.id})",
         ) from None
     except TransportError as error:

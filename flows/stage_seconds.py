@@ -1,4 +1,4 @@
-"""How long each stage took when it last ran: for people, and outside everything that is hashed."""
+"""Duration of each stage's last run, in `reports/stages.json`, which no hash covers."""
 
 import json
 import threading
@@ -12,11 +12,11 @@ _writing = threading.Lock()
 
 
 def record(root: Path, address: str, result: StageResult) -> None:
-    """Add a stage that ran to `reports/stages.json`, at once: the round may die before its end."""
+    """Write the duration of a stage that ran, at once: the round may be killed before its end."""
     if result.outcome != "ran":
         return
     path = root / STAGE_SECONDS
-    with _writing:  # stages end side by side
+    with _writing:  # stages end in parallel
         known = json.loads(path.read_text()) if path.exists() else {}
         known[address] = {
             "seconds": round(result.seconds, 1),

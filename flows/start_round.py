@@ -1,4 +1,4 @@
-"""Starting a round from a terminal, and saying how it ended."""
+"""`cohobate run`: start a round from a terminal, and print its result."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def run_round(
     *,
     rerun_code: bool = False,
 ) -> dict[str, Any]:
-    """Run `distill_round` in this process: Prefect's server, Ray and a picture of it all.
+    """Run `distill_round` in this process: with Prefect's server, Ray and a display.
 
     `rerun_code`: long stages run again even where nothing but their code changed.
 
@@ -45,7 +45,7 @@ def run_round(
     drop_stale_lock(root)
     graph = versioning.stages(root)
     for path in drop_leftovers(root, graph):
-        console.print(f"{path} removed: no stage makes it any more; DVC's cache has it")
+        console.print(f"{path} removed: no stage writes it any more; DVC's cache keeps a copy")
     nodes = select_stages(graph, only)
     refresh_fingerprints(root)
     if workspace == "shared" and not versioning.reasons(root):  # nothing to start two servers for
@@ -77,25 +77,25 @@ def show_duration(
 
 
 def _outcome(root: Path, only: str | None, stages: dict[str, tuple[str, float]]) -> dict[str, Any]:
-    found = metrics(root) if only in (None, "evaluate", "export") else None
+    figures = metrics(root) if only in (None, "evaluate", "export") else None
     return {
         "stages": {a: {"outcome": outcome, "seconds": s} for a, (outcome, s) in stages.items()},
-        "metrics": found,
-        "gate_passed": found["gate"]["passed"] if found else None,
+        "metrics": figures,
+        "gate_passed": figures["gate"]["passed"] if figures else None,
     }
 
 
 def metrics(root: Path) -> dict[str, Any] | None:
     """Return the last round's metrics, or None where no round was evaluated."""
     path = root / "reports/metrics.json"
-    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return found
+    figures: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return figures
 
 
 def show_outcome(root: Path, outcome: dict[str, Any], console: Console) -> None:
-    """Print how a round ended: the verdict, and where to look next."""
+    """Print how a round ended, and where its report is."""
     if all(stage["outcome"] == "unchanged" for stage in outcome["stages"].values()):
-        console.print("everything is up to date: no param, row or line of code has changed")
+        console.print("everything is up to date: no param, input or code has changed")
     if outcome["metrics"] is None:
         return
     show_verdict(outcome["metrics"], console)
@@ -103,7 +103,7 @@ def show_outcome(root: Path, outcome: dict[str, Any], console: Console) -> None:
     console.print("more    cohobate ui   (the Prefect UI over this round)", highlight=False)
 
 
-def show_verdict(found: dict[str, Any], console: Console) -> None:
+def show_verdict(figures: dict[str, Any], console: Console) -> None:
     """Print the four rows and whether distillation beat the baseline."""
     from rich.table import Table
 
@@ -111,10 +111,10 @@ def show_verdict(found: dict[str, Any], console: Console) -> None:
     for column in ("", "score", "of the teacher's"):
         table.add_column(column, justify="left" if not column else "right")
     for name in ("teacher", "initial", "baseline", "student"):
-        score = found[name]["score"]
-        table.add_row(name, f"{score:.3f}", f"{score / max(found['teacher']['score'], 1e-9):.0%}")
-    gain = found["gain_over_baseline"]
-    passed = found["gate"]["passed"]
+        score = figures[name]["score"]
+        table.add_row(name, f"{score:.3f}", f"{score / max(figures['teacher']['score'], 1e-9):.0%}")
+    gain = figures["gain_over_baseline"]
+    passed = figures["gate"]["passed"]
     console.print(table)
     console.print(
         f"[{'green' if passed else 'red'}]{'gate met' if passed else 'gate not met'}[/]: "
@@ -129,7 +129,7 @@ def use_quiet_server(root: Path) -> None:
     use_services(root)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    # Ctrl-C on a terminal ends Prefect's server too: what cannot be sent there is no news.
+    # Ctrl-C on a terminal also ends Prefect's server: errors of sending to it are expected.
     os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "CRITICAL")
 
 
@@ -151,7 +151,7 @@ def shown(console: Console, nodes: list[StageNode]) -> Iterator[None]:
 def _started(
     root: Path, resources: dict[str, Resources], workspace: WorkspaceKind
 ) -> Iterator[None]:
-    """Have Prefect's server and Ray up: started side by side, as each takes seconds of waiting."""
+    """Start Prefect's server and Ray in parallel: each takes seconds of waiting."""
     from flows.placement import ray_cluster
 
     with ThreadPoolExecutor(1) as thread:
@@ -167,7 +167,7 @@ def _start_prefect() -> None:
     try:
         with get_client(sync_client=True) as client:
             client.hello()
-    except Exception as error:  # of httpx, or Prefect's own where its server is late
+    except Exception as error:  # of httpx, or Prefect's own where its server times out
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        fix = "cohobate doctor; a busy machine starts it too slowly: then simply again"
+        fix = "cohobate doctor; on a busy machine it may time out: then repeat the command"
         raise UserError(f"Prefect did not start: {first}", fix=fix) from error

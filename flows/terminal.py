@@ -1,4 +1,4 @@
-"""The round as the terminal shows it: a line a stage, redrawn in place, or plain lines in a log."""
+"""Display of a round on a terminal: a line per stage, redrawn in place, or plain log lines."""
 
 import time
 from contextlib import ExitStack
@@ -37,7 +37,7 @@ class _Line:
 
 
 class RoundOnTerminal:
-    """Watches a round (`flows.events.Watcher`) and draws it on a terminal, or writes a log."""
+    """A `flows.events.EventHandler` that draws a round on a terminal, or writes a log."""
 
     def __init__(self, console: Console, addresses: list[str]) -> None:
         self._console = console
@@ -67,7 +67,7 @@ class RoundOnTerminal:
         self._stack.close()
 
     def __call__(self, address: str, event: Any) -> None:
-        """Take in one event of the stage at `address`."""
+        """Show one event of the stage at `address`."""
         line = self._lines[address]
         if isinstance(event, StageStarted):
             line.state, line.started = "running", time.monotonic()
@@ -126,8 +126,8 @@ class RoundOnTerminal:
             )
         seconds = f"{time.monotonic() - line.started:.0f} s"
         bar: Any = Text("starting", style="yellow")
-        told = line.note
+        status = line.note
         if line.advance is not None:
             bar = ProgressBar(total=line.advance.total, completed=line.advance.done, width=16)
-            told = str(line.advance)
-        return (line.spinner, Text(address, style="bold"), bar, seconds, Text(told))
+            status = str(line.advance)
+        return (line.spinner, Text(address, style="bold"), bar, seconds, Text(status))

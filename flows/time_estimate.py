@@ -1,7 +1,7 @@
-"""How long a round will take on this machine: its arithmetic by the measured speed of a product.
+"""Estimate of time: how long a round will take on this machine, before it starts.
 
-An estimate to plan by, made before anything runs: products of matrices alone are counted, of rows
-whose lengths may not be known yet. It is given as a range of half to one and a half times.
+The GFLOP of the round's matrix products are divided by the measured speed of one. Lengths of rows
+may not be known yet, so the estimate is a range of half to one and a half times the figure.
 """
 
 import json
@@ -25,7 +25,7 @@ from cohobate.training.memory import ModelSize
 
 LOW, HIGH = 0.5, 1.5
 LONG = 15 * 60
-"""Seconds from which it is said what would shorten a round."""
+"""Seconds from which the estimate also names what would shorten the round."""
 _OF_SPEED = 0.75  # of a bare product's speed, in products of other shapes
 # What is not a product, as a speed. With the figures around it these fit rounds of the default
 # task: 29 minutes in float32 on AVX2, 7 in bfloat16 with AMX, on two cores.
@@ -55,7 +55,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Machine:
-    """Its cores, and how fast one multiplies in the native number format."""
+    """Cores of a machine, and the speed of one in the native number format."""
 
     number_format: str
     gflops: float
@@ -101,8 +101,8 @@ def estimate_time(
         return []
     machine = Machine.here()
     total = _seconds(nodes, known, changed, machine)
-    said = f"about {_span(total)} on this machine ({machine.cores} cores, "
-    lines = [f"{said}{machine.number_format} at {machine.gflops:.0f} GFLOP/s a core)"]
+    prefix = f"about {_span(total)} on this machine ({machine.cores} cores, "
+    lines = [f"{prefix}{machine.number_format} at {machine.gflops:.0f} GFLOP/s a core)"]
     if total < LONG:
         return lines
     whole = _seconds(nodes, Round(document, root, of_files=False), changed, machine)

@@ -1,10 +1,10 @@
-"""A stage's workspace on a node that shares no disk with the driver.
+"""Workspaces of stages on nodes that share no disk with the driver.
 
-The driver packs the project's small files (all that git has or would add) for Ray to bring to each
-node: the code that runs there is the round's, never what an image happens to hold. Data and models
-travel through the DVC remote alone: the node pulls what the stage reads, runs it, pushes what it
-wrote, and sends back its entry of dvc.lock, which the driver merges into its own, byte for byte as
-if the stage had run there.
+The driver copies the project's small files (all that git has or would add), and Ray brings them to
+each node: the code that runs there is the round's, whatever the image contains. Data and models
+travel through the DVC remote: the node pulls the stage's inputs, runs it, pushes its outputs, and
+returns its entry of dvc.lock, which the driver merges into its own, byte for byte as if the stage
+had run on the driver.
 """
 
 import hashlib
@@ -31,20 +31,20 @@ _LARGEST = 4 * 2**20
 
 @dataclass(frozen=True)
 class StageBundle:
-    """What a node must be told for one stage; small."""
+    """What a node needs to run one stage, beside the code; small."""
 
     project: str
-    """Names the workspace: the same code and params share it."""
+    """Names the workspace: a hash of code and params."""
     files: dict[str, bytes]
     """dvc.lock and the reports, which change from stage to stage."""
     remotes: dict[str, dict[str, Any]]
-    """Where the DVC remotes are; secrets come from the node's own environment."""
+    """Configuration of the DVC remotes; credentials come from the node's own environment."""
     default_remote: str
 
 
 @dataclass(frozen=True)
 class StageChanges:
-    """What a stage changed beside its outputs, which are on the remote."""
+    """Changes of a stage beside its outputs, which are on the remote."""
 
     entry: Any
     """Its entry in dvc.lock."""
@@ -54,7 +54,7 @@ class StageChanges:
 
 @contextmanager
 def packed_code(root: Path) -> Iterator[Path]:
-    """Yield a copy of the project's small files, for Ray to bring to every node."""
+    """Yield a folder with a copy of the project's small files, which Ray copies to every node."""
     with TemporaryDirectory(prefix="cohobate-") as folder:
         for name in _small_files(root):
             target = Path(folder) / name
@@ -63,8 +63,8 @@ def packed_code(root: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def bundle(root: Path) -> StageBundle:
-    """Return what a node must be told before a stage.
+def make_bundle(root: Path) -> StageBundle:
+    """Return what a node needs to run a stage.
 
     Raises:
         UserError: the project has no DVC remote that other machines can reach.
@@ -82,10 +82,10 @@ def bundle(root: Path) -> StageBundle:
 
 
 def open_workspace(bundle: StageBundle, code: Path, address: str) -> Path:
-    """Return the node's workspace for a stage, made from `code` where it is not there yet.
+    """Return the node's workspace for a stage; create it from `code` where it does not exist.
 
-    Each stage has one of its own, so that those side by side do not write the same dvc.lock; they
-    share the node's DVC cache, and so does the next round.
+    Each stage has its own, so that parallel stages do not write the same dvc.lock; all share the
+    node's DVC cache, also with the next round.
     """
     base = Path(os.environ.get("COHOBATE_WORKSPACES") or Path.home() / ".cache/cohobate/workspaces")
     root = base / bundle.project / address
@@ -103,17 +103,17 @@ def open_workspace(bundle: StageBundle, code: Path, address: str) -> Path:
 
 
 def collect_changes(root: Path, address: str, bundle: StageBundle) -> StageChanges:
-    """Return what the driver must know once a stage is up to date here."""
+    """Return what the driver needs to know after a stage ran on this node."""
     now = changing_files(root)
     changed = {name: held for name, held in now.items() if held != bundle.files.get(name)}
     return StageChanges(versioning.lock_entry(root, address), changed)
 
 
-def merge_changes(root: Path, address: str, back: StageChanges) -> None:
-    """Merge what a stage changed on its node into the driver's workspace."""
-    reports = {name: content for name, content in back.files.items() if name != "dvc.lock"}
+def merge_changes(root: Path, address: str, changes: StageChanges) -> None:
+    """Merge the changes of a stage on its node into the driver's workspace."""
+    reports = {name: content for name, content in changes.files.items() if name != "dvc.lock"}
     write_files(root, reports)
-    versioning.merge_into_lock(root, address, back.entry)
+    versioning.merge_into_lock(root, address, changes.entry)
 
 
 def write_files(root: Path, files: dict[str, bytes]) -> None:
@@ -127,7 +127,7 @@ def write_files(root: Path, files: dict[str, bytes]) -> None:
 
 
 def changing_files(root: Path) -> dict[str, bytes]:
-    """Return dvc.lock and the reports as they are now."""
+    """Return the content of dvc.lock and the reports."""
     found = {}
     for name in _CHANGING:
         path = root / name
@@ -139,7 +139,7 @@ def changing_files(root: Path) -> dict[str, bytes]:
 
 
 def _check_ledger(root: Path) -> None:
-    """Refuse to buy answers on nodes that do not share a ledger: they would be bought twice.
+    """Raise where nodes would buy answers without a shared ledger, and so twice.
 
     Raises:
         UserError: a teacher is behind an endpoint, and the ledger is not on S3.
@@ -150,8 +150,8 @@ def _check_ledger(root: Path) -> None:
     ledger = os.environ.get(LEDGER_VARIABLE) or generate.get("ledger", "")
     if bought and not ledger.startswith("s3://"):
         raise UserError(
-            f"the answers of the teacher {bought[0]} are bought on nodes without a shared disk: "
-            "their ledger must be one that all nodes reach",
+            f"nodes without a shared disk buy the answers of the teacher {bought[0]}: their ledger "
+            "must be on S3",
             where="params.yaml, generate.ledger",
             fix=f"export {LEDGER_VARIABLE}=s3://bucket/prefix",
         )

@@ -1,4 +1,4 @@
-"""DVC's door: `python -m tasks <stage>` runs one stage of dvc.yaml in this process.
+"""`python -m tasks <stage>` runs one stage of dvc.yaml in this process, as `dvc repro` does.
 
 python -m tasks filter
 python -m tasks train@kd

@@ -198,8 +198,8 @@ class LoopbackTeacher:
         if parts == ["files"]:
             name = self.new_file()
             self.files[name] = multipart_file(headers["content-type"], body)
-            told = {"object": "file", "purpose": "batch", "bytes": len(body), "created_at": 0}
-            return as_json({"id": name, "filename": "asks.jsonl", "status": "processed", **told})
+            fields = {"object": "file", "purpose": "batch", "bytes": len(body), "created_at": 0}
+            return as_json({"id": name, "filename": "asks.jsonl", "status": "processed", **fields})
         if parts[0] == "files":
             gone = json.dumps({"error": {"message": "No such File object"}}).encode()
             return (200, {}, self.files[parts[1]]) if parts[1] in self.files else (404, {}, gone)

@@ -2,7 +2,7 @@
 
 A reply is made of a good one. `fate` is what becomes of a prompt whose replies are all of the kind:
 `kept` an answer, `refused` for good after one request, `twice` refused after two, `failed` after
-two and asked again by the next run. `cost` is what the service charges for it: `told` the usage of
+two and asked again by the next run. `cost` is what the service charges for it: `usage` as in
 the good reply, `most` no usage that can be read, or `none`.
 """
 
@@ -17,7 +17,7 @@ Made = tuple[int, dict[str, str], bytes]
 class OddReply(NamedTuple):
     make: Callable[[dict[str, Any]], Made]
     fate: Literal["kept", "refused", "twice", "failed"] = "kept"
-    cost: Literal["told", "most", "none"] = "told"
+    cost: Literal["usage", "most", "none"] = "usage"
     reason: str = ""
     reasoning: str | None = None
     in_files: bool = True
@@ -172,7 +172,7 @@ ODD = {
     # no answer; the next may be one
     "empty": OddReply(altered(message={"content": ""}), "twice", reason="no text"),
     "reasoning alone": OddReply(
-        altered(message={"content": "<think>Hm.</think>"}), "twice", reason="behind its reasoning"
+        altered(message={"content": "<think>Hm.</think>"}), "twice", reason="after its reasoning"
     ),
     "no choices": OddReply(altered(choices=[]), "twice", reason="no choice"),
     "not JSON": OddReply(
@@ -181,9 +181,9 @@ ODD = {
     ),
     "a stream that breaks off": OddReply(
         lambda good: (200, {}, b"\n\n".join(stream(good)[2].split(b"\n\n")[:-4])),
-        "failed", "most", "a part of it", in_files=False,
+        "failed", "most", "incomplete JSON", in_files=False,
     ),
-    "half of a gzip": OddReply(cut_gzip, "failed", "most", "a part of it", in_files=False),
+    "half of a gzip": OddReply(cut_gzip, "failed", "most", "incomplete JSON", in_files=False),
 }  # fmt: skip
 
 # (reply, what the error says, what it says to do): no request can succeed, so one is enough

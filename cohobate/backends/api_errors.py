@@ -1,6 +1,6 @@
-"""What a failed request means: ask again, let this prompt be, or stop the run.
+"""Classify a failed request: retry it, give this prompt up, or stop the run.
 
-A service's words are shortened before they are shown, and the API key is cut out of them.
+A service's messages are shortened before they are shown, and the API key is removed from them.
 """
 
 import math
@@ -21,7 +21,7 @@ _OVERLOADED = (429, 498, 502, 503, 504, 524, 529)
 
 
 class RetryableError(Exception):
-    """Worth another try."""
+    """Another attempt may succeed."""
 
     def __init__(
         self,
@@ -33,30 +33,30 @@ class RetryableError(Exception):
         reply: str | None = None,
         whole: bool = False,
     ) -> None:
-        """Keep what the next try depends on.
+        """Keep what the next attempt depends on.
 
         Args:
             reason: why there is no answer.
             after: seconds that the service asks to wait.
             congested: whether the service has too much to do.
             cost: what the reply cost; None where it may have cost the most it can.
-            reply: what came, where the service may have charged for it.
-            whole: whether it is a whole reply that holds no answer.
+            reply: the reply, where the service may have charged for it.
+            whole: whether `reply` is complete and contains no answer.
         """
         super().__init__(reason)
         self.after, self.overloaded, self.cost, self.reply = after, overloaded, cost, reply
         self.whole = whole
 
     @property
-    def once(self) -> bool:
-        """Whether the service may have charged for it: then it is tried once more at most."""
+    def may_be_charged(self) -> bool:
+        """Whether the service may have charged for it: then there is one more attempt at most."""
         return self.whole or self.cost != 0.0
 
 
 class RefusedError(Exception):
     """The service will not answer this prompt.
 
-    `certain` says whether it is the prompt, and not the account or the service, that is at fault.
+    `certain`: the prompt is the cause, and not the account or the service.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class RefusedError(Exception):
 
 
 class ReplyError(Exception):
-    """A reply with status 200 that holds an error."""
+    """A reply with status 200 that contains an error."""
 
     def __init__(self, body: ErrorBody, cost: float, reply: str) -> None:
         super().__init__(body.message)
@@ -75,11 +75,11 @@ class ReplyError(Exception):
 
 
 class ServiceHistory(NamedTuple):
-    """What a service did for this teacher up to now."""
+    """Whether a service has answered this teacher's prompts: one that has is set up correctly."""
 
     answered: bool = False
     """Whether it answered a prompt in this run."""
-    before: bool = False
+    answered_before: bool = False
     """Whether it did so in an earlier run."""
 
 
@@ -87,7 +87,7 @@ NO_SERVICE_HISTORY = ServiceHistory()
 
 
 class ServiceErrors(NamedTuple):
-    """What an error about a service should name and must not name."""
+    """Turns the errors of one service into exceptions, without showing its API key."""
 
     url: str
     key_name: str
@@ -99,11 +99,11 @@ class ServiceErrors(NamedTuple):
         past: ServiceHistory = NO_SERVICE_HISTORY,
         sent: Collection[str] = (),
     ) -> Exception:
-        """Return what an error means for the prompt and the run.
+        """Return the exception for an error: retryable, refused, or a `UserError` to stop.
 
         Args:
-            error: the openai client's, or an `ErrorReply`.
-            past: what the service did before.
+            error: the openai client's, or a `ReplyError`.
+            past: whether the service has answered before.
             sent: names of the request's fields.
         """
         from openai import APIConnectionError, APIStatusError
@@ -117,11 +117,11 @@ class ServiceErrors(NamedTuple):
         if isinstance(error, ReplyError):
             return self._classify_reply_error(error, past, sent)
         if isinstance(error, TimeoutError):
-            return RetryableError("no whole answer in time", overloaded=True)
+            return RetryableError("no complete answer in time", overloaded=True)
         if isinstance(error, APIConnectionError):
             return self._classify_connection(error.__cause__ or error)
         if isinstance(error, ValueError):
-            return RetryableError("the reply is not what was asked for")
+            return RetryableError("the reply has another form than requested")
         return error
 
     def classify_status(
@@ -132,30 +132,38 @@ class ServiceErrors(NamedTuple):
         sent: Collection[str] = (),
         where: str = "",
     ) -> Exception:
-        """Return what a status and the body below it mean."""
-        said, kind = f"{status}{where}: {self.redact(body.message or 'no reason given')}", body.kind
-        if body.status == 429:  # below another status: as busy as with its own
+        """Return the exception for an HTTP status and the body of its reply."""
+        message, kind = (
+            f"{status}{where}: {self.redact(body.message or 'no reason given')}",
+            body.kind,
+        )
+        if body.status == 429:  # in the body of a reply with another status
             status = 429
         if stop := self._run_wide_error(status, kind, past):
             what, fix = stop
-            return self._stop(what, said, fix)
+            return self._stop(what, message, fix)
         if (kind == "too_long" and status < 500) or status == 413:
-            return RefusedError(said)
+            return RefusedError(message)
         if status in _PASSING or status >= 500:
-            return RetryableError(said, body.after, overloaded=status in _OVERLOADED)
+            return RetryableError(message, body.after, overloaded=status in _OVERLOADED)
         if status == 403:
-            return RefusedError(said, certain=kind == "filter")
-        return self._classify_request(said, body, past, sent)
+            return RefusedError(message, certain=kind == "filter")
+        return self._classify_request(message, body, past, sent)
 
     def _run_wide_error(
         self, status: int, kind: ErrorKind, past: ServiceHistory
     ) -> tuple[str, str] | None:
-        """Return what is wrong and the next step, where no request of the run can succeed."""
+        """Return message and fix of an error with which no request of the run can succeed."""
         if kind == "money" or status == 402:
-            return "the service's quota is used up", "pay or wait; then run again"
+            return (
+                "the service's quota is used up",
+                "pay, or wait for the quota to renew; then repeat the command",
+            )
         if status == 407:
-            return "a proxy refuses the request", "check HTTPS_PROXY and NO_PROXY"
-        denied = kind == "access" or not any(past)  # else a 403 may be for the prompt
+            return "a proxy refuses the request", "check the variables HTTPS_PROXY and NO_PROXY"
+        denied = kind == "access" or not any(
+            past
+        )  # a service that answered before may refuse the prompt alone
         if status == 401 or (status == 403 and kind != "filter" and denied):
             return "the service refuses the API key", self._key()
         if status < 400 or status in (404, 405, 410):
@@ -163,78 +171,85 @@ class ServiceErrors(NamedTuple):
         return None
 
     def _classify_request(
-        self, said: str, body: ErrorBody, past: ServiceHistory, sent: Collection[str]
+        self, message: str, body: ErrorBody, past: ServiceHistory, sent: Collection[str]
     ) -> Exception:
-        """Return what it means that the service refuses a request: its fields, or its prompt."""
-        field = body.field(sent, quoted=past.before)
+        """Return the exception for a request that is refused for its fields or its prompt."""
+        field = body.field(sent, quoted=past.answered_before)
         if field and not past.answered:
             what = f"the service refuses the parameter {field}"
-            return self._stop(what, said, _without(field, body.message))
+            return self._stop(what, message, _fix_without(field, body.message))
         if body.kind == "filter":
-            return RefusedError(said)
+            return RefusedError(message)
         if body.kind == "access" and not past.answered:
-            return self._stop("the service refuses the API key", said, self._key())
+            return self._stop("the service refuses the API key", message, self._key())
         if body.kind == "address" and not past.answered:
-            return self._stop("no such model or address", said, self._address())
-        return RefusedError(said, certain=False)
+            return self._stop("no such model or address", message, self._address())
+        return RefusedError(message, certain=False)
 
     def _classify_reply_error(
         self, error: ReplyError, past: ServiceHistory, sent: Collection[str]
     ) -> Exception:
         body = error.body
-        wrong_place = body.web_page or not re.search(r"/v\d", self.url)
+        wrong_address = body.web_page or not re.search(r"/v\d", self.url)
         status = body.implied_status
         if body.status is None and body.kind in ("other", "address"):
-            status = 404 if wrong_place and not past.answered else 502
-        meant = self.classify_status(status, body, past, sent, where=" in a reply with status 200")
-        if isinstance(meant, RetryableError):
-            paid = error.cost > 0
-            reply = error.reply if paid else None
+            status = 404 if wrong_address and not past.answered else 502
+        exception = self.classify_status(
+            status, body, past, sent, where=" in a reply with status 200"
+        )
+        if isinstance(exception, RetryableError):
+            reply = error.reply if error.cost > 0 else None
             return RetryableError(
-                str(meant), body.after, overloaded=meant.overloaded, cost=error.cost, reply=reply
+                str(exception),
+                body.after,
+                overloaded=exception.overloaded,
+                cost=error.cost,
+                reply=reply,
             )
-        if isinstance(meant, RefusedError):
-            return RefusedError(str(meant), error.cost, error.reply, certain=meant.certain)
-        return meant
+        if isinstance(exception, RefusedError):
+            return RefusedError(str(exception), error.cost, error.reply, certain=exception.certain)
+        return exception
 
     def _classify_connection(self, cause: BaseException) -> Exception:
         kind, words = type(cause).__name__, self.redact(str(cause))
         if kind == "DecodingError" or "complete message body" in words:
-            return RetryableError(f"half a reply: {words}", overloaded=True, cost=None)
+            return RetryableError(f"incomplete reply: {words}", overloaded=True, cost=None)
         return RetryableError(f"connection failed: {kind}{words and f': {words}'}", overloaded=True)
 
     def too_long(self, seconds: float) -> UserError:
-        """Return the error that ends a run whose service asks for too long a pause."""
+        """Return the error that ends a run whose service asks for a pause that is too long."""
         return self._stop(
             f"the service asks to wait {seconds:.0f} s",
             "",
-            "run again then: what is answered stays",
+            "repeat the command then: finished answers are kept",
         )
 
     def redact(self, text: str) -> str:
-        """Return a service's words without the API key."""
+        """Return a service's message without the API key."""
         return text.replace(self.key, "***") if self.key else text
 
     def _key(self) -> str:
-        return f"set {self.key_name}" if self.key_name else "name a variable in teachers.*.key"
+        return (
+            f"export {self.key_name}=..." if self.key_name else "name a variable in teachers.*.key"
+        )
 
     def _address(self) -> str:
         if re.search(r"/v\d", self.url):
             return "check teachers.*.model and teachers.*.endpoint"
         return f"set teachers.*.endpoint to {self.url}/v1 (most services answer below /v1)"
 
-    def _stop(self, what: str, said: str, fix: str) -> UserError:
-        return UserError(f"{what} ({said})" if said else what, where=self.url, fix=fix)
+    def _stop(self, what: str, message: str, fix: str) -> UserError:
+        return UserError(f"{what} ({message})" if message else what, where=self.url, fix=fix)
 
 
 def fix_in_reason(reason: str) -> str:
-    """Return the command that sets the param which a reason names; empty where it names none."""
+    """Return the command that sets the param that a reason names; empty where it names none."""
     named = re.search(r": raise (\S+)$", reason)
     return f"cohobate run --set {named[1]}=..." if named else ""
 
 
-def _without(field: str, message: str) -> str:
-    """Return how a round goes on without a field that the service refuses."""
+def _fix_without(field: str, message: str) -> str:
+    """Return the command that leaves out, or changes, a field that the service refuses."""
     run = "cohobate run --set"
     if field == "max_tokens" and "max_completion_tokens" in message:
         return f"{run} generate.backend.max_tokens_key=max_completion_tokens"
@@ -249,9 +264,9 @@ def _without(field: str, message: str) -> str:
 
 
 def retry_after(headers: "Mapping[str, str]") -> float | None:
-    """Return the seconds that a service asks to wait: given as such, in milliseconds or as a date.
+    """Return the seconds that a service asks to wait, by headers in seconds, ms or as a date.
 
-    A date is compared with the service's own clock where it tells it, not with ours.
+    A date is compared with the service's own clock where the reply has one, not with ours.
     """
     for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
         if (seconds := _number(headers.get(name))) is not None:
@@ -271,7 +286,7 @@ def _number(text: str | None) -> float | None:
 
 def _date(text: str) -> datetime | None:
     try:
-        found = parsedate_to_datetime(text)
+        date = parsedate_to_datetime(text)
     except ValueError:
         return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return date if date.tzinfo else date.replace(tzinfo=UTC)

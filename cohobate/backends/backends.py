@@ -1,10 +1,10 @@
 """Backends: where a teacher's answers are computed.
 
-A backend is opened on a teacher and then given prompts that have no answer yet. It yields answers
-in batches; each batch is safe in the ledger before the next is computed, so a backend that talks to
-a paid service yields every answer as it comes.
+A backend is opened for a teacher and then receives the requests that the ledger has no answer for.
+It yields answers in batches. Each batch is written to the ledger before the next is computed, so a
+backend of a paid service yields every answer as it arrives.
 
-To add one: a class with `decided_by` and `open` in a file beside this one, and its name in
+To add one: a class with `key_parts` and `open` in a file beside this one, and its name in
 `Backend`.
 """
 

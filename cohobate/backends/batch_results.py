@@ -1,7 +1,7 @@
-"""Lines of a batch's results files, and what each says about its prompt.
+"""Lines of a batch's result files, and the outcome of each.
 
-The kinds of odd replies are those of single requests (`cohobate.backends.replies`); a line can also
-be garbled, come twice, hold no reply, or be one that an earlier run has counted already.
+Unusual replies are the same as those to single requests (`cohobate.backends.replies`). A line can
+also be malformed, be duplicated, contain no reply, or have been counted by an earlier run.
 """
 
 import json
@@ -20,8 +20,8 @@ from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Decoding
 
 Lines = Mapping[str, list[dict[str, Any]]]
-"""Lines of results files, by the key of their ask."""
-_KEPT = 20_000  # of a garbled line, in characters
+"""Lines of result files, by the key of their request."""
+_KEPT = 20_000  # characters of a malformed line that are kept
 _ID = re.compile(r'"custom_id": *"([^"]*)"')
 
 
@@ -34,14 +34,14 @@ class LineError(Exception):
 
 
 def parse_line(text: bytes) -> dict[str, Any]:
-    """Return a line of a results file; of one that is garbled its id, where that can be read."""
+    """Return a line of a result file; of a malformed one its id, where that can be read."""
     with suppress(ValueError):
         line = json.loads(text)
         if isinstance(line, dict):
             return line
-    said = text.decode("utf-8", "replace")
-    found = _ID.search(said)
-    return {"custom_id": found[1] if found else "", "garbled": said[:_KEPT]}
+    content = text.decode("utf-8", "replace")
+    match = _ID.search(content)
+    return {"custom_id": match[1] if match else "", "garbled": content[:_KEPT]}
 
 
 class BatchResults:
@@ -54,10 +54,10 @@ class BatchResults:
         self.service, self.share = address.service(), params.share
         self.price, self.record = params.price or Price(), ServiceRecord(before)
 
-    def of(
+    def outcomes(
         self, lines: Lines, missing: Mapping[str, TeacherRequest], decoding: Decoding, *, old: bool
     ) -> list[tuple[str, "Answer | NoAnswer | UserError"]]:
-        """Return what the lines say about the missing prompts: answers first, then failures."""
+        """Return the outcomes of the missing prompts in the lines: answers first, then failures."""
         answers: dict[str, Answer] = {}
         results: list[tuple[str, Answer | NoAnswer | UserError]] = []
         failures: list[tuple[TeacherRequest, Exception]] = []
@@ -74,8 +74,8 @@ class BatchResults:
                 results.append((key, twice if key in answers else answers.setdefault(key, answer)))
                 self.record.on_answer(missing[key])
         for request, failure in failures:
-            known = old and getattr(failure, "reply", None)
-            if not (known and self.service.redact(known) in request.replies):  # counted in that run
+            reply = old and getattr(failure, "reply", None)
+            if not (reply and self.service.redact(reply) in request.replies):  # counted earlier
                 results.append(
                     (request.key, self._failure(request, failure, decoding, request.key in answers))
                 )
@@ -84,13 +84,13 @@ class BatchResults:
     def _answer(
         self, line: Mapping[str, Any], request: TeacherRequest, decoding: Decoding
     ) -> Answer:
-        """Return the answer that a line holds.
+        """Return the answer in a line.
 
         Raises:
-            Again, Refused, ErrorReply, LineError: it holds none.
+            RetryableError, RefusedError, ReplyError, LineError: there is none.
         """
         if garbled := line.get("garbled"):
-            raise RetryableError("the line is garbled", cost=None, reply=garbled)
+            raise RetryableError("the line is malformed", cost=None, reply=garbled)
         response = line.get("response") or {}
         body, status = response.get("body"), response.get("status_code")
         content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
@@ -99,14 +99,14 @@ class BatchResults:
         if error := error_in({"error": line.get("error")}):
             raise LineError(error.implied_status, error)
         if body is None:
-            raise RetryableError("the line holds no reply")
-        said = error_body(content)
-        raise LineError(status if isinstance(status, int) else said.implied_status, said)
+            raise RetryableError("the line contains no reply")
+        error = error_body(content)
+        raise LineError(status if isinstance(status, int) else error.implied_status, error)
 
     def _failure(
         self, request: TeacherRequest, error: Exception, decoding: Decoding, answered: bool
     ) -> NoAnswer | UserError:
-        """Return what becomes of a prompt whose line holds no answer; tell the budget."""
+        """Return the outcome of a prompt whose line has no answer; add its cost to the budget."""
         fields = self.params.body(self.address.model, request, decoding)
         if isinstance(error, LineError):
             error = self.service.classify_status(error.status, error.body, self.record.past, fields)
@@ -131,7 +131,7 @@ class BatchResults:
             return "retried"
         if isinstance(error, RefusedError):
             return "refused" if error.certain or self.record.past.answered else "doubtful"
-        if not error.once:
+        if not error.may_be_charged:
             more = self.record.tries[request.key] < self.attempts
             return "retried" if more else "failed"
         if self.record.may_retry(request, self.attempts):
@@ -142,7 +142,7 @@ class BatchResults:
 def group_outcomes(
     results: Iterable[tuple[str, Answer | NoAnswer | UserError]],
 ) -> Iterator[Outcomes]:
-    """Yield the outcomes in batches, each of which holds a key once."""
+    """Yield the outcomes in batches that contain each key once."""
     batch: dict[str, Answer | NoAnswer] = {}
     for key, result in results:
         if isinstance(result, UserError):

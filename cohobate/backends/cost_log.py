@@ -1,7 +1,7 @@
-"""What a round's answers cost, told to whoever decides whether there is a next round.
+"""The cost of a round's answers, for the stop rule on money.
 
-A ledger knows what its teacher ever cost, over all rounds. Here each stage that asks a teacher
-notes, outside all that is hashed, what its ledger stood at before the round asked, and now:
+A ledger records what its teacher cost over all rounds. Each stage that sends requests to a teacher
+writes the ledger's total before the round and now, to a file that no hash covers:
 
     reports/spent/main.json     {"ledger": "5be1…", "before": 1.25, "after": 1.75}
 """
@@ -19,16 +19,16 @@ COST_LOG = REPORTS / "spent"
 
 @contextmanager
 def log_cost(teacher: str, ledger: Ledger) -> Iterator[None]:
-    """Note what the answers of a block cost, however it ends; `before` stands from run to run."""
+    """Record the cost of a block, however it ends; `before` is written once a round."""
     path = COST_LOG / f"{teacher}.json"
     before = json.loads(path.read_text())["before"] if path.exists() else ledger.spent
 
-    def note() -> None:
+    def write() -> None:
         figures: dict[str, Any] = {"before": before, "after": ledger.spent}
         write_json(path, {"ledger": ledger.storage.name, **figures})
 
-    note()  # what a kill cuts off from here on is still known to the ledger
+    write()  # so that the file exists after a kill; the ledger has the cost
     try:
         yield
     finally:
-        note()
+        write()

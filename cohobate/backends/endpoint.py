@@ -1,6 +1,6 @@
-"""What is said to an OpenAI-compatible service, and which of its replies count as an answer.
+"""Requests to an OpenAI-compatible service, and which of its replies count as an answer.
 
-Two backends speak so: `openai` asks prompt by prompt, `openai-batch` hands in whole files.
+Two backends share this: `openai` sends one request per prompt, `openai-batch` uploads whole files.
 """
 
 import hashlib
@@ -45,12 +45,12 @@ if TYPE_CHECKING:
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _LIMITS = ("max_tokens", "max_completion_tokens")  # of a request
-_WORDS = 300  # of a model's refusal that are shown, in characters
-_KEPT = 20_000  # of a reply without an answer that are kept, in characters
+_WORDS = 300  # characters of a model's refusal that are shown
+_KEPT = 20_000  # characters of a reply without an answer that are kept
 
 
 class ServiceAddress(NamedTuple):
-    """Where a teacher is whose weights are not here: what `adapt` wrote of it."""
+    """Address of a teacher behind an endpoint, as `adapt` wrote it."""
 
     url: str
     key: str
@@ -73,19 +73,21 @@ class ServiceAddress(NamedTuple):
         return SecretStr(os.environ[self.key] if self.key else "")
 
     def service(self) -> ServiceErrors:
-        """Return how errors speak of the service."""
+        """Return what turns the service's errors into exceptions."""
         return ServiceErrors(redact_url(self.url), self.key, self.secret().get_secret_value())
 
     def client(self) -> "AsyncOpenAI":
-        """Return a client that tries once: when to try again is decided here, not there."""
+        """Return a client that does not retry: the backend does."""
         from openai import AsyncOpenAI
 
-        key = self.secret().get_secret_value() or "none"  # None would look in the environment
+        key = (
+            self.secret().get_secret_value() or "none"
+        )  # with None the client would read OPENAI_API_KEY
         return AsyncOpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=None)
 
 
 class ServiceRun(Protocol):
-    """A run against a service: its budget, its deadline, and what it knows by then."""
+    """A run against a service, with its budget and its deadline."""
 
     def stream(
         self, requests: Sequence[TeacherRequest], decoding: Decoding
@@ -95,14 +97,14 @@ class ServiceRun(Protocol):
 
 
 def read_address(checkpoint: Path) -> ServiceAddress:
-    """Read where a teacher is.
+    """Read the address of a teacher.
 
     Raises:
-        UserError: it is a model on this machine.
+        UserError: the teacher's weights are on this machine.
     """
     if not (checkpoint / ENDPOINT).exists():
         raise UserError(
-            f"the teacher {checkpoint.name} is a model on this machine, behind no endpoint",
+            f"the teacher {checkpoint.name} is a model on this machine, not behind an endpoint",
             where="params.yaml, generate.backend",
             fix="cohobate run --set 'generate.backend={type: transformers}'",
         )
@@ -111,42 +113,42 @@ def read_address(checkpoint: Path) -> ServiceAddress:
 
 
 def check_weights(checkpoint: Path) -> None:
-    """Refuse a teacher whose weights are not here.
+    """Check that a teacher's weights are on this machine.
 
     Raises:
         UserError: it is behind an endpoint.
     """
     if (checkpoint / ENDPOINT).exists():
         raise UserError(
-            f"the weights of the teacher {checkpoint.name} are not here, it is behind an endpoint",
+            f"the teacher {checkpoint.name} is behind an endpoint: its weights are not here",
             where="params.yaml, generate.backend",
             fix="cohobate run --set 'generate.backend={type: openai}'",
         )
 
 
 class Endpoint(Section):
-    """What both backends have in common."""
+    """Params that both backends share."""
 
     api: Literal["chat", "completions"] = "chat"
     """`chat`: a prompt that is text becomes the user's turn; `completions`: it is continued."""
     max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the service calls the limit of an answer's length."""
     logprobs: bool = False
-    """Ask for the log-probability of each token; not every service gives it."""
+    """Request the log-probability of each token; not every service supports it."""
     top_logprobs: int = Field(0, ge=0, le=20)
-    """Ask also for so many of the likeliest tokens in each place; they are kept in the ledger."""
+    """Request also the likeliest tokens at each position, up to 20; the ledger keeps them."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)
     """Further fields of a request, such as `{reasoning_effort: low}`; null leaves a field out, such
     as `{seed: null}` for a service that refuses it."""
     price: Price | None = None
     """What the service charges."""
     cap: float | None = Field(None, ge=0)
-    """US dollars that this teacher may cost, in all rounds that share the ledger."""
+    """Highest cost of this teacher in US dollars, over all rounds that share the ledger."""
     request_seconds: float = Field(180.0, gt=0)
-    """Seconds by which a request must be answered as a whole, or a file taken."""
+    """Seconds within which a complete answer, or the receipt of a file, must arrive."""
     run_seconds: float | None = Field(None, gt=0)
-    """Seconds by which a run must end. What it has by then is kept, and what it handed in goes on:
-    the next run collects it."""
+    """Seconds after which a run ends. Its answers are kept; the service goes on with uploaded
+    files, and the next run collects them."""
 
     @model_validator(mode="after")
     def _a_cap_needs_a_price(self) -> "Endpoint":
@@ -171,25 +173,25 @@ class Endpoint(Section):
         return lambda requests, decoding: iterate_stream(run.stream(requests, decoding))
 
     def run(self, address: ServiceAddress, budget: Budget, before: bool = False) -> "ServiceRun":
-        """Return a run against the service, which may have answered in earlier runs."""
+        """Return a run against the service; `before`: it has answered in earlier runs."""
         raise NotImplementedError
 
     def key_parts(self) -> list[Any]:
-        """Return what of this backend decides an answer, and so belongs to its key."""
+        """Return the params of this backend that an answer depends on: they are part of its key."""
         return ["endpoint", self.api, self.logprobs, self.top_logprobs, self.extra]
 
     @property
     def share(self) -> float:
-        """Share of the full price that its answers cost."""
+        """Share of the full price that answers cost."""
         return 1.0
 
     @property
     def path(self) -> str:
-        """Return where a request goes, below the endpoint's address."""
+        """Return the path of requests, below the endpoint's address."""
         return "/chat/completions" if self.api == "chat" else "/completions"
 
     def body(self, model: str, request: TeacherRequest, decoding: Decoding) -> dict[str, Any]:
-        """Return a request."""
+        """Return the JSON body of a request."""
         body: dict[str, Any] = {"model": model, "temperature": decoding.temperature}
         body[self.max_tokens_key] = decoding.max_tokens
         if decoding.temperature > 0:
@@ -249,11 +251,11 @@ class Endpoint(Section):
         choice, error = best_choice(fields), error_in(reply)
         if error or (choice is None and fields.get("choices") is None):
             charged = fields.get("usage") or (choice and choice.content.text)
-            error = error or ErrorBody("it holds no choices")
+            error = error or ErrorBody("it contains no choices")
             after = retry_after(headers) if error.after is None else error.after
             raise ReplyError(error._replace(after=after), cost if charged else 0.0, sent)
         if choice is None:
-            raise RetryableError("the reply holds no choice", cost=cost, reply=sent, whole=True)
+            raise RetryableError("the reply contains no choice", cost=cost, reply=sent, whole=True)
         self._check(choice, decoding, cost, sent)
         tokens = choice.tokens
         return Answer(
@@ -267,11 +269,11 @@ class Endpoint(Section):
         )
 
     def _check(self, choice: Choice, decoding: Decoding, cost: float, sent: str) -> None:
-        """Refuse a choice that holds no answer.
+        """Raise where a choice contains no answer.
 
         Raises:
-            Again: another try may.
-            Refused: another would not either.
+            RetryableError: another attempt may give one.
+            RefusedError: another attempt would give none either.
         """
         if choice.finish == "filter":
             raise RefusedError("the service filtered the answer", cost, sent)
@@ -285,26 +287,28 @@ class Endpoint(Section):
         if choice.finish == "length":
             reason = f"the limit of {self.limit(decoding)} tokens went into reasoning"
             reason += ": raise generate.decoding.max_tokens"
-            if decoding.temperature == 0:  # the same would come again
+            if decoding.temperature == 0:  # a second attempt would give the same
                 raise RefusedError(reason, cost, sent)
             raise RetryableError(reason, cost=cost, reply=sent, whole=True)
-        behind = " behind its reasoning" if thought or choice.content.reasoning else ""
-        raise RetryableError(f"the reply holds no text{behind}", cost=cost, reply=sent, whole=True)
+        behind = " after its reasoning" if thought or choice.content.reasoning else ""
+        raise RetryableError(
+            f"the reply contains no text{behind}", cost=cost, reply=sent, whole=True
+        )
 
 
 def redact_url(url: str) -> str:
-    """Return an address without the secrets that it may hold: a user's password, a query."""
+    """Return an address without a password or query, which may contain secrets."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def _unreadable(content: bytes, sent: str) -> Exception:
-    """Return what a reply with status 200 means that is no JSON."""
+    """Return the exception for a reply with status 200 that is not JSON."""
     if not content.strip():
         return RetryableError("an empty reply", overloaded=True)
     if (body := error_body(content)).web_page:
         return ReplyError(body, 0.0, sent)
-    return RetryableError("the reply is not JSON, or only a part of it", cost=None, reply=sent)
+    return RetryableError("the reply is not JSON, or incomplete JSON", cost=None, reply=sent)
 
 
 def _whole(value: JsonValue) -> int:
@@ -312,13 +316,13 @@ def _whole(value: JsonValue) -> int:
 
 
 def request_seed(request: TeacherRequest, decoding: Decoding) -> int:
-    """Return the seed of a sampled answer: its own, whatever is asked beside it."""
+    """Return the seed of a sampled answer; it depends on no other request."""
     digest = hashlib.blake2b(f"{decoding.seed}/{request.draw}".encode(), digest_size=4).digest()
     return int.from_bytes(digest) // 2
 
 
 def identity(teacher: str) -> str:
-    """Return what says which model a teacher is: the hash of its weights, or of its address."""
+    """Return the hash that identifies a teacher: of its weights, or of its address."""
     if (ADAPT / teacher / ENDPOINT).exists():
         address = read_address(ADAPT / teacher)
         return answer_key("endpoint", address.url, address.model, address.revision)

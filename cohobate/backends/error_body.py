@@ -1,8 +1,8 @@
-"""The body of an error reply: the service's message, its code, and the kind of error it is.
+"""The body of an error reply: the service's message, its code, and the kind of error.
 
 OpenAI-compatible services agree on `{"error": {"message": ..., "code": ...}}` and then differ: the
 error is a text, a list, a field `detail` or `message`, stands in the first choice, or is a page of
-HTML. Kinds are told by code and words, since status codes are used for different things.
+HTML. The kind is recognised by code and message: services use one status for different errors.
 """
 
 import html
@@ -59,27 +59,27 @@ _STATUS: dict[ErrorKind, int] = {
 _OF_THE_PROMPT = ("messages", "prompt", "input", "model")
 _DELAY = re.compile(r'"retryDelay": *"([\d.]+)s"')
 _TITLE = re.compile(r"<(?:title|h1)[^>]*>(.*?)</", re.IGNORECASE | re.DOTALL)
-_WORDS = 300  # of a service's message, in characters
+_WORDS = 300  # characters of a service's message
 
 
 class ErrorBody(NamedTuple):
-    """What the body of an error reply says."""
+    """The body of an error reply."""
 
     message: str
     code: str = ""
-    """Its code and type, as text."""
+    """The error's code and type, as text."""
     status: int | None = None
-    """The status in the body, where the HTTP status is another."""
+    """The status in the body, where it differs from the HTTP status."""
     param: str = ""
-    """The field of the request that is at fault."""
+    """The field of the request that is the cause."""
     after: float | None = None
-    """Seconds after which to try again."""
+    """Seconds to wait before the next attempt."""
     web_page: bool = False
     """Whether it is a page of HTML, as proxies and logins send them."""
 
     @property
     def kind(self) -> ErrorKind:
-        """Return the kind of error, by code and words."""
+        """Return the kind of error, by code and message."""
         text = f"{self.code} {self.message}"
         for kind, pattern in _PATTERNS:
             if re.search(pattern, text, re.IGNORECASE):
@@ -88,7 +88,7 @@ class ErrorBody(NamedTuple):
 
     @property
     def implied_status(self) -> int:
-        """Return the status that this error would have had as one of HTTP."""
+        """Return the HTTP status that this error should have had."""
         return self.status or _STATUS.get(self.kind, 500)
 
     def field(self, sent: Iterable[str], *, quoted: bool) -> str:
@@ -147,9 +147,11 @@ def _of_fields(error: dict[str, Any], after: float | None) -> ErrorBody | None:
     words = ("message", "msg", "error_msg", "status_msg", "detail", "title", "error_description")
     message = next((str(error[name]) for name in words if error.get(name)), "")
     extra = error.get("metadata")
-    if isinstance(extra, dict):  # OpenRouter: the words of the service behind it, or of its filter
-        told = (extra.get(name) for name in ("raw", "reasons", "provider_name"))
-        message += "".join(f" ({json.dumps(one, ensure_ascii=False)})" for one in told if one)
+    if isinstance(
+        extra, dict
+    ):  # OpenRouter: the message of the service behind it, or of its filter
+        details = (extra.get(name) for name in ("raw", "reasons", "provider_name"))
+        message += "".join(f" ({json.dumps(d, ensure_ascii=False)})" for d in details if d)
     names = ("code", "type", "status", "error_code", "status_code")
     codes = [error[name] for name in names if error.get(name) not in (None, "", 0)]
     if not message and not codes:

@@ -1,19 +1,20 @@
-"""The ledger: every answer a teacher ever gave, so that none is computed or paid for twice.
+"""The ledger: every answer of a teacher, so that none is computed or paid for twice.
 
-It lies outside what any stage writes, in a place that all rounds share
-(cohobate/backends/ledger_storage.py says where), one for each teacher: by the fingerprint of its
-weights, or the address and name of a service's model. It is append-only. A line is an answer under
-the key of all that decided it:
+There is one ledger for each teacher, identified by the hash of its weights, or of the address and
+name of a service's model. It is stored outside the outputs of all stages and shared by all rounds
+(cohobate/backends/ledger_storage.py), and it is append-only. A line is an answer under the key of
+everything that decided it:
 
     {"key": "5be1…", "text": " animal", "finish": "stop", "logprob": -0.02, "left": 3, "crc": …}
 
-`left` counts the lines of a batch that follow; a batch whose end is missing (a crash in the middle
-of a write) counts as never written and is cut off. A line whose checksum fails is passed over, and
-asked for again. Where two writers bought one answer twice, the first counts.
+`left` counts the lines of the same batch that follow. A batch whose end is missing, after a crash
+in the middle of a write, counts as never written and is cut off. A line with a wrong checksum is
+skipped, and its answer is requested again. Where two writers bought the same answer, the first
+counts.
 
-Failures that may pass never enter. What a service charged for a reply without an answer does, with
-the reply, so that the sum that was spent is known after any restart; and so does a refusal, so that
-no later run asks again:
+Temporary failures are not recorded. Two kinds of failures are: a reply without an answer that the
+service charged for, so that the total cost is known after any restart, and a refusal, so that no
+later run sends the prompt again:
 
     {"request": "0b7c…", "reason": "the service filtered the answer", "cost": 0.01, "reply": "{…}",
      "whole": true, "refused": true, "left": 0, "crc": …}
@@ -40,9 +41,9 @@ class Ledger:
         self.spent = 0.0
         """US dollars that this teacher has cost so far."""
         self.refusals: dict[str, str] = {}
-        """Why the service will not answer a prompt, by key."""
+        """Reasons why the service will not answer a prompt, by key."""
         self.replies: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
-        """Whole replies without an answer, by key."""
+        """Complete replies without an answer, by key."""
         self._answers: dict[str, Answer] = {}
 
     def __len__(self) -> int:
@@ -51,9 +52,9 @@ class Ledger:
     def __enter__(self) -> "Ledger":
         self.storage.open()
         for start, blob in self.storage.blobs():
-            if (sound := self._take(blob)) < len(blob):
-                say(f"{self.storage}: cut off a batch that was not written to its end")
-                self.storage.cut(start + sound)
+            if (complete := self._read(blob)) < len(blob):
+                say(f"{self.storage}: removed the last batch, which was not completely written")
+                self.storage.cut(start + complete)
         return self
 
     def __exit__(
@@ -72,10 +73,10 @@ class Ledger:
         return self._answers[key]
 
     def append(self, batch: Outcomes) -> None:
-        """Add the accepted answers of a batch; they are safe, all or none, when this returns.
+        """Add the outcomes of a batch; when this returns, all of them are on disk, or none.
 
         Raises:
-            UserError: the disk is full, or the store does not take it; what was there is safe.
+            UserError: the disk is full, or the store refuses; earlier batches are unharmed.
         """
         entries = [entry for key, outcome in batch.items() for entry in _entries(key, outcome)]
         for left, entry in enumerate(reversed(entries)):
@@ -83,38 +84,38 @@ class Ledger:
         if entries:
             self.storage.append(b"".join(_line(entry) for entry in entries))
         for entry in entries:
-            self._enter(entry)
+            self._add(entry)
 
-    def _take(self, blob: bytes) -> int:
-        """Take in what was written; return where the last whole batch ends."""
-        sound, at, damaged = 0, 0, 0
+    def _read(self, blob: bytes) -> int:
+        """Add the entries of stored lines; return where the last complete batch ends."""
+        complete, position, damaged = 0, 0, 0
         batch: list[dict[str, Any]] = []
         for line in blob.splitlines(keepends=True):
-            at += len(line)
+            position += len(line)
             if (entry := _entry(line)) is None:
                 damaged += 1
                 continue
             batch.append(entry)
             if entry["left"] == 0:
-                for whole in batch:
-                    self._enter(whole)
-                batch, sound = [], at
-        if damaged and at == sound:
-            say(f"{self.storage}: passed over {damaged} damaged lines; they are asked for again")
-        return sound
+                for item in batch:
+                    self._add(item)
+                batch, complete = [], position
+        if damaged and position == complete:  # else the last batch is incomplete, and is cut off
+            say(f"{self.storage}: {damaged} damaged lines: their answers are requested again")
+        return complete
 
-    def _enter(self, entry: Mapping[str, Any]) -> None:
+    def _add(self, entry: Mapping[str, Any]) -> None:
         if "key" not in entry:
-            self._enter_failure(entry)
+            self._add_failure(entry)
             return
-        bought = Usage(*entry["bought"]) if "bought" in entry else None
-        self.spent += bought.cost if bought else 0.0
+        usage = Usage(*entry["bought"]) if "bought" in entry else None
+        self.spent += usage.cost if usage else 0.0
         tokens = tuple((t, lp, others) for t, lp, others in entry.get("tokens", ())) or None
-        beside = (entry.get("reasoning"), entry.get("note"))
-        answer = Answer(entry["text"], entry["finish"], entry["logprob"], bought, tokens, *beside)
+        texts = (entry.get("reasoning"), entry.get("note"))
+        answer = Answer(entry["text"], entry["finish"], entry["logprob"], usage, tokens, *texts)
         self._answers.setdefault(entry["key"], answer)
 
-    def _enter_failure(self, entry: Mapping[str, Any]) -> None:
+    def _add_failure(self, entry: Mapping[str, Any]) -> None:
         self.spent += entry["cost"]
         key = entry.get("request", "")
         if entry.get("whole"):
@@ -128,15 +129,15 @@ _LINE_KEYS = {"usage": "bought"}
 
 
 def _entries(key: str, outcome: Answer | NoAnswer) -> list[dict[str, Any]]:
-    """Return what is to be kept of an outcome: an answer, a refusal, what was paid, or nothing."""
+    """Return the ledger entry of an outcome; none for a failure that is temporary and was free."""
     if isinstance(outcome, NoAnswer):
-        return _of_failure(key, outcome)
+        return _failure_entries(key, outcome)
     # the keys of a line stay what they are, whatever the fields are called: old ledgers are read
     entry = {"key": key} | {_LINE_KEYS.get(k, k): v for k, v in outcome._asdict().items()}
     return [{k: v for k, v in entry.items() if v is not None or k == "logprob"}]
 
 
-def _of_failure(key: str, outcome: NoAnswer) -> list[dict[str, Any]]:
+def _failure_entries(key: str, outcome: NoAnswer) -> list[dict[str, Any]]:
     refused = outcome.state == "refused"
     if not (outcome.cost or outcome.reply or refused):
         return []

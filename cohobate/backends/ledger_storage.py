@@ -1,8 +1,8 @@
-"""Where ledgers lie: a folder that all worktrees of a repository share, or an S3 prefix.
+"""Storage of ledgers: a folder that all worktrees of a repository share, or an S3 prefix.
 
-In a folder a ledger is one file with one writer at a time: a second process waits for the first,
-and then finds its answers. On S3 each batch is an object of its own, never changed and named by
-its content, so that writers cannot harm each other and need no lock.
+In a folder a ledger is one file with one writer at a time: a second process waits for the first and
+then reads its answers. On S3 each batch is an object of its own, immutable and named by the hash of
+its content, so that concurrent writers cannot damage anything and need no lock.
 """
 
 import errno
@@ -28,44 +28,44 @@ _EXPERIMENTS = (".dvc", "tmp", "exps")
 
 
 def storage_for(teacher: str, chosen: str = "") -> "LedgerStorage":
-    """Return where the ledger of a teacher lies.
+    """Return the storage of a teacher's ledger.
 
     Args:
-        teacher: the hash that says which teacher.
+        teacher: the teacher's hash, as `endpoint.identity` returns it.
         chosen: a folder, or `s3://bucket/prefix`; `$COHOBATE_LEDGER` overrules it. Empty:
-            `.cohobate/ledger`. A relative folder lies in the project's main worktree.
+            `.cohobate/ledger`. A relative folder is one of the project's main worktree.
     """
-    place = os.environ.get(LEDGER_VARIABLE) or chosen or str(LEDGER)
-    if place.startswith("s3://"):
-        return S3Storage(f"{place.rstrip('/')}/{teacher[:_NAME]}")
-    return FileStorage(main_project() / Path(place).expanduser() / f"{teacher[:_NAME]}.jsonl")
+    location = os.environ.get(LEDGER_VARIABLE) or chosen or str(LEDGER)
+    if location.startswith("s3://"):
+        return S3Storage(f"{location.rstrip('/')}/{teacher[:_NAME]}")
+    return FileStorage(main_project() / Path(location).expanduser() / f"{teacher[:_NAME]}.jsonl")
 
 
 class LedgerStorage(ABC):
-    """Bytes that are only ever added to."""
+    """Append-only bytes."""
 
     name: str
-    """Says which teacher's it is, wherever it lies."""
+    """Identifies the teacher, wherever the ledger is stored."""
 
     @abstractmethod
     def open(self) -> None:
-        """Make ready to read and append."""
+        """Prepare to read and append."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let others write."""
+        """Release what `open` acquired."""
 
     @abstractmethod
     def blobs(self) -> Iterator[tuple[int, bytes]]:
-        """Yield what was appended, and where it starts, in a fixed order."""
+        """Yield (offset, bytes) of what was appended, in a fixed order."""
 
     @abstractmethod
     def cut(self, end: int) -> None:
-        """Take away what lies behind `end`: a write that did not finish."""
+        """Remove what is stored after offset `end`: an incomplete write."""
 
     @abstractmethod
     def append(self, data: bytes) -> None:
-        """Add bytes: all are safe when this returns, or none are there."""
+        """Add bytes: all of them are stored when this returns, or none."""
 
 
 class FileStorage(LedgerStorage):
@@ -88,7 +88,7 @@ class FileStorage(LedgerStorage):
             fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def close(self) -> None:
-        """Close the file, and free the lock with it."""
+        """Close the file, which releases its lock."""
         self._file.close()
 
     def blobs(self) -> Iterator[tuple[int, bytes]]:
@@ -110,7 +110,11 @@ class FileStorage(LedgerStorage):
         except OSError as error:
             self._file.truncate(end)
             if error.errno == errno.ENOSPC:
-                raise UserError("the disk is full: no answer added", where=str(self)) from None
+                raise UserError(
+                    "the disk is full, no answer was added",
+                    where=str(self),
+                    fix=f"free space: df -h {self.path.parent}; then repeat the command",
+                ) from None
             raise
 
 
@@ -125,10 +129,10 @@ class S3Storage(LedgerStorage):
         return f"s3://{self.prefix}"
 
     def open(self) -> None:
-        """Ask nothing: there is no lock."""
+        """Do nothing: there is no lock."""
 
     def close(self) -> None:
-        """Free nothing."""
+        """Do nothing."""
 
     def blobs(self) -> Iterator[tuple[int, bytes]]:
         """Yield object by object, in the order of their names.
@@ -136,18 +140,18 @@ class S3Storage(LedgerStorage):
         Raises:
             UserError: the store cannot be read.
         """
-        with self._to("read"):
+        with self._errors_of("read"):
             self._store.invalidate_cache()
             for path in sorted(self._store.find(self.prefix)):
                 yield 0, self._store.cat_file(path)
 
     def cut(self, end: int) -> None:
-        """Leave a damaged object as it is: what was sound in it has been taken."""
+        """Do nothing: an object with a damaged line stays, its sound lines were read."""
 
     def append(self, data: bytes) -> None:
-        """Put one object, whole or not at all."""
+        """Write one object; S3 stores all of it or nothing."""
         name = hashlib.blake2b(data, digest_size=16).hexdigest()
-        with self._to("write to"):
+        with self._errors_of("write to"):
             self._store.pipe_file(f"{self.prefix}/{name}.jsonl", data)
 
     @cached_property
@@ -157,16 +161,16 @@ class S3Storage(LedgerStorage):
         return S3FileSystem()
 
     @contextmanager
-    def _to(self, what: str) -> Iterator[None]:
+    def _errors_of(self, operation: str) -> Iterator[None]:
         from botocore.exceptions import BotoCoreError
 
         try:
             yield
-        except (OSError, BotoCoreError) as error:  # refused, or not reached at all
+        except (OSError, BotoCoreError) as error:  # refused, or out of reach
             raise UserError(
-                f"cannot {what} the ledger: {error}",
+                f"cannot {operation} the ledger: {error}",
                 where=str(self),
-                fix="check AWS_ENDPOINT_URL and the credentials; what was answered before is safe",
+                fix="check AWS_ENDPOINT_URL and the credentials; stored answers are not affected",
             ) from error
 
 
@@ -200,7 +204,7 @@ def _dvc_project(top: Path) -> Path | None:
 def _main_worktree(top: Path) -> Path:
     """Return the main worktree of the repository with a worktree at `top`.
 
-    The files of git are read as they lie: git itself refuses folders of another owner.
+    Git's files are read directly: the command `git` refuses folders of another owner.
     """
     if (top / ".git").is_dir():
         return top
@@ -210,5 +214,5 @@ def _main_worktree(top: Path) -> Path:
     shared = (git_folder / (git_folder / "commondir").read_text().strip()).resolve()
     if shared.name == ".git":
         return shared.parent
-    found = _WORKTREE.search((shared / "config").read_text())  # a submodule's names its folder
-    return (shared / found["path"]).resolve() if found else shared
+    setting = _WORKTREE.search((shared / "config").read_text())  # of a submodule
+    return (shared / setting["path"]).resolve() if setting else shared

@@ -1,4 +1,4 @@
-"""A teacher in memory, which answers one batch of prompts at a time."""
+"""A teacher whose weights are in memory: it generates answers, one batch at a time."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +19,6 @@ class LoadedTeacher:
         self.stop, self.batching = stop_ids(self.model, self.tokenizer), batching
 
     def answer(self, batch: Sequence[Request], decoding: Decoding) -> list[Answer]:
-        """Answer one batch."""
-        written = decode_batch(self.model, batch, decoding, self.stop, self.batching)
-        return [to_answer(self.tokenizer, completion) for completion in written]
+        """Generate the answers of one batch."""
+        completions = decode_batch(self.model, batch, decoding, self.stop, self.batching)
+        return [to_answer(self.tokenizer, completion) for completion in completions]

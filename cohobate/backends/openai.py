@@ -1,7 +1,7 @@
-"""The backend `openai`: a teacher behind any OpenAI-compatible service, asked prompt by prompt.
+"""The backend `openai`: a teacher behind any OpenAI-compatible service, one request per prompt.
 
-Every answer is yielded as it comes, and its place is given to the next prompt only once the stage
-has it safe in the ledger: a kill at any moment loses no more than what was in flight.
+Every answer is yielded as it arrives, and the next request is sent only once the caller has written
+it to the ledger: a kill at any moment loses no more than the requests in flight.
 """
 
 import asyncio
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 
 class OpenAI(Endpoint):
-    """A service that is asked prompt by prompt."""
+    """A service that gets one request per prompt."""
 
     type: Literal["openai"]
     limits: Limits = Limits()
-    """How much the service may be asked."""
+    """Rate limits."""
     attempts: int = Field(8, ge=1)
-    """Most tries for one answer; after a reply that the service may charge for, one more."""
+    """Most attempts for one answer; after a reply that the service may charge for, one more."""
     backoff: float = Field(30.0, ge=0)
-    """Most seconds between tries, where the service does not say how long to wait."""
+    """Most seconds between attempts, where the service does not say how long to wait."""
     longest_wait: float = Field(300.0, ge=0)
-    """Most seconds that a service may ask to wait; beyond them the run ends."""
+    """Longest pause in seconds that a service may request; a longer one ends the run."""
 
     def run(self, address: ServiceAddress, budget: Budget, before: bool = False) -> "OpenAIRun":
         """Return a run against the service."""
@@ -45,7 +45,7 @@ class OpenAI(Endpoint):
 
 
 class OpenAIRun:
-    """A run against one service: its pace, its budget, its deadline."""
+    """A run against one service, with its rate limiter, budget and deadline."""
 
     def __init__(
         self, params: OpenAI, address: ServiceAddress, budget: Budget, before: bool = False
@@ -57,17 +57,17 @@ class OpenAIRun:
         self.end = time.monotonic() + (params.run_seconds or float("inf"))
         self.record = ServiceRecord(before)
         self.sent: dict[str, float] = {}
-        """What each request on the way can cost at most, by its key."""
+        """The most that each request in flight can cost, by key."""
         self.stopped: UserError | None = None
 
     async def stream(
         self, requests: Sequence[TeacherRequest], decoding: Decoding
     ) -> AsyncGenerator[Outcomes]:
-        """Yield outcomes as they come, several together where they came together.
+        """Yield outcomes as they arrive, several together where they arrived together.
 
         Raises:
-            UserError: the service cannot be used, or deadline or budget are reached; all that was
-                answered has been yielded by then.
+            UserError: the service cannot be used, or deadline or budget are reached; all
+                answers have been yielded by then.
         """
         if self.params.price:
             say(
@@ -89,7 +89,7 @@ class OpenAIRun:
                         return_when=asyncio.FIRST_COMPLETED,
                     )
                     ended = {running.pop(task): task.result() for task in done}
-                    waiting.extendleft(a for a, one in ended.items() if _is_retried(one))
+                    waiting.extendleft(a for a, outcome in ended.items() if _is_retried(outcome))
                     if outcomes := self.record.settle(ended):
                         yield outcomes
                     if (waiting or running) and time.monotonic() >= self.end:
@@ -111,7 +111,7 @@ class OpenAIRun:
         running: dict[asyncio.Task[Answer | NoAnswer], TeacherRequest],
         decoding: Decoding,
     ) -> None:
-        """Send as many of the waiting asks as pace and budget allow."""
+        """Send as many of the waiting requests as rate limit and budget allow."""
         while waiting and not self.stopped and len(running) < self.limiter.at_once:
             most = self.price.upper_bound(waiting[0], self.params.billed(decoding))
             if not self.budget.allows(most):
@@ -124,7 +124,7 @@ class OpenAIRun:
     async def _answer(
         self, request: TeacherRequest, decoding: Decoding, most: float
     ) -> Answer | NoAnswer:
-        """Ask until there is an answer, none is to be hoped for, or money went; tell the budget."""
+        """Send until there is an answer, a refusal or a charge; add the cost to the budget."""
         try:
             answer = await self._retrying(request, decoding, most)
         except (RetryableError, RefusedError, UserError) as error:
@@ -137,7 +137,7 @@ class OpenAIRun:
         return answer
 
     def _unanswered(self, request: TeacherRequest, error: Exception, most: float) -> NoAnswer:
-        """Return what becomes of a prompt without an answer; stop where none is to be expected."""
+        """Return the outcome of a prompt without an answer; stop the run if it is hopeless."""
         if isinstance(error, UserError):
             self.stopped = self.stopped or error
             return NoAnswer(str(error))
@@ -149,30 +149,30 @@ class OpenAIRun:
             self._stop_after(self.record.on_refusal(request, error.certain, cost), error)
             state: State = "refused" if error.certain else "doubtful"
             return NoAnswer(reason, cost, reply, reply is not None, state)
-        if error.once and self.record.may_retry(request, self.params.attempts):
+        if error.may_be_charged and self.record.may_retry(request, self.params.attempts):
             return NoAnswer(reason, cost, reply, error.whole, "retried")
         self._stop_after(self.record.on_failure(request), error)
         state = "refused" if error.whole else "failed"
         return NoAnswer(reason, cost, reply, error.whole, state)
 
     def _stop_after(self, in_a_row: int, error: Exception) -> None:
-        """Stop where so many prompts got no answer, one after the other, that none will."""
+        """Stop the run where too many prompts in a row got no answer."""
         if not in_a_row or self.stopped:
             return
-        reason, down = self.service.redact(str(error)), "run again when the service works"
+        reason, fix = self.service.redact(str(error)), "repeat the command when the service works"
         if isinstance(error, RefusedError):
-            down = "check generate.template, and whether this model answers such prompts"
+            fix = "check generate.template, and whether this model answers such prompts"
         self.stopped = UserError(
             f"{in_a_row} prompts in a row got no answer; the last: {reason}",
             where=self.service.url,
-            fix=fix_in_reason(reason) or f"{down}; what is answered stays",
+            fix=fix_in_reason(reason) or f"{fix}; finished answers are kept",
         )
 
     async def _retrying(self, request: TeacherRequest, decoding: Decoding, most: float) -> Answer:
         from tenacity import AsyncRetrying, retry_if_exception
 
         def worth_it(error: BaseException) -> bool:
-            again = isinstance(error, RetryableError) and not error.once
+            again = isinstance(error, RetryableError) and not error.may_be_charged
             return again and not self.stopped and self.budget.allows(0.0)
 
         retrying = AsyncRetrying(
@@ -198,7 +198,7 @@ class OpenAIRun:
         except TimeoutError:
             self.limiter.on_overload(sent, None)
             seconds = f"{self.params.request_seconds:g} s"
-            reason = f"no whole answer within {seconds}: raise generate.backend.request_seconds"
+            reason = f"no complete answer within {seconds}: raise generate.backend.request_seconds"
             raise RetryableError(reason, cost=None) from None
         except (OpenAIError, ReplyError) as error:
             classify = self.service.classify(error, self.record.past, body)
@@ -221,15 +221,16 @@ class OpenAIRun:
         return raw.content, raw.headers
 
     def _pause(self, state: "RetryCallState") -> float:
-        """Return the seconds until the next try: as the service asks, or longer each time."""
+        """Return the seconds until the next attempt: as the service asks, else growing."""
         from tenacity import wait_random_exponential
 
         error = state.outcome.exception() if state.outcome else None
-        asked = error.after if isinstance(error, RetryableError) else None
-        return wait_random_exponential(max=self.params.backoff)(state) if asked is None else asked
+        if isinstance(error, RetryableError) and error.after is not None:
+            return error.after
+        return wait_random_exponential(max=self.params.backoff)(state)
 
     def _cut_off(self) -> Outcomes:
-        """Return what the requests on the way may cost all the same once the run has ended."""
+        """Return the requests in flight as failures: the service may charge for them."""
         return {
             key: NoAnswer("cut off at the end of run_seconds", most)
             for key, most in self.sent.items()
@@ -237,9 +238,10 @@ class OpenAIRun:
 
     def _late(self, left: int) -> UserError:
         return UserError(
-            f"{self.params.run_seconds:.0f} s are over and {left} prompts are not answered yet",
+            f"the limit of {self.params.run_seconds:.0f} s is reached, and {left} prompts have no "
+            "answer yet",
             where="params.yaml, generate.backend.run_seconds",
-            fix="run again: what is answered stays",
+            fix="repeat the command: finished answers are kept",
         )
 
 

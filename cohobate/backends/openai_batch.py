@@ -1,8 +1,8 @@
-"""The backend `openai-batch`: whole files of prompts, answered within a day at a lower price.
+"""The backend `openai-batch`: files of prompts, answered within a day at a lower price.
 
-The service keeps the state: batches that an earlier run left behind are found by the mark that they
-bear, waited for and collected before anything else is bought. So there is nothing here that a kill
-could leave wrong. Lines that failed are handed in again.
+The service keeps the state: batches of an earlier run are found by their metadata, waited for and
+collected before anything is bought. So there is no local state that a kill could leave wrong. Lines
+that failed are submitted again.
 """
 
 import asyncio
@@ -35,24 +35,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _ENDED = ("completed", "failed", "expired", "cancelled")
 _MARK = "cohobate"
-_NEWEST = 100  # batches that are looked through for what was left behind
-_TRIES = 8  # of one request
+_NEWEST = 100  # batches that are searched for those of an earlier run
+_ATTEMPTS = 8  # of one API request
 
 
 class OpenAIBatch(Endpoint):
-    """A service that is handed files."""
+    """A service with a batch API."""
 
     type: Literal["openai-batch"]
     poll_seconds: float = Field(60.0, gt=0)
-    """Seconds between looks at a batch."""
+    """Seconds between two requests for the status of a batch."""
     file_rows: int = Field(10_000, ge=1, le=50_000)
-    """Most prompts of one file."""
+    """Most prompts in one file."""
     attempts: int = Field(3, ge=1)
-    """Most times that a prompt is handed in; after a reply that was charged for, once more."""
+    """Most times that a prompt is submitted; after a reply that was charged for, once more."""
 
     @property
     def share(self) -> float:
-        """Share of the full price that its answers cost."""
+        """Share of the full price that answers cost."""
         return self.price.batch if self.price else 1.0
 
     def run(self, address: ServiceAddress, budget: Budget, before: bool = False) -> "BatchRun":
@@ -71,13 +71,13 @@ class BatchRun:
         self.service = address.service()
         self.price = params.price or Price()
         self.end = time.monotonic() + (params.run_seconds or float("inf"))
-        self.found: Lines | None = None
-        """Lines of batches that earlier runs left behind."""
+        self.earlier: Lines | None = None
+        """Lines of batches of earlier runs."""
 
     async def stream(
         self, requests: Sequence[TeacherRequest], decoding: Decoding
     ) -> AsyncGenerator[Outcomes]:
-        """Yield what earlier batches hold, then hand in the rest until it is answered or given up.
+        """Yield the results of earlier batches, then submit the rest until nothing is missing.
 
         Raises:
             UserError: the service cannot be used, or deadline or budget are reached.
@@ -86,11 +86,11 @@ class BatchRun:
         for request in requests:
             self.results.record.add(request)
         async with self.address.client() as self.client:
-            if self.found is None:
-                self.found = await self._left_behind()
-            lines = self.found
+            if self.earlier is None:
+                self.earlier = await self._earlier_lines()
+            lines = self.earlier
             while missing:
-                results = self.results.of(lines, missing, decoding, old=lines is self.found)
+                results = self.results.outcomes(lines, missing, decoding, old=lines is self.earlier)
                 for outcomes in group_outcomes(results):
                     yield outcomes
                     for key, outcome in outcomes.items():
@@ -100,10 +100,10 @@ class BatchRun:
                     if isinstance(result, UserError):
                         raise result
                 if missing:
-                    lines = await self._bought(list(missing.values()), decoding)
+                    lines = await self._buy(list(missing.values()), decoding)
 
-    async def _bought(self, requests: list[TeacherRequest], decoding: Decoding) -> Lines:
-        """Hand in files, as far as the budget allows, and wait for them; return their lines."""
+    async def _buy(self, requests: list[TeacherRequest], decoding: Decoding) -> Lines:
+        """Submit files, as far as the budget allows, and wait for them; return their lines."""
         share, reserved = self.price.batch, 0.0
         allowed: list[TeacherRequest] = []
         for request in requests:
@@ -120,17 +120,17 @@ class BatchRun:
             billed = self.params.billed(decoding)
             say(self.price.estimate((request.prompt for request in allowed), billed, share))
         files = [allowed[start : start + size] for start in range(0, len(allowed), size)]
-        remotes = [await self._handed_in(file, decoding) for file in files]
+        remotes = [await self._submit(file, decoding) for file in files]
         self.results.record.tries.update(request.key for request in allowed)
         lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for remote in remotes:
-            for key, found in (await self._lines(await self._ended(remote))).items():
-                lines[key] += found
+            for key, more in (await self._lines(await self._wait(remote))).items():
+                lines[key] += more
         self.budget.reserved -= reserved
         return {request.key: lines[request.key] or [{}] for request in allowed}
 
-    async def _handed_in(self, requests: list[TeacherRequest], decoding: Decoding) -> "RemoteBatch":
-        """Upload a file of requests and have the service start on it."""
+    async def _submit(self, requests: list[TeacherRequest], decoding: Decoding) -> "RemoteBatch":
+        """Upload a file of requests and start a batch of it."""
         model, url = self.address.model, f"/v1{self.params.path}"
         lines = [
             {
@@ -152,11 +152,11 @@ class BatchRun:
                 metadata={_MARK: model},
             )
         )
-        say(f"handed in {len(requests)} prompts as {remote.id}")
+        say(f"submitted {len(requests)} prompts as batch {remote.id}")
         return remote
 
-    async def _ended(self, remote: "RemoteBatch") -> "RemoteBatch":
-        """Look at a batch now and then until it has ended.
+    async def _wait(self, remote: "RemoteBatch") -> "RemoteBatch":
+        """Wait until a batch has ended.
 
         Raises:
             UserError: the service refuses the file, or the run's time is over.
@@ -164,15 +164,16 @@ class BatchRun:
         while remote.status not in _ENDED:
             if time.monotonic() + self.params.poll_seconds > self.end:
                 raise UserError(
-                    f"{self.params.run_seconds:.0f} s are over and {remote.id} is not answered yet",
+                    f"the limit of {self.params.run_seconds:.0f} s is reached, "
+                    f"and {remote.id} has not ended",
                     where="params.yaml, generate.backend.run_seconds",
-                    fix="run again: the service goes on, and its answers are collected then",
+                    fix="repeat the command later: the service goes on, and its answers are kept",
                 )
             await asyncio.sleep(self.params.poll_seconds)
             remote = await self._call(partial(self.client.batches.retrieve, remote.id))
         if remote.status == "failed":
-            told = remote.errors.data if remote.errors and remote.errors.data else []
-            reason = told[0].message if told else "no reason given"
+            errors = remote.errors.data if remote.errors and remote.errors.data else []
+            reason = errors[0].message if errors else "no reason given"
             raise UserError(
                 f"the service refuses the batch {remote.id}: {reason}", where=self.service.url
             )
@@ -193,29 +194,29 @@ class BatchRun:
                 lines[str(line.get("custom_id", ""))].append(line)
         return lines
 
-    async def _left_behind(self) -> Lines:
-        """Return the lines of the newest batches that bear the mark; wait for those under way."""
+    async def _earlier_lines(self) -> Lines:
+        """Return the lines of this project's newest batches; wait for those in progress."""
         listed = await self._call(lambda: self.client.batches.list(limit=_NEWEST))
         lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for remote in reversed(listed.data):
             if (remote.metadata or {}).get(
                 _MARK
             ) == self.address.model and remote.status != "failed":
-                ended = await self._ended(remote)
+                ended = await self._wait(remote)
                 try:
-                    found = await self._lines(ended)
+                    results = await self._lines(ended)
                 except UserError as error:  # services delete the files of old batches
-                    say(f"{remote.id}: its answers are not there any more: {error.what}")
+                    say(f"{remote.id}: its files no longer exist: {error.what}")
                     continue
-                for key, more in found.items():
+                for key, more in results.items():
                     lines[key] += more
         return lines
 
     async def _call(self, send: Callable[[], Awaitable[T]]) -> T:
-        """Send a request, again where that may help.
+        """Send a request to the API, with retries.
 
         Raises:
-            UserError: it does not help.
+            UserError: it failed for good.
         """
         from openai import OpenAIError
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
@@ -225,16 +226,16 @@ class BatchRun:
             try:
                 async with asyncio.timeout(self.params.request_seconds):
                     result = await send()
-                if isinstance(result, str):  # what the client makes of a web page
-                    raise RefusedError("the reply is no object of the batch API")
+                if isinstance(result, str):  # the client returns a web page as text
+                    raise RefusedError("the reply is not an object of the batch API")
                 return result
-            except AttributeError:  # what the client makes of a page in a list's place
-                raise RefusedError("the reply is no object of the batch API") from None
+            except AttributeError:  # the client fails so on a page in place of a list
+                raise RefusedError("the reply is not an object of the batch API") from None
             except (OpenAIError, TimeoutError, ValueError) as error:
                 raise self.service.classify(error) from None
 
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(_TRIES),
+            stop=stop_after_attempt(_ATTEMPTS),
             wait=pause(max=30),
             retry=retry_if_exception_type(RetryableError),
             reraise=True,
@@ -243,5 +244,7 @@ class BatchRun:
             return await retrying(once)
         except (RetryableError, RefusedError) as error:
             raise UserError(
-                f"the batch service fails: {error}", where=self.service.url, fix="run again later"
+                f"the batch service fails: {error}",
+                where=self.service.url,
+                fix="repeat the command later",
             ) from None

@@ -1,42 +1,41 @@
-"""What answers cost, and the cap that no run goes over."""
+"""Prices of answers, estimates before they are bought, and the cap that no run exceeds."""
 
 from collections.abc import Iterable
 
 from pydantic import Field
 
-from cohobate.backends.requests import TeacherRequest
-from cohobate.data.records import Message, prompt_text
+from cohobate.backends.requests import Prompt, TeacherRequest
+from cohobate.data.records import prompt_text
 from cohobate.errors import UserError
 from cohobate.generation.requests import Decoding
 from cohobate.params import Section
 
-Prompt = str | tuple[Message, ...]
 _MILLION = 1_000_000
-_BYTES_A_TOKEN = 4  # of plain English, about; a token has at least one byte
+_BYTES_A_TOKEN = 4  # about, of plain English; a token has at least one byte
 _OVERHEAD = 16  # tokens that a chat template adds to each turn, at most
 
 
 class Price(Section):
-    """What a service asks for its tokens, in US dollars a million."""
+    """Price of a service's tokens, in US dollars per million."""
 
     input: float = Field(0.0, ge=0)
     """Tokens of prompts."""
     output: float = Field(0.0, ge=0)
     """Tokens of answers."""
     batch: float = Field(0.5, ge=0, le=1)
-    """Share of the price that is asked for batches."""
+    """Share of the price that the batch API charges."""
 
     def of(self, prompt_tokens: int, answer_tokens: int, share: float = 1.0) -> float:
-        """Return what so many tokens cost."""
+        """Return the cost of tokens, in US dollars."""
         full = (prompt_tokens * self.input + answer_tokens * self.output) / _MILLION
         return full * share
 
     def upper_bound(self, request: TeacherRequest, decoding: Decoding, share: float = 1.0) -> float:
-        """Return what an answer can cost at most."""
+        """Return the most that an answer can cost."""
         return self.of(most_tokens(request.prompt), decoding.max_tokens, share)
 
     def estimate(self, prompts: Iterable[Prompt], decoding: Decoding, share: float = 1.0) -> str:
-        """Say what answers to these prompts will cost, before any is bought."""
+        """Return a line with the expected and the highest cost of answers to these prompts."""
         count = likely = 0
         most = 0.0
         for prompt in prompts:
@@ -48,31 +47,31 @@ class Price(Section):
 
 
 def most_tokens(prompt: Prompt) -> int:
-    """Return as many tokens as a prompt can have in any tokenizer, those of its turns included."""
+    """Return the most tokens that a prompt can have in any tokenizer, chat template included."""
     turns = 1 if isinstance(prompt, str) else len(prompt)
     return len(prompt_text(prompt).encode()) + _OVERHEAD * turns
 
 
 def likely_tokens(prompt: Prompt) -> int:
-    """Return about how many tokens a prompt has."""
+    """Return the number of tokens that a prompt probably has."""
     return -(-len(prompt_text(prompt).encode()) // _BYTES_A_TOKEN)
 
 
 class Budget:
-    """What was spent, what the requests in flight may cost, and the cap on both together."""
+    """The money spent, the most that requests in flight may cost, and the cap on their sum."""
 
     def __init__(self, cap: float | None, spent: float) -> None:
         self.cap, self.spent, self.reserved = cap, spent, 0.0
 
     def allows(self, cost: float) -> bool:
-        """Say whether a request that may cost so much stays below the cap, come what may."""
+        """Return whether a request of at most `cost` stays below the cap in the worst case."""
         return self.cap is None or self.spent + self.reserved + cost <= self.cap
 
     def exhausted(self, left: int) -> UserError:
-        """Return the error that says so."""
+        """Return the error of a run that the cap ends."""
         return UserError(
-            f"the cost cap is reached: {self.spent:.4f} of {self.cap:.4f} USD are spent, the next "
-            f"answer could go over it; {left} prompts are not answered yet, the others are kept",
+            f"the cost cap is reached: {self.spent:.4f} of {self.cap:.4f} USD are spent, and the "
+            f"next answer could exceed it; {left} prompts have no answer yet",
             where="params.yaml, generate.backend.cap",
             fix="cohobate run --set generate.backend.cap=...   (the sum of all rounds)",
         )

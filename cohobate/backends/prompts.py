@@ -1,4 +1,4 @@
-"""The prompts that a teacher answers: collected rows, or the roots of a template."""
+"""Prompts for a teacher: collected rows, or the root prompts of a template."""
 
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -12,12 +12,12 @@ _FILES = {"unlabelled": [UNLABELLED], "labelled": [LABELLED], "both": [LABELLED,
 
 
 def prompt_files(chosen: PromptChoice, root: Path = Path()) -> list[Path]:
-    """Return the files of the chosen prompts, in their order."""
+    """Return the files of the chosen prompts, in order."""
     return [root / path for path in _FILES[chosen]]
 
 
 def prompt_rows(generate: GenerateParams, template: Template, root: Path = Path()) -> Iterator[Row]:
-    """Yield the rows that are asked about: the template's own roots, or the collected rows."""
+    """Yield the rows to answer: the template's root prompts, or the collected rows."""
     roots = (Row(id=row_id(root), prompt=root) for root in template.roots)
     files = prompt_files(generate.prompts, root)
     collected = chain.from_iterable(read_rows(path, Row) for path in files)

@@ -1,8 +1,8 @@
-"""How fast a service is asked: requests at once, requests and tokens a minute, and pauses.
+"""Rate limits of a service: concurrent requests, requests and tokens a minute, and pauses.
 
-The number of requests at once adapts (additive increase, multiplicative decrease, as in TCP; Chiu &
-Jain 1989): it starts at one, so that a wrong key costs one request; it doubles until the service
-first pushes back, is halved then, and grows by one for each round of answers.
+The number of concurrent requests adapts (additive increase, multiplicative decrease, as in TCP;
+Chiu & Jain 1989): it starts at one, so that a wrong API key costs one request; it doubles until the
+service first reports overload, is halved then, and grows by one for each round of answers.
 """
 
 import asyncio
@@ -27,21 +27,21 @@ class Limits(Section):
 
 
 class EvenRate:
-    """Spaces what is taken evenly, on the monotonic clock."""
+    """Spaces requests or tokens evenly in time, on the monotonic clock."""
 
     def __init__(self, per_minute: float | None) -> None:
         self._seconds_each = _MINUTE / per_minute if per_minute else 0.0
         self._free = 0.0
 
     def reserve(self, count: int) -> float:
-        """Return when so many may go out, and put the next ones behind them."""
+        """Reserve `count` units; return the time from which they may be sent."""
         turn = max(time.monotonic(), self._free)
         self._free = turn + count * self._seconds_each
         return turn
 
 
 class RateLimiter:
-    """Admits requests as fast as the service bears them."""
+    """Admits requests at the highest rate that the service accepts."""
 
     def __init__(self, limits: Limits) -> None:
         self._most = limits.at_once
@@ -56,21 +56,24 @@ class RateLimiter:
         return int(self._window)
 
     async def acquire(self, tokens: int) -> float:
-        """Wait until a request of so many tokens may go out; return when that is."""
+        """Wait until a request of `tokens` tokens may be sent; return the time."""
         free = max(self._requests.reserve(1), self._tokens.reserve(tokens))
         while (pause := max(free, self._quiet_until) - time.monotonic()) > 0:
             await asyncio.sleep(pause)
         return time.monotonic()
 
     def on_reply(self) -> None:
-        """Note a reply: a little more may be borne."""
+        """Widen the window after a reply."""
         step = 1.0 if self._window < self._ceiling else 1.0 / self._window
         self._window = min(self._most, self._window + step)
 
     def on_overload(self, sent: float, pause: float | None) -> None:
-        """Note that the service pushed back on a request sent then, and for how long it asks."""
+        """Halve the window after a request, sent at `sent`, that found the service overloaded.
+
+        `pause`: seconds that the service asks to wait.
+        """
         now = time.monotonic()
         self._quiet_until = max(self._quiet_until, now + (pause or 0.0))
-        if sent > self._halved:  # once for all that were in flight together
+        if sent > self._halved:  # once for all requests that were in flight together
             self._window = self._ceiling = max(1.0, self._window / 2)
             self._halved = now

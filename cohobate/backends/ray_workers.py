@@ -1,4 +1,4 @@
-"""Batches over several Ray workers, each with the teacher in memory; the same answers come out."""
+"""Generation on several Ray workers, each with the teacher in memory; the answers are the same."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +12,12 @@ from cohobate.models.number_formats import Precision
 def start_workers(
     opened: tuple[Path, Precision, Batching], workers: int, gpus: float
 ) -> Callable[[list[list[Request]], Decoding], Iterator[list[Answer]]]:
-    """Start the workers, each with what it is `opened` on; return what answers batches in order.
+    """Start the workers; return a function that answers batches and yields them in order.
+
+    Args:
+        opened: the arguments of `LoadedTeacher`.
+        workers: how many.
+        gpus: GPUs of each.
 
     A worker answers one batch at a time with one thread, as a thread of a single process does, so
     the rows do not depend on the number of workers.
@@ -33,8 +38,8 @@ def start_workers(
             )
         except RayActorError as error:
             raise UserError(
-                f"a worker died while it answered: {str(error).splitlines()[0]}",
-                fix="run again: what is answered stays",
+                f"a worker died while it generated: {str(error).splitlines()[0]}",
+                fix="repeat the command: finished answers are kept",
             ) from None
 
     return answers
@@ -44,7 +49,7 @@ def _single_threaded() -> type:
     from cohobate.backends.loaded_teacher import LoadedTeacher
 
     class Worker(LoadedTeacher):
-        """A writer in a process of its own."""
+        """A teacher in a process of its own."""
 
         def answer(self, batch: Sequence[Request], decoding: Decoding) -> list[Answer]:
             """Answer one batch with one thread."""

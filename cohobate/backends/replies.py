@@ -1,9 +1,9 @@
-"""A service's reply, read leniently: text, reasoning, why it ended, and what was charged for it.
+"""Lenient parsing of a service's reply: text, reasoning, finish reason and token usage.
 
-What was paid for is not thrown away for the sake of its frame: content may be text or parts, the
-reasoning may stand in one of several fields, the usage may have other names, be partly missing or
-impossible, and the reply may be a stream although none was asked for. What cannot be read of the
-usage counts as the most that it can be.
+An answer that was paid for is kept even where its format is unusual: content may be text or parts,
+the reasoning may be in one of several fields, the usage may have other names, be partly missing or
+impossible, and the reply may be a stream although none was requested. Usage that cannot be read
+counts as the most that it can be.
 """
 
 import json
@@ -36,14 +36,14 @@ Tokens = list[tuple[str, float, dict[str, float]]]
 
 
 class TokenLimits(NamedTuple):
-    """The most tokens that a request can take."""
+    """The most tokens that prompt and answer of a request can have."""
 
     prompt: int
     answer: int
 
 
 class Content(NamedTuple):
-    """What a message holds."""
+    """Text, reasoning and refusal of a message."""
 
     text: str = ""
     reasoning: str = ""
@@ -51,23 +51,23 @@ class Content(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One answer of a reply."""
+    """One choice of a reply."""
 
     content: Content
     finish: Finish
     note: str
-    """What was odd about it, where something was."""
+    """What was unusual in its format; empty where nothing was."""
     tokens: Tokens
     fields: Mapping[str, Any]
 
 
 def parse_reply(content: bytes) -> Any:
-    """Return a reply as JSON; a stream of events as the reply that it spells.
+    """Return a reply as JSON; a stream of events is assembled into one.
 
-    Of a key that stands twice the last value counts that is not null.
+    Of a key that occurs twice the last value counts that is not null.
 
     Raises:
-        ValueError: it is neither, or a stream that breaks off.
+        ValueError: it is neither, or an incomplete stream.
     """
     text = content.decode("utf-8-sig").strip()
     if text.startswith(("data:", "event:", ":")):
@@ -79,42 +79,42 @@ def parse_reply(content: bytes) -> Any:
 
 
 def best_choice(reply: Mapping[str, Any]) -> Choice | None:
-    """Return the first choice that holds a text, or else the first; None where there is none."""
+    """Return the first choice with a text, or else the first; None where there is none."""
     choices = [_choice(one) for one in _choices(reply)]
     with_text = [choice for choice in choices if choice.content.text.strip()]
     return next(iter(with_text or choices), None)
 
 
-def token_usage(reply: Mapping[str, Any], headers: Mapping[str, str], most: TokenLimits) -> Usage:
-    """Return what a reply took, without its price; what is unknown counts as the most."""
+def token_usage(reply: Mapping[str, Any], headers: Mapping[str, str], limits: TokenLimits) -> Usage:
+    """Return a reply's tokens, without its price; what is unknown counts as the most."""
     choices = _choices(reply)
     usage = _usage(reply, choices, headers)
-    prompt = _count(usage, _PROMPT, most.prompt)
-    cached = sum(_count(usage, (name,), most.prompt) or 0 for name in _CACHED)
-    answer = _count(usage, _ANSWER, most.answer)
-    total = _count(usage, _TOTAL, most.prompt + most.answer)
+    prompt = _count(usage, _PROMPT, limits.prompt)
+    cached = sum(_count(usage, (name,), limits.prompt) or 0 for name in _CACHED)
+    answer = _count(usage, _ANSWER, limits.answer)
+    total = _count(usage, _TOTAL, limits.prompt + limits.answer)
     if prompt and total and total > prompt and not cached:
         # Some count the reasoning into the total alone.
         answer = max(answer or 0, total - prompt)
     written = any(_choice(one).content != Content() for one in choices)
     if answer is None or (answer == 0 and written):
-        answer = most.answer * max(1, len(choices))
-    return Usage(prompt + cached if prompt else most.prompt, answer, 0.0)
+        answer = limits.answer * max(1, len(choices))
+    return Usage(prompt + cached if prompt else limits.prompt, answer, 0.0)
 
 
 def _last_that_is_not_null(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in pairs:
-        if value is not None or name not in found:
-            found[name] = value
-    return found
+        if value is not None or name not in fields:
+            fields[name] = value
+    return fields
 
 
 def _streamed(text: str) -> dict[str, Any]:
-    """Return the reply that a stream of events spells.
+    """Assemble a stream of events into one reply.
 
     Raises:
-        ValueError: it breaks off.
+        ValueError: the stream is incomplete.
     """
     message: dict[str, str] = {}
     choice: dict[str, Any] = {"message": message, "finish_reason": None}
@@ -130,9 +130,10 @@ def _streamed(text: str) -> dict[str, Any]:
         for part in event.get("choices") or ():
             if part.get("index"):
                 continue
-            told = Content(str(part.get("text") or ""))
-            told = _content(part.get("delta") or part.get("message")) if not told.text else told
-            for name, more in zip(("content", "reasoning", "refusal"), told, strict=True):
+            content = Content(str(part.get("text") or ""))
+            if not content.text:
+                content = _content(part.get("delta") or part.get("message"))
+            for name, more in zip(("content", "reasoning", "refusal"), content, strict=True):
                 message[name] = message.get(name, "") + more
             choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
     if not (ended or choice["finish_reason"] or reply.get("error")):
@@ -149,18 +150,18 @@ def _choice(fields: dict[str, Any]) -> Choice:
     content = _content(fields.get("message") or fields.get("delta"))
     if not content.text and isinstance(fields.get("text"), str):
         content = content._replace(text=fields["text"])
-    said = fields.get("finish_reason")
-    finish = _FINISH.get(str(said).lower())
-    note = "" if finish else f"finish_reason {said!r} is not known: taken as stop"
+    reason = fields.get("finish_reason")
+    finish = _FINISH.get(str(reason).lower())
+    note = "" if finish else f"unknown finish_reason {reason!r}, taken as stop"
     return Choice(content, finish or "stop", note, _tokens(fields), fields)
 
 
 def _content(message: Any) -> Content:
-    """Return what a message holds, whether as text or as parts."""
+    """Return the content of a message, given as text or as parts."""
     if not isinstance(message, dict):
         return Content(message if isinstance(message, str) else "")
-    said = message.get("content")
-    parts = said if isinstance(said, list) else [said]
+    value = message.get("content")
+    parts = value if isinstance(value, list) else [value]
     text = "".join(_text(part, ("text", "output_text")) for part in parts)
     inside = [_text(part, ("thinking", "reasoning", "summary_text")) for part in parts]
     beside = next((_flat(message[name]) for name in _THOUGHT if message.get(name)), "")
@@ -189,39 +190,39 @@ def _flat(value: Any) -> str:
 
 
 def _tokens(choice: dict[str, Any]) -> Tokens:
-    """Return each token, its log-probability, and those of others in its place; none if odd."""
+    """Return (token, logprob, others in its position) of each token; empty if malformed."""
     try:
         return list(_listed_tokens(choice.get("logprobs") or {}))
     except (AttributeError, KeyError, TypeError, ValueError):
         return []
 
 
-def _listed_tokens(told: Mapping[str, Any]) -> Iterator[tuple[str, float, dict[str, float]]]:
-    if told.get("content"):
-        for one in told["content"]:
+def _listed_tokens(logprobs: Mapping[str, Any]) -> Iterator[tuple[str, float, dict[str, float]]]:
+    if logprobs.get("content"):
+        for one in logprobs["content"]:
             others = {t["token"]: float(t["logprob"]) for t in one.get("top_logprobs") or ()}
             yield str(one["token"]), float(one["logprob"]), others
         return
-    names = told.get("tokens") or []
-    places = told.get("top_logprobs") or [{}] * len(names)
-    for name, logprob, others in zip(names, told["token_logprobs"], places, strict=True):
+    names = logprobs.get("tokens") or []
+    places = logprobs.get("top_logprobs") or [{}] * len(names)
+    for name, logprob, others in zip(names, logprobs["token_logprobs"], places, strict=True):
         yield str(name), float(logprob), dict(others or {})
 
 
 def _usage(
     reply: Mapping[str, Any], choices: list[dict[str, Any]], headers: Mapping[str, str]
 ) -> Mapping[str, Any]:
-    """Return the usage: of the reply, of a choice, or of the headers, where any tells it."""
+    """Return the usage of the reply, of a choice, or of the headers, whichever has one."""
     groq = reply.get("x_groq")
     places = [reply.get("usage"), *(choice.get("usage") for choice in choices)]
     places += [groq.get("usage") if isinstance(groq, dict) else None, reply.get("usageMetadata")]
-    told = next((usage for usage in places if isinstance(usage, dict) and usage), None)
+    usage = next((usage for usage in places if isinstance(usage, dict) and usage), None)
     in_headers = {name.removeprefix("x-").replace("-", "_"): v for name, v in headers.items()}
-    return told or in_headers
+    return usage or in_headers
 
 
 def _count(usage: Mapping[str, Any], names: tuple[str, ...], most: int) -> int | None:
-    """Return a number of tokens; None where it is missing or cannot be true."""
+    """Return a number of tokens; None where it is missing or impossible."""
     value = next((usage[name] for name in names if usage.get(name) is not None), None)
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None

@@ -1,4 +1,4 @@
-"""What is asked of a teacher, and what comes back."""
+"""Requests to a teacher and their outcomes, whichever backend computes them."""
 
 import asyncio
 import hashlib
@@ -9,39 +9,43 @@ from typing import Any, Literal, NamedTuple
 from cohobate.data.records import Message
 from cohobate.generation.requests import Answer, Decoding
 
+Prompt = str | tuple[Message, ...]
+"""Text, or the turns of a conversation."""
+
 
 class TeacherRequest(NamedTuple):
-    """One answer that is wanted."""
+    """A request for one answer, under its key in the ledger."""
 
     key: str
-    """Key of the answer in the ledger."""
-    prompt: str | tuple[Message, ...]
+    """Key of the answer in the ledger: a hash of everything that decides it."""
+    prompt: Prompt
     draw: str
     """Names the random numbers of a sampled answer."""
     replies: tuple[str, ...] = ()
-    """Replies without an answer that earlier runs paid for."""
+    """Replies without an answer that earlier runs paid for; a prompt has two paid attempts."""
 
 
 State = Literal["failed", "retried", "refused", "doubtful"]
 
 
 class NoAnswer(NamedTuple):
-    """A request that came to no answer."""
+    """A request that ended without an answer."""
 
     reason: str
     cost: float = 0.0
-    """US dollars that were paid for it all the same."""
+    """US dollars that were paid for it nevertheless."""
     reply: str | None = None
-    """What the service sent, where it may have charged for it: kept to be looked at."""
+    """The reply, where the service may have charged for it: kept in the ledger for inspection."""
     whole: bool = False
-    """Whether that is a whole reply, and no part of one."""
+    """Whether `reply` is complete."""
     state: State = "failed"
-    """`failed`: the next run asks again. `retried`: this run does. `refused`: no run does; the
-    service will not answer this prompt. `doubtful`: it refused, but perhaps not for the prompt."""
+    """`failed`: the next run sends it again. `retried`: this run does. `refused`: no run
+    does, since the service will not answer this prompt. `doubtful`: the service refused, but the
+    account may be the cause and not the prompt."""
 
 
 class LedgerTotals(NamedTuple):
-    """What a teacher's ledger held before a run."""
+    """What a teacher's ledger contained before a run."""
 
     spent: float = 0.0
     """US dollars."""
@@ -52,20 +56,23 @@ EMPTY_LEDGER = LedgerTotals()
 
 
 Outcomes = Mapping[str, Answer | NoAnswer]
-"""Outcomes by the key of their ask."""
+"""Outcomes by the key of their request."""
 
 AnswerFunction = Callable[[Sequence[TeacherRequest], Decoding], Iterator[Outcomes]]
-"""Answers prompts, batch after batch, each answer under the key of its ask."""
+"""Sends requests and yields outcomes, batch after batch."""
 
 
 def iterate_stream(stream: AsyncGenerator[Outcomes]) -> Iterator[Outcomes]:
-    """Yield the batches of an asynchronous stream; it stands still while a batch is dealt with."""
+    """Yield the items of an asynchronous stream; it is suspended while the caller uses an item.
 
-    async def following() -> Outcomes | None:
+    So a backend sends no further request before the caller has written the answers to the ledger.
+    """
+
+    async def next_batch() -> Outcomes | None:
         return await anext(stream, None)
 
     with asyncio.Runner() as runner:
-        while (batch := runner.run(following())) is not None:
+        while (batch := runner.run(next_batch())) is not None:
             yield batch
 
 

@@ -1,4 +1,4 @@
-"""One teacher is asked about all prompts, step by step, but for what the ledger knows."""
+"""Run one teacher on all prompts, step by step; answers in the ledger are not computed again."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -15,10 +15,11 @@ from cohobate.backends.requests import (
     AnswerFunction,
     LedgerTotals,
     NoAnswer,
+    Prompt,
     TeacherRequest,
     answer_key,
 )
-from cohobate.backends.templates import Conversation, Prompt, Step, Template
+from cohobate.backends.templates import Conversation, Step, Template
 from cohobate.data.records import (
     ADAPT,
     GENERATE,
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
     from cohobate.backends.settings import GenerateParams
 
 _POOL = 1000  # prompts that `seeds` draws from
-_NO_FORM = "the reply has not the form that the step asks for"
+_NO_MATCH = "the reply does not match the pattern of the step"
 
 
 class FailedPrompt(BaseModel):
-    """A prompt that came to no row."""
+    """A prompt that gave no row."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     id: str
@@ -47,11 +48,11 @@ class FailedPrompt(BaseModel):
     step: str
     reason: str
     reply: str | None = None
-    """What the teacher's service sent, where it did."""
+    """The reply of the teacher's service, where there was one."""
 
 
 class TeacherRun:
-    """The questions to one teacher, its answers, and the count of both."""
+    """One teacher answers all prompts of a template; the figures of `summary.json` are counted."""
 
     def __init__(
         self, teacher: str, params: "GenerateParams", template: Template, ledger: Ledger
@@ -59,7 +60,7 @@ class TeacherRun:
         self.teacher, self.params, self.template, self.ledger = teacher, params, template, ledger
         self.backend = params.backend_of(teacher)
         self.failed: list[FailedPrompt] = []
-        self.prompts = self.computed = self.known = self.unanswered = self.refused = 0
+        self.prompts = self.computed = self.from_ledger = self.unanswered = self.refused = 0
         self._reasons: list[str] = []
         """Why prompts were not answered."""
         self.written = self.finished = 0
@@ -90,12 +91,14 @@ class TeacherRun:
                         row.response(conversation, self.teacher, self.params.reasoning)
                     )
         meter.finish()
-        computed, known = self.computed, self.known
-        said = f"{self.teacher}: {computed} answers computed, {known} taken from the ledger"
-        say(f"{said}, {self.refused} prompts refused" if self.refused else said)
+        refused = f", {self.refused} prompts refused" if self.refused else ""
+        say(
+            f"{self.teacher}: {self.computed} answers computed, {self.from_ledger} taken from the "
+            f"ledger{refused}"
+        )
 
     def check(self) -> None:
-        """Refuse to go on when too many prompts were not answered.
+        """Fail where more prompts than `generate.unanswered` allows have no answer.
 
         Raises:
             UserError: naming the first reason.
@@ -108,13 +111,13 @@ class TeacherRun:
             )
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures that are worth showing."""
+        """Return the figures of `summary.json`."""
         written = max(self.written, 1)
         figures: dict[str, Any] = {
             "responses": self.written,
             "finished": round(self.finished / written, 4),
         }
-        if self.measured:  # not every service tells
+        if self.measured:  # not every service returns log-probabilities
             figures["mean_logprob"] = round(self.logprob / self.measured, 4)
         if self.failed:
             figures["failed"] = len(self.failed)
@@ -128,28 +131,28 @@ class TeacherRun:
     def _run_step(
         self, step: Step, conversations: Sequence[Conversation], meter: Meter
     ) -> list[Conversation]:
-        """Return how the exchanges go on after one more step."""
+        """Return the conversations after one more step; a step may split one into several."""
         prompts = [step.prompt_for(conversation, self._pool) for conversation in conversations]
-        requests = [self._make_request(e, p) for e, p in zip(conversations, prompts, strict=True)]
+        requests = [self._make_request(c, p) for c, p in zip(conversations, prompts, strict=True)]
         missing = missing_requests(self.ledger, requests, self.params.refused)
-        self.known += sum(request.key in self.ledger for request in requests)
+        self.from_ledger += sum(request.key in self.ledger for request in requests)
         meter.advance(len(requests) - len(missing))
         failures = self._add_answers(list(missing.values()), meter) if missing else {}
         failures = self.ledger.refusals | failures
-        following: list[Conversation] = []
+        continued: list[Conversation] = []
         for conversation, prompt, request in zip(conversations, prompts, requests, strict=True):
             if request.key not in self.ledger:
                 self._not_answered(step, conversation, request, failures[request.key])
                 continue
             answer = split_reasoning(self.ledger[request.key])
             self._count_tokens(answer)
-            if not (heard := step.on_reply(conversation, prompt, answer)):
-                self._fail(step, conversation, _NO_FORM, answer.text)
-            following += heard
-        return following
+            if not (continuations := step.on_reply(conversation, prompt, answer)):
+                self._fail(step, conversation, _NO_MATCH, answer.text)
+            continued += continuations
+        return continued
 
     def _add_answers(self, requests: list[TeacherRequest], meter: Meter) -> dict[str, str]:
-        """Have the asks answered into the ledger; return why some were not."""
+        """Add answers to the ledger; return the reasons of requests without one, by key."""
         history = LedgerTotals(self.ledger.spent, len(self.ledger))
         self._answer_function = self._answer_function or self.backend.open(
             ADAPT / self.teacher, history
@@ -166,7 +169,7 @@ class TeacherRun:
         )
 
     def _count_tokens(self, answer: Answer) -> None:
-        """Count what the service counted, whether it was bought now or in a run before."""
+        """Add the service's token counts, of answers bought now or in an earlier run."""
         if answer.usage:
             self.prompt_tokens += answer.usage.prompt_tokens
             self.answer_tokens += answer.usage.answer_tokens
@@ -199,7 +202,7 @@ class TeacherRun:
 def make_request(
     backend: "Backend", decoding: Decoding, row: Row, prompt: Prompt, sample: int = 0
 ) -> TeacherRequest:
-    """Return the ask for an answer to `prompt`, under the key of all that decides it."""
+    """Return the request for an answer to `prompt`, under the key of everything that decides it."""
     key_parts = [backend.key_parts(), decoding.model_dump(), _plain(prompt)]
     return TeacherRequest(answer_key(*key_parts, sample), prompt, f"{row.id}/{sample}")
 
@@ -211,25 +214,25 @@ def add_answers(
     decoding: Decoding,
     advance: Callable[[int], None],
 ) -> dict[str, str]:
-    """Have the asks answered into the ledger, batch after batch; return why some were not."""
+    """Add answers to the ledger, batch by batch; return why requests have none, by key."""
     failures: dict[str, str] = {}
     notes: set[str] = set()
     for batch in answer_function(requests, decoding):
         ledger.append(batch)
-        for key, one in batch.items():
-            if isinstance(one, NoAnswer):
-                failures[key] = one.reason
-            elif one.note and one.note not in notes:
-                say(f"a reply was odd, and its answer kept: {one.note}")
-                notes.add(one.note)
-        advance(sum(_is_settled(one) for one in batch.values()))
+        for key, outcome in batch.items():
+            if isinstance(outcome, NoAnswer):
+                failures[key] = outcome.reason
+            elif outcome.note and outcome.note not in notes:
+                say(f"a reply had an unusual format, its answer is kept: {outcome.note}")
+                notes.add(outcome.note)
+        advance(sum(_is_settled(outcome) for outcome in batch.values()))
     return {key: reason for key, reason in failures.items() if key not in ledger}
 
 
 def missing_requests(
     ledger: Ledger, requests: Iterable[TeacherRequest], refused: Literal["remember", "ask_again"]
 ) -> dict[str, TeacherRequest]:
-    """Return the asks that have no answer yet, by key, but for those that were refused."""
+    """Return the requests without an answer by key; refused ones only with `ask_again`."""
     again = refused == "ask_again"
     return {
         request.key: request
@@ -241,19 +244,19 @@ def missing_requests(
 
 
 def suggest_fix(reason: str, unanswered: int, refused: int) -> str:
-    """Return what to do where more prompts than allowed for were not answered.
+    """Return the fix where more prompts than allowed have no answer.
 
     Args:
         reason: why the first was not.
         unanswered: prompts without an answer.
-        refused: those of them that are not asked again.
+        refused: those of them that are not sent again.
     """
-    allow = "allow for them by generate.unanswered"
+    allow = "allow for them: cohobate run --set generate.unanswered=0.01"
     if command := fix_in_reason(reason):
         return f"{command}   (or {allow})"
     if refused < unanswered:
-        return f"run again: {unanswered - refused} of them are asked again; or {allow}"
-    return f"{allow}; or ask again: cohobate run --set generate.refused=ask_again"
+        return f"repeat the command, which sends {unanswered - refused} of them again; or {allow}"
+    return f"{allow}; or send them again: cohobate run --set generate.refused=ask_again"
 
 
 def _is_settled(outcome: Answer | NoAnswer) -> bool:

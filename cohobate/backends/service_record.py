@@ -1,8 +1,8 @@
-"""What a service did with each prompt of a run, in the order in which the prompts were asked.
+"""What a service did with each prompt of a run, in the order in which prompts were first sent.
 
-Whether prompts fail in a row is told by that order, not by the order in which requests end: those
-that are tried again end last. A refusal that could be the account's or the service's fault counts
-as the prompt's once a prompt that was asked later has been answered.
+Whether prompts fail in a row is decided by that order, not by the order in which requests end:
+retried ones end last. A refusal whose cause may be the account or the service counts as the
+prompt's own once a prompt that was sent later has been answered.
 """
 
 from collections import Counter
@@ -12,8 +12,8 @@ from cohobate.backends.api_errors import ServiceHistory
 from cohobate.backends.requests import NoAnswer, TeacherRequest
 from cohobate.generation.requests import Answer
 
-_IN_A_ROW = 5  # prompts without an answer that mean that a service is down
-_REFUSED_IN_A_ROW = 50  # refused prompts that mean that a service refuses all
+_IN_A_ROW = 5  # prompts without an answer from which a service counts as down
+_REFUSED_IN_A_ROW = 50  # refused prompts from which a service counts as refusing all
 
 
 class ServiceRecord:
@@ -22,7 +22,7 @@ class ServiceRecord:
     def __init__(self, before: bool) -> None:
         self.tries: Counter[str] = Counter()
         """Requests by key."""
-        self.past = ServiceHistory(before=before)
+        self.past = ServiceHistory(answered_before=before)
         self._number: dict[str, int] = {}
         self._latest = -1
         """Number of the latest prompt that was answered."""
@@ -32,16 +32,16 @@ class ServiceRecord:
         self._doubtful: dict[str, NoAnswer] = {}
 
     def add(self, request: TeacherRequest) -> None:
-        """Note that a prompt is asked; it keeps its number when it is asked again."""
+        """Number a prompt that is sent; it keeps its number when it is sent again."""
         self._number.setdefault(request.key, len(self._number))
 
     def on_answer(self, request: TeacherRequest) -> None:
-        """Note an answer."""
+        """Record an answer."""
         self._latest = max(self._latest, self._number[request.key])
         self.past = self.past._replace(answered=True)
 
     def may_retry(self, request: TeacherRequest, attempts: int) -> bool:
-        """Say whether a prompt is asked again after a reply that may have been charged for."""
+        """Return whether a prompt is sent again after a reply that may have been charged for."""
         self._paid[request.key] += 1
         return (
             len(request.replies) + self._paid[request.key] < 2
@@ -49,13 +49,14 @@ class ServiceRecord:
         )
 
     def on_failure(self, request: TeacherRequest) -> int:
-        """Note a prompt without an answer; return how many did in a row, 0 while they are few."""
+        """Record a prompt without an answer; return the number in a row, 0 while they are few."""
         return _row(self._failed, self._number[request.key], _IN_A_ROW)
 
     def on_refusal(self, request: TeacherRequest, certain: bool, cost: float) -> int:
-        """Note a prompt that the service refuses; return how many were in a row, 0 while few.
+        """Record a refused prompt; return the number in a row, 0 while they are few.
 
-        Where nothing was ever answered, money or doubt make it as bad as a service that is down.
+        While nothing was ever answered, a refusal that costs money, or whose cause is uncertain,
+        counts as a failure of the service.
         """
         if not any(self.past) and (cost or not certain):
             return self.on_failure(request)
@@ -66,7 +67,7 @@ class ServiceRecord:
     def settle(
         self, ended: Mapping[TeacherRequest, Answer | NoAnswer]
     ) -> dict[str, Answer | NoAnswer]:
-        """Return the outcomes that are certain by now, earlier ones among them."""
+        """Return the outcomes that are final by now, earlier doubtful ones among them."""
         outcomes: dict[str, Answer | NoAnswer] = {}
         for request, outcome in ended.items():
             if isinstance(outcome, NoAnswer) and outcome.state == "doubtful":
@@ -78,7 +79,7 @@ class ServiceRecord:
         return outcomes
 
     def remaining(self) -> dict[str, Answer | NoAnswer]:
-        """Return the outcomes that are left, once all prompts were asked."""
+        """Return the outcomes that are still doubtful, once all prompts were sent."""
         left: dict[str, Answer | NoAnswer] = {**self._doubtful}
         self._doubtful.clear()
         return left

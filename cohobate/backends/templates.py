@@ -1,10 +1,10 @@
-"""What the teacher is asked about a prompt, and which rows its replies become.
+"""Templates: the requests that the teacher gets for a prompt, and the rows made of its replies.
 
-A template is a YAML file in `cohobate/backends/templates`. Its steps are asked one after the other;
-a reply is known to later steps and to the rows by the name of its step, and by the named groups of
-the step's pattern; what the teacher reasoned before it as `reasoning`, or `<step>_reasoning`. All
-texts are Jinja, with `prompt`, what was said so far, `pick` (one of a list, drawn for each prompt
-and sample) and `seeds` (so many prompts of others):
+A template is a YAML file in `cohobate/backends/templates`. Its steps run one after the other. Later
+steps and the rows can use a reply by the name of its step, its parts by the named groups of the
+step's pattern, and the reasoning before it as `reasoning` or `<step>_reasoning`. All texts are
+Jinja, with `prompt`, the replies so far, `pick` (one item of a list, drawn for each prompt and
+sample) and `seeds` (prompts of other rows):
 
     steps:
       - messages: [{role: user, content: "{{ prompt }} Think first, then write Answer: ..."}]
@@ -13,8 +13,8 @@ and sample) and `seeds` (so many prompts of others):
       - {prefix: "[label] ", answer: " {{ verdict | trim }}"}
       - {prefix: "[rationale] ", answer: " {{ rationale | trim }}", target: rationale}
 
-What a template asks is part of an answer's key; how it makes rows is not: that can be fixed
-without a new answer.
+The requests of a template are part of an answer's key; its rows are not, and can be changed without
+new answers.
 """
 
 import random
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from ruamel.yaml import YAML
 
+from cohobate.backends.requests import Prompt
 from cohobate.data.reasoning import inline
 from cohobate.data.records import Message, Response, Row, prompt_text, row_id
 from cohobate.errors import UserError
@@ -39,52 +40,55 @@ if TYPE_CHECKING:
     from jinja2.sandbox import SandboxedEnvironment
 
 FOLDER = Path(__file__).parent / "templates"
-Prompt = str | tuple[Message, ...]
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said about one row so far."""
+    """The replies of a teacher about one row so far."""
 
     row: Row
     sample: int
-    said: dict[str, str] = field(default_factory=dict)
+    replies: dict[str, str] = field(default_factory=dict)
     """Replies and their parts, by name."""
-    asked: Prompt = ""
+    first_prompt: Prompt = ""
     """The prompt of the first step."""
     answer: Answer | None = None
     """The last reply."""
 
     def render(self, text: str, pool: Sequence[str]) -> str:
-        """Return a Jinja text with what is known put in.
+        """Render a Jinja text with the prompt and the replies so far.
 
         Raises:
-            UserError: the text names something that is not known, or is no Jinja.
+            UserError: the text uses an unknown name, or is not Jinja.
         """
         from jinja2 import TemplateError
 
         rng = random.Random(f"{self.row.id}/{self.sample}")
-        known = {**self.said, "prompt": prompt_text(self.row.prompt), "pick": rng.choice}
+        known = {**self.replies, "prompt": prompt_text(self.row.prompt), "pick": rng.choice}
         known["seeds"] = lambda count: rng.sample(pool, min(count, len(pool)))
         try:
             return str(_jinja().from_string(text).render(known))
         except TemplateError as error:
-            raise UserError(f"{error.message}", where=f"template: {text[:60]!r}") from None
+            raise UserError(
+                f"{error.message}",
+                where=f"template: {text[:60]!r}",
+                fix="correct the template in cohobate/backends/templates",
+            ) from None
 
 
 class Step(Section):
-    """One question to the teacher."""
+    """One request to the teacher."""
 
     name: str = Field("answer", pattern="^[a-z_]+$")
-    """By which the reply is known."""
+    """Name of its reply."""
     messages: tuple[Message | Literal["turns"], ...] = ("turns",)
     """The conversation; `turns` stands for the row's own prompt."""
     text: str | None = None
     """Text to be continued, in place of a conversation."""
     pattern: str | None = None
-    """Regular expression that takes the reply apart; its named groups are known by their names."""
+    """Regular expression that the reply must match; its named groups are parts of the reply."""
     many: bool = False
-    """Whether each match goes on as a row of its own, or the first one alone."""
+    """Whether each match becomes a row of its own, or the first one alone."""
 
     @field_validator("pattern")
     @classmethod
@@ -92,7 +96,7 @@ class Step(Section):
         try:
             re.compile(pattern or "")
         except re.error as error:
-            raise ValueError(f"no regular expression: {error}") from None
+            raise ValueError(f"not a regular expression: {error}") from None
         return pattern
 
     def prompt_for(self, conversation: Conversation, pool: Sequence[str]) -> Prompt:
@@ -112,33 +116,35 @@ class Step(Section):
         return tuple(_alternating(turns))
 
     def on_reply(
-        self, conversation: Conversation, asked: Prompt, answer: Answer
+        self, conversation: Conversation, prompt: Prompt, answer: Answer
     ) -> list[Conversation]:
-        """Return how it goes on with this reply: nowhere, where it has not the form asked for."""
-        after = replace(conversation, answer=answer, asked=conversation.asked or asked)
+        """Return the conversations after this reply, one for each match of `pattern`."""
+        after = replace(
+            conversation, answer=answer, first_prompt=conversation.first_prompt or prompt
+        )
         thought = answer.reasoning or ""
-        known = {**conversation.said, "reasoning": thought, f"{self.name}_reasoning": thought}
+        known = {**conversation.replies, "reasoning": thought, f"{self.name}_reasoning": thought}
         known[self.name] = answer.text
         if self.pattern is None:
-            return [replace(after, said=known)]
+            return [replace(after, replies=known)]
         matches = list(re.finditer(self.pattern, answer.text))[: None if self.many else 1]
         parts = [{k: v or "" for k, v in match.groupdict().items()} for match in matches]
-        return [replace(after, said=known | part) for part in parts]
+        return [replace(after, replies=known | part) for part in parts]
 
 
 class RowText(Section):
-    """A row that the replies become."""
+    """A row made of the replies."""
 
     prompt: str | None = None
-    """Another question that the student is asked; not given: the row's own prompt."""
+    """Prompt of the student; not given: the row's own prompt."""
     prefix: str | None = None
-    """Text before the prompt that tells the student which target is wanted."""
+    """Text before the prompt that tells the student which target to generate."""
     as_asked: bool = False
-    """Whether the student is asked as the teacher was in the first step."""
+    """Whether the student gets the prompt that the teacher got in the first step."""
     answer: str = "{{ answer }}"
-    """What it should answer."""
+    """Answer that the student learns."""
     target: str | None = Field(None, pattern="^[a-z_]+$")
-    """Name of an auxiliary target, such as a rationale; not given: this is the prompt's answer."""
+    """Name of an auxiliary target, such as a rationale; not given: this row is the answer."""
 
     def response(
         self, conversation: Conversation, teacher: str, reasoning: Literal["keep", "drop", "inline"]
@@ -148,7 +154,7 @@ class RowText(Section):
         An auxiliary target is what the template makes of the reply: no reasoning is added to it.
         """
         assert conversation.answer is not None
-        prompt: Prompt = conversation.asked if self.as_asked else conversation.row.prompt
+        prompt: Prompt = conversation.first_prompt if self.as_asked else conversation.row.prompt
         if self.prompt is not None:
             prompt = conversation.render(self.prompt, ())
         logprob = conversation.answer.logprob
@@ -171,16 +177,16 @@ class RowText(Section):
 
 
 class Template(Section):
-    """A way to ask."""
+    """A template: steps, and the rows made of their replies."""
 
     about: str
     """What it is for, and who described it."""
     roots: tuple[str, ...] = ()
-    """Asked about in place of the unlabelled prompts, where data are to be made from nothing."""
+    """Prompts of its own, used in place of the collected ones to make data from nothing."""
     steps: tuple[Step, ...] = Field((Step(),), min_length=1)
-    """The questions, each asked once the one before is answered."""
+    """The requests, each sent after the reply to the one before."""
     rows: tuple[RowText, ...] = Field((RowText(),), min_length=1)
-    """What the student learns from: the prompt's answer first, then its auxiliary targets."""
+    """Rows that the student learns from: the answer first, then the auxiliary targets."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Template":
@@ -204,21 +210,22 @@ def template_of(name: str) -> Template:
     """Read a template by its name.
 
     Raises:
-        UserError: there is none, or it says something that templates do not know.
+        UserError: there is none, or it has an unknown key.
     """
     known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     if name not in known:
         raise UserError(
             f"no template is called {name!r}{nearest(name, known)}",
             where="cohobate/backends/templates",
+            fix="cohobate run --set generate.template=answer",
         )
     value: Any = YAML(typ="safe", pure=True).load((FOLDER / f"{name}.yaml").read_text())
-    template: Template = validated(Template, value, f"tasks/generate/templates/{name}.yaml")
+    template: Template = validated(Template, value, f"cohobate/backends/templates/{name}.yaml")
     return template
 
 
 def _alternating(turns: list[Message]) -> Iterator[Message]:
-    """Yield the turns, those of one role in a row as one: not every chat template takes two."""
+    """Yield the turns; consecutive turns of one role become one, as chat templates require."""
     for role, group in groupby(turns, key=lambda turn: turn.role):
         yield Message(role=role, content="\n\n".join(turn.content for turn in group))
 

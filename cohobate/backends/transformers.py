@@ -30,46 +30,46 @@ class Transformers(Section):
     """Number format of weights and matrix products."""
     batching: Batching = Batching()
     threads: int = Field(2, ge=1)
-    """Batches side by side on a CPU. The answers do not depend on it."""
+    """Batches in parallel on a CPU. The answers do not depend on it."""
     workers: int = Field(1, ge=1)
     """Processes with a model each, on Ray where there are several; `threads` is for one alone."""
     gpus_each: float = Field(0, ge=0)
     """GPUs of each of several workers."""
 
     def key_parts(self) -> list[Any]:
-        """Return what of this backend decides an answer, and so belongs to its key."""
+        """Return the params of this backend that an answer depends on: they are part of its key."""
         return [self.type, self.number_format]
 
     @property
     def number_format(self) -> NumberFormat:
-        """The number format of weights and matrix products; workers take it over from here."""
+        """The number format of weights and matrix products; workers get it from here."""
         device = "cuda" if self.gpus_each else checkpoints.accelerator()
         return resolve(self.precision, device)
 
     def open(self, checkpoint: Path, history: LedgerTotals = EMPTY_LEDGER) -> AnswerFunction:
         """Load the teacher; return the function that answers.
 
-        Its batches depend on the asks alone, and the asks that an interrupted run left over make
+        Batches depend on the requests alone, and the requests that an interrupted run left make up
         the remaining batches of the whole run (see `cohobate.generation.decoding.plan_batches`).
 
         Raises:
-            UserError: the weights are not here.
+            UserError: the weights are not on this machine.
         """
         check_weights(checkpoint)
         tokenizer = checkpoints.load_tokenizer(checkpoint)
-        write_all = self._write_all(checkpoint)
+        generate = self._batch_function(checkpoint)
 
         def answers(requests: Sequence[TeacherRequest], decoding: Decoding) -> Iterator[Outcomes]:
             ids = prompt_ids(tokenizer, [request.prompt for request in requests])
             prompts = [Request(i, request.draw) for i, request in zip(ids, requests, strict=True)]
             batches = plan_batches(prompts, decoding, self.batching)
-            written = write_all([[prompts[n] for n in batch] for batch in batches], decoding)
-            for batch, texts in zip(batches, written, strict=True):
-                yield {requests[n].key: text for n, text in zip(batch, texts, strict=True)}
+            generated = generate([[prompts[n] for n in batch] for batch in batches], decoding)
+            for batch, batch_answers in zip(batches, generated, strict=True):
+                yield {requests[n].key: a for n, a in zip(batch, batch_answers, strict=True)}
 
         return answers
 
-    def _write_all(
+    def _batch_function(
         self, checkpoint: Path
     ) -> Callable[[list[list[Request]], Decoding], Iterator[list[Answer]]]:
         """Return the function that answers batches and yields them in their order."""
@@ -83,10 +83,12 @@ class Transformers(Section):
 
         teacher = LoadedTeacher(checkpoint, self.number_format, self.batching)
 
-        def here(batches: list[list[Request]], decoding: Decoding) -> Iterator[list[Answer]]:
-            for _, written in thread_map(
+        def in_this_process(
+            batches: list[list[Request]], decoding: Decoding
+        ) -> Iterator[list[Answer]]:
+            for _, answers in thread_map(
                 lambda b: teacher.answer(b, decoding), batches, self.threads
             ):
-                yield written
+                yield answers
 
-        return here
+        return in_this_process

@@ -1,7 +1,7 @@
-"""A teacher whose weights are not here is asked about given rows, for stages other than `generate`.
+"""A teacher behind an endpoint: buy its answers to given rows, for stages other than `generate`.
 
-The prompts go out as they stand, under the same keys as those of `generate`: through the ledger, so
-that each answer is bought once, and within the cap on what the teacher may cost.
+Prompts are sent unchanged, under the same keys as those of `generate`: the ledger sees to it that
+each answer is bought once, and the cap on the teacher's cost holds.
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ _DECODING = "evaluate.decoding"  # where the limit of these answers stands in pa
 
 
 def buy_answers(
-    teacher: str, generate: GenerateParams, rows: Sequence[Row], decoding: Decoding, what: str
+    teacher: str, generate: GenerateParams, rows: Sequence[Row], decoding: Decoding, label: str
 ) -> list[Answer]:
     """Return the teacher's answer to each row; an empty one where it gives none.
 
     Args:
         teacher: its key.
         generate: where its answers are computed, and what they may cost.
-        rows: what is asked.
-        how: how it answers.
-        what: is said of the work.
+        rows: their prompts are sent.
+        decoding: its settings.
+        label: names the work in progress messages.
 
     Raises:
         UserError: the service cannot be used, the cap is reached, or more rows stay without an
@@ -44,7 +44,7 @@ def buy_answers(
         missing = missing_requests(ledger, requests, generate.refused)
         failures: dict[str, str] = {}
         if missing:
-            meter = Meter(what, len(missing))
+            meter = Meter(label, len(missing))
             answer_function = backend.open(ADAPT / teacher, LedgerTotals(ledger.spent, len(ledger)))
             failures = add_answers(
                 ledger, answer_function, [*missing.values()], decoding, meter.advance
@@ -55,7 +55,7 @@ def buy_answers(
             - len(missing)
             + len(failures)
         )
-        say(f"{what}: {len(missing) - len(failures)} answers bought, {known} from the ledger")
+        say(f"{label}: {len(missing) - len(failures)} answers bought, {known} from the ledger")
         _check(ledger, failures, requests, generate.unanswered, teacher)
         empty = Answer("", "unanswered", None)
         return [
@@ -71,7 +71,7 @@ def _check(
     allowed: float,
     teacher: str,
 ) -> None:
-    """Refuse to go on when too many rows were not answered."""
+    """Raise `UserError` when too many rows have no answer."""
     left = [request.key for request in requests if request.key not in ledger]
     if len(left) > allowed * len(requests):
         first = (ledger.refusals | failures)[left[0]].replace("generate.decoding", _DECODING)

@@ -1,7 +1,7 @@
 """The backend `vllm`: the teacher's own weights on GPUs, batched by vLLM.
 
-vLLM plans its own batches, so that in bfloat16 an answer whose best two tokens are all but tied can
-differ from run to run. What is in the ledger stays as it is.
+vLLM plans its own batches, so in bfloat16 an answer whose two likeliest tokens are almost tied can
+differ from run to run. Answers in the ledger do not change.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,10 +38,10 @@ class Vllm(Section):
     memory: float = Field(0.9, gt=0, le=1)
     """Share of each GPU's memory."""
     rows: int = Field(512, ge=1)
-    """Prompts after whose answers the ledger is written."""
+    """Prompts after whose answers the ledger is output."""
 
     def key_parts(self) -> list[Any]:
-        """Return what of this backend decides an answer, and so belongs to its key."""
+        """Return the params of this backend that an answer depends on: they are part of its key."""
         return [self.type, self.number_format]
 
     @property
@@ -53,7 +53,7 @@ class Vllm(Section):
         """Load the teacher; return the function that answers.
 
         Raises:
-            UserError: the weights are not here, or vLLM is not installed.
+            UserError: the weights are not on this machine, or vLLM is not installed.
         """
         check_weights(checkpoint)
         try:
@@ -75,15 +75,15 @@ class Vllm(Section):
 
         def answers(requests: Sequence[TeacherRequest], decoding: Decoding) -> Iterator[Outcomes]:
             for start in range(0, len(requests), self.rows):
-                some = requests[start : start + self.rows]
-                ids = prompt_ids(tokenizer, [request.prompt for request in some])
+                chunk = requests[start : start + self.rows]
+                ids = prompt_ids(tokenizer, [request.prompt for request in chunk])
                 prompts = [{"prompt_token_ids": row} for row in ids]
                 samplings = [
-                    vllm.SamplingParams(**_sampling(request, decoding)) for request in some
+                    vllm.SamplingParams(**_sampling(request, decoding)) for request in chunk
                 ]
-                written = model.generate(prompts, samplings, use_tqdm=False)
-                pairs = zip(some, written, strict=True)
-                yield {request.key: _answer(tokenizer, one.outputs[0]) for request, one in pairs}
+                outputs = model.generate(prompts, samplings, use_tqdm=False)
+                pairs = zip(chunk, outputs, strict=True)
+                yield {request.key: _answer(tokenizer, o.outputs[0]) for request, o in pairs}
 
         return answers
 
@@ -95,9 +95,9 @@ def _sampling(request: TeacherRequest, decoding: Decoding) -> dict[str, Any]:
     return {"max_tokens": decoding.max_tokens, "logprobs": 0, **choice}
 
 
-def _answer(tokenizer: Any, written: Any) -> Answer:
-    """Return an answer of vLLM, which counts the closing token in where the model ended itself."""
-    ids = list(written.token_ids)
-    finish: Literal["stop", "length"] = "stop" if written.finish_reason == "stop" else "length"
-    logprob = written.cumulative_logprob / len(ids) if ids else None
+def _answer(tokenizer: Any, output: Any) -> Answer:
+    """Return an answer of vLLM, whose ids include a closing token that the model generated."""
+    ids = list(output.token_ids)
+    finish: Literal["stop", "length"] = "stop" if output.finish_reason == "stop" else "length"
+    logprob = output.cumulative_logprob / len(ids) if ids else None
     return to_answer(tokenizer, Completion(ids, finish, logprob, []))

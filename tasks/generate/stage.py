@@ -10,7 +10,7 @@ Out: data/generate/<teacher>/responses.jsonl, in the order of the prompts:
 
      data/generate/<teacher>/failed.jsonl, the prompts that came to no row, and why:
 
-    {"id": "0b7c51…", "reason": "the reply has not the form that the step asks for", "reply": …,
+    {"id": "0b7c51…", "reason": "the reply does not match the pattern of the step", "reply": …,
      "sample": 0, "step": "answer"}
 
 Answers come from the ledger where they were given before (cohobate/backends/ledger.py): a rerun, a

@@ -71,8 +71,8 @@ def test_17_one_round_a_slot_whatever_the_clock_does(tmp_path: Path, day: dateti
         for words in (["prefect", "work-pool", "create", "cohobate", "--type", "process"],
                       ["cohobate", "deploy"]):  # fmt: skip
             doing = start(root, *words, PREFECT_API_URL=server.url)
-            told = doing.communicate(timeout=300)[0]
-            assert doing.returncode == 0, told
+            output = doing.communicate(timeout=300)[0]
+            assert doing.returncode == 0, output
         for minutes in (25, 65, 20, 100, 40, 24 * 60, 2 * 24 * 60):  # since midnight, UTC
             clock.set(day + timedelta(minutes=minutes))
             time.sleep(4)  # the scheduler looks every second

@@ -143,9 +143,9 @@ def test_a_run_that_is_at_work_is_followed_instead_of_cancelling_a_second(
     monkeypatch.setattr(deployments, "follow", end)
     with History(project).exclusive():
         services_cli.trigger("nightly", wait=True)
-    told = capsys.readouterr()
-    assert "nightly is at work already" in told.err and "--follow" in told.err
-    assert "round-0001 in" in told.err and run.name in told.out and "Completed" in told.out
+    output = capsys.readouterr()
+    assert "a run of nightly is in progress" in output.err and "--follow" in output.err
+    assert "round-0001 in" in output.err and run.name in output.out and "Completed" in output.out
     assert [r.id for r in deployed.read_flow_runs() if r.deployment_id == run.deployment_id] == [
         run.id
     ]
@@ -164,5 +164,5 @@ def test_stopping_to_wait_says_that_the_run_goes_on(
     with pytest.raises(StoppedError, match="goes on at the worker") as error:
         services_cli.trigger("on-demand", wait=True)
     assert "trigger on-demand --follow" in error.value.fix
-    with pytest.raises(UserError, match="no deployment is called 'nihgtly'"):
+    with pytest.raises(UserError, match="there is no deployment 'nihgtly'"):
         services_cli.trigger("nihgtly")

@@ -29,8 +29,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
-    told = process.communicate(timeout=240)[0]
-    return process.returncode, told
+    output = process.communicate(timeout=240)[0]
+    return process.returncode, output
 
 
 def newest_flow(server: str) -> dict[str, Any]:
@@ -50,9 +50,9 @@ def test_16_a_stage_that_always_crashes_ends_in_a_terminal_state(
     root: Path, prefect_server: str
 ) -> None:
     (root.parent / "mode").write_text("crash train")
-    code, told = finished(start(root, "cohobate", "run", PREFECT_API_URL=prefect_server))
+    code, output = finished(start(root, "cohobate", "run", PREFECT_API_URL=prefect_server))
     assert code == 1
-    assert "its worker died" in told and "Traceback" not in told
+    assert "its worker died" in output and "Traceback" not in output
     assert ran(root).count("train") == 4  # two phases, each retried once
     states = task_states(prefect_server)
     assert {states[f"train {phase}"]["state_type"] for phase in ("kd", "baseline")} == {"FAILED"}
@@ -67,10 +67,10 @@ def test_a_stage_out_of_memory_is_run_again_by_prefect_alone(
     (root.parent / "mode").write_text("hog collect")
     most = psutil.virtual_memory().percent / 100 + 0.15  # a quarter is going to be asked for
     known = {"PREFECT_API_URL": prefect_server, "RAY_memory_usage_threshold": str(most)}
-    code, told = finished(start(root, "cohobate", "run", **known))
-    print(told)
+    code, output = finished(start(root, "cohobate", "run", **known))
+    print(output)
     assert code == 0
-    assert "OutOfMemoryError" in told
+    assert "OutOfMemoryError" in output
     assert ran(root).count("collect") == 2
     collect = task_states(prefect_server)["collect"]
     assert (collect["state_type"], collect["run_count"]) == ("COMPLETED", 2)
@@ -108,13 +108,13 @@ def test_a_round_that_is_asked_to_stop_leaves_no_process_behind(
     its_own = psutil.Process(process.pid).children(recursive=True)
     assert any("prefect.server" in " ".join(child.cmdline()) for child in its_own)
     process.send_signal(asked)
-    code, told = finished(process)
+    code, output = finished(process)
     assert code == 130
-    assert "stopped; what had finished is kept" in told and "Traceback" not in told
+    assert "stopped; finished stages are kept" in output and "Traceback" not in output
     assert psutil.wait_procs(its_own, timeout=20)[1] == []
     (root.parent / "mode").write_text("")
-    code, told = finished(start(root, "cohobate", "run"))
-    assert code == 0, told
+    code, output = finished(start(root, "cohobate", "run"))
+    assert code == 0, output
     assert ran(root).count("collect") == 1
 
 
@@ -130,8 +130,8 @@ def outage(root: Path, server: Server, after: float) -> None:
     server.kill()
     time.sleep(4)
     server.start()
-    code, told = finished(process)
-    assert code == 0, told
+    code, output = finished(process)
+    assert code == 0, output
 
 
 def settled(server: str) -> dict[str, str]:
@@ -168,8 +168,8 @@ def test_14_the_server_dies_in_mid_flow_and_every_state_is_right_in_the_end(
 def up(tmp_path: Path) -> Iterator[Path]:
     """A project with its own Prefect server, Ray, worker, deployments and automations."""
     root = quick_project.build(tmp_path)
-    code, told = finished(start(root, "cohobate", "up"))
-    assert code == 0, told
+    code, output = finished(start(root, "cohobate", "up"))
+    assert code == 0, output
     yield root
     finished(start(root, "cohobate", "down"))
 

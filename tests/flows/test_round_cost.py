@@ -54,7 +54,7 @@ def test_rounds_end_once_the_ledger_holds_what_was_allowed(service: LoopbackTeac
         buy(prompts)  # the first ones again: they cost nothing
         rounds.append(concluded(rounds[-1] if rounds else None))
     assert [each.money for each in rounds] == pytest.approx([25 * ANSWER, 25 * ANSWER, 30 * ANSWER])
-    assert why == "1.60 are spent on answers; 1.5 were allowed"
+    assert why == "1.60 USD are spent on answers; the limit is 1.5"
     assert service.sent == 80
 
 
@@ -99,4 +99,4 @@ def test_the_stages_of_an_attempt_that_died_count_to_the_hours(project: Path) ->
         stage_seconds.record(project, address, result)
     ended = record(1, **round_cost.totals(project, None))
     assert ended.seconds == 3800.0
-    assert reason_to_stop(Stop(hours=1), [ended]) == "1.1 hours are spent; 1 were allowed"
+    assert reason_to_stop(Stop(hours=1), [ended]) == "1.1 hours are spent; the limit is 1"

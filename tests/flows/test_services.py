@@ -40,8 +40,8 @@ def root(tmp_path: Path) -> Iterator[Path]:
 def test_up_listens_on_loopback_alone_runs_a_round_and_goes_down(root: Path) -> None:
     for words in (["up"], ["trigger", "nightly", "--wait"]):
         process = start(root, "cohobate", *words)
-        told = process.communicate(timeout=600)[0]
-        assert process.returncode == 0, told
+        output = process.communicate(timeout=600)[0]
+        assert process.returncode == 0, output
         if words == ["up"]:
             text = (root / ".cohobate/services.json").read_text()
             services = Services.model_validate_json(text)

@@ -22,13 +22,13 @@ def test_a_teacher_behind_an_endpoint_needs_a_ledger_that_all_nodes_reach(
     monkeypatch.setattr(workspaces, "_small_files", lambda root: [])
     (project / "params.yaml").write_text(TEACHER)
     with pytest.raises(UserError, match="one that all nodes reach") as refused:
-        workspaces.bundle(project)
+        workspaces.make_bundle(project)
     assert "export COHOBATE_LEDGER=s3://" in refused.value.fix
     (project / "params.yaml").write_text(TEACHER + "generate: {ledger: 's3://bucket/ledger'}\n")
-    assert workspaces.bundle(project).default_remote == "s3"
+    assert workspaces.make_bundle(project).default_remote == "s3"
     (project / "params.yaml").write_text(TEACHER)
     monkeypatch.setenv(LEDGER_VARIABLE, "s3://bucket/ledger")
-    assert workspaces.bundle(project).default_remote == "s3"
+    assert workspaces.make_bundle(project).default_remote == "s3"
 
 
 def test_the_stages_of_a_node_share_a_ledger_that_outlives_their_workspaces(

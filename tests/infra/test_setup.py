@@ -56,7 +56,7 @@ def test_a_machine_with_all_passes_in_silence(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("missing", "words", "told"),
+    ("missing", "words", "message"),
     [
         ("", ("", "", ""), "uv python install"),
         ("", ("/bin/false", "", ""), "is no Python 3.11, 3.12 or 3.13"),
@@ -65,12 +65,12 @@ def test_a_machine_with_all_passes_in_silence(path: Path) -> None:
     ],
 )
 def test_what_is_missing_is_said_with_its_fix(
-    path: Path, missing: str, words: tuple[str, ...], told: str
+    path: Path, missing: str, words: tuple[str, ...], message: str
 ) -> None:
     (path / (missing or "none")).unlink(missing_ok=True)
     done = script("check_setup.sh", *words, path=path)
     assert done.returncode == 1
-    assert told in done.stderr and "fix:" in done.stderr
+    assert message in done.stderr and "fix:" in done.stderr
 
 
 def test_data_that_is_cached_needs_neither_npm_nor_apt(path: Path, tmp_path: Path) -> None:

@@ -140,8 +140,8 @@ def unreachable(prefix):
 
 def test_what_was_spent_is_summed_failures_included(project):
     with Ledger(storage_for(TEACHER)) as ledger:
-        told = (("the", -0.5, {"the": -0.5, "a": -1.5}),)
-        answer = Answer("x", "stop", -0.5, Usage(10, 5, 0.25), told)
+        tokens = (("the", -0.5, {"the": -0.5, "a": -1.5}),)
+        answer = Answer("x", "stop", -0.5, Usage(10, 5, 0.25), tokens)
         ledger.append({"a": answer, "b": NoAnswer("empty", 0.5), "c": NoAnswer("down")})
         assert ledger.spent == 0.75
     with Ledger(storage_for(TEACHER)) as ledger:

@@ -26,7 +26,7 @@ RESPONSES = GENERATE / "main" / "responses.jsonl"
 FAILED = GENERATE / "main" / "failed.jsonl"
 HOW = Decoding(max_tokens=8)
 PRICE = {"input": 1000.0, "output": 2000.0}
-TOLD = 0.02  # US dollars: 10 and 5 tokens
+USAGE_COST = 0.02  # US dollars: 10 and 5 tokens
 COUNT = 4
 FATES = {"kept": (1, 0), "refused": (1, 0), "twice": (2, 0), "failed": (2, 2)}
 
@@ -51,7 +51,7 @@ def charged(odd: OddReply, prompts, share=1.0):
     """US dollars of one reply to each prompt."""
     price = Price(**PRICE)
     most = sum(price.upper_bound(TeacherRequest("", prompt, ""), HOW) for prompt in prompts)
-    return {"none": 0.0, "told": TOLD * len(prompts), "most": most}[odd.cost] * share
+    return {"none": 0.0, "usage": USAGE_COST * len(prompts), "most": most}[odd.cost] * share
 
 
 def check_fate(odd: OddReply, prompts):
@@ -64,7 +64,7 @@ def check_fate(odd: OddReply, prompts):
     else:
         assert rows == [] and len(failures) == len(prompts)
         assert all(odd.reason in failure["reason"] for failure in failures)
-        assert odd.cost != "told" or all(failure["reply"] for failure in failures)
+        assert odd.cost != "usage" or all(failure["reply"] for failure in failures)
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -119,7 +119,7 @@ def test_a_service_that_has_too_much_to_do_is_asked_again_more_slowly(name, proj
         run("main", params(unanswered=0.0))
         assert service.sent == 12 + service.struck and service.struck >= 2
         assert service.most_in_flight < 8
-    assert spent() == pytest.approx(TOLD * len(prompts))
+    assert spent() == pytest.approx(USAGE_COST * len(prompts))
 
 
 def test_a_403_without_a_reason_is_the_prompts_fault_once_others_are_answered(project):
@@ -168,7 +168,7 @@ def test_a_limit_that_is_too_low_for_all_is_told_after_five(project):
         with pytest.raises(UserError, match=r"5 prompts in a row .* raise generate") as stopped:
             run("main", params())
         assert service.sent == 5 and "--set generate.decoding.max_tokens=" in stopped.value.fix
-    assert spent() == pytest.approx(5 * TOLD)
+    assert spent() == pytest.approx(5 * USAGE_COST)
 
 
 def test_a_reply_that_takes_too_long_is_counted_and_tried_once_more(project):
@@ -188,7 +188,7 @@ def test_what_is_cut_off_at_the_deadline_is_counted(project):
     prompts = write_prompts(1)
     with LoopbackTeacher(seconds=2) as service:
         publish_address(service.url)
-        with pytest.raises(UserError, match="0 s are over"):
+        with pytest.raises(UserError, match="limit of 0 s is reached"):
             run("main", params(backend={"run_seconds": 0.3}))
     assert spent() == pytest.approx(charged(ODD["no usage"], prompts))
 
@@ -202,7 +202,7 @@ def test_the_cap_holds_for_odd_replies(name, project):
         for _ in range(3):
             with pytest.raises(UserError):
                 run("main", params(backend={"cap": 0.2}, unanswered=0.0))
-        assert service.sent * min(TOLD, most) <= 0.2
+        assert service.sent * min(USAGE_COST, most) <= 0.2
     assert spent() <= 0.2
 
 
@@ -271,4 +271,4 @@ def test_a_garbled_line_of_a_batch_is_counted_and_asked_again_once(project, monk
         run("main", batch())
         assert service.sent == COUNT + 1 and len(list(read_rows(RESPONSES, Response))) == COUNT
     last = prompts[:1]  # the service writes its lines in reverse
-    assert spent() == pytest.approx(0.5 * (COUNT * TOLD + charged(ODD["no usage"], last)))
+    assert spent() == pytest.approx(0.5 * (COUNT * USAGE_COST + charged(ODD["no usage"], last)))

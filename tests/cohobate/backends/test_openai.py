@@ -106,7 +106,7 @@ def test_a_run_ends_at_its_deadline_and_keeps_what_it_has(prompts, clean):
     with LoopbackTeacher("timeout", share=0.3, times=1) as service:
         publish_address(service.url)
         start = time.monotonic()
-        with pytest.raises(UserError, match="1 s are over"):
+        with pytest.raises(UserError, match="limit of 1 s is reached"):
             run("main", params(request_seconds=20, run_seconds=1))
         assert time.monotonic() - start < 10  # the service would have taken 30 s
         before = service.sent
@@ -147,7 +147,7 @@ def test_the_cap_holds_over_restarts(prompts):
             with pytest.raises(UserError, match=r"cap is reached: 0\.\d+ of 0\.5000 USD") as stop:
                 run("main", params(price=price, cap=0.5))
         assert 20 <= len(service.answered) <= 25
-        assert f"{50 - len(service.answered)} prompts are not answered" in stop.value.what
+        assert f"{50 - len(service.answered)} prompts have no answer" in stop.value.what
         run("main", params(price=price, cap=5))
         assert max(service.answered.values()) == 1 and len(texts()) == 50
 
@@ -221,8 +221,8 @@ def test_text_is_continued_and_samples_are_drawn_apart(project):
         sampled = params(api="completions", decoding=how, extra={"user": "tests"})
         run("main", sampled.model_copy(update={"samples": 2}))
         assert len({body["seed"] for body in service.bodies}) == 6
-        told = {(b["temperature"], b["top_p"], b["user"]) for b in service.bodies}
-        assert told == {(0.7, 0.9, "tests")}
+        settings = {(b["temperature"], b["top_p"], b["user"]) for b in service.bodies}
+        assert settings == {(0.7, 0.9, "tests")}
         assert service.bodies[0]["prompt"] in prompts
         chat = Row(id="0" * 16, prompt=(Message(role="user", content="hi"),))
         write_rows(UNLABELLED, [chat])

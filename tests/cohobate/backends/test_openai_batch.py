@@ -53,7 +53,7 @@ def test_what_an_ended_batch_holds_is_kept(service, fate):
 
 def test_a_batch_that_was_left_behind_is_collected_not_bought_again(service):
     service.polls_until_done = 10**6
-    with pytest.raises(UserError, match="1 s are over and batch-0"):
+    with pytest.raises(UserError, match="limit of 1 s is reached, and batch-0"):
         run("main", params(run_seconds=1))
     assert not RESPONSES.exists()
     service.polls_until_done = 1
@@ -157,5 +157,5 @@ def test_a_batch_whose_files_are_gone_is_passed_over(service):
 def test_a_service_without_batches_is_named(service, monkeypatch):
     page = (200, {"content-type": "text/html"}, b"<html>hello</html>")
     monkeypatch.setattr(service, "batch_api", lambda *_: page)
-    with pytest.raises(UserError, match="no object of the batch API"):
+    with pytest.raises(UserError, match="not an object of the batch API"):
         run("main", params())

@@ -140,7 +140,7 @@ def test_a_reply_without_the_form_is_set_aside(responses, monkeypatch):
     rows, _ = responses("rationale")
     failed = [json.loads(line) for line in (GENERATE / "main" / "failed.jsonl").open()]
     assert rows == [] and [f["reply"] for f in failed] == ["Four, I think"] * 4
-    assert "form" in failed[0]["reason"]
+    assert "pattern" in failed[0]["reason"]
 
 
 def test_explanations_are_asked_for_in_many_ways_and_the_student_hears_which(responses):
@@ -191,7 +191,7 @@ def test_conversations_keep_their_turns(responses):
     ("text", "message"),
     [
         ("about: x\nrows: [{answer: '{{ verdict }}'}]", "'verdict' is undefined"),
-        ("about: x\nsteps: [{pattern: '('}]", "no regular expression"),
+        ("about: x\nsteps: [{pattern: '('}]", "not a regular expression"),
         ("about: x\nsteps: [{}, {}]", "two steps have the same name"),
         ("about: x\nrows: [{target: rationale}]", "the first is the prompt's answer"),
         ("about: x\nrows: [{}, {}]", "the first is the prompt's answer"),

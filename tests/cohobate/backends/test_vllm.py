@@ -34,14 +34,14 @@ def ready(project, checkpoint):
 @pytest.fixture
 def stand_in(monkeypatch, tokenizer):
     """The part of vLLM that is used, which echoes each prompt."""
-    module, told = ModuleType("vllm"), SimpleNamespace(samplings=[], options={})
+    module, calls = ModuleType("vllm"), SimpleNamespace(samplings=[], options={})
 
     class LLM:
         def __init__(self, **options):
-            told.options = options
+            calls.options = options
 
         def generate(self, prompts, samplings, use_tqdm):
-            told.samplings += samplings
+            calls.samplings += samplings
             for prompt in prompts:
                 ids = [*prompt["prompt_token_ids"], tokenizer.eos_token_id]
                 one = SimpleNamespace(token_ids=ids, finish_reason="stop", cumulative_logprob=-2.0)
@@ -49,7 +49,7 @@ def stand_in(monkeypatch, tokenizer):
 
     module.LLM, module.SamplingParams = LLM, dict
     monkeypatch.setitem(sys.modules, "vllm", module)
-    return told
+    return calls
 
 
 def answered(backend, **how):

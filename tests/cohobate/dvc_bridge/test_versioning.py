@@ -126,9 +126,9 @@ def test_deleted_outputs_are_restored_where_there_is_a_remote_too(project: Path)
 def test_a_deleted_file_that_git_keeps_is_restored_where_there_is_a_remote_too(
     with_remote: Path,
 ) -> None:
-    told = (with_remote / "dvc.yaml").read_text()
+    text = (with_remote / "dvc.yaml").read_text()
     uncached = "    metrics: [out/aside.txt: {cache: false}]"
-    (with_remote / "dvc.yaml").write_text(told.replace("    outs: [out/aside.txt]", uncached))
+    (with_remote / "dvc.yaml").write_text(text.replace("    outs: [out/aside.txt]", uncached))
     assert versioning.reproduce(with_remote, "aside", body) == "ran"
     storage.push(with_remote, ["aside"])
     before = (with_remote / "out/aside.txt").read_bytes()
@@ -300,9 +300,9 @@ def test_a_file_of_which_no_good_copy_is_left_is_named(with_remote: Path) -> Non
 def test_inputs_are_brought_whether_outputs_hold_them_or_they_hold_outputs(
     with_remote: Path,
 ) -> None:
-    told = (with_remote / "dvc.yaml").read_text()
+    text = (with_remote / "dvc.yaml").read_text()
     (with_remote / "dvc.yaml").write_text(
-        told + "  all:\n    cmd: python -m tasks all\n    deps: [out]\n    outs: [all.txt]\n"
+        text + "  all:\n    cmd: python -m tasks all\n    deps: [out]\n    outs: [all.txt]\n"
     )
     shutil.rmtree(with_remote / "out")
     shutil.rmtree(with_remote / ".dvc/cache")
