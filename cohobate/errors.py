@@ -10,7 +10,8 @@ _ABOUT_THE_MACHINE = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOT
 class UserError(Exception):
     """Something a person can fix: what happened, where, and the next command.
 
-    Both doors print it in three lines and exit non-zero; a traceback needs `--debug`.
+    `cohobate` and `python -m tasks` print it in three lines and exit non-zero; `--debug` adds the
+    traceback.
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:

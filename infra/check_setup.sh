@@ -1,5 +1,5 @@
 #!/bin/sh
-# Say what this machine lacks before `make` installs anything.
+# Print what this machine lacks before `make` installs anything.
 #   sh infra/check_setup.sh PYTHON LOCK DATA
 # PYTHON  the one that find_python.sh found, or the user's own; may be empty
 # LOCK    the file of hashes to install from; may be empty

@@ -161,7 +161,7 @@ def test_stopping_to_wait_says_that_the_run_goes_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(deployments, "follow", stopped)
-    with pytest.raises(StoppedError, match="goes on at the worker") as error:
+    with pytest.raises(StoppedError, match="continues on its worker") as error:
         services_cli.trigger("on-demand", wait=True)
     assert "trigger on-demand --follow" in error.value.fix
     with pytest.raises(UserError, match="there is no deployment 'nihgtly'"):

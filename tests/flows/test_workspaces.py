@@ -21,7 +21,7 @@ def test_a_teacher_behind_an_endpoint_needs_a_ledger_that_all_nodes_reach(
     monkeypatch.setattr(storage, "remotes", lambda root: {"s3": {"url": "s3://bucket/prefix"}})
     monkeypatch.setattr(workspaces, "_small_files", lambda root: [])
     (project / "params.yaml").write_text(TEACHER)
-    with pytest.raises(UserError, match="one that all nodes reach") as refused:
+    with pytest.raises(UserError, match="must be on S3") as refused:
         workspaces.make_bundle(project)
     assert "export COHOBATE_LEDGER=s3://" in refused.value.fix
     (project / "params.yaml").write_text(TEACHER + "generate: {ledger: 's3://bucket/ledger'}\n")
