@@ -1,4 +1,4 @@
-"""Whole training loops, side by side with TRL's trainers: target P4.
+"""Whole training loops, side by side with TRL's trainers.
 
     python -m benchmarks.train_loop [--answers wide] [--batch 8] [--repeat 3] [--check]
 

@@ -86,7 +86,7 @@ class PairLogprobs(NamedTuple):
 
 
 def preference_losses(pairs: PairLogprobs, loss_type: Mapping[LossType, float]) -> "Tensor":
-    """Return the losses of each pair and type, each times its weight, (J, T).
+    """Return the losses of each pair and type, each times its weight, (J, F).
 
     Raises:
         KeyError: there is no loss of such a name.

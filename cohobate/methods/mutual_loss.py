@@ -54,7 +54,7 @@ class MutualLoss(ModelLoss):
         divisor: float | Tensor,
         weight_N: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the first peer's loss, with the gradients of all, and its losses (N, T)."""
+        """Return the first peer's loss, with the gradients of all, and its losses (N, F)."""
         hidden = [forward(peer, ids_BS, positions_N).last_hidden_ND for peer in self.peers]
         heads = [Head.of(peer, self.vocabulary) for peer in self.peers]
         taught = [

@@ -57,7 +57,6 @@ class PreferenceLoss(ModelLoss):
         self.beta, self.label_smoothing = beta, label_smoothing
         self.chunk_tokens, self.vocabulary = chunk_tokens, vocabulary
         self.metrics: dict[str, list[float]] = {"accuracies": [], "margins": []}
-        self._head: Head | None = None
 
     def train(self, mode: bool = True) -> "PreferenceLoss":
         """Set the mode; dropout layers stay off, as in TRL: the reference is without dropout."""
@@ -111,7 +110,7 @@ class PreferenceLoss(ModelLoss):
         by_student_N: Tensor | None = None,
         progress: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """Return Σ losses / divisor, and each token's share of its pair's losses, (N, T)."""
+        """Return Σ losses / divisor, and each token's share of its pair's losses, (N, F)."""
         hidden_ND, row_N = self._read(ids_BS, positions_N)
         logp_B = self._answer_logprobs(hidden_ND, row_N, labels_N, len(ids_BS))
         tokens_B = torch.bincount(row_N, minlength=len(ids_BS))

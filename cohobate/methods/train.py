@@ -1,6 +1,6 @@
-"""Training of one phase by its method, once for each seed.
+"""Training of a phase with its method, once for each seed.
 
-To add a method: one file beside this one with its class, and its name in `Method`.
+To add a method: a file beside this one with its class, and its name in `Method`.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,17 @@ Method = Annotated[Sft | Kd | OnPolicy | Dpo | Mutual, Field(discriminator="meth
 
 
 def train_seeds(folder: Path, phase: Method, seeds: list[int]) -> None:
-    """Train a phase, which is named like its folder, once for each seed."""
+    """Train a phase once for each seed, and write its checkpoints and summary.
+
+    Args:
+        folder: of the phase's outputs, such as models/train/kd; its name is the phase's.
+        phase: its params.
+        seeds: of the order of rows, dropout and sampling.
+
+    Raises:
+        UserError: no seed; the rows, targets or initial model do not fit; or a loss that is not
+            finite.
+    """
     from cohobate.progress import say
 
     item = folder.name
@@ -35,7 +45,7 @@ def train_seeds(folder: Path, phase: Method, seeds: list[int]) -> None:
     summary: dict[str, Any] = {"method": phase.method, "from": phase.start}
     losses = []
     for seed in seeds:
-        trained = _train_together(folder, phase, seed)
+        trained = _train_seed(folder, phase, seed)
         losses.append(final_loss(trained))
         summary |= {"rows": trained.rows, "updates": len(trained.history)}
         summary |= {f"{name}, seed {seed}": note for name, note in trained.notes.items()}
@@ -46,8 +56,8 @@ def train_seeds(folder: Path, phase: Method, seeds: list[int]) -> None:
     checkpointing.delete_checkpoints(_run_name(folder))
 
 
-def _train_together(folder: Path, phase: Phase, seed: int) -> PhaseResult:
-    """Train one seed, in this process or in as many workers as the phase wants."""
+def _train_seed(folder: Path, phase: Phase, seed: int) -> PhaseResult:
+    """Train one seed, in this process or in the workers that the phase asks for."""
     if phase.workers == 1:
         return _train(folder, phase, seed)
     from cohobate.training import distributed
@@ -91,7 +101,7 @@ def _train(folder: Path, phase: Phase, seed: int) -> PhaseResult:
 
 
 def rows_of(path: Path) -> list[Any]:
-    """Read rows of whichever kind the file holds: lessons, responses, plain rows or pairs.
+    """Return the rows of a file, of whichever kind it holds: training rows, responses or pairs.
 
     Raises:
         UserError: there is no such file, or no row in it.

@@ -15,16 +15,16 @@ from cohobate.students.width_cutting import keep_any
 def parameters_after_cut(
     folder: Path, positions: Sequence[int], widths: tuple[int, int] | None = None
 ) -> int:
-    """Return how many weights a model has when it is cut; no weight is read.
+    """Return the number of parameters that a model has after a cut; no weight is read.
 
     Args:
-        folder: the whole model.
+        folder: the model to be cut.
         positions: layers to keep.
         widths: groups of heads and neurons that each layer keeps.
 
     Raises:
         UserError: it would be no model of its kind: its configuration cannot say what is left of
-            it, or its blocks are not known.
+            it, or its blocks are of an unknown kind.
     """
     model = _empty(AutoConfig.from_pretrained(folder, local_files_only=True))
     keep_layers(model, positions)
@@ -57,25 +57,25 @@ def _empty(config: Any) -> PreTrainedModel:
 def random_model(
     folder: Path, sizes: Mapping[str, int], seed: int, device: str = "cpu"
 ) -> PreTrainedModel:
-    """Draw a model of the architecture in `folder`, of other sizes.
+    """Return a model of the architecture in `folder` with other sizes and random weights.
 
     Raises:
         UserError: the configuration has no such size, or the sizes do not fit each other.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    told = config.to_dict()
+    fields = config.to_dict()
     sizes = {config.attribute_map.get(name, name): value for name, value in sizes.items()}
-    if unknown := sorted(set(sizes) - set(told)):
+    if unknown := sorted(set(sizes) - set(fields)):
         raise UserError(
             f"the model's configuration has no {', '.join(unknown)}",
             where="params.yaml, section init_student",
         )
     derived = {"layer_types", "head_dim"} - set(sizes)  # from the sizes, unless they were given
-    outline = {name: value for name, value in told.items() if name not in derived}
+    kept = {name: value for name, value in fields.items() if name not in derived}
     try:
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(seed)
-            smaller = type(config).from_dict({**outline, **sizes})
+            smaller = type(config).from_dict({**kept, **sizes})
             return AutoModelForCausalLM.from_config(smaller, dtype=torch.float32).eval()
     except Exception as error:  # each architecture checks its sizes in its own way
         raise UserError(

@@ -1,11 +1,11 @@
-"""What of a model matters on given rows: its layers, its groups of heads, its MLP neurons.
+"""Importance of a model's layers, groups of heads and MLP neurons on calibration rows.
 
-A layer matters by how much it turns its input: 1 − the cosine of input and output, the mean over
-tokens (block influence; Men et al. 2024, "ShortGPT", section 2.3). A group of heads and a neuron
-matter by the size of what they give: the L2 norm over tokens of what enters the projection behind
-them (Muralidharan et al. 2024, "Minitron", section 2.2, which aggregates in the same way).
+The importance of a layer is 1 − the cosine of its input and output, the mean over tokens (block
+influence; Men et al. 2024, "ShortGPT", section 2.3). That of a group of heads and of a neuron is
+the L2 norm over tokens of its activations, where they enter the next projection (Muralidharan et
+al. 2024, "Minitron", section 2.2).
 
-Shapes: B batch, S sequence, N tokens, D width, L layers, G groups of heads, F neurons.
+Shapes: G groups of heads, I neurons (inputs of the MLP's last linear layer).
 """
 
 # ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
@@ -31,34 +31,34 @@ _BATCH = 16
 
 
 class Importance(NamedTuple):
-    """How much each part of a model matters."""
+    """Importance of the parts of a model, in no unit."""
 
     layers_L: Tensor
     groups_LG: Tensor
-    neurons_LF: Tensor
+    neurons_LI: Tensor
 
 
 def projections(block: nn.Module) -> tuple[nn.Linear, nn.Linear]:
-    """Return what lies behind the heads and behind the neurons of a block.
+    """Return the linear layers that the heads and the neurons of a block feed into.
 
     Raises:
         UserError: the block is not made of attention and a gated MLP as Llama's is.
     """
     linear = [(n.split(".")[-1], m) for n, m in block.named_modules() if isinstance(m, nn.Linear)]
-    found: dict[str, Any] = dict(linear)
+    by_name: dict[str, Any] = dict(linear)
     names = [name for name, _ in linear]
     needed = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
     if any(names.count(name) != 1 for name in needed):  # experts have several
         raise UserError(
-            f"{type(block).__name__} has no heads and neurons that are known here",
+            f"{type(block).__name__} has no attention and gated MLP as Llama's",
             where="params.yaml, section init_student.width",
             fix="cut by layers alone",
         )
-    return found["o_proj"], found["down_proj"]
+    return by_name["o_proj"], by_name["down_proj"]
 
 
 def calibration_rows(path: Path, count: int) -> list[Row]:
-    """Return so many rows, evenly spaced over a file."""
+    """Return `count` rows at most, evenly spaced over a file."""
     view = RowView.of([path], row_kind(path))
     step = max(1, len(view) // count)
     return list(view.only(range(0, min(len(view), step * count), step)))
@@ -68,40 +68,43 @@ def calibration_rows(path: Path, count: int) -> list[Row]:
 def measure_importance(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], widths: bool
 ) -> Importance:
-    """Run the model over rows, prompts with their answers, and measure its parts."""
-    torch.set_num_threads(1)  # so that the same rows always choose the same parts
+    """Return the importance of a model's parts on rows, prompts with their answers.
+
+    Without `widths` the importance of layers alone is measured.
+    """
+    torch.set_num_threads(1)  # sums of one order: the same rows always choose the same parts
     blocks = layer_stack(model)
     depth = len(blocks)
     groups = heads_of(model) if widths else 0
     neurons = projections(blocks[0])[1].in_features if widths else 0
     layers_L = torch.zeros(depth, dtype=torch.float64)
     groups_LG = torch.zeros(depth, groups, dtype=torch.float64)
-    neurons_LF = torch.zeros(depth, neurons, dtype=torch.float64)
+    neurons_LI = torch.zeros(depth, neurons, dtype=torch.float64)
     ids = sorted((row.ids for row in encode_all(tokenizer, rows)), key=len)
     batches = [ids[start : start + _BATCH] for start in range(0, len(ids), _BATCH)]
-    for batch in track(batches, total=len(batches), what="what matters in the teacher"):
+    for batch in track(batches, total=len(batches), what="importance of the teacher's layers"):
         ids_BS = pad_right(batch, 0)
         lengths = torch.tensor([len(row) for row in batch])
         real_BS = torch.arange(ids_BS.shape[1]) < lengths[:, None]
-        with _watched(blocks, widths) as seen:
+        with _recorded(blocks, widths) as activations:
             body_of(model)(input_ids=ids_BS, use_cache=False)
-        for number, (before, after, heads, inner) in enumerate(seen):
-            turn_N = 1 - torch.cosine_similarity(before[real_BS], after[real_BS], dim=-1)
-            layers_L[number] += turn_N.sum(dtype=torch.float64)
+        for number, (before, after, heads, inner) in enumerate(activations):
+            influence_N = 1 - torch.cosine_similarity(before[real_BS], after[real_BS], dim=-1)
+            layers_L[number] += influence_N.sum(dtype=torch.float64)
             if widths:
                 power_ND = heads[real_BS].double().square()
                 groups_LG[number] += power_ND.unflatten(-1, (groups, -1)).sum((0, 2))
-                neurons_LF[number] += inner[real_BS].double().square().sum(0)
+                neurons_LI[number] += inner[real_BS].double().square().sum(0)
     total = sum(map(len, ids))
-    return Importance(layers_L / total, groups_LG.sqrt(), neurons_LF.sqrt())
+    return Importance(layers_L / total, groups_LG.sqrt(), neurons_LI.sqrt())
 
 
 @contextmanager
-def _watched(blocks: nn.ModuleList, widths: bool) -> Iterator[list[list[Any]]]:
-    """Yield a list that a forward pass fills: of each block input, output, heads and neurons."""
-    seen: list[list[Any]] = [[None] * 4 for _ in blocks]
+def _recorded(blocks: nn.ModuleList, widths: bool) -> Iterator[list[list[Any]]]:
+    """Yield a list that a forward pass fills: input, output, heads and neurons of each block."""
+    activations: list[list[Any]] = [[None] * 4 for _ in blocks]
     with ExitStack() as hooks:
-        for block, slots in zip(blocks, seen, strict=True):
+        for block, slots in zip(blocks, activations, strict=True):
 
             def both(_: Any, given: Any, named: Any, made: Any, slots: Any = slots) -> None:
                 slots[0] = given[0] if given else named["hidden_states"]
@@ -114,4 +117,4 @@ def _watched(blocks: nn.ModuleList, widths: bool) -> Iterator[list[list[Any]]]:
                     slots[place] = given[0]
 
                 hooks.callback(module.register_forward_pre_hook(enters).remove)
-        yield seen
+        yield activations

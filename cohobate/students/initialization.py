@@ -1,6 +1,6 @@
-"""What a student is made of before it learns anything; one class a way.
+"""Initial students, one class for each kind: cut from a teacher, pretrained, or random.
 
-To add a way: a class with `preview` (what it will be, before any work) and `build`, and its name in
+To add a kind: a class with `preview` (its sizes, before any work) and `build`, and its name in
 `StudentInit` at the bottom.
 """
 
@@ -25,58 +25,58 @@ if TYPE_CHECKING:
 
 
 class PinnedModels(NamedTuple):
-    """What preflight looked at: the sections of its models.json."""
+    """The models that preflight has pinned: the sections of its models.json."""
 
     teachers: Mapping[str, Any]
     student: Mapping[str, Any]
 
 
 class ImportantLayers(Section):
-    """So many layers, those that turn their input the most on calibration rows."""
+    """The layers of highest importance on calibration rows."""
 
     important: int = Field(ge=1)
     """Number of layers."""
 
 
 class Width(Section):
-    """Fewer heads and MLP neurons in every layer: those that give the most on calibration rows."""
+    """Fewer heads and MLP neurons in every layer: those of highest importance."""
 
     groups: int = Field(ge=1)
-    """Groups of heads that share keys and values; each is kept or dropped as a whole."""
+    """Number of groups of heads that share keys and values; each is kept or dropped whole."""
     neurons: int = Field(ge=1)
     """Neurons of the MLP (`intermediate_size`)."""
 
 
 class Initialization(Section):
-    """What every way has in common."""
+    """The params that all kinds share."""
 
     teacher: str = "main"
-    """Key of the teacher that lends its layers, its tokenizer, or its outline."""
+    """Key of the teacher whose layers, tokenizer or configuration are taken."""
     of: Literal["data/preflight"] = "data/preflight"
-    """What it is made of, as DVC watches it: the models as they came."""
+    """The source, as a dependency in dvc.yaml: the models as they were fetched."""
     save_precision: NumberFormat = "float32"
     """Number format of the weights on disk."""
     vocabulary: Literal["whole", "used"] = "whole"
     """used: only the tokens that occur in `rows`, with the added ones and every byte."""
     rows: str = Field("data/preflight", pattern=r"^data/[a-z0-9-]+(/[a-z0-9._-]+\.jsonl)?$")
-    """The file of rows by which the student is cut, such as data/filter/kept.jsonl for a
-    vocabulary, data/collect/labelled.jsonl for what matters; data/preflight where none are."""
+    """The rows that decide what is kept, such as data/filter/kept.jsonl for a vocabulary and
+    data/collect/labelled.jsonl for importance; data/preflight where none are needed."""
 
     @model_validator(mode="after")
     def _rows_where_needed(self) -> "Initialization":
         if self.needs_rows and not self.rows.endswith(".jsonl"):
-            raise ValueError("this student is cut by rows: rows: data/collect/labelled.jsonl")
+            raise ValueError("this student needs rows, such as rows: data/collect/labelled.jsonl")
         return self
 
     @property
     def needs_rows(self) -> bool:
-        """Whether what the student will be depends on rows."""
+        """Whether the student depends on rows."""
         return self.vocabulary == "used"
 
-    def trimmed(
+    def trim_vocabulary(
         self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
     ) -> "PreTrainedTokenizerBase":
-        """Leave the model only the tokens that are wanted; return the tokenizer of these."""
+        """Trim the model's vocabulary as the params say; return its tokenizer."""
         if self.vocabulary == "whole":
             return tokenizer
         from cohobate.data.records import read_rows, row_kind
@@ -84,11 +84,11 @@ class Initialization(Section):
 
         return trim(model, tokenizer, read_rows(Path(self.rows), row_kind(Path(self.rows))))
 
-    def lender(self, teachers: Mapping[str, Teacher]) -> Teacher:
+    def teacher_of(self, teachers: Mapping[str, Teacher]) -> Teacher:
         """Return the teacher by its key.
 
         Raises:
-            UserError: no teacher has this key, or what is wanted of it is not here.
+            UserError: no teacher has this key, or its weights are needed and it has none.
         """
         if self.teacher not in teachers:
             raise UserError(
@@ -96,17 +96,17 @@ class Initialization(Section):
                 where="params.yaml, section init_student",
             )
         teacher = teachers[self.teacher]
-        if teacher.endpoint and self.borrows:
+        if teacher.endpoint and self.needs_teacher:
             raise UserError(
-                f"the teacher {self.teacher} is behind an endpoint: it has nothing to lend",
+                f"the teacher {self.teacher} is behind an endpoint: its weights are not available",
                 where="params.yaml, section init_student",
                 fix="cohobate run --set 'init_student={type: pretrained, model: ...}'",
             )
         return teacher
 
     @property
-    def borrows(self) -> bool:
-        """Whether something of the teacher's folder is needed."""
+    def needs_teacher(self) -> bool:
+        """Whether the teacher's checkpoint is needed."""
         return True
 
 
@@ -119,9 +119,9 @@ class TeacherLayers(Initialization):
     layers: Layers | ImportantLayers
     """Positions of the layers, from 0 and in this order; `{uniform: n}`; or `{important: n}`."""
     width: Width | None = None
-    """How many heads and neurons each layer keeps; all when not given."""
+    """Numbers of heads and neurons that each layer keeps; all when not given."""
     calibration_rows: int = Field(256, ge=1)
-    """How many of `rows` tell what matters."""
+    """Number of `rows` on which importance is measured."""
 
     @model_validator(mode="after")
     def _one_teacher(self) -> "TeacherLayers":
@@ -131,19 +131,19 @@ class TeacherLayers(Initialization):
 
     @property
     def needs_rows(self) -> bool:
-        """Whether what the student will be depends on rows."""
+        """Whether the student depends on rows."""
         return super().needs_rows or self._calibrated
 
     @property
     def _calibrated(self) -> bool:
         return isinstance(self.layers, ImportantLayers) or self.width is not None
 
-    def chosen(self, depth: int, scores: Sequence[float] = ()) -> list[int]:
+    def kept_layers(self, depth: int, scores: Sequence[float] = ()) -> list[int]:
         """Return the positions of the layers to take from a teacher of `depth` layers.
 
         Args:
             depth: number of the teacher's layers.
-            scores: how much each matters; without them, the first of so many.
+            scores: importance of each layer; without them the first layers are returned.
 
         Raises:
             UserError: the teacher has no such layer.
@@ -152,59 +152,59 @@ class TeacherLayers(Initialization):
         if not isinstance(self.layers, ImportantLayers):
             return layer_positions(self.layers, depth, where)
         ranked = sorted(range(depth), key=lambda n: (-scores[n] if scores else 0, n))
-        found = sorted(ranked[: self.layers.important])
+        kept = sorted(ranked[: self.layers.important])
         missing = range(depth, self.layers.important)
-        return layer_positions((*found, *missing), depth, where)
+        return layer_positions((*kept, *missing), depth, where)
 
-    def preview(self, lender: ModelInfo | None) -> tuple[ModelInfo, dict[str, Any]]:
-        """Return the model that the student speaks like, and what the student will be."""
-        assert lender is not None  # `lender` has refused a teacher without weights
+    def preview(self, teacher_info: ModelInfo | None) -> tuple[ModelInfo, dict[str, Any]]:
+        """Return the model whose tokenizer and template the student has, and its own sizes."""
+        assert teacher_info is not None  # `teacher_of` has refused a teacher without weights
         from cohobate.students.from_config import parameters_after_cut
 
-        kept, width = self.chosen(lender.depth), self.width
+        kept, width = self.kept_layers(teacher_info.depth), self.width
         widths = None if width is None else (width.groups, width.neurons)
-        parameters = parameters_after_cut(lender.folder, kept, widths)
+        parameters = parameters_after_cut(teacher_info.folder, kept, widths)
         sizes = {"layers": len(kept), "parameters": parameters}
-        return lender, lender.to_json() | sizes | {"type": self.type}
+        return teacher_info, teacher_info.to_json() | sizes | {"type": self.type}
 
-    def _lent_tokenizer(
+    def _tokenizer_of_teacher(
         self, teachers: Mapping[str, Teacher], folder: Path
     ) -> "PreTrainedTokenizerBase":
         """Return the teacher's tokenizer; a tuned teacher's is set already."""
         if self.of == "data/preflight":
-            return self.lender(teachers).tokenizer(folder)
+            return self.teacher_of(teachers).tokenizer(folder)
         return checkpoints.load_tokenizer(folder)
 
     def build(
         self, teachers: Mapping[str, Teacher], pins: PinnedModels
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        """Load the teacher and keep the chosen layers, heads and neurons."""
+        """Load the teacher, and keep some of its layers, heads and neurons."""
         from cohobate.students.layer_cutting import keep_layers, layer_stack
 
         folder = Path(self.of)
         if self.of == "data/preflight":
-            folder = self.lender(teachers).folder(pins.teachers[self.teacher])
+            folder = self.teacher_of(teachers).folder(pins.teachers[self.teacher])
         model, _ = checkpoints.load(folder)
-        tokenizer = self._lent_tokenizer(teachers, folder)
+        tokenizer = self._tokenizer_of_teacher(teachers, folder)
         if not self._calibrated:
-            keep_layers(model, self.chosen(len(layer_stack(model))))
+            keep_layers(model, self.kept_layers(len(layer_stack(model))))
             return model, tokenizer
         from cohobate.students.importance import calibration_rows, measure_importance
         from cohobate.students.width_cutting import keep_widths
 
         rows = calibration_rows(Path(self.rows), self.calibration_rows)
-        matters = measure_importance(model, tokenizer, rows, widths=self.width is not None)
-        kept = self.chosen(len(layer_stack(model)), matters.layers_L.tolist())
+        importance = measure_importance(model, tokenizer, rows, widths=self.width is not None)
+        kept = self.kept_layers(len(layer_stack(model)), importance.layers_L.tolist())
         keep_layers(model, kept)
         say(f"layers kept: {', '.join(map(str, kept))}")
         if self.width is not None:
-            of_kept = (matters.groups_LG[kept], matters.neurons_LF[kept])
+            of_kept = (importance.groups_LG[kept], importance.neurons_LI[kept])
             keep_widths(model, *of_kept, self.width.groups, self.width.neurons)
         return model, tokenizer
 
 
 class Pretrained(Initialization):
-    """A smaller model that someone has trained already."""
+    """A smaller pretrained model."""
 
     type: Literal["pretrained"]
     model: str
@@ -214,24 +214,25 @@ class Pretrained(Initialization):
     tokenizer: Literal["own", "teacher"] = "own"
     """teacher: take over its end-of-sequence token and chat template (of the same vocabulary)."""
     template: TemplateSettings = PLAIN
-    """Settings of its own chat template, as of a teacher's; one that is taken over has the
-    teacher's."""
+    """Settings of its own chat template. With `tokenizer: teacher` the teacher's apply."""
 
     @property
-    def borrows(self) -> bool:
-        """Whether something of the teacher's folder is needed."""
+    def needs_teacher(self) -> bool:
+        """Whether the teacher's checkpoint is needed."""
         return self.tokenizer == "teacher"
 
-    def preview(self, lender: ModelInfo | None) -> tuple[ModelInfo, dict[str, Any]]:
-        """Return the model as it will speak, and what the student will be."""
-        found = read_model_info(hub.resolve(self.model, self.revision))
+    def preview(self, teacher_info: ModelInfo | None) -> tuple[ModelInfo, dict[str, Any]]:
+        """Return the model with its tokenizer and template, and the student's sizes."""
+        info = read_model_info(hub.resolve(self.model, self.revision))
         for note in self.template.check(
-            "the student", found.template, "params.yaml, init_student.template"
+            "the student", info.template, "params.yaml, init_student.template"
         ):
             say(note)
-        found = found.with_template(self.template)
-        student = found.with_tokenizer_of(lender) if lender and self.borrows else found
-        origin = hub.source_of(self.model, found.folder)
+        info = info.with_template(self.template)
+        student = (
+            info.with_tokenizer_of(teacher_info) if teacher_info and self.needs_teacher else info
+        )
+        origin = hub.source_of(self.model, info.folder)
         return student, student.to_json() | origin | {"type": self.type}
 
     def build(
@@ -239,16 +240,16 @@ class Pretrained(Initialization):
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Load the model, with the tokenizer that was chosen."""
         model, tokenizer = checkpoints.load(hub.resolve_pinned(self.model, pins.student))
-        if self.borrows:
-            lender = self.lender(teachers).folder(pins.teachers[self.teacher])
-            tokenizer = self.lender(teachers).tokenizer(lender)
+        if self.needs_teacher:
+            folder = self.teacher_of(teachers).folder(pins.teachers[self.teacher])
+            tokenizer = self.teacher_of(teachers).tokenizer(folder)
         else:
             self.template.write_into(tokenizer)
         return model, tokenizer
 
 
 class RandomWeights(Initialization):
-    """The teacher's architecture, smaller, with weights that have learnt nothing."""
+    """A smaller model of the teacher's architecture, with random weights."""
 
     type: Literal["random"]
     layers: int = Field(ge=1)
@@ -260,27 +261,27 @@ class RandomWeights(Initialization):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What differs from the teacher's configuration."""
+        """The sizes that differ from the teacher's configuration."""
         return {**self.overrides, "num_hidden_layers": self.layers}
 
-    def preview(self, lender: ModelInfo | None) -> tuple[ModelInfo, dict[str, Any]]:
-        """Return the model that the student speaks like, and what the student will be."""
+    def preview(self, teacher_info: ModelInfo | None) -> tuple[ModelInfo, dict[str, Any]]:
+        """Return the model whose tokenizer and template the student has, and its own sizes."""
         from cohobate.students.from_config import random_model
 
-        assert lender is not None  # `lender` has refused a teacher without weights
-        model = random_model(lender.folder, self.sizes, self.seed, device="meta")
+        assert teacher_info is not None  # `teacher_of` has refused a teacher without weights
+        model = random_model(teacher_info.folder, self.sizes, self.seed, device="meta")
         sizes = {"layers": self.layers, "parameters": model.num_parameters()}
-        return lender, lender.to_json() | sizes | {"type": self.type}
+        return teacher_info, teacher_info.to_json() | sizes | {"type": self.type}
 
     def build(
         self, teachers: Mapping[str, Teacher], pins: PinnedModels
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        """Draw the weights."""
+        """Return a model with random weights, and the teacher's tokenizer."""
         from cohobate.students.from_config import random_model
 
-        folder = self.lender(teachers).folder(pins.teachers[self.teacher])
+        folder = self.teacher_of(teachers).folder(pins.teachers[self.teacher])
         model = random_model(folder, self.sizes, self.seed)
-        return model, self.lender(teachers).tokenizer(folder)
+        return model, self.teacher_of(teachers).tokenizer(folder)
 
 
 StudentInit = Annotated[TeacherLayers | Pretrained | RandomWeights, Field(discriminator="type")]

@@ -10,7 +10,7 @@ from cohobate.models.layers import body_of
 
 
 def layer_stack(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the stack of transformer blocks, whatever the architecture calls it.
+    """Return the list of transformer blocks, by whichever name the architecture has it.
 
     Raises:
         UserError: the model is not one stack of blocks.

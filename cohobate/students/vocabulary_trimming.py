@@ -1,9 +1,9 @@
-"""Trimming a vocabulary to the tokens that rows use, and getting the whole one back.
+"""Vocabulary trimming: a model keeps the tokens that rows use; and the way back.
 
-Kept are the tokens of the rows, all added tokens (end of sequence, roles), every byte, and what
-these are merged from. Byte-pair encoding then cuts the rows as before: each merge that it made of
-them is still there, and none is new. Any other text comes out in smaller pieces. The tokens keep
-their order and their strings, so the strings tell which id of the teacher each one is.
+Kept are the tokens of the rows, all added tokens (end of sequence, roles), every byte, and the
+tokens that these are merged from. Byte-pair encoding then tokenises the rows as before: each merge
+that it made of them is still there, and none is new. Other text has more, shorter tokens. Tokens
+keep their order and their strings, so that the string of each tells its id in the teacher.
 """
 
 import json
@@ -29,7 +29,7 @@ _BYTES = {f"<0x{n:02X}>" for n in range(256)}.union(pre_tokenizers.ByteLevel.alp
 def trim(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]
 ) -> PreTrainedTokenizerBase:
-    """Leave `model` only the tokens that rows use; return the tokenizer of these.
+    """Trim a model's vocabulary to the tokens that rows use, in place; return its tokenizer.
 
     Raises:
         UserError: the tokenizer is not byte-pair encoding.
@@ -58,23 +58,24 @@ def restore(
 ) -> PreTrainedTokenizerBase:
     """Give a trimmed model back the vocabulary of the model in `whole`; return its tokenizer.
 
-    The tokens that it lacks get the rows that they have there, to be read; it never says them: the
-    generation configuration suppresses them, so that its answers are what they were.
+    The embeddings of the missing tokens are taken from `whole`, so that they can be read. The
+    generation configuration suppresses them: the model never generates them, and its answers stay
+    what they were.
     """
-    lender, full = checkpoints.load(whole)
+    whole_model, full = checkpoints.load(whole)
     ids = ids_within(full.get_vocab(), tokenizer.get_vocab())
     if ids is None:
-        raise UserError("not the model that this one's vocabulary is a part of", where=str(whole))
+        raise UserError("the trimmed vocabulary is no part of this model's", where=str(whole))
     at = torch.from_numpy(ids)
-    ours, theirs = (m.get_input_embeddings().weight.shape[1] for m in (model, lender))
+    ours, theirs = (m.get_input_embeddings().weight.shape[1] for m in (model, whole_model))
     if ours != theirs:
         raise UserError(
-            f"rows of {theirs} numbers cannot be lent to a model that is {ours} wide",
+            f"its embeddings have width {theirs}, the trimmed model's {ours}",
             where=str(whole),
             fix="cohobate run --set export.vocabulary=used",
         )
     for side in ("input", "output"):
-        ours, theirs = (getattr(m, f"get_{side}_embeddings")() for m in (model, lender))
+        ours, theirs = (getattr(m, f"get_{side}_embeddings")() for m in (model, whole_model))
         theirs.weight.data[at] = ours.weight.detach().to(theirs.weight.dtype)
         getattr(model, f"set_{side}_embeddings")(theirs)
     config = model.config.get_text_config()
@@ -82,8 +83,8 @@ def restore(
         model.tie_weights()
     config.vocab_size = len(model.get_input_embeddings().weight)
     old = dict(enumerate(ids.tolist()))
-    for told in {id(c): c for c in (model.config, config, model.generation_config)}.values():
-        _renumber(told, old)
+    for document in {id(c): c for c in (model.config, config, model.generation_config)}.values():
+        _renumber(document, old)
     known = set(old.values())
     lacking = [number for number in range(config.vocab_size) if number not in known]
     model.generation_config.suppress_tokens = lacking
@@ -93,31 +94,31 @@ def restore(
 def trimmed_tokenizer(
     tokenizer: PreTrainedTokenizerBase, used: set[int]
 ) -> PreTrainedTokenizerBase:
-    """Return a tokenizer of the used tokens and what they are made of."""
+    """Return a tokenizer of the used tokens, and of the tokens that they are merged from."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         tokenizer.save_pretrained(folder)
         path = folder / "tokenizer.json"
-        told = json.loads(path.read_text())
-        manners_path = folder / "tokenizer_config.json"
-        manners = json.loads(manners_path.read_text())
-        new = _trim_model(told, used)
-        _renumber_added(told, new)
-        _renumber_post(told.get("post_processor"), new)
-        manners.pop("added_tokens_decoder", None)
-        path.write_text(json.dumps(told, ensure_ascii=False))
-        manners_path.write_text(json.dumps(manners, ensure_ascii=False))
+        document = json.loads(path.read_text())
+        tokenizer_config_path = folder / "tokenizer_config.json"
+        tokenizer_config = json.loads(tokenizer_config_path.read_text())
+        new = _trim_model(document, used)
+        _renumber_added(document, new)
+        _renumber_post(document.get("post_processor"), new)
+        tokenizer_config.pop("added_tokens_decoder", None)
+        path.write_text(json.dumps(document, ensure_ascii=False))
+        tokenizer_config_path.write_text(json.dumps(tokenizer_config, ensure_ascii=False))
         for name in ("vocab.json", "merges.txt", "tokenizer.model"):
             (folder / name).unlink(missing_ok=True)
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _trim_model(told: dict[str, Any], used: set[int]) -> dict[int, int]:
+def _trim_model(document: dict[str, Any], used: set[int]) -> dict[int, int]:
     """Trim vocabulary and merges in place; return the new id of each old one that is kept."""
-    model = told["model"]
+    model = document["model"]
     if model["type"] != "BPE":
         raise UserError(
-            f"a vocabulary of the kind {model['type']} cannot be trimmed: only byte-pair encoding",
+            f"a {model['type']} vocabulary cannot be trimmed: only byte-pair encoding can",
             where="params.yaml, section init_student.vocabulary",
             fix="init_student.vocabulary: whole",
         )
@@ -126,7 +127,7 @@ def _trim_model(told: dict[str, Any], used: set[int]) -> dict[int, int]:
     for left, right in pairs:
         made_of.setdefault(left + right, []).extend((left, right))
     ids: dict[str, int] = model["vocab"]
-    added = {token["content"]: token["id"] for token in told["added_tokens"]}
+    added = {token["content"]: token["id"] for token in document["added_tokens"]}
     strings = {number: token for token, number in (ids | added).items()}
     waiting = [strings[n] for n in used] + [t for t in ids if t in _BYTES] + list(added)
     kept: set[str] = set()
@@ -142,13 +143,13 @@ def _trim_model(told: dict[str, Any], used: set[int]) -> dict[int, int]:
     return new
 
 
-def _renumber_added(told: dict[str, Any], new: dict[int, int]) -> None:
-    for token in told["added_tokens"]:
+def _renumber_added(document: dict[str, Any], new: dict[int, int]) -> None:
+    for token in document["added_tokens"]:
         token["id"] = new[token["id"]]
 
 
 def _renumber_post(post: Any, new: dict[int, int]) -> None:
-    """Renumber the ids in whatever adds special tokens."""
+    """Renumber the ids of a post-processor, which adds special tokens."""
     if not post:
         return
     for inner in post.get("processors", ()):

@@ -1,9 +1,9 @@
-"""Cutting heads and neurons out of a model, so that what is left is a model of its kind.
+"""Width pruning: a model keeps some of its attention heads and MLP neurons.
 
-Heads go by whole groups that share keys and values: every architecture with grouped queries then
-reads its configuration as before, with fewer of both.
+Heads are kept or dropped in whole groups that share keys and values, so that the configuration of
+any architecture with grouped queries can describe the result.
 
-Shapes: G groups of heads, F neurons, L layers.
+Shapes: G groups of heads, I neurons (inputs of the MLP's last linear layer), L layers.
 """
 
 import torch
@@ -17,7 +17,7 @@ from cohobate.students.layer_cutting import layer_stack
 
 
 def keep_widths(
-    model: PreTrainedModel, groups_LG: Tensor, neurons_LF: Tensor, groups: int, neurons: int
+    model: PreTrainedModel, groups_LG: Tensor, neurons_LI: Tensor, groups: int, neurons: int
 ) -> None:
     """Keep in each layer the groups of heads and the neurons that matter most, in their order."""
     config = model.config.get_text_config()
@@ -26,7 +26,7 @@ def keep_widths(
     for number, block in enumerate(layer_stack(model)):
         projections(block)
         kept_groups = _highest(groups_LG[number], groups)
-        kept_neurons = _highest(neurons_LF[number], neurons)
+        kept_neurons = _highest(neurons_LI[number], neurons)
         keys, queries = (_spread(kept_groups, n) for n in (size, size * shared))
         cuts = {"q_proj": (queries, 0), "k_proj": (keys, 0), "v_proj": (keys, 0)}
         cuts |= {"o_proj": (queries, 1), "down_proj": (kept_neurons, 1)}
@@ -47,21 +47,21 @@ def keep_widths(
 
 
 def keep_any(model: PreTrainedModel, groups: int, neurons: int) -> None:
-    """Keep so many groups of heads and neurons of each layer, whichever: for a model's sizes.
+    """Keep any `groups` of heads and `neurons` of each layer: only the sizes of the result count.
 
     Raises:
         UserError: the model has fewer.
     """
     blocks = layer_stack(model)
-    there = heads_of(model), projections(blocks[0])[1].in_features
-    if groups > there[0] or neurons > there[1]:
+    available = heads_of(model), projections(blocks[0])[1].in_features
+    if groups > available[0] or neurons > available[1]:
         raise UserError(
-            f"the teacher has {there[0]} groups of heads and {there[1]} neurons a layer: cannot "
-            f"keep {groups} and {neurons}",
+            f"cannot keep {groups} groups of heads and {neurons} neurons a layer: the teacher has "
+            f"{available[0]} and {available[1]}",
             where="params.yaml, section init_student.width",
         )
-    groups_LG, neurons_LF = (torch.zeros(len(blocks), count) for count in there)
-    keep_widths(model, groups_LG, neurons_LF, groups, neurons)
+    groups_LG, neurons_LI = (torch.zeros(len(blocks), count) for count in available)
+    keep_widths(model, groups_LG, neurons_LI, groups, neurons)
 
 
 def _highest(scores: Tensor, count: int) -> Tensor:

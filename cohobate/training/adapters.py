@@ -1,6 +1,6 @@
-"""What of a model is trained, and through what: its weights, or small matrices beside them.
+"""Adapters: what training changes, the weights themselves or low-rank updates of them (LoRA).
 
-Both ways end as plain weights, so that whatever comes after needs to know of neither.
+Both end as plain weights: what comes after training needs to know of neither.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Full(Section):
-    """The weights themselves."""
+    """Training of the weights themselves."""
 
     type: Literal["full"] = "full"
 
@@ -35,7 +35,7 @@ class Full(Section):
 class Lora(Section):
     """Low-rank updates of linear maps, merged into them at the end (Hu et al. 2021).
 
-    Everything else stays as it is, embeddings and head included.
+    All other weights stay as they are, embeddings and head included.
     """
 
     type: Literal["lora"]
@@ -43,7 +43,7 @@ class Lora(Section):
     alpha: float = Field(32, gt=0)
     """The update is alpha / rank · B A."""
     dropout: float = Field(0, ge=0, lt=1)
-    """Of what goes into A."""
+    """Dropout of the inputs of A."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear maps, such as `[q_proj, v_proj]`; all but the head when not given."""
 
@@ -51,12 +51,12 @@ class Lora(Section):
     def attach(
         self, model: "PreTrainedModel", frozen_blocks: "Blocks", seed: int
     ) -> Iterator[None]:
-        """Train the updates in place of the weights; merge them once the block ends well.
+        """Train low-rank updates in place of the weights; merge them as the block ends.
 
         Args:
             model: changed in place.
             frozen_blocks: transformer blocks that get no update.
-            seed: of the updates' first values.
+            seed: of the updates' initial values.
 
         Raises:
             UserError: no linear map has such a name, or the head or the embeddings have it.
@@ -70,7 +70,7 @@ class Lora(Section):
                 adapted: Any = get_peft_model(model, self._config())
             except ValueError as error:
                 raise UserError(str(error).split(". ")[0], where="adapter.target_modules") from None
-        self._spare_the_head(model)
+        self._refuse_head(model)
         for block in frozen_blocks:
             block.requires_grad_(False)
         yield
@@ -88,8 +88,8 @@ class Lora(Section):
             task_type="CAUSAL_LM",
         )
 
-    def _spare_the_head(self, model: "PreTrainedModel") -> None:
-        """Refuse an update that the loss, which is fused with the head, would pass over."""
+    def _refuse_head(self, model: "PreTrainedModel") -> None:
+        """Refuse an adapter of the head: the fused loss reads its weight, and would skip it."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         ends = (model.get_input_embeddings(), model.get_output_embeddings())

@@ -1,10 +1,8 @@
-"""Rows as examples, and which of them each update of a training run sees.
+"""Batches of a training run: the examples of each update, and micro-batches as tensors.
 
-The order is shuffled anew for each epoch; within a window of some updates, rows of like length
-come together, so that little is padding. Stages of a curriculum follow each other, and share the
-updates in proportion to their rows.
-
-Shapes: B batch, S sequence, P tokens of a beginning, N valid tokens, K stored ids.
+The order is shuffled anew for each epoch. Within a window of updates, rows of similar length come
+together, so that there is little padding. Curriculum stages come one after the other, each with
+updates in proportion to its rows.
 """
 
 import math
@@ -21,13 +19,13 @@ from cohobate.data.tokenized import pad_right
 from cohobate.training.hyperparameters import Hyperparameters
 
 WINDOW = 16
-"""Updates whose rows are sorted by length together."""
+"""Number of updates whose rows are sorted by length together."""
 
 
 def plan_batches(
     examples: Sequence[Example], hyperparameters: Hyperparameters, seed: int
 ) -> list[list[int]]:
-    """Return, for each update, the positions of its rows in `examples`."""
+    """Return the positions in `examples` of each update's rows."""
     stages = sorted({example.stage for example in examples})
     updates, size = hyperparameters.updates_over(len(examples)), hyperparameters.batch_size
     batches: list[list[int]] = []
@@ -44,7 +42,7 @@ def _stage_batches(
     examples: Sequence[Example], rows: list[int], count: int, size: int, rng: random.Random
 ) -> Iterator[list[int]]:
     endless = _epochs(rows, rng)
-    widest = min(WINDOW, max(1, len(rows) // size))  # else a row could be twice in one update
+    widest = min(WINDOW, max(1, len(rows) // size))  # so that no row comes twice in an update
     for start in range(0, count, widest):
         width = min(widest, count - start)
         window = [next(endless) for _ in range(width * size)]
@@ -62,7 +60,7 @@ def _epochs(rows: list[int], rng: random.Random) -> Iterator[int]:
 
 
 class MicroBatches(Dataset[dict[str, Any]]):
-    """The micro-batches of a plan, in order, as the tensors that `CausalLMLoss` takes."""
+    """The micro-batches of all updates, in order, as the tensors that a `ModelLoss` takes."""
 
     def __init__(
         self,
@@ -72,7 +70,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         target_source: TargetCollator | None,
     ) -> None:
         self.examples, self.target_source = examples, target_source
-        self._instead: dict[int, list[Example]] = {}
+        self._replaced: dict[int, list[Example]] = {}
         starts = [
             (update, start)
             for update, batch in enumerate(batches)
@@ -85,13 +83,17 @@ class MicroBatches(Dataset[dict[str, Any]]):
         return len(self.micro)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Return one micro-batch: `ids_BS`, `positions_N` (into B·S), `labels_N`; and, for soft
-        targets, how far training is (`progress`, 0 to 1) and what their source brings.
+        """Return a micro-batch: `ids_BS`, `positions_N` (into B·S), `labels_N`.
+
+        With a target source also `by_student_N`, `progress` (0 to 1 over the run) and
+        `teacher_inputs`, as the source collates them.
         """
         if number >= len(self.micro):
             raise IndexError(number)
         rows = self.rows(number)
-        ids_BS = pad_right([row.ids[:-1].tolist() for row in rows], 0)  # nothing follows the last
+        ids_BS = pad_right(
+            [row.ids[:-1].tolist() for row in rows], 0
+        )  # nothing is predicted after the last token
         batch: dict[str, Any] = {
             "ids_BS": ids_BS,
             "positions_N": completion_positions(rows, ids_BS.shape[1]),
@@ -100,8 +102,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
             ),
         }
         if self.target_source is not None:
-            owned = [row.by_student for row in rows for _ in range(row.length)]
-            batch["by_student_N"] = torch.tensor(owned)
+            by_student = [row.by_student for row in rows for _ in range(row.length)]
+            batch["by_student_N"] = torch.tensor(by_student)
             batch |= {
                 "progress": self.progress[number],
                 "teacher_inputs": self.target_source.collate(rows),
@@ -110,10 +112,10 @@ class MicroBatches(Dataset[dict[str, Any]]):
 
     def rows(self, number: int) -> list[Example]:
         """Return the examples of a micro-batch."""
-        return self._instead.get(number) or [self.examples[i] for i in self.micro[number]]
+        return self._replaced.get(number) or [self.examples[i] for i in self.micro[number]]
 
     def replace(self, numbers: Sequence[int], rows: Sequence[Example]) -> None:
-        """Let the micro-batches of one update hold these rows instead of the planned ones."""
+        """Replace the rows of one update; `numbers` are its micro-batches."""
         size = math.ceil(len(rows) / len(numbers))
         parts = (list(rows[n * size : (n + 1) * size]) for n in range(len(numbers)))
-        self._instead = dict(zip(numbers, parts, strict=True))
+        self._replaced = dict(zip(numbers, parts, strict=True))

@@ -52,7 +52,7 @@ class HistoryCallback(TrainerCallback):
         """Record the update; its learning rate is that of the step that comes now."""
         update = self.trainer.close_update(kwargs["optimizer"].param_groups[0]["lr"])
         if self.curves is not None:
-            self.curves.draw(update)
+            self.curves.add(update)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

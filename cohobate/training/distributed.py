@@ -1,8 +1,8 @@
-"""One phase trained by several processes at once: Ray Train places, joins and replaces them.
+"""Distributed training: several processes train one phase, placed and replaced by Ray Train.
 
-Every worker does the same work on the same files (the round's folder is on a disk that all see),
-and learns its share of each update's rows; the first one writes checkpoints and publishes. A worker
-that is lost takes the others down with it, and all start again at the newest training checkpoint
+Every worker runs the same function on the same files (the round's folder is on a shared disk), on
+its shard of each update's rows; the first one writes checkpoints and publishes. Where a worker is
+lost all are started again, from the newest training checkpoint
 (cohobate/training/checkpointing.py): Ray's own checkpoints are not used.
 """
 
@@ -23,15 +23,15 @@ Result = TypeVar("Result")
 
 _STARTS = 3
 _PATIENCE = "300"
-"""Seconds in which a worker must have started; Ray's minute is short for two that import torch."""
+"""Seconds for workers to start. Ray's default of 60 is short for two that import torch."""
 
 
 def run(work: Callable[[], Result], workers: int, replacements: int) -> Result:
-    """Do `work` in so many workers together; return what the first one returns.
+    """Run `work` in several workers together; return the result of the first one.
 
     Args:
-        work: it can be pickled, and finds what it reads from this folder.
-        workers: processes; each asks Ray for a CPU slot, and for a GPU where the cluster has any.
+        work: a function that can be pickled; it is run in this folder.
+        workers: number of processes; each takes a CPU slot of Ray's, and a GPU where there is any.
         replacements: how often lost workers are replaced before this gives up.
 
     Raises:
@@ -45,10 +45,10 @@ def run(work: Callable[[], Result], workers: int, replacements: int) -> Result:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _PATIENCE)
     with _cluster(workers), tempfile.TemporaryDirectory(prefix="cohobate-train-") as scratch:
         on_gpu = ray.cluster_resources().get("GPU", 0) > 0
-        _check_room("GPU" if on_gpu else "CPU", workers)
+        _check_slots("GPU" if on_gpu else "CPU", workers)
         messages = Queue(actor_options={"num_cpus": 0})
         trainer = TorchTrainer(
-            _do,
+            _worker,
             train_loop_config={"root": str(Path.cwd()), "work": work, "send": messages.put},
             scaling_config=ScalingConfig(
                 num_workers=workers, use_gpu=on_gpu, resources_per_worker={"CPU": 1}
@@ -62,14 +62,14 @@ def run(work: Callable[[], Result], workers: int, replacements: int) -> Result:
         fitting = threading.Thread(target=_fit, args=(trainer, messages.put))
         fitting.start()
         try:
-            result: Result = _hear(messages.get)
+            result: Result = _receive_result(messages.get)
             return result
         finally:
             fitting.join()
             messages.shutdown(force=True)
 
 
-def _do(config: dict[str, Any]) -> None:
+def _worker(config: dict[str, Any]) -> None:
     """Run in each worker."""
     from cohobate import processes
 
@@ -79,7 +79,7 @@ def _do(config: dict[str, Any]) -> None:
     with reporting_to(send):
         try:
             send(config["work"]())
-        except UserError as error:  # to be told, not to be tried again
+        except UserError as error:  # Ray would start the workers again for it
             send(error)
 
 
@@ -92,11 +92,11 @@ def _fit(trainer: Any, send: Callable[[Any], None]) -> None:
     except TrainingFailedError as error:
         reason = str(error).strip().splitlines()[-1]
         send(UserError("the workers were lost too often, or failed", where=reason))
-    except Exception as error:  # a cluster that went away; the caller waits for a word
+    except Exception as error:  # such as a lost cluster: the caller waits for a message
         send(UserError(f"Ray could not train: {type(error).__name__}", where=str(error)[:500]))
 
 
-def _hear(receive: Callable[[], Any]) -> Any:
+def _receive_result(receive: Callable[[], Any]) -> Any:
     """Pass on the progress events of the first worker, until its result comes."""
     while True:
         message = receive()
@@ -109,7 +109,7 @@ def _hear(receive: Callable[[], Any]) -> Any:
 
 @contextmanager
 def _cluster(workers: int) -> Iterator[None]:
-    """Be connected to Ray: the round's, or where there is none a local one for the block."""
+    """Connect to the round's Ray cluster, or to a local one for the block where there is none."""
     import ray
 
     if ray.is_initialized():
@@ -125,7 +125,7 @@ def _cluster(workers: int) -> Iterator[None]:
 
 
 def _start(workers: int, home: str) -> None:
-    """Start a local cluster; again where the machine was too busy for Ray's half a minute.
+    """Start a local cluster; try again where a busy machine exceeds Ray's 30 seconds.
 
     Raises:
         UserError: it did not come up.
@@ -154,8 +154,8 @@ def _start(workers: int, home: str) -> None:
     raise UserError("Ray did not start", where=reason[:500], fix="try again, or workers: 1")
 
 
-def _check_room(kind: str, workers: int) -> None:
-    """Refuse what Ray would wait for without end: slots that there are not, or that we hold."""
+def _check_slots(kind: str, workers: int) -> None:
+    """Refuse more workers than there are slots: Ray would wait for them without end."""
     import ray
 
     held = 0.0

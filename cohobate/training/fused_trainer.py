@@ -127,7 +127,7 @@ class FusedTrainer(Trainer):
             batches = self._generated(self.rollouts, batches)
         first = self.state.global_step * num_batches
         rows = [self.data.rows(first + n) for n in range(num_batches)]
-        self.target_weights.put(batches, rows)
+        self.target_weights.add_to(batches, rows)
         counts = [(self.loss_fn.count(batch), len(batch["labels_N"])) for batch in batches]
         items_tokens = processes.all_reduce_sum(torch.tensor(counts, device=device).sum(0))
         self._items, self._tokens = items_tokens.tolist()

@@ -1,4 +1,4 @@
-"""What a training run tells of each of its updates: a table with the checkpoint, and live curves.
+"""The history of a training run: history.csv beside the checkpoint, and TensorBoard curves.
 
 Lines of history.csv, a column for each term of the loss:
 
@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 TENSORBOARD_DIR = Path("reports/training")
-"""TensorBoard's files, one folder a run: to look at, and outside everything that is hashed."""
+"""TensorBoard's files, a folder for each run; outside of everything that is hashed."""
 
 
 class Update(NamedTuple):
@@ -26,15 +26,15 @@ class Update(NamedTuple):
     learning_rate: float
     stage: int
     terms: Mapping[str, float] = MappingProxyType({})
-    """What each term of the loss gave, its weight included; `loss` is their sum."""
+    """Weighted loss of each term; `loss` is their sum."""
     gradient_norm: float = math.nan
-    """Before it was clipped."""
+    """Global norm of the gradient before clipping."""
     tokens: int = 0
-    """Valid tokens: those that the loss is a mean over."""
+    """Completion tokens of the update."""
 
 
 def term_names(terms: Sequence[Any]) -> list[str]:
-    """Return a name for each term of a loss: its type, and its number where a type comes again."""
+    """Return a name for each term: its type, with a number from the second of a type on."""
     seen: Counter[str] = Counter()
     names = []
     for term in terms:
@@ -44,7 +44,7 @@ def term_names(terms: Sequence[Any]) -> list[str]:
 
 
 def write_history(path: Path, history: Sequence[Update]) -> None:
-    """Write a line for each update; `dvc plots` and the report read it."""
+    """Write a line for each update as CSV; `dvc plots` and the report read it."""
     terms = list(history[0].terms) if history else []
     columns = ["step", "loss", *terms, "gradient_norm", "tokens", "learning_rate", "stage"]
     with path.open("w", newline="") as out:
@@ -52,22 +52,22 @@ def write_history(path: Path, history: Sequence[Update]) -> None:
         writer.writerow(columns)
         for u in history:
             losses = [f"{loss:.6g}" for loss in (u.loss, *u.terms.values())]
-            shape = [f"{u.gradient_norm:.6g}", u.tokens, f"{u.learning_rate:.6g}", u.stage]
-            writer.writerow([u.step, *losses, *shape])
+            figures = [f"{u.gradient_norm:.6g}", u.tokens, f"{u.learning_rate:.6g}", u.stage]
+            writer.writerow([u.step, *losses, *figures])
 
 
 class TensorBoardCurves:
-    """A run's updates as TensorBoard reads them while it trains: `tensorboard --logdir reports`."""
+    """TensorBoard curves of a run, written as it trains: `tensorboard --logdir reports`."""
 
     def __init__(self, name: str, first: int) -> None:
         from tensorboardX import SummaryWriter
 
         folder = TENSORBOARD_DIR / name.replace("/", "-")
-        # what a killed run drew beyond its last checkpoint is drawn again
+        # a killed run drew points beyond its last checkpoint: they are purged, and drawn again
         self._writer = SummaryWriter(str(folder), purge_step=first)
 
-    def draw(self, update: Update) -> None:
-        """Add one point to each curve."""
+    def add(self, update: Update) -> None:
+        """Add a point to each curve."""
         points = {"loss": update.loss, "learning_rate": update.learning_rate}
         points |= {f"terms/{name}": loss for name, loss in update.terms.items()}
         points |= {"gradient_norm": update.gradient_norm, "tokens": update.tokens}
@@ -75,5 +75,5 @@ class TensorBoardCurves:
             self._writer.add_scalar(name, value, update.step)
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Flush and close the files."""
         self._writer.close()

@@ -1,4 +1,4 @@
-"""What a person chooses of a training run, whichever model is trained and on whatever targets."""
+"""Hyperparameters of a training run: length, batch size, optimizer, adapter, precision."""
 
 import math
 from typing import Literal
@@ -12,32 +12,32 @@ from cohobate.training.adapters import Adapter, Full
 from cohobate.training.quantization_aware import NoQuantisation, Quantisation
 
 SHORT_ROW = 256
-"""Tokens up to which eager attention trains faster than SDPA on a CPU."""
+"""Longest row, in tokens, on which eager attention trains faster than SDPA on a CPU."""
 
 
 class Freeze(Section):
-    """Weights that training leaves as they are. What lies below them needs no backward pass."""
+    """Frozen weights. Layers below the lowest trained one need no backward pass."""
 
     embeddings: bool = True
     """The input embeddings, and with them the head where the two are tied."""
     layers: int = Field(0, ge=0)
-    """So many of the lowest blocks."""
+    """Number of the lowest transformer blocks that are frozen."""
     head: bool = False
     """The output head, where it is a matrix of its own."""
 
 
 class Hyperparameters(Section):
-    """How long and how fast a model is trained."""
+    """Length of a training, and how its updates are made."""
 
     updates: int | None = Field(None, ge=1)
     """Optimiser steps. Give this or `epochs`."""
     epochs: float | None = Field(None, gt=0)
     """Passes over the rows."""
     batch_size: int = Field(32, ge=1)
-    """Rows of one update, whatever the number of workers."""
+    """Rows of one update, over all workers."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Rows that a worker has in memory at once; its whole share of the batch when not given.
-    Gradients are summed."""
+    """Rows of one forward pass of a worker; its whole share of the batch when not given. Gradients
+    of the micro-batches are accumulated."""
     optimiser: Literal["adamw", "adafactor", "sgd"] = "adamw"
     """adafactor keeps a row and a column in place of AdamW's second moments; sgd keeps nothing."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -56,35 +56,38 @@ class Hyperparameters(Section):
     adapter: Adapter = Full()
     """Train the weights, or low-rank updates of them."""
     quantisation: Quantisation = NoQuantisation()
-    """Train the weights as they will be once they are integers."""
+    """Quantisation-aware training: the weights are rounded in the forward pass."""
     precision: Precision = "auto"
-    """Number format of the matrix products; weights, optimiser and softmax are float32 always.
-    auto: the one in which the processor or GPU is fast (cohobate/models/number_formats.py)."""
+    """Number format of the matrix products; weights, optimiser and softmax are always float32.
+    auto: the format in which the processor or GPU is fast (cohobate/models/number_formats.py)."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
-    """auto: sdpa, with rows compared with themselves alone (cohobate/fast/row_attention.py); of a
-    model that cannot, eager on a CPU where rows are short: its backward is twice as fast."""
+    """auto: sdpa, each row attending to itself alone (cohobate/fast/row_attention.py); where
+    the model does not support it, eager on a CPU if rows are short: its backward pass is twice as
+    fast."""
     chunk_tokens: int = Field(512, ge=1)
     """Tokens whose logits are in memory at once."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for what is elementwise in the loss against a live teacher; the numbers are
-    those of the plain path up to rounding. auto: on a GPU alone. On a CPU the compiler takes its
-    time first; `benchmarks/kd_step.py --compiled` measures a step both ways."""
+    """torch.compile for the elementwise part of the loss against a live teacher; same numbers up to
+    rounding. auto: on a GPU only. On a CPU compilation takes long at first;
+    `benchmarks/kd_step.py --compiled` measures a step both ways."""
     max_tokens: int = Field(1024, ge=2)
-    """Longest row, prompt and completion together; longer ones are left out and counted."""
+    """Longest row in tokens, prompt and completion; longer ones are left out and counted."""
     checkpoint_every: int = Field(500, ge=0)
-    """Updates between two training checkpoints, from which a killed run goes on, whatever its
-    method. A run of fewer updates has none: it is as quick to train again. 0: never."""
+    """Updates between two training checkpoints, from which a killed run resumes. A run of fewer
+    updates has none: it is as quick to train again. 0: never."""
     threads: int = Field(2, ge=1)
-    """CPU threads; part of what decides the bytes of the result."""
+    """CPU threads; they are part of what decides the bytes of the result."""
 
     @model_validator(mode="after")
-    def _one_change_of_the_weights(self) -> "Hyperparameters":
+    def _lora_or_quantisation(self) -> "Hyperparameters":
         if self.adapter.type == "lora" and self.quantisation.type != "none":
-            raise ValueError("a merged LoRA leaves the grid that was trained: choose one of both")
+            raise ValueError(
+                "a merged LoRA leaves the integers' grid: use either lora or quantisation"
+            )
         return self
 
     @model_validator(mode="after")
-    def _one_length(self) -> "Hyperparameters":
+    def _updates_or_epochs(self) -> "Hyperparameters":
         if (self.updates is None) == (self.epochs is None):
             raise ValueError("give either updates or epochs")
         return self
@@ -109,5 +112,5 @@ class Hyperparameters(Section):
 
     @property
     def rows_at_once(self) -> int:
-        """Rows of one forward pass, of one worker alone."""
+        """Rows of one forward pass of one worker."""
         return min(self.micro_batch_size or self.batch_size, self.batch_size)

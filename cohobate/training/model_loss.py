@@ -32,8 +32,19 @@ class ModelLoss(nn.Module):
     """A module whose forward pass returns the loss of a micro-batch.
 
     `forward(**batch, divisor=...)` takes a batch of `MicroBatches`, and returns Σ losses / divisor
-    (a scalar) and the losses of each token and term, (N, T), detached.
+    (a scalar) and the losses of each token and of the F terms, (N, F), detached.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._head: Head | None = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, but keep the head's memory: its next gradient is written there."""
+        head = self._head
+        if set_to_none and head and head.weight_VD.is_leaf and head.weight_VD.grad is not None:
+            head.keep("gradient", head.weight_VD.grad)
+        super().zero_grad(set_to_none)
 
     @property
     def names(self) -> list[str]:
@@ -86,14 +97,6 @@ class CausalLMLoss(ModelLoss):
         self.compiled = compiled
         self.target_source, self.vocabulary = target_source, vocabulary
         self.matching = target_source.matching if target_source else None
-        self._head: Head | None = None
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients, but keep the head's memory: its next gradient is written there."""
-        head = self._head
-        if set_to_none and head and head.weight_VD.is_leaf and head.weight_VD.grad is not None:
-            head.keep("gradient", head.weight_VD.grad)
-        super().zero_grad(set_to_none)
 
     @property
     def names(self) -> list[str]:
@@ -112,7 +115,7 @@ class CausalLMLoss(ModelLoss):
         progress: float = 1.0,
         teacher_inputs: Mapping[str, Any] = NOTHING,
     ) -> tuple[Tensor, Tensor]:
-        """Return Σ losses / divisor, and the losses of each completion token and term, (N, T).
+        """Return Σ losses / divisor, and the losses of each completion token and term, (N, F).
 
         Rows are padded on the right: under a causal mask no completion token attends to padding.
         """

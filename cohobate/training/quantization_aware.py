@@ -1,8 +1,8 @@
-"""Training a student as it will compute once it is quantised (quantisation-aware training).
+"""Quantisation-aware training: the student computes with rounded weights while it is trained.
 
-Each forward pass rounds the weights of the linear maps to the grid of the integers, and the
-gradient passes straight through (Jacob et al. 2018). What is published are the plain weights, from
-which the same rounding makes the same integers; the checkpoint's provenance says which.
+Each forward pass rounds the weights of the linear layers to the integers' grid, and the gradient
+passes straight through (Jacob et al. 2018). The published weights are not rounded: rounding makes
+the same integers of them. The checkpoint's provenance says which.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class NoQuantisation(Section):
-    """The weights as they are."""
+    """No quantisation."""
 
     type: Literal["none"] = "none"
 
@@ -34,11 +34,11 @@ class FakeQuantisation(Section):
 
     type: Literal["int8", "int4"]
     group_size: int = Field(32, ge=8)
-    """Weights that share a scale; it must divide the width of every linear map."""
+    """Weights that share a scale; it must divide the inputs of every linear layer."""
 
     @contextmanager
     def prepare(self, model: "PreTrainedModel") -> Iterator[None]:
-        """Let the linear maps compute with rounded weights within the block.
+        """Let the linear layers compute with rounded weights within the block.
 
         Raises:
             UserError: torchao is not installed, or a width is no multiple of the group.
@@ -55,17 +55,17 @@ class FakeQuantisation(Section):
 
         head = model.get_output_embeddings()
 
-        def inner(module: nn.Module, name: str) -> bool:
+        def is_quantised(module: nn.Module, name: str) -> bool:
             return isinstance(module, nn.Linear) and module is not head
 
         for name, module in model.named_modules():
-            if inner(module, name) and module.in_features % self.group_size:
+            if is_quantised(module, name) and module.in_features % self.group_size:
                 raise UserError(
                     f"{name} has {module.in_features} inputs, no multiple of {self.group_size}",
                     where="quantisation.group_size",
                 )
         grid = IntxFakeQuantizeConfig(getattr(torch, self.type), group_size=self.group_size)
-        quantize_(model, QATConfig(weight_config=grid, step="prepare"), filter_fn=inner)
+        quantize_(model, QATConfig(weight_config=grid, step="prepare"), filter_fn=is_quantised)
         yield
         quantize_(model, QATConfig(step="convert"))
 

@@ -30,7 +30,7 @@ def run(init_student: StudentInit, teachers: Teachers) -> None:
         fix = "init_student.rows: data/collect/labelled.jsonl, or data/filter/kept.jsonl"
         raise UserError("these rows do not exist", where=init_student.rows, fix=fix)
     model, tokenizer = init_student.build(teachers, PinnedModels(pins["teachers"], pins["student"]))
-    tokenizer = init_student.trimmed(model, tokenizer)
+    tokenizer = init_student.trim_vocabulary(model, tokenizer)
     provenance = {
         "init_student": init_student.model_dump(mode="json"),
         "source": pins["student"]["fingerprint"],

@@ -63,7 +63,7 @@ def run(
     check_phases(phases, teachers, capture.signals)
     for key, teacher in teachers.items():
         check_terms(key, teacher)
-    init_student.lender(teachers)
+    init_student.teacher_of(teachers)
     outlines = {
         key: look_at_teacher(key, teacher)
         for key, teacher in teachers.items()

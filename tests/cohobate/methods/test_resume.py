@@ -92,9 +92,9 @@ def every_update_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cohobate.progress._EVERY_SECONDS", 0)
 
 
-def resumed_after(said: list[Any]) -> int:
+def resumed_after(events: list[Any]) -> int:
     """How many updates the rerun found done."""
-    lines = [e.text for e in said if isinstance(e, Say) and "goes on after" in e.text]
+    lines = [e.text for e in events if isinstance(e, Say) and "goes on after" in e.text]
     return int(lines[0].rsplit(" ", 1)[1]) if lines else 0
 
 
@@ -113,9 +113,9 @@ def test_killed_at_random_updates_it_ends_with_the_same_bytes(
 ) -> None:
     for point in sorted(random.Random(9).sample(range(1, UPDATES + 1), 3)):
         killed(at_update(point))
-    said: list[Any] = []
-    assert train(said.append) == clean
-    assert 0 <= point - resumed_after(said) <= EVERY
+    events: list[Any] = []
+    assert train(events.append) == clean
+    assert 0 <= point - resumed_after(events) <= EVERY
     assert not RUN.exists()
 
 
@@ -125,9 +125,9 @@ def test_the_state_of_every_optimiser_is_kept(
 ) -> None:
     clean = train(checkpoint_every=0, optimiser=optimiser)
     killed(at_update(UPDATES - 1), optimiser=optimiser)
-    said: list[Any] = []
-    assert train(said.append, optimiser=optimiser) == clean
-    assert resumed_after(said) == EVERY * ((UPDATES - 2) // EVERY)
+    events: list[Any] = []
+    assert train(events.append, optimiser=optimiser) == clean
+    assert resumed_after(events) == EVERY * ((UPDATES - 2) // EVERY)
 
 
 @pytest.mark.faults
@@ -136,9 +136,9 @@ def test_killed_at_each_update_it_ends_with_the_same_bytes(
     every_update_tells: None, clean: dict[str, str], point: int
 ) -> None:
     killed(at_update(point))
-    said: list[Any] = []
-    assert train(said.append) == clean
-    assert 0 <= point - resumed_after(said) <= EVERY
+    events: list[Any] = []
+    assert train(events.append) == clean
+    assert 0 <= point - resumed_after(events) <= EVERY
 
 
 STEPS = {
@@ -165,9 +165,9 @@ def test_killed_at_each_step_of_writing_a_checkpoint(
 
         fault.setattr(checkpointing.CheckpointDir, "save", save)
         killed()
-    said: list[Any] = []
-    assert train(said.append) == clean
-    assert resumed_after(said) == (which - 1) * EVERY
+    events: list[Any] = []
+    assert train(events.append) == clean
+    assert resumed_after(events) == (which - 1) * EVERY
 
 
 FILES = ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
@@ -182,10 +182,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     killed(at_update(2 * EVERY + 1))
     newest = sound()[-1]
     damage(newest / name, how)
-    said: list[Any] = []
-    assert train(said.append) == clean
-    assert resumed_after(said) == EVERY
-    (line,) = [e.text for e in said if isinstance(e, Say) and "damaged" in e.text]
+    events: list[Any] = []
+    assert train(events.append) == clean
+    assert resumed_after(events) == EVERY
+    (line,) = [e.text for e in events if isinstance(e, Say) and "damaged" in e.text]
     assert name in line and str(newest) in line
 
 
@@ -195,17 +195,17 @@ def test_with_every_checkpoint_damaged_it_starts_anew(
     killed(at_update(2 * EVERY + 1))
     for folder in sound():
         damage(folder / "weights.safetensors", "bit-flipped")
-    said: list[Any] = []
-    assert train(said.append) == clean
-    assert resumed_after(said) == 0
+    events: list[Any] = []
+    assert train(events.append) == clean
+    assert resumed_after(events) == 0
 
 
 def test_finished_seeds_are_not_trained_again(start: None, every_update_tells: None) -> None:
     clean = train(checkpoint_every=0, seeds=[1, 2])
     killed(at_update(EVERY + 1, seed=2), seeds=[1, 2])
-    said: list[Any] = []
-    assert train(said.append, seeds=[1, 2]) == clean
-    moved = [e.what for e in said if isinstance(e, Advance) and e.done > e.before]
+    events: list[Any] = []
+    assert train(events.append, seeds=[1, 2]) == clean
+    moved = [e.what for e in events if isinstance(e, Advance) and e.done > e.before]
     assert moved and all(what.endswith("seed 2") for what in moved)
 
 
@@ -217,9 +217,9 @@ def test_a_checkpoint_of_other_params_is_not_used(
     start: None, every_update_tells: None, change: dict[str, Any]
 ) -> None:
     killed(at_update(UPDATES - 1))
-    said: list[Any] = []
-    train(said.append, **change)
-    assert resumed_after(said) == 0
+    events: list[Any] = []
+    train(events.append, **change)
+    assert resumed_after(events) == 0
 
 
 def test_other_rows_or_another_start_are_not_gone_on_with(
@@ -227,9 +227,9 @@ def test_other_rows_or_another_start_are_not_gone_on_with(
 ) -> None:
     killed(at_update(UPDATES - 1))
     checkpoints.save(make_model(tokenizer, seed=3, layers=2), tokenizer, INIT_STUDENT, {})
-    said: list[Any] = []
-    train(said.append)
-    assert resumed_after(said) == 0
+    events: list[Any] = []
+    train(events.append)
+    assert resumed_after(events) == 0
 
 
 def test_the_newest_two_are_kept_until_all_is_published(
@@ -262,6 +262,6 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(
     assert b"the disk is full" in os.read(read, 1000)
     assert [folder.name for folder in sound()] == ["update-000002"]
     assert not list(RUN.rglob(".*"))
-    said: list[Any] = []
-    assert train(said.append) == clean
-    assert resumed_after(said) == EVERY
+    events: list[Any] = []
+    assert train(events.append) == clean
+    assert resumed_after(events) == EVERY

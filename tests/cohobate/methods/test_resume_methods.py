@@ -72,11 +72,11 @@ def test_killed_it_ends_with_the_same_bytes(
 ) -> None:
     fields = METHODS[method]
     clean = train(checkpoint_every=0, **fields)
-    said: list[Any] = []
+    events: list[Any] = []
     for point in (UPDATES - 4, UPDATES - 1):
         killed(at_update(point), **fields)
-    assert train(said.append, **fields) == clean
-    assert resumed_after(said) == EVERY * ((UPDATES - 2) // EVERY) and not RUN.exists()
+    assert train(events.append, **fields) == clean
+    assert resumed_after(events) == EVERY * ((UPDATES - 2) // EVERY) and not RUN.exists()
 
 
 def test_a_seed_of_on_policy_that_had_ended_still_tells_its_counts(
@@ -85,14 +85,14 @@ def test_a_seed_of_on_policy_that_had_ended_still_tells_its_counts(
     fields = METHODS["on_policy, adaptive with replay"] | {"seeds": [1, 2]}
     clean = train(checkpoint_every=0, **fields)
     killed(at_update(1, seed=2), **fields)
-    said: list[Any] = []
-    assert train(said.append, **fields) == clean, "summary.json and all"
-    moved = [e.what for e in said if isinstance(e, Advance) and e.done > e.before]
+    events: list[Any] = []
+    assert train(events.append, **fields) == clean, "summary.json and all"
+    moved = [e.what for e in events if isinstance(e, Advance) and e.done > e.before]
     assert moved and all(what.endswith("seed 2") for what in moved)
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def reference_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Pairs of each batch whose reference log-probabilities are computed."""
     from cohobate.methods.preference_loss import PreferenceLoss
 
@@ -107,33 +107,33 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return times
 
 
-def test_the_reference_is_asked_once_whatever_comes_after(
-    ready: None, asked: list[int], make_model: Callable[..., Any], tokenizer: Any
+def test_the_reference_is_computed_once_whatever_comes_after(
+    ready: None, reference_batches: list[int], make_model: Callable[..., Any], tokenizer: Any
 ) -> None:
     fields = METHODS["dpo"]
     clean = train(**fields, seeds=[1, 2])
-    assert sum(asked) == 10
+    assert sum(reference_batches) == 10
     assert train(**fields, seeds=[1, 2]) == clean
     train(**fields, beta=0.5, learning_rate=0.02)
-    assert sum(asked) == 10, "other hyperparameters, the same reference"
+    assert sum(reference_batches) == 10, "other hyperparameters, the same reference"
     train(**fields, keep_layers=[0])
-    assert sum(asked) == 20, "another reference"
+    assert sum(reference_batches) == 20, "another reference"
     checkpoints.save(make_model(tokenizer, seed=3, layers=2), tokenizer, INIT_STUDENT, {})
     train(**fields)
-    assert sum(asked) == 30, "another checkpoint of the same name"
+    assert sum(reference_batches) == 30, "another checkpoint of the same name"
 
 
 @pytest.mark.parametrize("how", ["missing", "truncated", "bit-flipped"])
-def test_a_damaged_reference_is_named_and_asked_anew(
-    ready: None, asked: list[int], how: str
+def test_a_damaged_reference_is_named_and_computed_anew(
+    ready: None, reference_batches: list[int], how: str
 ) -> None:
     clean = train(**METHODS["dpo"])
     (path,) = reference_logprobs.REFERENCES.rglob("*.safetensors")
     damage(path, how)
-    said: list[Any] = []
-    assert train(said.append, **METHODS["dpo"]) == clean
-    assert sum(asked) == 20
-    (line,) = [e.text for e in said if isinstance(e, Say) and "damaged" in e.text]
+    events: list[Any] = []
+    assert train(events.append, **METHODS["dpo"]) == clean
+    assert sum(reference_batches) == 20
+    (line,) = [e.text for e in events if isinstance(e, Say) and "damaged" in e.text]
     assert path.name in line and str(path.parent) in line
     shutil.rmtree(reference_logprobs.REFERENCES)
     assert train(**METHODS["dpo"]) == clean

@@ -162,7 +162,9 @@ def test_what_cannot_be_narrowed_is_refused_before_any_weight_is_read(
 ) -> None:
     monkeypatch.setitem(FAMILIES, "Olmo2", {})
     publish(name, tmp_path / "whole")
-    with pytest.raises(UserError, match=r"no heads and neurons|no model of its kind") as refused:
+    with pytest.raises(
+        UserError, match=r"no attention and gated MLP|no model of its kind"
+    ) as refused:
         parameters_after_cut(tmp_path / "whole", [0, 1], (1, 32))
     assert refused.value.fix == "cut by layers alone"
 

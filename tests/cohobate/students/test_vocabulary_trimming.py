@@ -117,7 +117,7 @@ def test_a_vocabulary_that_is_not_merged_is_refused(tokenizer) -> None:
         tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?")),
         eos_token="?",
     )
-    with pytest.raises(UserError, match="WordLevel cannot be trimmed"):
+    with pytest.raises(UserError, match="WordLevel vocabulary cannot be trimmed"):
         trimmed_tokenizer(words, {0})
 
 

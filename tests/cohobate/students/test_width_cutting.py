@@ -33,7 +33,7 @@ def test_parts_that_give_nothing_are_cut_and_nothing_changes(model, tokenizer, t
     before = logits(model, tokenizer)
     matters = measure_importance(model, tokenizer, ROWS, widths=True)
     assert matters.groups_LG[:, 0].max() == 0 and matters.groups_LG[:, 1].min() > 0
-    keep_widths(model, matters.groups_LG, matters.neurons_LF, groups=1, neurons=40)
+    keep_widths(model, matters.groups_LG, matters.neurons_LI, groups=1, neurons=40)
     torch.testing.assert_close(logits(model, tokenizer), before, rtol=1e-4, atol=1e-5)
     checkpoints.save(model, tokenizer, tmp_path / "narrow", {})
     loaded, _ = checkpoints.load(tmp_path / "narrow")  # the configuration says what there is
@@ -55,7 +55,7 @@ def test_biases_are_cut_with_their_rows(tokenizer) -> None:
     config = Qwen2Config(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, **sizes)
     model = Qwen2ForCausalLM(config).eval()
     matters = measure_importance(model, tokenizer, ROWS, widths=True)
-    keep_widths(model, matters.groups_LG, matters.neurons_LF, groups=1, neurons=12)
+    keep_widths(model, matters.groups_LG, matters.neurons_LI, groups=1, neurons=12)
     assert model.model.layers[0].self_attn.q_proj.bias.shape == (16,)
     logits(model, tokenizer)
 
@@ -75,13 +75,13 @@ def test_importance_is_the_mean_over_real_tokens_alone(model, tokenizer) -> None
     lengths = [len(tokenizer(r.prompt + r.answer)["input_ids"]) + 1 for r in ROWS]
     mean = sum(a.layers_L * n for a, n in zip(apart, lengths, strict=True)) / sum(lengths)
     torch.testing.assert_close(together.layers_L, mean, rtol=1e-4, atol=1e-6)
-    total = sum(a.neurons_LF.square() for a in apart).sqrt()
-    torch.testing.assert_close(together.neurons_LF, total, rtol=1e-4, atol=1e-5)
+    total = sum(a.neurons_LI.square() for a in apart).sqrt()
+    torch.testing.assert_close(together.neurons_LI, total, rtol=1e-4, atol=1e-5)
 
 
 def test_another_kind_of_block_is_refused(tokenizer) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=50))
-    with pytest.raises(UserError, match="no heads and neurons"):
+    with pytest.raises(UserError, match="no attention and gated MLP"):
         projections(model.transformer.h[0])

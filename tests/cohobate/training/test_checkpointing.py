@@ -18,18 +18,18 @@ def fill(folder: Path) -> None:
 
 
 @pytest.fixture
-def keeper(project: Path) -> CheckpointDir:
+def directory(project: Path) -> CheckpointDir:
     found = CheckpointDir(Path("kept"), every=10)
     for update in (10, 20, 30):
         found.save(update, fill)
     return found
 
 
-def newest(keeper: CheckpointDir) -> tuple[str, list[str]]:
-    said: list[Any] = []
-    with reporting_to(said.append):
-        folder = keeper.latest()
-    return folder.name if folder else "", [e.text for e in said if isinstance(e, Say)]
+def newest(directory: CheckpointDir) -> tuple[str, list[str]]:
+    messages: list[Any] = []
+    with reporting_to(messages.append):
+        folder = directory.latest()
+    return folder.name if folder else "", [e.text for e in messages if isinstance(e, Say)]
 
 
 def damage(path: Path, how: str) -> None:
@@ -43,35 +43,35 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(content)
 
 
-def test_the_newest_two_are_kept(keeper: CheckpointDir) -> None:
-    assert sorted(path.name for path in keeper.folder.iterdir()) == [
+def test_the_newest_two_are_kept(directory: CheckpointDir) -> None:
+    assert sorted(path.name for path in directory.folder.iterdir()) == [
         "update-000020",
         "update-000030",
     ]
-    assert newest(keeper) == ("update-000030", [])
+    assert newest(directory) == ("update-000030", [])
 
 
 @pytest.mark.parametrize("how", ["missing", "truncated", "bit-flipped"])
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_one_is_named_and_removed(keeper: CheckpointDir, name: str, how: str) -> None:
-    damage(keeper.folder / "update-000030" / name, how)
-    found, said = newest(keeper)
+def test_a_damaged_one_is_named_and_removed(directory: CheckpointDir, name: str, how: str) -> None:
+    damage(directory.folder / "update-000030" / name, how)
+    found, messages = newest(directory)
     assert found == "update-000020"
-    assert len(said) == 1 and name in said[0] and "update-000030" in said[0]
-    assert newest(keeper) == ("update-000020", [])
+    assert len(messages) == 1 and name in messages[0] and "update-000030" in messages[0]
+    assert newest(directory) == ("update-000020", [])
 
 
-def test_what_a_killed_process_was_writing_is_cleared(keeper: CheckpointDir) -> None:
-    partial = keeper.folder / ".update-000040.partial"
+def test_what_a_killed_process_was_writing_is_cleared(directory: CheckpointDir) -> None:
+    partial = directory.folder / ".update-000040.partial"
     partial.mkdir()
     fill(partial)
-    assert newest(keeper) == ("update-000030", [])
+    assert newest(directory) == ("update-000030", [])
     assert not partial.exists()
 
 
 def test_a_checkpoint_is_due_at_each_interval_and_at_the_end() -> None:
-    keeper = CheckpointDir(Path("kept"), every=10)
-    assert [n for n in range(1, 26) if keeper.is_due(n, updates=25)] == [10, 20, 25]
+    directory = CheckpointDir(Path("kept"), every=10)
+    assert [n for n in range(1, 26) if directory.is_due(n, updates=25)] == [10, 20, 25]
 
 
 def test_each_fit_of_a_run_has_a_folder_of_its_own(project: Path) -> None:
@@ -87,9 +87,9 @@ def test_each_fit_of_a_run_has_a_folder_of_its_own(project: Path) -> None:
 
 
 def test_content_is_of_a_file_a_published_folder_or_any_folder(project: Path) -> None:
-    keeper = CheckpointDir(Path("kept"), every=1)
-    keeper.save(1, fill)
-    published, loose = keeper.folder / "update-000001", Path("loose")
+    directory = CheckpointDir(Path("kept"), every=1)
+    directory.save(1, fill)
+    published, loose = directory.folder / "update-000001", Path("loose")
     loose.mkdir()
     fill(loose)
     before = [content_hash(path) for path in (published, loose, loose / "state.json")]

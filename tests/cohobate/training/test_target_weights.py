@@ -46,7 +46,7 @@ def test_loss_and_gradient_are_the_weighted_sum_of_means(make_model, tokenizer, 
     slopes = torch.autograd.grad(expected, list(model.parameters()))
     data = MicroBatches(some, [range(4), range(4, 6)], 4, None)  # an update of two micro-batches
     batches = [data[0], data[1]]
-    TargetWeights(some).put(batches, [data.rows(0), data.rows(1)])
+    TargetWeights(some).add_to(batches, [data.rows(0), data.rows(1)])
     loss_fn, tokens = CausalLMLoss(model, [Hard()]), sum(row.length for row in some)
     model.zero_grad()
     losses = [loss_fn(**batch, divisor=tokens)[0] for batch in batches]
@@ -72,5 +72,5 @@ def test_one_target_is_left_as_it_is(make_model, tokenizer) -> None:
     plain = [replace(row, target="", weight=1.0) for row in rows(1.0)]
     data = MicroBatches(plain, [range(6)], 6, None)
     batch = data[0]
-    TargetWeights(plain).put([batch], [data.rows(0)])
+    TargetWeights(plain).add_to([batch], [data.rows(0)])
     assert "weight_N" not in batch

@@ -73,14 +73,14 @@ def test_loss_and_gradient_are_those_of_transformers(make_model, tokenizer, tied
 
     model, rows = make_model(tokenizer, tie_word_embeddings=tied), examples(8)
     expected = hugging_face_loss(model, rows)
-    slopes = torch.autograd.grad(expected, list(model.parameters()))
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
     batch = MicroBatches(rows, [range(8)], 8, None)[0]
     loss, losses = CausalLMLoss(model, [Hard()])(**batch, divisor=len(batch["labels_N"]))
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(losses.mean(), expected.detach())
     found = torch.autograd.grad(loss, list(model.parameters()))
-    for slope, reference in zip(found, slopes, strict=True):
-        torch.testing.assert_close(slope, reference, rtol=1e-4, atol=3e-6)
+    for gradient, reference in zip(found, gradients, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=3e-6)
 
 
 def test_the_history_says_loss_rate_and_stage_of_each_update(model, capfd) -> None:
@@ -184,7 +184,7 @@ def test_a_loss_that_is_not_finite_names_its_rows(model) -> None:
 
 
 def test_a_gradient_that_is_not_finite_names_the_rows_of_its_update(model) -> None:
-    model.model.norm.weight.register_hook(lambda slope: slope * torch.inf)
+    model.model.norm.weight.register_hook(lambda gradient: gradient * torch.inf)
     before = digest(model)
     with pytest.raises(UserError, match="gradient is not finite") as caught:
         train(model, examples(3), settings(batch_size=3))
@@ -210,10 +210,10 @@ def test_soft_terms_need_signals(model) -> None:
         fit(model, examples(), [ForwardKL()], settings(), seed=1, label="a test")
 
 
-@pytest.mark.parametrize("asked", ["auto", "eager"])
+@pytest.mark.parametrize("attention", ["auto", "eager"])
 @pytest.mark.parametrize("by_rows", [True, False])
 def test_attention_is_what_trains_fastest_and_set_back(
-    asked: str, by_rows: bool, model: Any, monkeypatch: pytest.MonkeyPatch
+    attention: str, by_rows: bool, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
     original: Callable[..., Any] = model.set_attn_implementation
@@ -221,7 +221,7 @@ def test_attention_is_what_trains_fastest_and_set_back(
         model, "set_attn_implementation", lambda name: (seen.append(name), original(name))
     )
     monkeypatch.setattr(model_setup, "has_row_attention", lambda model: by_rows)
-    train(model, examples(), settings(updates=1, attention=asked))
-    learns = "sdpa" if asked == "auto" and by_rows else "eager"
+    train(model, examples(), settings(updates=1, attention=attention))
+    learns = "sdpa" if attention == "auto" and by_rows else "eager"
     seen = [name for name in seen if name != "row_attention"]  # which is sdpa by rows
     assert seen[-2:] == [learns, "sdpa"] and model.config._attn_implementation == "sdpa"

@@ -182,9 +182,9 @@ def test_a_student_cut_by_rows_is_what_preflight_foresaw(build, project, shape):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ({"layers": {"important": 2}}, "cut by rows"),
-        ({"layers": [0], "vocabulary": "used"}, "cut by rows"),
-        ({"layers": [0], "width": {"groups": 1, "neurons": 8}}, "cut by rows"),
+        ({"layers": {"important": 2}}, "needs rows"),
+        ({"layers": [0], "vocabulary": "used"}, "needs rows"),
+        ({"layers": [0], "width": {"groups": 1, "neurons": 8}}, "needs rows"),
         ({"layers": [0], "rows": "../kept.jsonl"}, "pattern"),
     ],
 )

@@ -417,10 +417,10 @@ BEHIND = {"model": "large-1", "endpoint": "http://127.0.0.1:9/v1"}
 
 
 def test_a_teacher_behind_an_endpoint_lends_nothing(look, publish, make_tokenizer):
-    with pytest.raises(UserError, match="behind an endpoint: it has nothing to lend"):
+    with pytest.raises(UserError, match="behind an endpoint: its weights"):
         look(**BEHIND)
     other = {"type": "pretrained", "model": publish("other", make_tokenizer(vocabulary=290))}
-    with pytest.raises(UserError, match="nothing to lend"):
+    with pytest.raises(UserError, match="weights are not available"):
         look({**other, "tokenizer": "teacher"}, **BEHIND)
     main = look(other, **BEHIND)["teachers"]["main"]
     assert main["endpoint"] == BEHIND["endpoint"] and main["signals"] is False
