@@ -92,8 +92,8 @@ class Initialization(Section):
         """
         if self.teacher not in teachers:
             raise UserError(
-                f"init_student.teacher: {self.teacher!r} is not one of {sorted(teachers)}",
-                where="params.yaml, section init_student",
+                f"{self.teacher!r} is none of the teachers: {', '.join(sorted(teachers))}",
+                where="params.yaml, init_student.teacher",
             )
         teacher = teachers[self.teacher]
         if teacher.endpoint and self.needs_teacher:

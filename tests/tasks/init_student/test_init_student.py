@@ -202,7 +202,7 @@ def test_more_than_the_teacher_has_is_refused(build):
     rows = "data/collect/labelled.jsonl"
     for change, message in (
         ({"layers": {"important": 5}}, "has 4 layers"),
-        ({"layers": [0], "width": {"groups": 3, "neurons": 8}}, "2 groups of heads"),
+        ({"layers": [0], "width": {"groups": 3, "neurons": 8}}, "the teacher has 2 and"),
     ):
         with pytest.raises(UserError, match=message):
             build(type="teacher_layers", rows=rows, **change)

@@ -257,7 +257,7 @@ def test_each_stage_is_measured_by_the_gpus_memory(look, monkeypatch):
     look(train=wide)
     monkeypatch.setattr(memory.checkpoints, "accelerator", lambda: "cuda")
     monkeypatch.setattr(capacity, "available_on", lambda device: 1 << 50)
-    with pytest.raises(UserError, match="train@kd takes about"):
+    with pytest.raises(UserError, match="train@kd needs"):
         look(train=wide)
 
 
@@ -392,7 +392,7 @@ def test_what_each_stage_takes_is_told(look, monkeypatch):
 def test_a_phase_that_cannot_fit_is_refused_by_name(look, monkeypatch):
     monkeypatch.setattr(memory, "available_on", lambda device: 900 << 20)
     look(train={"kd": KD})
-    with pytest.raises(UserError, match="train@kd takes about") as caught:
+    with pytest.raises(UserError, match="train@kd needs") as caught:
         look(train={"kd": KD | {"batch_size": 200_000}})
     assert caught.value.where == "params.yaml, train.kd"
     assert "micro_batch_size" in caught.value.fix
