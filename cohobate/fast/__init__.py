@@ -12,9 +12,19 @@ _MODULE_OF = {
     "PrefixCache": "prefix_cache",
     "enabled": "switch",
     "forward": "forward_pass",
+    "has_row_attention": "forward_pass",
     "load_frozen": "frozen",
+    "sparse_gradient": "sparse_embedding_gradient",
 }
-__all__ = ["ForwardOutputs", "PrefixCache", "enabled", "forward", "load_frozen"]
+__all__ = [
+    "ForwardOutputs",
+    "PrefixCache",
+    "enabled",
+    "forward",
+    "has_row_attention",
+    "load_frozen",
+    "sparse_gradient",
+]
 
 
 def __getattr__(name: str) -> Any:

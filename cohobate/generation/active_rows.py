@@ -1,7 +1,4 @@
-"""Rows of a batch while they are being decoded: what was written, and the choice of the next token.
-
-Shapes: B rows, V vocabulary, K top-k.
-"""
+"""Rows of a batch while they are decoded: their tokens so far, and the choice of the next one."""
 
 import random
 from typing import TYPE_CHECKING
@@ -12,42 +9,46 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 COMPACT_BELOW = 0.75
-"""Finished rows are cut out of the batch once only this share is still being written."""
+"""Finished rows leave the batch once no more than this share of it is active."""
 
 
 class ActiveRow:
-    """A request while it is being answered."""
+    """A request and the tokens generated for it so far."""
 
-    def __init__(self, request: Request, room: int, decoding: Decoding) -> None:
-        self.prompt, self.room = request.ids, room
-        self.written: list[int] = []
+    def __init__(self, request: Request, max_tokens: int, decoding: Decoding) -> None:
+        self.prompt, self.max_tokens = request.ids, max_tokens
+        self.generated: list[int] = []
         self.logprobs: list[float] = []
         self.top: list[tuple[Tensor, Tensor]] = []
         self.rng = random.Random(f"{decoding.seed}/{request.draw}")
 
     def finished(self, stop: frozenset[int]) -> bool:
-        """Say whether the answer has ended."""
-        return len(self.written) >= self.room or (bool(self.written) and self.written[-1] in stop)
+        """Say whether the completion has ended."""
+        return len(self.generated) >= self.max_tokens or self._stopped(stop)
 
     def completion(self, stop: frozenset[int]) -> Completion:
-        """Return what was written."""
-        ended = bool(self.written) and self.written[-1] in stop
+        """Return the generated tokens."""
         mean = sum(self.logprobs) / len(self.logprobs) if self.logprobs else None
-        return Completion(self.written, "stop" if ended else "length", mean, self.top)
+        return Completion(
+            self.generated, "stop" if self._stopped(stop) else "length", mean, self.top
+        )
+
+    def _stopped(self, stop: frozenset[int]) -> bool:
+        return bool(self.generated) and self.generated[-1] in stop
 
 
 def append_tokens(
     rows: list[ActiveRow], logits_BV: "Tensor", decoding: Decoding, top_k: int
 ) -> None:
-    """Add the next id to each row."""
+    """Choose the next token of each row and append it."""
     logp_BV = logits_BV.log_softmax(-1)
     if decoding.temperature == 0:
-        chosen_B = logits_BV.argmax(-1)  # not of logp, where rounding can make a tie
+        token_B = logits_BV.argmax(-1)  # of the logits: rounding in log_softmax can make a tie
     else:
-        chosen_B = _sampled(logits_BV, decoding, [row.rng.random() for row in rows])
-    chosen_logp = logp_BV.gather(1, chosen_B[:, None])[:, 0].tolist()
-    for row, token, logprob in zip(rows, chosen_B.tolist(), chosen_logp, strict=True):
-        row.written.append(token)
+        token_B = _sampled(logits_BV, decoding, [row.rng.random() for row in rows])
+    token_logp = logp_BV.gather(1, token_B[:, None])[:, 0].tolist()
+    for row, token, logprob in zip(rows, token_B.tolist(), token_logp, strict=True):
+        row.generated.append(token)
         row.logprobs.append(logprob)
     if top_k:
         top_BK = logp_BV.topk(top_k, dim=-1)
@@ -56,7 +57,10 @@ def append_tokens(
 
 
 def _sampled(logits_BV: "Tensor", decoding: Decoding, draws: list[float]) -> "Tensor":
-    """Draw by the inverse of the cumulative distribution: one number a row decides its token."""
+    """Sample by the inverse of the cumulative distribution, with one random number a row.
+
+    In float64: in float32 the sum over a large vocabulary is not exact enough.
+    """
     import torch
 
     falling = (logits_BV.double() / decoding.temperature).softmax(-1).sort(dim=-1, descending=True)

@@ -1,15 +1,13 @@
-"""Batched decoding with slot refill: a finished row's slot is taken by the next prompt.
+"""Continuous batching: the next prompt takes the slot of a row that has ended.
 
-For answers of unlike length. Where all rows of a batch start together, a few long answers hold it
-up while it shrinks to rows too few to keep the processor busy. Here rows end and begin at different
-times, so they sit at different positions: each is aligned to the right of one cache, what lies left
-of it is masked, and its position ids are its own. Masked keys weigh nothing, so that greedy answers
-are those of one-by-one decoding (token-identical in float32).
+For answers of different length. Where all rows of a batch start together, a few long answers keep
+it going while it shrinks to rows too few to keep the processor busy. Here rows end and begin at
+different times and are at different positions: each is aligned to the right of one cache, what lies
+left of it is masked, and it has position ids of its own. Masked keys have weight 0, so that greedy
+answers are those of one-by-one decoding (token-identical in float32).
 
 Longest prompts first: no prompt is then ever longer than the cache. Its columns left of all rows
 are cut off now and then.
-
-Shapes: B slots, S columns of the cache, V vocabulary.
 """
 
 import inspect
@@ -28,15 +26,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import DynamicCache
 
-_TOGETHER = 8  # new prompts are read once one slot in so many is free
-_SLACK = 1.25  # times the columns that are needed, from which the cache is cut
+_TOGETHER = 8  # new prompts are read once one slot in so many is free: a pass for each costs more
+_SLACK = 1.25  # the cache is cut once it has so many times the columns that it needs
 
 
 def can_batch_continuously(model: "PreTrainedModel") -> bool:
     """Say whether a model's rows can sit at different positions of one cache."""
-    takes = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(model.forward).parameters
     plain = all(type(layer) is PreallocatedLayer for layer in preallocated_cache(model).layers)
-    return plain and "position_ids" in takes and "attention_mask" in takes
+    return plain and "position_ids" in parameters and "attention_mask" in parameters
 
 
 def decode_continuously(
@@ -44,91 +42,91 @@ def decode_continuously(
     rows: list[ActiveRow],
     slots: int,
     finished: Callable[[ActiveRow], bool],
-    write: Callable[[list[ActiveRow], "Tensor"], None],
+    append: Callable[[list[ActiveRow], "Tensor"], None],
 ) -> None:
-    """Answer all rows, `slots` of them at a time.
+    """Decode all rows, `slots` of them at a time.
 
     Args:
-        model: a model that `can_refill`.
-        rows: prompts to be answered.
+        model: one that `can_batch_continuously`.
+        rows: the requests.
         slots: most rows in memory.
-        finished: says whether an answer has ended.
-        write: adds the next id to each of some rows, given their logits (B, V).
+        finished: says whether a row has ended.
+        append: appends the next token to some rows, given their logits (B, V).
     """
     waiting = deque(sorted(rows, key=lambda row: -len(row.prompt)))  # stable: the same each time
-    table = _Table(model, [waiting.popleft() for _ in range(min(slots, len(waiting)))], write)
+    batch = _Slots(model, [waiting.popleft() for _ in range(min(slots, len(waiting)))], append)
     while True:
-        free = [n for n, row in enumerate(table.rows) if finished(row)]
+        free = [n for n, row in enumerate(batch.rows) if finished(row)]
         if waiting and len(free) * _TOGETHER >= slots:
             places = free[: len(waiting)]
-            table.refill(places, [waiting.popleft() for _ in places])
+            batch.refill(places, [waiting.popleft() for _ in places])
             continue  # some may have ended with their first token
-        if len(free) == len(table.rows):
+        if len(free) == len(batch.rows):
             return
-        if not waiting and len(free) >= (1 - COMPACT_BELOW) * len(table.rows):
-            table.keep([n for n, row in enumerate(table.rows) if not finished(row)])
+        if not waiting and len(free) >= (1 - COMPACT_BELOW) * len(batch.rows):
+            batch.keep([n for n, row in enumerate(batch.rows) if not finished(row)])
             free = []
-        table.step(sorted(set(range(len(table.rows))) - set(free)))
+        batch.step(sorted(set(range(len(batch.rows))) - set(free)))
 
 
-class _Table:
+class _Slots:
     """The slots: a row in each, and the cache that they share."""
 
     def __init__(
         self,
         model: "PreTrainedModel",
         rows: list[ActiveRow],
-        write: Callable[[list[ActiveRow], "Tensor"], None],
+        append: Callable[[list[ActiveRow], "Tensor"], None],
     ) -> None:
-        self.model, self.rows, self.write = model, rows, write
-        self.cache, self.seen_BS = self._read(rows)
+        self.model, self.rows, self.append = model, rows, append
+        self.cache, self.mask_BS = self._read(rows)
 
     def refill(self, places: list[int], rows: list[ActiveRow]) -> None:
         """Read new prompts into the slots at `places`."""
         cache, new_BS = self._read(rows)
         for place, row in zip(places, rows, strict=True):
             self.rows[place] = row
-        needed = max(len(row.prompt) + len(row.written) - 1 for row in self.rows)
-        if self.seen_BS.shape[1] > _SLACK * needed:
-            self.seen_BS = self.seen_BS[:, -needed:]
+        needed = max(len(row.prompt) + len(row.generated) - 1 for row in self.rows)
+        if self.mask_BS.shape[1] > _SLACK * needed:
+            self.mask_BS = self.mask_BS[:, -needed:]
             for layer in self.cache.layers:
                 layer.cut(needed)
-        self.seen_BS[places] = F.pad(new_BS, (self.seen_BS.shape[1] - new_BS.shape[1], 0))
+        self.mask_BS[places] = F.pad(new_BS, (self.mask_BS.shape[1] - new_BS.shape[1], 0))
         for layer, new in zip(self.cache.layers, cache.layers, strict=True):
             layer.put(places, new)
 
     def keep(self, places: list[int]) -> None:
-        """Give the other slots up."""
+        """Keep these slots alone."""
         kept = torch.tensor(places, device=self.model.device)
-        self.rows, self.seen_BS = [self.rows[n] for n in places], self.seen_BS[kept]
+        self.rows, self.mask_BS = [self.rows[n] for n in places], self.mask_BS[kept]
         self.cache.batch_select_indices(kept)
 
-    def step(self, live: list[int]) -> None:
-        """Write the next token of the rows at `live`; the others have ended and are carried."""
-        self.seen_BS = F.pad(self.seen_BS, (0, 1), value=1)
-        ids_B = torch.tensor([row.written[-1] for row in self.rows], device=self.model.device)
-        position_B = self.seen_BS.new_tensor(
-            [len(row.prompt) + len(row.written) - 1 for row in self.rows]
+    def step(self, active: list[int]) -> None:
+        """Decode the next token of the rows at `active`; the others have ended and stay unread."""
+        self.mask_BS = F.pad(self.mask_BS, (0, 1), value=1)
+        ids_B = torch.tensor([row.generated[-1] for row in self.rows], device=self.model.device)
+        position_B = self.mask_BS.new_tensor(
+            [len(row.prompt) + len(row.generated) - 1 for row in self.rows]
         )
-        logits_BV = self._logits(ids_B[:, None], self.seen_BS, position_B[:, None], self.cache)
-        self.write([self.rows[n] for n in live], logits_BV[live])
+        logits_BV = self._logits(ids_B[:, None], self.mask_BS, position_B[:, None], self.cache)
+        self.append([self.rows[n] for n in active], logits_BV[active])
 
     def _read(self, rows: list[ActiveRow]) -> "tuple[DynamicCache, Tensor]":
-        """Read prompts, the longest first, and write the first token of each."""
+        """Read prompts, the longest first, and append the first token of each."""
         cache, width = preallocated_cache(self.model), len(rows[0].prompt)
         padded = [[0] * (width - len(row.prompt)) + row.prompt for row in rows]
-        seen = [[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows]
-        ids_BS, seen_BS = (torch.tensor(x, device=self.model.device) for x in (padded, seen))
-        position_BS = (seen_BS.cumsum(-1) - 1).clamp(min=0)
-        self.write(rows, self._logits(ids_BS, seen_BS, position_BS, cache))
-        return cache, seen_BS
+        mask = [[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows]
+        ids_BS, mask_BS = (torch.tensor(x, device=self.model.device) for x in (padded, mask))
+        position_BS = (mask_BS.cumsum(-1) - 1).clamp(min=0)
+        self.append(rows, self._logits(ids_BS, mask_BS, position_BS, cache))
+        return cache, mask_BS
 
     def _logits(
-        self, ids_BS: "Tensor", seen_BS: "Tensor", position_BS: "Tensor", cache: "DynamicCache"
+        self, ids_BS: "Tensor", mask_BS: "Tensor", position_BS: "Tensor", cache: "DynamicCache"
     ) -> "Tensor":
         out = self.model(
             input_ids=ids_BS,
-            attention_mask=seen_BS,
+            attention_mask=mask_BS,
             position_ids=position_BS,
             past_key_values=cache,
             use_cache=True,

@@ -1,7 +1,4 @@
-"""How likely a model finds a text: mean losses of many answers, like lengths in one batch.
-
-Shapes: B batch, S sequence, N answer tokens, V vocabulary.
-"""
+"""Likelihoods of given texts under a causal LM: mean losses of answers, like lengths in a batch."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,15 +23,15 @@ _HEAD_TOKENS = 256
 
 
 class Continuation(NamedTuple):
-    """Ids to be read, and ids to be judged as what follows."""
+    """A context, and the tokens after it whose likelihood is wanted."""
 
-    read: list[int]
-    judged: list[int]
+    context: list[int]
+    continuation: list[int]
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A causal model that is asked how likely it finds answers."""
+    """A causal LM that scores answers by their likelihood."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
@@ -58,7 +55,7 @@ class Likelihood:
             yield from self.losses([Continuation(e.prompt_ids, e.completion_ids) for e in encoded])
 
     def instruction_following_difficulty(self, rows: Iterable[Row]) -> Iterator[float]:
-        """Yield ppl(answer | prompt) / ppl(answer): the share of an answer that stays a surprise.
+        """Yield IFD scores, ppl(answer | prompt) / ppl(answer): near 1, the prompt did not help.
 
         Li et al. 2024, "Superfiltering", section 3. An answer alone follows the token that starts
         a text, so that answers of one token have a perplexity too; closing tokens do not count.
@@ -68,34 +65,35 @@ class Likelihood:
         start = self.tokenizer.bos_token_id
         start = self.tokenizer.eos_token_id if start is None else start
         for window in _windows(rows):
-            asked: list[Continuation] = []
+            pairs: list[Continuation] = []
             for encoded in encode_all(self.tokenizer, window):
                 answer = encoded.completion_ids[:-1] or encoded.completion_ids
-                asked += [Continuation(encoded.prompt_ids, answer), Continuation([start], answer)]
-            found = self.losses(asked)
-            yield from (exp(a - b) for a, b in zip(found[::2], found[1::2], strict=True))
+                pairs += [Continuation(encoded.prompt_ids, answer), Continuation([start], answer)]
+            losses = self.losses(pairs)
+            yield from (exp(a - b) for a, b in zip(losses[::2], losses[1::2], strict=True))
 
-    def losses(self, asked: Sequence[Continuation]) -> list[float]:
-        """Return the mean loss of the judged ids of each continuation, in nats a token."""
+    def losses(self, continuations: Sequence[Continuation]) -> list[float]:
+        """Return the mean loss of each continuation after its context, in nats a token."""
         from cohobate.thread_map import thread_map
 
-        fitting = [self._fitting(continuation) for continuation in asked]
-        found = [0.0] * len(asked)
-        batches = self._batches([len(read) + len(judged) for read, judged in fitting])
-        measured = thread_map(
+        fitting = [self._truncated(each) for each in continuations]
+        means = [0.0] * len(fitting)
+        batches = self._batches([len(each.context) + len(each.continuation) for each in fitting])
+        results = thread_map(
             lambda batch: self._measure([fitting[n] for n in batch]), batches, self.threads
         )
-        for batch, losses in measured:
+        for batch, losses in results:
             for n, loss in zip(batch, losses, strict=True):
-                found[n] = loss
-        return found
+                means[n] = loss
+        return means
 
-    def _fitting(self, asked: Continuation) -> Continuation:
-        """Cut to the model's context: of what is read the beginning, of what is judged the end."""
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        most = context or 1 << 62
-        judged = asked.judged[: most - 1]
-        return Continuation(asked.read[-(most - len(judged)) :], judged)
+    def _truncated(self, each: Continuation) -> Continuation:
+        """Cut both to the model's context length: the context at its start, the continuation at its
+        end."""
+        length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        most = length or 1 << 62
+        continuation = each.continuation[: most - 1]
+        return Continuation(each.context[-(most - len(continuation)) :], continuation)
 
     def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
         batch: list[int] = []
@@ -114,18 +112,18 @@ class Likelihood:
         from cohobate.fast.forward_pass import forward
 
         with torch.inference_mode():
-            texts = [[*read, *judged[:-1]] for read, judged in batch]
+            texts = [[*context, *continuation[:-1]] for context, continuation in batch]
             ids_BS = pad_right(texts, 0).to(self.model.device)
             places = [
-                row * ids_BS.shape[1] + len(read) - 1 + n
-                for row, (read, judged) in enumerate(batch)
-                for n in range(len(judged))
+                row * ids_BS.shape[1] + len(context) - 1 + n
+                for row, (context, continuation) in enumerate(batch)
+                for n in range(len(continuation))
             ]
-            at_N = torch.tensor(places, device=ids_BS.device)
-            targets_N = torch.tensor([n for _, judged in batch for n in judged])
-            hidden_ND = forward(self.model, ids_BS, at_N).last_hidden_ND
+            positions_N = torch.tensor(places, device=ids_BS.device)
+            targets_N = torch.tensor([n for each in batch for n in each.continuation])
+            hidden_ND = forward(self.model, ids_BS, positions_N).last_hidden_ND
             losses_N = self._losses(hidden_ND, targets_N.to(ids_BS.device))
-        means = torch.split(losses_N, [len(judged) for _, judged in batch])
+        means = torch.split(losses_N, [len(each.continuation) for each in batch])
         return [float(part.double().mean()) for part in means]
 
     def _losses(self, hidden_ND: "Tensor", targets_N: "Tensor") -> "Tensor":
@@ -134,11 +132,11 @@ class Likelihood:
 
         from cohobate.models.lm_head import Head
 
-        head, never_V = Head.of(self.model), suppression_bias(self.model)
+        head, bias_V = Head.of(self.model), suppression_bias(self.model)
 
         def logits_of(hidden_ND: "Tensor") -> "Tensor":
             logits_NV = head.logits(hidden_ND)
-            return logits_NV if never_V is None else logits_NV + never_V[: logits_NV.shape[-1]]
+            return logits_NV if bias_V is None else logits_NV + bias_V[: logits_NV.shape[-1]]
 
         parts = (torch.split(whole, _HEAD_TOKENS) for whole in (hidden_ND, targets_N))
         chunks = zip(*parts, strict=True)

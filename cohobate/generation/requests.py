@@ -39,7 +39,7 @@ class Batching(Section):
 
 
 class Request(NamedTuple):
-    """A prompt to be answered."""
+    """A prompt as token ids."""
 
     ids: list[int]
     draw: str = ""
@@ -47,19 +47,19 @@ class Request(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """What a model wrote."""
+    """The tokens that a model generated."""
 
     ids: list[int]
-    """Ids of the answer, with the closing one where the model ended it itself."""
+    """Token ids, with the closing one where the model ended the answer itself."""
     finish: Literal["stop", "length"]
     logprob: float | None
     """Mean log-probability of these ids (nats a token, at temperature 1); None without any."""
     top: "list[tuple[Tensor, Tensor]]"
-    """For each id, the K likeliest ids and their log-probabilities; empty unless asked for."""
+    """For each id, the K likeliest ids and their log-probabilities; empty unless requested."""
 
 
 class Usage(NamedTuple):
-    """What an answer took, as the service counts."""
+    """Tokens and cost of an answer, as the service counts them."""
 
     prompt_tokens: int
     answer_tokens: int
@@ -68,27 +68,27 @@ class Usage(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a model wrote, as text."""
+    """A model's answer as text."""
 
     text: str
     finish: Literal["stop", "length", "unanswered"]
     """`unanswered`: a service gave no answer, and the text is empty."""
     logprob: float | None
     usage: Usage | None = None
-    """What a service charged for it; None where it was computed here."""
+    """What a service charged for it; None where it was computed on this machine."""
     tokens: tuple[tuple[str, float, Mapping[str, float]], ...] | None = None
-    """For each token its text, its log-probability and those of the likeliest in its place, where
-    a service was asked for them."""
+    """For each token its text, its log-probability, and those of the likeliest tokens there, where
+    a service gave them."""
     reasoning: str | None = None
-    """What the model wrote before the answer, in a field of its own or between think tags."""
+    """The model's reasoning before the answer, from a field of its own or between think tags."""
     note: str | None = None
     """What was odd about a service's reply."""
 
 
 def split_reasoning(answer: Answer) -> Answer:
-    """Return an answer with the reasoning out of its text, in the field for it."""
-    text, thought = split(answer.text)
+    """Move the reasoning of an answer from its text to the field for it."""
+    text, reasoning = split(answer.text)
     if text == answer.text:
         return answer
-    whole = "\n\n".join(part for part in (answer.reasoning, thought) if part)
+    whole = "\n\n".join(part for part in (answer.reasoning, reasoning) if part)
     return answer._replace(text=text, reasoning=whole or None)

@@ -135,7 +135,7 @@ def test_a_family_learns_from_a_live_teacher(name: str, tmp_path: Path) -> None:
         student.get_output_embeddings().weight.mul_(0.3)
     live, size = LiveSource({"main": teacher}, len(tokenizer)), len(tokenizer)
     how = settings(updates=6, batch_size=8, learning_rate=0.02, schedule="constant")
-    options = {"seed": 1, "what": "a test", "target_source": live, "vocabulary": size}
+    options = {"seed": 1, "label": "a test", "target_source": live, "vocabulary": size}
     history = fit(student, examples(8), [ForwardKL()], how, **options)
     assert history[-1].loss < history[0].loss
 
