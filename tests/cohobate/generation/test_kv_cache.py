@@ -10,7 +10,7 @@ from cohobate.generation.kv_cache import PreallocatedLayer, preallocated_cache
 
 
 def test_it_holds_what_the_plain_cache_holds(model, monkeypatch):
-    monkeypatch.setattr(kv_cache, "_ROOM", 3)
+    monkeypatch.setattr(kv_cache, "_AHEAD", 3)
     roomy, plain = preallocated_cache(model), DynamicCache(config=model.config)
     draw = torch.Generator().manual_seed(0)
     for step, width in enumerate((5, 1, 1, 1, 1, 2, 1)):
