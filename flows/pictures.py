@@ -1,63 +1,112 @@
-"""Pictures for the Prefect UI, as `data:` URLs that contain the image."""
+"""Pictures for the Prefect UI: SVG documents, each as a data URI.
 
+SVG as in the report: no plotting library is needed, and text stays sharp at any size.
+"""
+
+import math
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
-from io import BytesIO
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from itertools import cycle
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from tasks.evaluate.report.charts import Scale
 
 Interval = Mapping[str, float]
 Curve = Sequence[tuple[float, float]]
-_TONES = ("#8a8f98", "#1f6feb", "#c2410c", "#15803d")
+_WIDTH, _LEFT, _TOP, _BOTTOM = 770, 110, 20, 54
+_COLOURS = (
+    *("#1f6feb", "#c2410c", "#15803d", "#8a8f98", "#9333ea"),
+    *("#b45309", "#0e7490", "#be185d", "#4d7c0f", "#475569"),
+)
+_MOST_POINTS = 400
+"""Points of a curve; longer ones are means over neighbouring updates."""
 
 
 def intervals(scores: Mapping[str, Interval], x_label: str) -> str:
-    """Draw each score as a point with its interval; return its URL."""
-    figure = _figure(1.2 + 0.45 * len(scores))
-    axes = figure.add_subplot()
-    for place, (name, score) in enumerate(scores.items()):
-        tone = _TONES[place % len(_TONES)]
-        axes.plot([score["low"], score["high"]], [name, name], color=tone, linewidth=3)
-        axes.plot([score["mean"]], [name], "o", color=tone, markersize=9)
-        axes.annotate(
-            f"{score['mean']:.3f}", (score["mean"], name), (0, 9), textcoords="offset points",
-            ha="center",
-        )  # fmt: skip
-    axes.invert_yaxis()
-    axes.margins(y=0.5)
-    axes.set_xlabel(x_label)
-    return _data_url(figure)
+    """Draw each score as a point with its interval; return the data URI."""
+    x = Scale.around([score[end] for score in scores.values() for end in ("low", "high")])
+    right, row = _WIDTH - 30, 56
+    bottom = _TOP + row * len(scores)
+    parts = [_x_axis([(x.at(tick), f"{tick:g}") for tick in x.ticks], right, bottom, x_label)]
+    for n, (name, score) in enumerate(scores.items()):
+        y, colour = _TOP + row * (n + 0.5), _COLOURS[n % len(_COLOURS)]
+        low, mean, high = (_across(x.at(score[end]), right) for end in ("low", "mean", "high"))
+        parts += [
+            f'<line x1="{low}" x2="{high}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="4"/>',
+            f'<circle cx="{mean}" cy="{y}" r="6" fill="{colour}"/>',
+            _text(mean, y - 12, f"{score['mean']:.3f}"),
+            *(
+                _text(_LEFT - 12, y + 5 + 16 * line, part, "end")
+                for line, part in enumerate(name.split("\n"))
+            ),
+        ]
+    return _document(bottom, parts)
 
 
 def curves(series: Mapping[str, Sequence[Curve]], x_label: str, y_label: str) -> str:
-    """Draw a name's curves in a colour of their own; return its URL."""
-    from matplotlib import colormaps
+    """Draw the curves of each name in one colour, y on a log scale; return the data URI."""
+    thin = {name: [_thinned(curve) for curve in some] for name, some in series.items()}
+    points = [point for some in thin.values() for curve in some for point in curve]
+    x = Scale.around([0.0, *(px for px, _ in points)], tight=True)
+    logs = [math.log10(py) for _, py in points] or [0.0]
+    y = Scale.around([min(logs) - 0.02, max(logs) + 0.02], tight=True)
+    right, bottom = _WIDTH - 190, _TOP + max(260, 22 * len(series))
+    parts = [_x_axis([(x.at(tick), f"{tick:g}") for tick in x.ticks], right, bottom, x_label)]
+    for tick in _log_ticks(y):
+        at = _down(y.at(math.log10(tick)), bottom)
+        parts.append(f'<line x1="{_LEFT}" x2="{right}" y1="{at}" y2="{at}" stroke="#d8dee4"/>')
+        parts.append(_text(_LEFT - 8, at + 4, f"{tick:g}", "end"))
+    parts.append(_text(_LEFT, _TOP - 6, y_label, "end"))
+    for n, ((name, some), colour) in enumerate(zip(thin.items(), cycle(_COLOURS), strict=False)):
+        for curve in some:
+            line = " ".join(
+                f"{_across(x.at(px), right)},{_down(y.at(math.log10(py)), bottom)}"
+                for px, py in curve
+            )
+            parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}"/>')
+        at = _TOP + 10 + 22 * n
+        parts.append(f'<rect x="{right + 16}" y="{at - 9}" width="12" height="4" fill="{colour}"/>')
+        parts.append(_text(right + 36, at, name, "start"))
+    return _document(bottom, parts)
 
-    figure = _figure(1.2 + max(2.4, 0.2 * len(series)))
-    axes = figure.add_subplot()
-    tones = cycle(colormaps["tab10" if len(series) <= 10 else "tab20"].colors)  # type: ignore[attr-defined]
-    for (name, several), tone in zip(series.items(), tones, strict=False):
-        for nth, curve in enumerate(several):
-            xs, ys = zip(*curve, strict=True)
-            label = name if nth == 0 else None
-            axes.plot(xs, ys, label=label, color=tone, linewidth=1.0, alpha=0.8)
-    axes.set_yscale("log")
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
-    return _data_url(figure)
+
+def _thinned(curve: Curve) -> Curve:
+    positive = [point for point in curve if point[1] > 0]  # the rest has no logarithm
+    width = max(1, math.ceil(len(positive) / _MOST_POINTS))
+    runs = [positive[start : start + width] for start in range(0, len(positive), width)]
+    return [(sum(px for px, _ in r) / len(r), sum(py for _, py in r) / len(r)) for r in runs]
 
 
-def _figure(height: float) -> "Figure":
-    from matplotlib.figure import Figure  # without pyplot: stages run in threads
+def _log_ticks(y: Scale) -> list[float]:
+    """Return 1, 2 and 5 times the powers of ten on a scale of logarithms."""
+    powers = range(math.floor(y.low), math.ceil(y.high) + 1)
+    ticks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    return [tick for tick in ticks if y.low <= math.log10(tick) <= y.high]
 
-    return Figure(figsize=(7, height), layout="constrained")
+
+def _x_axis(ticks: Iterable[tuple[float, str]], right: int, bottom: float, label: str) -> str:
+    parts = [f'<line x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}" stroke="#57606a"/>']
+    parts += [_text(_across(at, right), bottom + 18, text) for at, text in ticks]
+    return "".join([*parts, _text((_LEFT + right) / 2, bottom + 42, label)])
 
 
-def _data_url(figure: "Figure") -> str:
-    image = BytesIO()
-    figure.savefig(image, format="png", dpi=110)
-    return f"data:image/png;base64,{b64encode(image.getvalue()).decode()}"
+def _across(percent: float, right: int) -> float:
+    return round(_LEFT + percent / 100 * (right - _LEFT), 1)
+
+
+def _down(percent: float, bottom: float) -> float:
+    return round(bottom - percent / 100 * (bottom - _TOP), 1)
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _document(bottom: float, parts: Iterable[str]) -> str:
+    height = round(bottom + _BOTTOM)
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
+        f'viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" font-size="13" fill="#24292f">'
+        f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>{"".join(parts)}</svg>'
+    )
+    return f"data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}"

@@ -1,15 +1,15 @@
 """What the Prefect UI is given of a round."""
 
 import csv
-import struct
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from cohobate.data.records import write_json
-from flows import artifacts, pictures
+from flows import artifacts
 from tasks.evaluate.tables import LOSSES, SAMPLES
 from tests.flows.test_round_history import record
 
@@ -27,13 +27,14 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return found
 
 
-def size_of(picture: str) -> tuple[int, int]:
+def drawn(picture: str) -> ElementTree.Element:
     kind, _, content = picture.partition(",")
-    assert kind == "data:image/png;base64"
-    image = b64decode(content)
-    assert image.startswith(b"\x89PNG")
-    width, height = struct.unpack(">II", image[16:24])
-    return width, height
+    assert kind == "data:image/svg+xml;base64"
+    return ElementTree.fromstring(b64decode(content))
+
+
+def shapes(picture: str, name: str) -> list[ElementTree.Element]:
+    return [shape for shape in drawn(picture).iter() if shape.tag.endswith(f"}}{name}")]
 
 
 def test_champion_and_challenger_are_compared_with_their_intervals(shown: dict[str, Any]) -> None:
@@ -48,9 +49,9 @@ def test_champion_and_challenger_are_compared_with_their_intervals(shown: dict[s
         "| champion | `models/champion/round-0001` | 0.641 | [0.600, 0.680] |" in shown["champion"]
     )
     assert "| challenger | `round-0002` | 0.733 | [0.700, 0.775] |" in shown["champion"]
-    assert size_of(shown["champion-picture"]) == size_of(
-        pictures.intervals(verdict["intervals"], "score")
-    )
+    texts = [text.text for text in shapes(shown["champion-picture"], "text")]
+    assert len(shapes(shown["champion-picture"], "circle")) == 2
+    assert {"0.641", "0.733", "champion", "round-0002"} <= set(texts)
 
 
 def test_loss_curves_and_sample_rows_are_there_once_they_are(
@@ -67,7 +68,9 @@ def test_loss_curves_and_sample_rows_are_there_once_they_are(
     write_json(SAMPLES, [row])
     artifacts.show_losses(project)
     artifacts.show_samples(project)
-    assert size_of(shown["losses"])[0] > 500
+    (line,) = shapes(shown["losses"], "polyline")
+    assert len(line.attrib["points"].split()) == 2
+    assert "kd" in [text.text for text in shapes(shown["losses"], "text")]
     assert shown["samples"] == [
         {"kind": "won", "prompt": "an oak", "reference": " plant", "kd": " plant"}
     ]

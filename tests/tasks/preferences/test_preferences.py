@@ -182,7 +182,7 @@ def test_a_reward_model_ranks(project, monkeypatch):
 
 
 def test_samples_of_one_origin_cannot_be_ranked_by_origin():
-    with pytest.raises(ParamsError, match="rank them by something else"):
+    with pytest.raises(ParamsError, match="rank them by another criterion"):
         paired(type="best_vs_worst", by={"type": "trusted"})
 
 
