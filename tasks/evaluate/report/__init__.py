@@ -1,7 +1,7 @@
-"""The report of a round: `reports/report.html`, one file that needs nothing else, and `report.md`.
+"""The report of a round: `reports/report.html`, a self-contained file, and `report.md`.
 
-`render` reads files only and may be called at any time. Neither report is hashed: both can be made
-again from what is.
+`render` only reads files, and can be called at any time. The reports are not hashed: they can be
+rendered again from hashed files.
 """
 
 from pathlib import Path
@@ -34,15 +34,15 @@ def render(root: Path = Path(), against: str = "") -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    written = ("points", "signed", "count", "short", "size", "times", "duration", "figure")
-    templates.filters |= {name: getattr(number_text, name) for name in written}
-    shown = view(RoundFiles(root), against)
+    filters = ("points", "signed", "count", "short", "size", "times", "duration", "figure")
+    templates.filters |= {name: getattr(number_text, name) for name in filters}
+    content = view(RoundFiles(root), against)
     folder = root / REPORTS
     folder.mkdir(parents=True, exist_ok=True)
-    if shown["worked_out"]:
-        write_json(root / COST, shown["worked_out"])
+    if content["cost_record"]:
+        write_json(root / COST, content["cost_record"])
     for name in ("report.html", "report.md"):
         partial = folder / f"{name}.partial"
-        partial.write_text(templates.get_template(f"{name}.j2").render(shown), encoding="utf-8")
+        partial.write_text(templates.get_template(f"{name}.j2").render(content), encoding="utf-8")
         partial.replace(folder / name)
     return folder / "report.html"

@@ -1,4 +1,4 @@
-"""What the report shows beside the score: robustness, forgetting, cost, router, mistakes."""
+"""Content of the report beside the score: robustness, forgetting, cost, router, mistakes."""
 
 from typing import Any
 
@@ -28,29 +28,29 @@ def robustness(table: Table) -> dict[str, Any] | None:
 
 
 def forgetting(table: Table, arms: Table) -> Table:
-    """Return each model's loss on general text, as a bar, in the order of the arms."""
-    found = []
+    """Return each model's loss on general text, as bars in the order of the arms."""
+    bars = []
     for arm in arms:
         losses = [line["bits_per_byte"] for line in table if line["arm"] == arm["arm"]]
         if losses:
             mean = sum(losses) / len(losses)
-            found.append({"label": arm["label"], "tone": arm["tone"], "bits_per_byte": mean})
-    most = max((line["bits_per_byte"] for line in found), default=1.0)
-    return [line | {"width": round(100 * line["bits_per_byte"] / most, 2)} for line in found]
+            bars.append({"label": arm["label"], "tone": arm["tone"], "bits_per_byte": mean})
+    most = max((line["bits_per_byte"] for line in bars), default=1.0)
+    return [line | {"width": round(100 * line["bits_per_byte"] / most, 2)} for line in bars]
 
 
-def cost(worked_out: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return the costs in words, and two lines that cross where distillation has paid."""
-    if worked_out is None:
+def cost(cost_record: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the costs, and the two cost lines that cross at break-even."""
+    if cost_record is None:
         return None
-    million, even = worked_out["cost_per_million_tokens"], worked_out["break_even_tokens"]
+    million, even = cost_record["cost_per_million_tokens"], cost_record["break_even_tokens"]
     far = 2.5 * even if even else 1e6
     x = Scale(0.0, far, far / 4)
-    ends = {"student": (worked_out["cost"], worked_out["cost"] + million["student"] * far / 1e6)}
+    ends = {"student": (cost_record["cost"], cost_record["cost"] + million["student"] * far / 1e6)}
     if million["teacher"] is not None:
         ends |= {"teacher": (0.0, million["teacher"] * far / 1e6)}
     y = Scale.around([0.0, *(end for both in ends.values() for end in both)], wanted=4)
-    return worked_out | {
+    return cost_record | {
         "lines": {
             role: polyline([(0.0, first), (far, last)], x, y)
             for role, (first, last) in ends.items()
@@ -61,30 +61,30 @@ def cost(worked_out: dict[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def router(curve: Table, judged: dict[str, Any] | None, teacher: float) -> dict[str, Any] | None:
+def router(curve: Table, results: dict[str, Any] | None, teacher: float) -> dict[str, Any] | None:
     """Return the curve of score by the student's share of traffic, and the floor."""
-    if judged is None or not curve:
+    if results is None or not curve:
         return None
-    floor = judged["floor"] * teacher
+    floor = results["floor"] * teacher
     x = Scale(0.0, 1.0, 0.25)
     y = Scale.around([floor, teacher, *(point["score"] for point in curve)], wanted=4)
-    return judged | {
+    return results | {
         "line": polyline([(point["share"], point["score"]) for point in curve], x, y),
         "floor_at": y.at(floor),
         "floor_score": floor,
-        "here": (x.at(judged["share"]), y.at(judged["score"])),
+        "here": (x.at(results["share"]), y.at(results["score"])),
         "x_ticks": [(100 * tick, f"{100 * tick:g} %") for tick in x.ticks],
         "y_ticks": [(y.at(tick), f"{100 * tick:g}") for tick in y.ticks],
     }
 
 
 def mistakes(files: RoundFiles) -> Table:
-    """Return the clusters of mistakes, each with some of its rows and their nearest lessons."""
+    """Return the clusters of mistakes, each with sample rows and their nearest training rows."""
     clusters = files.clusters
     quoted = {row: None for cluster in clusters for row in cluster["examples"]}
     rows = {row["id"]: row for row in files.errors if row["id"] in quoted}
-    wanted = {near["id"] for row in rows.values() for near in row["nearest"][:1]}
-    lessons = {row["id"]: row for row in files.lessons if row["id"] in wanted}
+    near_ids = {near["id"] for row in rows.values() for near in row["nearest"][:1]}
+    training_rows = {row["id"]: row for row in files.training_rows if row["id"] in near_ids}
     total = sum(cluster["rows"] for cluster in clusters) or 1
     return [
         cluster
@@ -93,7 +93,7 @@ def mistakes(files: RoundFiles) -> Table:
             "quoted": [
                 rows[n]
                 | {"prompt": prompt_text(rows[n]["prompt"])}
-                | {"near": [_near(near, lessons) for near in rows[n]["nearest"][:1]]}
+                | {"near": [_near(near, training_rows) for near in rows[n]["nearest"][:1]]}
                 for n in cluster["examples"]
                 if n in rows
             ],
@@ -102,15 +102,15 @@ def mistakes(files: RoundFiles) -> Table:
     ]
 
 
-def difficulty(lessons: Table) -> dict[str, Any] | None:
-    """Return mean difficulty by position in the curriculum; None without lessons."""
-    if not lessons:
+def difficulty(training_rows: Table) -> dict[str, Any] | None:
+    """Return mean difficulty by position in the curriculum; None without training_rows."""
+    if not training_rows:
         return None
-    curve = [{"step": n, "loss": lesson["difficulty"]} for n, lesson in enumerate(lessons)]
+    curve = [{"step": n, "loss": row["difficulty"]} for n, row in enumerate(training_rows)]
     points = thinned(curve)
     x = Scale.around([0.0, float(len(curve))], wanted=4, tight=True)
     y = Scale.around([0.0, *(value for _, value in points)], wanted=4)
-    stages = [lesson["stage"] for lesson in lessons]
+    stages = [row["stage"] for row in training_rows]
     return {
         "line": polyline(points, x, y),
         "turns": [x.at(n) for n in range(1, len(stages)) if stages[n] != stages[n - 1]],
@@ -120,17 +120,17 @@ def difficulty(lessons: Table) -> dict[str, Any] | None:
 
 
 def prompt_text(prompt: Any) -> str:
-    """Return a prompt as it is quoted: a conversation with the roles of its turns."""
+    """Return a prompt as text; a conversation with the roles of its turns."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
-def _near(near: dict[str, Any], lessons: dict[str, Any]) -> dict[str, Any]:
-    lesson = lessons.get(near["id"])
-    if lesson is None:
+def _near(near: dict[str, Any], training_rows: dict[str, Any]) -> dict[str, Any]:
+    row = training_rows.get(near["id"])
+    if row is None:
         return near | {"prompt": near["id"], "answer": ""}
-    return near | {"prompt": prompt_text(lesson["prompt"]), "answer": lesson["answer"]}
+    return near | {"prompt": prompt_text(row["prompt"]), "answer": row["answer"]}
 
 
 def _points(tick: float) -> str:

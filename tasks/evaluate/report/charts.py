@@ -1,4 +1,4 @@
-"""Where things stand in a chart. The templates draw; here are only places, in percent of a side."""
+"""Axes and lines of charts, as positions in percent of a side; the templates draw them."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -17,12 +17,12 @@ class Scale:
 
     @classmethod
     def around(cls, values: Iterable[float], wanted: int = 5, tight: bool = False) -> "Scale":
-        """Return an axis with about `wanted` round ticks that holds all `values`.
+        """Return an axis with about `wanted` round ticks that contains all `values`.
 
-        It begins and ends at a tick, or, if `tight`, at the extremes.
+        It begins and ends at a tick, or with `tight` at the extremes.
         """
-        found = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
-        low, high = min(found), max(found)
+        finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+        low, high = min(finite), max(finite)
         if high == low:
             low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
         step = _round_step((high - low) / wanted)
@@ -31,7 +31,7 @@ class Scale:
         return cls(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step)
 
     def at(self, value: float) -> float:
-        """Return where `value` stands, in percent from the low end."""
+        """Return the position of `value`, in percent from the low end."""
         inside = min(max(value, self.low), self.high)
         return round(100 * (inside - self.low) / (self.high - self.low), 3)
 
@@ -64,5 +64,5 @@ def polyline(points: Iterable[tuple[float, float]], x: Scale, y: Scale) -> str:
 
 
 def boundaries(curve: Sequence[dict[str, Any]]) -> list[float]:
-    """Return the steps at which a stage of the curriculum begins, the first aside."""
+    """Return the steps at which a later stage of the curriculum begins."""
     return [after["step"] for before, after in pairwise(curve) if after["stage"] != before["stage"]]

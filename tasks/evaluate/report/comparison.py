@@ -1,4 +1,4 @@
-"""Two rounds side by side: the figures of reports/metrics.json, now and then."""
+"""Comparison of two rounds by the figures of their reports/metrics.json."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ def compared(root: Path, metrics: Mapping[str, Any], against: str) -> list[dict[
         against: a git revision (`round-0006`), or a folder that holds a metrics.json.
 
     Raises:
-        UserError: there are no metrics at that place.
+        UserError: there are no metrics.
     """
     then, now = dict(_flat(_earlier(root, against))), dict(_flat(metrics))
     return [
@@ -34,17 +34,21 @@ def _earlier(root: Path, against: str) -> Any:
     if folder.is_dir():
         path = folder / METRICS.name
         if not path.exists():
-            raise UserError("no round was evaluated there", where=str(path))
+            raise UserError(
+                "no round was evaluated there",
+                where=str(path),
+                fix="name a folder that holds a metrics.json, or a git revision",
+            )
         return json.loads(path.read_text())
     command = ["git", "show", "--end-of-options", f"{against}:./{METRICS.as_posix()}"]
-    told = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if told.returncode:
+    completed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if completed.returncode:
         raise UserError(
-            f"no round to compare with: {told.stderr.strip() or against}",
+            f"no round to compare with: {completed.stderr.strip() or against}",
             where=f"{against}:{METRICS.as_posix()}",
             fix="git tag --list 'round-*', or name a folder that holds a metrics.json",
         )
-    return json.loads(told.stdout)
+    return json.loads(completed.stdout)
 
 
 def _flat(metrics: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:

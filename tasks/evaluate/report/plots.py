@@ -1,4 +1,4 @@
-"""What the charts of the report show: figures turned into places, in percent of a side."""
+"""Charts of the report: figures as positions in percent of a side."""
 
 from typing import Any
 
@@ -7,8 +7,7 @@ from tasks.evaluate.report.charts import Scale, boundaries, polyline, thinned
 from tasks.evaluate.report.round_files import Table
 
 FIRST = 0.05
-"""Share of the updates whose loss may lie above the panel: it falls from a height that would leave
-the rest of the curve flat."""
+"""Share of the first updates whose loss can lie above the panel: it would flatten the rest."""
 
 
 def scores(arms: Table) -> dict[str, Any]:
@@ -52,9 +51,9 @@ def losses(losses: dict[str, dict[int, Table]], arms: Table) -> Table:
     for phase in sorted(losses, key=lambda name: list(tones).index(name) if name in tones else 99):
         seeds = losses[phase]
         curves = {seed: thinned(curve) for seed, curve in seeds.items()}
-        everything = [point for curve in curves.values() for point in curve]
-        x = Scale.around([0.0, *(step for step, _ in everything)], wanted=4, tight=True)
-        y = Scale.around([loss for step, loss in everything if step > FIRST * x.high], wanted=4)
+        points = [point for curve in curves.values() for point in curve]
+        x = Scale.around([0.0, *(step for step, _ in points)], wanted=4, tight=True)
+        y = Scale.around([loss for step, loss in points if step > FIRST * x.high], wanted=4)
         last = {seed: curve[-1][1] for seed, curve in curves.items()}
         panels.append(
             {
@@ -64,7 +63,7 @@ def losses(losses: dict[str, dict[int, Table]], arms: Table) -> Table:
                 "lines": [polyline(curve, x, y) for curve in curves.values()],
                 "x_ticks": [(x.at(tick), number_text.count(tick)) for tick in x.ticks],
                 "y_ticks": [(y.at(tick), f"{tick:g}") for tick in y.ticks],
-                "cut": any(loss > y.high for _, loss in everything),
+                "cut": any(loss > y.high for _, loss in points),
                 "stages": [x.at(step) for step in boundaries(next(iter(seeds.values())))],
                 "steps": number_text.count(max(step["step"] for c in seeds.values() for step in c)),
                 "last": ", ".join(f"{loss:.3f}" for loss in last.values()),

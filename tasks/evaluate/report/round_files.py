@@ -1,4 +1,4 @@
-"""Reads what a round left on disk, for the report. Nothing is computed here that no file says."""
+"""Files of a round, as read for the report."""
 
 import csv
 import hashlib
@@ -28,25 +28,25 @@ Table = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class RoundFiles:
-    """The files of one round, below `root`. What is not there is None or empty."""
+    """The files of one round, below `root`; missing ones are None or empty."""
 
     root: Path
 
     @property
     def metrics(self) -> dict[str, Any]:
         """The verdict and the figures that `dvc metrics` shows."""
-        found: dict[str, Any] = self._needed(METRICS)
-        return found
+        metrics: dict[str, Any] = self._needed(METRICS)
+        return metrics
 
     @property
     def arms(self) -> Table:
         """A row of figures for each model."""
-        found: Table = self._needed(ARMS)
-        return found
+        arms: Table = self._needed(ARMS)
+        return arms
 
     @property
     def samples(self) -> Table:
-        """Test rows worth reading, with every model's answer."""
+        """Sample rows, with every model's answer."""
         return self._json(SAMPLES) or []
 
     @property
@@ -62,11 +62,11 @@ class RoundFiles:
     @property
     def losses(self) -> dict[str, dict[int, Table]]:
         """The loss at each step, by phase and seed."""
-        found: dict[str, dict[int, Table]] = defaultdict(dict)
+        losses: dict[str, dict[int, Table]] = defaultdict(dict)
         for path in sorted((self.root / LOSSES).glob("*.csv")):
             phase, _, seed = path.stem.rpartition("-seed-")
-            found[phase][int(seed)] = [_numbers(line) for line in self._csv(path)]
-        return {phase: dict(sorted(seeds.items())) for phase, seeds in found.items()}
+            losses[phase][int(seed)] = [_numbers(line) for line in self._csv(path)]
+        return {phase: dict(sorted(seeds.items())) for phase, seeds in losses.items()}
 
     @property
     def collected(self) -> dict[str, Any]:
@@ -75,12 +75,12 @@ class RoundFiles:
 
     @property
     def funnel(self) -> Table:
-        """What each filter saw and dropped, in order."""
+        """The rows that each filter saw and dropped, in order."""
         return self._json(FILTER / "funnel.json") or []
 
     @property
     def robustness(self) -> Table:
-        """Scores and drops on prompts that are not test rows as they stand."""
+        """Scores and drops on perturbed and out-of-distribution prompts."""
         return self._json(ROBUSTNESS) or []
 
     @property
@@ -95,12 +95,12 @@ class RoundFiles:
 
     @property
     def router(self) -> tuple[Table, dict[str, Any] | None]:
-        """The curve of score by share of traffic, and what was found at the floor."""
+        """The curve of score by share of traffic, and the results at the floor."""
         return [_numbers(line) for line in self._csv(ROUTER)], self._json(ROUTED)
 
     @property
     def clusters(self) -> Table:
-        """What the student's mistakes are about, the largest cluster first."""
+        """The clusters of the student's mistakes, the largest first."""
         return self._json(CLUSTERS) or []
 
     @property
@@ -109,35 +109,35 @@ class RoundFiles:
         return list(self._lines(ERRORS))
 
     @property
-    def lessons(self) -> Table:
-        """What the student learned from, in its order."""
+    def training_rows(self) -> Table:
+        """The student's training rows, in the order of the curriculum."""
         return list(self._lines(CURRICULUM / "train.jsonl"))
 
     @property
     def cost(self) -> dict[str, Any] | None:
-        """What the round cost and saves, at the prices in params.yaml; None where it is unknown."""
-        served, timings, stages = self._json(TOKEN_COUNTS), self.timings, self.stage_seconds
-        if not (served and timings and stages):
+        """Cost and savings at the prices in params.yaml; None where files are missing."""
+        tokens, timings, stages = self._json(TOKEN_COUNTS), self.timings, self.stage_seconds
+        if not (tokens and timings and stages):
             return None
         prices = (self.params.get("evaluate") or {}).get("prices") or {}
-        known: Prices = validated(Prices, prices, "evaluate.prices")
-        return known.cost_of_round(served, stages, timings)
+        assumed: Prices = validated(Prices, prices, "evaluate.prices")
+        return assumed.cost_of_round(tokens, stages, timings)
 
     @property
     def curriculum(self) -> Table:
-        """Rows and difficulty of each stage, from the lessons themselves."""
+        """Rows and difficulty of each stage, from the training rows."""
         stages: dict[int, dict[str, Any]] = {}
-        for lesson in self._lines(CURRICULUM / "train.jsonl"):
-            stage, difficulty = lesson["stage"], lesson["difficulty"]
+        for row in self._lines(CURRICULUM / "train.jsonl"):
+            stage, difficulty = row["stage"], row["difficulty"]
             first = {"rows": 0, "sum": 0.0, "low": difficulty, "high": difficulty}
-            known = stages.setdefault(stage, first)
-            known["rows"] += 1
-            known["sum"] += difficulty
-            known["low"] = min(known["low"], difficulty)
-            known["high"] = max(known["high"], difficulty)
+            figures = stages.setdefault(stage, first)
+            figures["rows"] += 1
+            figures["sum"] += difficulty
+            figures["low"] = min(figures["low"], difficulty)
+            figures["high"] = max(figures["high"], difficulty)
         return [
-            known | {"stage": stage, "mean": known["sum"] / known["rows"]}
-            for stage, known in sorted(stages.items())
+            figures | {"stage": stage, "mean": figures["sum"] / figures["rows"]}
+            for stage, figures in sorted(stages.items())
         ]
 
     @property
@@ -152,14 +152,14 @@ class RoundFiles:
 
     @property
     def models(self) -> dict[str, Any]:
-        """What preflight pinned of teachers and student."""
+        """The models that preflight pinned."""
         return self._json(MODELS) or {}
 
     @property
     def timings(self) -> dict[str, Any] | None:
         """Latency and throughput, measured; varies from run to run."""
-        found: dict[str, Any] | None = self._json(TIMINGS)
-        return found
+        timings: dict[str, Any] | None = self._json(TIMINGS)
+        return timings
 
     @property
     def stage_seconds(self) -> dict[str, dict[str, Any]]:
@@ -193,18 +193,18 @@ class RoundFiles:
         """The git commit that is checked out, with a + where files differ from it."""
         command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
         try:
-            told = subprocess.run(
+            described = subprocess.run(
                 command, cwd=self.root, capture_output=True, text=True, timeout=10, check=True
             )
         except (OSError, subprocess.SubprocessError):
             return None
-        return told.stdout.strip() or None
+        return described.stdout.strip() or None
 
     def _needed(self, path: Path) -> Any:
-        found = self._json(path)
-        if found is None:
+        content = self._json(path)
+        if content is None:
             raise UserError("no round has been evaluated here", where=str(path), fix="cohobate run")
-        return found
+        return content
 
     def _json(self, path: Path) -> Any:
         whole = self.root / path

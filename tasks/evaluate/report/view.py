@@ -1,4 +1,4 @@
-"""What the report shows, section by section, as plain values for the templates."""
+"""Content of the report, section by section, as plain values for the templates."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,20 +27,20 @@ KINDS = {
     "lost": ("Lost by distillation", "the baseline is right, the student is not"),
     "behind": ("Behind the teacher", "its most confident mistakes where the teacher is right"),
     "ahead": ("Ahead of the teacher", "the student is right, the teacher is not"),
-    "random": ("At random", "drawn blindly"),
+    "random": ("Random rows", "a random sample"),
 }
 ROWS = ("read", "set_aside", "labelled", "unlabelled", "dev", "test")
-"""What is told of the rows that `collect` found."""
+"""Figures of `collect` in the report."""
 STUDENT = ("type", "model", "revision", "licence", "layers", "parameters")
-"""What is told of the student's first checkpoint."""
+"""Figures of the initial student in the report."""
 FEW_ROWS = 30
 """Below this many rows, a group's score is mostly chance."""
 
 
 def view(files: RoundFiles, against: str = "") -> dict[str, Any]:
-    """Return everything that the templates name."""
+    """Return all values that the templates use."""
     metrics, arms = files.metrics, [_named(arm, files) for arm in files.arms]
-    worked_out = files.cost
+    cost_record = files.cost
     by_role = {arm["role"]: arm for arm in arms if arm["role"] != "other"}
     return {
         "metrics": metrics,
@@ -65,11 +65,11 @@ def view(files: RoundFiles, against: str = "") -> dict[str, Any]:
         "robustness": behaviour_view.robustness(files.robustness),
         "forgetting": behaviour_view.forgetting(files.forgetting, arms),
         "memorisation": files.memorisation,
-        "worked_out": worked_out,
-        "cost": behaviour_view.cost(worked_out),
+        "cost_record": cost_record,
+        "cost": behaviour_view.cost(cost_record),
         "router": behaviour_view.router(*files.router, by_role["teacher"]["score"]["mean"]),
         "mistakes": behaviour_view.mistakes(files),
-        "difficulty": behaviour_view.difficulty(files.lessons),
+        "difficulty": behaviour_view.difficulty(files.training_rows),
         "against": against and {"name": against, "lines": compared(files.root, metrics, against)},
         "models": files.models,
         "student_start": _chosen(files.models.get("student", {}), STUDENT),
@@ -83,7 +83,7 @@ def view(files: RoundFiles, against: str = "") -> dict[str, Any]:
 
 
 def verdict(metrics: dict[str, Any]) -> dict[str, str]:
-    """Return the verdict as one sentence, cut where its figures stand."""
+    """Return the verdict as one sentence, in parts around its figures."""
     gain = metrics["gain_over_baseline"]
     tone, before, after = {
         "yes": ("good", "Distillation beats the equal-updates baseline by", "."),
@@ -99,108 +99,110 @@ def verdict(metrics: dict[str, Any]) -> dict[str, str]:
 
 def gate(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the conditions of the gate, and whether each is met."""
-    asked, gain = metrics["gate"], metrics["gain_over_baseline"]
-    kept = metrics["retention"]
+    conditions, gain = metrics["gate"], metrics["gain_over_baseline"]
+    retention = metrics["retention"]
     return [
         {
-            "met": asked["gain"],
-            "what": "lower end of the gain",
-            "asked": f"more than {number_text.points(asked['min_gain'])}",
-            "found": number_text.signed(gain["low"]),
+            "met": conditions["gain"],
+            "name": "lower end of the gain",
+            "required": f"more than {number_text.points(conditions['min_gain'])}",
+            "value": number_text.signed(gain["low"]),
         },
         {
-            "met": asked["retention"],
-            "what": "retention",
-            "asked": f"at least {number_text.points(asked['min_retention'])} %",
-            "found": "unknown" if kept is None else f"{number_text.points(kept)} %",
+            "met": conditions["retention"],
+            "name": "retention",
+            "required": f"at least {number_text.points(conditions['min_retention'])} %",
+            "value": "unknown" if retention is None else f"{number_text.points(retention)} %",
         },
     ]
 
 
 def unequal_updates(by_role: dict[str, Any]) -> dict[str, int] | None:
-    """Return the updates of baseline and student where they differ: the comparison then limps."""
-    found = {role: by_role[role].get("updates") for role in ("baseline", "student")}
-    return found if len(set(found.values())) > 1 else None
+    """Return the updates of baseline and student where they differ, else None."""
+    updates = {role: by_role[role].get("updates") for role in ("baseline", "student")}
+    return updates if len(set(updates.values())) > 1 else None
 
 
 def not_measured(metrics: dict[str, Any], by_role: dict[str, Any], files: RoundFiles) -> list[str]:
-    """Say what a reader might take for measured and is not."""
+    """Return notes on what was not measured."""
     student = by_role["student"]
-    found = []
+    notes = []
     if metrics["seeds"] == 1:
-        found.append(
-            "Variation from one training run to the next: there is one seed, and the intervals "
-            "hold for the choice of test rows alone. `seeds: [1, 2, 3]` in params.yaml measures it."
+        notes.append(
+            "Variation between training runs: there is one seed, and the intervals cover the "
+            "choice of test rows alone. `seeds: [1, 2, 3]` in params.yaml measures it."
         )
     elif metrics["seeds"] < 5:
-        found.append(
+        notes.append(
             f"Rare training runs: {metrics['seeds']} seeds say little about the tail. The "
-            "intervals allow for that (Student's t), and are wide for it."
+            "intervals account for it (Student's t), and are wide."
         )
-    found.append("Luck in tuning the teacher: it was tuned once, and its own seed is not varied.")
+    notes.append("Variation from tuning the teacher: it was tuned once, with one seed.")
     if by_role["teacher"]["footprint"] is None:
-        found.append(
-            "The teacher, but for its answers: its weights are not here. No parameters, bytes, "
-            "FLOPs, latency, memory, perplexity or loss on general text of it, no ratio to them, "
-            "and no divergence of the student from its token distributions."
+        notes.append(
+            "The teacher, except for its answers: its weights are not available. So there are no "
+            "parameters, bytes, FLOPs, latency, memory, perplexity or loss on general text of it, "
+            "no ratios to these, and no divergence from its token distributions."
         )
     elif student["fidelity"] is None:
-        found.append("Divergence from the teacher's token distributions: vocabularies differ.")
+        notes.append("Divergence from the teacher's token distributions: vocabularies differ.")
     if student["calibration_error"] is None:
-        found.append("Calibration: the answers came without confidence.")
+        notes.append("Calibration: the answers have no confidence.")
     if len(files.curriculum) > 1:
-        found.append("The curriculum's worth, unless a row above had the same data shuffled.")
+        notes.append(
+            "The effect of the curriculum, unless another phase had the same data shuffled."
+        )
     if files.timings is None:
-        found.append("Latency, throughput and memory: reports/timings.json is not there.")
+        notes.append("Latency, throughput and memory: reports/timings.json does not exist.")
     kinds = [line["variant"] for line in files.robustness]
     if len(kinds) < 2:
-        found.append("Robustness: `evaluate.robustness.perturbations` asks for no change.")
+        notes.append("Robustness: `evaluate.robustness.perturbations` is empty.")
     if "out of distribution" not in kinds:
-        found.append("Rows from elsewhere: data/collect/ood.jsonl is not there.")
+        notes.append("Out-of-distribution rows: data/collect/ood.jsonl does not exist.")
     if not files.memorisation.get("by_role", {}).get("student", {}).get("long_enough"):
-        found.append("Verbatim memorisation: no answer is long enough to be a copy.")
+        notes.append("Verbatim memorisation: no answer is long enough to be a copy.")
     if files.cost is None:
-        found.append("Cost: reports/stages.json or reports/timings.json is not there.")
+        notes.append("Cost: reports/stages.json or reports/timings.json does not exist.")
     return [
-        *found,
-        "What tuning cost the teacher in general knowledge: the teacher as it came is not asked.",
+        *notes,
+        "Forgetting of the teacher in tuning: the teacher before tuning is not evaluated.",
         *_energy_not_known(files.timings),
         "Harm, bias against people, and privacy of the training text.",
     ]
 
 
 def _energy_not_known(timings: dict[str, Any] | None) -> list[str]:
-    """Say what is not known of energy: of the whole round always, of a token where no meter is."""
-    told = (timings or {}).get("energy", {})
-    price = "The machine's hours stand for it, in the price of one."
-    if "joules_per_token" in told:
-        return [f"Energy of the whole round: a meter was read for a token served alone. {price}"]
-    return [f"Energy: {told.get('why_not', 'it was not asked for')}. {price}"]
+    """Return the note on energy: of the round always, of a token where there is no meter."""
+    energy = (timings or {}).get("energy", {})
+    price = "It is covered by the price of a machine hour."
+    if "joules_per_token" in energy:
+        return [f"Energy of the whole round: it was measured for generated tokens only. {price}"]
+    return [f"Energy: {energy.get('why_not', 'it was not measured')}. {price}"]
 
 
 def _named(arm: dict[str, Any], files: RoundFiles) -> dict[str, Any]:
     label = ROLES.get(arm["role"], arm["arm"])
     detail = arm["arm"] if arm["role"] in ("baseline", "student") else ""
     seconds = training_seconds(arm["arm"], files.params.get("train") or {}, files.stage_seconds)
-    shown = {"label": label, "detail": detail, "tone": arm["role"], "trained_in": seconds}
-    return {"gain_over_baseline": None} | arm | shown  # rounds of before did not write it
+    display = {"label": label, "detail": detail, "tone": arm["role"], "trained_in": seconds}
+    return {"gain_over_baseline": None} | arm | display  # older rounds have no gain
 
 
 def training_seconds(
     phase: str, phases: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]
 ) -> float | None:
-    """Return how long all seeds of a phase trained, and those of every phase that led to it.
+    """Return the training time of all seeds of a phase and of the phases it starts from.
 
     Args:
-        phase: its name; a model that no phase trained has no such time.
+        phase: its name; None is returned for other models.
         phases: section `train` of params.yaml.
-        stages: what reports/stages.json says.
+        stages: the content of reports/stages.json.
 
     Returns:
-        Seconds by the clock; None where the time of one of the phases is not known.
+        Wall-clock seconds; None where the time of one of the phases is unknown.
     """
     total = 0.0
-    for _ in phases:  # a chain is no longer than that
+    for _ in phases:  # bounds the length of the chain
         stage = stages.get(f"train@{phase}")
         if phase not in phases or stage is None:
             return None
@@ -213,7 +215,7 @@ def training_seconds(
 
 
 def _efficiency(by_role: dict[str, Any], timings: dict[str, Any] | None) -> Table:
-    """Return pairs of figures, teacher's and student's, and what the student saves."""
+    """Return pairs of figures of teacher and student, with their ratio."""
     large, small = by_role["teacher"]["footprint"], by_role["student"]["footprint"]
     counted = [
         _pair("Parameters", large, small, "parameters", number_text.short),
@@ -240,7 +242,7 @@ def _efficiency(by_role: dict[str, Any], timings: dict[str, Any] | None) -> Tabl
 
 
 def _pair(
-    what: str,
+    name: str,
     teacher: dict[str, Any] | None,
     student: dict[str, Any],
     key: str,
@@ -248,17 +250,17 @@ def _pair(
     *,
     more: bool = False,
 ) -> dict[str, Any]:
-    """Return one figure of both models; `more` says that more of it is better."""
+    """Return one figure of both models; `more`: a higher figure is better."""
     other = student[key]
     if teacher is None:
         unknown = {"teacher": "–", "teacher_width": 0.0, "ratio": number_text.times(None)}
         known = {"student": write(other), "student_width": 100.0}
-        return {"what": what, **unknown, **known, "better": "", "timed": False}
+        return {"name": name, **unknown, **known, "better": "", "timed": False}
     one = teacher[key]
     most = max(one, other) or 1
     above, below = (other, one) if more else (one, other)
     return {
-        "what": what,
+        "name": name,
         "teacher": write(one),
         "student": write(other),
         "teacher_width": round(100 * one / most, 2),
@@ -270,7 +272,7 @@ def _pair(
 
 
 def _groups(groups: Table) -> Table:
-    """Return the groups with the places of teacher, baseline and student; none where all is one."""
+    """Return the scores by group; none where there is one group."""
     if len(groups) < 2:
         return []
     return [
@@ -286,7 +288,7 @@ def _groups(groups: Table) -> Table:
 
 
 def _samples(samples: Table, arms: Table) -> Table:
-    shown = [arm for arm in arms if arm["role"] != "other"]
+    with_role = [arm for arm in arms if arm["role"] != "other"]
     return [
         {
             "kind": kind,
@@ -297,7 +299,7 @@ def _samples(samples: Table, arms: Table) -> Table:
                     "prompt": behaviour_view.prompt_text(sample["prompt"]),
                     "reference": sample["reference"],
                     "group": sample["group"],
-                    "answers": [(arm, sample["answers"][arm["arm"]]) for arm in shown],
+                    "answers": [(arm, sample["answers"][arm["arm"]]) for arm in with_role],
                 }
                 for sample in samples
                 if sample["kind"] == kind

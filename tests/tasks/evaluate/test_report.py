@@ -215,7 +215,7 @@ def test_noise_and_loss_are_called_so(project: Path) -> None:
 
 def test_unequal_updates_are_said(project: Path) -> None:
     _, page = rendered(seeds=(1,), behind=2)
-    assert "equally many updates on labels alone, 42 over all phases and rounds" in page.text
+    assert "as many updates on labels alone, 42 over all phases and rounds" in page.text
     assert "not equal" not in page.text
     path = Path("data/evaluate/arms.json")
     arms = read(str(path))
@@ -247,7 +247,7 @@ def test_what_is_missing_is_left_out_or_named(project: Path) -> None:
         Path(path).unlink()
     text = Page(render().read_text()).text
     assert "No filter ran" in text
-    assert "timings.json is not there" in text
+    assert "timings.json does not exist" in text
     Path("reports/metrics.json").unlink()
     with pytest.raises(UserError, match="no round has been evaluated"):
         render()
