@@ -3,8 +3,8 @@
 A stage is a function `run` in `tasks/<stage>/stage.py`, and its signature says what it reads of
 params.yaml: `def run(filter: FilterParams, seeds: list[int])` reads the sections `filter` and
 `seeds`. Where dvc.yaml makes one stage an item (`foreach: ${train}`), the parameter that takes the
-item is marked: `def run(item: str, phase: Annotated[Phase, EachOf("train")])`. One value of another
-section is marked too: `student: Annotated[str, ValueOf("evaluate.student")]`.
+item is marked: `def run(item: str, phase: Annotated[Phase, EachOf("train")])`. A single value of
+another section is marked too: `student: Annotated[str, ValueOf("evaluate.student")]`.
 """
 
 import inspect

@@ -1,1 +1,1 @@
-"""The teacher, tuned to the task."""
+"""Tunes the teacher to the task."""

@@ -1,4 +1,4 @@
-"""The teacher, tuned to the task on the labelled rows, or taken as it came.
+"""Tune the teacher to the task on the labelled rows, or copy it unchanged.
 
 In:  the teacher's model as preflight pinned it (data/preflight/models.json), data/collect
 Out: models/adapt/<teacher>, a checkpoint (cohobate/models/checkpoints.py), and its summary.json:
@@ -38,10 +38,10 @@ def run(
     task: Task,
     metric: DecidingMetric,
 ) -> None:
-    """Publish the teacher `item`, tuned if so chosen, and score it on the dev rows.
+    """Write the teacher `item`, tuned if configured, and score it on the dev rows.
 
     Raises:
-        UserError: the model is another than preflight saw, or tuning failed.
+        UserError: the model differs from what preflight pinned, or tuning failed.
     """
     models = json.loads(MODELS.read_bytes())
     pin, folder = models["teachers"][item], ADAPT / item
@@ -64,22 +64,24 @@ def run(
 
 
 def _check_conversations(item: str, models: dict[str, Any]) -> None:
-    """Refuse rows that a chat template refuses, before anything is spent on them."""
+    """Refuse rows that a chat template rejects, before any computation."""
     models = {
         f"the teacher {item}": models["teachers"][item],
         "the student": models.get("student", {}),
     }
-    wheres = dict(zip(models, (f"params.yaml, teachers.{item}", "params.yaml, shape"), strict=True))
-    for whose, model in models.items():
+    wheres = dict(
+        zip(models, (f"params.yaml, teachers.{item}", "params.yaml, init_student"), strict=True)
+    )
+    for owner, model in models.items():
         refused = model.get("refused_turns", [])
         for path in (LABELLED, DEV) if refused else ():
             rows = read_rows(path, Row)
             turns = ((row.id, row.prompt) for row in rows if not isinstance(row.prompt, str))
-            check_turns(turns, refused, whose, wheres[whose])
+            check_turns(turns, refused, owner, wheres[owner])
 
 
 def _describe(item: str, teacher: Teacher, adapt: Tuning) -> None:
-    """Publish where a teacher is whose weights are not here."""
+    """Write the address of a teacher behind an endpoint."""
     if adapt.type != "none":
         raise UserError(
             f"the teacher {item} is behind an endpoint: it cannot be tuned",
@@ -94,17 +96,17 @@ def _describe(item: str, teacher: Teacher, adapt: Tuning) -> None:
 
 
 def _dev_score(item: str, adapt: Tuning, task: Task, metric: AnswerScore) -> dict[str, Any]:
-    """Let the published teacher answer dev rows; return nothing where none has an answer."""
+    """Score the written teacher on dev rows; empty where none has an answer."""
     from cohobate.generation.decoding import generate_answers
 
-    known = (row for row in read_rows(DEV, Row) if row.answer is not None)
-    rows = list(islice(known, adapt.dev_rows))
+    answered = (row for row in read_rows(DEV, Row) if row.answer is not None)
+    rows = list(islice(answered, adapt.dev_rows))
     if not rows:
         return {}
     device = checkpoints.accelerator()
     model, tokenizer = load_frozen(ADAPT / item, precision=adapt.precision, device=device)
     longest = max(len(tokenizer(row.answer)["input_ids"]) for row in rows) + 1
-    said = generate_answers(
+    generated = generate_answers(
         model,
         tokenizer,
         [r.prompt for r in rows],
@@ -113,7 +115,7 @@ def _dev_score(item: str, adapt: Tuning, task: Task, metric: AnswerScore) -> dic
     )
     total = sum(
         metric.score(answer.text, rows[n].answer or "", task.verifier)
-        for n, answer in track(said, total=len(rows), what=f"{item} on dev rows")
+        for n, answer in track(generated, total=len(rows), what=f"{item} on dev rows")
     )
     score, number_format = round(total / len(rows), 4), resolve(adapt.precision, device)
     return {"dev_score": score, "dev_rows": len(rows), "number_format": number_format}

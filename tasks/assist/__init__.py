@@ -1,1 +1,1 @@
-"""Phases whose models teach later ones."""
+"""Trains phases whose models are teachers of later phases."""

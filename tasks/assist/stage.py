@@ -1,11 +1,10 @@
-"""One phase of training whose model teaches later phases, once for each seed.
+"""Train one phase whose model is a teacher of later phases, once for each seed.
 
 In:  as `train`
 Out: models/assist/<phase>/seed-<n>/, as `train` writes models/train/<phase>/seed-<n>/
 
-Several earlier phases as teachers of one are these: `targets: models/assist` and
-`teachers: {first: 1, second: 1}`. The folder above the phases of `train` cannot be the targets of
-one of them, as it would wait for itself.
+A later phase uses several of them with `targets: models/assist` and `teachers: {first: 1,
+second: 1}`. A phase of `train` cannot have `models/train` as its targets: that would be a cycle.
 """
 
 from typing import Annotated
@@ -19,6 +18,6 @@ def run(item: str, phase: Annotated[Method, EachOf("assist")], seeds: list[int])
     """Train the phase `item` from its start, once for each seed.
 
     Raises:
-        UserError: start, rows and targets do not fit each other; or a loss that is not finite.
+        UserError: start, rows and targets do not match, or a loss is not finite.
     """
     train_seeds(ASSIST / item, phase, seeds)

@@ -1,1 +1,1 @@
-"""The teacher's token distributions on disk."""
+"""Stores the teacher's token distributions."""

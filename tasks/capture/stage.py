@@ -1,17 +1,17 @@
-"""The teacher's distribution over the next token, at every token of the rows that were kept.
+"""Capture the teacher's next-token distributions at every answer token of the kept rows.
 
 In:  models/adapt/<teacher>, data/filter/kept.jsonl
 Out: data/capture/<teacher>/     a signal store (cohobate/teachers/signal_store/store.py)
      data/capture/<teacher>/summary.json
 
-What the store says of one row, at the first token of its answer (top_k, K = 3):
+The stored signals of one row, at the first token of its answer (top_k, K = 3):
 
     ids        1673        1956        9041         " animal", " plant", " food"
     logprobs   -0.0312     -5.03       -4.12
     rest_logprob -4.89                              log of the mass of all other ids
 
-The rows go through in shards. A capture that was killed goes on behind its last whole shard, and
-what it writes is the same to the byte (cohobate/teachers/signal_store/shards.py).
+Rows are processed in shards. A capture that was killed resumes after its last complete shard, and
+writes the same bytes (cohobate/teachers/signal_store/shards.py).
 """
 
 from typing import Annotated
@@ -22,9 +22,9 @@ from cohobate.teachers.teacher import Teacher
 
 
 def run(item: str, teacher: Annotated[Teacher, EachOf("teachers")], capture: CaptureParams) -> None:
-    """Run the teacher `item` over the kept rows and store what it says.
+    """Run the teacher `item` on the kept rows and store its distributions.
 
-    A teacher with `signals: false` teaches by its text alone: nothing is stored of it.
+    For a teacher with `signals: false`, which provides text alone, nothing is stored.
 
     Raises:
         UserError: there are no rows, or the teacher's checkpoint is damaged.

@@ -1,1 +1,1 @@
-"""Champion against challenger, on the dev rows."""
+"""Compares champion and challenger on the dev rows."""

@@ -1,1 +1,1 @@
-"""Prompts and labelled rows, split without leakage."""
+"""Collects prompts and labelled rows, and splits them without leakage."""

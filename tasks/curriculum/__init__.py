@@ -1,1 +1,1 @@
-"""Difficulty and curriculum."""
+"""Orders the training rows by difficulty."""

@@ -1,1 +1,1 @@
-"""Scores with intervals, fidelity, efficiency, and the report."""
+"""Evaluates all models and renders the report."""

@@ -1,1 +1,1 @@
-"""The student in the forms in which it is used, each shown to answer as the original does."""
+"""Writes the student in several forms, each checked against the original."""

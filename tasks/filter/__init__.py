@@ -1,1 +1,1 @@
-"""Keep or drop the teacher's answers, with a reason."""
+"""Filters the teacher's answers."""

@@ -1,1 +1,1 @@
-"""The teacher's answers: backends and the ledger."""
+"""Generates the teacher's answers."""

@@ -1,4 +1,4 @@
-"""The teacher answers the prompts: those that have no label, unless `generate.prompts` says more.
+"""Generate the teacher's answers to the unlabelled prompts, or those of `generate.prompts`.
 
 In:  data/collect/unlabelled.jsonl or labelled.jsonl, and models/adapt/<teacher>: its checkpoint,
      or its address
@@ -8,19 +8,19 @@ Out: data/generate/<teacher>/responses.jsonl, in the order of the prompts:
      "origin": "teacher", "prompt": "Definition: a small rodent\\nCategory:", "sample": 0,
      "teacher": "main"}
 
-     data/generate/<teacher>/failed.jsonl, the prompts that came to no row, and why:
+     data/generate/<teacher>/failed.jsonl, the prompts without an answer, and why:
 
     {"id": "0b7c51…", "reason": "the reply does not match the pattern of the step", "reply": …,
      "sample": 0, "step": "answer"}
 
-Answers come from the ledger where they were given before (cohobate/backends/ledger.py): a rerun, a
-crash or a longer list of prompts computes only what is missing.
+Answers are taken from the ledger where it has them (cohobate/backends/ledger.py): a rerun, a crash
+or a longer list of prompts computes only what is missing.
 
-What holds: a run that was killed and taken up again, however often, writes the same bytes as one
-that was not. In float32 answers do not depend on the batch at all; in bfloat16 a batch of another
-size rounds differently (seen: one answer in 600 another, where two were all but tied). Batches are
-made within windows of the list, so whole windows keep their answers when the list grows; prompts
-that are added to a window that was answered already make batches of their own.
+Guarantee: a run that is killed and resumed, however often, writes the same bytes as one that is
+not. In float32 answers do not depend on the batch at all; in bfloat16 a batch of another size
+rounds differently (measured: one answer in 600 differs, at a near tie). Batches are made within
+windows of the list: whole windows keep their answers when the list grows, and prompts that are
+added to an answered window form batches of their own.
 """
 
 from cohobate.backends.cost_log import log_cost
@@ -38,15 +38,15 @@ from cohobate.errors import UserError
 
 
 def run(item: str, generate: GenerateParams) -> None:
-    """Let the teacher `item` answer the chosen prompts.
+    """Generate the answers of the teacher `item`.
 
     Raises:
-        UserError: there is no prompt, several samples are asked of greedy decoding, the teacher's
+        UserError: there is no prompt, several samples of greedy decoding, the teacher's
             checkpoint is damaged, or its service does not answer.
     """
     if generate.samples > 1 and generate.decoding.temperature == 0:
         raise UserError(
-            "several samples of greedy decoding are all the same",
+            "several samples of greedy decoding are identical",
             where="params.yaml, section generate",
             fix="cohobate run --set generate.decoding.temperature=0.7",
         )
@@ -63,5 +63,5 @@ def run(item: str, generate: GenerateParams) -> None:
     write_json(folder / "summary.json", summary)
     if not teacher_run.prompts:
         files = ", ".join(map(str, prompt_files(generate.prompts)))
-        fix = "choose others by generate.prompts"
+        fix = "set generate.prompts"
         raise UserError("there is no prompt to answer", where=files, fix=fix)

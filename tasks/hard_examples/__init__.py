@@ -1,1 +1,1 @@
-"""What the next round should teach: the prompts on which the student is furthest off."""
+"""Selects hard examples for the next round."""

@@ -1,1 +1,1 @@
-"""The student's first checkpoint."""
+"""Makes the initial student."""

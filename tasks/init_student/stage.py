@@ -1,7 +1,7 @@
-"""The student's first checkpoint, before it learns anything.
+"""Make the initial student: its checkpoint before training.
 
-In:  data/preflight/models.json; models/adapt/<teacher> where its tuned layers are taken; the rows
-     by which the student is cut, where it is cut by rows
+In:  data/preflight/models.json; models/adapt/<teacher> where its tuned layers are copied; the rows
+     by which layers are selected, where they are selected by rows
 Out: models/init_student, a checkpoint (cohobate/models/checkpoints.py), and its summary.json:
 
     {"layers": 4, "parameters": 42472512, "parameters_of_embeddings": 28311552,
@@ -20,15 +20,15 @@ from cohobate.teachers.teacher import Teachers
 
 
 def run(init_student: StudentInit, teachers: Teachers) -> None:
-    """Build the student and publish it.
+    """Build the student and write its checkpoint.
 
     Raises:
-        UserError: the layers or sizes do not exist, or a model is another than preflight saw.
+        UserError: the layers or sizes do not exist, or a model differs from what preflight pinned.
     """
     pins = json.loads(MODELS.read_bytes())
     if init_student.needs_rows and not Path(init_student.rows).is_file():
         fix = "init_student.rows: data/collect/labelled.jsonl, or data/filter/kept.jsonl"
-        raise UserError("these rows do not exist", where=init_student.rows, fix=fix)
+        raise UserError("file not found", where=init_student.rows, fix=fix)
     model, tokenizer = init_student.build(teachers, PinnedModels(pins["teachers"], pins["student"]))
     tokenizer = init_student.trim_vocabulary(model, tokenizer)
     provenance = {

@@ -1,1 +1,1 @@
-"""Preference pairs."""
+"""Makes preference pairs."""

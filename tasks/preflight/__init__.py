@@ -1,1 +1,1 @@
-"""Are the models what the round needs?"""
+"""Checks models, phases, memory and licences."""

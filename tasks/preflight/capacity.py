@@ -1,8 +1,8 @@
-"""Whether this machine has the room that the models alone will surely take.
+"""Capacity check: disk and memory for the models alone, a lower bound.
 
-Memory is that of the device a model goes to: of the GPU where there is one. This is a lower bound;
-what training and the teacher's stages take is in memory.py. What stages elsewhere have is not known
-here. Nothing of it is recorded: it is a fact about the machine, not about the round.
+Memory is that of the device, the GPU where there is one. The needs of training and of the teacher's
+stages are in memory.py. Other machines are not known here. Nothing is recorded: these are facts of
+the machine, not of the round.
 """
 
 import shutil
@@ -19,7 +19,7 @@ _BYTES_TUNING = 4 + 4  # float32 weights, and gradients of them all
 
 
 def check_capacity(parameters: list[int]) -> None:
-    """Refuse models, given their numbers of weights, that cannot fit; say so where it is close.
+    """Refuse models, by their parameter counts, that cannot fit; warn where it is close.
 
     Raises:
         UserError: less disk or memory is free than the models take.
@@ -28,7 +28,7 @@ def check_capacity(parameters: list[int]) -> None:
     stored = _BYTES_STORED * sum(parameters)
     if disk < stored:
         raise UserError(
-            f"the round's models take {stored / GIB:.1f} GiB on disk, {disk / GIB:.1f} are free",
+            f"the models need {stored / GIB:.1f} GiB of disk, {disk / GIB:.1f} GiB available",
             where=str(Path.cwd()),
             fix="free some space, or run in a folder on another disk",
         )

@@ -1,4 +1,4 @@
-"""What must hold between the models of a round; each check says what to do about it."""
+"""Checks between the models of a round: licences, vocabularies, chat templates."""
 
 from cohobate.errors import UserError
 from cohobate.models.model_info import ModelInfo, difference
@@ -8,7 +8,7 @@ _PROBE = "A probe: naïve 2+2=4,  tabs\tand\nlines, 漢字, don't — «ok»?"
 
 
 def check_terms(key: str, teacher: Teacher) -> None:
-    """Refuse a teacher whose terms are unknown or forbid this use, unless that is acknowledged."""
+    """Refuse a teacher whose licence is unknown or forbids training, unless acknowledged."""
     if teacher.acknowledge.strip():
         return
     where, known = f"params.yaml, section teachers.{key}", teacher.licence.strip().lower()
@@ -25,7 +25,7 @@ def check_terms(key: str, teacher: Teacher) -> None:
 
 
 def check_width(name: str, model: ModelInfo) -> None:
-    """Refuse a tokenizer with ids beyond the model's embedding; unused rows do no harm."""
+    """Refuse a tokenizer with ids beyond the model's embedding; unused rows are fine."""
     if model.highest_id >= model.rows:
         raise UserError(
             f"{name}: the tokenizer has the id {model.highest_id}, the embedding has only "
@@ -37,7 +37,7 @@ def check_width(name: str, model: ModelInfo) -> None:
 
 
 def check_signals(key: str, teacher: ModelInfo, student: ModelInfo) -> None:
-    """Refuse a student that means other text by the teacher's token ids, or ends otherwise."""
+    """Refuse a student whose vocabulary, end token or chat template differs from the teacher's."""
     between = f"teacher {key} and student"
     fix = "choose a student of the same family, or `signals: false` to use the teacher's text only"
     if odd := difference(teacher.vocabulary, student.vocabulary):
@@ -48,8 +48,9 @@ def check_signals(key: str, teacher: ModelInfo, student: ModelInfo) -> None:
         )
     if teacher.encode(_PROBE) != student.encode(_PROBE):
         raise UserError(
-            f"{between} cut the same text into different tokens",
+            f"{between} tokenize the same text differently",
             where="params.yaml, section init_student",
+            fix=fix,
         )
     fix = "init_student.tokenizer: teacher   (for a pretrained student)"
     if teacher.eos != student.eos:

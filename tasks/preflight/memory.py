@@ -1,9 +1,8 @@
-"""What each training phase, and each stage of a teacher, will take of memory: told, or refused.
+"""Memory estimates of each training phase and of each stage of a teacher.
 
-How long the rows will be is not known yet. A phase that does not fit even with short rows is
-refused here; one that would not with rows of `max_tokens` is told of, and refused once its rows
-are known (cohobate/training/trainer.py). Like all of preflight's look at the machine, nothing of it
-is recorded.
+Row lengths are not known yet. A phase that does not fit even with short rows is refused here. One
+that does not fit with rows of `max_tokens` gets a warning, and is refused once its rows are known
+(cohobate/training/trainer.py). Nothing is recorded: these are facts of the machine.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,13 +36,13 @@ if TYPE_CHECKING:
     from cohobate.methods.phase import Phase
 
 SHORT = 32
-"""Tokens of a row that is surely not longer than the round's longest."""
+"""Tokens of a short row."""
 
 Parts = dict[str, int]
 
 
 def size_of(outline: ModelInfo, record: Mapping[str, Any] | None = None) -> ModelSize:
-    """Return the size of a model; `record`: of the student that is made of it."""
+    """Return the size of a model, or of the student made from it by `record`."""
     told = record or outline.to_json()
     return ModelSize.of(
         outline.config, told["parameters"], told["parameters_of_embeddings"], told["layers"]
@@ -51,7 +50,7 @@ def size_of(outline: ModelInfo, record: Mapping[str, Any] | None = None) -> Mode
 
 
 class Memory:
-    """The models of a round by their sizes, and what is done with them."""
+    """Memory estimates from the sizes of a round's models."""
 
     def __init__(
         self,
@@ -64,24 +63,26 @@ class Memory:
         self.resources = resources
 
     def check(self, adapt: Any, generate: GenerateParams, capture: CaptureParams) -> None:
-        """Tell what every stage takes.
+        """Print the estimate of every stage.
 
         Raises:
-            UserError: one takes more than there is even with short rows.
+            UserError: a stage does not fit even with short rows.
         """
         if isinstance(adapt, Hyperparameters):
             for key, size in self.teachers.items():
-                self._tell(f"adapt@{key}", [peak_memory(size, adapt, n) for n in _lengths(adapt)])
+                self._report(f"adapt@{key}", [peak_memory(size, adapt, n) for n in _lengths(adapt)])
         for key, size in self.teachers.items():
             backend = generate.backend_of(key)
             if isinstance(backend, Transformers):
-                self._tell(f"generate@{key}", [answered(size, backend)])
-            self._tell(f"capture@{key}", [captured(size, capture)])
+                self._report(f"generate@{key}", [answered(size, backend)])
+            self._report(f"capture@{key}", [captured(size, capture)])
         for key, phase in self.phases.items():
-            self._tell(key.replace(".", "@", 1), [self.of_phase(phase, n) for n in _lengths(phase)])
+            self._report(
+                key.replace(".", "@", 1), [self.of_phase(phase, n) for n in _lengths(phase)]
+            )
 
-    def _tell(self, stage: str, both: list[Parts]) -> None:
-        """Say what a stage takes with short and with the longest rows; refuse what cannot be."""
+    def _report(self, stage: str, both: list[Parts]) -> None:
+        """Print the memory for short and for the longest rows; refuse what cannot fit."""
         asks = self.resources.get(stage, self.resources.get(stage.split("@", maxsplit=1)[0])) or {}
         device = checkpoints.accelerator()
         room, elsewhere = available_on(device), bool(asks.get("gpus")) and device == "cpu"
@@ -96,11 +97,11 @@ class Memory:
             return
         check_memory(stage, both[0], room, where=where)
         fits = sum(both[-1].values()) <= room
-        tight = "" if fits else f" (none so long would fit: {room / GIB:.1f} are there)"
+        tight = "" if fits else f" ({room / GIB:.1f} GiB available: rows so long do not fit)"
         say(f"{stage}: about {figures[0]} GiB with short rows{longest}{tight}")
 
     def of_phase(self, phase: "Phase", tokens: int) -> Parts:
-        """Return the parts of a phase with rows of so many tokens, all its workers together."""
+        """Return the memory of a phase with rows of `tokens`, for all workers together, by part."""
         size = self._start(phase)
         peers = getattr(phase, "peers", None)
         if peers:
@@ -124,11 +125,11 @@ class Memory:
         return self.student
 
     def _phase(self, stage: str, name: str) -> "Phase | None":
-        """Return the phase whose model is at `<stage>/<name>` below models/, if it is one's."""
+        """Return the phase that writes models/<stage>/<name>, if any."""
         return self.phases.get(f"{stage}.{name.split('/', maxsplit=1)[0]}")
 
     def _asked(self, phase: "Phase") -> Iterator[TeacherSize]:
-        """Yield the teachers that are in memory while the phase trains."""
+        """Yield the teachers in memory during the phase."""
         stage, _, name = phase.targets.partition("/")[2].partition("/")
         if not phase.targets.startswith("models/"):
             return
@@ -142,7 +143,7 @@ class Memory:
 
 
 def captured(size: ModelSize, how: CaptureParams) -> Parts:
-    """Return what one pass of a teacher takes: no gradient, and the logits of one chunk."""
+    """Return the memory of a forward pass of the teacher, with the logits of one chunk."""
     a_token = 4 * (4 * size.width + 3 * size.neurons)
     return {
         PROGRAM: PROGRAM_BYTES,
@@ -153,7 +154,7 @@ def captured(size: ModelSize, how: CaptureParams) -> Parts:
 
 
 def answered(size: ModelSize, how: Transformers) -> Parts:
-    """Return what a teacher takes that answers: the keys and values of a batch, and one token."""
+    """Return the memory of generation: the KV cache of a batch, and the logits of one token."""
     wide, batch = BYTES[how.number_format], how.batching
     a_token = 2 * wide * size.layers * size.keys + 4 * (4 * size.width + 3 * size.neurons)
     one = {
@@ -176,8 +177,8 @@ def _kept(size: ModelSize, layers: Layers | None) -> ModelSize:
 
 
 def _sum(parts: "Iterator[Parts]") -> Parts:
-    found: Parts = {}
-    for some in parts:
-        for part, amount in some.items():
-            found[part] = found.get(part, 0) + amount
-    return found
+    total: Parts = {}
+    for one in parts:
+        for part, amount in one.items():
+            total[part] = total.get(part, 0) + amount
+    return total

@@ -1,4 +1,4 @@
-"""Whether the phases of training can work together, by params.yaml alone."""
+"""Checks of the training phases by params.yaml alone: starts, targets, cycles."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from cohobate.methods.phase import Phase
 
 PHASES = ("train", "assist")
-"""The sections that hold phases; each is the folder of their models too."""
+"""The sections with phases; also the folders of their models."""
 
 
 def check_phases(phases: Mapping[str, "Phase"], teachers: Teachers, form: Form) -> None:
-    """Refuse phases that start nowhere or in a circle, and targets that no stage will write.
+    """Refuse phases with an unknown start or in a cycle, and targets that no stage writes.
 
     Args:
         phases: by their keys in params.yaml: `train.kd`, `assist.first`.
@@ -32,7 +32,7 @@ def check_phases(phases: Mapping[str, "Phase"], teachers: Teachers, form: Form) 
         _check_start(key, phase, phases, teachers)
         _check_targets(key, phase, teachers, form)
     for key in phases:
-        _check_circle([key], phases)
+        _check_cycle([key], phases)
 
 
 def _check_start(
@@ -40,7 +40,7 @@ def _check_start(
 ) -> None:
     stage, _, name = phase.start.partition("/")
     where = f"params.yaml, {key}.from"
-    name = name.split("/")[0]  # what follows is a model trained beside
+    name = name.split("/")[0]  # the rest names a peer model
     if stage in PHASES and f"{stage}.{name}" not in phases:
         known = [other.partition(".")[2] for other in phases if other.startswith(f"{stage}.")]
         fix = "from: init_student, or the name of a phase"
@@ -56,35 +56,35 @@ def _check_start(
         )
 
 
-def _check_circle(chain: list[str], phases: Mapping[str, "Phase"]) -> None:
-    """Refuse phases that wait for each other: by their starts, or by who teaches whom."""
-    for before in _waits_for(phases[chain[-1]], phases):
+def _check_cycle(chain: list[str], phases: Mapping[str, "Phase"]) -> None:
+    """Refuse phases that depend on each other in a cycle, by start or by targets."""
+    for before in _dependencies(phases[chain[-1]], phases):
         if before in chain:
             names = [name.partition(".")[2] for name in [*chain[chain.index(before) :], before]]
             raise UserError(
-                f"phases wait for each other in a circle: {' from '.join(names)}",
+                f"phases depend on each other in a cycle: {' from '.join(names)}",
                 where=f"params.yaml, {chain[-1]}",
-                fix="let the first of them start from: init_student; where several phases teach "
-                "one, they stand in section assist, and its targets are models/assist",
+                fix="start the first of them from: init_student; phases that are teachers of "
+                "another one belong into section assist, with targets: models/assist",
             )
-        _check_circle([*chain, before], phases)
+        _check_cycle([*chain, before], phases)
 
 
-def _waits_for(phase: "Phase", phases: Mapping[str, "Phase"]) -> list[str]:
-    """Return the phases of which a phase reads an output, or the folder above it."""
-    found = []
+def _dependencies(phase: "Phase", phases: Mapping[str, "Phase"]) -> list[str]:
+    """Return the phases whose outputs a phase reads."""
+    dependencies = []
     for path in (f"models/{phase.start}", phase.targets):
         above, _, rest = path.removeprefix("models/").partition("/")
         if path.startswith("models/") and above in PHASES:
-            wanted = f"{above}.{rest.split('/')[0]}"
-            found += [
-                key for key in phases if key == wanted or (not rest and key.startswith(wanted))
+            prefix = f"{above}.{rest.split('/')[0]}"
+            dependencies += [
+                key for key in phases if key == prefix or (not rest and key.startswith(prefix))
             ]
-    return found
+    return dependencies
 
 
 def shares_vocabulary(teacher: str, phases: Mapping[str, "Phase"]) -> bool:
-    """Say whether the student needs a teacher's vocabulary: not where `uld` alone compares them."""
+    """Return whether the student needs the teacher's vocabulary: not where only `uld` is used."""
     crossing = [
         phase.crosses_tokenizers
         for phase in phases.values()
@@ -94,7 +94,7 @@ def shares_vocabulary(teacher: str, phases: Mapping[str, "Phase"]) -> bool:
 
 
 def _teachers_of(phase: "Phase") -> Iterator[tuple[str, str]]:
-    """Yield the teachers whose distributions are a phase's targets, each after its folder."""
+    """Yield the folder and name of each teacher whose distributions are a phase's targets."""
     several = getattr(phase, "teachers", None) or ()
     folders = [f"{phase.targets}/{name}" for name in several] or [phase.targets]
     for folder, _, name in (path.rpartition("/") for path in folders):
@@ -110,7 +110,7 @@ def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: Form) -> 
         crossed = phase.crosses_tokenizers and not teachers[name].endpoint
         if not teachers[name].signals and not crossed:
             raise UserError(
-                f"the teacher {name} gives its text only",
+                f"the teacher {name} provides text only",
                 where=where,
                 fix=f"teachers.{name}.signals: true, or train on its answers: method: sft",
             )
@@ -129,31 +129,30 @@ def _check_form(key: str, phase: "Phase", form: Form) -> None:
 
 
 def check_lengths(phases: Mapping[str, "Phase"], context: int | None) -> None:
-    """Say which phases let rows through that are longer than the student's context."""
+    """Warn of phases with rows longer than the student's context."""
     for key, phase in phases.items():
         if context is not None and phase.max_tokens > context:
             say(
-                f"{key}.max_tokens is {phase.max_tokens}: the student was made for rows of "
-                f"{context} tokens"
+                f"{key}.max_tokens is {phase.max_tokens}, the student's context is {context} tokens"
             )
 
 
 def check_beginnings(phases: Mapping[str, "Phase"], student: str) -> None:
-    """Say which phases ask of an untrained student what moves only one that can speak already.
+    """Warn of losses that train a random student poorly.
 
     Args:
         phases: by name.
-        student: how the student is made, `init_student.type`.
+        student: `init_student.type`.
     """
     if student == "pretrained":
         return
     for key, phase in phases.items():
         terms = getattr(phase, "terms", ())
         if phase.start == "init_student" and terms and not any(map(_trains_from_scratch, terms)):
-            told = " and ".join(term.type for term in terms)
+            names = " and ".join(term.type for term in terms)
             say(
-                f"{key} starts from an untrained student, and {told} moves hardly anything "
-                "where the student gives the teacher's tokens no probability: from: train/<a phase "
+                f"{key} starts from an untrained student, and {names} has almost no gradient where "
+                "the student gives the teacher's tokens no probability; fix: from: train/<a phase "
                 "of sft>, or add {type: forward_kl} to its terms"
             )
 

@@ -1,7 +1,7 @@
-"""References between sections of params.yaml: a phase or teacher that is named must exist.
+"""References between sections of params.yaml: named phases and teachers must exist.
 
-An output that no stage makes any more may still lie in the folder from a round before: DVC would
-take it, and a student that was not trained in this round would be judged.
+An output of an earlier round can still be in the folder although no stage writes it any more. DVC
+would use it, and a student that this round did not train would be evaluated.
 """
 
 import re
@@ -22,10 +22,10 @@ _NOT_OUTPUTS = ("teachers", "resources", "recipe")
 
 
 def check_references(document: Mapping[str, Any]) -> None:
-    """Refuse a params.yaml that names a phase or a teacher which it does not have.
+    """Refuse a params.yaml that names a phase or a teacher that does not exist.
 
     Raises:
-        UserError: naming the key, what it names, and the nearest that exists.
+        UserError: with the key, the name, and the nearest existing name.
     """
     phases, teachers = document.get("train", {}), document.get("teachers", {})
     for key in (*_PHASES, *_TEACHERS):
@@ -51,7 +51,7 @@ def check_references(document: Mapping[str, Any]) -> None:
 
 
 def _check_address(address: str, phases: Collection[str], teachers: Collection[str]) -> None:
-    """Refuse resources of a stage that is not there: they would be asked for by nobody."""
+    """Refuse resources of a stage that does not exist."""
     stage = address.partition("@")[0]
     known = {name: [name] for name in stage_names()}
     known |= {name: [name, *(f"{name}@{one}" for one in teachers)] for name in _OF_TEACHERS}
@@ -59,26 +59,26 @@ def _check_address(address: str, phases: Collection[str], teachers: Collection[s
     if address not in known.get(stage, ()):
         names = [one for some in known.values() for one in some]
         raise UserError(
-            f"resources names the stage {address!r}, which is not there{nearest(address, names)}",
+            f"resources names the stage {address!r}, which does not exist{nearest(address, names)}",
             where=f"params.yaml, resources.{address}",
             fix=f"name one of {', '.join(known.get(stage) or known)}",
         )
 
 
 def check_phase(key: str, name: str, phases: Collection[str], section: str = "train") -> None:
-    """Refuse the name of a phase, which stands at `key`, if there is no such phase."""
+    """Refuse the name of a phase at `key` if it does not exist."""
     _check_name(key, name, phases, "phase", section)
 
 
 def check_teacher(key: str, name: str, teachers: Collection[str]) -> None:
-    """Refuse the name of a teacher, which stands at `key`, if there is no such teacher."""
+    """Refuse the name of a teacher at `key` if it does not exist."""
     _check_name(key, name, teachers, "teacher", "teachers")
 
 
-def _check_name(key: str, name: str, known: Collection[str], what: str, section: str) -> None:
+def _check_name(key: str, name: str, known: Collection[str], kind: str, section: str) -> None:
     if name not in known:
         raise UserError(
-            f"{key} names the {what} {name!r}, and section {section} has no such {what}"
+            f"{key} names the {kind} {name!r}, and section {section} has no such {kind}"
             f"{nearest(name, known)}",
             where=f"params.yaml, {key}",
             fix=f"name one of {', '.join(known)}",

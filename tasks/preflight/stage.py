@@ -1,7 +1,7 @@
-"""Are the teachers and the student what the round needs? Looks before any work starts.
+"""Check models, phases, memory and licences before any work starts, and pin the models.
 
-In:  the models that params.yaml names, whose small files alone are read; its phases
-Out: data/preflight/models.json, what they are, pinned: later stages refuse any other
+In:  the models that params.yaml names (only their small files are read); its phases
+Out: data/preflight/models.json, facts and fingerprints: later stages refuse other models
 
     {"student": {"layers": 4, "parameters": 42472512, "type": "teacher_layers", ...},
      "teachers": {"main": {"eos": "<|im_end|>", "fingerprint": "4eb3f…", "licence": "Apache-2.0",
@@ -47,14 +47,16 @@ def run(
     student: Annotated[str, ValueOf("evaluate.student")],
     baseline: Annotated[str, ValueOf("evaluate.baseline")],
 ) -> None:
-    """Look at every model and phase, and refuse what cannot work.
+    """Check every model and phase.
 
     Raises:
         UserError: terms, vocabulary, end of sequence, chat template, layers, disk or memory do not
             fit; phases do not fit each other; or a model cannot be found.
     """
     if not teachers:
-        raise UserError("a round needs a teacher", where="params.yaml, section teachers")
+        raise UserError(
+            "there is no teacher", where="params.yaml, section teachers", fix="add a teacher"
+        )
     say(f"number format of {describe(checkpoints.accelerator())}")
     check_phase("evaluate.student", student, train)
     check_phase("evaluate.baseline", baseline, train)
@@ -91,7 +93,7 @@ def run(
 
 
 def look_at_teacher(key: str, teacher: Teacher) -> ModelInfo:
-    """Return what a teacher is, its chat template set; say what of the template is left unset."""
+    """Return a teacher's facts with its chat template applied; print notes on the template."""
     outline = read_model_info(hub.resolve(teacher.model, teacher.revision))
     where = f"params.yaml, teachers.{key}.template"
     for note in teacher.template.check(f"the teacher {key}", outline.template, where):
@@ -106,7 +108,7 @@ def look_at_teacher(key: str, teacher: Teacher) -> ModelInfo:
 
 
 def _resources() -> dict[str, Any]:
-    """What stages ask of Ray: no input of this stage, and nothing of it is recorded."""
+    """Return the section `resources`; it is not an input of this stage and is not recorded."""
     return (load().get("resources") or {}) if PARAMS.exists() else {}
 
 

@@ -1,1 +1,1 @@
-"""Phases of training: one file a method."""
+"""Trains one phase."""

@@ -1,9 +1,9 @@
-"""One phase of training, once for each seed.
+"""Train one phase, once for each seed.
 
 In:  models/<from>, <rows> and <targets> of the phase in params.yaml
 Out: models/train/<phase>/seed-<n>/             the trained checkpoint
-     models/train/<phase>/seed-<n>/history.csv  a line for each update
-     models/train/<phase>/<name>/seed-<n>/      a model that was trained beside it, where kept
+     models/train/<phase>/seed-<n>/history.csv  a line for each update (optimizer step)
+     models/train/<phase>/<name>/seed-<n>/      a peer model, where it is kept
      models/train/<phase>/summary.json
 
 Lines of history.csv, a column for each term of the loss:
@@ -25,6 +25,6 @@ def run(item: str, phase: Annotated[Method, EachOf("train")], seeds: list[int]) 
     """Train the phase `item` from its start, once for each seed.
 
     Raises:
-        UserError: start, rows and targets do not fit each other; or a loss that is not finite.
+        UserError: start, rows and targets do not match, or a loss is not finite.
     """
     train_seeds(TRAIN / item, phase, seeds)

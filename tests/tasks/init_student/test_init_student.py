@@ -194,7 +194,7 @@ def test_a_student_cut_by_rows_needs_them(shape, message):
 
 
 def test_rows_that_are_not_there_are_named(build):
-    with pytest.raises(UserError, match="these rows do not exist"):
+    with pytest.raises(UserError, match="file not found"):
         build(type="teacher_layers", layers=[0], vocabulary="used", rows="data/filter/kept.jsonl")
 
 

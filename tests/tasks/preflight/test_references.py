@@ -25,7 +25,7 @@ from tests.tiny_project import ROOT, put
         ("resources", {"train@kdd": {"cpus": 2}}, "'train@kdd'.*did you mean 'train@kd'"),
         ("resources", {"generate@mian": {}}, "did you mean 'generate@main'"),
         ("resources", {"fliter": {"cpus": 2}}, "did you mean 'filter'"),
-        ("resources", {"filter@main": {}}, "which is not there"),
+        ("resources", {"filter@main": {}}, "which does not exist"),
     ],
 )
 def test_what_is_named_must_exist(key: str, value: str, message: str) -> None:
