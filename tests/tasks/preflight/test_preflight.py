@@ -306,7 +306,7 @@ def test_several_phases_teach_one_from_the_section_assist(look):
     look(assist={"first": first, "second": first}, train={"kd": taught})
     with pytest.raises(UserError, match=r"cycle: kd from kd(.|\n)*section assist"):
         look(train={"kd": taught | {"targets": "models/train"}, "first": first, "second": first})
-    with pytest.raises(UserError, match=r"circle: a from b from a"):
+    with pytest.raises(UserError, match=r"cycle: a from b from a"):
         look(train={"a": KD | {"targets": "models/train/b"}, "b": KD | {"from": "train/a"}})
 
 
