@@ -1,11 +1,11 @@
-"""The filter `near_duplicates` against datasketch (target P9), from text to verdict.
+"""The filter `near_duplicates` against datasketch from text to verdict.
 
     python -m benchmarks.duplicates [--rows 100000] [--check]
 
 Both get the same prompts, cut them into the same word pairs, and compare the candidates exactly;
 datasketch sketches in bulk and asks its LSH index row by row, as its documentation shows. Planted:
 a tenth of the prompts are earlier ones with a word or two changed. CPU seconds of this process;
-cutting text into words costs both the same and is told apart.
+tokenizing into words costs both the same and is reported separately.
 """
 
 import random

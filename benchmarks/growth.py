@@ -1,4 +1,4 @@
-"""Ten times the rows through collect, filter and order (target P11): time and peak memory.
+"""Ten times the rows through collect, filter and curriculum: time and peak memory.
 
     python -m benchmarks.growth [--rows 10000 100000] [--check]
 

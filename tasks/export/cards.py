@@ -1,6 +1,6 @@
-"""Model card and dataset card: what a stranger must know, from the files of the round alone.
+"""Model card and dataset card, from the files of the round alone.
 
-No clock, no host, no path outside the project: the same round writes the same cards.
+They contain no time, host or absolute path: the same round writes the same cards.
 """
 
 import json
@@ -27,8 +27,8 @@ _COSTS = ("responses", "prompt_tokens", "completion_tokens", "tokens", "cost", "
 """Figures of a summary that say what something cost; a summary need not have any."""
 
 
-class RoundFiles:
-    """What the files of the round say of its models and data."""
+class CardFiles:
+    """Files of the round that the cards are made of."""
 
     @cached_property
     def models(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class RoundFiles:
 
 
 class Exported(NamedTuple):
-    """What is told of one form."""
+    """One exported form, with the figures of its card."""
 
     form: Form
     seed: int
@@ -86,7 +86,7 @@ class Exported(NamedTuple):
     """A row of the task, to show what a prompt looks like."""
 
 
-def write_model_card(folder: Path, exported: Exported, student: Student, files: RoundFiles) -> None:
+def write_model_card(folder: Path, exported: Exported, student: Student, files: CardFiles) -> None:
     """Write README.md of one exported form."""
     row = exported.example
     source = lineage(student.by_seed[exported.seed])
@@ -107,7 +107,7 @@ def write_model_card(folder: Path, exported: Exported, student: Student, files: 
     _write(folder / CARD, "model_card.md.j2", shown)
 
 
-def write_dataset(folder: Path, files: RoundFiles) -> None:
+def write_dataset(folder: Path, files: CardFiles) -> None:
     """Lay the training data of the round, its card and its notice into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(FILTER / "kept.jsonl", folder / DATA)

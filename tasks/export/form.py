@@ -1,4 +1,4 @@
-"""What every exported form of the student can do: be written, be opened, answer, explain itself."""
+"""Base class of the export forms: writing, loading, generating, usage text."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from cohobate.params import Section
 
 
 class Tolerance(Section):
-    """How far a form may drift from the original on the sample of dev rows."""
+    """Allowed deviation of a form from the original on the sample of dev rows."""
 
     score: float = Field(0.01, ge=0, le=1)
     """So much of its score (0 to 1, by the first of `evaluate.metrics`) it may lose at most."""
@@ -26,11 +26,11 @@ class Tolerance(Section):
 
 
 class Questions(NamedTuple):
-    """What a form is asked when it is checked."""
+    """The prompts of the check, and how they are answered."""
 
     prompts: Sequence[str | tuple[Message, ...]]
     max_tokens: int
-    """Most tokens of an answer, the closing one included."""
+    """Maximum number of tokens of an answer, end token included."""
     threads: int
 
 
@@ -38,22 +38,22 @@ class Form(Section, ABC):
     """One form of the student, written to a folder of its own below models/export."""
 
     tolerance: Tolerance = Tolerance()
-    """How far it may drift from the original; beyond that nothing is published."""
+    """Allowed deviation from the original; beyond it nothing is published."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What its folder is called."""
+        """Name of its folder."""
 
     @property
     @abstractmethod
     def reader(self) -> str:
-        """What opens it, here for the check and at its users."""
+        """The software that loads it."""
 
     @property
     @abstractmethod
     def usage(self) -> str:
-        """How to run it, as the model card says it (Markdown)."""
+        """How to run it, in Markdown, for the model card."""
 
     def for_restored(self) -> Self:
         """Return it with room for a student that got a vocabulary back, unless room was given.
@@ -77,7 +77,7 @@ class Form(Section, ABC):
 
     @abstractmethod
     def answers(self, folder: Path, questions: Questions) -> list[str]:
-        """Open what was written, as its users will, and answer greedily."""
+        """Load the written form, as users will, and generate greedily."""
 
     def losses(self, folder: Path, rows: Sequence[Row], threads: int) -> list[float] | None:
         """Open what was written; return the mean loss of each row's right answer, nats a token.
@@ -88,7 +88,7 @@ class Form(Section, ABC):
 
 
 def not_installed(library: str, form: str, extra: str = "export") -> UserError:
-    """Return the error for a form whose library is not there."""
+    """Return the error for a form whose library is not installed."""
     return UserError(
         f"{library} is not installed: it writes or reads the form {form}",
         where="params.yaml, export.forms",

@@ -1,7 +1,4 @@
-"""The student as one GGUF file, for llama.cpp and what is built on it.
-
-Shapes: H heads, R rows of a head's matrix, C columns.
-"""
+"""GGUF form: one file for llama.cpp and software based on it."""
 
 import json
 from collections.abc import Iterator
@@ -142,8 +139,8 @@ def _tensors(model: Any, config: dict[str, Any]) -> "Iterator[tuple[str, np.ndar
 
 def _interleaved(values: "np.ndarray", heads: int) -> "np.ndarray":
     """Bring each head's rows from two halves (x₀ … x₀' …) to pairs (x₀ x₀' …): GGUF's Llama."""
-    halves_H2RC = values.reshape(heads, 2, len(values) // heads // 2, *values.shape[1:])
-    return halves_H2RC.swapaxes(1, 2).reshape(values.shape)
+    halves_H2OI = values.reshape(heads, 2, len(values) // heads // 2, *values.shape[1:])
+    return halves_H2OI.swapaxes(1, 2).reshape(values.shape)
 
 
 def _packed(name: str, weight: "np.ndarray", numbers: Any) -> "np.ndarray":

@@ -1,4 +1,4 @@
-"""A tokenizer in the terms of GGUF: tokens and their kinds, merges, and how text is cut."""
+"""Vocabulary of a GGUF file: tokens with their types, merges, and the pre-tokenizer."""
 
 import json
 from pathlib import Path

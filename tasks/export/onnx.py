@@ -1,7 +1,4 @@
-"""The student as an ONNX graph: ids in, logits out, for runtimes that know no Python.
-
-Shapes: B batch, S sequence, N answer tokens, V vocabulary.
-"""
+"""ONNX form: a graph from token ids to logits, for runtimes without Python."""
 
 import logging
 import warnings

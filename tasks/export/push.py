@@ -1,4 +1,4 @@
-"""Publishes what was exported on a model hub: off unless asked for, and never against the terms."""
+"""Publishing on a model hub: off by default, and refused where licences do not allow it."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Shows on dev rows that a form of the student answers as the original does, or refuses it."""
+"""Check on dev rows that an exported form agrees with the original."""
 
 import random
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from tasks.export.form import Form, Questions
 
 
 def dev_sample(rows: int) -> list[Row]:
-    """Return at most so many of the dev rows that have an answer, always the same ones.
+    """Return at most `rows` dev rows with an answer, always the same ones.
 
     Raises:
         UserError: there are none.
@@ -37,7 +37,7 @@ def dev_sample(rows: int) -> list[Row]:
 
 @dataclass(frozen=True)
 class Rescored:
-    """What a form came to on the sample, beside the original."""
+    """Figures of a form and of the original on the sample."""
 
     score: float
     original: float
@@ -66,11 +66,11 @@ class Rescored:
 
     @property
     def rise(self) -> float:
-        """By how much the loss rose, where it is known."""
+        """Increase of the loss; 0 where it is not known."""
         return 0.0 if self.loss is None else self.loss - self.original_loss
 
     def refuse_drift(self, form: Form) -> None:
-        """Refuse a form that is not what it was made from.
+        """Refuse a form that deviates beyond its tolerance.
 
         Raises:
             UserError: it lost more of its score, agrees on fewer rows, or finds the right answers
@@ -92,7 +92,7 @@ class Rescored:
 
 
 class Original(NamedTuple):
-    """What the checkpoint that is exported makes of the sample."""
+    """Answers and losses of the exported checkpoint on the sample."""
 
     answers: Sequence[str]
     losses: Sequence[float]
@@ -101,7 +101,7 @@ class Original(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """The sample of dev rows, as the original and every form answer it."""
+    """The check: dev rows that the original and every form answer."""
 
     rows: Sequence[Row]
     questions: Questions

@@ -1,4 +1,4 @@
-"""The student as transformers reads it: the checkpoint's own weights, to the byte."""
+"""Safetensors form: a Hugging Face folder with the checkpoint's own weights, byte for byte."""
 
 from collections.abc import Sequence
 from pathlib import Path

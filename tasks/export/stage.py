@@ -1,4 +1,4 @@
-"""The student as it is used elsewhere: in the forms asked for, each checked, with cards.
+"""Export the student in the configured forms, each checked against the original, with cards.
 
 In:  data/evaluate (which checkpoints, and how they scored), models/train/<student>/seed-<n>,
      data/collect/dev.jsonl; models/adapt where the student's vocabulary was cut from a teacher's;
@@ -29,7 +29,7 @@ from cohobate.progress import say
 from cohobate.scoring.metrics import DecidingMetric
 from cohobate.scoring.verifiers import Task
 from cohobate.students.initialization import StudentInit
-from tasks.export.cards import Exported, RoundFiles, write_dataset, write_model_card
+from tasks.export.cards import CardFiles, Exported, write_dataset, write_model_card
 from tasks.export.form import Questions
 from tasks.export.gguf import Gguf
 from tasks.export.onnx import Onnx
@@ -43,16 +43,16 @@ from tasks.export.vocabulary import whole
 AnyForm = Annotated[Safetensors | Gguf | Onnx | Int8 | Int4, Field(discriminator="type")]
 
 SHOWN = ("score", "agreement", "log_prob_drift", "bytes")
-"""What the summary says of each form."""
+"""Figures of each form in the summary."""
 
 
 class ExportParams(Section):
     """The section `export` of params.yaml."""
 
     forms: tuple[AnyForm, ...] = Field((Safetensors(type="safetensors"),), min_length=1)
-    """What the student is written as; each is opened again and must answer as the original."""
+    """The forms to write; each is loaded again and must agree with the original."""
     seed: Choice | int = "best_on_dev"
-    """Which checkpoint. Best is said by dev alone: the test's figures stay those of unseen rows."""
+    """Which checkpoint. The best is chosen on dev rows, so that test rows stay unseen."""
     dev_rows: int = Field(500, ge=1)
     """So many dev rows are answered for the choice of the seed and to check each form: greedily,
     with at most as many tokens as in `evaluate`."""
@@ -60,11 +60,11 @@ class ExportParams(Section):
     """Of a student whose vocabulary was trimmed: all that it was cut from, so that the teacher's
     tokenizer serves it; or what it has, which is smaller."""
     precision: Precision = "auto"
-    """Number format in which the original answers."""
+    """Number format of the original in the check."""
     threads: int = Field(2, ge=1)
-    """Threads of one model. Another number can change the last digits."""
+    """CPU threads. Another number can change the last digits."""
     push: Push | None = None
-    """Where the forms are published; nowhere unless asked for."""
+    """Where the forms are published; nowhere by default."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> "ExportParams":
@@ -90,7 +90,7 @@ def run(
     import torch
 
     torch.set_num_threads(export.threads)
-    student, files = evaluated(), RoundFiles()
+    student, files = evaluated(), CardFiles()
     if export.push:
         export.push.refuse(files.teachers, files.gate_passed)
     prefix = checkpoints.prompt_prefix(next(iter(student.by_seed.values())))

@@ -1,7 +1,7 @@
-"""A student whose vocabulary was trimmed gets the whole one back before it leaves.
+"""Restores the full vocabulary of a student whose vocabulary was trimmed.
 
-Who uses it then needs no tokenizer but its teacher's. The tokens that it never learnt are read by
-the rows that they have in the teacher, and are never said.
+Users then need only the teacher's tokenizer. Tokens that the student was not trained on take their
+embedding rows from the teacher, and are never generated.
 """
 
 import json
