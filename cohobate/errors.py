@@ -1,4 +1,4 @@
-"""The one kind of error that is meant for a person."""
+"""Errors that a person can fix."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The processes that train one model together: what each needs to know of the others.
+"""The worker processes of one training run: rank, world size, and collective operations.
 
 One process alone is one worker of one. More of them are started by
 cohobate/training/distributed.py, over torch.distributed.

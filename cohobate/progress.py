@@ -1,6 +1,6 @@
-"""How a stage says how far it is, wherever it runs.
+"""Progress and log lines of a stage, wherever it runs.
 
-A stage wraps its loop in `track` and speaks through `say`. Whoever runs the stage decides where
+A stage wraps its loop in `track` and logs through `say`. Whoever runs the stage decides where
 that goes: the terminal or log of `python -m tasks`, or a stream of events to the flow's driver.
 """
 
@@ -18,7 +18,7 @@ _EVERY_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Advance:
-    """So much of a named piece of work is done."""
+    """Progress of a named piece of work."""
 
     what: str
     done: int

@@ -1,4 +1,4 @@
-"""Independent batches side by side on a CPU: a thread each, every operation single-threaded.
+"""Runs independent batches in threads of a CPU, each operation single-threaded.
 
 Short rows make small operations, which split badly: on two cores two batches at once were measured
 at 160 rows/s where one batch over both cores gave 120. And what a batch gives does not depend on

@@ -1,14 +1,12 @@
 """Linear layers of a frozen model whose weights are packed once for the processor's products.
 
 PyTorch hands a weight to the processor's library as it lies, which rearranges it anew for every
-product. With the few rows of a decoding step that costs more than the product. What never learns
-can keep the rearranged copy: 1.2 to 2.5 times as fast in bfloat16 up to a thousand rows, 1.05 to
-1.4 times in float32 up to sixty-four, in large layers with AVX-512.
+product. With the few rows of a decoding step that costs more than the product. A frozen layer can
+keep the rearranged copy: 1.2 to 2.5 times as fast in bfloat16 up to a thousand rows, 1.05 to 1.4
+times in float32 up to sixty-four, in large layers with AVX-512.
 
 `torch.ops.mkldnn` are the operators that torch.compile's own packing calls, and private:
 tests/cohobate/fast/test_packed_linear.py is their contract.
-
-Shapes: N rows, I width in, O width out.
 """
 
 import platform
@@ -52,7 +50,7 @@ class PackedLinear(nn.Linear):
 
 
 def pack(model: Any, largest: int) -> None:
-    """Pack the plain linear layers of a model that is asked and never trained, where it pays.
+    """Pack the plain linear layers of a frozen model, where it pays.
 
     `largest`: bytes of their weights up to which it is done, as the copy comes on top of them.
     """

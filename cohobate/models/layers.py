@@ -18,9 +18,9 @@ def body_of(model: Any) -> Any:
 
 
 def learned_positions(model: Any) -> int | None:
-    """Return how many positions a model has learnt a vector of (GPT-2, OPT); None: no such table.
+    """Return the size of a model's table of learnt position embeddings (GPT-2, OPT), or None.
 
-    Other models read rows beyond their context, worse; these cannot.
+    Models without one read rows beyond their context, only worse; these cannot.
     """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     words = model.get_input_embeddings()

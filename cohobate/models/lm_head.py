@@ -1,10 +1,8 @@
-"""The output head of a causal LM, apart from its body.
+"""The output head of a causal LM: from hidden states to logits.
 
 Some architectures change the logits behind the head: Granite divides them, Cohere multiplies them,
 MiniCPM divides what the head reads, Gemma 2 caps them. What a model does is measured on the model
 itself (`_measured`), so that it does not depend on how its configuration names the factor.
-
-Shapes: N rows, V vocabulary, D width.
 """
 
 # ruff: noqa: N815 (fields that are tensors carry shape suffixes too)

@@ -1,4 +1,4 @@
-"""What a model folder says of its model, read from small files: no weights are loaded."""
+"""Facts about a model, read from the small files of its folder: no weights are loaded."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ _HEADER_LIMIT = 100_000_000  # the format's own bound on its header
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model's shape, vocabulary and manners."""
+    """A model's configuration, weight shapes, tokenizer and chat template."""
 
     folder: Path
     config: dict[str, Any]
     """config.json under the names that all architectures share (`hidden_size`, also where it is
-    called `n_embd`); of a model that also sees or hears, the part about text."""
+    called `n_embd`); of a multimodal model, the part about text."""
     shapes: dict[str, tuple[int, ...]]
     """Shape of each stored weight. Tied ones are stored once."""
     vocabulary: dict[str, int]
@@ -85,7 +85,7 @@ class ModelInfo:
         return max(self.vocabulary.values())
 
     def with_tokenizer_of(self, other: "ModelInfo") -> "ModelInfo":
-        """Return this model with the tokenizer of `other`, its closing token and chat template.
+        """Return this model with the tokenizer, end-of-sequence token and template of `other`.
 
         Raises:
             UserError: a token that both have stands for another id in each.
@@ -98,8 +98,8 @@ class ModelInfo:
                 where="params.yaml, section shape.tokenizer",
                 fix="choose a student of the same family",
             )
-        manners = {name: getattr(other, name) for name in ("eos", "template", "tokenizer")}
-        return replace(self, vocabulary=other.vocabulary, **manners)
+        fields = ("eos", "template", "tokenizer", "vocabulary")
+        return replace(self, **{name: getattr(other, name) for name in fields})
 
     def with_template(self, settings: TemplateSettings) -> "ModelInfo":
         """Return this model with its chat template set as params.yaml says."""
@@ -108,7 +108,7 @@ class ModelInfo:
 
     @property
     def refused_turns(self) -> list[str]:
-        """What kinds of turns its chat template refuses."""
+        """Kinds of turns that its chat template refuses."""
         if not self.template:
             return []
         return refused_turns(
@@ -120,7 +120,7 @@ class ModelInfo:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return what is worth keeping, as JSON values."""
+        """Return the facts that preflight writes down, as JSON values."""
         return {
             "architecture": (self.config.get("architectures") or ["unknown"])[0],
             "context": self.config.get("max_position_embeddings"),
@@ -140,7 +140,7 @@ class ModelInfo:
 
 
 def read_model_info(folder: Path) -> ModelInfo:
-    """Read what a model folder says of its model.
+    """Read the facts about the model of a folder.
 
     Raises:
         UserError: naming the file that is missing or damaged.
@@ -195,7 +195,7 @@ def _config(folder: Path) -> dict[str, Any]:
     if config.is_encoder_decoder or encoder or other or not causal:
         what = "an encoder-decoder" if config.is_encoder_decoder else "no causal language model"
         raise UserError(
-            f"{name} (model_type {kind}) is {what}: it cannot teach or learn here",
+            f"{name} (model_type {kind}) is {what}: it can be neither teacher nor student",
             where=str(folder),
             fix="use a causal language model, such as a Llama, Qwen, Gemma or GPT-2",
         )

