@@ -1,7 +1,7 @@
 """Losses on pairs of answers, of which the first is preferred: DPO and its kin.
 
 Each is a function of the log-probabilities of whole answers, under TRL's name and with TRL's
-formula (DPOTrainer 1.16; tests/cohobate/losses/test_preferences.py compares the two). Their
+formula (DPOTrainer 1.16; tests/cohobate/losses/test_preference_loss.py compares the two). Their
 gradient is autograd's: the tensors hold a number for each pair, not for each token.
 
 Shapes: J pairs of a micro-batch.
