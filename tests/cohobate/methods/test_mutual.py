@@ -101,7 +101,7 @@ def test_loss_and_gradients_are_those_of_the_paper(make_model, tokenizer, count)
     ("change", "message"),
     [
         ({"peers": [{}]}, "at least 2"),
-        ({"peers": [{}, {}]}, "would stay so"),
+        ({"peers": [{}, {}]}, "would stay the same"),
         ({"targets": "data/capture/main"}, "targets must be"),
         ({"keep_layers": [0]}, "its own keep_layers"),
         ({"terms": [{"type": "forward_kl"}]}, "hard term"),

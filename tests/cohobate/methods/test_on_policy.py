@@ -157,8 +157,8 @@ def test_prompts_stay_and_answers_are_marked(model, tokenizer) -> None:
 def test_unfinished_answers_are_counted_and_may_be_masked(model, tokenizer, unfinished) -> None:
     text = text_of(model, tokenizer, ConstantShare(), sampling={"unfinished": unfinished})
     written = text.generate(prompts(40), "x")
-    cut = [row for row in written if row.ids[-1] not in text.writer.stop]
-    ended = [row for row in written if row.ids[-1] in text.writer.stop]
+    cut = [row for row in written if row.ids[-1] not in text.generator.stop]
+    ended = [row for row in written if row.ids[-1] in text.generator.stop]
     assert ended and cut and text.counts["unfinished answers"] == len(cut)
     assert text.counts["answers"] == 40
     assert all((row.length == 0) == (unfinished == "mask") for row in cut)
@@ -241,7 +241,7 @@ def test_an_earlier_phase_teaches_seed_by_seed(round_so_far) -> None:
 def test_a_teacher_of_another_vocabulary_is_refused(round_so_far, make_tokenizer, make_model):
     other = make_tokenizer(vocabulary=280)
     checkpoints.save(make_model(other), other, ADAPT / "main", {})
-    with pytest.raises(UserError, match="the student may write"):
+    with pytest.raises(UserError, match="token ids, of which the teacher"):
         run("here", phase(**ON_POLICY), seeds=[1])
     assert INIT_STUDENT.exists() and not (TRAIN / "here/seed-1").exists()
 
