@@ -69,17 +69,6 @@ def locked(repo: Any) -> AbstractContextManager[None]:
     return held
 
 
-@contextmanager
-def locked_in_command(repo: Any) -> Iterator[None]:
-    """Hold the lock inside a stage's command: DVC releases it for as long as a command runs.
-
-    `locked` would not take it there: it counts the lock as held by the enclosing `reproduce`.
-    """
-    with repo.lock:
-        yield
-    repo._reset()  # other stages may change dvc.lock from here on
-
-
 def run_order(graph: Any) -> list[Any]:
     """Return the nodes of a graph in the order in which `dvc repro` runs them."""
     from dvc.repo.reproduce import plan_repro

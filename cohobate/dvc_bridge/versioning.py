@@ -85,11 +85,8 @@ def reproduce(
     ran: list[str] = []
 
     def run_in_process(stage: Any, dry: bool = False, run_env: Any = None) -> None:
-        # Only a stage that runs needs its inputs checked: the graph takes 0.1 s of CPU to read.
-        with private_calls.locked_in_command(repo):
-            inputs = [(outputs_at(repo, dep), dep.fs_path) for dep in stage.deps]
-        for outs, path in inputs:
-            _repair(repo, outs, path)
+        for written, path in inputs:
+            _repair(repo, written, path)
         ran.append(stage.addressing)
         command = shlex.split(stage.cmd) if isinstance(stage.cmd, str) else []
         if command[:3] == STAGE_COMMAND:
@@ -101,7 +98,10 @@ def reproduce(
     deadline = time.monotonic() + BUSY_SECONDS
     with open_repo(root) as repo, private_calls.command_replaced_by(run_in_process) as run_shell:
         with private_calls.locked(repo):  # another stage may be writing dvc.lock
-            outs = _collect(repo, address).outs
+            # The graph is read once for all: dvc.yaml and dvc.lock are most of DVC's time.
+            (node,) = (n for n in repo.index.stages if _is_stage(n) and n.name == address)
+            outs = node.outs
+            inputs = [(outputs_at(repo, dep), dep.fs_path) for dep in node.deps]
         absent = [out for out in outs if not out.exists and not outputs_elsewhere]
         # DVC pulls missing outputs and reports "unchanged"; it cannot pull those that git tracks.
         pull = has_remote(repo) and all(out.use_cache for out in absent)

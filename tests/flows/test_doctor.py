@@ -44,12 +44,12 @@ def test_held_locks_are_named_with_their_process_while_it_lives_and_after(
     root: Path, holder: subprocess.Popen[str]
 ) -> None:
     (held,) = doctor._locks(root)
-    assert held.ok and "at work on data/collect" in held.what
+    assert held.ok and "working on data/collect" in held.what
     assert f"a long stage (process {holder.pid})" in held.what
     holder.kill()
     holder.wait()
     deadline = time.monotonic() + 10
-    while "at work" in (left := next(iter(doctor._locks(root)))).what:
+    while "working on" in (left := next(iter(doctor._locks(root)))).what:
         assert time.monotonic() < deadline
     assert left.ok and f"processes that ended ({holder.pid})" in left.what
 

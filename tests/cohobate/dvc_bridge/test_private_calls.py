@@ -133,21 +133,16 @@ def test_an_error_of_the_command_is_the_cause_of_dvcs(repo: Any) -> None:
     assert isinstance(failed.value.__cause__, KeyError)
 
 
-def test_the_lock_is_free_while_a_command_runs_and_can_be_taken(repo: Any) -> None:
+def test_the_lock_is_free_while_a_command_runs(repo: Any) -> None:
     states: list[bool] = []
 
     def command(stage: Any, dry: bool = False, run_env: Any = None) -> None:
-        states.append(repo.lock.is_locked)
-        with private_calls.locked(repo):
-            states.append(repo.lock.is_locked)  # not taken: why there is locked_in_command
-        with private_calls.locked_in_command(repo):
-            states.append(repo.lock.is_locked)
-        states.append(repo.lock.is_locked)
+        states.append(bool(repo.lock.is_locked))
         write_first(stage)
 
     with private_calls.command_replaced_by(command):
         repo.reproduce(["first"], single_item=True)
-    assert states == [False, False, True, False]
+    assert states == [False]
 
 
 def test_a_held_lock_is_waited_for(repo: Any, tmp_path: Path) -> None:
@@ -221,4 +216,8 @@ def test_a_folder_that_is_no_repository_yet_can_be_configured(tmp_path: Path) ->
         local["cache"]["dir"] = str(tmp_path / "cache")
         local["remote"] |= {"r": {"url": "s3://bucket"}}
     text = (tmp_path / ".dvc/config.local").read_text()
-    assert "no_scm" in text and "dir = ../cache" in text and "s3://bucket" in text
+    assert (
+        "no_scm" in text
+        and f"dir = {os.path.relpath(tmp_path / 'cache', tmp_path / '.dvc')}" in text
+        and "s3://bucket" in text
+    )
