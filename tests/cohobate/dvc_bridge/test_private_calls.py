@@ -216,8 +216,4 @@ def test_a_folder_that_is_no_repository_yet_can_be_configured(tmp_path: Path) ->
         local["cache"]["dir"] = str(tmp_path / "cache")
         local["remote"] |= {"r": {"url": "s3://bucket"}}
     text = (tmp_path / ".dvc/config.local").read_text()
-    assert (
-        "no_scm" in text
-        and f"dir = {os.path.relpath(tmp_path / 'cache', tmp_path / '.dvc')}" in text
-        and "s3://bucket" in text
-    )
+    assert "no_scm" in text and str(tmp_path / "cache") in text and "s3://bucket" in text
