@@ -8,7 +8,7 @@ and none of the tail. Each draw gets instead an error of the mean over seeds, dr
 with the variance among the seeds (Welch 1947; degrees of freedom by Satterthwaite 1946). With one
 seed this variance is unknown: the interval then holds for the test rows alone.
 
-Arrays: R test rows, M seeds of an arm, A arms, J bootstrap draws, U distinct rows of scores.
+Arrays: R test rows, Z seeds of an arm, G arms, X resamples, C distinct rows of scores.
 """
 
 from collections.abc import Mapping
@@ -41,51 +41,51 @@ class Bootstrap:
         """Draw the resampled means.
 
         Args:
-            scores: scores by arm, (M, R); M can differ between arms, R cannot.
+            scores: scores by arm, (Z, R); Z can differ between arms, R cannot.
             draws: number of resamples of the test rows.
             seed: of the random numbers: the same scores and seed give the same intervals.
         """
         self._seed, self._size = seed, draws
-        self._seed_means = {arm: scores_MR.mean(axis=1) for arm, scores_MR in scores.items()}
-        row_means_RA = np.stack([scores_MR.mean(axis=0) for scores_MR in scores.values()], axis=1)
-        means_JA = _resampled_means(row_means_RA, draws, np.random.default_rng(seed))
-        self._draws_J = {arm: means_JA[:, column] for column, arm in enumerate(scores)}
+        self._seed_means = {arm: scores_ZR.mean(axis=1) for arm, scores_ZR in scores.items()}
+        row_means_RG = np.stack([scores_ZR.mean(axis=0) for scores_ZR in scores.values()], axis=1)
+        means_XG = _resampled_means(row_means_RG, draws, np.random.default_rng(seed))
+        self._draws_X = {arm: means_XG[:, column] for column, arm in enumerate(scores)}
 
     def score(self, arm: str) -> Interval:
         """Return the interval of an arm's mean score."""
-        around = self._draws_J[arm] + self._seed_errors([self._seed_variance(arm)])
+        around = self._draws_X[arm] + self._seed_errors([self._seed_variance(arm)])
         return _percentiles(self._mean(arm), np.clip(around, 0.0, 1.0))
 
     def difference(self, arm: str, other: str) -> Interval:
         """Return the interval of `arm`'s mean score minus `other`'s."""
         spread = [self._seed_variance(arm), self._seed_variance(other)]
-        around = self._draws_J[arm] - self._draws_J[other] + self._seed_errors(spread)
+        around = self._draws_X[arm] - self._draws_X[other] + self._seed_errors(spread)
         return _percentiles(self._mean(arm) - self._mean(other), around)
 
     def ratio(self, arm: str, other: str) -> Interval | None:
         """Return the interval of `arm`'s mean score over `other`'s; None where `other` is 0."""
         above, below = self._mean(arm), self._mean(other)
-        if below == 0 or not self._draws_J[other].all():
+        if below == 0 or not self._draws_X[other].all():
             return None
         spread = [
             _scaled(self._seed_variance(arm), 1 / below**2),
             _scaled(self._seed_variance(other), (above / below**2) ** 2),  # the delta method
         ]
-        around = self._draws_J[arm] / self._draws_J[other] + self._seed_errors(spread)
+        around = self._draws_X[arm] / self._draws_X[other] + self._seed_errors(spread)
         return _percentiles(above / below, np.maximum(around, 0.0))
 
     def around(self, arm: str) -> tuple[float, Floats]:
         """Return an arm's mean score and its draws, (J,), seed errors included."""
-        return self._mean(arm), self._draws_J[arm] + self._seed_errors([self._seed_variance(arm)])
+        return self._mean(arm), self._draws_X[arm] + self._seed_errors([self._seed_variance(arm)])
 
     def _mean(self, arm: str) -> float:
         return float(self._seed_means[arm].mean())
 
     def _seed_variance(self, arm: str) -> tuple[float, int]:
         """Return the variance of an arm's mean over its seeds, and its degrees of freedom."""
-        means_M = self._seed_means[arm]
-        freedom = len(means_M) - 1
-        return (float(means_M.var(ddof=1)) / len(means_M) if freedom else 0.0), freedom
+        means_Z = self._seed_means[arm]
+        freedom = len(means_Z) - 1
+        return (float(means_Z.var(ddof=1)) / len(means_Z) if freedom else 0.0), freedom
 
     def _seed_errors(self, spread: list[tuple[float, int]]) -> Floats:
         known = [(variance, freedom) for variance, freedom in spread if variance > 0]
@@ -95,8 +95,8 @@ class Bootstrap:
         freedom = total**2 / sum(variance**2 / f for variance, f in known)
         # a new generator each time: results do not depend on the order of calls
         rng = np.random.default_rng([self._seed, 1])
-        errors_J: Floats = np.sqrt(total) * rng.standard_t(freedom, self._size)
-        return errors_J
+        errors_X: Floats = np.sqrt(total) * rng.standard_t(freedom, self._size)
+        return errors_X
 
 
 def unpaired_difference(one: Bootstrap, other: Bootstrap, arm: str) -> Interval:
@@ -104,30 +104,30 @@ def unpaired_difference(one: Bootstrap, other: Bootstrap, arm: str) -> Interval:
 
     The two must have been drawn with different seeds.
     """
-    (mean, draws_J), (other_mean, other_J) = one.around(arm), other.around(arm)
-    return _percentiles(mean - other_mean, draws_J - other_J)
+    (mean, draws_X), (other_mean, other_X) = one.around(arm), other.around(arm)
+    return _percentiles(mean - other_mean, draws_X - other_X)
 
 
-def _resampled_means(row_means_RA: Floats, draws: int, rng: np.random.Generator) -> Floats:
-    """Return the arms' means over resampled rows, (J, A).
+def _resampled_means(row_means_RG: Floats, draws: int, rng: np.random.Generator) -> Floats:
+    """Return the arms' means over resampled rows, (X, G).
 
     Rows with the same scores are interchangeable: the number of times that each distinct row of
     scores is drawn is multinomial. This equals drawing rows one by one, at far less work.
     """
-    distinct_UA, counts_U = np.unique(row_means_RA, axis=0, return_counts=True)
-    rows = len(row_means_RA)
-    chunk = max(1, 2_000_000 // len(distinct_UA))  # bounds the table of (J, U)
+    distinct_CG, counts_C = np.unique(row_means_RG, axis=0, return_counts=True)
+    rows = len(row_means_RG)
+    chunk = max(1, 2_000_000 // len(distinct_CG))  # bounds the table of (X, C)
     means = []
     for start in range(0, draws, chunk):
         size = min(chunk, draws - start)
-        drawn_JU = rng.multinomial(rows, counts_U / rows, size=size)
-        means.append(drawn_JU @ distinct_UA / rows)
+        drawn_XC = rng.multinomial(rows, counts_C / rows, size=size)
+        means.append(drawn_XC @ distinct_CG / rows)
     return np.concatenate(means)
 
 
-def _percentiles(mean: float, draws_J: Floats) -> Interval:
+def _percentiles(mean: float, draws_X: Floats) -> Interval:
     tail = (1 - COVERAGE) / 2
-    low, high = np.quantile(draws_J, [tail, 1 - tail])
+    low, high = np.quantile(draws_X, [tail, 1 - tail])
     return Interval(mean, float(low), float(high))
 
 

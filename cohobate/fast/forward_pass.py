@@ -110,8 +110,8 @@ def _with_parts(
 def _kept_values(model: PreTrainedModel, values: list[Tensor], wanted: bool) -> Iterator[None]:
     """Append the outputs of the value projections to a list, block after block."""
 
-    def keep(module: nn.Module, inputs: Any, values_BSW: Tensor) -> None:
-        values.append(values_BSW.reshape(*values_BSW.shape[:2], heads_of(model), -1))
+    def keep(module: nn.Module, inputs: Any, values_BSO: Tensor) -> None:
+        values.append(values_BSO.reshape(*values_BSO.shape[:2], heads_of(model), -1))
 
     hooks = []
     for block in blocks_of(model) if wanted else ():

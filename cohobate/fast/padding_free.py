@@ -59,7 +59,7 @@ def packed(
         cached = prefix_cache.cached_tokens(ids_BS, positions_N)
     lengths = row_lengths(positions_N, ids_BS).tolist()
     batch = PackedBatch.of(ids_BS, lengths, SEQUENCE[mode], cached)
-    if ids_BS.numel() - batch.ids_QU.numel() < _worth(ids_BS.device, mode):
+    if ids_BS.numel() - batch.ids_AW.numel() < _worth(ids_BS.device, mode):
         return None
     return batch.forward(model, mode, positions_N, prefix_cache if cached else None)
 
@@ -108,15 +108,15 @@ def _worth(device: torch.device, mode: Mode) -> int:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows laid end to end in Q sequences of U tokens, and where each token went."""
+    """Rows laid end to end in A sequences of W tokens, and where each token went."""
 
-    ids_QU: Tensor  # noqa: N815
-    row_QU: Tensor  # noqa: N815
+    ids_AW: Tensor  # noqa: N815
+    row_AW: Tensor  # noqa: N815
     """The row of a token; −1 in the common prefix, B where there is nothing."""
-    position_QU: Tensor  # noqa: N815
+    position_AW: Tensor  # noqa: N815
     """Position of a token in its row: the position ids of the model."""
     place_BS: Tensor  # noqa: N815
-    """Where a row's token lies, counted through Q·U; 0 for padding and for cached tokens."""
+    """Where a row's token lies, counted through A·W; 0 for padding and for cached tokens."""
     prefix: int
     """P, the tokens that all rows begin with."""
     cached: int
@@ -136,45 +136,45 @@ class PackedBatch:
         count = max(1, -(-sum(own) // max(room, 1)))
         read = prefix - cached
         starts, ends = _spread(own, count, read)
-        row_QU = torch.full((count, max(ends)), rows)
-        position_QU = torch.zeros_like(row_QU)
-        row_QU[:, :read], position_QU[:, :read] = -1, torch.arange(cached, prefix)
+        row_AW = torch.full((count, max(ends)), rows)
+        position_AW = torch.zeros_like(row_AW)
+        row_AW[:, :read], position_AW[:, :read] = -1, torch.arange(cached, prefix)
         place_BS = torch.zeros(rows, width, dtype=torch.long)
         for row, (number, start) in enumerate(starts):
             stop, first = start + own[row], number * max(ends)
-            row_QU[number, start:stop] = row
-            position_QU[number, start:stop] = torch.arange(prefix, prefix + own[row])
+            row_AW[number, start:stop] = row
+            position_AW[number, start:stop] = torch.arange(prefix, prefix + own[row])
             place_BS[row, cached:prefix] = torch.arange(first, first + read)
             place_BS[row, prefix : prefix + own[row]] = torch.arange(first + start, first + stop)
-        ids_QU = ids_BS.cpu()[row_QU.clamp(0, rows - 1), position_QU]
-        ids_QU, row_QU, position_QU, place_BS = (
-            x.to(ids_BS.device) for x in (ids_QU, row_QU, position_QU, place_BS)
+        ids_AW = ids_BS.cpu()[row_AW.clamp(0, rows - 1), position_AW]
+        ids_AW, row_AW, position_AW, place_BS = (
+            x.to(ids_BS.device) for x in (ids_AW, row_AW, position_AW, place_BS)
         )
-        return cls(ids_QU, row_QU, position_QU, place_BS, prefix, cached)
+        return cls(ids_AW, row_AW, position_AW, place_BS, prefix, cached)
 
     def mask(self) -> Tensor:
-        """Return which token may attend to which, (Q, 1, U, cached + U)."""
-        row_QU, cached = self.row_QU, self.cached
-        keys_row = torch.cat([row_QU.new_full((len(row_QU), cached), -1), row_QU], 1)
+        """Return which token may attend to which, (A, 1, W, cached + W)."""
+        row_AW, cached = self.row_AW, self.cached
+        keys_row = torch.cat([row_AW.new_full((len(row_AW), cached), -1), row_AW], 1)
         # a token sees its own row and the prefix (-1), as far as it lies behind them
-        same_row = (keys_row[:, None, :] == row_QU[:, :, None]) | (keys_row[:, None, :] == -1)
+        same_row = (keys_row[:, None, :] == row_AW[:, :, None]) | (keys_row[:, None, :] == -1)
         return same_row.tril(cached)[:, None]
 
     def row_index(self) -> RowIndex:
         """Return where row attention gathers its queries and keys from."""
-        (sequences, tokens), cached = self.ids_QU.shape, self.cached
-        count, longest = len(self.place_BS), int(self.position_QU.max()) + 1
+        (sequences, tokens), cached = self.ids_AW.shape, self.cached
+        count, longest = len(self.place_BS), int(self.position_AW.max()) + 1
         read, own = self.prefix - cached, longest - self.prefix
         place_BS = self.place_BS[:, :longest]
         key_BS = place_BS + (place_BS // tokens + 1) * cached
         key_BS[:, :cached] = torch.arange(cached)  # any sequence's: they are the same
-        # outputs of the prefix come first, Q·read of them, then B·own of the rows
+        # outputs of the prefix come first, A·read of them, then B·own of the rows
         starts_Q1 = torch.arange(sequences)[:, None] * read
-        prefix_QU = starts_Q1 + self.position_QU - cached
-        own_QU = sequences * read + self.row_QU * own + self.position_QU - self.prefix
-        source_QU = torch.where(self.row_QU < 0, prefix_QU, own_QU)
-        source_QU = torch.where(self.row_QU < count, source_QU, 0)
-        return RowIndex(key_BS, place_BS[:, self.prefix :], source_QU, self.prefix, cached)
+        prefix_AW = starts_Q1 + self.position_AW - cached
+        own_AW = sequences * read + self.row_AW * own + self.position_AW - self.prefix
+        source_AW = torch.where(self.row_AW < 0, prefix_AW, own_AW)
+        source_AW = torch.where(self.row_AW < count, source_AW, 0)
+        return RowIndex(key_BS, place_BS[:, self.prefix :], source_AW, self.prefix, cached)
 
     def forward(
         self,
@@ -197,16 +197,16 @@ class PackedBatch:
         if model.config._attn_implementation == "eager":  # it adds the mask to the scores
             zero = torch.zeros((), dtype=model.dtype, device=mask.device)
             mask = torch.where(mask, zero, torch.finfo(model.dtype).min)
-        options: dict[str, Any] = {"attention_mask": mask, "position_ids": self.position_QU}
+        options: dict[str, Any] = {"attention_mask": mask, "position_ids": self.position_AW}
         if mode == "rows":
             options["row_index"] = row_index or self.row_index()
         if prefix_cache:
             options["past_key_values"] = prefix_cache.cache
         place_N = self.place_BS.flatten()[positions_N]
-        with mlp_at(model, place_N, self.ids_QU.numel()):
-            out = body_of(model)(self.ids_QU, use_cache=False, **options)
-        hidden_QUD: Tensor = out.last_hidden_state
-        return hidden_QUD.flatten(0, 1).index_select(0, place_N)
+        with mlp_at(model, place_N, self.ids_AW.numel()):
+            out = body_of(model)(self.ids_AW, use_cache=False, **options)
+        hidden_AWD: Tensor = out.last_hidden_state
+        return hidden_AWD.flatten(0, 1).index_select(0, place_N)
 
 
 def _spread(own: list[int], count: int, prefix: int) -> tuple[list[tuple[int, int]], list[int]]:
@@ -282,6 +282,6 @@ def _packs_right(model: PreTrainedModel, mode: Mode, cached: int = 0) -> bool:
         handle.remove()
     if row_index and not row_index.used:
         return False
-    reference_BSD, *_, hidden_QUD = outputs
-    hidden_BSD = hidden_QUD.flatten(0, 1)[batch.place_BS]
+    reference_BSD, *_, hidden_AWD = outputs
+    hidden_BSD = hidden_AWD.flatten(0, 1)[batch.place_BS]
     return all_close(hidden_BSD[:, cached:], reference_BSD[:, cached:])

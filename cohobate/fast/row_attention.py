@@ -29,7 +29,7 @@ _OTHER_ATTENTION = ("position_bias", "softcap", "s_aux", "sliding_window")
 
 @dataclass
 class RowIndex:
-    """Where the tokens of rows lie in packed sequences: Q sequences of U tokens each.
+    """Where the tokens of rows lie in packed sequences: A sequences of W tokens each.
 
     Of the P tokens of the common prefix `cached` have their keys in a cache: they lie in no
     sequence, and before each sequence's keys.
@@ -38,8 +38,8 @@ class RowIndex:
     key_BS: Tensor
     """Where a row's tokens lie among the keys, counted through Q·(cached + U); 0 for padding."""
     query_BS: Tensor
-    """Where its own tokens, those behind the prefix, lie in Q·U, (B, S - P); 0 for padding."""
-    source_QU: Tensor
+    """Where its own tokens, those behind the prefix, lie in A·W, (B, S - P); 0 for padding."""
+    source_AW: Tensor
     """Where a token's output lies: among those of the prefix in each sequence, then B·(S - P)."""
     prefix: int
     """P."""
@@ -48,11 +48,11 @@ class RowIndex:
     """Whether a model's attention has used it: some never hand it on."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Return each token's attention over the prefix and its own row, (Q, U, H, E).
+        """Return each token's attention over the prefix and its own row, (A, W, H, E).
 
         Args:
-            query: (Q, H, U, E).
-            key: (Q, H, cached + U, E), as is `value`; a head of keys may serve several of queries.
+            query: (A, H, W, E).
+            key: (A, H, cached + W, E), as is `value`; a head of keys may serve several of queries.
             value: see `key`.
             scale: factor of the scores.
         """
@@ -67,11 +67,11 @@ class RowIndex:
             scale,
         )
         tokens = torch.cat([begin.flatten(0, 1), own.flatten(0, 1)])
-        return _gathered(tokens[None], self.source_QU)
+        return _gathered(tokens[None], self.source_AW)
 
     def fits(self, query: Tensor, key: Tensor) -> bool:
         """Say whether queries and keys are those of the sequences as they lie."""
-        sequences, tokens = self.source_QU.shape
+        sequences, tokens = self.source_AW.shape
         return (len(query), query.shape[2]) == (sequences, tokens) and (
             (len(key), key.shape[2]) == (sequences, self.cached + tokens)
         )
@@ -90,7 +90,7 @@ def row_attention(  # noqa: PLR0917 (the signature of transformers)
 ) -> tuple[Tensor, Tensor | None]:
     """Attend row by row where a pass gives a `row_index`; else as transformers' "sdpa" does.
 
-    The signature is that of transformers' attention functions: (Q, H, U, E) each, to (Q, U, H, E).
+    The signature is that of transformers' attention functions: (A, H, W, E) each, to (A, W, H, E).
     """
     special = dropout or any(kwargs.get(name) is not None for name in _OTHER_ATTENTION)
     if row_index is None or special or scaling is None or not row_index.fits(query, key):
@@ -108,7 +108,7 @@ AttentionMaskInterface.register(ROW_ATTENTION, sdpa_mask)
 
 
 def _gathered(x: Tensor, index_BS: Tensor) -> Tensor:
-    """Return the tokens of (Q, U, H, E) at some places, counted through Q·U, (B, S, H, E)."""
+    """Return the tokens of (A, W, H, E) at some places, counted through A·W, (B, S, H, E)."""
     sequences, tokens, heads, width = x.shape
     # index_select over flat rows: its gradient is an index_add, cheaper than that of x[index]
     flat = x.reshape(sequences * tokens, heads * width)

@@ -119,11 +119,11 @@ def _router(params: EvaluateParams, statistics: Statistics) -> dict[str, Any] | 
         for path in (ROUTER, ROUTED):
             path.unlink(missing_ok=True)
         return None
-    confidence_MR = np.array(confidences, dtype=np.float64)
+    confidence_ZR = np.array(confidences, dtype=np.float64)
     scores = statistics.predictions.scores(metric)
-    student_MR, teacher_R = scores[names["student"]], scores[names["teacher"]][0]
-    write_curve(router.curve(confidence_MR, student_MR, teacher_R))
-    figures = router.judge(confidence_MR, student_MR, teacher_R, params.bootstrap)
+    student_ZR, teacher_R = scores[names["student"]], scores[names["teacher"]][0]
+    write_curve(router.curve(confidence_ZR, student_ZR, teacher_R))
+    figures = router.judge(confidence_ZR, student_ZR, teacher_R, params.bootstrap)
     write_json(ROUTED, figures)
     return {name: figures[name] for name in ("floor", "share", "score", "kept")}
 

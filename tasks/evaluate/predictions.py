@@ -92,7 +92,7 @@ class Predictions:
         )
 
     def scores(self, metric: str) -> dict[str, Floats]:
-        """Return each arm's scores by one metric, (M, R): M seeds, R test rows."""
+        """Return each arm's scores by one metric, (Z, R): Z seeds, R test rows."""
         return {
             arm: np.array([[p.scores[metric] for p in rows] for rows in by_seed.values()])
             for arm, by_seed in self.by_arm.items()

@@ -2,7 +2,7 @@
 
 Out-of-distribution rows are those of data/collect/ood.jsonl, where `collect` wrote it. Teacher and
 student answer the same rows. A drop that both show lies in the task; one that the student alone
-shows comes from distillation. Score arrays are (M, R): M seeds, R rows.
+shows comes from distillation. Score arrays are (Z, R): Z seeds, R rows.
 """
 
 import random
@@ -99,7 +99,7 @@ class Robustness(Section):
 
 @dataclass(frozen=True)
 class RobustnessScores:
-    """Scores on the test rows and on the variants, by role, (M, R)."""
+    """Scores on the test rows and on the variants, by role, (Z, R)."""
 
     test: Mapping[str, Floats]
     variants: Mapping[str, Mapping[str, Floats]]
@@ -122,8 +122,8 @@ class RobustnessScores:
         ]
         rest = np.setdiff1d(np.arange(next(iter(self.test.values())).shape[1]), self.long)
         if len(self.long) and len(rest):
-            long = {role: s_MR[:, list(self.long)] for role, s_MR in self.test.items()}
-            others = {role: s_MR[:, rest] for role, s_MR in self.test.items()}
+            long = {role: s_ZR[:, list(self.long)] for role, s_ZR in self.test.items()}
+            others = {role: s_ZR[:, rest] for role, s_ZR in self.test.items()}
             lines.append(self._unpaired("longest test rows", long, others))
         return lines
 
@@ -174,7 +174,7 @@ def longest(rows: Sequence[Row], share: float) -> list[int]:
 
 
 def by_variant(variants: Iterable[Variant]) -> dict[str, dict[str, Floats]]:
-    """Return the scores of each variant by role, (M, R)."""
+    """Return the scores of each variant by role, (Z, R)."""
     lines: dict[str, list[Variant]] = {}
     for row in variants:
         lines.setdefault(row.variant, []).append(row)

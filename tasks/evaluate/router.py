@@ -2,7 +2,7 @@
 
 A row goes to the student where its confidence reaches a threshold. The threshold is chosen on one
 half of the test rows and evaluated on the other, and vice versa: on the rows it was chosen on, it
-would look better than it is. Arrays are (M, R): M seeds, R rows.
+would look better than it is. Arrays are (Z, R): Z seeds, R rows.
 """
 
 import csv
@@ -31,52 +31,52 @@ class Router(Section):
     """Seed of the split into halves."""
 
     def curve(
-        self, confidence_MR: Floats, student_MR: Floats, teacher_R: Floats
+        self, confidence_ZR: Floats, student_ZR: Floats, teacher_R: Floats
     ) -> list[dict[str, Any]]:
         """Return the joint score at each share of traffic that the student takes."""
-        teacher = np.tile(teacher_R, len(confidence_MR))
-        order = np.argsort(-confidence_MR.ravel(), kind="stable")
-        gained = (student_MR.ravel() - teacher)[order].cumsum()
+        teacher = np.tile(teacher_R, len(confidence_ZR))
+        order = np.argsort(-confidence_ZR.ravel(), kind="stable")
+        gained = (student_ZR.ravel() - teacher)[order].cumsum()
         lines = []
         for point in range(self.points + 1):
             taken = round(point * len(order) / self.points)
             score = (teacher.sum() + (gained[taken - 1] if taken else 0.0)) / len(order)
-            least = float(confidence_MR.ravel()[order[taken - 1]]) if taken else 1.0
+            least = float(confidence_ZR.ravel()[order[taken - 1]]) if taken else 1.0
             share = taken / len(order)
             lines.append({"share": round(share, 6), "score": round(score, 6), "confidence": least})
         return lines
 
     def judge(
-        self, confidence_MR: Floats, student_MR: Floats, teacher_R: Floats, draws: int
+        self, confidence_ZR: Floats, student_ZR: Floats, teacher_R: Floats, draws: int
     ) -> dict[str, Any]:
         """Return the student's share of the traffic at the floor, and the score that is kept."""
         half_R = np.random.default_rng(self.seed).permutation(len(teacher_R)) % 2
-        to_student_MR = np.zeros(confidence_MR.shape, dtype=bool)
+        to_student_ZR = np.zeros(confidence_ZR.shape, dtype=bool)
         thresholds = []
         for half in (0, 1):
             chosen = half_R == half
             threshold = self._threshold(
-                confidence_MR[:, chosen], student_MR[:, chosen], teacher_R[chosen]
+                confidence_ZR[:, chosen], student_ZR[:, chosen], teacher_R[chosen]
             )
-            to_student_MR[:, ~chosen] = confidence_MR[:, ~chosen] >= threshold
+            to_student_ZR[:, ~chosen] = confidence_ZR[:, ~chosen] >= threshold
             thresholds.append(round(float(threshold), 4) if np.isfinite(threshold) else None)
-        together_MR = np.where(to_student_MR, student_MR, teacher_R[None])
-        scores = {"together": together_MR, "teacher": teacher_R[None]}
+        together_ZR = np.where(to_student_ZR, student_ZR, teacher_R[None])
+        scores = {"together": together_ZR, "teacher": teacher_R[None]}
         kept = Bootstrap(scores, draws, self.seed).ratio("together", "teacher")
         return {
             "floor": self.floor,
-            "share": round(float(to_student_MR.mean()), 6),
-            "score": round(float(together_MR.mean()), 6),
+            "share": round(float(to_student_ZR.mean()), 6),
+            "score": round(float(together_ZR.mean()), 6),
             "kept": kept and kept.rounded(),
             "thresholds": thresholds,
         }
 
-    def _threshold(self, confidence_MR: Floats, student_MR: Floats, teacher_R: Floats) -> float:
+    def _threshold(self, confidence_ZR: Floats, student_ZR: Floats, teacher_R: Floats) -> float:
         """Return the lowest threshold that keeps the floor; infinite where none does."""
-        confidence: NDArray[np.float64] = confidence_MR.ravel()
-        teacher = np.tile(teacher_R, len(confidence_MR))
+        confidence: NDArray[np.float64] = confidence_ZR.ravel()
+        teacher = np.tile(teacher_R, len(confidence_ZR))
         order = np.argsort(-confidence, kind="stable")
-        together = teacher.sum() + (student_MR.ravel() - teacher)[order].cumsum()
+        together = teacher.sum() + (student_ZR.ravel() - teacher)[order].cumsum()
         # equal confidences lie on one side of a threshold
         last_of_equals = np.append(np.diff(confidence[order]) != 0, True)
         good = np.flatnonzero((together >= self.floor * teacher.sum()) & last_of_equals)

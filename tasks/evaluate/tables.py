@@ -29,7 +29,7 @@ def write_groups(statistics: Statistics, rows: Sequence[Row]) -> None:
     columns = {arm.name: arm.column for arm in statistics.arms}
     table: list[dict[str, Any]] = [
         {"group": group, "rows": len(positions)}
-        | {columns[arm]: round(float(s_MR[:, positions].mean()), 6) for arm, s_MR in scores.items()}
+        | {columns[arm]: round(float(s_ZR[:, positions].mean()), 6) for arm, s_ZR in scores.items()}
         for group, positions in members.items()
     ]
     table.sort(key=lambda line: (line["student"] - line["teacher"], line["group"]))

@@ -155,7 +155,7 @@ def test_cached_tokens_are_not_read_again(
             found_ND, ((_, length),) = widths(model, ids_BS, positions_N, cache)
             wanted_ND = whole_BSD.flatten(0, 1)[positions_N]
             torch.testing.assert_close(found_ND, wanted_ND, atol=2e-6, rtol=1e-5)
-        widest = max(len(ids) for ids in PackedBatch.of(ids_BS, LENGTHS, sequence).ids_QU)
+        widest = max(len(ids) for ids in PackedBatch.of(ids_BS, LENGTHS, sequence).ids_AW)
     if every == 1:
         assert length <= widest - known
     assert cache.cache.get_seq_length() == known
@@ -198,21 +198,21 @@ def test_only_a_model_that_goes_row_by_row_is_asked_for_a_cache() -> None:
 
 def test_nothing_is_padding_and_the_cache_is_there_once() -> None:
     layout = PackedBatch.of(rows(), LENGTHS, 192)
-    assert layout.ids_QU.shape == (1, SHARED + sum(LENGTHS) - ROWS * SHARED)
-    assert (layout.row_QU < ROWS).all()
+    assert layout.ids_AW.shape == (1, SHARED + sum(LENGTHS) - ROWS * SHARED)
+    assert (layout.row_AW < ROWS).all()
 
 
 @pytest.mark.parametrize("sequence", [40, 90, 192])
 def test_every_token_of_a_row_has_its_place(sequence: int) -> None:
     ids_BS = rows(5)
     layout = PackedBatch.of(ids_BS, LENGTHS, sequence)
-    found_BS = layout.ids_QU.flatten()[layout.place_BS]
+    found_BS = layout.ids_AW.flatten()[layout.place_BS]
     for n, length in enumerate(LENGTHS):
         assert found_BS[n, :length].equal(ids_BS[n, :length])
         places = layout.place_BS[n, :length]
-        assert layout.position_QU.flatten()[places].equal(torch.arange(length))
-        seen = layout.mask().expand(-1, 1, -1, -1)[places // layout.ids_QU.shape[1]][:, 0]
-        own = seen[torch.arange(length), places % layout.ids_QU.shape[1]]
+        assert layout.position_AW.flatten()[places].equal(torch.arange(length))
+        seen = layout.mask().expand(-1, 1, -1, -1)[places // layout.ids_AW.shape[1]][:, 0]
+        own = seen[torch.arange(length), places % layout.ids_AW.shape[1]]
         assert own.sum(-1).equal(torch.arange(1, length + 1))  # all before it, and no other
 
 
@@ -324,7 +324,7 @@ def test_long_rows_are_compared_blockwise(dtype: torch.dtype, monkeypatch: Any) 
 
 def test_row_attention_without_rows_is_sdpa() -> None:
     batch = PackedBatch.of(rows(), LENGTHS, 192)
-    query = torch.randn(1, 2, batch.ids_QU.shape[1], 8)
+    query = torch.randn(1, 2, batch.ids_AW.shape[1], 8)
     wanted = functional.scaled_dot_product_attention(query, query, query, attn_mask=batch.mask())
     index = batch.row_index()
     options = {"attention_mask": batch.mask(), "row_index": index}
