@@ -149,7 +149,7 @@ class Phase(Hyperparameters):
             raise UserError(
                 f"no row has a target {unknown[0]!r}{nearest(unknown[0], targets)}",
                 where=f"{self.rows}, and target_weights of the phase",
-                fix="name the targets of tasks/generate/templates/<template>.yaml, or none",
+                fix="name the targets of cohobate/backends/templates/<template>.yaml, or none",
             )
         weights = self.target_weights
         examples = [replace(one, weight=weights.get(one.target, 1.0)) for one in examples]
