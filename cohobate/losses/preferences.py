@@ -3,8 +3,6 @@
 Each is a function of the log-probabilities of whole answers, under TRL's name and with TRL's
 formula (DPOTrainer 1.16; tests/cohobate/losses/test_preference_loss.py compares the two). Their
 gradient is autograd's: the tensors hold a number for each pair, not for each token.
-
-Shapes: J pairs of a micro-batch.
 """
 
 # ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
@@ -40,49 +38,49 @@ _DISCOPOP_TAU = 0.05
 class PairLogprobs(NamedTuple):
     """Log-probabilities of the answers of some pairs, each the sum over the answer's tokens."""
 
-    chosen_J: "Tensor"
-    rejected_J: "Tensor"
-    reference_chosen_J: "Tensor"
+    chosen_B: "Tensor"
+    rejected_B: "Tensor"
+    reference_chosen_B: "Tensor"
     """By the model before training."""
-    reference_rejected_J: "Tensor"
-    chosen_tokens_J: "Tensor"
+    reference_rejected_B: "Tensor"
+    chosen_tokens_B: "Tensor"
     """Number of tokens."""
-    rejected_tokens_J: "Tensor"
+    rejected_tokens_B: "Tensor"
     beta: float
     """β: how strongly the model is held to the reference; higher is closer. IPO's τ."""
     label_smoothing: float = 0.0
     """Share of the pairs whose preference is taken to be the wrong way round."""
 
     @property
-    def chosen_ratio_J(self) -> "Tensor":  # noqa: N802
+    def chosen_ratio_B(self) -> "Tensor":  # noqa: N802
         """log π/π_ref of the chosen answers."""
-        return self.chosen_J - self.reference_chosen_J
+        return self.chosen_B - self.reference_chosen_B
 
     @property
-    def rejected_ratio_J(self) -> "Tensor":  # noqa: N802
+    def rejected_ratio_B(self) -> "Tensor":  # noqa: N802
         """log π/π_ref of the rejected answers."""
-        return self.rejected_J - self.reference_rejected_J
+        return self.rejected_B - self.reference_rejected_B
 
     @property
-    def chosen_reward_J(self) -> "Tensor":  # noqa: N802
+    def chosen_reward_B(self) -> "Tensor":  # noqa: N802
         """DPO's implicit reward β · log π/π_ref of the chosen answers."""
-        return self.beta * self.chosen_ratio_J
+        return self.beta * self.chosen_ratio_B
 
     @property
-    def rejected_reward_J(self) -> "Tensor":  # noqa: N802
+    def rejected_reward_B(self) -> "Tensor":  # noqa: N802
         """DPO's implicit reward of the rejected answers."""
-        return self.beta * self.rejected_ratio_J
+        return self.beta * self.rejected_ratio_B
 
     @property
-    def margin_J(self) -> "Tensor":  # noqa: N802
+    def margin_B(self) -> "Tensor":  # noqa: N802
         """Difference of the two rewards."""
-        return self.chosen_reward_J - self.rejected_reward_J
+        return self.chosen_reward_B - self.rejected_reward_B
 
     @property
-    def mean_ratio_difference_J(self) -> "Tensor":  # noqa: N802
+    def mean_ratio_difference_B(self) -> "Tensor":  # noqa: N802
         """Difference of the two log ratios, each a mean over the answer's tokens."""
-        chosen_J = self.chosen_ratio_J / self.chosen_tokens_J
-        return chosen_J - self.rejected_ratio_J / self.rejected_tokens_J
+        chosen_B = self.chosen_ratio_B / self.chosen_tokens_B
+        return chosen_B - self.rejected_ratio_B / self.rejected_tokens_B
 
 
 def preference_losses(pairs: PairLogprobs, loss_type: Mapping[LossType, float]) -> "Tensor":
@@ -97,65 +95,65 @@ def preference_losses(pairs: PairLogprobs, loss_type: Mapping[LossType, float]) 
     return torch.stack(columns, -1)
 
 
-def _logsigmoid(x_J: "Tensor") -> "Tensor":
+def _logsigmoid(x_B: "Tensor") -> "Tensor":
     from torch.nn.functional import logsigmoid
 
-    result_J: Tensor = logsigmoid(x_J)
-    return result_J
+    result_B: Tensor = logsigmoid(x_B)
+    return result_B
 
 
 def _sigmoid(p: PairLogprobs) -> "Tensor":
     """Rafailov et al. 2023, "Direct Preference Optimization", equation 7."""
-    return -_logsigmoid(p.margin_J)
+    return -_logsigmoid(p.margin_B)
 
 
 def _sigmoid_norm(p: PairLogprobs) -> "Tensor":
     """DPO on log ratios per token (Lambert et al. 2024, "Tülu 3", equation 6)."""
-    return -_logsigmoid(p.beta * p.mean_ratio_difference_J)
+    return -_logsigmoid(p.beta * p.mean_ratio_difference_B)
 
 
 def _hinge(p: PairLogprobs) -> "Tensor":
     """Zhao et al. 2023, "SLiC-HF"."""
-    return (1 - p.margin_J).relu()
+    return (1 - p.margin_B).relu()
 
 
 def _ipo(p: PairLogprobs) -> "Tensor":
     """Azar et al. 2023, equation 17, on log ratios per token, as its authors confirmed to TRL."""
-    return (p.mean_ratio_difference_J - 1 / (2 * p.beta)) ** 2
+    return (p.mean_ratio_difference_B - 1 / (2 * p.beta)) ** 2
 
 
 def _exo_pair(p: PairLogprobs) -> "Tensor":
     """Ji et al. 2024, "EXO", equation 16: KL(softmax of the rewards ‖ (1 − ε, ε))."""
-    right_J, wrong_J = _logsigmoid(p.margin_J), _logsigmoid(-p.margin_J)
+    right_B, wrong_B = _logsigmoid(p.margin_B), _logsigmoid(-p.margin_B)
     log_right, log_wrong = math.log1p(-p.label_smoothing), math.log(p.label_smoothing)
-    return right_J.exp() * (right_J - log_right) + wrong_J.exp() * (wrong_J - log_wrong)
+    return right_B.exp() * (right_B - log_right) + wrong_B.exp() * (wrong_B - log_wrong)
 
 
 def _nca_pair(p: PairLogprobs) -> "Tensor":
     """Chen et al. 2024, "Noise Contrastive Alignment"."""
     return (
-        -_logsigmoid(p.chosen_reward_J)
-        - 0.5 * _logsigmoid(-p.chosen_reward_J)
-        - 0.5 * _logsigmoid(-p.rejected_reward_J)
+        -_logsigmoid(p.chosen_reward_B)
+        - 0.5 * _logsigmoid(-p.chosen_reward_B)
+        - 0.5 * _logsigmoid(-p.rejected_reward_B)
     )
 
 
 def _robust(p: PairLogprobs) -> "Tensor":
     """Chowdhury et al. 2024, "Provably Robust DPO"."""
-    clean_J = -(1 - p.label_smoothing) * _logsigmoid(p.margin_J)
-    flipped_J = -p.label_smoothing * _logsigmoid(-p.margin_J)
-    return (clean_J - flipped_J) / (1 - 2 * p.label_smoothing)
+    clean_B = -(1 - p.label_smoothing) * _logsigmoid(p.margin_B)
+    flipped_B = -p.label_smoothing * _logsigmoid(-p.margin_B)
+    return (clean_B - flipped_B) / (1 - 2 * p.label_smoothing)
 
 
 def _bco_pair(p: PairLogprobs) -> "Tensor":
     """Jung et al. 2024, "Binary Classifier Optimization", on pairs."""
-    return -_logsigmoid(p.chosen_reward_J) - _logsigmoid(-p.rejected_reward_J)
+    return -_logsigmoid(p.chosen_reward_B) - _logsigmoid(-p.rejected_reward_B)
 
 
 def _sppo_hard(p: PairLogprobs) -> "Tensor":
     """Wu et al. 2024, "SPPO", equation 4.7, the winner's probability being 1."""
-    winner_J = (p.chosen_ratio_J - 0.5 / p.beta) ** 2
-    return winner_J + (p.rejected_ratio_J + 0.5 / p.beta) ** 2
+    winner_B = (p.chosen_ratio_B - 0.5 / p.beta) ** 2
+    return winner_B + (p.rejected_ratio_B + 0.5 / p.beta) ** 2
 
 
 def _aot(p: PairLogprobs) -> "Tensor":
@@ -163,40 +161,40 @@ def _aot(p: PairLogprobs) -> "Tensor":
 
     Differences are sorted over the micro-batch, so that its size is part of the loss.
     """
-    policy_J = (p.chosen_J - p.rejected_J).sort().values
-    reference_J = (p.reference_chosen_J - p.reference_rejected_J).sort().values
-    return _smoothed(p, policy_J - reference_J)
+    policy_B = (p.chosen_B - p.rejected_B).sort().values
+    reference_B = (p.reference_chosen_B - p.reference_rejected_B).sort().values
+    return _smoothed(p, policy_B - reference_B)
 
 
 def _aot_unpaired(p: PairLogprobs) -> "Tensor":
     """The same, chosen and rejected answers sorted apart."""
-    return _smoothed(p, p.chosen_ratio_J.sort().values - p.rejected_ratio_J.sort().values)
+    return _smoothed(p, p.chosen_ratio_B.sort().values - p.rejected_ratio_B.sort().values)
 
 
-def _smoothed(p: PairLogprobs, difference_J: "Tensor") -> "Tensor":
-    right_J, wrong_J = (_logsigmoid(sign * p.beta * difference_J) for sign in (1, -1))
-    return -right_J * (1 - p.label_smoothing) - wrong_J * p.label_smoothing
+def _smoothed(p: PairLogprobs, difference_B: "Tensor") -> "Tensor":
+    right_B, wrong_B = (_logsigmoid(sign * p.beta * difference_B) for sign in (1, -1))
+    return -right_B * (1 - p.label_smoothing) - wrong_B * p.label_smoothing
 
 
 def _apo_zero(p: PairLogprobs) -> "Tensor":
     """D'Oosterlinck et al. 2024, "APO", equation 7: for answers better than the model's own."""
-    return 1 - p.chosen_reward_J.sigmoid() + p.rejected_reward_J.sigmoid()
+    return 1 - p.chosen_reward_B.sigmoid() + p.rejected_reward_B.sigmoid()
 
 
 def _apo_down(p: PairLogprobs) -> "Tensor":
     """The same, equation 8: for answers worse than the model's own."""
-    return p.chosen_reward_J.sigmoid() + 1 - p.margin_J.sigmoid()
+    return p.chosen_reward_B.sigmoid() + 1 - p.margin_B.sigmoid()
 
 
 def _discopop(p: PairLogprobs) -> "Tensor":
     """Lu et al. 2024, "DiscoPOP", equation 5: logistic and exponential loss, blended."""
-    blend_J = (p.margin_J / _DISCOPOP_TAU).sigmoid()
-    return -_logsigmoid(p.margin_J) * (1 - blend_J) + (-p.margin_J).exp() * blend_J
+    blend_B = (p.margin_B / _DISCOPOP_TAU).sigmoid()
+    return -_logsigmoid(p.margin_B) * (1 - blend_B) + (-p.margin_B).exp() * blend_B
 
 
 def _sft(p: PairLogprobs) -> "Tensor":
     """Cross-entropy of the chosen answers, the mean over the micro-batch's tokens."""
-    return (-p.chosen_J.sum() / p.chosen_tokens_J.sum()).expand(len(p.chosen_J))
+    return (-p.chosen_B.sum() / p.chosen_tokens_B.sum()).expand(len(p.chosen_B))
 
 
 _LOSSES: "Mapping[LossType, Callable[[PairLogprobs], Tensor]]" = {

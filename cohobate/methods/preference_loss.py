@@ -117,8 +117,8 @@ class PreferenceLoss(ModelLoss):
         with torch.enable_grad():
             logp_B.requires_grad_()
             pairs = self._pairs(logp_B, teacher_inputs["reference_B"], tokens_B)
-            losses_JF = preference_losses(pairs, self.loss_weights)
-            (grad_B,) = torch.autograd.grad(losses_JF.sum(), logp_B)
+            losses_BF = preference_losses(pairs, self.loss_weights)
+            (grad_B,) = torch.autograd.grad(losses_BF.sum(), logp_B)
         self._note(pairs)
         surrogate, _ = fused_head_loss(
             hidden_ND,
@@ -128,23 +128,23 @@ class PreferenceLoss(ModelLoss):
             divisor=divisor,
             chunk_tokens=self.chunk_tokens,
         )
-        losses_JF = losses_JF.detach()
+        losses_BF = losses_BF.detach()
         # the surrogate adds its gradient, and nothing to the value
-        loss = losses_JF.sum() / divisor + surrogate - surrogate.detach()
-        tokens_J = pairs.chosen_tokens_J + pairs.rejected_tokens_J
-        return loss, (losses_JF / tokens_J[:, None])[row_N % len(losses_JF)]
+        loss = losses_BF.sum() / divisor + surrogate - surrogate.detach()
+        tokens_B = pairs.chosen_tokens_B + pairs.rejected_tokens_B
+        return loss, (losses_BF / tokens_B[:, None])[row_N % len(losses_BF)]
 
     def _pairs(self, logp_B: Tensor, reference_B: Tensor, tokens_B: Tensor) -> PairLogprobs:
-        chosen_J, rejected_J = logp_B.chunk(2)
-        reference_chosen_J, reference_rejected_J = reference_B.chunk(2)
-        chosen_tokens_J, rejected_tokens_J = tokens_B.chunk(2)
+        chosen_B, rejected_B = logp_B.chunk(2)
+        reference_chosen_B, reference_rejected_B = reference_B.chunk(2)
+        chosen_tokens_B, rejected_tokens_B = tokens_B.chunk(2)
         return PairLogprobs(
-            chosen_J,
-            rejected_J,
-            reference_chosen_J,
-            reference_rejected_J,
-            chosen_tokens_J,
-            rejected_tokens_J,
+            chosen_B,
+            rejected_B,
+            reference_chosen_B,
+            reference_rejected_B,
+            chosen_tokens_B,
+            rejected_tokens_B,
             self.beta,
             self.label_smoothing,
         )
@@ -177,8 +177,8 @@ class PreferenceLoss(ModelLoss):
 
     @torch.no_grad()
     def _note(self, pairs: PairLogprobs) -> None:
-        margin_J = pairs.margin_J
-        figures = torch.stack([(margin_J > 0).float().mean(), margin_J.mean()])
+        margin_B = pairs.margin_B
+        figures = torch.stack([(margin_B > 0).float().mean(), margin_B.mean()])
         means = processes.all_reduce_sum(figures) / processes.world_size()
         for name, value in zip(self.metrics, means.tolist(), strict=True):
             self.metrics[name].append(value)

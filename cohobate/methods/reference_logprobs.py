@@ -8,8 +8,6 @@ They are computed once, before the first update, so that no second model is in m
 hash of the checkpoint, of the pairs as token ids, and of how they are computed: a resumed run,
 another seed, or the same pairs under other hyperparameters read them, and nothing else does. A
 damaged file is named, and computed anew.
-
-Shapes: B rows of a micro-batch, N pairs of the file.
 """
 
 import hashlib

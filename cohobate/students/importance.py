@@ -4,8 +4,6 @@ The importance of a layer is 1 − the cosine of its input and output, the mean 
 influence; Men et al. 2024, "ShortGPT", section 2.3). That of a group of heads and of a neuron is
 the L2 norm over tokens of its activations, where they enter the next projection (Muralidharan et
 al. 2024, "Minitron", section 2.2).
-
-Shapes: G groups of heads, I neurons (inputs of the MLP's last linear layer).
 """
 
 # ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
@@ -82,7 +80,7 @@ def measure_importance(
     neurons_LI = torch.zeros(depth, neurons, dtype=torch.float64)
     ids = sorted((row.ids for row in encode_all(tokenizer, rows)), key=len)
     batches = [ids[start : start + _BATCH] for start in range(0, len(ids), _BATCH)]
-    for batch in track(batches, total=len(batches), what="importance of the teacher's layers"):
+    for batch in track(batches, total=len(batches), label="importance of the teacher's layers"):
         ids_BS = pad_right(batch, 0)
         lengths = torch.tensor([len(row) for row in batch])
         real_BS = torch.arange(ids_BS.shape[1]) < lengths[:, None]

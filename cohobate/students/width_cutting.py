@@ -2,8 +2,6 @@
 
 Heads are kept or dropped in whole groups that share keys and values, so that the configuration of
 any architecture with grouped queries can describe the result.
-
-Shapes: G groups of heads, I neurons (inputs of the MLP's last linear layer), L layers.
 """
 
 import torch

@@ -115,7 +115,7 @@ def _dev_score(item: str, adapt: Tuning, task: Task, metric: AnswerScore) -> dic
     )
     total = sum(
         metric.score(answer.text, rows[n].answer or "", task.verifier)
-        for n, answer in track(generated, total=len(rows), what=f"{item} on dev rows")
+        for n, answer in track(generated, total=len(rows), label=f"{item} on dev rows")
     )
     score, number_format = round(total / len(rows), 4), resolve(adapt.precision, device)
     return {"dev_score": score, "dev_rows": len(rows), "number_format": number_format}

@@ -165,7 +165,7 @@ def _measure(
     batching, threads = challenge.batching, challenge.threads
     generated = generate_answers(model, tokenizer, prompts, decoding, batching, threads=threads)
     scores = np.zeros(len(rows))
-    for position, answer in track(generated, total=len(rows), what=f"{name} on dev rows"):
+    for position, answer in track(generated, total=len(rows), label=f"{name} on dev rows"):
         scores[position] = score(answer.text, rows[position])
     logprobs = AnswerLogprobs(model, tokenizer, threads=threads)
     general = challenge.general.measure(logprobs, challenge.general.passages())

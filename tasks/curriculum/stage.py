@@ -50,7 +50,7 @@ def run(curriculum: CurriculumParams, task: Task) -> None:
     """
     rows = RowView.of([KEPT], Response)
     scored = curriculum.difficulty.difficulties(rows, DifficultyContext(task, curriculum.scorer))
-    tracked = track(scored, total=len(rows), what=f"curriculum {curriculum.difficulty.type}")
+    tracked = track(scored, total=len(rows), label=f"curriculum {curriculum.difficulty.type}")
     difficulties = array("d", tracked)
     stages = curriculum.schedule.stages_of(difficulties)
     if not all(stages):

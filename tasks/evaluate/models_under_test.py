@@ -52,7 +52,7 @@ class LoadedModel:
         generated = generate_answers(
             self.model, self.tokenizer, prompts, decoding, batching, threads=self.params.threads
         )
-        by_position = dict(track(generated, total=len(prompts), what=label))
+        by_position = dict(track(generated, total=len(prompts), label=label))
         return [by_position[position] for position in range(len(prompts))]
 
 

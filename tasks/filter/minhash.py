@@ -4,8 +4,6 @@ MinHash: Broder, "On the resemblance and containment of documents", 1997. Bandin
 Rajaraman, Ullman, "Mining of Massive Datasets", section 3.4. Words are hashed once and all else is
 arithmetic on whole chunks of rows: not even the pairs of words are ever strings. A sketch is thrown
 away once its bands are hashed, and the hashes wait on disk: one band of all rows is in memory.
-
-Shapes: N rows, T pairs of words of all rows, B bands.
 """
 
 from array import array

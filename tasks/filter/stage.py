@@ -107,7 +107,7 @@ class Funnel:
         """Apply one more filter; yield the rows that it drops."""
         seen, kept, reasons = len(self.rows), array("Q"), Counter[str]()
         drops: dict[int, Drop] = {}  # by position, not yet written
-        verdicts = track(self._verdicts(filter, context), total=seen, what=f"filter {filter.type}")
+        verdicts = track(self._verdicts(filter, context), total=seen, label=f"filter {filter.type}")
         for position, verdict in enumerate(verdicts):
             if isinstance(verdict, Keep):
                 kept.append(position)

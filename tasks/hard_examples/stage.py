@@ -79,7 +79,7 @@ def _regrets(hard_examples: HardExamplesParams, phase: str, rows: list[Response]
     seed = json.loads(VERDICT.read_text())["seed"]
     folder = TRAIN / phase / f"seed-{seed}"
     student = Likelihood.of(folder, hard_examples.precision, hard_examples.threads)
-    losses = track(student.answer_losses(rows), total=len(rows), what="the student reads")
+    losses = track(student.answer_losses(rows), total=len(rows), label="the student reads")
     return [round(loss + (row.logprob or 0.0), 6) for loss, row in zip(losses, rows, strict=True)]
 
 

@@ -57,7 +57,7 @@ import os, sys, time, warnings
 from cohobate import progress, terminal
 
 with terminal.show_progress():
-    for number in progress.track(range(3), total=3, what="row"):
+    for number in progress.track(range(3), total=3, label="row"):
         time.sleep(0.3)
         if number == 1:
             sys.stderr.write("\\rWriting model shards:  50%")
