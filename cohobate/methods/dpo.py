@@ -64,7 +64,7 @@ class Dpo(Phase):
         from cohobate.methods.reference_logprobs import ReferenceLogprobs
 
         chosen, rejected = (
-            self.examples(tokenizer, [_row(pair, side) for pair in rows])
+            self.examples(tokenizer, [_row(pair, side, n) for n, pair in enumerate(rows)])
             for side in ("chosen", "rejected")
         )
         both = {row.key for row in chosen} & {row.key for row in rejected}
@@ -82,6 +82,7 @@ class Dpo(Phase):
         return PhaseResult(history, len(both), loss_fn.summary())
 
 
-def _row(pair: Any, side: str) -> Row:
+def _row(pair: Any, side: str, number: int) -> Row:
+    """Return one side of a pair; its key has the pair's number, as a prompt may have many pairs."""
     answer = getattr(pair, side)
-    return Row(id=pair.id, prompt=pair.prompt, prefix=pair.prefix, answer=answer)
+    return Row(id=f"{pair.id}/{number}", prompt=pair.prompt, prefix=pair.prefix, answer=answer)

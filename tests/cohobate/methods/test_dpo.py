@@ -166,6 +166,19 @@ def test_a_loss_that_is_not_finite_names_the_pairs(paired) -> None:
     assert not (TRAIN / "here/seed-1").exists()
 
 
+def test_several_pairs_of_one_prompt_each_have_their_own_reference(paired) -> None:
+    prompt = pairs()[0].prompt
+    answers = [" animal", " plant of a long name", " a small thing", " plant"]
+    several = [
+        pairs()[0].model_copy(update={"chosen": a, "rejected": b})
+        for a, b in zip(answers, answers[1:] + answers[:1], strict=True)
+    ]
+    assert {(p.id, p.prompt) for p in several} == {(row_id(prompt), prompt)}
+    write_rows(PAIRS, several)
+    run("here", phase(**DPO | {"updates": 1}), seeds=[1])
+    assert float(history("here", 1)[0]["loss"]) == pytest.approx(0.6931, abs=1e-3)
+
+
 def test_pairs_are_read_as_pairs(paired) -> None:
     assert rows_of(PAIRS) == pairs()
 
