@@ -144,7 +144,7 @@ def test_no_modules_import_each_other() -> None:
     for path in PRODUCT:
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         names = {name for name in imported_modules(path) if module_exists(name)} - {module}
-        # `from package import module` depends on the module, not on what the package holds beside it
+        # `from package import module` depends on the module, not on all that the package holds
         packages = {name.rpartition(".")[0] for name in names}
         graph[module] = {n for n in names if n not in packages or f"{n}." not in f"{module}."}
     sorter = TopologicalSorter(graph)
