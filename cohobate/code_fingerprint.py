@@ -33,6 +33,7 @@ def fingerprints(module: str, root: Path = Path()) -> dict[str, str]:
             continue
         content = path.read_bytes()
         found[name] = _of_source(content)
+        # importing a module runs the __init__ of each package above it
         parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
         waiting += [*_imports(content, name, root), *parents]
         if path.name == "__init__.py" and "." in name:  # data of a root package is no code
@@ -69,6 +70,7 @@ def _imports(content: bytes, module: str, root: Path) -> Iterator[str]:
         if _file_of(base, root) is None:
             continue
         yield base
+        # `from package import module`: the name may be a module of its own
         for name in names:
             if _file_of(f"{base}.{name}", root):
                 yield f"{base}.{name}"
@@ -104,6 +106,7 @@ def _written(node: Any) -> str:
         return "[" + ",".join(_written(each) for each in node if _counts(each)) + "]"
     if not isinstance(node, ast.AST):
         return repr(node)
+    # `kind` tells u"" from "", which mean the same
     fields = ((name, getattr(node, name, None)) for name in node._fields if name != "kind")
     shown = (f"{name}={_written(value)}" for name, value in fields if value not in (None, []))
     return f"{type(node).__name__}({','.join(shown)})"

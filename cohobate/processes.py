@@ -21,7 +21,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Return which worker this is, from 0. The first one publishes, and speaks for all."""
+    """Return which worker this is, from 0. The first one writes what is published."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -66,6 +66,7 @@ def on_first_worker(function: Callable[[], T]) -> T:
         try:
             said = [function()]
         except UserError as error:
+            # sent on like a result: the others would wait for it without end
             said = [error]
     dist.broadcast_object_list(said)
     if isinstance(said[0], UserError):

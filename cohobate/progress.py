@@ -89,7 +89,7 @@ class Meter:
         self._tell()
 
     def skip(self, steps: int) -> None:
-        """Note `steps` as done before: they tell nothing of the pace."""
+        """Note `steps` as done before: they do not count in the pace."""
         self.before += steps
         self.advance(steps, note=self._note)
 
@@ -108,6 +108,7 @@ class Meter:
     def _tell(self) -> None:
         self._told, self._told_done = time.monotonic(), self.done
         elapsed = self._told - self._start
+        # totals may be estimates: never show more done than there is
         total = max(self.total, self.done)
         emit(Advance(self.label, self.done, total, elapsed, self.before, self._note))
 

@@ -38,8 +38,10 @@ def staged(folder: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        # the manifest is the last file: a folder without it is known to be incomplete
         _seal(partial)
         if folder.exists():
+            # a rename cannot replace a folder that is not empty
             folder.rename(old)
         partial.rename(folder)
         _sync(folder.parent)  # else a power cut could undo the rename
@@ -66,6 +68,7 @@ def verify(folder: Path) -> str:
         path = folder / name
         if not path.exists():
             raise _damaged(folder, f"{name} is missing")
+        # cheaper than a hash, and a better message
         if (size := path.stat().st_size) < expected["bytes"]:
             raise _damaged(folder, f"{name} is truncated: {size} of {expected['bytes']} bytes")
         if sha256_of(path) != expected["sha256"]:
@@ -87,6 +90,7 @@ def checksum(files: dict[str, Any]) -> str:
 def _seal(partial: Path) -> None:
     files = {}
     for path in sorted(partial.iterdir()):
+        # some libraries write files that their owner alone may read
         path.chmod(0o644)
         _sync(path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -105,6 +109,7 @@ def _files(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
         files: dict[str, Any] = manifest["files"]
+        # a flipped bit in the manifest itself, which no other file covers
         sound = manifest["checksum"] == checksum(files)
     except (ValueError, KeyError, TypeError):
         sound = False

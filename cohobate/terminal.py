@@ -12,7 +12,7 @@ from typing import TextIO
 from cohobate.progress import Advance, Event, duration, reporting_to
 
 SILENCE = 20.0
-"""Seconds after which a log is told how far a stage is: with the check's own, well below 30."""
+"""Seconds without a line after which one says how far the stage is; with `_CHECK` well below 30."""
 _CHECK = 2.0
 _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_])|[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -90,6 +90,7 @@ class _OneLine:
     def _draw(self, line: str, progress: str) -> None:
         with self._lock:
             self._drawn = progress
+            # back to the first column, clear the line, then write
             self._terminal.write(f"\r\x1b[K{line}{progress}")
             self._terminal.flush()
 
@@ -116,12 +117,14 @@ def capture_terminal(write: Callable[[str], None]) -> Iterator[TextIO]:
     Libraries draw bars and warnings on stderr, native ones past Python: it is the file descriptors
     that are redirected. Escape sequences go, and of a line that was rewritten its last state stays.
     """
+    # what is no terminal, such as a file, is left as it is
     descriptors = [number for number in (1, 2) if os.isatty(number)]
     sys.stdout.flush(), sys.stderr.flush()
     reader, writer = os.pipe()
     saved = {number: os.dup(number) for number in descriptors}
     for number in descriptors:
         os.dup2(writer, number)
+    # else the reader would never see the end: this copy would hold the pipe open
     os.close(writer)
     drain = threading.Thread(target=_drain, args=(reader, write), daemon=True)
     drain.start()
@@ -142,6 +145,7 @@ def capture_terminal(write: Callable[[str], None]) -> Iterator[TextIO]:
 def _drain(reader: int, write: Callable[[str], None]) -> None:
     with os.fdopen(reader, encoding="utf-8", errors="replace", newline="\n") as stream:
         for line in stream:
+            # a bar rewrites its line after each \r: its last state counts
             last = line.rstrip("\r\n").rpartition("\r")[2]
             if text := _CONTROL.sub("", last).rstrip():
                 with suppress(ValueError):  # the terminal is closed: a child process outlives it

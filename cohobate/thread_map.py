@@ -25,6 +25,7 @@ def thread_map(
     """
     at_once = 1 if torch.cuda.is_available() else threads
     waiting: deque[tuple[T, Future[R]]] = deque()
+    # torch.set_num_threads(1) runs in each thread as it starts
     with ThreadPoolExecutor(at_once, "batch", torch.set_num_threads, (1,)) as pool:
         try:
             for batch in batches:
@@ -36,4 +37,5 @@ def thread_map(
                 yield done, result.result()
         finally:
             for _, result in waiting:
+                # the caller stopped early: batches that have not begun are not computed
                 result.cancel()

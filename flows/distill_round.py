@@ -59,8 +59,10 @@ def run_stage(
         log.error("%s", error)
         raise
     log.info("%s in %.1f s, %d files pushed", result.outcome, result.seconds, result.pushed)
+    # at once: the report of a round that is killed and resumed has all times
     stage_seconds.record(root, node.address, result)
     artifacts.show_stage(node.address, result)
+    # on an isolated node the files are on the remote alone
     if node.name == "filter":
         storage.pull_outputs(root, [node.address])
         artifacts.show_funnel(root)
@@ -135,6 +137,7 @@ def _submit(
             retries=needs.retries,
             retry_condition_fn=_only_when_lost,
         )
+        # a stage that was not selected counts as up to date
         waits_for = [futures[address] for address in node.upstream if address in futures]
         futures[node.address] = stage.submit(root, node, needs, workspace, wait_for=waits_for)  # type: ignore[call-overload]
     return futures
@@ -147,6 +150,7 @@ def _gather(
     results: dict[str, StageResult] = {}
     errors: list[Exception] = []
     for address, future in futures.items():
+        # all are waited for: independent stages still finish, and are kept
         future.wait()
         if future.state.type == StateType.PENDING:
             continue  # never ran: a stage that it depends on failed

@@ -80,6 +80,7 @@ def one_round(
     log.info("%s %s in %s", "resuming" if died else "starting", name_of(number), worktree)
     if died:
         drop_stale_lock(worktree)
+    # before any stage: outputs of earlier rounds are in the project's cache
     storage.share_storage(history.root, worktree)
     requested = overrides.apply_model(worktree, changes) if changes else []
     if not next_round.continues_champion(worktree, last):
@@ -90,6 +91,7 @@ def one_round(
     record = _conclude(history, number, worktree, last)
     if storage.absent_from_remote(worktree):  # a round that died between a stage and its push
         storage.push(worktree, [node.address for node in versioning.stages(worktree)])
+    # a round is tagged only when the remote has all of it, so that any clone can restore it
     if absent := storage.absent_from_remote(worktree):
         names = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
         fix = "dvc push, then cohobate resume"
@@ -108,8 +110,10 @@ def _conclude(
     """Promote the student or keep the champion, and return the record of the round."""
     verdict = next_round.verdict(worktree)
     before = last.champion if last else next_round.FIRST_CHAMPION
+    # decided on the dev rows; the test rows are only reported
     champion = next_round.promote(worktree, number) if verdict["promote"] else before
     next_round.keep_hard_prompts(worktree, number)
+    # a champion that stays keeps its count
     behind = last.updates if last else 0
     if verdict["promote"]:
         behind = next_round.updates_behind(worktree, last)

@@ -41,6 +41,7 @@ def write_round_params(worktree: Path, last: RoundRecord | None) -> list[str]:
         settings.append(f"challenge.champion={last.champion}")
         if continues_champion(worktree, last):
             settings += [
+                # the first phase of the chain starts from the champion; later ones follow it
                 f"train.{chain[-1]}.from={Path(last.champion).relative_to('models')}",
                 f"train.{baseline}.updates={updates_behind(worktree, last)}",
             ]
@@ -59,9 +60,8 @@ def chain_of(phases: dict[str, Any], student: str) -> list[str]:
     """Return the phases that lead to the student, the last first."""
     chain = [student]
     while (start := phases[chain[-1]]["from"]).startswith("train/"):
-        chain.append(
-            start.split("/")[1]
-        )  # the rest of the path is one of several models of a phase
+        # the rest of the path is one of several models of a phase
+        chain.append(start.split("/")[1])
     return chain
 
 
@@ -77,6 +77,7 @@ def continues_champion(worktree: Path, last: RoundRecord | None) -> bool:
     promoted_by = Path(last.champion).name
     number = int(promoted_by.removeprefix("round-"))
     text = History(worktree).file(number, params.PARAMS.as_posix())
+    # params of that round may have the names of an older version
     then = renamed(params.parse(text, f"{promoted_by}:{params.PARAMS}"))
     return bool(then["init_student"] == params.load(worktree / params.PARAMS)["init_student"])
 
@@ -119,6 +120,7 @@ def next_batch(worktree: Path) -> int:
     split = params.load(worktree / params.PARAMS)["collect"]["split"]
     summary = json.loads((worktree / "data/collect/summary.json").read_text())
     batch, size = split.get("batch", 0), split["unlabelled"]
+    # a batch that is not full is not drawn: the rounds begin again with the first
     left = summary["unused"] - batch * size
     return batch + 1 if left >= size else 0
 

@@ -58,6 +58,7 @@ def _edited(root: Path) -> Iterator[tuple[Any, list[str]]]:
     document = yaml.load(path.read_text())
     before = _plain(document)
     yield document, changes
+    # before the check, which sees the document as it will be written
     _write_out_defaults(document, root / "dvc.yaml")
     params_schema.check(after := _plain(document))
     changes.extend(_differences(before, after))
@@ -94,6 +95,7 @@ def _round_trip_yaml() -> YAML:
     """Return a YAML object that keeps comments and the style of unchanged values."""
     yaml = YAML()
     yaml.preserve_quotes = True
+    # long lines are not wrapped: only changed keys show in a diff
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.brace_single_entry_mapping_in_flow_sequence = True
@@ -112,6 +114,7 @@ def _set(document: Any, setting: str) -> None:
         raise ParamsError(f"{'.'.join(parents)} is a value, not a section", where="params.yaml")
     index: Any = int(last) if isinstance(section, list) and last.isdigit() else last
     value = _quoted(YAML().load(text))  # keeps the style it is written in, such as [1, 2, 3]
+    # an equal value stays as it is written, with its comment
     if not _has(section, index) or section[index] != value:
         section[index] = value
 

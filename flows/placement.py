@@ -102,9 +102,8 @@ def ray_cluster(
     with contextlib.ExitStack() as stack:
         if workspace == "isolated":
             quiet["runtime_env"] = {"working_dir": str(stack.enter_context(packed_code(root)))}
-        with contextlib.chdir(
-            root
-        ):  # Ray puts the driver's folder on the import path of its workers
+        # Ray puts the driver's folder on the import path of its workers
+        with contextlib.chdir(root):
             _connect(where | quiet)
         stack.callback(ray.shutdown)
         yield
@@ -163,6 +162,7 @@ def run_stage(
         raise StageFailedError(f"{address}: the round was stopped", fix="cohobate run")
     bundle = workspaces.make_bundle(root) if workspace == "isolated" else None
     stream = _submit(root, address, resources, bundle, keys)
+    # what `stop_all` cancels
     _live.append(stream)
     try:
         for reference in stream:
@@ -176,6 +176,7 @@ def run_stage(
             on_event(message)
         raise StageLostError(f"{address} ended without a result")
     except RayError as error:
+        # `stop_all` takes a stream out before it cancels it: that is no lost worker
         if stream not in _live:
             raise StageFailedError(f"{address}: stopped", fix="cohobate run") from None
         reason = str(error).strip().splitlines()[0]
@@ -208,6 +209,7 @@ def check_capacity(needs: dict[str, Resources]) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for address, resources in needs.items():
         counts = _as_ray_counts(resources)
+        # all on one node: Ray does not split a task over nodes
         if not any(all(node.get(k, 0) >= v for k, v in counts.items()) for node in nodes):
             raise UserError(
                 f"no node of the cluster has the resources of {address}: {counts}",
@@ -246,6 +248,7 @@ def _stage_on_node(
     """Run a stage in a thread of the worker; yield its events as they arrive."""
     messages: queue.SimpleQueue[Event | StageResult | _Failure] = queue.SimpleQueue()
     arguments = (Path(root), address, bundle, keys, messages.put)
+    # a generator yields from one thread alone; the stage sends events from any of its own
     runner = threading.Thread(target=_run_versioned, args=arguments)
     runner.start()
     while True:
@@ -294,6 +297,7 @@ def _bring_up_to_date(root: Path, address: str, bundle: StageBundle | None) -> S
     if bundle:
         storage.pull_inputs(root, address)
     outcome = versioning.reproduce(root, address, timed, outputs_elsewhere=bundle is not None)
+    # an unchanged stage was pushed by the round that ran it
     pushed = storage.push(root, [address]) if outcome != "unchanged" else 0
     seconds = time.monotonic() - started
     changes = workspaces.collect_changes(root, address, bundle) if bundle else None

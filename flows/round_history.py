@@ -84,6 +84,7 @@ class History:
     def numbers(self) -> list[int]:
         """Return the finished rounds, oldest first."""
         start = f"{self._refs}round-"
+        # exactly four digits: users may have tags of their own that begin alike
         tags = git(self.root, "tag", "--list", f"{start}[0-9][0-9][0-9][0-9]").split("\n")
         return sorted(int(tag.removeprefix(start)) for tag in tags if tag)
 
@@ -166,6 +167,7 @@ class History:
             folder = self.workspace(died[0])
             self._carry_over(folder)  # it may have been killed while it replaced these
             return died[0], folder, True
+        # tags decide, not the branch: a rollback adds a commit without a number
         number = max(self.numbers(), default=0) + 1
         commit = self._commit_of(base)
         if not self._has_branch():
@@ -175,9 +177,11 @@ class History:
         git(self.root, "worktree", "remove", "--force", str(building), check=False)
         git(self.root, "worktree", "prune")
         git(self.root, "worktree", "add", "--quiet", "--detach", str(building), self.branch)
+        # index and files become those of `commit`; HEAD stays at the round before
         git(building, "read-tree", "--reset", "-u", commit)
         git(building, "update-ref", "refs/worktree/base", commit)  # visible in this worktree alone
         project = building / self.prefix
+        # with the last round's dvc.lock unchanged stages need not run
         git(project, "checkout", "--quiet", self.branch, "--", "dvc.lock", check=False)
         self._carry_over(project)
         git(self.root, "worktree", "move", str(building), str(folder))
@@ -246,8 +250,10 @@ class History:
         (workspace / RECORD).write_text(record.model_dump_json(indent=2) + "\n")
         git(workspace, "add", "--all", "--", ".")
         there = [path for path in REPORTS if (workspace / path).exists()]
+        # --force: .gitignore may have them
         git(workspace, "add", "--force", "--", *there)
         tree = git(workspace, "write-tree")
+        # one parent where both are the same commit, as in the first round
         parents = dict.fromkeys([git(self.root, "rev-parse", self.branch), record.base])
         arguments = [word for parent in parents for word in ("-p", parent)]
         return git(workspace, "commit-tree", tree, *arguments, given=message)

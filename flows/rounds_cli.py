@@ -41,7 +41,7 @@ def iterate(
     with History(root).exclusive():
         pass  # refused by the flow, it would be a failed run on the server
     _warn_of_uncommitted(root, base)
-    start_round.use_quiet_server(root)
+    start_round.configure_prefect(root)
     from flows.iterate_rounds import iterate_rounds
 
     done: list[dict[str, Any]] = []

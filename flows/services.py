@@ -116,6 +116,7 @@ def up(root: Path, say: Callable[[str], None]) -> Services:
             _start_ray(root, services, say)
         pool = ["work-pool", "create", POOL, "--type", "process", "--overwrite"]
         prefect_command(root, services, *pool)
+        # rounds of one project take turns: they share its lock of rounds
         prefect_command(root, services, "work-pool", "set-concurrency-limit", POOL, "1")
         say(f"worker    of the pool {POOL}, one round at a time")
         _start(root, services, "worker", _worker_command())
@@ -144,6 +145,7 @@ def _remaining(root: Path) -> Services:
     lost |= {"worker"} if lost else set()
     for name in lost & known.pids.keys():
         _signal(known.pids[name], signal.SIGKILL)
+    # what still runs keeps its address; what is started anew gets a free port
     if "prefect" not in lost:
         services.prefect_url = known.prefect_url
     if "ray" not in lost:
@@ -156,6 +158,7 @@ def _write_token(root: Path) -> None:
     token = root / _TOKEN
     token.parent.mkdir(exist_ok=True)
     token.unlink(missing_ok=True)
+    # created with its mode: at no moment can another user read it
     with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
 
@@ -168,9 +171,8 @@ def down(root: Path) -> list[str]:
     services = Services.model_validate_json(path.read_text())
     stopped = [name for name, pid in services.pids.items() if _alive(pid)]
     for number, patience in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
-        for name in reversed(
-            stopped
-        ):  # the worker first, while the server can still record its end
+        # the worker first, while the server can still record its end
+        for name in reversed(stopped):
             _signal(services.pids[name], number)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline and any(_alive(p) for p in services.pids.values()):
@@ -214,6 +216,7 @@ def _start_ray(root: Path, services: Services, say: Callable[[str], None]) -> No
     """Start Ray; repeat where a busy machine made one of its parts time out."""
     command = _ray_command(int(services.ray_address.rpartition(":")[2]))
     for left in reversed(range(_TRIES)):
+        # an earlier try may have left the line that `_ray_runs` looks for
         (root / _RAY_LOG).unlink(missing_ok=True)
         _start(root, services, "ray", command)
         try:
@@ -248,6 +251,7 @@ def _start(root: Path, services: Services, name: str, command: list[str]) -> Non
             start_new_session=True,
         )
     services.pids[name] = process.pid
+    # after each start: `down` finds what runs, also when a later one fails
     (root / SERVICES).write_text(services.model_dump_json(indent=2) + "\n")
 
 
@@ -292,6 +296,7 @@ def _pool_status(root: Path, services: Services) -> str:
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
+        # free now; another process may take it before the service does
         port: int = probe.getsockname()[1]
         return port
 

@@ -54,7 +54,7 @@ def run_round(
     planned = plan(root, only)
     if not rerun_code:
         check_reruns(root, planned)
-    use_quiet_server(root)
+    configure_prefect(root)
     show_duration(root, only, console, planned)
     console.print("starting Prefect and Ray", style="dim")
     with shown(console, nodes), _started(root, resources_for(nodes, document), workspace):
@@ -124,8 +124,8 @@ def show_verdict(figures: dict[str, Any], console: Console) -> None:
     )
 
 
-def use_quiet_server(root: Path) -> None:
-    """Choose Prefect's server; the terminal shows the round, Prefect's own lines go there."""
+def configure_prefect(root: Path) -> None:
+    """Choose Prefect's server, and send Prefect's log lines to it instead of the terminal."""
     use_services(root)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")

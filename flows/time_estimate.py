@@ -71,6 +71,7 @@ class Machine:
 
     def seconds(self, work: Work) -> float:
         """Return how long a stage takes that has the machine to itself."""
+        # times add, so speeds combine harmonically: products, and what lies beside them
         speed = 1 / (1 / (_OF_SPEED * self.gflops) + 1 / _BESIDE)
         return work.gflop / (speed * min(work.threads, self.cores)) + _EACH_STAGE
 
@@ -95,6 +96,7 @@ def estimate_time(
     """
     try:
         known = Round(document, root)
+        # measuring a machine takes time itself: not for what is short on any
         if _seconds(nodes, known, changed, SLOWEST) < SHORT or checkpoints.accelerator() != "cpu":
             return []
     except _UnknownModelError:
@@ -105,6 +107,7 @@ def estimate_time(
     lines = [f"{prefix}{machine.number_format} at {machine.gflops:.0f} GFLOP/s a core)"]
     if total < LONG:
         return lines
+    # both by params: a file that is there keeps its rows, whatever the params say
     whole = _seconds(nodes, Round(document, root, of_files=False), changed, machine)
     for change, fewer in _halved(document):
         less = whole - _seconds(nodes, Round(fewer, root, of_files=False), changed, machine)
@@ -122,6 +125,7 @@ def _seconds(
     for node in nodes:
         work = of.work(node.address)
         seconds = machine.seconds(work) if node.address in changed else 0.0
+        # core-seconds of all stages
         busy += seconds * min(work.threads, machine.cores)
         ends[node.address] = seconds + max((ends.get(up, 0.0) for up in node.upstream), default=0)
     return max(*ends.values(), busy / machine.cores)
@@ -239,7 +243,9 @@ class Round:
         """Return the GFLOP of learning from rows: forward, and back through what is not frozen."""
         frozen = how.get("freeze") or {}
         active = max(0, size.layers - frozen.get("layers", 0)) / max(1, size.layers)
+        # 2 FLOP a weight and token forward, and 4 back: gradients of inputs and of weights
         body = self.row * (2 + 4 * active) * _body(size)
+        # the head reads answers alone; frozen, it needs no gradient of its weight
         head = _ANSWER * (4 if frozen.get("embeddings", True) else 6) * _head(size)
         return float(rows * (body + head) / 1e9)
 
@@ -309,6 +315,7 @@ def _size(config: Mapping[str, Any]) -> ModelSize:
     except (KeyError, ValueError) as error:
         raise _UnknownModelError from error
     embeddings = size.vocabulary * size.width * (1 if config.get("tie_word_embeddings") else 2)
+    # q and o of width × width, k and v of width × keys; gate, up and down of the MLP
     layer = 2 * size.width * (size.width + size.keys) + 3 * size.width * size.neurons
     fields = {"embeddings": embeddings, "parameters": embeddings + size.layers * layer}
     return ModelSize(**(vars(size) | fields))

@@ -90,6 +90,7 @@ def open_workspace(bundle: StageBundle, code: Path, address: str) -> Path:
     base = Path(os.environ.get("COHOBATE_WORKSPACES") or Path.home() / ".cache/cohobate/workspaces")
     root = base / bundle.project / address
     if not root.exists():
+        # complete when it has its name: a killed worker leaves no half of a workspace
         building = root.with_name(f".{root.name}.{os.getpid()}")
         shutil.rmtree(building, ignore_errors=True)
         shutil.copytree(code, building)
@@ -97,6 +98,7 @@ def open_workspace(bundle: StageBundle, code: Path, address: str) -> Path:
         storage.make_standalone(building, *where, cache=base / "dvc-cache")
         _share_ledger(building, base / "ledger")
         building.rename(root)
+    # reports that the driver no longer has must not stay
     shutil.rmtree(root / "reports", ignore_errors=True)
     write_files(root, bundle.files)
     return root
@@ -111,6 +113,7 @@ def collect_changes(root: Path, address: str, bundle: StageBundle) -> StageChang
 
 def merge_changes(root: Path, address: str, changes: StageChanges) -> None:
     """Merge the changes of a stage on its node into the driver's workspace."""
+    # dvc.lock is merged by its entry: other stages have changed the driver's meanwhile
     reports = {name: content for name, content in changes.files.items() if name != "dvc.lock"}
     write_files(root, reports)
     versioning.merge_into_lock(root, address, changes.entry)

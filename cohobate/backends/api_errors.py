@@ -38,7 +38,7 @@ class RetryableError(Exception):
         Args:
             reason: why there is no answer.
             after: seconds that the service asks to wait.
-            congested: whether the service has too much to do.
+            overloaded: whether the service has too much to do.
             cost: what the reply cost; None where it may have cost the most it can.
             reply: the reply, where the service may have charged for it.
             whole: whether `reply` is complete and contains no answer.
@@ -120,6 +120,7 @@ class ServiceErrors(NamedTuple):
             return RetryableError("no complete answer in time", overloaded=True)
         if isinstance(error, APIConnectionError):
             return self._classify_connection(error.__cause__ or error)
+        # such as JSON that the client cannot parse
         if isinstance(error, ValueError):
             return RetryableError("the reply has another form than requested")
         return error
@@ -139,6 +140,8 @@ class ServiceErrors(NamedTuple):
         )
         if body.status == 429:  # in the body of a reply with another status
             status = 429
+        # the order counts: services use one status for different errors, and the widest scope comes
+        # first
         if stop := self._run_wide_error(status, kind, past):
             what, fix = stop
             return self._stop(what, message, fix)
@@ -161,9 +164,8 @@ class ServiceErrors(NamedTuple):
             )
         if status == 407:
             return "a proxy refuses the request", "check the variables HTTPS_PROXY and NO_PROXY"
-        denied = kind == "access" or not any(
-            past
-        )  # a service that answered before may refuse the prompt alone
+        # a service that answered before may refuse the prompt alone
+        denied = kind == "access" or not any(past)
         if status == 401 or (status == 403 and kind != "filter" and denied):
             return "the service refuses the API key", self._key()
         if status < 400 or status in (404, 405, 410):
@@ -174,6 +176,7 @@ class ServiceErrors(NamedTuple):
         self, message: str, body: ErrorBody, past: ServiceHistory, sent: Collection[str]
     ) -> Exception:
         """Return the exception for a request that is refused for its fields or its prompt."""
+        # once a prompt was answered the fields are right: the cause is this prompt
         field = body.field(sent, quoted=past.answered_before)
         if field and not past.answered:
             what = f"the service refuses the parameter {field}"
@@ -190,9 +193,11 @@ class ServiceErrors(NamedTuple):
         self, error: ReplyError, past: ServiceHistory, sent: Collection[str]
     ) -> Exception:
         body = error.body
+        # a proxy or the root of a site replies 200 to any path, and with a page
         wrong_address = body.web_page or not re.search(r"/v\d", self.url)
         status = body.implied_status
         if body.status is None and body.kind in ("other", "address"):
+            # 404 stops the run, 502 is retried
             status = 404 if wrong_address and not past.answered else 502
         exception = self.classify_status(
             status, body, past, sent, where=" in a reply with status 200"
@@ -212,6 +217,7 @@ class ServiceErrors(NamedTuple):
 
     def _classify_connection(self, cause: BaseException) -> Exception:
         kind, words = type(cause).__name__, self.redact(str(cause))
+        # the reply broke off after its head: the answer was computed, and may be charged in full
         if kind == "DecodingError" or "complete message body" in words:
             return RetryableError(f"incomplete reply: {words}", overloaded=True, cost=None)
         return RetryableError(f"connection failed: {kind}{words and f': {words}'}", overloaded=True)
@@ -272,6 +278,7 @@ def retry_after(headers: "Mapping[str, str]") -> float | None:
         if (seconds := _number(headers.get(name))) is not None:
             return max(0.0, seconds / unit)
     until = _date(headers.get("retry-after", ""))
+    # the local clock may be wrong by more than the pause
     now = _date(headers.get("date", "")) or datetime.now(UTC)
     return max(0.0, (until - now).total_seconds()) if until else None
 

@@ -70,12 +70,15 @@ class BatchResults:
                     continue
                 cost = answer.usage.cost if answer.usage else 0.0
                 self.budget.spent += cost
+                # a second answer is paid for too: its cost counts, its text is dropped
                 twice = NoAnswer("answered twice", cost, state="retried")
                 results.append((key, twice if key in answers else answers.setdefault(key, answer)))
                 self.record.on_answer(missing[key])
+        # after the answers: they say whether the service works, which decides what a failure means
         for request, failure in failures:
             reply = old and getattr(failure, "reply", None)
-            if not (reply and self.service.redact(reply) in request.replies):  # counted earlier
+            # a line that an earlier run read has its cost in the ledger already
+            if not (reply and self.service.redact(reply) in request.replies):
                 results.append(
                     (request.key, self._failure(request, failure, decoding, request.key in answers))
                 )
@@ -93,6 +96,7 @@ class BatchResults:
             raise RetryableError("the line is malformed", cost=None, reply=garbled)
         response = line.get("response") or {}
         body, status = response.get("body"), response.get("status_code")
+        # some services write the reply as text inside the JSON of the line
         content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
         if status == 200 and body is not None:
             return self.params.parse_answer(content, request, decoding, self.share)
@@ -107,6 +111,7 @@ class BatchResults:
         self, request: TeacherRequest, error: Exception, decoding: Decoding, answered: bool
     ) -> NoAnswer | UserError:
         """Return the outcome of a prompt whose line has no answer; add its cost to the budget."""
+        # classified only now: `past` then says whether this file has an answer at all
         fields = self.params.body(self.address.model, request, decoding)
         if isinstance(error, LineError):
             error = self.service.classify_status(error.status, error.body, self.record.past, fields)
@@ -127,6 +132,7 @@ class BatchResults:
     def _state(
         self, request: TeacherRequest, error: RetryableError | RefusedError, answered: bool
     ) -> State:
+        # another line of the prompt has its answer: this one only costs
         if answered:
             return "retried"
         if isinstance(error, RefusedError):
@@ -147,6 +153,7 @@ def group_outcomes(
     for key, result in results:
         if isinstance(result, UserError):
             continue
+        # a mapping has each key once: the second outcome of a key begins another
         if key in batch:
             yield batch
             batch = {}

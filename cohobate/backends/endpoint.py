@@ -80,9 +80,8 @@ class ServiceAddress(NamedTuple):
         """Return a client that does not retry: the backend does."""
         from openai import AsyncOpenAI
 
-        key = (
-            self.secret().get_secret_value() or "none"
-        )  # with None the client would read OPENAI_API_KEY
+        # with None the client would read OPENAI_API_KEY
+        key = self.secret().get_secret_value() or "none"
         return AsyncOpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=None)
 
 
@@ -155,6 +154,7 @@ class Endpoint(Section):
         if self.cap is not None and self.price is None:
             raise ValueError("a cap needs the price: {input: ..., output: ...}")
         no_limit = self.extra.get(self.max_tokens_key, 0) is None
+        # without a limit of the length there is no upper bound on the cost
         if self.cap is not None and no_limit and not self._limits():
             raise ValueError("a cap needs a limit of the answers' length: extra leaves it out")
         if self.top_logprobs and not self.logprobs:
@@ -197,6 +197,7 @@ class Endpoint(Section):
         if decoding.temperature > 0:
             body |= {"top_p": decoding.top_p, "seed": request_seed(request, decoding)}
         if self.api == "chat":
+            # a text is one turn of the user
             turns = [{"role": "user", "content": request.prompt}]
             if not isinstance(request.prompt, str):
                 turns = [turn.model_dump() for turn in request.prompt]
@@ -213,6 +214,7 @@ class Endpoint(Section):
 
     def billed(self, decoding: Decoding) -> Decoding:
         """Return the decoding with the most tokens that a request's answers can have together."""
+        # each of n answers is charged, though one is kept
         count = max(_whole(self.extra.get("n")), _whole(self.extra.get("best_of")), 1)
         return decoding.model_copy(update={"max_tokens": count * self.limit(decoding)})
 
@@ -235,21 +237,23 @@ class Endpoint(Section):
         """Return the answer that a reply holds.
 
         Raises:
-            Again: it holds none; another try may.
-            Refused: it holds none, and another would not either.
-            ErrorReply: it is an error.
+            RetryableError: it holds none; another attempt may give one.
+            RefusedError: it holds none, and another attempt would give none either.
+            ReplyError: it is an error.
         """
         sent = content.decode("utf-8", "replace")[:_KEPT]
         try:
             reply = parse_reply(content)
         except ValueError:
             raise _unreadable(content, sent) from None
+        # usage that is missing or impossible counts as the most, so that no cap is passed
         most = TokenLimits(most_tokens(request.prompt), self.limit(decoding))
         fields: Mapping[str, Any] = reply if isinstance(reply, dict) else {}
         taken = token_usage(fields, headers, most)
         cost = (self.price or Price()).of(taken.prompt_tokens, taken.answer_tokens, share)
         choice, error = best_choice(fields), error_in(reply)
         if error or (choice is None and fields.get("choices") is None):
+            # an error without usage or text computed nothing: it is free
             charged = fields.get("usage") or (choice and choice.content.text)
             error = error or ErrorBody("it contains no choices")
             after = retry_after(headers) if error.after is None else error.after
@@ -275,6 +279,7 @@ class Endpoint(Section):
             RetryableError: another attempt may give one.
             RefusedError: another attempt would give none either.
         """
+        # first: a filtered or refused reply may have a text all the same
         if choice.finish == "filter":
             raise RefusedError("the service filtered the answer", cost, sent)
         if choice.content.refusal:
@@ -318,6 +323,7 @@ def _whole(value: JsonValue) -> int:
 def request_seed(request: TeacherRequest, decoding: Decoding) -> int:
     """Return the seed of a sampled answer; it depends on no other request."""
     digest = hashlib.blake2b(f"{decoding.seed}/{request.draw}".encode(), digest_size=4).digest()
+    # below 2³¹: a signed 32-bit integer holds it
     return int.from_bytes(digest) // 2
 
 

@@ -99,11 +99,13 @@ class ErrorBody(NamedTuple):
             quoted: whether a message must name it in quotes, for it may cite the prompt.
         """
         names = [name for name in sent if name not in _OF_THE_PROMPT]
+        # the service names the field: nothing needs to be guessed from the message
         if self.param:
             name = re.split(r"[.\[]", self.param.removeprefix("body."))[0]
             return name if name in names else ""
         if not _REFUSED_FIELD.search(f"{self.code} {self.message}"):
             return ""
+        # whole names only: `n` is in most words
         form = r"[`'\"]{}[`'\"]" if quoted else r"(?<![a-z_]){}(?![a-z_])"
         named = (name for name in names if re.search(form.format(name), self.message))
         return next(named, "")
@@ -130,10 +132,12 @@ def error_in(value: Any, after: float | None = None) -> ErrorBody | None:
         value = value[0]
     if not isinstance(value, dict):
         return ErrorBody(value[:_WORDS]) if isinstance(value, str) and value else None
+    # some put the error into the first choice of an otherwise normal reply
     choices = value.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
     inner = first.get("error") if isinstance(first, dict) else None
     error = value.get("error") or value.get("errors") or inner
+    # a reply with choices may have fields of these names, and is no error
     if error is None and value.get("choices") is None:
         error = value.get("detail") or value.get("base_resp") or value
     while isinstance(error, list) and error:
@@ -147,9 +151,8 @@ def _of_fields(error: dict[str, Any], after: float | None) -> ErrorBody | None:
     words = ("message", "msg", "error_msg", "status_msg", "detail", "title", "error_description")
     message = next((str(error[name]) for name in words if error.get(name)), "")
     extra = error.get("metadata")
-    if isinstance(
-        extra, dict
-    ):  # OpenRouter: the message of the service behind it, or of its filter
+    # OpenRouter: the message of the service behind it, or of its filter
+    if isinstance(extra, dict):
         details = (extra.get(name) for name in ("raw", "reasons", "provider_name"))
         message += "".join(f" ({json.dumps(d, ensure_ascii=False)})" for d in details if d)
     names = ("code", "type", "status", "error_code", "status_code")

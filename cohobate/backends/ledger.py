@@ -79,6 +79,7 @@ class Ledger:
             UserError: the disk is full, or the store refuses; earlier batches are unharmed.
         """
         entries = [entry for key, outcome in batch.items() for entry in _entries(key, outcome)]
+        # counted from the end, so that the last line of a batch has 0
         for left, entry in enumerate(reversed(entries)):
             entry["left"] = left
         if entries:
@@ -96,6 +97,7 @@ class Ledger:
                 damaged += 1
                 continue
             batch.append(entry)
+            # nothing counts before the batch is complete
             if entry["left"] == 0:
                 for item in batch:
                     self._add(item)
@@ -113,6 +115,7 @@ class Ledger:
         tokens = tuple((t, lp, others) for t, lp, others in entry.get("tokens", ())) or None
         texts = (entry.get("reasoning"), entry.get("note"))
         answer = Answer(entry["text"], entry["finish"], entry["logprob"], usage, tokens, *texts)
+        # the cost above counts either way: both writers paid
         self._answers.setdefault(entry["key"], answer)
 
     def _add_failure(self, entry: Mapping[str, Any]) -> None:
@@ -155,6 +158,7 @@ def _entry(line: bytes) -> dict[str, Any] | None:
     try:
         entry: dict[str, Any] = json.loads(line)
         del entry["crc"]
+        # written again it must give the same bytes: that compares the checksum and the form
         return entry if _line(entry) == line else None
     except (ValueError, KeyError, TypeError):
         return None

@@ -105,9 +105,11 @@ class FileStorage(LedgerStorage):
         end, descriptor = self._file.seek(0, os.SEEK_END), self._file.fileno()
         try:
             while data:
+                # a write may take a part of the bytes, such as on a disk that is nearly full
                 data = data[os.write(descriptor, data) :]
             os.fsync(descriptor)
         except OSError as error:
+            # the file ends with a complete batch again, so the next append is readable
             self._file.truncate(end)
             if error.errno == errno.ENOSPC:
                 raise UserError(
@@ -141,6 +143,7 @@ class S3Storage(LedgerStorage):
             UserError: the store cannot be read.
         """
         with self._errors_of("read"):
+            # s3fs remembers listings, and would miss what other writers added
             self._store.invalidate_cache()
             for path in sorted(self._store.find(self.prefix)):
                 yield 0, self._store.cat_file(path)
@@ -150,6 +153,7 @@ class S3Storage(LedgerStorage):
 
     def append(self, data: bytes) -> None:
         """Write one object; S3 stores all of it or nothing."""
+        # a retry after a lost reply writes the same object again: nothing counts twice
         name = hashlib.blake2b(data, digest_size=16).hexdigest()
         with self._errors_of("write to"):
             self._store.pipe_file(f"{self.prefix}/{name}.jsonl", data)
@@ -185,6 +189,7 @@ def main_project(folder: Path = Path()) -> Path:
     if (top := _repository(here)) is None:
         return folder
     origin = top
+    # the project of an experiment may itself lie in a temporary repository
     while (outer := _dvc_project(origin)) is not None:
         origin = _repository(outer) or outer
     return _main_worktree(origin) / here.relative_to(top)

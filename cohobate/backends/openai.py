@@ -1,7 +1,7 @@
 """The backend `openai`: a teacher behind any OpenAI-compatible service, one request per prompt.
 
-Every answer is yielded as it arrives, and the next request is sent only once the caller has written
-it to the ledger: a kill at any moment loses no more than the requests in flight.
+Every answer is yielded as it arrives, and no new prompt is started until the caller has written it
+to the ledger; requests in flight go on. A kill at any moment loses no more than these.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class OpenAIRun:
         self.service = address.service()
         self.limiter = RateLimiter(params.limits)
         self.price = params.price or Price()
-        self.end = time.monotonic() + (params.run_seconds or float("inf"))
+        self.deadline = time.monotonic() + (params.run_seconds or float("inf"))
         self.record = ServiceRecord(before)
         self.sent: dict[str, float] = {}
         """The most that each request in flight can cost, by key."""
@@ -80,24 +80,27 @@ class OpenAIRun:
             try:
                 while waiting or running:
                     self._start(waiting, running, decoding)
+                    # nothing may be sent any more: the budget is used up, or an error stops the run
                     if not running:
                         break
-                    left = self.end - time.monotonic()
+                    left = self.deadline - time.monotonic()
                     done, _ = await asyncio.wait(
                         running,
                         timeout=None if left == float("inf") else max(0.0, left),
                         return_when=asyncio.FIRST_COMPLETED,
                     )
                     ended = {running.pop(task): task.result() for task in done}
+                    # a retried request goes first: it is older than all that wait
                     waiting.extendleft(a for a, outcome in ended.items() if _is_retried(outcome))
                     if outcomes := self.record.settle(ended):
                         yield outcomes
-                    if (waiting or running) and time.monotonic() >= self.end:
+                    if (waiting or running) and time.monotonic() >= self.deadline:
                         yield self._cut_off()
                         raise self._late(len(waiting) + len(running))
             finally:
                 for task in running:
                     task.cancel()
+        # after the loop: what was in flight has been waited for, yielded and paid
         if self.stopped:
             raise self.stopped
         if waiting:
@@ -113,42 +116,44 @@ class OpenAIRun:
     ) -> None:
         """Send as many of the waiting requests as rate limit and budget allow."""
         while waiting and not self.stopped and len(running) < self.limiter.at_once:
-            most = self.price.upper_bound(waiting[0], self.params.billed(decoding))
-            if not self.budget.allows(most):
+            max_cost = self.price.upper_bound(waiting[0], self.params.billed(decoding))
+            if not self.budget.allows(max_cost):
                 return
-            self.budget.reserved += most
+            self.budget.reserved += max_cost
             request = waiting.popleft()
             self.record.add(request)
-            running[asyncio.create_task(self._answer(request, decoding, most))] = request
+            running[asyncio.create_task(self._answer(request, decoding, max_cost))] = request
 
     async def _answer(
-        self, request: TeacherRequest, decoding: Decoding, most: float
+        self, request: TeacherRequest, decoding: Decoding, max_cost: float
     ) -> Answer | NoAnswer:
         """Send until there is an answer, a refusal or a charge; add the cost to the budget."""
         try:
-            answer = await self._retrying(request, decoding, most)
+            answer = await self._retrying(request, decoding, max_cost)
         except (RetryableError, RefusedError, UserError) as error:
-            outcome = self._unanswered(request, error, most)
+            outcome = self._unanswered(request, error, max_cost)
             self.budget.spent += outcome.cost
             return outcome
         finally:
-            self.budget.reserved -= most
+            self.budget.reserved -= max_cost
         self.budget.spent += answer.usage.cost if answer.usage else 0.0
         return answer
 
-    def _unanswered(self, request: TeacherRequest, error: Exception, most: float) -> NoAnswer:
+    def _unanswered(self, request: TeacherRequest, error: Exception, max_cost: float) -> NoAnswer:
         """Return the outcome of a prompt without an answer; stop the run if it is hopeless."""
         if isinstance(error, UserError):
             self.stopped = self.stopped or error
             return NoAnswer(str(error))
         assert isinstance(error, RetryableError | RefusedError)
-        cost = most if error.cost is None else error.cost
+        cost = max_cost if error.cost is None else error.cost
         reason = self.service.redact(str(error))
         reply = error.reply and self.service.redact(error.reply)
         if isinstance(error, RefusedError):
+            # one refusal says little; a row of them says that the service refuses all
             self._stop_after(self.record.on_refusal(request, error.certain, cost), error)
             state: State = "refused" if error.certain else "doubtful"
             return NoAnswer(reason, cost, reply, reply is not None, state)
+        # retried by `stream`, not here: the cost is in the ledger before the next attempt
         if error.may_be_charged and self.record.may_retry(request, self.params.attempts):
             return NoAnswer(reason, cost, reply, error.whole, "retried")
         self._stop_after(self.record.on_failure(request), error)
@@ -168,11 +173,14 @@ class OpenAIRun:
             fix=fix_in_reason(reason) or f"{fix}; finished answers are kept",
         )
 
-    async def _retrying(self, request: TeacherRequest, decoding: Decoding, most: float) -> Answer:
+    async def _retrying(
+        self, request: TeacherRequest, decoding: Decoding, max_cost: float
+    ) -> Answer:
         from tenacity import AsyncRetrying, retry_if_exception
 
         def worth_it(error: BaseException) -> bool:
             again = isinstance(error, RetryableError) and not error.may_be_charged
+            # `allows(0.0)` is false where replies cost more than was reserved for them
             return again and not self.stopped and self.budget.allows(0.0)
 
         retrying = AsyncRetrying(
@@ -181,34 +189,37 @@ class OpenAIRun:
             retry=retry_if_exception(worth_it),
             reraise=True,
         )
-        return await retrying(self._try, request, decoding, most)
+        return await retrying(self._try, request, decoding, max_cost)
 
-    async def _try(self, request: TeacherRequest, decoding: Decoding, most: float) -> Answer:
+    async def _try(self, request: TeacherRequest, decoding: Decoding, max_cost: float) -> Answer:
         """Send one request."""
         from openai import OpenAIError
 
         body = self.params.body(self.address.model, request, decoding)
+        # `sent` is the time after the wait: requests of one time halve the window once
         sent = await self.limiter.acquire(most_tokens(request.prompt) + decoding.max_tokens)
         self.record.tries[request.key] += 1
-        self.sent[request.key] = most
+        self.sent[request.key] = max_cost
         try:
             async with asyncio.timeout(self.params.request_seconds):
                 content, headers = await self._post(body)
             answer = self.params.parse_answer(content, request, decoding, headers=headers)
         except TimeoutError:
+            # a service that is slow is overloaded, and may charge for what it did not deliver
             self.limiter.on_overload(sent, None)
             seconds = f"{self.params.request_seconds:g} s"
             reason = f"no complete answer within {seconds}: raise generate.backend.request_seconds"
             raise RetryableError(reason, cost=None) from None
         except (OpenAIError, ReplyError) as error:
-            classify = self.service.classify(error, self.record.past, body)
-            if isinstance(classify, RetryableError):
-                if (classify.after or 0.0) > self.params.longest_wait:
-                    raise self.service.too_long(classify.after or 0.0) from None
-                if classify.overloaded:
-                    self.limiter.on_overload(sent, classify.after)
-            raise classify from None
+            classified = self.service.classify(error, self.record.past, body)
+            if isinstance(classified, RetryableError):
+                if (classified.after or 0.0) > self.params.longest_wait:
+                    raise self.service.too_long(classified.after or 0.0) from None
+                if classified.overloaded:
+                    self.limiter.on_overload(sent, classified.after)
+            raise classified from None
         finally:
+            # only requests without an outcome may be charged unseen (`_cut_off`)
             del self.sent[request.key]
         self.limiter.on_reply()
         self.record.on_answer(request)
@@ -232,8 +243,8 @@ class OpenAIRun:
     def _cut_off(self) -> Outcomes:
         """Return the requests in flight as failures: the service may charge for them."""
         return {
-            key: NoAnswer("cut off at the end of run_seconds", most)
-            for key, most in self.sent.items()
+            key: NoAnswer("cut off at the end of run_seconds", max_cost)
+            for key, max_cost in self.sent.items()
         }
 
     def _late(self, left: int) -> UserError:

@@ -84,6 +84,7 @@ class BatchRun:
         """
         missing = {request.key: request for request in requests}
         for request in requests:
+            # numbered in their order, by which failures in a row are counted
             self.results.record.add(request)
         async with self.address.client() as self.client:
             if self.earlier is None:
@@ -94,9 +95,11 @@ class BatchRun:
                 for outcomes in group_outcomes(results):
                     yield outcomes
                     for key, outcome in outcomes.items():
+                        # what is retried stays missing, and is bought again below
                         if isinstance(outcome, Answer) or outcome.state != "retried":
                             missing.pop(key, None)
                 for _, result in results:
+                    # raised after all answers of the file were yielded: they are paid for
                     if isinstance(result, UserError):
                         raise result
                 if missing:
@@ -120,6 +123,7 @@ class BatchRun:
             billed = self.params.billed(decoding)
             say(self.price.estimate((request.prompt for request in allowed), billed, share))
         files = [allowed[start : start + size] for start in range(0, len(allowed), size)]
+        # all files are submitted before any is waited for: the service works on them at once
         remotes = [await self._submit(file, decoding) for file in files]
         self.results.record.tries.update(request.key for request in allowed)
         lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -127,6 +131,7 @@ class BatchRun:
             for key, more in (await self._lines(await self._wait(remote))).items():
                 lines[key] += more
         self.budget.reserved -= reserved
+        # a prompt without a line gets an empty one, which counts as a failure
         return {request.key: lines[request.key] or [{}] for request in allowed}
 
     async def _submit(self, requests: list[TeacherRequest], decoding: Decoding) -> "RemoteBatch":
@@ -149,6 +154,7 @@ class BatchRun:
                 input_file_id=file.id,
                 endpoint=url,  # type: ignore[arg-type]
                 completion_window="24h",
+                # by this a later run finds the batch, if this one is killed
                 metadata={_MARK: model},
             )
         )
@@ -171,6 +177,7 @@ class BatchRun:
                 )
             await asyncio.sleep(self.params.poll_seconds)
             remote = await self._call(partial(self.client.batches.retrieve, remote.id))
+        # expired and cancelled batches have lines too: of what was finished, and charged
         if remote.status == "failed":
             errors = remote.errors.data if remote.errors and remote.errors.data else []
             reason = errors[0].message if errors else "no reason given"
@@ -185,6 +192,7 @@ class BatchRun:
         lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for file in filter(None, (remote.error_file_id, remote.output_file_id)):
             parsed: list[Any] = []
+            # a download that broke off has a malformed last line
             for _ in range(2):
                 content = await self._call(partial(self.client.files.content, file))
                 parsed = [parse_line(text) for text in content.content.splitlines() if text.strip()]
@@ -198,6 +206,7 @@ class BatchRun:
         """Return the lines of this project's newest batches; wait for those in progress."""
         listed = await self._call(lambda: self.client.batches.list(limit=_NEWEST))
         lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        # oldest first, as they were answered
         for remote in reversed(listed.data):
             if (remote.metadata or {}).get(
                 _MARK

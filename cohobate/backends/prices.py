@@ -49,6 +49,7 @@ class Price(Section):
 def most_tokens(prompt: Prompt) -> int:
     """Return the most tokens that a prompt can have in any tokenizer, chat template included."""
     turns = 1 if isinstance(prompt, str) else len(prompt)
+    # a token stands for at least one byte, so the bytes are an upper bound
     return len(prompt_text(prompt).encode()) + _OVERHEAD * turns
 
 

@@ -25,7 +25,7 @@ def prompt_rows(generate: GenerateParams, template: Template, root: Path = Path(
 
 
 def count_prompts(generate: GenerateParams, template: Template) -> int:
-    """Return how many rows `rows_of` yields; the rows themselves are not read."""
+    """Return how many rows `prompt_rows` yields; the rows themselves are not read."""
     if template.roots:
         return len(template.roots[: generate.rows])
     count = sum(map(_lines_of, prompt_files(generate.prompts)))

@@ -57,13 +57,16 @@ class RateLimiter:
 
     async def acquire(self, tokens: int) -> float:
         """Wait until a request of `tokens` tokens may be sent; return the time."""
+        # both are reserved before the wait: the next caller queues behind this one
         free = max(self._requests.reserve(1), self._tokens.reserve(tokens))
+        # checked again after each sleep: an overload meanwhile may ask for a longer pause
         while (pause := max(free, self._quiet_until) - time.monotonic()) > 0:
             await asyncio.sleep(pause)
         return time.monotonic()
 
     def on_reply(self) -> None:
         """Widen the window after a reply."""
+        # 1 a reply doubles the window in a round of replies; 1 / window a reply adds one
         step = 1.0 if self._window < self._ceiling else 1.0 / self._window
         self._window = min(self._most, self._window + step)
 

@@ -28,11 +28,13 @@ def start_workers(
 
     if not ray.is_initialized():
         ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    # the class is made in a function: this module imports no torch
     started: Any = ray.remote(num_gpus=gpus)(_single_threaded())
     pool = ActorPool([started.remote(*opened) for _ in range(workers)])
 
     def answers(batches: list[list[Request]], decoding: Decoding) -> Iterator[list[Answer]]:
         try:
+            # the pool yields in the order of the batches, whichever worker is done first
             yield from pool.map(
                 lambda worker, batch: worker.answer.remote(batch, decoding), batches
             )

@@ -94,8 +94,9 @@ def token_usage(reply: Mapping[str, Any], headers: Mapping[str, str], limits: To
     answer = _count(usage, _ANSWER, limits.answer)
     total = _count(usage, _TOTAL, limits.prompt + limits.answer)
     if prompt and total and total > prompt and not cached:
-        # Some count the reasoning into the total alone.
+        # some count the reasoning into the total alone
         answer = max(answer or 0, total - prompt)
+    # an answer of 0 tokens cannot have a text: that count is wrong
     written = any(_choice(one).content != Content() for one in choices)
     if answer is None or (answer == 0 and written):
         answer = limits.answer * max(1, len(choices))
@@ -128,14 +129,17 @@ def _streamed(text: str) -> dict[str, Any]:
         event = json.loads(data)
         reply |= {k: v for k, v in event.items() if k != "choices" and v is not None}
         for part in event.get("choices") or ():
+            # deltas of further choices: the first is kept alone
             if part.get("index"):
                 continue
             content = Content(str(part.get("text") or ""))
             if not content.text:
                 content = _content(part.get("delta") or part.get("message"))
+            # a delta adds to each text of the message
             for name, more in zip(("content", "reasoning", "refusal"), content, strict=True):
                 message[name] = message.get(name, "") + more
             choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
+    # a stream that just stops was cut off: its text is incomplete
     if not (ended or choice["finish_reason"] or reply.get("error")):
         raise ValueError("the stream of events breaks off")
     return reply
@@ -198,6 +202,7 @@ def _tokens(choice: dict[str, Any]) -> Tokens:
 
 
 def _listed_tokens(logprobs: Mapping[str, Any]) -> Iterator[tuple[str, float, dict[str, float]]]:
+    # the form of chat; below that of completions
     if logprobs.get("content"):
         for one in logprobs["content"]:
             others = {t["token"]: float(t["logprob"]) for t in one.get("top_logprobs") or ()}
@@ -217,6 +222,7 @@ def _usage(
     places = [reply.get("usage"), *(choice.get("usage") for choice in choices)]
     places += [groq.get("usage") if isinstance(groq, dict) else None, reply.get("usageMetadata")]
     usage = next((usage for usage in places if isinstance(usage, dict) and usage), None)
+    # some proxies send the counts as headers, such as x-prompt-tokens
     in_headers = {name.removeprefix("x-").replace("-", "_"): v for name, v in headers.items()}
     return usage or in_headers
 
@@ -230,5 +236,6 @@ def _count(usage: Mapping[str, Any], names: tuple[str, ...], most: int) -> int |
         number = float(value)
     except ValueError:
         return None
+    # a wrong count could empty the budget, or hide what was spent
     possible = number.is_integer() and 0 <= number <= most + _HIDDEN
     return int(number) if possible else None

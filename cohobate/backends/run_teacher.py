@@ -82,6 +82,7 @@ class TeacherRun:
         while window := list(islice(rows, self.params.window)):
             self.prompts += len(window)
             samples = range(self.params.samples)
+            # samples of a prompt are neighbours, in the order of the prompts
             conversations = [Conversation(row, sample) for row in window for sample in samples]
             for step in self.template.steps:
                 conversations = self._run_step(step, conversations, meter)
@@ -135,9 +136,11 @@ class TeacherRun:
         prompts = [step.prompt_for(conversation, self._pool) for conversation in conversations]
         requests = [self._make_request(c, p) for c, p in zip(conversations, prompts, strict=True)]
         missing = missing_requests(self.ledger, requests, self.params.refused)
+        # counted before answers are added: what this call computes is not from the ledger
         self.from_ledger += sum(request.key in self.ledger for request in requests)
         meter.advance(len(requests) - len(missing))
         failures = self._add_answers(list(missing.values()), meter) if missing else {}
+        # refusals of earlier runs, and the failures of this one
         failures = self.ledger.refusals | failures
         continued: list[Conversation] = []
         for conversation, prompt, request in zip(conversations, prompts, requests, strict=True):
@@ -218,7 +221,7 @@ def add_answers(
     failures: dict[str, str] = {}
     notes: set[str] = set()
     for batch in answer_function(requests, decoding):
-        ledger.append(batch)
+        ledger.append(batch)  # before anything else: from here on a kill loses none of it
         for key, outcome in batch.items():
             if isinstance(outcome, NoAnswer):
                 failures[key] = outcome.reason
@@ -226,6 +229,7 @@ def add_answers(
                 say(f"a reply had an unusual format, its answer is kept: {outcome.note}")
                 notes.add(outcome.note)
         advance(sum(_is_settled(outcome) for outcome in batch.values()))
+    # a request that was retried may have its answer by now
     return {key: reason for key, reason in failures.items() if key not in ledger}
 
 

@@ -60,6 +60,7 @@ class ServiceRecord:
         """
         if not any(self.past) and (cost or not certain):
             return self.on_failure(request)
+        # the service works: a refusal of this prompt says nothing of the next
         if certain and any(self.past):
             return 0
         return _row(self._refused, self._number[request.key], _REFUSED_IN_A_ROW)
@@ -74,6 +75,7 @@ class ServiceRecord:
                 self._doubtful[request.key] = outcome
             else:
                 outcomes[request.key] = outcome
+        # a later prompt was answered, so the account is fine and the prompt was the cause
         for key in [key for key in self._doubtful if self._number[key] < self._latest]:
             outcomes[key] = self._doubtful.pop(key)._replace(state="refused")
         return outcomes
@@ -88,6 +90,7 @@ class ServiceRecord:
 def _row(numbers: set[int], new: int, limit: int) -> int:
     """Add a number; return how many follow one another around it, 0 while below the limit."""
     numbers.add(new)
+    # runs grow from both sides: requests end in any order
     first = last = new
     while first - 1 in numbers:
         first -= 1

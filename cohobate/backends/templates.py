@@ -63,6 +63,7 @@ class Conversation:
         """
         from jinja2 import TemplateError
 
+        # drawn by row and sample: the same texts in every run, so the ledger's keys match
         rng = random.Random(f"{self.row.id}/{self.sample}")
         known = {**self.replies, "prompt": prompt_text(self.row.prompt), "pick": rng.choice}
         known["seeds"] = lambda count: rng.sample(pool, min(count, len(pool)))
@@ -104,6 +105,7 @@ class Step(Section):
         if self.text is not None:
             return conversation.render(self.text, pool)
         own = conversation.row.prompt
+        # unchanged, text as text: the backend decides how it is sent
         if self.messages == ("turns",):
             return own
         turns: list[Message] = []
@@ -128,6 +130,7 @@ class Step(Section):
         if self.pattern is None:
             return [replace(after, replies=known)]
         matches = list(re.finditer(self.pattern, answer.text))[: None if self.many else 1]
+        # a group that did not take part in the match is an empty text
         parts = [{k: v or "" for k, v in match.groupdict().items()} for match in matches]
         return [replace(after, replies=known | part) for part in parts]
 
@@ -159,6 +162,7 @@ class RowText(Section):
             prompt = conversation.render(self.prompt, ())
         logprob = conversation.answer.logprob
         text = conversation.render(self.answer, ())
+        # only the answer carries the reasoning
         thought = "" if self.target else conversation.answer.reasoning or ""
         return Response(
             id=conversation.row.id if self.prompt is None else row_id(prompt),

@@ -62,6 +62,7 @@ class Transformers(Section):
         def answers(requests: Sequence[TeacherRequest], decoding: Decoding) -> Iterator[Outcomes]:
             ids = prompt_ids(tokenizer, [request.prompt for request in requests])
             prompts = [Request(i, request.draw) for i, request in zip(ids, requests, strict=True)]
+            # rows of like length together; `batch` holds positions in `requests`
             batches = plan_batches(prompts, decoding, self.batching)
             generated = generate([[prompts[n] for n in batch] for batch in batches], decoding)
             for batch, batch_answers in zip(batches, generated, strict=True):

@@ -50,6 +50,7 @@ def buy_answers(
                 ledger, answer_function, [*missing.values()], decoding, meter.advance
             )
             meter.finish()
+        # rows may have one prompt, and one answer: keys are counted once
         known = (
             len({request.key for request in requests if request.key in ledger})
             - len(missing)

@@ -75,6 +75,7 @@ class Vllm(Section):
 
         def answers(requests: Sequence[TeacherRequest], decoding: Decoding) -> Iterator[Outcomes]:
             for start in range(0, len(requests), self.rows):
+                # answers reach the ledger after each chunk: a kill loses no more than one
                 chunk = requests[start : start + self.rows]
                 ids = prompt_ids(tokenizer, [request.prompt for request in chunk])
                 prompts = [{"prompt_token_ids": row} for row in ids]
@@ -92,6 +93,7 @@ def _sampling(request: TeacherRequest, decoding: Decoding) -> dict[str, Any]:
     choice: dict[str, Any] = {"temperature": decoding.temperature}
     if decoding.temperature > 0:
         choice |= {"top_p": decoding.top_p, "seed": request_seed(request, decoding)}
+    # 0: the drawn token's own log-probability, and no others
     return {"max_tokens": decoding.max_tokens, "logprobs": 0, **choice}
 
 

@@ -34,6 +34,7 @@ class Contamination:
     def __init__(
         self, prompts: Iterable[str], words: int = WORDS, similarity: float = SIMILARITY
     ) -> None:
+        # `spoken` has all words of each prompt, `content` those that are not the template's
         spoken = [words_of(prompt) for prompt in prompts]
         self._words, self._similarity = words, similarity
         self._whole = {" ".join(said) for said in spoken}
@@ -51,6 +52,7 @@ class Contamination:
         for number, said in enumerate(spoken):
             self._by_words[without_signs(said)].append(number)
         for number, said in enumerate(content):
+            # inverted indices: from a pair or a run of words to the prompts that have it
             own = bigrams_of(said) - self.phrases
             self._sizes.append(len(own))
             for bigram in own:
@@ -64,6 +66,7 @@ class Contamination:
         if " ".join(said) in self._whole:
             return "identical to an evaluation prompt"
         content = self._without_template(said)
+        # prompts of the same words and other signs (72 × 6, 72 ÷ 6) are not compared
         others = frozenset(self._by_words.get(without_signs(said), ()))
         if self._overlaps(content, others):
             return f"{self._words} words in a row of an evaluation prompt"
@@ -91,6 +94,7 @@ class Contamination:
             shared = [run for run in shared if not others.issuperset(self._runs[run])]
         if any(self._is_own(run) for run in shared):
             return True
+        # runs of the task's language are a sign where a whole evaluation prompt is in the text
         text = _spaced(content)
         numbers = set(chain.from_iterable(self._runs[run] for run in shared))
         return any(self._contents[number] in text for number in numbers - others)
@@ -106,6 +110,7 @@ class Contamination:
             return False  # even a prompt with just these bigrams would not be near enough
         shared = Counter(chain.from_iterable(known))
         return any(
+            # Jaccard: n in common, over the union of both sets
             n >= self._similarity * (len(bigrams) + self._sizes[number] - n)
             for number, n in shared.items()
             if number not in others
@@ -124,6 +129,7 @@ def _template_words(spoken: list[list[str]]) -> set[str]:
 
 def bigrams_of(said: list[str]) -> set[str]:
     """Return the pairs of neighbouring words; the first and the last word make one each."""
+    # a text of n words has n + 1 pairs, so a text of one word has some
     return set(map(" ".join, zip(["", *said], [*said, ""], strict=True))) if said else set()
 
 

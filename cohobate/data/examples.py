@@ -85,7 +85,9 @@ def completion_positions(rows: Sequence[Example], width: int) -> torch.Tensor:
     That is the position before each completion token: logits there predict it.
     """
     spans = [
-        np.arange(row.prompt_length - 1, len(row.ids) - 1) + n * width for n, row in enumerate(rows)
+        # row n begins at n·S of the flattened batch
+        np.arange(row.prompt_length - 1, len(row.ids) - 1) + n * width
+        for n, row in enumerate(rows)
     ]
     return torch.from_numpy(np.concatenate(spans))
 
@@ -97,6 +99,7 @@ def common_prefix(rows: Sequence[Example]) -> torch.Tensor:
     """
     prompts = [row.ids[: row.prompt_length - 1] for row in rows]
     first = min(prompts, key=len, default=np.empty(0, dtype=np.int32))
+    # the cumulative product ends at the first token in which any prompt differs
     same_P = np.all([ids[: len(first)] == first for ids in prompts], 0)
     return torch.from_numpy(first[: int(same_P.cumprod().sum())]).long()
 

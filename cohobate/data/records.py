@@ -156,6 +156,7 @@ def with_prefix(prompt: str | tuple[Message, ...], prefix: str | None) -> str | 
         return prompt
     if isinstance(prompt, str):
         return prefix + prompt
+    # no user turn: the first turn
     last = max((n for n, turn in enumerate(prompt) if turn.role == "user"), default=0)
     turn = prompt[last].model_copy(update={"content": prefix + prompt[last].content})
     return (*prompt[:last], turn, *prompt[last + 1 :])
@@ -169,9 +170,10 @@ def read_rows(path: Path, kind: type[R]) -> Iterator[R]:
 
 
 def row_kind(path: Path) -> type[Any]:
-    """Return which kind of rows a file holds: pairs, lessons, responses or plain rows."""
+    """Return which kind of rows a file holds: pairs, training rows, responses or plain rows."""
     with path.open("rb") as lines:
         first = lines.readline()
+    # the most special kind first: a training row has a teacher too
     kinds = {b'"chosen":': Pair, b'"stage":': TrainingRow, b'"teacher":': Response}
     return next((kind for mark, kind in kinds.items() if mark in first), Row)
 

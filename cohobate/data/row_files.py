@@ -27,6 +27,7 @@ class RowView(Generic[R]):
     @classmethod
     def of(cls, paths: Sequence[Path], kind: type[R]) -> "RowView[R]":
         """View all rows of `paths`, file after file."""
+        # one pass over the bytes; no row is parsed
         places, place = array("Q"), 0
         for path in paths:
             with path.open("rb") as lines:
@@ -51,6 +52,7 @@ class RowView(Generic[R]):
             files = [opened.enter_context(path.open("rb")) for path in self._paths]
             number = 0
             for place in self._places:
+                # `number` becomes the file that holds `place`; mostly it is that of the row before
                 while place < self._starts[number]:
                     number -= 1
                 while number + 1 < len(files) and place >= self._starts[number + 1]:

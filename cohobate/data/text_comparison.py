@@ -40,7 +40,7 @@ _SETTINGS = re.compile(
 )
 _SETS = re.compile(r"[*+$^_•●■▪◦►▶\\]")
 _PLACED = "".join(sorted({*"".join(_IN_PLACES)}))
-# punctuation between a letter and a blank is that of prose: told first, since most of it is
+# punctuation between a letter and a blank is that of prose: tested first, since most of it is
 _SOMETIMES = r"[{}](?!(?<=[a-z][.,:;!'])(?:\s|$))(?:{})".format(
     re.escape(_PLACED),
     "|".join(f"(?<=[{re.escape(signs)}])(?:{where})" for signs, where in _IN_PLACES.items()),
@@ -63,6 +63,7 @@ def words_of(text: str) -> list[str]:
         lower = _SETTINGS.sub(_content, lower)
     if not lower.isascii():
         return _token().findall(unicodedata.normalize("NFC", lower).translate(_DASHES))
+    # ASCII: without letters and punctuation of prose, what is left may be signs
     plain = lower.encode()
     signs = plain.translate(None, _PROSE)
     if signs and (signs.translate(None, _PUNCTUATION) or _SIGN_IN_PLACE.search(lower)):

@@ -57,6 +57,7 @@ def _encode_chunk(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> 
     for row, prompt, answer in zip(rows, prompts, answers, strict=True):
         if not prompt:
             raise UserError("a prompt is empty once tokenised", where=f"row {row.id}")
+        # an answer may be empty: then the end of sequence alone is learnt
         closed = [] if row.answer is None else [*answer, tokenizer.eos_token_id]
         yield Encoded(prompt, closed)
 
@@ -70,6 +71,7 @@ def prompt_ids(
     texts = [prompts[i] for i in plain]
     chats = [_rendered(tokenizer, prompts[i]) for i in turns]  # type: ignore[arg-type]
     token_ids: list[list[int]] = [[] for _ in prompts]
+    # a chat template writes special tokens itself: no second BOS for conversations
     for i, ids in zip(plain, _tokenised(tokenizer, texts, special=True), strict=True):  # type: ignore[arg-type]
         token_ids[i] = ids
     for i, ids in zip(turns, _tokenised(tokenizer, chats, special=False), strict=True):
@@ -86,7 +88,7 @@ def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: tuple[Message, ...
     turns = [message.model_dump() for message in messages]
     try:
         text: str = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # a template raises what it pleases
+    except Exception as error:  # a template may raise any exception
         roles = ", ".join(message.role for message in messages)
         raise UserError(
             f"the chat template refuses a conversation of the turns {roles}: {error}",

@@ -43,6 +43,7 @@ def accept(root: Path, addresses: Sequence[str]) -> None:
                         where=absent[0],
                         fix=f"dvc pull {absent[0]}, or cohobate run --stage {address}",
                     )
+            # force: DVC would ask at the terminal whether to take the changed dependency
             repo.commit(address, force=True)
 
 

@@ -34,6 +34,7 @@ def _saved(out: Any) -> Iterator[tuple[str, str]]:
     if not _is_folder(out):
         yield out.fs_path, out.hash_info.value
         return
+    # a folder is an object that lists its files: with a damaged list no file can be named
     listing, md5 = _object(out, out.hash_info.value), _md5_of(out.hash_info.value)
     tree = out.get_obj() if _matches(listing, md5) else None
     if tree is None:

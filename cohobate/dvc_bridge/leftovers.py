@@ -25,6 +25,7 @@ def drop_leftovers(root: Path, nodes: Sequence[StageNode]) -> list[str]:
             continue
         for out in (versioning.lock_entry(root, address) or {}).get("outs", []):
             path = Path(out["path"])
+            # a present output may lie at or below an old one: that stays
             if not (root / path).exists() or any(path in (c, *c.parents) for c in current):
                 continue
             if (root / path).is_dir():

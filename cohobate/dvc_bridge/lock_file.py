@@ -21,6 +21,7 @@ def sort_entries(root: Path, addresses: Sequence[str]) -> None:
     lock, new = root / "dvc.lock", root / ".dvc/tmp/dvc.lock"
     text = lock.read_text("utf-8") if lock.exists() else ""
     if (ordered := in_order(text, addresses)) != text:
+        # renamed into place: a kill leaves the old order or the new
         new.write_text(ordered, "utf-8")
         new.replace(lock)
 
@@ -37,10 +38,12 @@ def in_order(lock: str, addresses: Sequence[str]) -> str:
     head, body, rest = parts.groups(default="")
     preamble, *entries = _ENTRY.split(body)
     rank = {address: number for number, address in enumerate(addresses)}
+    # the first line of an entry is its address, which YAML may put in quotes
     names = [entry.partition(":\n")[0].strip(" '\"") for entry in entries]
     positions = [position for position, name in enumerate(names) if name in rank]
     ordered = sorted(positions, key=lambda position: rank[names[position]])
     result = list(entries)
+    # known entries take each other's positions; all others stay where they are
     for position, source in zip(positions, ordered, strict=True):
         result[position] = entries[source]
     return head + preamble + "".join(result) + rest

@@ -57,6 +57,7 @@ def open_repository(root: Path) -> Any:
     from dvc import lock
     from dvc.repo import Repo
 
+    # read when a repository is made: it must be set before
     lock.DEFAULT_TIMEOUT = LOCK_SECONDS
     return Repo(str(root), _wait_for_lock=True)
 

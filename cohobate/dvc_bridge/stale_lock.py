@@ -74,6 +74,7 @@ def _lives(pid: int, path: Path) -> bool:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:  # a container without init keeps its number
             return False
+        # a process younger than the list has the number of one that ended
         return process.create_time() <= path.stat().st_mtime + _CLOCK_SECONDS
     except (psutil.NoSuchProcess, FileNotFoundError):
         return False
@@ -87,6 +88,7 @@ def _orphaned(held: list[Holder] | None) -> bool:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(holder.pid)
             node = process.parent()
+            # the raylet of a node is the parent of its workers; without it they end by themselves
             ray = any(
                 "ray" in Path(word).parts or word.startswith("ray::")
                 for word in process.cmdline()[:3]
@@ -99,6 +101,7 @@ def _orphaned(held: list[Holder] | None) -> bool:
 def _working_in(root: Path) -> list[int]:
     """Return the other processes that run a stage, `dvc` or `cohobate` in or below `root`."""
     own = psutil.Process()
+    # the parents too: this command may run under `dvc` or in a worker
     mine = {own.pid, *(parent.pid for parent in own.parents())}
     pids = []
     for process in psutil.process_iter(["name", "cmdline"]):

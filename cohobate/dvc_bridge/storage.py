@@ -78,6 +78,7 @@ def share_storage(root: Path, worktree: Path) -> None:
         shutil.copyfile(own, worktree / ".dvc/config.local")
     with open_repo(root) as repo:
         remotes = {name: remote["url"] for name, remote in repo.config["remote"].items()}
+        # a relative address of a folder would be another folder, seen from the worktree
         local = {name: url for name, url in remotes.items() if "://" not in url}
         cache = repo.config["cache"].get("dir") or str(root / ".dvc/cache")
     with open_repo(worktree) as repo, repo.config.edit("local") as config:

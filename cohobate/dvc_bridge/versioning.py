@@ -121,6 +121,7 @@ def reproduce(
                 cause = error.__cause__ or error
                 if isinstance(cause, FileNotFoundError) and not ran:
                     raise missing_dependency(root, address, cause) from None
+                # a body that ran is not run twice: its error is the stage's own
                 if ran or not isinstance(cause, errors.lock) or time.monotonic() > deadline:
                     raise cause from None
                 time.sleep(0.5)  # the worker of a killed round may still hold the stage's files
@@ -195,6 +196,7 @@ def _repair(repo: Any, outs: list[Any], below: str = "") -> None:
         if not (damaged := [path for path in damaged_files(out) if path.startswith(below)]):
             continue
         logging.getLogger(__name__).warning("damaged, fetched again: %s", ", ".join(damaged))
+        # the cache may have the same damage: what stays there is good, and is not fetched
         drop_damaged(out, damaged)
         if has_remote(repo):
             retry_download(partial(repo.fetch, targets=[out.fs_path]))

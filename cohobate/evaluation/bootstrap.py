@@ -3,8 +3,8 @@
 Test rows are resampled with replacement, the same rows for every arm, so that all comparisons are
 paired (paired bootstrap: Efron and Tibshirani 1993; Koehn 2004).
 
-Seeds are too few to be resampled: with three values a bootstrap sees two thirds of the variance
-and none of the tail. Each draw gets instead an error of the mean over seeds, drawn from Student's t
+Seeds are too few to be resampled: with three values a bootstrap has two thirds of the variance
+and no tail. Instead, each draw gets an error of the mean over seeds, drawn from Student's t
 with the variance among the seeds (Welch 1947; degrees of freedom by Satterthwaite 1946). With one
 seed this variance is unknown: the interval then holds for the test rows alone.
 
@@ -65,6 +65,7 @@ class Bootstrap:
     def ratio(self, arm: str, other: str) -> Interval | None:
         """Return the interval of `arm`'s mean score over `other`'s; None where `other` is 0."""
         above, below = self._mean(arm), self._mean(other)
+        # a ratio is undefined where any draw of the divisor is 0
         if below == 0 or not self._draws_X[other].all():
             return None
         spread = [
@@ -75,7 +76,7 @@ class Bootstrap:
         return _percentiles(above / below, np.maximum(around, 0.0))
 
     def around(self, arm: str) -> tuple[float, Floats]:
-        """Return an arm's mean score and its draws, (J,), seed errors included."""
+        """Return an arm's mean score and its draws, (X,), seed errors included."""
         return self._mean(arm), self._draws_X[arm] + self._seed_errors([self._seed_variance(arm)])
 
     def _mean(self, arm: str) -> float:
@@ -88,10 +89,12 @@ class Bootstrap:
         return (float(means_Z.var(ddof=1)) / len(means_Z) if freedom else 0.0), freedom
 
     def _seed_errors(self, spread: list[tuple[float, int]]) -> Floats:
+        # an arm of one seed, or of seeds that agree, adds nothing
         known = [(variance, freedom) for variance, freedom in spread if variance > 0]
         total = sum(variance for variance, _ in known)
         if total == 0:
             return np.zeros(self._size)
+        # Welch-Satterthwaite: the degrees of freedom of a sum of variances
         freedom = total**2 / sum(variance**2 / f for variance, f in known)
         # a new generator each time: results do not depend on the order of calls
         rng = np.random.default_rng([self._seed, 1])

@@ -48,6 +48,7 @@ def joules(
     """Return the joules per token of each model, measured in turns."""
     spent, tokens = dict.fromkeys(works, 0.0), dict.fromkeys(works, 0)
     each = max(_LEAST_SECONDS, seconds / (_TURNS * len(works)))
+    # in turns: what disturbs the machine affects all models alike
     for turn in range(_TURNS):
         for name, work in works.items():
             end = time.perf_counter() + each

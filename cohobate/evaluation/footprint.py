@@ -26,6 +26,7 @@ class Footprint(Section):
 
 def footprint(model: "PreTrainedModel", folder: Path, context: int) -> Footprint:
     """Count a model that was loaded from `folder`, at a context of `context` tokens."""
+    # by identity: a tied head and embedding are one weight
     embeddings = {
         id(layer.weight): layer.weight.numel()
         for layer in (model.get_input_embeddings(), model.get_output_embeddings())

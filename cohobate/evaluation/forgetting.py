@@ -43,6 +43,7 @@ class Forgetting(Section):
         ids = [list(passage_ids) for passage_ids in logprobs.tokenizer(list(passages)).input_ids]
         # the first token has no loss; a passage beyond the model's positions is cut into pieces
         limit = learned_positions(logprobs.model) or 1 << 62
+        # pieces overlap by a token: the last of one is the context of the next
         starts = [range(0, max(1, len(one) - 1), limit - 1) for one in ids]
         texts = [
             [Encoded(one[at : at + 1], one[at + 1 : at + limit]) for at in positions]

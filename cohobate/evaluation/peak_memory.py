@@ -34,6 +34,7 @@ class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return outputs
 
     def _count(self, storage: torch.UntypedStorage) -> None:
+        # views share a storage: it counts once
         key, size = storage._cdata, storage.nbytes()
         if key in self._seen:
             return
@@ -43,5 +44,6 @@ class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
+        # the address may be used again for another storage
         self._seen.discard(key)
         self._held -= size

@@ -42,16 +42,16 @@ class Timing(Section):
         first = next(iter(batches.values()))
         latencies: dict[str, list[float]] = {name: [] for name in models}
         batch_times: dict[str, list[float]] = {name: [] for name in models}
+        # this also warms each model up, before anything is timed
         memory = {name: self._peak_bytes(model, batches[name]) for name, model in models.items()}
         deadline, turn = time.perf_counter() + self.seconds, 0
         while turn < 2 or time.perf_counter() < deadline:
-            for (
-                name,
-                model,
-            ) in models.items():  # in turns: disturbances of the machine affect all models alike
+            # in turns: disturbances of the machine affect all models alike
+            for name, model in models.items():
                 prompts_BS = batches[name]
                 row = turn % len(prompts_BS)
                 latencies[name].append(self._timed(model, prompts_BS[row : row + 1]))
+                # whole batches take longest: in every third turn, and in the first two
                 if turn % 3 == 0 or turn < 2:
                     batch_times[name].append(self._timed(model, prompts_BS))
             turn += 1
@@ -95,6 +95,7 @@ class Timing(Section):
         import torch
 
         chosen = prompts[: self.batch]
+        # one length: a batch without padding
         length = min(map(len, chosen))
         return torch.tensor([ids[:length] for ids in chosen])
 

@@ -1,7 +1,7 @@
 """Fast paths, most of them for a CPU, each beside a plain one that gives the same numbers.
 
-`forward` is the way in. What each path gains is measured in README.md; `COHOBATE_FAST=off` takes
-the plain ones.
+`forward` is the entry point. benchmarks/fast_paths.py measures what each path gains;
+`COHOBATE_FAST=off` takes the plain ones.
 """
 
 from importlib import import_module

@@ -64,9 +64,9 @@ def forward(
     if parts:
         return _with_parts(model, ids_BS, positions_N, parts)
     # chance is drawn for each token of a row, padding included: other rows, other dropout
-    if not enabled() or (model.training and padding_free.drops(model)):
+    if not enabled() or (model.training and padding_free.has_dropout(model)):
         return ForwardOutputs(padded(model, ids_BS, positions_N))
-    hidden_ND = padding_free.packed(model, ids_BS, positions_N, prefix_cache)
+    hidden_ND = padding_free.packed_forward(model, ids_BS, positions_N, prefix_cache)
     if hidden_ND is None:  # packing saves too little here, or the model cannot take packed rows
         with last_block.mlp_at(model, positions_N, ids_BS.numel()):
             hidden_ND = padded(model, ids_BS, positions_N)
@@ -82,7 +82,9 @@ def padded(model: PreTrainedModel, ids_BS: Tensor, positions_N: Tensor) -> Tenso
 def has_row_attention(model: PreTrainedModel) -> bool:
     """Say whether packed rows of a model in training attend row by row, as the model is set now."""
     return (
-        enabled() and not padding_free.drops(model) and padding_free.packing_mode(model) == "rows"
+        enabled()
+        and not padding_free.has_dropout(model)
+        and padding_free.packing_mode(model) == "rows"
     )
 
 
@@ -100,6 +102,7 @@ def _with_parts(
         outputs = outputs._replace(hidden=out.hidden_states)
     if "attention" in parts:
         outputs = outputs._replace(attention=out.attentions)
+    # fused attention, and bodies that ignore a flag, return None or nothing
     for part in parts:
         if not getattr(outputs, part) or any(x is None for x in getattr(outputs, part)):
             raise UserError(f"{type(model).__name__} does not give its {part}", where="terms")
@@ -108,9 +111,10 @@ def _with_parts(
 
 @contextmanager
 def _kept_values(model: PreTrainedModel, values: list[Tensor], wanted: bool) -> Iterator[None]:
-    """Append the outputs of the value projections to a list, block after block."""
+    """Within the block, append the output of each value projection to a list, layer after layer."""
 
     def keep(module: nn.Module, inputs: Any, values_BSO: Tensor) -> None:
+        # (B, S, H·E) to (B, S, H, E)
         values.append(values_BSO.reshape(*values_BSO.shape[:2], heads_of(model), -1))
 
     hooks = []

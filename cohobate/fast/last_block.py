@@ -44,11 +44,13 @@ def mlp_at(model: PreTrainedModel, positions_N: Tensor, tokens: int) -> Iterator
         positions_N: the selected tokens, counted through the sequences.
         tokens: how many there are in all; where more than half are selected, all are read.
     """
+    # each once: `_scatter` writes a token to one place
     unique_N: Tensor = torch.unique(positions_N)
     few = 0 < 2 * len(unique_N) <= tokens
     if not few or _recomputes(model) or not _is_hooked(model):
         yield
         return
+    # read by the hooks, in this thread alone
     _SELECTION.positions_N = unique_N
     try:
         yield
@@ -64,6 +66,7 @@ def all_close(x: Tensor, reference: Tensor) -> bool:
 
 def _recomputes(model: PreTrainedModel) -> bool:
     """Say whether blocks run again in the backward pass: no selection is set by then."""
+    # a model that does not say counts as one that does
     return torch.is_grad_enabled() and getattr(model, "is_activation_checkpointing", True)
 
 
@@ -90,6 +93,7 @@ def _hook(model: PreTrainedModel) -> bool:
 @torch.no_grad()
 def _gives_the_same(model: PreTrainedModel) -> bool:
     ids_BS = torch.tensor([[1, 2, 3, 4], [1, 2, 4, 3]], device=model.device)
+    # of both rows, not all: a mixed-up place shows
     positions_N = torch.tensor([1, 6, 7], device=model.device)
     _SELECTION.positions_N = positions_N
     with torch.autocast(ids_BS.device.type, enabled=False):
@@ -110,6 +114,7 @@ def _select(mlp: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
     if _SELECTION.positions_N is None or len(inputs) != 1 or inputs[0].dim() != 3:
         return None
     _SELECTION.input_shape = inputs[0].shape
+    # as one row, for an MLP may expect three dimensions
     return (inputs[0].flatten(0, 1).index_select(0, _SELECTION.positions_N)[None],)
 
 

@@ -1,9 +1,9 @@
 """Linear layers of a frozen model whose weights are packed once for the processor's products.
 
-PyTorch hands a weight to the processor's library as it lies, which rearranges it anew for every
-product. With the few rows of a decoding step that costs more than the product. A frozen layer can
-keep the rearranged copy: 1.2 to 2.5 times as fast in bfloat16 up to a thousand rows, 1.05 to 1.4
-times in float32 up to sixty-four, in large layers with AVX-512.
+PyTorch passes a weight to the processor's library in row order, and the library rearranges it for
+every product. With the few rows of a decoding step that costs more than the product. A frozen layer
+can keep the rearranged copy: 1.2 to 2.5 times as fast in bfloat16 up to a thousand rows, 1.05 to
+1.4 times in float32 up to sixty-four, in large layers with AVX-512.
 
 `torch.ops.mkldnn` are the operators that torch.compile's own packing calls, and private:
 tests/cohobate/fast/test_packed_linear.py is their contract.
@@ -21,7 +21,8 @@ from cohobate.fast.switch import enabled
 from cohobate.models.number_formats import flags
 
 _ROWS = {torch.bfloat16: range(1, 1025), torch.float32: range(6, 65)}
-"""Where it pays. A function of the batch alone: what a batch yields stays one too."""
+"""Numbers of rows with which it pays. The batch alone decides whether the packed weight is used, so
+that its outputs depend on no other batch."""
 _LARGE = 1 << 19
 """Weights from which a float32 layer is packed: 576 x 576 runs at .65 to .98 of the plain speed."""
 _HINT = 64  # rows of the products that the library is to pack for
@@ -32,12 +33,14 @@ class PackedLinear(nn.Linear):
 
     packed_OI: Tensor  # noqa: N815
     packed_from: tuple[Tensor, int]
-    """What was packed, and how often it had been changed by then."""
+    """The weight that was packed, and its version (a count of changes in place) at that time."""
 
     def forward(self, rows_NI: Tensor) -> Tensor:
         """Return rows Wᵀ + b."""
         count = rows_NI.numel() // rows_NI.shape[-1]
+        # the operator has no derivative
         learns = torch.is_grad_enabled() and rows_NI.requires_grad
+        # another weight was set since, or this one was written to: the copy is out of date
         source_OI, version = self.packed_from
         stale = self.weight.data_ptr() != source_OI.data_ptr() or self.weight._version != version
         cast = rows_NI.dtype != self.packed_OI.dtype or torch.is_autocast_enabled("cpu")
@@ -57,6 +60,7 @@ def pack(model: Any, largest: int) -> None:
     if not enabled():
         return
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _can(layer)]
+    # all layers or none
     if sum(layer.weight.nbytes for layer in layers) > largest:
         return
     for layer in layers:
@@ -64,13 +68,13 @@ def pack(model: Any, largest: int) -> None:
 
 
 def packed_bytes(model: Any) -> int:
-    """Return what the packed copies of a model's weights take."""
+    """Return the bytes of the packed copies of a model's weights."""
     return sum(layer.weight.nbytes for layer in _packed(model))
 
 
 @contextmanager
 def unpacked(model: Any) -> Iterator[None]:
-    """Within the block, take all weights as they lie: what counts products knows no others."""
+    """Within the block, use no packed weight: a counter of products does not know the operator."""
     layers = _packed(model)
     for layer in layers:
         layer.__class__ = nn.Linear
@@ -86,7 +90,9 @@ def _packed(model: Any) -> list[Any]:
 
 
 def _pack(layer: Any) -> None:
+    # the same object: its hooks, its name and tied weights stay
     layer.__class__ = PackedLinear
+    # the weight is kept, not its address alone: freed memory could be used again
     layer.packed_from = layer.weight.detach(), layer.weight._version
     layer.packed_OI = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _HINT)
 

@@ -2,10 +2,8 @@
 
 A mask lets each token see the prefix and its own row alone, and its position id is the one in its
 row. So the numbers are those of padded rows, and the gradient of the prefix is the sum of theirs
-(as Prefix Grouper shares the prompt of a group of rollouts: Liu et al. 2025, arXiv 2506.05433). Of
-a chat template's rows with a short question more than half is such a prefix.
-
-Here Q is the number of packed sequences, U the tokens of each, P the tokens of the prefix.
+(as Prefix Grouper shares the prompt of a group of rollouts: Liu et al. 2025, arXiv 2506.05433).
+With a chat template and short questions, more than half of each row is such a prefix.
 """
 
 import inspect
@@ -28,12 +26,12 @@ from cohobate.models.layers import blocks_of, body_of, has_blocks
 Mode = Literal["rows", "mask", "padded"]
 """How a model takes packed rows: by row attention, by a mask over the sequence, or not at all."""
 SEQUENCE: dict[Mode, int] = {
-    "mask": 192,  # each token is compared with all of its sequence: longer ones cost more than pad
+    "mask": 192,  # each token is compared with all of its sequence: longer cost more than padding
     "rows": 1024,  # rows are compared with themselves; beyond it packed weights gain nothing
 }
 """Tokens of one sequence, where no row is longer."""
 _WORTH_ON_GPU = 4096
-"""Tokens that packing must save on a GPU, which has padding for little: an estimate."""
+"""Tokens that packing must save on a GPU, where padding is cheap. An estimate, not measured."""
 _WORTH_OF_MASK = 64
 """Tokens that packing must save on a CPU under a mask: what the mask costs beside its products."""
 _MODES: WeakKeyDictionary[Any, dict[str, Mode]] = WeakKeyDictionary()
@@ -41,7 +39,7 @@ _PREFIXES: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _LOCK = Lock()
 
 
-def packed(
+def packed_forward(
     model: PreTrainedModel,
     ids_BS: Tensor,
     positions_N: Tensor,
@@ -57,6 +55,7 @@ def packed(
     cached = 0
     if prefix_cache and mode == "rows" and _takes_prefix(model):
         cached = prefix_cache.cached_tokens(ids_BS, positions_N)
+    # on the CPU, where packing is planned
     lengths = row_lengths(positions_N, ids_BS).tolist()
     batch = PackedBatch.of(ids_BS, lengths, SEQUENCE[mode], cached)
     if ids_BS.numel() - batch.ids_AW.numel() < _worth(ids_BS.device, mode):
@@ -82,7 +81,7 @@ def packing_mode(model: PreTrainedModel) -> Mode:
         return modes[implementation]
 
 
-def drops(model: PreTrainedModel) -> bool:
+def has_dropout(model: PreTrainedModel) -> bool:
     """Say whether a model in training has dropout anywhere."""
     rates = model.config.get_text_config().to_dict().items()
     elsewhere = ("summary", "classifier")  # heads of other tasks
@@ -92,9 +91,10 @@ def drops(model: PreTrainedModel) -> bool:
 
 
 def row_lengths(positions_N: Tensor, ids_BS: Tensor) -> Tensor:
-    """Return how many tokens of each row have a part in its selected ones, (B,), at least 1."""
+    """Return the length of each row up to its last selected token, (B,), at least 1."""
     rows, width = ids_BS.shape
     ends_N = positions_N % width + 1
+    # the last selected token of each row decides, by the maximum
     lengths_B = torch.ones(rows, dtype=torch.long, device=positions_N.device)
     return lengths_B.scatter_reduce(0, positions_N // width, ends_N, "amax")
 
@@ -128,24 +128,29 @@ class PackedBatch:
     ) -> "PackedBatch":
         """Pack rows in their order, evenly, into sequences of about `sequence` tokens."""
         rows, width = ids_BS.shape
-        # a row without a selected token counts as one token, shorter than what all begin with
+        # a row without a selected token counts as one token: a cached prefix can be longer
         prefix = max(cached, _common_prefix(ids_BS[:, : min(lengths)]))
         own = [max(0, length - prefix) for length in lengths]
-        # a sequence repeats the prefix: it has at least as much room for rows
+        # a sequence repeats the prefix: rows get at least as many of its tokens
         room = max(sequence, width, 2 * prefix) - prefix
+        # ⌈own tokens / room⌉ sequences
         count = max(1, -(-sum(own) // max(room, 1)))
         read = prefix - cached
         starts, ends = _spread(own, count, read)
+        # the prefix first in each sequence, then the rows; what stays `rows` is nothing
         row_AW = torch.full((count, max(ends)), rows)
         position_AW = torch.zeros_like(row_AW)
         row_AW[:, :read], position_AW[:, :read] = -1, torch.arange(cached, prefix)
         place_BS = torch.zeros(rows, width, dtype=torch.long)
         for row, (number, start) in enumerate(starts):
+            # `first` is where the sequence starts in A·W
             stop, first = start + own[row], number * max(ends)
             row_AW[number, start:stop] = row
             position_AW[number, start:stop] = torch.arange(prefix, prefix + own[row])
+            # the prefix of a row is where its sequence has it, its own tokens behind
             place_BS[row, cached:prefix] = torch.arange(first, first + read)
             place_BS[row, prefix : prefix + own[row]] = torch.arange(first + start, first + stop)
+        # clamped: any row has the prefix (−1), and what is in empty places is not read
         ids_AW = ids_BS.cpu()[row_AW.clamp(0, rows - 1), position_AW]
         ids_AW, row_AW, position_AW, place_BS = (
             x.to(ids_BS.device) for x in (ids_AW, row_AW, position_AW, place_BS)
@@ -156,8 +161,9 @@ class PackedBatch:
         """Return which token may attend to which, (A, 1, W, cached + W)."""
         row_AW, cached = self.row_AW, self.cached
         keys_row = torch.cat([row_AW.new_full((len(row_AW), cached), -1), row_AW], 1)
-        # a token sees its own row and the prefix (-1), as far as it lies behind them
+        # a token sees its own row and the prefix (−1), as far as it is behind them
         same_row = (keys_row[:, None, :] == row_AW[:, :, None]) | (keys_row[:, None, :] == -1)
+        # causal: token w is key cached + w
         return same_row.tril(cached)[:, None]
 
     def row_index(self) -> RowIndex:
@@ -166,13 +172,15 @@ class PackedBatch:
         count, longest = len(self.place_BS), int(self.position_AW.max()) + 1
         read, own = self.prefix - cached, longest - self.prefix
         place_BS = self.place_BS[:, :longest]
+        # the keys of a sequence begin with the cached ones: one more `cached` for each sequence
         key_BS = place_BS + (place_BS // tokens + 1) * cached
         key_BS[:, :cached] = torch.arange(cached)  # any sequence's: they are the same
         # outputs of the prefix come first, A·read of them, then B·own of the rows
-        starts_Q1 = torch.arange(sequences)[:, None] * read
-        prefix_AW = starts_Q1 + self.position_AW - cached
+        starts_A1 = torch.arange(sequences)[:, None] * read
+        prefix_AW = starts_A1 + self.position_AW - cached
         own_AW = sequences * read + self.row_AW * own + self.position_AW - self.prefix
         source_AW = torch.where(self.row_AW < 0, prefix_AW, own_AW)
+        # empty places read any output
         source_AW = torch.where(self.row_AW < count, source_AW, 0)
         return RowIndex(key_BS, place_BS[:, self.prefix :], source_AW, self.prefix, cached)
 
@@ -202,6 +210,7 @@ class PackedBatch:
             options["row_index"] = row_index or self.row_index()
         if prefix_cache:
             options["past_key_values"] = prefix_cache.cache
+        # from places in B·S to places in A·W
         place_N = self.place_BS.flatten()[positions_N]
         with mlp_at(model, place_N, self.ids_AW.numel()):
             out = body_of(model)(self.ids_AW, use_cache=False, **options)
@@ -211,6 +220,7 @@ class PackedBatch:
 
 def _spread(own: list[int], count: int, prefix: int) -> tuple[list[tuple[int, int]], list[int]]:
     """Return each row's sequence and the start of its own tokens there, and where sequences end."""
+    # a row goes where its first token falls when all own tokens are cut into `count` equal parts
     starts, ends, total = [], [prefix] * count, max(sum(own), 1)
     for before, length in zip(accumulate(own, initial=0), own, strict=False):
         number = min(before * count // total, count - 1)
@@ -221,6 +231,7 @@ def _spread(own: list[int], count: int, prefix: int) -> tuple[list[tuple[int, in
 
 def _common_prefix(ids_BS: Tensor) -> int:
     """Return how many first tokens all rows have in common."""
+    # ones up to the first difference, zeros behind it
     same_S = (ids_BS == ids_BS[:1]).all(0)
     return int(same_S.long().cumprod(0).sum())
 
@@ -246,6 +257,7 @@ def _tried(model: PreTrainedModel, implementation: str) -> Mode:
     if implementation == "sdpa" and model.device.type == "cpu":
         if _set_row_attention(model) and _packs_right(model, "rows"):
             return "rows"
+        # back to what it was
         model.set_attn_implementation(implementation)
     return "mask" if _packs_right(model, "mask") else "padded"
 
@@ -262,7 +274,7 @@ def _takes_prefix(model: PreTrainedModel) -> bool:
 def _packs_right(model: PreTrainedModel, mode: Mode, cached: int = 0) -> bool:
     """Say whether two packed rows give what they give padded.
 
-    The first block's output is compared: thirty blocks in bfloat16 make much of its rounding.
+    The first block's output is compared: over thirty blocks rounding in bfloat16 adds up.
     """
     ids_BS = torch.tensor([[1, 2, 3, 4], [1, 2, 4, 3]], device=model.device)
     positions_N = torch.arange(ids_BS.numel(), device=model.device)
@@ -280,8 +292,10 @@ def _packs_right(model: PreTrainedModel, mode: Mode, cached: int = 0) -> bool:
         return False
     finally:
         handle.remove()
+    # the numbers are right under the mask alone, but row attention was not reached
     if row_index and not row_index.used:
         return False
+    # the padded pass is the first, the packed one the last; the cache runs in between
     reference_BSD, *_, hidden_AWD = outputs
     hidden_BSD = hidden_AWD.flatten(0, 1)[batch.place_BS]
     return all_close(hidden_BSD[:, cached:], reference_BSD[:, cached:])

@@ -27,20 +27,22 @@ class PrefixCache:
     def cache(self) -> DynamicCache:
         """Keys and values; computed at the first use, as not every model can use them."""
         cache = DynamicCache(config=self.model.config)
+        # else each pass would append its own keys
         cache.layers = [PrefixLayer() for _ in cache.layers]
         with torch.no_grad(), torch.autocast(self.ids_P.device.type, enabled=False):
             body_of(self.model)(self.ids_P[None], past_key_values=cache, use_cache=True)
         return cache
 
     def cached_tokens(self, ids_BS: Tensor, positions_N: Tensor) -> int:
-        """Return how many tokens of rows need not be read: the whole prefix, or none.
+        """Return how many first tokens of the rows need not be read: P or 0.
 
-        None where a row begins otherwise, has nothing behind the prefix, or one of the selected
-        tokens lies in it.
+        It is 0 where a row does not begin with the prefix, where nothing lies behind it, and where
+        a selected token lies in it.
         """
         count, width = len(self.ids_P), ids_BS.shape[1]
         if not 0 < count < width or not (ids_BS[:, :count] == self.ids_P).all():
             return 0
+        # position in its row
         return count if (positions_N % width >= count).all() else 0
 
 
@@ -55,6 +57,7 @@ class PrefixLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states
             return key_states, value_states
+        # one row of keys and values serves all rows
         shape = len(key_states), -1, -1, -1
         keys: Tensor = torch.cat([self.keys.expand(shape), key_states], 2)
         values: Tensor = torch.cat([self.values.expand(shape), value_states], 2)

@@ -24,7 +24,7 @@ ROW_ATTENTION = "row_attention"
 _WHOLE = 192
 """Keys of a row up to which its scores are made as one matrix, quicker than blockwise on a CPU."""
 _OTHER_ATTENTION = ("position_bias", "softcap", "s_aux", "sliding_window")
-"""Arguments by which models ask for more than softmax(q kᵀ) v under the mask."""
+"""Arguments that make a model's attention more than softmax(q kᵀ) v under the mask."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class RowIndex:
     """
 
     key_BS: Tensor
-    """Where a row's tokens lie among the keys, counted through Q·(cached + U); 0 for padding."""
+    """Where a row's tokens lie among the keys, counted through A·(cached + W); 0 for padding."""
     query_BS: Tensor
     """Where its own tokens, those behind the prefix, lie in A·W, (B, S - P); 0 for padding."""
     source_AW: Tensor
@@ -45,7 +45,7 @@ class RowIndex:
     """P."""
     cached: int
     used: bool = False
-    """Whether a model's attention has used it: some never hand it on."""
+    """Whether a model's attention has used it: some never pass it on."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Return each token's attention over the prefix and its own row, (A, W, H, E).
@@ -57,8 +57,10 @@ class RowIndex:
             scale: factor of the scores.
         """
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        # the tokens of the prefix that lie in the sequences attend there, once in each
         read, prefix = self.prefix - self.cached, self.prefix
         begin = _causal(query[:, :read], key[:, :prefix], value[:, :prefix], self.cached, scale)
+        # each row as a row of its own: its keys are the prefix and its own tokens
         own = _causal(
             _gathered(query, self.query_BS),
             _gathered(key, self.key_BS),
@@ -66,6 +68,7 @@ class RowIndex:
             prefix,
             scale,
         )
+        # from prefixes and rows back to the order of the sequences
         tokens = torch.cat([begin.flatten(0, 1), own.flatten(0, 1)])
         return _gathered(tokens[None], self.source_AW)
 
@@ -130,12 +133,16 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, before: int, scale: float
         key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
         return out.transpose(1, 2)
+    # −∞ where a key is hidden; repeated for the stacked query heads
     bias = torch.zeros((), device=query.device).where(mask, -torch.inf)
     bias = bias.repeat(shared, 1).expand(rows * key_heads, -1, -1)
+    # (rows, tokens, heads, E) to (rows · key heads, heads that share · tokens, E)
     query = query.reshape(rows, queries, key_heads, shared, width).permute(0, 2, 3, 1, 4)
     query = query.float().reshape(rows * key_heads, shared * queries, width)
     key = key.transpose(1, 2).float().reshape(rows * key_heads, keys, width)
+    # bias + scale · q kᵀ
     scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale)
     values = value.transpose(1, 2).float().reshape(rows * key_heads, keys, value_width)
     out = torch.bmm(scores.softmax(-1), values).view(rows, key_heads, shared, queries, value_width)
+    # back to (rows, tokens, heads, E)
     return out.permute(0, 3, 1, 2, 4).flatten(2, 3).to(value.dtype)

@@ -47,6 +47,7 @@ def sparse_gradient(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     finally:
+        # the method of the class shows again
         del embedding.forward
 
 
@@ -61,8 +62,11 @@ class _Embedded(torch.autograd.Function):
         weight_VD = ctx.embedding.weight
         if weight_VD.grad is None:
             weight_VD.grad = torch.zeros_like(weight_VD)
+        # as nn.Embedding does
         if ctx.embedding.padding_idx is not None:
             grad_BSD = grad_BSD * (ctx.ids_BS != ctx.embedding.padding_idx)[..., None]
+        # index_add_ adds up what ids that occur several times give
         ids, grads = ctx.ids_BS.flatten(), grad_BSD.flatten(0, -2)
         weight_VD.grad.index_add_(0, ids, grads.to(weight_VD.dtype))
+        # the gradient is in `weight.grad` already
         return None, None, None

@@ -20,6 +20,7 @@ class ActiveRow:
         self.generated: list[int] = []
         self.logprobs: list[float] = []
         self.top: list[tuple[Tensor, Tensor]] = []
+        # of the prompt and sample alone: the batch does not decide what is drawn
         self.rng = random.Random(f"{decoding.seed}/{request.draw}")
 
     def finished(self, stop: frozenset[int]) -> bool:
@@ -64,9 +65,12 @@ def _sampled(logits_BV: "Tensor", decoding: Decoding, draws: list[float]) -> "Te
     import torch
 
     falling = (logits_BV.double() / decoding.temperature).softmax(-1).sort(dim=-1, descending=True)
+    # the ids before it have top_p already; the one that crosses it stays in
     outside_BV = falling.values.cumsum(-1) - falling.values >= decoding.top_p
     mass_BV = falling.values.masked_fill(outside_BV, 0.0).cumsum(-1)
     drawn_B1 = torch.tensor(draws, dtype=torch.float64, device=logits_BV.device)[:, None]
+    # drawn · Σ of what is left stands in for a normalisation; right: no draw hits an id of no mass
     rank_B1 = torch.searchsorted(mass_BV, drawn_B1 * mass_BV[:, -1:], right=True)
+    # rounding must not point behind the last id that is left
     last_B1 = (~outside_BV).sum(-1, keepdim=True) - 1
     return falling.indices.gather(1, torch.minimum(rank_B1, last_B1))[:, 0]

@@ -58,11 +58,13 @@ def decode_continuously(
     while True:
         free = [n for n, row in enumerate(batch.rows) if finished(row)]
         if waiting and len(free) * _TOGETHER >= slots:
+            # all free slots at once, or as many as prompts are left
             places = free[: len(waiting)]
             batch.refill(places, [waiting.popleft() for _ in places])
             continue  # some may have ended with their first token
         if len(free) == len(batch.rows):
             return
+        # no prompt left: the batch shrinks, now and then, as each cut copies the cache
         if not waiting and len(free) >= (1 - COMPACT_BELOW) * len(batch.rows):
             batch.keep([n for n, row in enumerate(batch.rows) if not finished(row)])
             free = []
@@ -86,11 +88,13 @@ class _Slots:
         cache, new_BS = self._read(rows)
         for place, row in zip(places, rows, strict=True):
             self.rows[place] = row
+        # the newest token of a row is not in the cache before the next step
         needed = max(len(row.prompt) + len(row.generated) - 1 for row in self.rows)
         if self.mask_BS.shape[1] > _SLACK * needed:
             self.mask_BS = self.mask_BS[:, -needed:]
             for layer in self.cache.layers:
                 layer.cut(needed)
+        # aligned to the right, where all rows have their newest token
         self.mask_BS[places] = F.pad(new_BS, (self.mask_BS.shape[1] - new_BS.shape[1], 0))
         for layer, new in zip(self.cache.layers, cache.layers, strict=True):
             layer.put(places, new)
@@ -103,6 +107,7 @@ class _Slots:
 
     def step(self, active: list[int]) -> None:
         """Decode the next token of the rows at `active`; the others have ended and stay unread."""
+        # one column for all, also for slots whose row has ended: what they compute is not read
         self.mask_BS = F.pad(self.mask_BS, (0, 1), value=1)
         ids_B = torch.tensor([row.generated[-1] for row in self.rows], device=self.model.device)
         position_B = self.mask_BS.new_tensor(
@@ -117,6 +122,7 @@ class _Slots:
         padded = [[0] * (width - len(row.prompt)) + row.prompt for row in rows]
         mask = [[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows]
         ids_BS, mask_BS = (torch.tensor(x, device=self.model.device) for x in (padded, mask))
+        # each row counts from its own first token; padding gets 0, and is masked
         position_BS = (mask_BS.cumsum(-1) - 1).clamp(min=0)
         self.append(rows, self._logits(ids_BS, mask_BS, position_BS, cache))
         return cache, mask_BS

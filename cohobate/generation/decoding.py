@@ -80,9 +80,11 @@ def plan_batches(
     batches: list[list[int]] = []
     for n in order:
         longest = len(requests[n].ids)
+        # lengths rise along `order`: this request would be the longest of the batch
         most = batching.slots(longest, decoding) * (
             1 if decoding.max_tokens <= _SHORT else _REFILLS
         )
+        # of the batch that is being filled: its first request
         shortest = len(requests[batches[-1][0]].ids) if batches else 0
         spread = shortest // _SPREAD if decoding.max_tokens <= _SHORT else shortest * (_WIDE - 1)
         if batches and len(batches[-1]) < most and longest - shortest <= max(spread, near):
@@ -130,11 +132,13 @@ def decode_batch(
 
     def append(part: list[ActiveRow], logits_BV: "Tensor") -> None:
         if bias_V is not None:
+            # the head can have ids of padding, which the logits leave out
             logits_BV = logits_BV + bias_V[: logits_BV.shape[-1]]
         append_tokens(part, logits_BV, decoding, top_k)
 
     with torch.no_grad():  # in inference mode autocast would cast every weight anew for each token
         if not has_plain_cache(model):
+            # a recurrent state depends on how a prompt is cut: one row after the other
             for row in active:
                 _decode_without_cache(model, row, stop, append)
         elif decoding.max_tokens > _SHORT and can_batch_continuously(model):
@@ -180,6 +184,7 @@ def _decode(
     ids_BS = torch.tensor([row.prompt[:read] for row in rows], device=model.device)
     while True:
         out = model(input_ids=ids_BS, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        # only rows whose prompt is read whole have logits of a next token
         ready = [n for n, r in enumerate(rows) if len(r.prompt) <= read and not r.finished(stop)]
         append([rows[n] for n in ready], out.logits[ready, -1].float())
         alive = [n for n, row in enumerate(rows) if not row.finished(stop)]
@@ -188,6 +193,7 @@ def _decode(
         if len(alive) <= COMPACT_BELOW * len(rows):  # each cut copies the cache: not at every step
             rows = [rows[n] for n in alive]
             cache.batch_select_indices(torch.tensor(alive, device=model.device))
+        # a longer prompt goes on, a shorter one is followed by its own answer
         inputs = [r.prompt[read] if len(r.prompt) > read else r.generated[-1] for r in rows]
         ids_BS = torch.tensor(inputs, device=model.device)[:, None]
         read += 1

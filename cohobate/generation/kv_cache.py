@@ -1,7 +1,7 @@
 """A key-value cache that is allocated ahead: a new token does not copy all those before it.
 
-The cache of transformers is concatenated anew for every token of every layer, which costs as much
-as the weights' own pass once rows and prompts are many.
+The cache of transformers is copied whole for every token in every layer, which costs as much as the
+weights' own pass once rows and prompts are many.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ class PreallocatedLayer(DynamicLayer):
             self._keys_BHSE = _allocated(key_states, end)
             self._values_BHSE = _allocated(value_states, end)
         elif end > self._keys_BHSE.shape[-2]:
+            # copied only once in `_AHEAD` tokens
             self._keys_BHSE = _enlarged(self._keys_BHSE, start, end)
             self._values_BHSE = _enlarged(self._values_BHSE, start, end)
         self._keys_BHSE[:, :, start:end] = key_states
@@ -66,11 +67,13 @@ class PreallocatedLayer(DynamicLayer):
         """Keep only the newest `length` tokens."""
         start = self.get_seq_length() - length
         for full_BHSE in (self._keys_BHSE, self._values_BHSE):
+            # a clone, as source and target overlap
             full_BHSE[:, :, :length] = full_BHSE[:, :, start : start + length].clone()
         self._show(length)
 
     def put(self, places: list[int], other: "PreallocatedLayer") -> None:
         """Put the rows of another layer at some places, aligned at the newest token."""
+        # columns left of the new rows keep what stood there: the mask hides them
         end = self.get_seq_length()
         start = end - other.get_seq_length()
         self._keys_BHSE[places, :, start:end] = other.keys
@@ -83,6 +86,7 @@ class PreallocatedLayer(DynamicLayer):
 
 def _allocated(like_BHSE: Tensor, length: int) -> Tensor:
     rows, heads, _, width = like_BHSE.shape
+    # what is not written yet is never shown
     return like_BHSE.new_empty(rows, heads, length + _AHEAD, width)
 
 

@@ -68,6 +68,7 @@ class Likelihood:
             pairs: list[Continuation] = []
             for encoded in encode_all(self.tokenizer, window):
                 answer = encoded.completion_ids[:-1] or encoded.completion_ids
+                # two in a row: the answer behind its prompt, and alone
                 pairs += [Continuation(encoded.prompt_ids, answer), Continuation([start], answer)]
             losses = self.losses(pairs)
             yield from (exp(a - b) for a, b in zip(losses[::2], losses[1::2], strict=True))
@@ -92,12 +93,14 @@ class Likelihood:
         end."""
         length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         most = length or 1 << 62
+        # at least one token of the context stays, to predict the first one from
         continuation = each.continuation[: most - 1]
         return Continuation(each.context[-(most - len(continuation)) :], continuation)
 
     def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
         batch: list[int] = []
         for n in sorted(range(len(lengths)), key=lambda n: (lengths[n], n)):
+            # lengths rise: this one is what the batch would be padded to
             full = len(batch) == self.batching.rows
             if batch and (full or (len(batch) + 1) * lengths[n] > self.batching.tokens):
                 yield batch
@@ -112,8 +115,10 @@ class Likelihood:
         from cohobate.fast.forward_pass import forward
 
         with torch.inference_mode():
+            # the last token predicts nothing that is wanted
             texts = [[*context, *continuation[:-1]] for context, continuation in batch]
             ids_BS = pad_right(texts, 0).to(self.model.device)
+            # a token is predicted one position before its own
             places = [
                 row * ids_BS.shape[1] + len(context) - 1 + n
                 for row, (context, continuation) in enumerate(batch)
@@ -138,6 +143,7 @@ class Likelihood:
             logits_NV = head.logits(hidden_ND)
             return logits_NV if bias_V is None else logits_NV + bias_V[: logits_NV.shape[-1]]
 
+        # the logits of all answers at once would be the largest tensor here
         parts = (torch.split(whole, _HEAD_TOKENS) for whole in (hidden_ND, targets_N))
         chunks = zip(*parts, strict=True)
         return torch.cat(

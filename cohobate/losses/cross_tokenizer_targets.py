@@ -37,6 +37,7 @@ class CrossTokenizerTargets(SoftTargets):
 
     def rows(self, part: slice | Tensor) -> "CrossTokenizerTargets":
         """Return some whole groups, by the student's tokens; groups are numbered from 0 again."""
+        # a part is whole groups (`chunk_end`), so the teacher has the same ones
         group_N = self.group_N[part]
         first, last = group_N[0], group_N[-1]
         in_part_M = (self.group_M >= first) & (self.group_M <= last)
@@ -52,10 +53,12 @@ class CrossTokenizerTargets(SoftTargets):
         """Return the end of the last group that ends by `stop`; of a longer group its own end."""
         if stop == len(self.group_N):
             return stop
+        # the group that `stop` would cut: its first token, and the one after its last
         first, end = (
             int(torch.searchsorted(self.group_N, self.group_N[stop], side=side))
             for side in ("left", "right")
         )
+        # the chunk ends before that group, unless it begins with it
         return first if first > start else end
 
     def loss_and_grad(
@@ -72,6 +75,7 @@ class CrossTokenizerTargets(SoftTargets):
         teacher_MV = self.head.logits(self.hidden_MD)
         teacher = AlignedText((teacher_MV / temperature).log_softmax(-1), self.ids_M, self.group_M)
         losses = []
+        # the head calls this inside an autograd function, where gradients are off
         with torch.enable_grad():
             leaf_NV = logits_NV.requires_grad_()
             student = AlignedText(leaf_NV.log_softmax(-1), labels_N, self.group_N)
@@ -79,6 +83,7 @@ class CrossTokenizerTargets(SoftTargets):
             for term in terms:
                 if isinstance(term, Uld):
                     loss_G = term.weight * term.per_group(student, teacher, self.shared_ids)
+                    # groups and their last tokens are in the same order
                     loss_N = torch.zeros_like(leaf_NV[:, 0]).masked_scatter(student.last_N, loss_G)
                 else:
                     loss_N = -term.weight * student.logp_NV.gather(-1, labels_N[:, None])[:, 0]

@@ -40,6 +40,7 @@ class ForwardKL(Divergence):
     def loss_and_grad(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
         """Return KL(p‖q) and its gradient −p."""
         p_NC = logp_NC.exp()
+        # left to right: the loss reads p before it is negated in place
         return (p_NC * (logp_NC - logq_NC)).sum(-1), p_NC.neg_()
 
 
@@ -61,6 +62,7 @@ class ReverseKL(Divergence):
     def loss_and_grad(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
         """Return KL(q‖p) and its gradient q (log q − log p + 1)."""
         q_NC, gap_NC = logq_NC.exp(), logq_NC - logp_NC
+        # Σ of this product is the loss itself
         grad_NC = q_NC * gap_NC
         return grad_NC.sum(-1), grad_NC.add_(q_NC)
 
@@ -93,9 +95,11 @@ class JensenShannon(Divergence):
     def loss_and_grad(self, logp_NC: Tensor, logq_NC: Tensor) -> tuple[Tensor, Tensor]:
         """Return it and its gradient (1−β) q (log q − log m), or that of the KL at either end."""
         if self.beta in (0, 1):
+            # here the formula is 0, and so is its gradient
             end = ReverseKL() if self.beta else ForwardKL()
             return end.loss_and_grad(logp_NC, logq_NC)
         logm_NC = mixture(logp_NC, logq_NC, self.beta)
+        # what comes from m itself cancels, as βp + (1−β)q = m; Σ of the rest is the second KL
         grad_NC = (1 - self.beta) * logq_NC.exp() * (logq_NC - logm_NC)
         return self.beta * kl(logp_NC, logm_NC) + grad_NC.sum(-1), grad_NC
 
@@ -176,15 +180,19 @@ class AdaptiveKL(Divergence):
         forward_N, forward_NC = ForwardKL().loss_and_grad(logp_NC, logq_NC)
         reverse_N, reverse_NC = ReverseKL().loss_and_grad(logp_NC, logq_NC)
         loss_N = head_N * forward_N + (1 - head_N) * reverse_N
+        # reverse + head · (forward − reverse)
         return loss_N, reverse_NC.lerp(forward_NC, head_N[..., None])
 
     def head_share(self, logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
         """Return g_h / (g_h + g_t), (N,), detached; ½ where p equals q."""
+        # gaps in the order of falling p, so that the head is the first outcomes
         p_NC, order_NC = logp_NC.detach().exp().sort(dim=-1, descending=True)
         gap_NC = (p_NC - logq_NC.detach().exp().gather(-1, order_NC)).abs()
         in_head_NC = p_NC.cumsum(-1) <= self.head_mass
+        # the most likely outcome is in the head even where it alone has more than the mass
         in_head_NC[..., 0] = True
         head_N, all_N = (gap_NC * in_head_NC).sum(-1), gap_NC.sum(-1)
+        # 0/0 where p equals q
         return (head_N / all_N).nan_to_num(0.5)
 
 
@@ -231,6 +239,7 @@ class LogitMse(Divergence):
         """Return it and its gradient, 2/V times the centred gap."""
         gap_NC = logq_NC - logp_NC
         gap_NC = gap_NC - gap_NC.mean(-1, keepdim=True)
+        # subtracting the mean adds nothing to the gradient: a centred gap sums to 0
         return gap_NC.square().mean(-1), gap_NC * (2 / gap_NC.shape[-1])
 
 

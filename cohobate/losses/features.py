@@ -45,6 +45,7 @@ class TokenPositions(NamedTuple):
         from torch import unique
 
         row_N = self.positions_N // self.length
+        # numbers the rows from 0 again, without those that have no selected token
         _, row_N, count_B = unique(row_N, return_inverse=True, return_counts=True)
         tokens_ND = self.tokens(x_BSD)
         total_BD = tokens_ND.new_zeros(len(count_B), tokens_ND.shape[-1])
@@ -163,6 +164,7 @@ class ValueRelation(Feature):
             positions.queries(relations(x.reshape(*x.shape[:2], count, -1)))
             for x in (student, teacher)
         )
+        # p is 0 at later tokens: their gap is rounding of −1e9, and is left out
         p_NHS = logp_NHS.exp()
         return (p_NHS * (logp_NHS - logq_NHS).where(p_NHS > 0, 0)).sum(-1).mean(-1)
 
@@ -187,6 +189,7 @@ class RelationalDistance(Feature):
         from torch.nn.functional import smooth_l1_loss
 
         sides = [positions.row_means(x) for x in (student, teacher)]
+        # zero, but part of the graph where there are too few rows
         total = sides[0].sum() * 0
         if len(sides[0]) > 1 and self.distance:
             q, p = map(distances, sides)
@@ -244,12 +247,14 @@ def relations(x_BSHE: Tensor) -> Tensor:
     x_BHSE = x_BSHE.float().transpose(1, 2)
     scores_BHSS = x_BHSE @ x_BHSE.mT / x_BHSE.shape[-1] ** 0.5
     later_SS = scores_BHSS.new_ones(scores_BHSS.shape[-2:]).triu(1).bool()
+    # finite: a difference of two −∞ would be NaN
     masked_BHSS: Tensor = scores_BHSS.masked_fill(later_SS, -1e9)
     return masked_BHSS.log_softmax(-1)
 
 
 def distances(x_BD: Tensor) -> Tensor:
     """Return the distance of each pair of rows, divided by their mean."""
+    # each pair once, no row with itself
     first, second = x_BD.new_ones(len(x_BD), len(x_BD)).triu(1).nonzero(as_tuple=True)
     # the clamp keeps the root's derivative finite for two equal rows
     pairs = (x_BD[first] - x_BD[second]).square().sum(-1).clamp_min(1e-12).sqrt()
@@ -260,6 +265,7 @@ def angles(x_BD: Tensor) -> Tensor:
     """Return the cosine at row i of the angle between rows j and k, for all, (B, B, B)."""
     from torch.nn.functional import normalize
 
+    # [i, j]: the direction from row i to row j; zeros for i = j
     sides_BBD: Tensor = normalize(x_BD[None] - x_BD[:, None], dim=-1)
     return sides_BBD @ sides_BBD.mT
 

@@ -1,10 +1,11 @@
 """The LM head fused with the loss: no (B, S, V) tensor, and no second pass over the logits.
 
 The selected tokens are walked in chunks. The forward pass computes the logits of a chunk, its loss,
-and the gradients by hidden states and head weight, and drops the logits. The student's head costs
-two products (three where it is trained, and one more of a live teacher's head); recomputing the
-logits in the backward pass would cost one more each. The idea is that of Liger Kernel's fused
-linear cross-entropy (Hsu et al. 2024). Products run in the model's precision, softmaxes in float32.
+and the gradients with respect to the hidden states and the head's weight, and drops the logits. The
+student's head costs two matrix products a chunk, three if it is trained, and a live teacher's head
+one more; recomputing the logits in the backward pass would cost one more each. The idea is that of
+Liger Kernel's fused linear cross-entropy (Hsu et al. 2024). Products run in the model's precision,
+softmaxes in float32.
 """
 
 from collections.abc import Sequence
@@ -40,8 +41,8 @@ def fused_head_loss(
         targets: the text's tokens and the teacher's distributions at those positions.
         divisor: number of selected tokens of the whole update, over all micro-batches and workers.
         chunk_tokens: how many tokens' logits exist at once; below 256 the products are slow.
-        compiled: let torch.compile fuse what is elementwise against a live teacher; same numbers,
-            but for rounding.
+        compiled: let torch.compile fuse what is elementwise against a live teacher; results
+            differ by rounding alone.
 
     Returns:
         The loss (a scalar), and the weighted losses (N, F) of F terms, detached.
@@ -63,8 +64,9 @@ def fused_head_loss(
     return loss, losses_NF
 
 
-_IDS = 2048
-"""Rows of the head's gradient that are made at once on a CPU: they are widened in the cache."""
+_GRAD_ROWS = 2048
+"""Rows of the head's gradient that are computed at once on a CPU, so that the block is converted to
+float32 while it is in the cache."""
 
 
 class _FusedHead(torch.autograd.Function):
@@ -85,6 +87,7 @@ class _FusedHead(torch.autograd.Function):
         dtype = hidden_ND.dtype
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
+        # losses and sums of gradients are at least float32, whatever the products run in
         wide = torch.promote_types(dtype, torch.float32)
         # autocast would cast head and hidden states again in every product
         with torch.autocast(device, enabled=False):
@@ -110,7 +113,9 @@ class _FusedHead(torch.autograd.Function):
                     if block_targets.weight_N is not None:
                         block_NF = block_NF * block_targets.weight_N[:, None]
                         grad_NV.mul_(block_targets.weight_N[:, None])
+                    # a slice of a slice is a view: this writes into losses_NF
                     losses_NF[part][block] = block_NF
+                    # the divisor is the whole update's, so that micro-batches only need to be added
                     grad_NV = head.product_grad(capped_NV, grad_NV).div_(divisor)
                     if grad_V is not None:
                         grad_V += grad_NV.sum(0)
@@ -121,6 +126,7 @@ class _FusedHead(torch.autograd.Function):
                 del product_NV, chunk  # before the next ones are made
             if ctx.needs_input_grad[1] and grad_VD is None:  # no token at all
                 grad_VD = _zeros(weight_VD, wide)
+        # the backward pass only scales what is complete here
         ctx.save_for_backward(grad_ND.to(hidden_ND.dtype), grad_VD, grad_V)
         ctx.mark_non_differentiable(losses_NF)
         return losses_NF.sum() / divisor, losses_NF
@@ -131,6 +137,7 @@ class _FusedHead(torch.autograd.Function):
         # reading one scalar costs less than a copy of a gradient as large as the head
         if grad != 1:
             grads = [None if x is None else x * grad for x in grads]
+        # none for the head, terms, targets, divisor, chunk size and `compiled`
         return *grads, *[None] * 6
 
 
@@ -145,10 +152,10 @@ def _add_weight_grad(
         kept_VD, size = head.take("gradient", wide), (grad_NV.shape[1], hidden_ND.shape[1])
         total_VD = hidden_ND.new_empty(size, dtype=wide) if kept_VD is None else kept_VD
     if grad_NV.dtype == wide:
-        # beta=0 writes over whatever stands in the memory
+        # beta=0 ignores what the memory holds
         return torch.addmm(total_VD, grad_NV.T, hidden_ND, beta=0 if first else 1, out=total_VD)
     # a 16-bit product is added in float32, some ids at a time on a CPU
-    ids = _IDS if grad_NV.device.type == "cpu" else len(total_VD)
+    ids = _GRAD_ROWS if grad_NV.device.type == "cpu" else len(total_VD)
     for start in range(0, len(total_VD), ids):
         part = slice(start, start + ids)
         product_VD = grad_NV[:, part].T @ hidden_ND

@@ -34,6 +34,7 @@ class LayerMatching(nn.Module):
         self.pairs = [layer_pairs(term.layers, *depths) for term in terms]
         self.projections = nn.ModuleDict()
         self.mixes = nn.ParameterDict()
+        # of its own: the projections depend on the seed alone
         rng = torch.Generator().manual_seed(seed)
         for number, (term, pairs) in enumerate(zip(terms, self.pairs, strict=True)):
             for layer, of_teacher in pairs:
@@ -41,6 +42,7 @@ class LayerMatching(nn.Module):
                 if term.projects and widths[0] != widths[1]:
                     self.projections[name] = _linear(widths[0], widths[1], rng)
                 if len(of_teacher) > 1:
+                    # equal weights at first
                     self.mixes[name] = nn.Parameter(torch.zeros(len(of_teacher)))
 
     @property
@@ -68,6 +70,7 @@ class LayerMatching(nn.Module):
             layers = self._compare_layers(number, term, student, teacher, positions)
             loss_N = torch.stack(layers).mean(0)
             if term.balance:
+                # detached: the ratio scales the gradient and has none itself
                 loss_N = loss_N * (response / loss_N.detach().mean().clamp_min(1e-12))
             losses.append(term.weight * loss_N)
         return torch.stack(losses, -1)
@@ -92,6 +95,7 @@ class LayerMatching(nn.Module):
                 x = self.projections[name](x)
             if name in self.mixes:
                 stacked = torch.stack([teacher_layers[n - first].float() for n in of_teacher], -1)
+                # (…, layers) times a weight a layer: the mean of the teacher's layers
                 target = stacked @ self.mixes[name].softmax(-1)
             losses.append(term.compare(x, target, positions))
         return losses
@@ -119,6 +123,7 @@ def layer_pairs(layers: LayerMap, student: int, teacher: int) -> list[tuple[int,
     """
     blocks = range(1, student + 1)
     if layers == "uniform":
+        # ⌈n · teacher / student⌉: the last block with the last
         return [(n, (-(-n * teacher // student),)) for n in blocks]
     if layers == "last":
         return [(student, (teacher,))]
@@ -131,7 +136,7 @@ def layer_pairs(layers: LayerMap, student: int, teacher: int) -> list[tuple[int,
                 where="terms",
                 fix="layers: uniform",
             )
-        return [(n, (teacher - student + n,)) for n in blocks]
+        return [(n, (teacher - student + n,)) for n in blocks]  # the highest with the highest
     for of_student, of_teacher in layers:
         if not (0 <= of_student <= student and 0 <= of_teacher <= teacher):
             raise UserError(
@@ -149,5 +154,6 @@ def _pair_name(term: int, layer: int, of_teacher: Sequence[int]) -> str:
 def _linear(width: int, to: int, rng: torch.Generator) -> nn.Linear:
     linear = nn.Linear(width, to, bias=False)
     with torch.no_grad():
+        # keeps the variance of the hidden states
         linear.weight.normal_(0, width**-0.5, generator=rng)
     return linear

@@ -107,14 +107,17 @@ class LiveEnsemble(DenseTargets):
             if self.average == "probabilities":
                 value_NV = value_NV.softmax(-1)
             value_NV *= weight_N[tokens, None]
+            # made here, as the vocabulary is known once one teacher has given its logits
             if total_NV is None:
                 total_NV = value_NV.new_zeros(len(weight_N), value_NV.shape[-1])
             total_NV.index_add_(0, tokens, value_NV)
         assert total_NV is not None, "at least one teacher"
+        # a probability that underflowed to 0 has no logarithm
         return total_NV if self.average == "logits" else total_NV.clamp_min_(TINY).log_()
 
     def project(self) -> "LiveEnsemble":
         """Return the same with the product of each teacher that counts at any of the tokens."""
+        # a teacher that counts at no token stays as it is: `tempered` takes none of its rows
         teachers = tuple(
             teacher.project() if isinstance(teacher, LiveTeacher) and weight_N.any() else teacher
             for teacher, weight_N in zip(self.teachers, self.weights_NT.unbind(-1), strict=True)
@@ -136,6 +139,7 @@ def dense_loss_and_grad(
 ) -> tuple[list[Tensor], Tensor]:
     """Return losses and gradient over the whole vocabulary; both logits are divided by T."""
     logp_NV, logq_NV = teacher_NV.log_softmax(-1), logits_NV.log_softmax(-1)
+    # a progressive target: the student's share in it is detached
     logp_NV = blend(logp_NV, logq_NV, share)
     losses, hard, grad_NV = [], 0.0, None
     for term in terms:
@@ -150,13 +154,14 @@ def dense_loss_and_grad(
         term_NV = term_NV * scale if scale != 1 else term_NV
         grad_NV = term_NV if grad_NV is None else grad_NV + term_NV
     assert grad_NV is not None, "no soft term"
-    # from log q to the logits: d log q_j/d z_i = [i = j] − q_i
+    # from log q to the logits: d log q_j/d z_i = [i = j] − q_i; hard terms add hard · (q − 1[y])
     grad_NV = grad_NV.addcmul(logq_NV.exp(), hard - grad_NV.sum(-1, keepdim=True))
     return losses, subtract_labels(grad_NV, labels_N, hard)
 
 
 @cache
 def _compiled() -> Callable[..., tuple[list[Tensor], Tensor]]:
+    # dynamic: a last, shorter chunk is not compiled anew
     return torch.compile(dense_loss_and_grad, dynamic=True)
 
 

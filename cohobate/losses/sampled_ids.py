@@ -74,7 +74,9 @@ class SampledIds(SoftTargets):
             cross_entropy_N = -(share_NK * logq_NV.gather(-1, self.ids_NK)).sum(-1)
             losses.append(term.scale * (cross_entropy_N - self.entropy_N))
             soft += term.scale
+        # in place, now that no term reads log q any more
         grad_NV = logq_NV.exp_().mul_(soft * share_NK.sum(-1, keepdim=True) + hard)
+        # added, not written: id 0 fills up rows with a share of 0, and may be drawn too
         grad_NV.scatter_add_(-1, self.ids_NK, -soft * share_NK)
         hard_N1 = torch.full_like(grad_NV[:, :1], -hard)
         return losses, grad_NV.scatter_add_(-1, labels_N[:, None], hard_N1)

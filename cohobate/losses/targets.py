@@ -41,7 +41,8 @@ class Targets(NamedTuple):
         return self._replace(teacher=self.teacher and self.teacher.project())
 
     def block_tokens(self, vocabulary: int) -> int:
-        """Return over how many tokens elementwise work is done at once: what a cache holds."""
+        """Return how many tokens elementwise work takes at once: what a CPU's cache holds."""
+        # all at once on a GPU, and where a block would cut a group of aligned tokens
         on_gpu = self.labels_N.device.type != "cpu"
         if on_gpu or (self.teacher is not None and self.teacher.other_tokenizer):
             return len(self.labels_N)
@@ -76,6 +77,7 @@ class Targets(NamedTuple):
         """
         groups = defaultdict(list)
         for number, term in enumerate(terms):
+            # a hard term is at T = 1, whatever the soft ones use
             groups[1.0 if isinstance(term, Hard) else term.softmax_temperature].append(number)
         losses_NF = logits_NV.new_empty(len(logits_NV), len(terms))
         grad_NV = None
@@ -85,6 +87,7 @@ class Targets(NamedTuple):
             group = [terms[n] for n in numbers]
             losses, group_NV = self._of_temperature(scaled_NV, group, temperature, compiled)
             losses_NF[:, numbers] = torch.stack(losses, -1)
+            # chain rule: so far it is the gradient by logits / T
             group_NV = group_NV.div_(temperature) if temperature != 1 else group_NV
             grad_NV = group_NV if grad_NV is None else grad_NV.add_(group_NV)
         assert grad_NV is not None, "a loss needs at least one term"
@@ -95,6 +98,7 @@ class Targets(NamedTuple):
     ) -> tuple[list[Tensor], Tensor]:
         hard = [term for term in terms if isinstance(term, Hard)]
         if len(hard) == len(terms):
+            # no soft term: the teacher is not looked at
             return cross_entropy_and_grad(logits_NV, self.labels_N, hard)
         if self.teacher is None:
             fix = "targets: data/capture/<teacher> or models/adapt/<teacher>"
@@ -131,11 +135,12 @@ def cross_entropy_and_grad(
 ) -> tuple[list[Tensor], Tensor]:
     """Return the loss of each hard term, (N,), and the gradient of their sum, hard · (q − 1[y])."""
     max_N1 = logits_NV.amax(-1, keepdim=True)
+    # read before the logits are overwritten
     label_N1 = logits_NV.gather(-1, labels_N[:, None]) - max_N1
     exp_NV = logits_NV.sub_(max_N1).exp_()
     total_N1 = exp_NV.sum(-1, keepdim=True)
     losses = [-term.weight * (label_N1 - total_N1.log())[:, 0] for term in terms]
     hard = sum(term.weight for term in terms)
-    # a true division: Python's `hard / tensor` is a product with the reciprocal, of other bits
+    # a true division: `hard / tensor` multiplies by the reciprocal, which rounds differently
     share_N1 = torch.full_like(total_N1, hard) / total_N1
     return losses, subtract_labels(exp_NV.mul_(share_N1), labels_N, hard)

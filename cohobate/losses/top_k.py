@@ -42,6 +42,7 @@ class TopK(SoftTargets):
         """
         scaled_NK = self.logp_NK / temperature
         if tail == "renormalise":
+            # an empty bucket, so that there are K + 1 outcomes here too
             empty_N1 = torch.full_like(scaled_NK[:, :1], TINY).log()
             return torch.cat([scaled_NK.log_softmax(-1), empty_N1], -1)
         if temperature not in self.temperatures:
@@ -51,13 +52,16 @@ class TopK(SoftTargets):
                 fix=f"add {temperature:g} to capture.signals.temperatures, or use a stored one",
             )
         rest_N = self.rest_logprob_NQ[:, self.temperatures.index(temperature)]
+        # Σ p^(1/T) over these K + 1 is the sum over the vocabulary, so this softmax is the one at T
         outcomes_NC = torch.cat([scaled_NK, rest_N[:, None]], -1)
+        # finite: 0 · −∞ would be NaN in a divergence
         return outcomes_NC.log_softmax(-1).clamp_min(math.log(TINY))
 
     def label_logprobs(self, labels_N: Tensor, chunk_tokens: int) -> Tensor:
         """Return log p of given ids, (N,). An id that is not stored gets the smallest stored."""
         is_label_NK = self.ids_NK == labels_N[:, None]
         floor_N = self.logp_NK.amin(-1)
+        # at most one of the K places is the label; all others are −∞ to the maximum
         return torch.where(is_label_NK, self.logp_NK, -torch.inf).amax(-1).maximum(floor_N)
 
     def rows(self, part: slice | Tensor) -> "TopK":
@@ -82,8 +86,10 @@ class TopK(SoftTargets):
         id, and q_i (g_rest/q_rest − G) for any other.
         """
         max_N1 = logits_NV.amax(-1, keepdim=True)
+        # both are read before the logits are overwritten
         label_N1 = logits_NV.gather(-1, labels_N[:, None]) - max_N1
         stored_NK = logits_NV.gather(-1, self.ids_NK) - max_N1
+        # zeros in the places of the K ids, which have a tensor of their own: only the others remain
         exp_NV = logits_NV.sub_(max_N1).exp_().scatter_(-1, self.ids_NK, 0)
         # the rest is summed, not taken as 1 − Σ q_k, which would cancel
         rest_N1 = exp_NV.sum(-1, keepdim=True).clamp_min_(TINY)
@@ -96,12 +102,15 @@ class TopK(SoftTargets):
                 hard += term.weight
                 continue
             assert isinstance(term, Divergence)
+            # by term, as terms differ in what they do with the bucket
             logp_NC = self._outcomes_for(term, temperature).to(logq_NC.dtype)
             loss_N, term_NC = term.tempered_loss_and_grad(blend(logp_NC, logq_NC, share), logq_NC)
             losses.append(loss_N * term.scale)
             grad_NC.add_(term_NC, alpha=term.scale)
         minus_total_N1 = hard - grad_NC.sum(-1, keepdim=True)
+        # q_i = e_i / total: the others share one factor of e_i, g_rest / rest + (hard − G) / total
         grad_NV = exp_NV.mul_(grad_NC[:, -1:] / rest_N1 + minus_total_N1 / total_N1)
+        # the K ids are zeros in exp_NV: written, not added
         grad_NV.scatter_(-1, self.ids_NK, grad_NC[:, :-1] + logq_NC[:, :-1].exp() * minus_total_N1)
         return losses, subtract_labels(grad_NV, labels_N, hard)
 
@@ -147,6 +156,7 @@ class StoredEnsemble(SoftTargets):
         grad_NV = torch.zeros_like(logits_NV)
         for teacher, weight_N in zip(self.teachers, self.weights_NT.unbind(-1), strict=True):
             (tokens,) = weight_N.nonzero(as_tuple=True)
+            # an index copies: each teacher overwrites logits of its own
             teacher_losses, teacher_NV = teacher.rows(tokens).loss_and_grad(
                 logits_NV[tokens], labels_N[tokens], terms, temperature, share=share
             )

@@ -43,11 +43,13 @@ class AlignedText(NamedTuple):
         """Whether a token is the last one of its group."""
         from torch.nn.functional import pad
 
+        # a token is the last where the next one is in another group, or there is none
         return pad(self.group_N[1:] != self.group_N[:-1], (0, 1), value=True)
 
     def group_probabilities(self) -> Tensor:
         """Return the distribution of each group, (G, V)."""
         last_N = self.last_N
+        # log p of the tokens before the last one, added up by group
         label_N = self.logp_NV.gather(-1, self.ids_N[:, None])[:, 0].masked_fill(last_N, 0)
         before_G = label_N.new_zeros(int(last_N.sum())).index_add(0, self.group_N, label_N)
         p_GV: Tensor = (self.logp_NV[last_N] + before_G[:, None]).exp()
@@ -94,6 +96,7 @@ class Uld(Section):
         if self.shared == "sorted":
             return by_rank(q_GV, p_GV)
         shared_G = self._jensen_shannon(p_GV[:, shared_ids[1]], q_GV[:, shared_ids[0]])
+        # w: the shared part of the teacher's vocabulary
         share = len(shared_ids[0]) / p_GV.shape[-1]
         rest = (_without(x, ids) for x, ids in zip((q_GV, p_GV), shared_ids, strict=True))
         return share * shared_G + (1 - share) * by_rank(*rest)
@@ -139,12 +142,14 @@ def align(
     """
     # ends within a character get a fraction of each side's own, so that no two of them are equal
     ends = [_ends(student, 0.5), _ends(teacher, 0.25)]
+    # a group ends at each of these; the tokens behind the last one belong to the last group
     common = sorted(set(ends[0]) & set(ends[1]))
     numbers: list[list[int]] = []
     for side in ends:
         side_numbers, group = [], 0
         for end in side:
             side_numbers.append(min(group, len(common) - 1))
+            # a token that reaches the next common end is the last of its group
             group += group < len(common) and end >= common[group]
         numbers.append(side_numbers)
     return numbers[0], numbers[1]
@@ -152,6 +157,7 @@ def align(
 
 def _ends(spans: Sequence[tuple[int, int]], inner: float) -> list[float]:
     starts = [start for start, _ in spans[1:]] + [1 << 60]
+    # a token that the next one overlaps ends inside a character: its end is moved inwards
     return [
         end if start >= end else end - inner for (_, end), start in zip(spans, starts, strict=True)
     ]

@@ -38,6 +38,7 @@ class Dpo(Phase):
     def _learns_pairs(self) -> "Dpo":
         if self.targets != self.rows:
             raise ValueError(f"dpo learns pairs: targets must be the rows' file, {self.rows}")
+        # a stage of this project writes pairs below data/preferences alone
         folders = PurePosixPath(self.rows).parts
         if folders[0] == "data" and folders[1:2] != ("preferences",):
             raise ValueError(
@@ -67,6 +68,7 @@ class Dpo(Phase):
             self.examples(tokenizer, [_row(pair, side, n) for n, pair in enumerate(rows)])
             for side in ("chosen", "rejected")
         )
+        # `examples` leaves out long answers: a pair needs both of its sides
         both = {row.key for row in chosen} & {row.key for row in rejected}
         chosen, rejected = ([row for row in x if row.key in both] for x in (chosen, rejected))
         loss_fn = PreferenceLoss(

@@ -93,6 +93,7 @@ class Kd(Phase):
             seed=seed,
             label=label,
             target_source=target_source,
+            # with a live teacher the ids of both; its head may be padded to another width
             vocabulary=target_source.vocabulary
             if isinstance(target_source, LiveSource)
             else len(tokenizer),
@@ -114,6 +115,7 @@ class Kd(Phase):
             UserError: they do not fit the student or the rows, or the terms need others.
         """
         folders = self.teacher_folders(seed)
+        # a model has config.json, a signal store has signals.json
         if all((folder / "config.json").is_file() for folder in folders.values()):
             if self.crosses_tokenizers:
                 return self._cross_tokenizer(folders, tokenizer, rows, examples)
@@ -152,6 +154,9 @@ class Kd(Phase):
 
         for term in self.live_terms:
             raise self.needs_live(term)
+        # stores hold a part of each distribution. Forward KL has a gradient that is linear in the
+        # target, so that of the mixture is the weighted mean of the teachers'; other divergences
+        # need the mixture itself
         soft = [term.type for term in self.responses if term.type not in ("hard", "forward_kl")]
         if (
             self.teachers
@@ -186,6 +191,7 @@ class Kd(Phase):
     ) -> "CrossTokenizerSource":
         from cohobate.teachers.cross_tokenizer import CrossTokenizerSource
 
+        # other divergences need one vocabulary
         others = [t.type for t in self.terms if not isinstance(t, Uld | Hard)]
         if others or len(folders) > 1 or self.progressive:
             raise UserError(
@@ -233,12 +239,14 @@ class Kd(Phase):
             name: map_vocabulary(tokenizer, theirs, str(folders[name]))
             for name, (_, theirs) in loaded.items()
         }
+        # the ids that all teachers have; `check_ids` refuses rows with others
         vocabulary = min(count for count, _ in vocabularies.values())
         check_ids(examples, vocabulary)
         teachers = {name: teacher for name, (teacher, _) in loaded.items()}
         matching = None
         if self.features:
             matching = LayerMatching(self.features, model, next(iter(teachers.values())), seed)
+        # None: the teacher numbers its tokens as the student does
         teacher_ids = {name: ids for name, (_, ids) in vocabularies.items() if ids is not None}
         return LiveSource(
             teachers,

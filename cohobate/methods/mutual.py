@@ -56,6 +56,7 @@ class Mutual(SingleProcess):
             raise ValueError(
                 "mutual needs a hard term (the rows' answers) and a soft one (the peers)"
             )
+        # peers with a jitter differ in any case: each draws its own
         starts = [(peer.keep_layers, peer.jitter > 0) for peer in self.peers]
         if any(starts.count(start) > 1 for start in starts if not start[1]):
             raise ValueError("two peers start the same and would stay the same: give one a jitter")
@@ -83,9 +84,11 @@ class Mutual(SingleProcess):
         examples = self.examples(tokenizer, rows)
         others = [self.load_layers(seed, peer.keep_layers)[0] for peer in self.peers[1:]]
         for number, peer in enumerate(self.peers):
+            # another seed for each peer, and no two equal over the phase's seeds
             _jitter([model, *others][number], peer.jitter, seed * len(self.peers) + number)
         longest = max((len(row.ids) for row in examples), default=0)
         with ExitStack() as stack:
+            # `fit` makes the first peer ready itself
             for other in others:
                 check_head(other)
                 stack.enter_context(training_setup(other, self, longest, seed))

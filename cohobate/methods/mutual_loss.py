@@ -57,6 +57,7 @@ class MutualLoss(ModelLoss):
         """Return the first peer's loss, with the gradients of all, and its losses (N, F)."""
         hidden = [forward(peer, ids_BS, positions_N).last_hidden_ND for peer in self.peers]
         heads = [Head.of(peer, self.vocabulary) for peer in self.peers]
+        # detached: a peer is not trained to be easy to imitate
         taught = [
             LiveTeacher(h_ND.detach().to(self._dtype(h_ND)), head)
             for h_ND, head in zip(hidden, heads, strict=True)
@@ -66,9 +67,8 @@ class MutualLoss(ModelLoss):
             others = taught[:n] + taught[n + 1 :] if self.imitates[n] else []
             found.append(self._loss(hidden_ND, head, targets, others, divisor))
         (loss, losses_NF), *rest = found
-        beside = sum(
-            other - other.detach() for other, _ in rest
-        )  # adds a gradient, and nothing to the value
+        # adds the other peers' gradients, and nothing to the value
+        beside = sum(other - other.detach() for other, _ in rest)
         return loss + beside, losses_NF
 
     def _loss(
@@ -82,6 +82,7 @@ class MutualLoss(ModelLoss):
         total = hidden_ND.new_zeros(())
         losses_NF = hidden_ND.new_zeros(len(hidden_ND), len(self.terms), dtype=torch.float32)
         for number, teacher in enumerate(others or [None]):
+            # one pass for each teacher: hard terms count in the first alone, soft terms in all
             columns = [
                 n
                 for n, term in enumerate(self.terms)
@@ -105,6 +106,7 @@ class MutualLoss(ModelLoss):
     def _share(term: Term, others: int) -> Term:
         if not isinstance(term, Divergence) or others < 2:
             return term
+        # each of the passes adds its share: together they are the mean over the others
         return term.model_copy(update={"weight": term.weight / others})
 
     @staticmethod

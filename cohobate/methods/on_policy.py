@@ -48,6 +48,7 @@ class OnPolicy(SingleProcess):
                 "on_policy needs a live teacher, as the student generates its rows: targets must "
                 f"be a checkpoint such as models/adapt/main, not {self.targets}"
             )
+        # an update that replays draws all its rows from the buffer, without repetition
         if 0 < self.sampling.replay < self.batch_size:
             raise ValueError("sampling.replay must hold the answers of one update at least")
         whole = self.adapter.type == "full" and self.quantisation.type == "none"
@@ -72,9 +73,11 @@ class OnPolicy(SingleProcess):
         from cohobate.methods.rollouts import StudentRollouts
         from cohobate.training.trainer import fit
 
+        # prompts without an answer are of use where no update learns from given answers
         examples = self.prompts(tokenizer, rows) if self._own_text_alone else None
         if examples is None:
             examples = self.examples(tokenizer, rows)
+        # the adaptive share is decided by rows that are not trained on
         held_out = examples[: self.student_text.held_out]
         examples = examples[len(held_out) :]
         text = StudentRollouts(
@@ -84,6 +87,7 @@ class OnPolicy(SingleProcess):
             self.student_text,
             seed=seed,
             updates=self.updates_over(len(examples)),
+            # DistiLLM-2 contrasts given answers with the student's, within each update
             mix_given=any(term.type == "distillm2" for term in self.terms),
             autocast=self.number_format == "bfloat16",
             held_out=held_out,
@@ -114,6 +118,7 @@ class OnPolicy(SingleProcess):
     def prompts(self, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> "list[Example]":
         """Return the rows without their answers: none is used where every update is on-policy."""
         blank = [row.model_copy(update={"answer": ""}) for row in rows]
+        # prompt and longest answer together are within max_tokens
         longest = self.max_tokens - self.sampling.decoding.max_tokens
         return [
             replace(example, ids=example.ids[: example.prompt_length])
@@ -139,12 +144,14 @@ class OnPolicy(SingleProcess):
             folder, precision=self.precision, device=checkpoints.accelerator()
         )
         shared, ids = map_vocabulary(tokenizer, theirs, str(folder))
+        # the student may generate any of its ids, and the teacher reads them
         if shared < len(tokenizer):
             raise UserError(
                 f"the student has {len(tokenizer)} token ids, of which the teacher has {shared}",
                 where=f"{folder}, and models/{self.start}",
                 fix="init_student: a student with the teacher's tokenizer",
             )
+        # None: the teacher numbers its tokens as the student does
         numbers = {} if ids is None else {folder.name: ids}
         prefix_P = common_prefix(examples)
         return LiveSource(

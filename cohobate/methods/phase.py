@@ -104,6 +104,7 @@ class Phase(Hyperparameters):
         model, tokenizer = checkpoints.load(self.start_folder(seed))
         if layers is not None:
             depth = len(layer_stack(model))
+            # positions count in the checkpoint that is loaded, which may have lost layers before
             keep_layers(model, layer_positions(layers, depth, "train.<phase>.keep_layers"))
         return model, tokenizer
 
@@ -144,6 +145,7 @@ class Phase(Hyperparameters):
         from cohobate.data.tokenized import encode_all
 
         examples = examples_of(rows, encode_all(tokenizer, rows), self.max_tokens)
+        # a misspelt name would leave the weight of its target at 1
         targets = {example.target for example in examples if example.target}
         if unknown := sorted(set(self.target_weights) - targets):
             raise UserError(

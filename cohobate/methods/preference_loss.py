@@ -113,7 +113,9 @@ class PreferenceLoss(ModelLoss):
         """Return Σ losses / divisor, and each token's share of its pair's losses, (N, F)."""
         hidden_ND, row_N = self._read(ids_BS, positions_N)
         logp_B = self._answer_logprobs(hidden_ND, row_N, labels_N, len(ids_BS))
+        # tokens of each answer, for the losses that are means over them
         tokens_B = torch.bincount(row_N, minlength=len(ids_BS))
+        # B numbers: this graph ends at the sums, and is gone with this block
         with torch.enable_grad():
             logp_B.requires_grad_()
             pairs = self._pairs(logp_B, teacher_inputs["reference_B"], tokens_B)
@@ -124,7 +126,8 @@ class PreferenceLoss(ModelLoss):
             hidden_ND,
             self._head_of_model(),
             [Hard()],
-            Targets(labels_N, weight_N=-grad_B[row_N]),  # cross-entropy is −log p
+            # cross-entropy is −log p: a token's weight is minus the gradient of its row's sum
+            Targets(labels_N, weight_N=-grad_B[row_N]),
             divisor=divisor,
             chunk_tokens=self.chunk_tokens,
         )
@@ -132,9 +135,11 @@ class PreferenceLoss(ModelLoss):
         # the surrogate adds its gradient, and nothing to the value
         loss = losses_BF.sum() / divisor + surrogate - surrogate.detach()
         tokens_B = pairs.chosen_tokens_B + pairs.rejected_tokens_B
+        # rows b and b + B/2 are one pair: their tokens share its losses evenly
         return loss, (losses_BF / tokens_B[:, None])[row_N % len(losses_BF)]
 
     def _pairs(self, logp_B: Tensor, reference_B: Tensor, tokens_B: Tensor) -> PairLogprobs:
+        # the first half of a micro-batch is chosen, the second rejected
         chosen_B, rejected_B = logp_B.chunk(2)
         reference_chosen_B, reference_rejected_B = reference_B.chunk(2)
         chosen_tokens_B, rejected_tokens_B = tokens_B.chunk(2)
@@ -179,6 +184,7 @@ class PreferenceLoss(ModelLoss):
     def _note(self, pairs: PairLogprobs) -> None:
         margin_B = pairs.margin_B
         figures = torch.stack([(margin_B > 0).float().mean(), margin_B.mean()])
+        # workers have as many pairs each, so the mean of their means is the mean
         means = processes.all_reduce_sum(figures) / processes.world_size()
         for name, value in zip(self.metrics, means.tolist(), strict=True):
             self.metrics[name].append(value)

@@ -125,8 +125,10 @@ class ReferenceLogprobs:
             batch = data[number]
             names = ("ids_BS", "positions_N", "labels_N")
             logp_B = answer_logprobs(*(batch[name].to(device) for name in names))
+            # chosen answers are the first half of each micro-batch
             parts.append(logp_B.cpu().view(2, -1))
         logp_2N = torch.empty(2, len(self.chosen))
+        # each worker computed its own pairs; all of them get the whole
         for pairs, logps in processes.all_gather((own, torch.cat(parts, -1) if parts else None)):
             if logps is not None:
                 logp_2N[:, pairs] = logps
@@ -146,5 +148,6 @@ def pair_batches(
         rows.append([])
         for start in range(0, len(batch), size):
             pairs = batch[start : start + size]
+            # rejected answers follow all chosen ones in the list below
             rows[-1] += [*pairs, *(len(chosen) + pair for pair in pairs)]
     return MicroBatches([*chosen, *rejected], rows, 2 * size, reference)

@@ -67,6 +67,7 @@ class TransformersGenerator:
             for numbers in plan_batches(requests, decoding, batching, near=SPREAD):
                 batch = [requests[n] for n in numbers]
                 decoded = decode_batch(self.model, batch, decoding, self.stop, batching)
+                # batches are sorted by length: `numbers` leads back to the order of the requests
                 completions |= zip(numbers, decoded, strict=True)
         return [completions[n] for n in range(len(requests))]
 
@@ -102,6 +103,7 @@ class VllmGenerator:
                 model,
                 Accelerator(),
                 tokenizer,
+                # vLLM in this process, on the GPU of the training
                 mode="colocate",
                 gpu_memory_utilization=settings.memory,
                 temperature=decoding.temperature,
@@ -119,6 +121,7 @@ class VllmGenerator:
             Completion(
                 list(ids),
                 "stop" if ids and ids[-1] in self.stop else "length",
+                # one candidate a position: the token that was drawn
                 sum(each[0] for each in logs) / len(logs) if logs else None,
                 [],
             )

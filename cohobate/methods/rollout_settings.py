@@ -51,6 +51,7 @@ class AdaptiveShare(Section):
 
     def next_share(self, share: float, losses: Sequence[float]) -> float:
         """Return the share of on-policy updates from here on, given the held-out losses so far."""
+        # the first check has no loss to compare with
         if len(losses) == 1:
             return self.start
         rose = losses[-1] > losses[-2] + self.tolerance

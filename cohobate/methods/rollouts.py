@@ -64,6 +64,7 @@ class StudentRollouts:
         student's, so that the update has as many rows as any other.
         """
         self._update_share(update)
+        # a generator for each update: a resumed run draws the same
         rng = random.Random(f"{self.seed}/on-policy/{update}")
         draw = rng.random()
         if draw >= self.share:
@@ -73,6 +74,7 @@ class StudentRollouts:
         full = self.sampling.replay > 0 and len(self.buffer) == self.sampling.replay
         if full and draw >= self.share * (1 - update / self.updates):
             self.counts["updates on replayed text"] += 1
+            # as many answers as new text would have
             own = rng.sample(list(self.buffer), min(len(given or planned), len(self.buffer)))
         else:
             self.counts["updates on new text"] += 1
@@ -119,6 +121,7 @@ class StudentRollouts:
         if answer.finish == "length":
             self.counts["unfinished answers"] += 1
             masked = self.sampling.unfinished == "mask"
+        # a masked answer counts as prompt: it has no completion token, and no loss
         start = len(ids) if masked else row.prompt_length
         return replace(row, ids=ids, prompt_length=start, by_student=True)
 
@@ -142,6 +145,7 @@ class StudentRollouts:
         with autocast_for(self.model, self.autocast):
             for number in range(len(data)):
                 batch = {k: tensor.to(self.model.device) for k, tensor in data[number].items()}
+                # each part is divided by the tokens of all parts: the sum is the mean
                 total += float(loss_fn(**batch, divisor=tokens)[0])
         self.model.train(training)
         return total

@@ -82,7 +82,9 @@ class SftTuning(Hyperparameters):
             say(f"{len(rows) - len(examples)} rows are too long, or have no answer: left out")
         vocabulary = len(tokenizer)
         provenance = provenance | {"number_format": self.number_format}
+        # provenance has the params and the source's fingerprint
         decided_by = (provenance, checkpointing.content_hash(LABELLED))
+        # a folder below .cohobate/training, such as adapt@main
         name = label.replace(" ", "@")
         with checkpointing.resumable(name, *decided_by):
             fit(model, examples, [Hard()], self, seed=self.seed, label=label, vocabulary=vocabulary)

@@ -53,6 +53,7 @@ def train_seeds(folder: Path, phase: Method, seeds: list[int]) -> None:
         say(f"{item}, seed {seed}: loss {losses[-1]:.4f} over the last updates")
     summary["final_loss"] = round(fmean(losses), 4)
     write_json(folder / "summary.json", summary)
+    # only now: after a kill the seeds that were finished resume too, at their last checkpoint
     checkpointing.delete_checkpoints(_run_name(folder))
 
 
@@ -80,6 +81,7 @@ def _train(folder: Path, phase: Phase, seed: int) -> PhaseResult:
     rows = rows_of(Path(phase.rows))
     with checkpointing.resumable(f"{_run_name(folder)}/seed-{seed}", *phase.decided_by(seed)):
         trained = phase.train(model, tokenizer, rows, seed=seed, label=f"train {item}, seed {seed}")
+    # after training the weights are the same in all workers
     if processes.rank() == 0:
         checkpoint = folder / f"seed-{seed}"
         provenance = {

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PROVENANCE = "provenance.json"
 _PARTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
-# Where a model was loaded from, and how: it would make the same model another one elsewhere.
+# Where a model was loaded from, and how. Kept, it would give one model several fingerprints.
 _PLACES = ("_name_or_path", "name_or_path", "_model_name_or_path", "_commit_hash")
 _VOLATILE = (*_PLACES, "is_local", "local_files_only")
 
@@ -43,6 +43,7 @@ def load(
     """
     from transformers.utils import logging
 
+    # other folders, such as those of the hub, have no manifest
     if (folder / MANIFEST).exists():
         verify(folder)
     logging.disable_progress_bar()
@@ -92,6 +93,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     vocabulary = tokenizer.get_vocab()
     if tokenizer.eos_token not in vocabulary:
         tokens = tokenizer.convert_ids_to_tokens(_shipped_eos(folder, len(vocabulary)))
+        # of several tokens, the one that the chat template has is what ends an answer
         in_template = [t for t in tokens if t and t in str(tokenizer.chat_template)]
         tokenizer.eos_token = next(iter([*in_template, *filter(None, tokens)]), None)
     return tokenizer

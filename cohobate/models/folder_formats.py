@@ -1,8 +1,8 @@
 """Formats of model folders: what a folder or file holds where it is not safetensors of a model.
 
 Hubs and disks hold the same model in many forms: GGUF, LoRA adapters, pickles, ONNX, quantised
-weights, shards of which one is missing. Each is told from its files alone, before anything is
-loaded, and refused with what turns it into a folder that can be.
+weights, shards of which one is missing. Each is recognised by its files alone, before anything is
+loaded, and refused with a command or hint that leads to a folder which can be loaded.
 """
 
 import json
@@ -46,6 +46,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         UserError: says what the folder holds, and what to do with it.
     """
+    # from the most specific: an adapter or quantised weights come with files of a whole model too
     _check_place(folder)
     _check_adapter(folder)
     config = _json(folder / "config.json") if (folder / "config.json").exists() else None
@@ -91,6 +92,7 @@ def _check_place(folder: Path) -> None:
     if not any(folder.iterdir()):
         raise _refused("the folder is empty", folder, "download the model into it, or name another")
     for path in sorted(folder.iterdir()):
+        # a clone without git-lfs has small text files in place of the large ones
         if path.is_file() and path.stat().st_size < 1024 and _starts(path, _POINTER):
             fetch = f"git -C {shlex.quote(str(folder))} lfs pull"
             raise _refused(f"{path.name} is a git-lfs pointer, not the file itself", folder, fetch)
@@ -114,6 +116,7 @@ def _check_quantisation(config: dict[str, Any], folder: Path) -> None:
     text = config.get("text_config") or {}
     given = config.get("quantization_config") or text.get("quantization_config")
     if given is None and isinstance(config.get("quantization"), dict):
+        # MLX names the section so
         given = {"quant_method": "MLX"} | config["quantization"]
     if given is None:
         return
@@ -152,7 +155,7 @@ def _check_shards(folder: Path) -> None:
 
 
 def _index(folder: Path) -> dict[str, str]:
-    """Return the file of each weight, by the index of a model that lies in several."""
+    """Return the file of each weight, by the index of a model in several files."""
     found = _json(folder / INDEX).get("weight_map")
     if not isinstance(found, dict) or not found:
         raise _refused(f"{INDEX} names no weights", folder, "download it again")
@@ -160,7 +163,7 @@ def _index(folder: Path) -> dict[str, str]:
 
 
 def _nearby(folder: Path) -> str:
-    """Return a hint at a model that lies below the folder; nothing where there is none."""
+    """Return a hint at a model in a folder below; empty where there is none."""
     below: Iterator[Path] = (
         path.parent
         for depth in ("*", "snapshots/*", "*/*")

@@ -38,7 +38,7 @@ def resolve(model: str, revision: str = "") -> Path:
         revision: branch, tag or commit on the hub; empty takes its main branch.
 
     Raises:
-        UserError: there is no such model, or no way to it.
+        UserError: there is no such model, or it cannot be fetched.
     """
     folder = Path(model).expanduser()
     if model == PACKAGED:
@@ -49,6 +49,7 @@ def resolve(model: str, revision: str = "") -> Path:
         return _from_gguf(folder)
     if folder.is_file():
         check_file(folder)
+    # a path that is not there: no id of the hub looks so
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UserError("there is no such folder", where=model)
     return _from_hub(model, revision)
@@ -67,7 +68,7 @@ def resolve_path(path: str) -> Path:
     folder = Path(path)
     if folder == Path(packaged.SMOLLM2):
         return _packaged()
-    if folder.suffix == ".py":  # what stood for the packaged model before
+    if folder.suffix == ".py":  # older params name the packaged model so
         raise UserError(
             "a Python file does not name a model",
             where=path,
@@ -150,7 +151,7 @@ def _from_gguf(file: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             _save_gguf(file, folder, {"sha256": sha256, "file": file.name})
-        except Exception as error:  # readers of GGUF raise what they please
+        except Exception as error:  # readers of GGUF raise errors of any class
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UserError(
                 f"cannot read the GGUF file: {reason}",
@@ -164,6 +165,7 @@ def _from_gguf(file: Path) -> Path:
 def _converted(folder: Path, convert: Callable[[Path], None]) -> Path:
     """Return a folder of the cache; it is made where it is not there, or damaged."""
     with file_lock(folder.with_name(f"{folder.name}.lock")):
+        # whoever waited for the lock finds the folder here
         if folder.exists():
             try:
                 sealed_folder.verify(folder)
@@ -183,7 +185,7 @@ def file_lock(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EROFS):
             raise
-        file = None  # what is there can be read, and nobody changes it
+        file = None  # nobody can change what is there: reading needs no lock
     with file or nullcontext():
         if file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -212,7 +214,7 @@ def _save_gguf(file: Path, folder: Path, provenance: dict[str, Any]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with redirect_stderr(io.StringIO()):  # its progress bar knows no other way off
+    with redirect_stderr(io.StringIO()):  # its progress bar has no switch
         model = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
@@ -232,4 +234,5 @@ def _forget_beyond(tokenizer: Any, rows: int) -> None:
     kept = [token for token in content["added_tokens"] if token["id"] < rows]
     if len(kept) < len(content["added_tokens"]):
         content["added_tokens"] = kept
+        # a fast tokenizer has no public way to lose added tokens
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))

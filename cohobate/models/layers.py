@@ -13,7 +13,7 @@ def body_of(model: Any) -> Any:
     decoder = model.get_decoder()
     if decoder is not model:
         return decoder
-    # transformers gives the model itself where the prefix of its weights names no module (Llama 4)
+    # transformers returns the model itself where its prefix of weights names no module (Llama 4)
     return getattr(model, "model", model)
 
 

@@ -54,6 +54,7 @@ class Head:
         weight_VD, bias_V = linear.weight, getattr(linear, "bias", None)
         rows = min(len(weight_VD), finish.rows, vocabulary or len(weight_VD))
         whole = rows == len(weight_VD)
+        # a packed layer multiplies with all ids, and adds its bias itself
         packed = linear if whole and bias_V is None and hasattr(linear, "packed_from") else None
         if not whole:
             weight_VD = weight_VD[:rows]
@@ -65,18 +66,18 @@ class Head:
         return {}
 
     def keep(self, what: str, tensor: Tensor) -> None:
-        """Keep memory as large as the head to be written again: on a CPU fresh memory is dear."""
+        """Keep memory as large as the head to be written again: on a CPU fresh memory is slow."""
         if tensor.device.type == "cpu":
             self._kept[what, tensor.dtype] = tensor
 
     def take(self, what: str, dtype: torch.dtype) -> Tensor | None:
-        """Return memory that was kept, whatever stands in it; the caller has it alone."""
+        """Return memory that was kept, its content undefined; it is then the caller's alone."""
         return self._kept.pop((what, dtype), None)
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight in the dtype of the products, until it is asked for again.
+        """Return the weight in the dtype of the products; valid until the next call.
 
-        A frozen one is cast only once; one that learns is cast anew, to where it was.
+        A frozen one is cast only once; one that learns is cast anew, into the same memory.
         """
         weight_VD = self.weight_VD.detach()
         if weight_VD.dtype == dtype:
@@ -86,6 +87,7 @@ class Head:
             cast_VD = weight_VD.to(dtype)
         elif self.weight_VD.requires_grad:
             cast_VD.copy_(weight_VD)
+        # a learning one is kept on a CPU alone, where fresh memory is slow
         if not self.weight_VD.requires_grad or cast_VD.device.type == "cpu":
             self._kept["cast", dtype] = cast_VD
         return cast_VD
@@ -115,6 +117,7 @@ class Head:
     def product_grad(self, logits_NV: Tensor, grad_NV: Tensor) -> Tensor:
         """Carry d loss/d logits (changed in place) back to the product's result."""
         if self.softcap:
+            # the derivative of cap · tanh(x / cap), from the capped logits
             grad_NV *= 1 - (logits_NV / self.softcap) ** 2
         return grad_NV.mul_(self.scale) if self.scale != 1 else grad_NV
 
@@ -162,7 +165,7 @@ def _finish_of(model: Any) -> _Finish:
 
 @torch.no_grad()
 def _measured(model: Any) -> _Finish | None:
-    """Measure on two passes what lies between the body and the logits; None: no `_Finish` does it.
+    """Measure in two passes what a model does between body and logits; None: no `_Finish` has it.
 
     In the second pass the head's output is replaced by a ramp, whatever the weights are: so that a
     factor and a cap show wherever they are.
@@ -181,6 +184,7 @@ def _measured(model: Any) -> _Finish | None:
             hidden_BSD, product_BSV = seen.hidden, seen.product
             if hidden_BSD is None or product_BSV is None:
                 return None
+            # cubed: many small values, where a cap is straight, and large ones, where it bends
             seen.ramp = 90 * torch.linspace(-1, 1, product_BSV.shape[-1], device=ids_BS.device) ** 3
             ramp_BSV = seen.ramp.to(product_BSV.dtype).expand(product_BSV.shape)
             after_BSV = model(input_ids=ids_BS, use_cache=False).logits
@@ -189,12 +193,14 @@ def _measured(model: Any) -> _Finish | None:
     finally:
         for handle in handles:
             handle.remove()
+    # fewer than the weight has, where the model cuts off the ids of padding
     rows = logits_BSV.shape[-1]
     after = _behind(model.config.get_text_config(), ramp_BSV[..., :rows], after_BSV)
     if after is None:
         return None
     bias_V = getattr(linear, "bias", None)
     plain_BSV = hidden_BSD.to(linear.weight.dtype) @ linear.weight.T
+    # in front of the head: h itself may be scaled (MiniCPM); with a bias that is no plain factor
     before = 1.0
     if bias_V is None:
         before = _factor(model.config.get_text_config(), plain_BSV, product_BSV)
@@ -235,6 +241,7 @@ class _Seen:
 def _behind(config: Any, ramp: Tensor, after: Tensor) -> tuple[float, float | None] | None:
     """Return factor and cap that turn a ramp into what a model made of it; None: no such pair."""
     caps = [cap for name in _CAPS if (cap := getattr(config, name, None))]
+    # a configured cap first: without one, no factor fits a bent ramp
     for cap in [*caps, None]:
         # where a cap bends little, the factor shows
         straight = slice(None) if cap is None else ramp.abs().amax(0).amax(0) < cap / 20
@@ -251,17 +258,19 @@ def _factor(config: Any, before: Tensor, after: Tensor) -> float:
     """Return the factor between two tensors: the configuration's own figure where it is one."""
     x, y = before.double().flatten().nan_to_num(), after.double().flatten().nan_to_num()
     square = float(x @ x)
+    # least squares: the factor a that makes |a x − y| smallest
     measured = float(x @ y) / square if square else 1.0
     given = [getattr(config, name, None) for name in _FACTORS]
     figures = [float(value) for value in given if isinstance(value, int | float) and value]
     for figure in (1.0, *figures, *(1 / value for value in figures)):
+        # 16-bit products are off by less than 2 %; the given figure is exact
         if abs(measured - figure) <= 0.02 * abs(figure):
             return figure
     return measured
 
 
 def _alike(ours: Tensor, theirs: Tensor) -> bool:
-    # nan_to_num: weights that are not finite are another mistake, and told elsewhere
+    # nan_to_num: weights that are not finite are another mistake, and reported elsewhere
     bound = 1e-3 if theirs.dtype in {torch.float32, torch.float64} else 3e-2
     ours, theirs = ours.double().nan_to_num(), theirs.double().nan_to_num()
     return torch.allclose(ours, theirs, rtol=bound, atol=bound)

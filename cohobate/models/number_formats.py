@@ -156,7 +156,7 @@ def _of_cuda() -> Native:
     import torch
 
     capabilities = [torch.cuda.get_device_capability(n) for n in range(torch.cuda.device_count())]
-    if not capabilities:  # asked for by a process without GPU, for workers that have one
+    if not capabilities:  # a process without a GPU decides for workers that have one
         return Native("bfloat16", "as GPUs have it since compute capability 8.0")
     major, minor = min(capabilities)
     said = f"compute capability {major}.{minor}"
@@ -205,10 +205,12 @@ def _publish(path: Path, speeds: Mapping[str, float]) -> None:
     """Write the figures, whole or not at all; the first of several processes wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if _read(path) is None:
+        # a file that cannot be read is replaced
         path.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(speeds, indent=2, sort_keys=True) + "\n")
     try:
+        # unlike a rename, a link never replaces the file of another process
         path.hardlink_to(partial)
     except FileExistsError:
         pass
@@ -227,9 +229,11 @@ def measure() -> dict[str, float]:
         name: [x.to(getattr(torch, name)) for x in (rows_NI, weight_OI)] for name in BYTES
     }
     best, threads = dict.fromkeys(BYTES, math.inf), torch.get_num_threads()
+    # figures of one core, as workers differ in their number of threads
     torch.set_num_threads(1)
     with torch.inference_mode():
         for turn in range(5):  # the first is warm-up
+            # in turns: what disturbs the machine slows both formats
             for name, pair in factors.items():
                 start = time.perf_counter()
                 F.linear(*pair)

@@ -87,6 +87,7 @@ class Judge(Section):
         greedy = Decoding(max_tokens=self.max_tokens)
 
         def generate(conversations: Sequence[tuple[Message, ...]]) -> list[str]:
+            # a base model has no turns: it continues the text
             plain = not tokenizer.chat_template
             prompts = [f"{prompt_text(c)}\n" if plain else c for c in conversations]
             replies = [""] * len(prompts)
@@ -105,6 +106,7 @@ class Judge(Section):
         conversations = [
             self._conversation(_COMPARE, prompt, [("first answer", a), ("second answer", b)])
             for prompt, first, second in comparisons
+            # two conversations in a row: as given, then swapped
             for a, b in ((first, second), (second, first))
         ]
         replies = [parse_reply(reply, ComparisonReply) for reply in generate(conversations)]
@@ -159,5 +161,6 @@ def count_outcomes(outcomes: Sequence[Outcome]) -> dict[str, int]:
 def _outcome(in_order: ComparisonReply | None, swapped: ComparisonReply | None) -> Outcome:
     if in_order is None or swapped is None:
         return "no verdict"
+    # the second conversation has the answers in reverse order
     unswapped = {"first": "second", "second": "first", "tie": "tie"}[swapped.better]
     return in_order.better if in_order.better == unswapped else "inconsistent"

@@ -60,6 +60,7 @@ class TokenF1(AnswerScore):
         if not words or not expected:
             return float(words == expected)
         shared = (words & expected).total()
+        # 2 P R / (P + R), with P = shared / words and R = shared / expected
         return 2 * shared / (words.total() + expected.total())
 
 
@@ -115,6 +116,7 @@ def _rouge(stemmer: bool) -> Any:
 def _sacrebleu(name: str) -> Any:
     from sacrebleu import metrics
 
+    # short answers have no 4-grams: effective order leaves out what they cannot have
     return metrics.BLEU(effective_order=True) if name == "BLEU" else metrics.CHRF()
 
 

@@ -50,6 +50,7 @@ class RewardModel:
             raise UserError(
                 f"cannot load the reward model: {error}", where=str(folder), fix=fix
             ) from error
+        # transformers fills a head that is not in the files with random weights
         if model.config.num_labels != 1 or loaded["missing_keys"]:
             raise UserError(
                 "not a reward model: it needs one output and a trained head",

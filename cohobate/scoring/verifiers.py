@@ -67,6 +67,7 @@ class Numeric(Section):
         numbers = _NUMBER.findall(answer)
         if not numbers:
             return None
+        # U+2212 is the minus sign of typeset text
         digits = format(Decimal(numbers[-1].replace(",", "").replace("\u2212", "-")), "f")
         plain = digits.rstrip("0").rstrip(".") if "." in digits else digits
         return "0" if plain in ("-0", "") else plain

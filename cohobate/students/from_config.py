@@ -30,6 +30,7 @@ def parameters_after_cut(
     keep_layers(model, positions)
     if widths:
         keep_any(model, *widths)
+    # the cut model must be what its configuration makes: else it could not be loaded again
     cut = {name: weight.shape for name, weight in model.state_dict().items()}
     try:
         made = {name: w.shape for name, w in _empty(model.config).state_dict().items()}
@@ -73,6 +74,7 @@ def random_model(
     derived = {"layer_types", "head_dim"} - set(sizes)  # from the sizes, unless they were given
     kept = {name: value for name, value in fields.items() if name not in derived}
     try:
+        # the caller's random numbers stay as they are
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(seed)
             smaller = type(config).from_dict({**kept, **sizes})

@@ -78,6 +78,7 @@ def measure_importance(
     layers_L = torch.zeros(depth, dtype=torch.float64)
     groups_LG = torch.zeros(depth, groups, dtype=torch.float64)
     neurons_LI = torch.zeros(depth, neurons, dtype=torch.float64)
+    # by length: little padding in a batch
     ids = sorted((row.ids for row in encode_all(tokenizer, rows)), key=len)
     batches = [ids[start : start + _BATCH] for start in range(0, len(ids), _BATCH)]
     for batch in track(batches, total=len(batches), label="importance of the teacher's layers"):
@@ -90,7 +91,9 @@ def measure_importance(
             influence_N = 1 - torch.cosine_similarity(before[real_BS], after[real_BS], dim=-1)
             layers_L[number] += influence_N.sum(dtype=torch.float64)
             if widths:
+                # sums over tokens in float64: tens of thousands of squares
                 power_ND = heads[real_BS].double().square()
+                # (N, heads · E) to (N, groups, what a group has), summed over tokens and the last
                 groups_LG[number] += power_ND.unflatten(-1, (groups, -1)).sum((0, 2))
                 neurons_LI[number] += inner[real_BS].double().square().sum(0)
     total = sum(map(len, ids))
@@ -102,9 +105,11 @@ def _recorded(blocks: nn.ModuleList, widths: bool) -> Iterator[list[list[Any]]]:
     """Yield a list that a forward pass fills: input, output, heads and neurons of each block."""
     activations: list[list[Any]] = [[None] * 4 for _ in blocks]
     with ExitStack() as hooks:
+        # `slots` and `place` are defaults of the hooks: a closure would see those of the last block
         for block, slots in zip(blocks, activations, strict=True):
 
             def both(_: Any, given: Any, named: Any, made: Any, slots: Any = slots) -> None:
+                # some architectures pass the hidden states by name
                 slots[0] = given[0] if given else named["hidden_states"]
                 slots[1] = made[0] if isinstance(made, tuple) else made
 

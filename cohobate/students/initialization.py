@@ -153,6 +153,7 @@ class TeacherLayers(Initialization):
             return layer_positions(self.layers, depth, where)
         ranked = sorted(range(depth), key=lambda n: (-scores[n] if scores else 0, n))
         kept = sorted(ranked[: self.layers.important])
+        # a teacher of fewer layers: positions that it lacks, for the error that names them
         missing = range(depth, self.layers.important)
         return layer_positions((*kept, *missing), depth, where)
 
@@ -181,6 +182,7 @@ class TeacherLayers(Initialization):
         """Load the teacher, and keep some of its layers, heads and neurons."""
         from cohobate.students.layer_cutting import keep_layers, layer_stack
 
+        # the fetched model is found through its pin, a tuned one is in the project
         folder = Path(self.of)
         if self.of == "data/preflight":
             folder = self.teacher_of(teachers).folder(pins.teachers[self.teacher])

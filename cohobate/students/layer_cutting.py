@@ -30,11 +30,12 @@ def keep_layers(model: PreTrainedModel, positions: Sequence[int]) -> None:
     stack, config = layer_stack(model), model.config.get_text_config()
     depth = len(stack)
     kept = [stack[n] for n in positions]
+    # the same list object: the model keeps its reference
     del stack[:]
     stack.extend(kept)
     for index, block in enumerate(kept):
         for module in block.modules():
-            for name in ("layer_idx", "layer_id"):  # where its keys and values lie in the cache
+            for name in ("layer_idx", "layer_id"):  # its place in the cache of keys and values
                 if hasattr(module, name):
                     vars(module)[name] = index
     for name, value in config.to_dict().items():

@@ -1,9 +1,9 @@
-"""Vocabulary trimming: a model keeps the tokens that rows use; and the way back.
+"""Vocabulary trimming: a model keeps the tokens that rows use; `restore` undoes it.
 
 Kept are the tokens of the rows, all added tokens (end of sequence, roles), every byte, and the
 tokens that these are merged from. Byte-pair encoding then tokenises the rows as before: each merge
 that it made of them is still there, and none is new. Other text has more, shorter tokens. Tokens
-keep their order and their strings, so that the string of each tells its id in the teacher.
+keep their order and their strings, so that each string gives its id in the teacher.
 """
 
 import json
@@ -43,10 +43,12 @@ def trim(
         getattr(model, f"set_{side}_embeddings")(_only(module, torch.from_numpy(ids)))
     if model.config.get_text_config().tie_word_embeddings:
         model.tie_weights()
+    # `ids` rises, so tokens keep their order
     new = {int(old): number for number, old in enumerate(ids)}
     outer = model.get_input_embeddings()
     outer.padding_idx = new.get(outer.padding_idx)
     model.config.get_text_config().vocab_size = len(ids)
+    # the two are one object in models of text alone: renumbered once
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         _renumber(config, new)
     _renumber(model.generation_config, new)
@@ -76,6 +78,7 @@ def restore(
         )
     for side in ("input", "output"):
         ours, theirs = (getattr(m, f"get_{side}_embeddings")() for m in (model, whole_model))
+        # ours where there is one, the whole model's for the missing tokens
         theirs.weight.data[at] = ours.weight.detach().to(theirs.weight.dtype)
         getattr(model, f"set_{side}_embeddings")(theirs)
     config = model.config.get_text_config()
@@ -86,6 +89,7 @@ def restore(
     for document in {id(c): c for c in (model.config, config, model.generation_config)}.values():
         _renumber(document, old)
     known = set(old.values())
+    # what the trimmed model has no token for, padding rows of the embeddings included
     lacking = [number for number in range(config.vocab_size) if number not in known]
     model.generation_config.suppress_tokens = lacking
     return full
@@ -105,9 +109,11 @@ def trimmed_tokenizer(
         new = _trim_model(document, used)
         _renumber_added(document, new)
         _renumber_post(document.get("post_processor"), new)
+        # it has the old ids; tokenizer.json lists the added tokens too
         tokenizer_config.pop("added_tokens_decoder", None)
         path.write_text(json.dumps(document, ensure_ascii=False))
         tokenizer_config_path.write_text(json.dumps(tokenizer_config, ensure_ascii=False))
+        # tokenizer.json alone is up to date: the loader must not find the old files
         for name in ("vocab.json", "merges.txt", "tokenizer.model"):
             (folder / name).unlink(missing_ok=True)
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -122,23 +128,28 @@ def _trim_model(document: dict[str, Any], used: set[int]) -> dict[int, int]:
             where="params.yaml, section init_student.vocabulary",
             fix="init_student.vocabulary: whole",
         )
+    # older files have a merge as "left right", newer ones as a pair
     pairs = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     made_of: dict[str, list[str]] = {}
     for left, right in pairs:
+        # of every merge that gives a token: which one applies depends on the text
         made_of.setdefault(left + right, []).extend((left, right))
     ids: dict[str, int] = model["vocab"]
     added = {token["content"]: token["id"] for token in document["added_tokens"]}
     strings = {number: token for token, number in (ids | added).items()}
     waiting = [strings[n] for n in used] + [t for t in ids if t in _BYTES] + list(added)
     kept: set[str] = set()
+    # the closure: whatever a kept token is merged from is kept too
     while waiting:
         token = waiting.pop()
         if token not in kept:
             kept.add(token)
             waiting += made_of.get(token, ())
+    # by old id, so that the order of tokens stays
     order = sorted(kept & (ids | added).keys(), key=lambda token: (ids | added)[token])
     new = {(ids | added)[token]: number for number, token in enumerate(order)}
     model["vocab"] = {token: new[ids[token]] for token in order if token in ids}
+    # a merge stays where its result and both parts do
     model["merges"] = [list(p) for p in pairs if "".join(p) in kept and kept.issuperset(p)]
     return new
 

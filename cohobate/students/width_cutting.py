@@ -25,7 +25,9 @@ def keep_widths(
         projections(block)
         kept_groups = _highest(groups_LG[number], groups)
         kept_neurons = _highest(neurons_LI[number], neurons)
+        # rows of the projections: a group has one head of keys and `shared` of queries
         keys, queries = (_spread(kept_groups, n) for n in (size, size * shared))
+        # which outputs (0) or inputs (1) of each projection stay
         cuts = {"q_proj": (queries, 0), "k_proj": (keys, 0), "v_proj": (keys, 0)}
         cuts |= {"o_proj": (queries, 1), "down_proj": (kept_neurons, 1)}
         cuts |= {"gate_proj": (kept_neurons, 0), "up_proj": (kept_neurons, 0)}
@@ -39,6 +41,7 @@ def keep_widths(
             ):
                 if hasattr(module, attribute):
                     setattr(module, attribute, value)
+    # explicit from now on: hidden size / heads no longer gives it
     config.head_dim = size
     config.num_attention_heads, config.num_key_value_heads = groups * shared, groups
     config.intermediate_size = neurons
@@ -63,10 +66,12 @@ def keep_any(model: PreTrainedModel, groups: int, neurons: int) -> None:
 
 
 def _highest(scores: Tensor, count: int) -> Tensor:
+    # stable, so that ties go to the first; sorted, so that parts keep their order
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
 def _spread(chosen: Tensor, size: int) -> Tensor:
+    # the `size` consecutive places of each chosen group
     return (chosen[:, None] * size + torch.arange(size)).flatten()
 
 

@@ -51,6 +51,7 @@ class CrossTokenizerSource:
     def __post_init__(self) -> None:
         check_head(self.model.eval().requires_grad_(False))
         teacher_ids = self.tokenizer.get_vocab()
+        # sorted: J has the same order in every run
         pairs = sorted(
             (n, teacher_ids[text])
             for text, n in self.student_tokenizer.get_vocab().items()
@@ -89,8 +90,10 @@ class CrossTokenizerSource:
         for row in aligned:
             student_groups += [first + n for n in row.student_groups]
             teacher_groups += [first + n for n in row.teacher_groups]
+            # both sides of a row have as many groups
             first += row.student_groups[-1] + 1
         examples = [row.example for row in aligned]
+        # the last token predicts none
         ids_BS = pad_right([row.ids[:-1].tolist() for row in examples], 0)
         labels = np.concatenate([row.ids[row.prompt_length :] for row in examples])
         return {
@@ -109,6 +112,7 @@ class CrossTokenizerSource:
             self.model.to(device)  # type: ignore[arg-type]
         if self._head is None:
             self._head = Head.of(self.model, len(self.tokenizer))
+        # a frozen teacher runs in the format that it was loaded in, whatever the student does
         with torch.autocast(device.type, enabled=False):
             hidden_MD = forward(self.model, inputs["ids_BS"], inputs["positions_M"]).last_hidden_ND
         student_J, teacher_J = self.shared_ids
@@ -124,7 +128,7 @@ class CrossTokenizerSource:
 
 
 def _spans(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[tuple[int, int]]:
-    """Return the characters of each token of an answer; the end of sequence lies beyond them."""
+    """Return the span of each token of an answer, and one behind them for the end of sequence."""
     if not tokenizer.is_fast:
         raise UserError(
             f"uld needs the offsets of tokens, which {type(tokenizer).__name__} does not give",
@@ -132,4 +136,5 @@ def _spans(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[tuple[int, i
             fix="use a model with a fast tokenizer (tokenizer.json)",
         )
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # the offsets have no end-of-sequence token: it gets a span behind the text, on either side
     return [*map(tuple, encoding["offset_mapping"]), (len(text), len(text) + 1)]

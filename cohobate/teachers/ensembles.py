@@ -108,6 +108,7 @@ class Best(Combination):
         from torch.nn.functional import one_hot
 
         row_N, rows = batch.row_N, len(batch.ids_BS)
+        # log p of each row's answer under each teacher: the sum over its tokens
         total_BT = torch.stack(
             [
                 torch.zeros(rows, device=row_N.device).index_add_(

@@ -48,7 +48,7 @@ class TargetSource(TargetCollator, Protocol):
 
 
 class StoredSource:
-    """Signal stores, one a teacher."""
+    """Soft targets read from signal stores, one store for each teacher."""
 
     matching: "LayerMatching | None" = None
 
@@ -115,7 +115,7 @@ class LiveSource:
     """Frozen teachers in memory: each runs over the micro-batch's rows, in its own precision.
 
     Raises:
-        UserError: a teacher's logits are more than a linear head makes of its hidden states.
+        UserError: a teacher's logits are not a linear function of its last hidden states.
     """
 
     models: dict[str, "PreTrainedModel"]
@@ -167,12 +167,14 @@ class LiveSource:
         if name not in self._heads:
             self._heads[name] = self._head(name)
             if self.prefix_P is not None:
+                # made at the first batch, when the model is on its device
                 prefix_P = self._to_teacher_ids(name, self.prefix_P)
                 self._prefix_caches[name] = PrefixCache(model, prefix_P)
         ids_BS = self._to_teacher_ids(name, ids_BS)
         parts = self.matching.parts if self.matching else frozenset()
         positions_N, chosen_N = batch.positions_N, None
         if chosen_B is not None:
+            # the other rows are left out of the pass
             chosen_N, positions_N = chosen_B[batch.row_N], _positions_among(chosen_B, batch)
             ids_BS = ids_BS[chosen_B]
         if len(ids_BS):
@@ -184,6 +186,7 @@ class LiveSource:
             outputs = ForwardOutputs(torch.empty(0, width, dtype=model.dtype, device=ids_BS.device))
         hidden_ND = outputs.last_hidden_ND
         if chosen_N is not None:
+            # back to all N tokens: hidden states are in the order of the chosen ones
             all_ND = hidden_ND.new_zeros(len(chosen_N), hidden_ND.shape[-1])
             hidden_ND = all_ND.masked_scatter(chosen_N[:, None], hidden_ND)
         return LiveTeacher(hidden_ND, self._heads[name]), outputs
@@ -202,6 +205,7 @@ class LiveSource:
         head = Head.of(self.models[name])
         ids_V = self.teacher_ids[name].to(head.weight_VD.device)
         bias_V = None if head.bias_V is None else head.bias_V[ids_V]
+        # a packed layer has all ids: it cannot be used here
         return replace(head, weight_VD=head.weight_VD[ids_V], bias_V=bias_V, packed=None)
 
 
@@ -216,15 +220,17 @@ def _positions_among(chosen_B: Tensor, batch: MicroBatch) -> Tensor:
 def map_vocabulary(
     student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase", teacher_name: str
 ) -> tuple[int, Tensor | None]:
-    """Return how many of the student's ids a teacher has, and its own ids of them.
+    """Return how many of the student's ids a teacher has, and the teacher's id of each.
 
     The second is (V,), and None where both number the tokens alike. A student whose vocabulary was
     trimmed numbers them otherwise.
 
     Raises:
-        UserError: an id is another string to the teacher, which does not have all strings.
+        UserError: an id stands for different strings in the two vocabularies, and the teacher lacks
+            some of the student's tokens.
     """
     ids = ids_within(teacher.get_vocab(), student.get_vocab())
+    # alike or unrelated: compared id by id, with an error that names the first id that differs
     if ids is None or (ids < 0).any() or (ids == np.arange(len(ids))).all():
         return shared_vocabulary(student, teacher, teacher_name), None
     return len(ids), torch.from_numpy(ids)

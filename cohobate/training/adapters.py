@@ -64,6 +64,7 @@ class Lora(Section):
         import torch
         from peft import get_peft_model
 
+        # the updates draw from `seed`; the random state that dropout draws from stays as it is
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             try:
@@ -71,6 +72,7 @@ class Lora(Section):
             except ValueError as error:
                 raise UserError(str(error).split(". ")[0], where="adapter.target_modules") from None
         self._refuse_head(model)
+        # peft adapts every block; B is zero at first, so a frozen update merges as no change
         for block in frozen_blocks:
             block.requires_grad_(False)
         yield

@@ -21,6 +21,7 @@ def training_arguments(
         scratch: an empty folder; Trainer asks for one, and nothing is written there.
     """
     on_gpu = torch.cuda.is_available()
+    # rows of an update that this worker reads, and of them the rows of one forward pass
     share = hyperparameters.batch_size // processes.world_size()
     at_once = min(hyperparameters.rows_at_once, share)
     return TrainingArguments(
@@ -31,6 +32,7 @@ def training_arguments(
         gradient_accumulation_steps=math.ceil(share / at_once),
         max_steps=updates,
         learning_rate=hyperparameters.learning_rate,
+        # transformers' `constant` ignores the warmup
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(
             hyperparameters.schedule, hyperparameters.schedule
         ),
@@ -45,12 +47,15 @@ def training_arguments(
         seed=seed,
         report_to="none",
         logging_strategy="no",
+        # FusedTrainer stops at a loss that is not finite, and CheckpointCallback saves
         logging_nan_inf_filter=False,
         save_strategy="no",
         eval_strategy="no",
         disable_tqdm=True,
         log_level="error",
+        # a batch has the arguments of the loss, which Trainer does not find in the model
         remove_unused_columns=False,
         dataloader_pin_memory=on_gpu,
+        # every trained weight is used in each pass: the search would only cost time
         ddp_find_unused_parameters=False,
     )

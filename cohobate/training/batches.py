@@ -33,6 +33,7 @@ def plan_batches(
     for stage in stages:
         rows = [i for i, example in enumerate(examples) if example.stage == stage]
         seen += len(rows)
+        # rounded on the running total, so that the stages add up to `updates`
         count = round(updates * seen / len(examples)) - len(batches)
         batches += _stage_batches(examples, rows, count, size, random.Random(f"{seed}/{stage}"))
     return batches
@@ -42,12 +43,14 @@ def _stage_batches(
     examples: Sequence[Example], rows: list[int], count: int, size: int, rng: random.Random
 ) -> Iterator[list[int]]:
     endless = _epochs(rows, rng)
-    widest = min(WINDOW, max(1, len(rows) // size))  # so that no row comes twice in an update
+    # no longer than an epoch: sorting would put a row of two epochs twice into one update
+    widest = min(WINDOW, max(1, len(rows) // size))
     for start in range(0, count, widest):
         width = min(widest, count - start)
         window = [next(endless) for _ in range(width * size)]
         window.sort(key=lambda i: len(examples[i].ids))
         batches = [window[n * size : (n + 1) * size] for n in range(width)]
+        # short and long updates alternate at random: no trend of the loss with the length
         rng.shuffle(batches)
         yield from batches
 
@@ -70,6 +73,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         target_source: TargetCollator | None,
     ) -> None:
         self.examples, self.target_source = examples, target_source
+        # generated rows of the current update, by the number of their micro-batch
         self._replaced: dict[int, list[Example]] = {}
         starts = [
             (update, start)
@@ -91,9 +95,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
         if number >= len(self.micro):
             raise IndexError(number)
         rows = self.rows(number)
-        ids_BS = pad_right(
-            [row.ids[:-1].tolist() for row in rows], 0
-        )  # nothing is predicted after the last token
+        # the hidden state at a token predicts the next one: the last token is a label alone
+        ids_BS = pad_right([row.ids[:-1].tolist() for row in rows], 0)
         batch: dict[str, Any] = {
             "ids_BS": ids_BS,
             "positions_N": completion_positions(rows, ids_BS.shape[1]),
@@ -102,6 +105,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
             ),
         }
         if self.target_source is not None:
+            # one flag a completion token, in the order of labels_N
             by_student = [row.by_student for row in rows for _ in range(row.length)]
             batch["by_student_N"] = torch.tensor(by_student)
             batch |= {
@@ -116,6 +120,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
 
     def replace(self, numbers: Sequence[int], rows: Sequence[Example]) -> None:
         """Replace the rows of one update; `numbers` are its micro-batches."""
+        # the rows of earlier updates are dropped here: only one update is in memory
         size = math.ceil(len(rows) / len(numbers))
         parts = (list(rows[n * size : (n + 1) * size]) for n in range(len(numbers)))
         self._replaced = dict(zip(numbers, parts, strict=True))

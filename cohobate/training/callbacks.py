@@ -98,6 +98,7 @@ class CheckpointCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Restore what Trainer has just made anew: step, optimizer and schedule."""
+        # Trainer starts at 0: the data loader skips the same updates
         state.global_step = self.trainer.start
         if self.trainer.resumed_from:
             checkpointing.restore_optimizer(

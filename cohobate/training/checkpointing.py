@@ -61,6 +61,7 @@ class CheckpointDir:
         """
         with sealed_folder.staged(self.folder / f"update-{update:06}") as partial:
             write(partial)
+        # only after the new one is complete: two are left after a kill at any moment
         for old in self._newest_first()[KEPT:]:
             shutil.rmtree(old)
 
@@ -79,6 +80,7 @@ class CheckpointDir:
         return None
 
     def _newest_first(self) -> list[Path]:
+        # the numbers have leading zeros: names sort as updates do
         return sorted(self.folder.glob("update-*"), reverse=True)
 
 
@@ -99,6 +101,7 @@ class TrainingRun:
             every: updates between two of them.
             examples: fingerprint of the examples; checkpoints of other examples are not found.
         """
+        # the trainings of a phase come in one order, so a resumed run counts the same
         number = next(self._fits)
         folder = TRAINING / self.name / self.key / f"fit-{number}-{examples[:8]}"
         return CheckpointDir(folder, every)
@@ -161,6 +164,7 @@ def write_state(
     import torch
     from safetensors.torch import save_file
 
+    # safetensors holds flat names of tensors; all that is no tensor goes into state.json
     weights = {name: tensor.detach().cpu() for name, tensor in _moving(module).items()}
     save_file(weights, folder / WEIGHTS)
     state = optimizer.state_dict()
@@ -201,6 +205,7 @@ def restore_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:
     from safetensors.torch import load_file
 
     stored = read_state(folder)["optimizer"]
+    # the inverse of `write_state`: "<parameter>.<name>" back to torch's two levels
     state: dict[int, dict[str, Any]] = {}
     for key, value in (stored["plain"] | load_file(folder / OPTIMIZER)).items():
         number, name = key.split(".", 1)
@@ -214,6 +219,7 @@ def random_state() -> dict[str, Any]:
     import numpy as np
     import torch
 
+    # arrays and bytes as lists and hex: JSON, since nothing here is unpickled
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -228,6 +234,7 @@ def restore_random(state: dict[str, Any]) -> None:
     import numpy as np
     import torch
 
+    # JSON has no tuples, and setstate takes nothing else
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = state["numpy"]

@@ -46,6 +46,7 @@ def run(work: Callable[[], Result], workers: int, replacements: int) -> Result:
     with _cluster(workers), tempfile.TemporaryDirectory(prefix="cohobate-train-") as scratch:
         on_gpu = ray.cluster_resources().get("GPU", 0) > 0
         _check_slots("GPU" if on_gpu else "CPU", workers)
+        # no CPU for its actor: the workers may need every slot
         messages = Queue(actor_options={"num_cpus": 0})
         trainer = TorchTrainer(
             _worker,
@@ -59,12 +60,14 @@ def run(work: Callable[[], Result], workers: int, replacements: int) -> Result:
                 failure_config=FailureConfig(max_failures=replacements),
             ),
         )
+        # `fit` blocks until the workers end; this thread shows their progress meanwhile
         fitting = threading.Thread(target=_fit, args=(trainer, messages.put))
         fitting.start()
         try:
             result: Result = _receive_result(messages.get)
             return result
         finally:
+            # workers send until they end: the queue goes after them
             fitting.join()
             messages.shutdown(force=True)
 
@@ -88,6 +91,7 @@ def _fit(trainer: Any, send: Callable[[Any], None]) -> None:
 
     try:
         trainer.fit()
+        # read only if no result came before it: `_receive_result` returns at the first
         send(UserError("the workers ended without a result"))
     except TrainingFailedError as error:
         reason = str(error).strip().splitlines()[-1]
@@ -139,6 +143,7 @@ def _start(workers: int, home: str) -> None:
                 address="local",
                 num_cpus=workers,
                 include_dashboard=False,
+                # messages are small; by default Ray takes 30 % of the memory for them
                 object_store_memory=128 * 2**20,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

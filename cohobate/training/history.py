@@ -38,6 +38,7 @@ def term_names(terms: Sequence[Any]) -> list[str]:
     seen: Counter[str] = Counter()
     names = []
     for term in terms:
+        # two terms of one type, such as two temperatures, need two columns
         seen[term.type] += 1
         names.append(f"{term.type}_{seen[term.type]}" if seen[term.type] > 1 else term.type)
     return names

@@ -76,11 +76,13 @@ class ModelSize:
             int(config.get("intermediate_size") or 4 * width),
             heads,
             int(config["vocab_size"]),
+            # grouped-query attention: fewer heads of keys than of queries, of the same width
             width * int(config.get("num_key_value_heads") or heads) // heads,
         )
 
     def with_layers(self, layers: int) -> "ModelSize":
         """Return the same model with so many of its layers."""
+        # all layers are of one size
         body = (self.parameters - self.embeddings) * layers // max(1, self.layers)
         figures = {"parameters": self.embeddings + body, "layers": layers}
         return ModelSize(**(vars(self) | figures))
@@ -91,6 +93,7 @@ class ModelSize:
         Its linear layers are held twice, the second time packed for products
         (cohobate/fast/packed_linear.py), unless they are large.
         """
+        # of a tied matrix the copy as head is packed, the one as embedding is not
         maps = self.parameters - self.embeddings + self.vocabulary * self.width
         copy = bytes_per_weight * maps
         return bytes_per_weight * self.parameters + (copy if copy <= PACKED_BYTES else 0)
@@ -113,8 +116,11 @@ def trained_parameters(size: ModelSize, hyperparameters: Hyperparameters) -> int
     """Return the number of weights that get a gradient."""
     active = max(0, size.layers - hyperparameters.freeze.layers)
     if hyperparameters.adapter.type == "lora":
-        a_layer = 11 * size.width + 3 * size.neurons  # in and out of its seven linear maps
+        # A and B have rank · (inputs + outputs): q, k, v, o of 2 widths each; gate, up and down of
+        # a width and the neurons each
+        a_layer = 11 * size.width + 3 * size.neurons
         return hyperparameters.adapter.rank * a_layer * active
+    # a tied matrix is trained as long as the embeddings are; `freeze.head` is of a second one
     matrix = size.embeddings if size.tied else size.embeddings // 2
     ends = 0 if hyperparameters.freeze.embeddings else matrix
     if not size.tied and not hyperparameters.freeze.head:
@@ -137,24 +143,27 @@ def peak_memory(
         hyperparameters: precision, optimiser, adapter, batch size and chunk.
         tokens: of the longest row.
         teachers: frozen models in memory beside it.
-        rows: in memory at once, where that is not `how.rows_at_once`.
+        rows: in memory at once, where that is not `hyperparameters.rows_at_once`.
     """
     rows = rows or hyperparameters.rows_at_once
     trainable = trained_parameters(size, hyperparameters)
     half = hyperparameters.number_format == "bfloat16"
     body = size.parameters - size.embeddings
     active = max(0, size.layers - hyperparameters.freeze.layers)
+    # frozen lowest layers have no backward pass, and keep nothing for it
     a_token = _OF_WIDTH * size.width + _OF_NEURONS * size.neurons
     if keeps_attention_maps(hyperparameters, tokens):
         a_token += _OF_MAPS * size.heads * tokens
     chunk = min(hyperparameters.chunk_tokens, rows * tokens)
     teacher_bytes = sum(
         each.size.inference_bytes(each.bytes_per_weight)
+        # float32 activations of one layer at a time: a teacher has no backward pass
         + rows * tokens * 4 * (2 * each.size.width + 2 * each.size.neurons)
         for each in teachers
     )
     return {
         PROGRAM: PROGRAM_BYTES,
+        # autocast caches a bfloat16 copy of each linear map
         WEIGHTS: 4 * size.parameters + (2 * body if half else 0),
         GRADIENTS: trainable * (4 + _MOMENTS[hyperparameters.optimiser]),
         ACTIVATIONS: rows * tokens * active * a_token,
@@ -217,7 +226,7 @@ def check_training_memory(
     """Refuse a run whose models are loaded where memory is short for what training adds.
 
     Raises:
-        UserError: as `check_room`.
+        UserError: as `check_memory`.
     """
     available = available_memory()
     if available is None:
@@ -225,6 +234,7 @@ def check_training_memory(
     size = size_of_model(model)
     sizes = [TeacherSize(size_of_model(teacher), 0) for teacher in teachers]
     parts = peak_memory(size, hyperparameters, tokens, sizes)
+    # all models are loaded: their weights are no longer in what is available
     parts |= {PROGRAM: 0, WEIGHTS: parts[WEIGHTS] - 4 * size.parameters}
     check_memory(f"training on rows of {tokens} tokens", parts, available // workers, where=where)
 

@@ -2,7 +2,8 @@
 
 A loss holds its model, as the losses of sentence-transformers do: `forward` takes a micro-batch and
 returns the loss, so that the hidden states go straight into the fused head (no logits of a whole
-batch exist), and DistributedDataParallel sees one forward pass.
+batch exist), and DistributedDataParallel sees one forward pass. Losses are those of completion
+tokens, (N, F); there is no loss of a row. `FusedTrainer` gives this module to Trainer as its model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -121,22 +122,24 @@ class CausalLMLoss(ModelLoss):
         """
         if self._head is None:  # not earlier: moving a model to its device makes new parameters
             self._head = Head.of(self.model, self.vocabulary)
+        # only what features compare is kept of the forward pass
         parts = self.matching.parts if self.matching else frozenset()
-        seen = forward(self.model, ids_BS, positions_N, parts)
-        hidden_ND = seen.last_hidden_ND
+        student_outputs = forward(self.model, ids_BS, positions_N, parts)
+        hidden_ND = student_outputs.last_hidden_ND
         batch = MicroBatch(ids_BS, positions_N, labels_N, teacher_inputs)
-        targets, taught = Targets(labels_N, by_student_N=by_student_N, weight_N=weight_N), None
+        targets = Targets(labels_N, by_student_N=by_student_N, weight_N=weight_N)
+        teacher_outputs = None
         if self.target_source is not None:
-            teacher, taught = self.target_source.targets(batch)
+            teacher, teacher_outputs = self.target_source.targets(batch)
             targets = targets._replace(teacher=teacher, share=self._share(progress))
             targets = self._with_alphas(targets, hidden_ND, batch)
         loss, losses_NF = self._response(hidden_ND, targets, divisor)
         if self.matching is None:
             return loss, losses_NF
-        assert taught is not None, "features need a live teacher"
+        assert teacher_outputs is not None, "features need a live teacher"
         mean = losses_NF.sum(-1).mean() if len(losses_NF) else 0.0
         features_NF = self.matching(
-            seen, taught, TokenPositions(positions_N, ids_BS.shape[1]), mean
+            student_outputs, teacher_outputs, TokenPositions(positions_N, ids_BS.shape[1]), mean
         )
         if weight_N is not None:
             features_NF = features_NF * weight_N[:, None]
@@ -147,6 +150,7 @@ class CausalLMLoss(ModelLoss):
         self, hidden_ND: Tensor, targets: Targets, divisor: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         if not self.terms:
+            # features alone: a zero with a graph, so that backward reaches the model
             return hidden_ND.sum() * 0, hidden_ND.new_empty(len(hidden_ND), 0)
         assert self._head is not None
         return fused_head_loss(
@@ -165,6 +169,8 @@ class CausalLMLoss(ModelLoss):
 
     def _with_alphas(self, targets: Targets, hidden_ND: Tensor, batch: MicroBatch) -> Targets:
         """Give each token its row's α, where a term has one."""
+        # α depends on a whole row, which the chunks of the fused head may split: it is computed
+        # before
         term = next((t for t in self.terms if isinstance(t, DistiLLM2)), None)
         if term is None:
             return targets

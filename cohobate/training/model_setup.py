@@ -40,6 +40,7 @@ def attention_implementation(
     if name == "auto":
         name = "eager"
         if model._supports_sdpa:  # older families (GPT-J, BLOOM) do not
+            # set first: whether rows attend alone depends on the implementation
             model.set_attn_implementation("sdpa")
             short = longest <= SHORT_ROW and not torch.cuda.is_available()
             name = "eager" if short and not has_row_attention(model) else "sdpa"

@@ -58,6 +58,7 @@ class FakeQuantisation(Section):
         def is_quantised(module: nn.Module, name: str) -> bool:
             return isinstance(module, nn.Linear) and module is not head
 
+        # all layers are checked before one is changed
         for name, module in model.named_modules():
             if is_quantised(module, name) and module.in_features % self.group_size:
                 raise UserError(
@@ -67,6 +68,7 @@ class FakeQuantisation(Section):
         grid = IntxFakeQuantizeConfig(getattr(torch, self.type), group_size=self.group_size)
         quantize_(model, QATConfig(weight_config=grid, step="prepare"), filter_fn=is_quantised)
         yield
+        # no integer format is given: linear layers become plain again, their weights unrounded
         quantize_(model, QATConfig(step="convert"))
 
 

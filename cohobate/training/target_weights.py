@@ -32,6 +32,7 @@ class TargetWeights:
         for row in (row for batch_rows in rows for row in batch_rows):
             counts_G[self.targets.index(row.target)] += row.length
         counts_G = processes.all_reduce_sum(counts_G)
+        # the loss divides by all T tokens: T / T_g makes it the mean over the T_g of a target
         scales = (counts_G.sum() / counts_G.clamp_min(1)).tolist()
         for batch, batch_rows in zip(batches, rows, strict=True):
             weights = [row.weight * scales[self.targets.index(row.target)] for row in batch_rows]

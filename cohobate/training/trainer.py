@@ -117,6 +117,7 @@ def fit_batches(
         rollouts: as in `fit`.
     """
     torch.set_num_threads(hyperparameters.threads)
+    # of all examples, not of this worker's: workers choose the same attention
     longest = max(len(example.ids) for example in data.examples)
     checkpoints = _checkpoint_dir(hyperparameters, data.examples, len(stages))
     with (
@@ -169,6 +170,7 @@ def _plan_data(
     batches = plan_batches(examples, hyperparameters, seed)
     shards = [processes.shard(batch) for batch in batches]
     data = MicroBatches(examples, shards, hyperparameters.rows_at_once, target_source)
+    # an update has rows of one stage alone
     return data, [examples[batch[0]].stage for batch in batches]
 
 
@@ -176,6 +178,7 @@ def _checkpoint_dir(
     hyperparameters: Hyperparameters, examples: Sequence[Example], updates: int
 ) -> CheckpointDir | None:
     run, every = checkpointing.current_run(), hyperparameters.checkpoint_every
+    # a run that ends before the first checkpoint is due keeps none
     if run is None or not 0 < every <= updates:
         return None
     return run.checkpoint_dir(every, fingerprint(examples))

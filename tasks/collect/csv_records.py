@@ -43,6 +43,7 @@ def csv_records(
     csv.field_size_limit(MAX_CHARACTERS)
     text = TextStream(file, encoding)
     lines = text.lines()
+    # a first line such as sep=; tells Excel the delimiter
     if hint := _SEPARATOR_LINE.fullmatch(text.ahead.partition("\n")[0]):
         delimiter = hint[1]
         next(lines)
@@ -67,6 +68,7 @@ def _layout(text: TextStream, delimiter: str | None) -> tuple[str, bool]:
     Blanks are skipped where quotes follow them.
     """
     sample = text.ahead[text.at :].splitlines(keepends=True)
+    # the last line may be cut by the end of the block
     sample = [line for line in sample[: None if text.ended else -1] if line.strip()][:_SAMPLE]
     delimiter = delimiter or max(_DELIMITERS, key=lambda candidate: _share(sample, candidate))
     spaced = re.compile(rf'{re.escape(delimiter)} +"(?!"|\s*(?:$|{re.escape(delimiter)}))')
@@ -135,13 +137,14 @@ class _Rows:
             if isinstance(content, BrokenRecord):
                 yield line[0], content
                 continue
+            # the csv module takes lines itself: it gets this one again, and more within quotes
             self._again.appendleft(line)
             self._taken.clear()
             try:
                 cells = next(reader, [])
             except csv.Error as error:
                 yield number, self._give_up_row(str(error))
-                reader = self._reader()
+                reader = self._reader()  # the old one is still within the quotes
                 continue
             if len(self._taken) > 1 and self._swallowed_rows(cells):
                 yield number, self._give_up_row("")
@@ -168,6 +171,7 @@ class _Rows:
     def _give_up_row(self, error: str) -> BrokenRecord:
         """Quarantine the line at which the row begins, and go on with the next one."""
         (_, first), *others = self._taken
+        # only the first line is lost: the others are read again as rows
         self._again.extendleft(reversed(others))
         if "new-line" in error:
             return BrokenRecord(
@@ -187,6 +191,7 @@ class _Rows:
         if not cells[place].endswith((self._delimiter, "\n", "\r")):
             return False
         counts = [line.count(self._delimiter) + 1 for line in re.split("\r\n|\n|\r", cells[place])]
+        # the row's cells before and behind this one belong to its first and last line
         counts[0] += place
         counts[-1] += len(cells) - place - 1
         return all(count == self.width for count in counts)

@@ -48,6 +48,7 @@ def json_records(
     """
     text = TextStream(file, encoding)
     first = text.skip(BLANK)
+    # what the file is shows in as much text as a record may have
     text.see(MAX_CHARACTERS)
     if _is_lines(text, first, document):
         yield from _lines(text)
@@ -68,10 +69,13 @@ def _is_lines(text: TextStream, first: str, document: bool) -> bool:
         return True
     end = text.ahead.find(text.line_end, text.at)
     line = text.ahead[text.at : end if end >= 0 else len(text.ahead)]
+    # a whole value on the first line, and more below it: JSON lines
     if (end >= 0 or text.ended) and _is_json(line.rstrip().removesuffix(",")):
         return end >= 0 and (not text.ended or bool(text.ahead[end:].strip()))
     if document or line.strip() == "[" or _BEGINS_LIST.match(line):
         return False
+    # no JSON on the first line: a broken record of JSON lines, unless a value of several lines
+    # begins here
     return (first == "{" and len(line) > MAX_CHARACTERS) or not _begins_value(text, first)
 
 
@@ -85,6 +89,7 @@ def _is_json(line: str) -> bool:
 
 def _begins_value(text: TextStream, first: str) -> bool:
     """Say whether the beginning is that of an object, or of an array, of several lines."""
+    # of an array its first element decides
     blank = BLANK.match(text.ahead, text.at + (first == "["))
     start = blank.end() if blank else text.at
     if first == "[" and text.ahead.startswith("]", start):
@@ -92,6 +97,7 @@ def _begins_value(text: TextStream, first: str) -> bool:
     try:
         _, end = json.JSONDecoder().raw_decode(text.ahead, start)
     except json.JSONDecodeError as error:
+        # an error at the end of what is decoded: the value may go on
         return not text.ended and error.pos >= len(text.ahead.rstrip()) - 1
     except (ValueError, RecursionError):
         return False
@@ -132,6 +138,7 @@ def _on_line(decoder: Decoder, line: str) -> list[Mapping[str, Any] | BrokenReco
         records.append(_record(value, line))
         between = BETWEEN.match(line, at)
         at = between.end() if between else at
+    # several objects on a line are records; anything else beside one makes the line an error
     if len(records) > 1 and any(isinstance(record, BrokenRecord) for record in records):
         return [BrokenRecord("not JSON: Extra data", excerpt(line))]
     return records
@@ -175,8 +182,10 @@ class _Document:
         text.advance(text.at + 1)
         while (following := text.skip(BETWEEN)) not in ("}", ""):
             key = self._key()
+            # a list of records is read one by one; anything else is held until the end decides
             if self._holds_records(key):
                 yield from self._under(key)
+            # {"0": {...}, "1": {...}}: a data frame by rows
             elif key.isdigit() and text.ahead[text.at] == "{":
                 self._source = self._source or key
                 yield text.line, _record(self._values.next(), key)
@@ -258,6 +267,7 @@ def _columns(members: Mapping[str, Any]) -> list[list[Any]]:
     """
     values = list(members.values())
     if all(isinstance(value, dict) and value for value in values):
+        # columns of one frame have the same row labels, in one order
         if len({tuple(value) for value in values}) > 1:
             return []
         if not all(key.isdigit() for key in values[0]):
@@ -266,5 +276,6 @@ def _columns(members: Mapping[str, Any]) -> list[list[Any]]:
     if not all(isinstance(value, list) and len(value) > 1 for value in values):
         return []
     cells = [cell for value in values for cell in value]
+    # columns of one length and of plain cells; anything else is one record that holds lists
     same = len({len(value) for value in values}) == 1
     return values if same and not any(isinstance(cell, dict | list) for cell in cells) else []

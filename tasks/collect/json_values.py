@@ -28,13 +28,14 @@ class Decoder(json.JSONDecoder):
         self._twice = ""
 
     def value(self, text: str, at: int) -> tuple[Any, int]:
-        """Return the value at a position, Broken where a key comes twice, and where it ends.
+        """Return the value at a position, and its end; `BrokenRecord` where a key comes twice.
 
         Raises:
             ValueError: no JSON.
             RecursionError: nested too deeply.
         """
         self._twice = ""
+        # `_members` sets `_twice`: it runs within this call
         value, end = self.raw_decode(text, at)
         return (BrokenRecord(self._twice, excerpt(text[at:end])) if self._twice else value), end
 
@@ -73,7 +74,7 @@ class Values:
             yield text.line, BrokenRecord(CUT_OFF, ""), ""
 
     def next(self) -> Any:
-        """Return the value ahead and leave it behind; Broken where it cannot be read."""
+        """Return the value ahead and go past it; `BrokenRecord` where it cannot be read."""
         text, margin = self._text, self._margin()
         while True:
             try:
@@ -93,11 +94,12 @@ class Values:
         return margin if newline and not margin.strip() else None
 
     def _goes_on(self, error: Exception) -> bool:
-        """Whether the value may be sound and go on beyond what is in sight."""
+        """Return whether the value may be sound, and go on beyond what is decoded."""
         text = self._text
         if len(text.ahead) - text.at > MAX_CHARACTERS or not isinstance(error, ValueError):
             return False
         return isinstance(error, json.JSONDecodeError) and (
+            # 4: up to four letters of `false` may be decoded
             "Unterminated" in error.msg or error.pos >= len(text.ahead.rstrip()) - 4
         )
 
@@ -114,7 +116,7 @@ class Values:
         )
 
     def _leave(self, error: Exception, margin: str | None) -> BrokenRecord:
-        """Leave a value behind that is no JSON."""
+        """Go past a value that is no JSON."""
         text = self._text
         start = excerpt(text.ahead[text.at : text.at + _SHOWN])
         while (end := self._end(margin)) < 0:
@@ -129,7 +131,7 @@ class Values:
         return BrokenRecord(why_not(error), start)
 
     def _end(self, margin: str | None) -> int:
-        """Return where a value that is no JSON ends; -1 where that is not in sight.
+        """Return where a value that is no JSON ends; -1 where that is not decoded yet.
 
         A value that begins its line ends before the next line that begins alike; otherwise where
         its brackets close, unless a stray quote hides them.
@@ -142,17 +144,19 @@ class Values:
             return following
         depth = 0
         for token in _TOKEN.finditer(ahead, at):
+            # a whole string is one token, so brackets inside it do not count
             depth += (token[0] in "{[") - (token[0] in "}]")
             if depth == 0 or token[0] == '"':  # a quote alone: its string goes on out of sight
                 return token.end() if depth == 0 else -1
         return -1
 
     def _skip(self) -> None:
-        """Leave a value behind that is too long to be held."""
+        """Go past a value that is too long to be held."""
         text, depth, quoted = self._text, 0, False
         while True:
             found = (_IN_STRING if quoted else _BRACKET_OR_QUOTE).search(text.ahead, text.at)
             if not found:
+                # a backslash at the end stays: it escapes the first character of the next block
                 text.advance(len(text.ahead) - text.ahead.endswith("\\", text.at))
                 if not text.more():
                     return

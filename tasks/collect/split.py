@@ -40,6 +40,7 @@ class SplitIndex:
         """Add a row."""
         keys = source_record.keys or (row.id,)
         self.prompts.append(int(row.id, 16))
+        # | 1: no answer has the hash 0, which stands for none
         self.answers.append(_NO_ANSWER if row.answer is None else _hash(row.answer) | 1)
         self.ranks.append(_hash(f"{self._seed} {keys[0]}"))
         part = "ood" if source_record.group in self._ood_groups else source_record.part
@@ -70,6 +71,7 @@ class SplitIndex:
 
         prompts = np.asarray(self.prompts)
         order = np.argsort(prompts, kind="stable")
+        # sorted by prompt, equal ones are neighbours: a group ends where the hash changes
         bounds = np.flatnonzero(np.diff(prompts[order])) + 1
         starts = np.concatenate(([0], bounds))
         ends = np.concatenate((bounds, [len(order)]))
@@ -138,6 +140,7 @@ class _Draw:
         order = self._pool.in_drawing_order()
         drawings = [("test", split.test, parts.test), ("dev", split.dev, parts.dev)]
         for part, size, drawn in [*drawings, ("ood", split.ood, parts.ood)]:
+            # rows out of distribution are never drawn from the rest
             own = part == "ood" or self._pool.has(part)
             mark = _MARKS[part] if own else 0  # else drawn from the rest
             answered = (row for row in self._marked(order, mark) if answers[row])
@@ -146,6 +149,7 @@ class _Draw:
         answered = (row for row in self._marked(order, 0) if answers[row])
         parts.labelled += self._take(answered, split.labelled)
         before = split.batch * split.unlabelled
+        # earlier batches are drawn again and dropped, so that no row is in two batches
         others = self._take(self._marked(order, 0), before + split.unlabelled)
         parts.unlabelled += islice(others, before, None)
 
@@ -168,6 +172,7 @@ class _Draw:
             self._parts.unusable.append((row, reason))
 
     def _take(self, rows: Iterable[int], size: int) -> Iterator[int]:
+        # parts that are drawn by now; a part is not compared with itself
         contamination = Contamination(self._evaluation)
         for row in rows:
             if size == 0:

@@ -38,6 +38,7 @@ class TextStream:
         self._file = file
         head = file.read(_BLOCK)
         found, mark = _encoding_of(head)
+        # a byte-order mark is certain; the encoding by params comes before a guess
         self.encoding = found if mark else encoding or found
         self._decoder = codecs.getincrementaldecoder(self.encoding)("unreadable")
         self.ended = not head
@@ -53,6 +54,7 @@ class TextStream:
             return False
         block = self._file.read(_BLOCK)
         self.ended = not block
+        # what was read is dropped: no more is held than what is ahead and a block
         self.ahead = self.ahead[self.at :] + self._decoder.decode(block, self.ended)
         self.at = 0
         return True
@@ -98,6 +100,7 @@ class TextStream:
             end = self.ahead.find(self.line_end, self.at + searched)
             if end >= 0:
                 return self.ahead[self.at : min(end, self.at + limit) + 1]
+            # a long line is searched once, not from its start after each block
             searched = len(self.ahead) - self.at
             if searched > limit or not self.more():
                 return self.ahead[self.at : self.at + limit + 1]
@@ -113,6 +116,7 @@ def _encoding_of(head: bytes) -> tuple[str, int]:
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name, len(mark)
+    # ASCII in UTF-16: every other byte is zero
     if len(head) > 3 and head[0] and head[2] and head[1] == head[3] == 0:
         return "utf-16-le", 0
     if len(head) > 3 and head[1] and head[3] and head[0] == head[2] == 0:

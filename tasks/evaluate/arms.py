@@ -82,6 +82,7 @@ def arms_on_disk(teacher: str, baseline: str, student: str, seeds: list[int]) ->
                 where=f"params.yaml, evaluate.{role}",
                 fix=f"cohobate run --stage train@{phase}",
             )
+    # the two phases with a role must be complete, others may be left from earlier params
     others = [phase for phase in phases if phase not in roles and _complete(phase, seeds)]
     return [
         Arm(TEACHER, "teacher", {0: _existing(ADAPT / teacher, "adapt")}),

@@ -61,6 +61,7 @@ def _robustness(
     table = RobustnessScores(
         test={role: scores[names[role]] for role in PERTURBED_ROLES},
         variants=read_variants(),
+        # the same rows as when they were perturbed: `chosen` is a function of its seed
         chosen=[positions[row.id] for row in params.robustness.chosen(rows)],
         long=longest(rows, params.robustness.longest),
         draws=params.bootstrap,
@@ -116,11 +117,13 @@ def _router(params: EvaluateParams, statistics: Statistics) -> dict[str, Any] | 
     student = statistics.predictions.by_arm[names["student"]]
     confidences = [[p.confidence for p in rows] for rows in student.values()]
     if any(confidence is None for rows in confidences for confidence in rows):
+        # no router without confidences; files of an earlier run must not stay in the report
         for path in (ROUTER, ROUTED):
             path.unlink(missing_ok=True)
         return None
     confidence_ZR = np.array(confidences, dtype=np.float64)
     scores = statistics.predictions.scores(metric)
+    # the teacher has one checkpoint: its first row of scores is all
     student_ZR, teacher_R = scores[names["student"]], scores[names["teacher"]][0]
     write_curve(router.curve(confidence_ZR, student_ZR, teacher_R))
     figures = router.judge(confidence_ZR, student_ZR, teacher_R, params.bootstrap)
@@ -136,7 +139,9 @@ def _mistakes(
 ) -> list[dict[str, Any]]:
     names, metric = statistics.names, statistics.metric
     first = {
-        arm: next(iter(found.values())) for arm, found in statistics.predictions.by_arm.items()
+        # the first seed of each arm: a mistake is one student's, with its own answer
+        arm: next(iter(found.values()))
+        for arm, found in statistics.predictions.by_arm.items()
     }
     answers = zip(rows, first[names["teacher"]], first[names["student"]], strict=True)
     mistakes = [

@@ -46,6 +46,7 @@ class Prices(Section):
 
         The cost of the teacher's tokens is None where its weights are not here and it has no price.
         """
+        # once: the price is taken out of `served` for the second call
         if (priced := self.completed(served.get("price"))) != self:
             return priced.cost_of_round({**served, "price": None}, stages, timings)
         seconds = {
@@ -58,12 +59,16 @@ class Prices(Section):
         ) / 1e6
         machine_cost = sum(seconds.values()) / 3600 * self.machine_hour
         speed = {name: model["tokens_per_second"] for name, model in timings["models"].items()}
+        # USD an hour / tokens a second, as USD a million tokens
         million = {name: self.machine_hour / 3600 / s * 1e6 for name, s in speed.items()}
         answer = served["request"]["answer_tokens"]
         if answer and (self.teacher_million_in or self.teacher_million_out):
+            # a service charges prompts too: their share of each generated token
             prompts = served["request"]["prompt_tokens"] / answer * self.teacher_million_in
             million["teacher"] = self.teacher_million_out + prompts
         saved = (million["teacher"] - million["student"]) / 1e6 if "teacher" in million else 0.0
+        # tokens after which the savings equal the cost of the round; never, where serving saves
+        # nothing
         even = (machine_cost + tokens_cost) / saved if saved > 0 else None
         return {
             "currency": self.currency,

@@ -84,6 +84,7 @@ class LiveFidelity(Section):
             strict=True,
         )
         for (_, p_NV), (_, q_NV) in pairs:
+            # a small vocabulary has fewer than top_k ids
             k = min(self.top_k, p_NV.shape[-1])
             totals.add(p_NV, q_NV, p_NV.topk(k).indices, q_NV.topk(k).indices)
         return totals.agreement()
@@ -128,7 +129,9 @@ class StoredFidelity(Section):
                 where=str(CAPTURE / name),
                 fix="evaluate.fidelity: {type: live}, or capture.signals: {type: top_k, ...}",
             )
+        # stored in the order of the ids: here the likeliest come first
         likeliest_NK = top.ids_NK.gather(-1, top.logp_NK.argsort(dim=-1, descending=True))
+        # temperature 1; "bucket": all ids that are not stored are one outcome
         p_NC, totals = top.outcomes(1.0, "bucket"), _Totals(self.top_k)
         k = min(self.top_k, top.ids_NK.shape[-1])
         for chunk, q_NV in student.log_probs(student.hidden(texts)):
@@ -155,8 +158,10 @@ class _Totals:
         """Add tokens: log-probabilities of both models, and their likeliest ids."""
         difference_NC = p_NC - q_NC
         self.kl += float((p_NC.exp() * difference_NC).sum())
+        # KL(q ‖ p) = Σ q (log q − log p), and the difference is log p − log q
         self.reverse_kl -= float((q_NC.exp() * difference_NC).sum())
         self.same += float((top_p_NK[:, 0] == top_q_NK[:, 0]).sum())
+        # ids in both lists, whatever their rank: at most one match a row and column
         match_NKK = top_p_NK[:, :, None] == top_q_NK[:, None, :]
         self.overlap += float(match_NKK.sum()) / top_p_NK.shape[1]
         self.tokens += len(p_NC)
@@ -177,6 +182,7 @@ def _outcomes(q_NV: "Tensor", ids_NK: "Tensor") -> "Tensor":
     import torch
 
     q_NK = q_NV.gather(1, ids_NK)
+    # double: the rest may be much smaller than the rounding of the sum
     rest_N1 = (1 - q_NK.double().exp().sum(-1, keepdim=True)).clamp_min(1e-30).log()
     return torch.cat([q_NK, rest_N1.float()], -1)
 

@@ -61,6 +61,7 @@ class Harness(Section):
             say(f"{arm.name}: {', '.join(self.tasks)} by lm-evaluation-harness")
             for task, figures in self.results(folder, precision).items():
                 for name, value in figures.items():
+                    # lm-eval's names are "<metric>,<filter>"; "alias" and the like have no comma
                     metric, _, harness_filter = name.partition(",")
                     error = figures.get(f"{metric}_stderr,{harness_filter}")
                     if harness_filter and not metric.endswith("_stderr"):
@@ -116,6 +117,7 @@ def means(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         by_arm.setdefault(key, []).append(line)
     results: dict[str, Any] = {}
     for (task, metric, arm), seeds in by_arm.items():
+        # some metrics have no standard error
         errors = [line["stderr"] for line in seeds if line["stderr"] is not None]
         results.setdefault(task, {}).setdefault(metric, {})[arm] = {
             "value": round(fmean(line["value"] for line in seeds), 6),

@@ -40,6 +40,7 @@ class TrainingAnswers:
                 self._whole.add(split)
                 self._text += [*split, _BREAK]
         self._runs: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        # where each run of `words` words begins in the answers laid end to end
         for start in range(len(self._text) - words + 1):
             run = tuple(self._text[start : start + words])
             if _BREAK not in run:
@@ -51,6 +52,7 @@ class TrainingAnswers:
         longest = 0
         for at in range(len(words) - self.words + 1):
             for start in self._runs.get(tuple(words[at : at + self.words]), ()):
+                # a known run is extended word by word, up to the end of either answer
                 size = self.words
                 while (
                     at + size < len(words)
@@ -63,6 +65,7 @@ class TrainingAnswers:
 
     def figures(self, answers: Sequence[str]) -> dict[str, Any]:
         """Return the shares of `answers` that are copied in part and as a whole."""
+        # an answer of fewer words cannot have a run: it would only lower the share
         long = [answer for answer in answers if len(answer.split()) >= self.words]
         runs = [self.longest(answer) for answer in long]
         whole = sum(tuple(answer.lower().split()) in self._whole for answer in answers)

@@ -60,6 +60,7 @@ class LabelAccuracy(Section):
         """Return the share; None where the task has no closed set of labels."""
         if task.type != "label":
             return None
+        # all labels of the sample: the closed set, as far as it occurs
         labels = {row.answer: text.completion_ids[0] for row, text in zip(rows, texts, strict=True)}
         ids = sorted(set(labels.values()))
         if len(ids) < len(labels):
@@ -86,6 +87,7 @@ class Perplexity(Section):
     ) -> float | None:
         """Return the perplexity, at most a million."""
         mean = float(logprobs.answer_log_probs(texts).mean())
+        # exp(20) is above the limit: a broken model gives no overflow
         return min(exp(min(-mean, 20.0)), 1e6)
 
 

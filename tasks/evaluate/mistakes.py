@@ -80,9 +80,11 @@ class Mistakes(Section):
             vectors = vectorizer.fit_transform(texts)
         except ValueError:  # no word is left to cluster by
             return list(mistakes), [self._cluster(0, mistakes, [])]
+        # one vocabulary and one weighting for both, so that cosines are comparable
         mistake_vectors, training_vectors = vectors[: len(mistakes)], vectors[len(mistakes) :]
         with threadpool_limits(1):  # sums of floats depend on how many threads share them
             labels = self._labels(mistake_vectors)
+        # TF-IDF vectors have length 1: their products are cosines
         rows = self._with_neighbours(
             mistakes, labels, (mistake_vectors @ training_vectors.T).toarray(), training_rows
         )
@@ -90,6 +92,7 @@ class Mistakes(Section):
         clusters = []
         for number in sorted(set(labels.tolist())):
             centre = np.asarray(mistake_vectors[labels == number].mean(axis=0)).ravel()
+            # stable: of equal weights the first by alphabet, on every machine
             best = np.argsort(-centre, kind="stable")[: self.terms]
             inside = [row for row in rows if row.cluster == number]
             terms = [words[n] for n in best if centre[n] > 0]
@@ -106,6 +109,7 @@ class Mistakes(Section):
         from sklearn.decomposition import TruncatedSVD
         from sklearn.preprocessing import normalize
 
+        # the decomposition has fewer components than rows, and than words
         topics = min(_TOPICS, *(size - 1 for size in vectors.shape))
         if topics > 1:
             projected = TruncatedSVD(topics, random_state=self.seed).fit_transform(vectors)
@@ -135,6 +139,7 @@ class Mistakes(Section):
     def _cluster(self, number: int, rows: Sequence[Mistake], terms: list[str]) -> dict[str, Any]:
         groups = Counter(row.group or row.reference.strip() for row in rows)
         confused = Counter((row.reference.strip(), row.student.strip()) for row in rows)
+        # a row without a near training row counts as 0
         nearest = [row.nearest[0].similarity if row.nearest else 0.0 for row in rows]
         return {
             "cluster": number,

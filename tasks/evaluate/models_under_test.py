@@ -52,6 +52,7 @@ class LoadedModel:
         generated = generate_answers(
             self.model, self.tokenizer, prompts, decoding, batching, threads=self.params.threads
         )
+        # answers come batch by batch, rows of like length first
         by_position = dict(track(generated, total=len(prompts), label=label))
         return [by_position[position] for position in range(len(prompts))]
 

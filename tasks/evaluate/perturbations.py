@@ -24,9 +24,11 @@ class Typos(Section):
 
     def change(self, text: str, template: str, rng: random.Random) -> str:
         """Return the prompt with typos in its text, at least one where a word is long enough."""
+        # the group keeps words and what lies between them: joined, they are the text
         words = re.split(r"(\w+)", text)
         candidates = [n for n, word in enumerate(words) if len(word) >= 4 and word.isalpha()]
         misspelt = [n for n in candidates if rng.random() < self.rate]
+        # a short text may draw no word: then its first one
         for n in misspelt or candidates[:1]:
             words[n] = self._misspell(words[n], rng)
         return template.replace(TEXT, "".join(words))

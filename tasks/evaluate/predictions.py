@@ -119,7 +119,9 @@ class Predictions:
         if table is None:
             return None
         confidence, score = table
+        # confidence 1 belongs to the last bin
         bin_of_row = np.minimum((confidence * bins).astype(int), bins - 1)
+        # |mean confidence − mean score| of a bin times its rows is the |sum| of the differences
         gaps = [abs((confidence - score)[bin_of_row == b].sum()) for b in range(bins)]
         return float(sum(gaps) / len(confidence))
 

@@ -62,6 +62,7 @@ class Robustness(Section):
         variants = []
         for perturbation, name in zip(self.perturbations, self._names(), strict=True):
             for row in self.chosen(rows):
+                # by row: other rows or perturbations change no text
                 rng = random.Random(f"{self.seed}/{name}/{row.id}")
                 prompt = self._changed(row.prompt, perturbation, rng)
                 variants.append((name, row.model_copy(update={"prompt": prompt})))
@@ -89,6 +90,7 @@ class Robustness(Section):
     ) -> str | tuple[Message, ...]:
         if isinstance(prompt, str):
             before, _, after = self.template.partition(TEXT)
+            # a prompt that is not made of the template is text as a whole
             framed = prompt.startswith(before) and prompt.endswith(after)
             text = prompt[len(before) : len(prompt) - len(after)] if framed else prompt
             return perturbation.change(text, self.template if framed else TEXT, rng)
@@ -120,6 +122,7 @@ class RobustnessScores:
             else self._paired(name, scores)
             for name, scores in self.variants.items()
         ]
+        # the longest rows against all others of the test
         rest = np.setdiff1d(np.arange(next(iter(self.test.values())).shape[1]), self.long)
         if len(self.long) and len(rest):
             long = {role: s_ZR[:, list(self.long)] for role, s_ZR in self.test.items()}
@@ -129,6 +132,7 @@ class RobustnessScores:
 
     def _paired(self, name: str, scores: Mapping[str, Floats]) -> dict[str, Any]:
         drops = {role: self.test[role][:, list(self.chosen)] - s for role, s in scores.items()}
+        # a drop is a difference already: its interval is that of its difference to 0
         zero = {"zero": np.zeros((1, len(self.chosen)))}
         bootstrap = Bootstrap({**drops, **zero}, self.draws, self.seed)
         intervals = {role: bootstrap.difference(role, "zero") for role in drops}
@@ -140,6 +144,7 @@ class RobustnessScores:
     ) -> dict[str, Any]:
         """Compare scores on different rows, which cannot be paired."""
         here = Bootstrap(_with_gap(scores), self.draws, self.seed)
+        # another seed: the two sets of rows are drawn independently
         there = Bootstrap(_with_gap(others), self.draws, self.seed + 1)
         intervals = {role: unpaired_difference(there, here, role) for role in scores}
         extra = unpaired_difference(here, there, "gap")
@@ -170,6 +175,7 @@ def _with_gap(scores: Mapping[str, Floats]) -> dict[str, Floats]:
 def longest(rows: Sequence[Row], share: float) -> list[int]:
     """Return the positions of the longest prompts."""
     size = [len(str(row.prompt)) for row in rows]
+    # by length, then by position: equal lengths give the same rows everywhere
     return sorted(sorted(range(len(rows)), key=lambda n: (-size[n], n))[: int(share * len(rows))])
 
 

@@ -36,6 +36,7 @@ class Router(Section):
         """Return the joint score at each share of traffic that the student takes."""
         teacher = np.tile(teacher_R, len(confidence_ZR))
         order = np.argsort(-confidence_ZR.ravel(), kind="stable")
+        # gained[n]: what the n + 1 most confident answers of the student add to the teacher's sum
         gained = (student_ZR.ravel() - teacher)[order].cumsum()
         lines = []
         for point in range(self.points + 1):
@@ -50,6 +51,7 @@ class Router(Section):
         self, confidence_ZR: Floats, student_ZR: Floats, teacher_R: Floats, draws: int
     ) -> dict[str, Any]:
         """Return the student's share of the traffic at the floor, and the score that is kept."""
+        # by row, so that all seeds of a row are in one half
         half_R = np.random.default_rng(self.seed).permutation(len(teacher_R)) % 2
         to_student_ZR = np.zeros(confidence_ZR.shape, dtype=bool)
         thresholds = []
@@ -58,6 +60,7 @@ class Router(Section):
             threshold = self._threshold(
                 confidence_ZR[:, chosen], student_ZR[:, chosen], teacher_R[chosen]
             )
+            # applied to the other half alone
             to_student_ZR[:, ~chosen] = confidence_ZR[:, ~chosen] >= threshold
             thresholds.append(round(float(threshold), 4) if np.isfinite(threshold) else None)
         together_ZR = np.where(to_student_ZR, student_ZR, teacher_R[None])
@@ -76,6 +79,7 @@ class Router(Section):
         confidence: NDArray[np.float64] = confidence_ZR.ravel()
         teacher = np.tile(teacher_R, len(confidence_ZR))
         order = np.argsort(-confidence, kind="stable")
+        # together[n]: the joint sum where the n + 1 most confident rows go to the student
         together = teacher.sum() + (student_ZR.ravel() - teacher)[order].cumsum()
         # equal confidences lie on one side of a threshold
         last_of_equals = np.append(np.diff(confidence[order]) != 0, True)

@@ -37,7 +37,7 @@ class Evaluator:
         self.params, self.verifier, self.rows, self.generate = params, verifier, rows, generate
 
     def run(self, arms: Sequence[Arm]) -> dict[str, ModelResults]:
-        """Run every checkpoint; write its predictions; return what else was measured, by arm.
+        """Run every model, write its answers, and return its other measurements, by arm.
 
         The teacher, the first arm, runs first and stays in memory; the others are loaded one at a
         time.
@@ -60,8 +60,8 @@ class Evaluator:
                     results[arm.name].fidelity[seed] = self.params.fidelity.compare(
                         teacher.logprobs,
                         student.logprobs,
-                        AnswerTexts(teacher_texts, _after(texts, teacher_texts)),
-                        AnswerTexts(_after(teacher_texts[: len(own)], own), own),
+                        AnswerTexts(teacher_texts, _join_prompts_and_answers(texts, teacher_texts)),
+                        AnswerTexts(_join_prompts_and_answers(teacher_texts[: len(own)], own), own),
                         self.params.teacher,
                     )
         self._write_variants({arm.role: results[arm.name] for arm in arms})
@@ -73,6 +73,7 @@ class Evaluator:
             role: LoadedModel.of(self.params, next(iter(arm.checkpoints.values())))
             for role, arm in arms.items()
         }
+        # both in memory at once, and measured in turns: a busy machine slows both alike
         rows = self.rows[: self.params.timing.batch]
         prompts = {
             role: prompt_ids(model.tokenizer, [row.full_prompt for row in model.prefixed(rows)])
@@ -100,6 +101,7 @@ class Evaluator:
         """Run one checkpoint; return its own answers to the sample, encoded."""
         answers = model.answers(self.rows, f"{arm.called(seed)}: answering")
         predicted = self._predictions(arm, seed, answers)
+        # the teacher's where it has weights: one length for the FLOPs of all models
         self._context = self._context or _mean_length(model, self.rows)
         results.footprint = footprint(model.model, arm.checkpoints[seed], self._context)
         if arm.role == "teacher":
@@ -144,6 +146,7 @@ class Evaluator:
         self, arm: Arm, model: LoadedModel | EndpointTeacher, predicted: Sequence[Prediction]
     ) -> list[str]:
         """Return the answers to the variants; unchanged prompts are not answered again."""
+        # a perturbation may change nothing, such as upper case of digits
         answers = {row.prompt: p.answer for row, p in zip(self.rows, predicted, strict=True)}
         rows = [row for _, row in self.variants if row.prompt not in answers]
         generated = model.answers(rows, f"{arm.name}: other prompts")
@@ -186,8 +189,10 @@ def _own_texts(
     ]
 
 
-def _after(prompts: Sequence[Encoded], answers: Sequence[Encoded]) -> list[Encoded]:
-    """Put one model's answers after the prompts of another, which may have another prefix."""
+def _join_prompts_and_answers(
+    prompts: Sequence[Encoded], answers: Sequence[Encoded]
+) -> list[Encoded]:
+    """Put one model's answers after the prompts of another, whose prefix may differ."""
     pairs = zip(prompts, answers, strict=True)
     return [Encoded(prompt.prompt_ids, answer.completion_ids) for prompt, answer in pairs]
 

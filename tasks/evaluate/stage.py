@@ -43,9 +43,11 @@ def run(evaluate: EvaluateParams, task: Task, seeds: list[int], generate: Genera
     results = evaluator.run(arms)
     write_results(evaluate, task.verifier, arms, rows, results)
     with_weights = [arm for arm in arms if arm.has_weights]
+    # after the metrics file is written: its figures are added there
     evaluate.harness.measure(with_weights, evaluate.precision, METRICS)
     timed: dict[str, Arm] = {
         arm.role: arm for arm in with_weights if arm.role in ("teacher", "student")
     }
+    # after all else: no other model is in memory then
     write_json(REPORTS / "timings.json", evaluator.time(timed))
     render()

@@ -75,6 +75,7 @@ class Statistics:
             "parameters_ratio": _ratio(student, teacher, "parameters"),
             "non_embedding_parameters_ratio": _ratio(student, teacher, "non_embedding_parameters"),
             "bytes_ratio": _ratio(student, teacher, "bytes"),
+            # of FLOPs, which are the same on every machine; measured speeds are not hashed
             "speedup": _ratio(teacher, student, "flops_per_token"),
             "agreement": student["agreement"],
             "fidelity": student["fidelity"],
@@ -93,6 +94,7 @@ class Statistics:
         return self.bootstrap.ratio(self.names["student"], "teacher")
 
     def _row(self, arm: Arm) -> dict[str, Any]:
+        # (Z, R), a row for each seed
         scores = self.predictions.scores(self.metric)[arm.name]
         kept = self.bootstrap.ratio(arm.name, "teacher")
         gain = self.bootstrap.difference(arm.name, self.names["baseline"])
@@ -167,5 +169,6 @@ def _means(by_seed: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {
         name: round(sum(figures[name] for figures in by_seed) / len(by_seed), 6)
         for name in names
+        # a figure that one seed lacks is left out: means of other seeds would not compare
         if all(name in figures for figures in by_seed)
     }

@@ -50,6 +50,7 @@ def write_losses(arms: Iterable[Arm]) -> None:
             if not history.exists():
                 continue
             with history.open(newline="") as lines:
+                # terms differ between methods: the plots have the columns that all share
                 steps = [{c: step.get(c, 0) for c in CURVE} for step in csv.DictReader(lines)]
             _write_csv(LOSSES / f"{arm.name}-seed-{seed}.csv", CURVE, steps)
 
@@ -63,6 +64,7 @@ def write_reliability(statistics: Statistics) -> None:
             continue
         confidence, score = pairs
         for low in range(statistics.bins):
+            # confidence 1 belongs to the last bin
             inside = (confidence * statistics.bins).astype(int).clip(max=statistics.bins - 1) == low
             if inside.any():
                 table.append(
@@ -101,11 +103,13 @@ def samples(
     }
     selected: list[tuple[str, int]] = []
     for kind, lead in kinds.items():
+        # a row is shown once, under the first kind that it fits
         taken = {n for _, n in selected}
         candidates = [n for n in order if lead(n) > 0 and n not in taken]
         if kind == "behind":
             candidates.sort(key=lambda n: -(first[student][n].confidence or 0.0))
         selected += [(kind, n) for n in candidates[:each]]
+    # from the other end of the order: mostly other rows than the kinds took
     selected += [("random", n) for n in order[::-1][:each]]
     return [
         _sample(kind, rows[n], {a: p[n] for a, p in first.items()}, statistics)

@@ -56,6 +56,7 @@ def write_billed_tokens(backend: Backend, requests: Sequence[Answer]) -> None:
     price = backend.price if isinstance(backend, Endpoint) else None
     counts: dict[str, Any] = {"taught": taught, "request": mean}
     if price and isinstance(backend, Endpoint):
+        # batch APIs charge a share of the price
         share = backend.share
         counts["price"] = {"input": price.input * share, "output": price.output * share}
     write_json(TOKEN_COUNTS, counts)

@@ -26,6 +26,7 @@ def write_results(
     results: Mapping[str, ModelResults],
 ) -> None:
     """Compute the statistics of the predictions on disk; write scores, tables and verdict."""
+    # from disk: the figures are a function of the files that DVC keeps
     predictions = Predictions.read(arms)
     metric = params.metrics[0].type
     bootstrap = Bootstrap(predictions.scores(metric), params.bootstrap, params.seed)
@@ -45,6 +46,7 @@ def write_results(
     tables.write_losses(arms)
     tables.write_reliability(statistics)
     write_json(tables.SAMPLES, tables.samples(statistics, rows, params.samples, params.seed))
+    # one file for `dvc metrics` and the gate: scores and behaviour
     metrics = statistics.metrics() | write_behaviour(params, statistics, rows, results)
     metrics["number_format"] = params.number_format
     write_json(METRICS, metrics)

@@ -61,6 +61,7 @@ class Gguf(Form):
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         matrices = gguf.GGMLQuantizationType[self.quantisation]
         names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
+        # vectors (norms, biases) are small, and lose most by rounding
         for name, weight in _tensors(model, config):
             numbers = matrices if weight.ndim > 1 else gguf.GGMLQuantizationType.F32
             packed = _packed(name, weight, numbers)
@@ -79,6 +80,7 @@ class Gguf(Form):
             raise not_installed("xllamacpp (llama.cpp)", self.name) from error
         params = xllamacpp.CommonParams()
         params.model.path = str(folder / FILE)
+        # the CPU alone, one prompt at a time: answers do not depend on the batch
         params.n_ctx, params.n_parallel, params.n_gpu_layers = _ROOM, 1, 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = questions.threads
         params.warmup, params.verbosity = False, -1
@@ -133,6 +135,8 @@ def _tensors(model: Any, config: dict[str, Any]) -> "Iterator[tuple[str, np.ndar
             continue
         layer = name.split(".")[-2]
         values = weight.float().numpy()
+        # rotary pairs: a value is rotated with its partner in the other half of the head by
+        # transformers, with its neighbour by llama.cpp
         interleaved = config["model_type"] == "llama" and layer in heads
         yield name, _interleaved(values, heads[layer]) if interleaved else values
 

@@ -40,6 +40,7 @@ def add_vocabulary(
     added = tokenizer.added_tokens_decoder
     by_id = {number: token for token, number in tokenizer.get_vocab().items()}
     tokens, types = [], []
+    # llama.cpp wants a token for each row of the embedding, padding included
     for number in range(rows):
         tokens.append(by_id.get(number, f"[PAD{number}]"))
         if number not in by_id:
@@ -53,6 +54,7 @@ def add_vocabulary(
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=rows)
+    # whether a BOS is put before a text is known by the tokenizer alone: it is tried
     first = tokenizer("a")["input_ids"][0]
     special.add_special_token["bos"] = first == tokenizer.bos_token_id
     special.add_to_gguf(writer, quiet=True)
@@ -62,6 +64,7 @@ def _cut(folder: Path) -> str:
     """Return llama.cpp's name for how the tokenizer in `folder` cuts text into words."""
     written = json.loads((folder / "tokenizer.json").read_text())
     how = written.get("pre_tokenizer") or {"type": "nothing"}
+    # llama.cpp has the cuts of known tokenizers built in, and takes no pattern from the file
     steps = tuple(
         step["pattern"].get("Regex", "") if step["type"] == "Split" else step["type"]
         for step in how.get("pretokenizers", [how])

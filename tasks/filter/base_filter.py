@@ -1,7 +1,7 @@
 """Base class of the filters, their verdicts, and what they can read beside the responses.
 
-A filter is a section of params.yaml. Most judge a row by itself and define `verdict`. A filter
-that needs the other rows, the task or a model defines `verdicts`.
+A filter is an entry of the list `filter.filters` in params.yaml. Most judge a row by itself and
+define `verdict`. A filter that needs the other rows, the task or a model defines `verdicts`.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -22,7 +22,7 @@ _SEED = 42
 _CHUNK = 4096
 _FOUND = 0.99
 """Probability with which a pair that is just similar enough shares a band."""
-_HASH_BYTES = 4  # two strangers share a 32-bit hash now and then: what shares one is compared
+_HASH_BYTES = 4  # unrelated rows share a 32-bit hash now and then: such pairs are compared too
 
 
 def bands(similarity: float, permutations: int) -> tuple[int, int]:
@@ -33,6 +33,7 @@ def bands(similarity: float, permutations: int) -> tuple[int, int]:
     """
     width = number = 1
     for wider in range(1, permutations + 1):
+        # the fewest bands that miss such a pair with probability (1 − s^R)^B ≤ 1 − _FOUND
         needed = ceil(log(1 - _FOUND) / log1p(-(similarity**wider)))
         if needed * wider <= permutations:
             number, width = needed, wider
@@ -61,6 +62,7 @@ def shared_bands(
     ignored_T = _hashed([word for pair in sorted(ignored) for word in pair.split(" ")]).reshape(
         -1, 2
     )
+    # hashed as pairs of rows are
     ignored_T = _mixed(ignored_T[:, 0], ignored_T[:, 1])
     with TemporaryFile() as spool:
         first = 0
@@ -71,8 +73,11 @@ def shared_bands(
         for band in range(number):
             hashes_N = _column(spool, band, number)
             order_N = np.argsort(hashes_N)
+            # places in sorted order whose hash is that of the next one
             same = np.flatnonzero(np.diff(hashes_N[order_N]) == 0)
+            # both of each such pair: all rows that share a band
             rows = order_N[np.union1d(same, same + 1)]
+            # a group begins where the hash changes; bands number theirs one after the other
             numbers = np.cumsum(np.diff(hashes_N[rows], prepend=hashes_N[rows[:1]]) != 0) + groups
             for row, group in zip(rows.tolist(), numbers.tolist(), strict=True):
                 shared[row].append(group)
@@ -89,20 +94,23 @@ def _own_pairs(
     """
     import numpy as np
 
-    words = [""]  # before the first word, behind the last one, and so between two rows
+    words = [""]  # an edge before the first word, behind the last one, and so between two rows
     for text in texts:
         words += text
         words.append("")
     hashes = _hashed(words)
     pairs_T = _mixed(hashes[:-1], hashes[1:])
+    # n words between two edges make n + 1 pairs
     counts_N = np.fromiter(map(len, texts), np.int64, len(texts)) + 1
     starts_N = np.cumsum(counts_N) - counts_N
     own_T = np.isin(pairs_T, ignored_T, invert=True)
-    own_T[starts_N[counts_N == 1]] = False  # nothing but the edges of no text
+    own_T[starts_N[counts_N == 1]] = False  # a row without words: two edges
+    # rows that have no pair left; reduceat needs one in each row
     alone = np.flatnonzero(~np.logical_or.reduceat(own_T, starts_N))
     own_T[starts_N[alone]] = True
     numbers = (alone + first).astype(np.uint64)
     pairs_T[starts_N[alone]] = _mixed(numbers, ~numbers)
+    # how many pairs are left before each row
     return pairs_T[own_T], np.cumsum(own_T)[starts_N] - own_T[starts_N]
 
 
@@ -134,7 +142,9 @@ def _band_hashes(
     for band in range(number):
         mixed_N = np.zeros(len(starts_N), dtype=np.uint64)
         for factor, shift in rng.integers(1 << 32, size=(width, 2), dtype=np.uint32):
+            # modulo 2³² an odd factor permutes all numbers; a row's smallest is its MinHash
             smallest_N = np.minimum.reduceat(pairs_T * (factor | np.uint32(1)) + shift, starts_N)
+            # one hash of all R smallest: equal where all of them are
             mixed_N = _mixed(mixed_N, smallest_N.astype(np.uint64)).astype(np.uint64)
         hashes_NB[:, band] = mixed_N
     return hashes_NB
@@ -147,6 +157,7 @@ def _column(spool: IO[bytes], band: int, number: int) -> "np.ndarray":
     spool.seek(0)
     hashes = array("I")
     while block := spool.read(_CHUNK * number * _HASH_BYTES):
+        # rows of `number` hashes each: every `number`-th one is of this band
         hashes.frombytes(np.frombuffer(block, np.uint32)[band::number].tobytes())
     return np.asarray(hashes)
 

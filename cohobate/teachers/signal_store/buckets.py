@@ -26,4 +26,5 @@ def unused_ids(ids_NK: Tensor, lacks_NK: Tensor, size: int) -> Tensor:
     taken.scatter_(1, (ids_NK - rare[0] + 1).clamp_min(0), True)
     # a stable sort puts the free ones first
     free_NK = rare[taken[:, 1:].to(torch.uint8).argsort(dim=1, stable=True)[:, :k]]
+    # the first place that lacks an id takes the first free one, and so on
     return free_NK.gather(1, (lacks_NK.cumsum(1) - 1).clamp_min(0))

@@ -75,6 +75,7 @@ def capture_signals(
     compute = functools.partial(compute_signals, model, head, origin, capture.chunk_tokens)
     progress, shards, figures = CaptureProgress(label, total), [], []
     for number, lines in enumerate(line_chunks(rows, capture.shard_rows)):
+        # the name of a shard is its place in the file: a resumed capture finds it
         shards.append(work / f"shard-{number:05}")
         shard_figures = read_figures(shards[-1])
         if shard_figures is None:
@@ -91,7 +92,7 @@ def capture_signals(
             progress.skip(len(lines))
         figures.append(shard_figures)
     publish(shards, folder, origin, tokenizer, head)
-    shutil.rmtree(WORK / folder.name)
+    shutil.rmtree(WORK / folder.name)  # the store has links to these bytes, or copies
     progress.finish()
     return _summary(figures, folder)
 
@@ -149,6 +150,7 @@ class CaptureProgress:
 
 def batches_by_length(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[Example]]:
     """Yield the rows, longest first, in batches of at most `batch_tokens` tokens with padding."""
+    # longest first: a batch is padded to its first row
     order = sorted(examples, key=lambda row: (-len(row.ids), row.key))
     start = 0
     while start < len(order):

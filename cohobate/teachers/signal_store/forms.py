@@ -64,6 +64,7 @@ class StoredTopK(SignalForm):
         highest_NK = highest_NK - max_N1
         total_N1 = others_NV.sum(-1, keepdim=True) + highest_NK.exp().sum(-1, keepdim=True)
         log_total_N1 = total_N1.log()
+        # with e = exp(logit − max), p^(1/T) is e^(1/T) / total^(1/T)
         rest = [
             (others_NV if t == 1 else others_NV.pow(1 / t)).sum(-1).log() - log_total_N1[:, 0] / t
             for t in self.temperatures
@@ -82,6 +83,7 @@ class StoredTopK(SignalForm):
     def pack(self, signals: Signals, vocabulary: int) -> Packed:
         """Return the bytes of some tokens."""
         ids_NK, logp_NK = signals["ids_NK"].numpy(), signals["logp_NK"].numpy()
+        # `IdSets` packs ids that rise; each log p goes with its id
         order_NK = ids_NK.argsort(1)
         ids_NK, logp_NK = (np.take_along_axis(x, order_NK, 1) for x in (ids_NK, logp_NK))
         tokens = np.zeros(len(ids_NK), self.record(vocabulary, 0))
@@ -117,12 +119,14 @@ class StoredTopK(SignalForm):
         if not lacks_NK.any():
             return signals | {"ids_NK": ids_NK}
         k = ids_NK.shape[1]
+        # `unused_ids` looks among the 2 K rarest: K of them are free in any case
         if size < 2 * k:
             raise UserError(
                 f"signals of {k} ids a token need a student of {2 * k} ids, this one has {size}",
                 fix="lower capture.signals.k, or keep more of the vocabulary",
             )
         rest_NQ = with_mass_of(lacks_NK, logp_NK, signals["rest_logprob_NQ"], self.temperatures)
+        # an even share of the bucket at T = 1, where there is one: next to nothing for each id
         one = self.temperatures.index(1.0) if 1.0 in self.temperatures else 0
         even_N1 = rest_NQ[:, one, None] - float(np.log(size))
         return {
@@ -174,6 +178,7 @@ class StoredDraws(SignalForm):
 
     def uniform_numbers(self, key: int, length: int) -> Array:
         """Return the uniform numbers of a row's draws, (length, U)."""
+        # a counter-based generator: any key gives a stream of its own
         bits = np.random.Philox(key=np.array([key, self.seed], dtype=np.uint64))
         return np.random.Generator(bits).random((length, self.draws))
 
@@ -189,10 +194,13 @@ class StoredDraws(SignalForm):
         logp_NV = logits_NV.div_(self.temperature).log_softmax(-1)
         p_NV = logp_NV.exp()
         entropy_N = -(p_NV * logp_NV).sum(-1)
+        # float64: in float32 the sum over a large vocabulary is not exact enough
         cumulative_NV = p_NV.cumsum(-1, dtype=torch.float64)
+        # one point in each of U equal slices; they rise, and so do the ids
         points_NU = (torch.arange(self.draws, device=uniform_NU.device) + uniform_NU) / self.draws
         points_NU *= cumulative_NV[:, -1:]  # the sum is 1 but for rounding
         ids_NU = torch.searchsorted(cumulative_NV, points_NU, right=True)
+        # rounding must not point behind the last id
         return {"ids_NU": ids_NU.clamp_max(logp_NV.shape[1] - 1), "entropy_N": entropy_N}
 
     def figures(self, signals: Signals) -> dict[str, "Tensor"]:
@@ -278,13 +286,14 @@ class StoredHidden(SignalForm):
         """Return the bytes of some tokens."""
         import torch
 
+        # as bits: numpy has no bfloat16
         hidden_ND = signals["hidden_ND"].view(torch.int16).numpy()
         tokens = np.zeros(len(hidden_ND), self.record(vocabulary, hidden_ND.shape[1]))
         tokens["hidden"] = hidden_ND
         return Packed(tokens, np.empty(0, np.uint8))
 
     def unpack(self, packed: Packed, vocabulary: int) -> Signals:
-        """Return the bits of the hidden states; `targets` knows their dtype from the head."""
+        """Return the bits of the hidden states; `targets` takes their dtype from the head."""
         import torch
 
         return {"hidden_ND": torch.from_numpy(packed.tokens["hidden"].astype(np.int16))}

@@ -1,9 +1,9 @@
 """Packing of a teacher's distributions into bytes, many tokens at a time.
 
-The ids of one token are a set. Sorted, their low bits are stored as they are and their high bits in
-unary: a bitmap of Y bits in which the i-th id with high part h sets bit h + i (Elias 1974, Fano
-1971). For 128 of 49,152 ids that is 10.5 bits an id, near the 10.0 of the information in the set.
-The length is the same for every token, so that a token is found by its number.
+The ids kept of one token are a set. Sorted, their low bits are stored as they are and their high
+bits in unary: a bitmap of Y bits in which the i-th id with high part h sets bit h + i (Elias 1974,
+Fano 1971). For 128 of 49,152 ids that is 10.5 bits an id, near the 10.0 of the information in the
+set. The length is the same for every token, so that a token is found by its number.
 
 The log-probabilities of a token are stored as distances below the highest, one byte each on a scale
 of squares: steps are finest where the probability is, so that what is lost is lost where it counts
@@ -40,6 +40,7 @@ class IdSets:
     @cache
     def of(cls, vocabulary: int, k: int) -> "IdSets":
         """Return the split into low and high bits that takes the fewest bytes."""
+        # each low bit more halves the range of the high parts, and costs K bits
         splits = [cls(vocabulary, k, bits) for bits in range(max(vocabulary.bit_length() - 7, 1))]
         return min(splits, key=lambda split: (split.size, split.more_bits))
 
@@ -50,6 +51,7 @@ class IdSets:
 
     @property
     def _bitmap(self) -> int:
+        # the highest bit that can be set is that of id V − 1 as the last of K
         return ((self.vocabulary - 1) >> (8 + self.more_bits)) + self.k
 
     def pack(self, ids_NK: Array) -> Array:
@@ -71,6 +73,7 @@ class IdSets:
         # every token has exactly K bits set: one pass over all tokens finds them
         at_NK = np.flatnonzero(bits_NY).reshape(count, self.k)
         starts_N1 = np.arange(count)[:, None] * self._bitmap
+        # bit h + i of a token is at start + h + i: what is left is the high part h
         ids_NK = (at_NK - (starts_N1 + np.arange(self.k))) << (8 + self.more_bits)
         ids_NK |= packed[:, : self.k]
         if self.more_bits:
@@ -83,11 +86,13 @@ class IdSets:
 
 def pack_gaps(logp_NK: Array) -> tuple[Array, Array, Array]:
     """Return the highest log-probability (N,), the widest gap below it (N,), and codes (N, K)."""
+    # 16 bits are enough for both: 3 digits of a number up to 30
     top_N = logp_NK.max(1).astype("<f2")
     gap_NK = logp_NK.max(1, keepdims=True) - logp_NK
     widest_N = gap_NK.max(1).astype("<f2")
     # the gap that is read back, not the exact one, and never 0
     scale_N1 = np.maximum(widest_N.astype(np.float32), np.float32(1e-6))[:, None]
+    # the inverse of (code / 255)², so that codes are finest at small gaps
     codes_NK = np.rint(_LEVELS * np.sqrt(np.minimum(gap_NK / scale_N1, 1)))
     return top_N, widest_N, codes_NK.astype(np.uint8)
 
@@ -114,6 +119,7 @@ class Draws:
         """Return how many bytes each token takes, from its number of distinct ids, (N,)."""
         marks = ceil(self.draws / 8)
         counts, inverse_N = np.unique(distinct_N, return_inverse=True)
+        # one distinct id needs no marks: all draws are of it
         sizes = [IdSets.of(self.vocabulary, int(n)).size + marks * (n > 1) for n in counts]
         return np.array(sizes, dtype=np.int64)[inverse_N]
 
@@ -127,6 +133,7 @@ class Draws:
         new_NU[:, 1:] = ids_NU[:, 1:] != ids_NU[:, :-1]
         distinct_N = new_NU.sum(1)
         sizes_N = self.sizes(distinct_N)
+        # where the bytes of each token begin
         starts_N = np.cumsum(sizes_N) - sizes_N
         packed = np.zeros(int(sizes_N.sum()), dtype=np.uint8)
         for n in np.unique(distinct_N):
@@ -137,6 +144,7 @@ class Draws:
             if n > 1:
                 parts.append(np.packbits(new_NU[rows], axis=1))
             own = np.concatenate(parts, 1)
+            # tokens of one size are packed together, and written to their places among the others
             packed[starts_N[rows][:, None] + np.arange(own.shape[1])] = own
         return distinct_N, packed
 
@@ -149,6 +157,7 @@ class Draws:
         for n in map(int, np.unique(distinct_N)):
             (rows,) = np.nonzero(distinct_N == n)
             sets = IdSets.of(self.vocabulary, n)
+            # likewise read together
             own = packed[starts_N[rows][:, None] + np.arange(sizes_N[rows[0]])]
             ids_NK[rows, :n] = sets.unpack(own[:, : sets.size])
             counts_NK[rows, :n] = self._counts(own[:, sets.size :], n) if n > 1 else self.draws
@@ -156,5 +165,6 @@ class Draws:
 
     def _counts(self, marks: Array, n: int) -> Array:
         new_NU = np.unpackbits(marks, axis=1, count=self.draws).view(bool)
+        # a count is the distance from the first draw of an id to that of the next one
         firsts = np.flatnonzero(new_NU).reshape(-1, n) % self.draws
         return np.diff(firsts, append=self.draws, axis=1)

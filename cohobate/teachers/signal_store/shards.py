@@ -2,7 +2,7 @@
 
 A shard has the signals of `capture.shard_rows` consecutive rows of the file. It is written below
 `.cohobate/capture/<teacher>/<key>`, where the key is a hash of all that decides its bytes. It takes
-its final name when it is complete. A capture that was killed goes on behind the last complete
+its final name when it is complete. A capture that was killed continues after the last complete
 shard. When all are complete they become the store (`publish`), and are removed from there.
 """
 
@@ -105,6 +105,7 @@ class ShardWriter:
         at = 0
         for row in examples:
             hashes = (row_hash(row.key), ids_hash(row.ids.tolist(), row.prompt_length))
+            # where the row begins in the shard: its first token, and its first byte of draws
             starts = (self._token + at, self._draw + int(draw_starts[at]))
             self._rows.append((*hashes, self.number, row.length, *starts))
             at += row.length
@@ -119,6 +120,7 @@ class ShardWriter:
     def _refuse_not_finite(self, examples: Sequence[Example], signals: Signals) -> None:
         finite_N = torch.ones(sum(row.length for row in examples), dtype=torch.bool)
         for tensor in signals.values():
+            # one flag a token, over all that is kept of it
             finite_N &= tensor.isfinite().reshape(len(tensor), -1).all(1)
         if not finite_N.all():
             owners = [row.key for row in examples for _ in range(row.length)]
@@ -131,6 +133,7 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # before the folder is published: its manifest has the hashes of these files
         self._tokens.close()
         self._draws.close()
         if kind is None:
@@ -155,6 +158,7 @@ def publish(
         UserError: two shards have the same row.
     """
     index = np.concatenate([np.load(shard / INDEX) for shard in shards])
+    # sorted over all shards, for the binary search of a row
     index.sort(order="key")
     if (index["key"][1:] == index["key"][:-1]).any():
         raise UserError("the same row was captured twice", where=str(folder))

@@ -156,6 +156,7 @@ class SignalStore:
         self._teacher_ids = self._ids_of(tokenizer)
         row_keys = np.array([row_hash(row.key) for row in examples], dtype="<u8")
         keys = np.ascontiguousarray(self._index["key"])  # a strided column is slow to search
+        # clipped: a key above all others points behind the index, and is absent
         at = np.searchsorted(keys, row_keys).clip(0, max(len(keys) - 1, 0))
         absent = keys[at] != row_keys if len(keys) else np.ones(len(row_keys), dtype=bool)
         if absent.any():
@@ -175,6 +176,7 @@ class SignalStore:
         tokens = json.loads((self.folder / VOCABULARY).read_text())
         whole = {token: n for n, token in enumerate(tokens) if token is not None}
         ids = ids_within(whole, tokenizer.get_vocab())
+        # as many ids in another order are another tokenizer, not a part of it
         if ids is None or len(ids) >= self.origin.vocabulary:
             raise self._mismatch("the signals were captured with another tokenizer")
         return ids
@@ -201,11 +203,13 @@ class SignalStore:
 
     def _packed(self, rows: Sequence[int]) -> Packed:
         records = self._index[list(rows)]
+        # the slice of each row in the memory map of its shard
         spans = zip(*(records[name].tolist() for name in ("shard", "token", "length")), strict=True)
         rows_tokens = [self._tokens[shard][start : start + n] for shard, start, n in spans]
         tokens = np.concatenate(rows_tokens)
         # how long a row's draws are is known from its tokens' records alone
         offsets = np.cumsum([0, *self.origin.form.draw_sizes(tokens, self.origin.vocabulary)])
+        # draws are counted by token: the end of a row is the offset behind its last one
         ends = np.cumsum([len(row) for row in rows_tokens])
         lengths = np.diff(offsets[ends], prepend=0)
         draws = [

@@ -86,7 +86,7 @@ def widths(
     positions_N = everywhere() if positions_N is None else positions_N
     if cache:  # it is made when first asked for
         hidden_of(model, ids_BS, positions_N, cache)
-    if not (model.training and padding_free.drops(model)):  # it is tried once
+    if not (model.training and padding_free.has_dropout(model)):  # it is tried once
         padding_free.packing_mode(model)
         last_block._is_hooked(model)
     seen: list[tuple[int, ...]] = []
