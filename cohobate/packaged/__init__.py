@@ -23,7 +23,7 @@ MINILM = "cohobate/packaged/all-minilm-l6-v2.yaml"
 """The encoder of sentence embeddings."""
 WORDNET = "cohobate/packaged/wordnet.yaml"
 NO_ROWS = "cohobate/packaged/no-rows.jsonl"
-"""An empty file of rows."""
+"""No rows. It holds an empty line, as DVC warns of empty files."""
 _ROOT = Path(__file__).parents[2]
 
 

@@ -28,8 +28,14 @@ class Replay(Section):
         """Yield the rows.
 
         Raises:
-            UserError: there is no such file.
+            UserError: there is no such file, or the path names none.
         """
+        if self.rows and self.path == NO_ROWS:
+            raise UserError(
+                "collect.replay.rows asks for rows, and its path names none",
+                where="params.yaml, section collect.replay",
+                fix="cohobate run --set collect.replay.path=data/hard_examples/hardest.jsonl",
+            )
         if self.rows and not Path(self.path).exists():
             raise UserError("no rows to replay", where=self.path, fix="dvc checkout")
         if self.rows:

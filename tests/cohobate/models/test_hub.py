@@ -100,5 +100,5 @@ def test_a_path_of_params_names_the_packaged_model_or_a_folder(project, checkpoi
 def test_the_files_of_packaged_things_are_there():
     for path in (packaged.SMOLLM2, packaged.MINILM):
         assert len(packaged.wheel(path).sha256) == 64
-    assert (ROOT / packaged.NO_ROWS).read_bytes() == b""
+    assert (ROOT / packaged.NO_ROWS).read_bytes() == b"\n"
     assert packaged.wheel(packaged.SMOLLM2).name == hub.PACKAGED
