@@ -68,7 +68,7 @@ def test_what_the_form_sets_is_laid_over_params_yaml(tmp_path: Path) -> None:
 def test_what_the_whole_refuses_changes_nothing(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text().replace("hard_examples: {", "hard_exmaples: {")
     (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(ParamsError, match="mien"):
+    with pytest.raises(ParamsError, match="exmaples"):
         overrides.apply_model(tmp_path, Params.model_validate({"seeds": [1, 2]}))
     assert (tmp_path / "params.yaml").read_text() == text
 

@@ -135,11 +135,11 @@ def test_a_mapping_is_merged_and_null_deletes(root: Path) -> None:
     document = params.load(root / "params.yaml")
     assert set(document["train"]) == {"baseline"} and document["seeds"] == [4]
     assert document["train"]["baseline"] == {**before, "updates": 7}
-    assert "# one student a seed" in (root / "params.yaml").read_text()  # comments stay
+    assert "# one student per seed" in (root / "params.yaml").read_text()  # comments stay
 
 
 def test_another_type_takes_the_place_of_the_whole(root: Path) -> None:
-    overrides.apply(root, [], write(root, "# mine\nshape: {type: random, layers: 2}\n"))
+    overrides.apply(root, [], write(root, "# mine\ninit_student: {type: random, layers: 2}\n"))
     assert params.load(root / "params.yaml")["init_student"] == {
         "type": "random",
         "layers": 2,

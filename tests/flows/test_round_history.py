@@ -111,7 +111,7 @@ def test_a_round_at_work_is_told_from_one_that_died(
     history.open()
     assert not history.is_running()
     rounds()
-    assert "round-0001 died before its end: cohobate resume" in capsys.readouterr().out
+    assert "round-0001 was interrupted: cohobate resume" in capsys.readouterr().out
     with history.exclusive():
         assert history.is_running()
         rounds()
@@ -171,7 +171,7 @@ def test_two_rounds_are_compared_by_params_scores_and_outputs(root: Path) -> Non
         (Stop(without_gain=2), [record(1), record(2, promoted=False)], None),
         (Stop(without_gain=1), [record(1), record(2, promoted=False)], "1 rounds in a row"),
         (Stop(hours=0.5), [record(n, seconds=1000.0) for n in (1, 2)], "0.6 hours"),
-        (Stop(money=3), [record(n, money=1.6) for n in (1, 2)], "3.20 are spent"),
+        (Stop(money=3), [record(n, money=1.6) for n in (1, 2)], "3.20 USD are spent"),
         (Stop(money=3), [], None),
     ],
 )

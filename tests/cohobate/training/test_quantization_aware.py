@@ -69,5 +69,5 @@ def test_without_torchao_it_says_how_to_get_it(model: Any, monkeypatch: Any) -> 
 
 
 def test_with_lora_it_is_refused() -> None:
-    with pytest.raises(ValidationError, match="choose one"):
+    with pytest.raises(ValidationError, match="use either lora"):
         settings(adapter={"type": "lora"}, quantisation=INT4)

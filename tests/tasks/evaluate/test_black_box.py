@@ -99,7 +99,7 @@ def test_its_answers_are_scored_and_the_rest_is_said_not_to_be_known(
     assert teacher["footprint"] is None and all(arm["footprint"] for arm in others)
     assert set(read("reports/timings.json")["models"]) == {"student"}
     page = Path("reports/report.html").read_text()
-    assert "The teacher, but for its answers: its weights are not here." in page
+    assert "The teacher, except for its answers: its weights are not available." in page
     assert service.sent == 18 + 6
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from cohobate.backends import backends
+from cohobate.backends import loaded_teacher
 from cohobate.backends.ledger import Ledger
 from cohobate.backends.ledger_storage import LEDGER
 from cohobate.backends.settings import GenerateParams
@@ -53,13 +53,13 @@ def ready(project, checkpoint, rows):
 def computed(monkeypatch):
     """The prompts that really went through the model, in order."""
     asked = []
-    real = backends.decode
+    real = loaded_teacher.decode_batch
 
-    def counting(model, requests, how, stop, batching):
+    def counting(model, requests, decoding, stop, batching):
         asked.extend(request.draw for request in requests)
-        return real(model, requests, how, stop, batching)
+        return real(model, requests, decoding, stop, batching)
 
-    monkeypatch.setattr(backends, "decode", counting)
+    monkeypatch.setattr(loaded_teacher, "decode_batch", counting)
     return asked
 
 

@@ -188,7 +188,7 @@ def test_every_teacher_with_signals_must_fit(look, publish, make_tokenizer, toke
         ({"type": "teacher_layers", "layers": [0, 4]}, r"has 4 layers .*cannot take \[4\]"),
         ({"type": "teacher_layers", "layers": [0, 0]}, "cannot take"),
         ({"type": "teacher_layers", "layers": {"uniform": 5}}, "cannot take"),
-        ({"type": "teacher_layers", "layers": [0], "teacher": "mian"}, "is not one of"),
+        ({"type": "teacher_layers", "layers": [0], "teacher": "mian"}, "is none of the teachers"),
         ({"type": "teacher_layers", "layers": [0], "of": "models/adapt/other"}, "another teacher"),
         ({"type": "random", "layers": 2, "overrides": {"hiden_size": 16}}, "has no hiden_size"),
         ({"type": "random", "layers": 2, "overrides": {"hidden_size": 30}}, "do not fit"),
