@@ -115,7 +115,7 @@ def test_a_round_at_work_is_told_from_one_that_died(
     with history.exclusive():
         assert history.is_running()
         rounds()
-        assert "round-0001 is at work" in capsys.readouterr().out
+        assert "round-0001 is running" in capsys.readouterr().out
         with pytest.raises(UserError, match="another process"):
             iterate(1)  # says so before there is a run of it on the server
     assert not history.is_running()
