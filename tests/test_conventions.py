@@ -132,6 +132,12 @@ def test_no_two_classes_have_one_name() -> None:
     assert {name: files for name, files in classes.items() if len(files) > 1} == {}
 
 
+def test_no_two_test_modules_have_one_name() -> None:
+    # tests are no packages: pytest imports each by its file's name alone
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_no_stage_imports_another() -> None:
     for stage in STAGES:
         for path in (ROOT / "tasks" / stage).rglob("*.py"):

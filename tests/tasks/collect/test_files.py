@@ -29,6 +29,9 @@ def zstandard(data: bytes) -> bytes:
     return pa.compress(data, codec="zstd", asbytes=True)
 
 
+GZIPPED = gzip.compress(LINES, mtime=0)  # a time would make test names that differ between workers
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [
@@ -38,8 +41,8 @@ def zstandard(data: bytes) -> bytes:
         ("rows.json", json.dumps(ROWS).encode()),
         ("rows.csv", TABLE),
         ("rows.v2.tsv", TABLE),
-        ("rows.jsonl.gz", gzip.compress(LINES)),
-        ("rows.jsonl.gz", gzip.compress(LINES[:34]) + gzip.compress(LINES[34:])),
+        ("rows.jsonl.gz", GZIPPED),
+        ("rows.jsonl.gz", gzip.compress(LINES[:34], mtime=0) + gzip.compress(LINES[34:], mtime=0)),
         ("rows.json.bz2", bz2.compress(json.dumps(ROWS).encode())),
         ("rows.csv.xz", lzma.compress(TABLE)),
         ("rows.jsonl.zst", zstandard(LINES)),
@@ -74,12 +77,12 @@ def test_another_format_is_refused_before_any_work(name, said):
     [
         ("rows.csv", b"PK\x03\x04 and more", "a spreadsheet or an archive"),
         ("rows.csv", b"\xd0\xcf\x11\xe0 and more", "an Excel workbook"),
-        ("rows.jsonl", gzip.compress(LINES), r"compressed with gzip\n.*\n.*end its name with \.gz"),
+        ("rows.jsonl", GZIPPED, r"compressed with gzip\n.*\n.*end its name with \.gz"),
         ("rows.jsonl", b"PAR1 and more PAR1", "a Parquet file"),
         ("rows.json", b"\n<!DOCTYPE html><html>", "a web page"),
         ("rows.jsonl", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         ("rows.parquet", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
-        ("rows.jsonl.gz", gzip.compress(LINES)[:-9], "ended before"),
+        ("rows.jsonl.gz", GZIPPED[:-9], "ended before"),
         ("rows.jsonl.gz", LINES, "Not a gzip"),
         ("rows.csv", b"q,q\n1,2\n", "names a column twice: q"),
     ],
