@@ -22,9 +22,9 @@ FLOORS = ("cohobate", "tasks", "flows")
 PRODUCT = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
 LAYERS = (
     "errors", "utf8", "proxies", "cache", "progress", "params", "packaged", "sealed_folder",
-    "terminal", "processes", "thread_map", "code_fingerprint", "data", "models", "fast",
-    "generation", "losses", "teachers", "training", "students", "methods", "scoring", "backends",
-    "evaluation", "dvc_bridge",
+    "terminal", "processes", "thread_map", "lazy_names", "code_fingerprint", "data", "models",
+    "fast", "generation", "losses", "teachers", "training", "students", "methods", "scoring",
+    "backends", "evaluation", "dvc_bridge",
 )  # fmt: skip
 """Modules and packages of the library, each above those that it may import."""
 STAGES = sorted(path.parent.name for path in (ROOT / "tasks").glob("*/stage.py"))

@@ -1,36 +1,10 @@
 """Decoding on local models, and the likelihood of given texts."""
 
-from importlib import import_module
-from typing import Any
+from cohobate.lazy_names import attach
 
-_MODULE_OF = {
-    "Answer": "requests",
-    "Batching": "requests",
-    "Completion": "requests",
-    "Decoding": "requests",
-    "Likelihood": "likelihood",
-    "Request": "requests",
-    "decode_batch": "decoding",
-    "generate_answers": "decoding",
-    "plan_batches": "decoding",
-    "stop_ids": "decoding",
+_NAMES = {
+    "decoding": ["decode_batch", "generate_answers", "plan_batches", "stop_ids"],
+    "likelihood": ["Likelihood"],
+    "requests": ["Answer", "Batching", "Completion", "Decoding", "Request"],
 }
-__all__ = [
-    "Answer",
-    "Batching",
-    "Completion",
-    "Decoding",
-    "Likelihood",
-    "Request",
-    "decode_batch",
-    "generate_answers",
-    "plan_batches",
-    "stop_ids",
-]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name at its first use: importing the package imports nothing heavy."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+__getattr__, __dir__, __all__ = attach(__name__, _NAMES)

@@ -7,54 +7,42 @@ targets = Targets(labels_N, LiveTeacher(teacher_hidden_ND, teacher_head))
 loss, losses_NF = fused_head_loss(hidden_ND, head, terms, targets, divisor=len(labels_N))
 """
 
-from importlib import import_module
-from typing import Any
+from cohobate.lazy_names import attach
 
-# public name -> module of this package; loaded when the name is first used, so that importing the
-# package stays light
-_MODULES = {
-    "Divergence": "divergence",
-    "ForwardKL": "divergences",
-    "ReverseKL": "divergences",
-    "JensenShannon": "divergences",
-    "SkewForwardKL": "divergences",
-    "SkewReverseKL": "divergences",
-    "AdaptiveKL": "divergences",
-    "TotalVariation": "divergences",
-    "LogitMse": "divergences",
-    "Hard": "divergences",
-    "Term": "divergences",
-    "DistiLLM2": "distillm2",
-    "Uld": "uld",
-    "Feature": "features",
-    "HiddenMse": "features",
-    "HiddenCosine": "features",
-    "Attention": "features",
-    "ValueRelation": "features",
-    "RelationalDistance": "features",
-    "SimilarityPreserving": "features",
-    "TokenPositions": "features",
-    "FeatureTerm": "features",
-    "LayerMatching": "layer_matching",
-    "SoftTargets": "soft_targets",
-    "ResponseTerm": "soft_targets",
-    "LiveTeacher": "live_teacher",
-    "LiveEnsemble": "live_teacher",
-    "TopK": "top_k",
-    "StoredEnsemble": "top_k",
-    "SampledIds": "sampled_ids",
-    "CrossTokenizerTargets": "cross_tokenizer_targets",
-    "Targets": "targets",
-    "fused_head_loss": "fused_head",
+_NAMES = {
+    "cross_tokenizer_targets": ["CrossTokenizerTargets"],
+    "distillm2": ["DistiLLM2"],
+    "divergence": ["Divergence"],
+    "divergences": [
+        "ForwardKL",
+        "ReverseKL",
+        "JensenShannon",
+        "SkewForwardKL",
+        "SkewReverseKL",
+        "AdaptiveKL",
+        "TotalVariation",
+        "LogitMse",
+        "Hard",
+        "Term",
+    ],
+    "features": [
+        "Feature",
+        "HiddenMse",
+        "HiddenCosine",
+        "Attention",
+        "ValueRelation",
+        "RelationalDistance",
+        "SimilarityPreserving",
+        "TokenPositions",
+        "FeatureTerm",
+    ],
+    "fused_head": ["fused_head_loss"],
+    "layer_matching": ["LayerMatching"],
+    "live_teacher": ["LiveTeacher", "LiveEnsemble"],
+    "sampled_ids": ["SampledIds"],
+    "soft_targets": ["SoftTargets", "ResponseTerm"],
+    "targets": ["Targets"],
+    "top_k": ["TopK", "StoredEnsemble"],
+    "uld": ["Uld"],
 }
-__all__ = sorted(_MODULES)  # noqa: PLE0605
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = attach(__name__, _NAMES)

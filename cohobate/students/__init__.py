@@ -1,37 +1,13 @@
 """Initial students: layers and widths cut from a teacher, trimmed vocabularies, random weights."""
 
-from importlib import import_module
-from typing import Any
+from cohobate.lazy_names import attach
 
-_MODULES = {
-    "Importance": "importance",
-    "Pretrained": "initialization",
-    "RandomWeights": "initialization",
-    "StudentInit": "initialization",
-    "TeacherLayers": "initialization",
-    "keep_layers": "layer_cutting",
-    "keep_widths": "width_cutting",
-    "measure_importance": "importance",
-    "random_model": "from_config",
-    "trim": "vocabulary_trimming",
+_NAMES = {
+    "from_config": ["random_model"],
+    "importance": ["Importance", "measure_importance"],
+    "initialization": ["Pretrained", "RandomWeights", "StudentInit", "TeacherLayers"],
+    "layer_cutting": ["keep_layers"],
+    "vocabulary_trimming": ["trim"],
+    "width_cutting": ["keep_widths"],
 }
-"""Public names, and the module of each: it is imported when the name is first used."""
-
-__all__ = [
-    "Importance",
-    "Pretrained",
-    "RandomWeights",
-    "StudentInit",
-    "TeacherLayers",
-    "keep_layers",
-    "keep_widths",
-    "measure_importance",
-    "random_model",
-    "trim",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__, __dir__, __all__ = attach(__name__, _NAMES)

@@ -1,34 +1,12 @@
 """Teachers, and sources of a student's soft targets: live, stored, ensembles, other tokenizers."""
 
-from importlib import import_module
-from typing import Any
+from cohobate.lazy_names import attach
 
-# public name -> module of this package; loaded when the name is first used, so that importing the
-# package stays light
-_MODULES = {
-    "Teacher": "teacher",
-    "Teachers": "teacher",
-    "TargetSource": "target_sources",
-    "LiveSource": "target_sources",
-    "StoredSource": "target_sources",
-    "map_vocabulary": "target_sources",
-    "CrossTokenizerSource": "cross_tokenizer",
-    "MicroBatch": "micro_batch",
-    "Ensemble": "ensembles",
-    "Mixture": "ensembles",
-    "MeanLogits": "ensembles",
-    "Route": "ensembles",
-    "Best": "ensembles",
-    "Progressive": "ensembles",
+_NAMES = {
+    "cross_tokenizer": ["CrossTokenizerSource"],
+    "ensembles": ["Ensemble", "Mixture", "MeanLogits", "Route", "Best", "Progressive"],
+    "micro_batch": ["MicroBatch"],
+    "target_sources": ["TargetSource", "LiveSource", "StoredSource", "map_vocabulary"],
+    "teacher": ["Teacher", "Teachers"],
 }
-__all__ = sorted(_MODULES)  # noqa: PLE0605
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = attach(__name__, _NAMES)

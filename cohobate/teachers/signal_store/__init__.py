@@ -1,30 +1,12 @@
 """The signal store: a teacher's distributions on disk, how they are captured, packed and read."""
 
-from importlib import import_module
-from typing import Any
+from cohobate.lazy_names import attach
 
-# public name -> module of this package; loaded when the name is first used, so that importing the
-# package stays light
-_MODULES = {
-    "capture_signals": "capture",
-    "CaptureParams": "settings",
-    "SignalStore": "store",
-    "Origin": "store",
-    "SignalForm": "form",
-    "Signals": "form",
-    "Form": "forms",
-    "StoredTopK": "forms",
-    "StoredDraws": "forms",
-    "StoredHidden": "forms",
+_NAMES = {
+    "capture": ["capture_signals"],
+    "form": ["SignalForm", "Signals"],
+    "forms": ["Form", "StoredTopK", "StoredDraws", "StoredHidden"],
+    "settings": ["CaptureParams"],
+    "store": ["SignalStore", "Origin"],
 }
-__all__ = sorted(_MODULES)  # noqa: PLE0605
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = attach(__name__, _NAMES)
