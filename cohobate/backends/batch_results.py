@@ -48,11 +48,16 @@ class BatchResults:
     """Reads lines for one run against a service."""
 
     def __init__(
-        self, params: Endpoint, attempts: int, address: ServiceAddress, budget: Budget, before: bool
+        self,
+        params: Endpoint,
+        attempts: int,
+        address: ServiceAddress,
+        budget: Budget,
+        answered_before: bool,
     ) -> None:
         self.params, self.attempts, self.address, self.budget = params, attempts, address, budget
         self.service, self.share = address.service(), params.share
-        self.price, self.record = params.price or Price(), ServiceRecord(before)
+        self.price, self.record = params.price or Price(), ServiceRecord(answered_before)
 
     def outcomes(
         self, lines: Lines, missing: Mapping[str, TeacherRequest], decoding: Decoding, *, old: bool

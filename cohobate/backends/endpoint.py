@@ -172,8 +172,10 @@ class Endpoint(Section):
         )
         return lambda requests, decoding: iterate_stream(run.stream(requests, decoding))
 
-    def run(self, address: ServiceAddress, budget: Budget, before: bool = False) -> "ServiceRun":
-        """Return a run against the service; `before`: it has answered in earlier runs."""
+    def run(
+        self, address: ServiceAddress, budget: Budget, answered_before: bool = False
+    ) -> "ServiceRun":
+        """Return a run against the service; `answered_before`: it has answered in earlier runs."""
         raise NotImplementedError
 
     def key_parts(self) -> list[Any]:

@@ -39,23 +39,25 @@ class OpenAI(Endpoint):
     longest_wait: float = Field(300.0, ge=0)
     """Longest pause in seconds that a service may request; a longer one ends the run."""
 
-    def run(self, address: ServiceAddress, budget: Budget, before: bool = False) -> "OpenAIRun":
+    def run(
+        self, address: ServiceAddress, budget: Budget, answered_before: bool = False
+    ) -> "OpenAIRun":
         """Return a run against the service."""
-        return OpenAIRun(self, address, budget, before)
+        return OpenAIRun(self, address, budget, answered_before)
 
 
 class OpenAIRun:
     """A run against one service, with its rate limiter, budget and deadline."""
 
     def __init__(
-        self, params: OpenAI, address: ServiceAddress, budget: Budget, before: bool = False
+        self, params: OpenAI, address: ServiceAddress, budget: Budget, answered_before: bool = False
     ) -> None:
         self.params, self.address, self.budget = params, address, budget
         self.service = address.service()
         self.limiter = RateLimiter(params.limits)
         self.price = params.price or Price()
         self.deadline = time.monotonic() + (params.run_seconds or float("inf"))
-        self.record = ServiceRecord(before)
+        self.record = ServiceRecord(answered_before)
         self.sent: dict[str, float] = {}
         """The most that each request in flight can cost, by key."""
         self.stopped: UserError | None = None

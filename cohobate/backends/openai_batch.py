@@ -55,19 +55,25 @@ class OpenAIBatch(Endpoint):
         """Share of the full price that answers cost."""
         return self.price.batch if self.price else 1.0
 
-    def run(self, address: ServiceAddress, budget: Budget, before: bool = False) -> "BatchRun":
+    def run(
+        self, address: ServiceAddress, budget: Budget, answered_before: bool = False
+    ) -> "BatchRun":
         """Return a run against the service."""
-        return BatchRun(self, address, budget, before)
+        return BatchRun(self, address, budget, answered_before)
 
 
 class BatchRun:
     """A run against one service."""
 
     def __init__(
-        self, params: OpenAIBatch, address: ServiceAddress, budget: Budget, before: bool = False
+        self,
+        params: OpenAIBatch,
+        address: ServiceAddress,
+        budget: Budget,
+        answered_before: bool = False,
     ) -> None:
         self.params, self.address, self.budget = params, address, budget
-        self.results = BatchResults(params, params.attempts, address, budget, before)
+        self.results = BatchResults(params, params.attempts, address, budget, answered_before)
         self.service = address.service()
         self.price = params.price or Price()
         self.end = time.monotonic() + (params.run_seconds or float("inf"))

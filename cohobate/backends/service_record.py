@@ -19,10 +19,10 @@ _REFUSED_IN_A_ROW = 50  # refused prompts from which a service counts as refusin
 class ServiceRecord:
     """The prompts of a run: which were tried, answered, refused or failed."""
 
-    def __init__(self, before: bool) -> None:
+    def __init__(self, answered_before: bool) -> None:
         self.tries: Counter[str] = Counter()
         """Requests by key."""
-        self.past = ServiceHistory(answered_before=before)
+        self.past = ServiceHistory(answered_before=answered_before)
         self._number: dict[str, int] = {}
         self._latest = -1
         """Number of the latest prompt that was answered."""

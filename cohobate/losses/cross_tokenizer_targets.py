@@ -35,10 +35,10 @@ class CrossTokenizerTargets(SoftTargets):
 
     other_tokenizer: ClassVar[bool] = True
 
-    def rows(self, part: slice | Tensor) -> "CrossTokenizerTargets":
+    def select(self, tokens: slice | Tensor) -> "CrossTokenizerTargets":
         """Return some whole groups, by the student's tokens; groups are numbered from 0 again."""
-        # a part is whole groups (`chunk_end`), so the teacher has the same ones
-        group_N = self.group_N[part]
+        # `tokens` are whole groups (`chunk_end`), so the teacher has the same ones
+        group_N = self.group_N[tokens]
         first, last = group_N[0], group_N[-1]
         in_part_M = (self.group_M >= first) & (self.group_M <= last)
         return replace(
@@ -68,7 +68,7 @@ class CrossTokenizerTargets(SoftTargets):
         terms: Sequence[ResponseTerm],
         temperature: float,
         *,
-        share: float = 1.0,
+        teacher_share: float = 1.0,
         compiled: bool = False,
     ) -> tuple[list[Tensor], Tensor]:
         """Return losses, that of a group at its last token, and the gradient by autograd."""

@@ -26,9 +26,9 @@ def mixture(loga_NC: Tensor, logb_NC: Tensor, share: float | Tensor) -> Tensor:
     return (loga_NC + math.log(share)).logaddexp(logb_NC + math.log1p(-share))
 
 
-def blend(logp_NC: Tensor, logq_NC: Tensor, share: float) -> Tensor:
-    """Return the log-probabilities of a progressive target: share·p + (1 − share)·q, q detached."""
-    return logp_NC if share == 1 else mixture(logp_NC, logq_NC.detach(), share)
+def blend(logp_NC: Tensor, logq_NC: Tensor, teacher_share: float) -> Tensor:
+    """Return the log-probabilities of a progressive target: t·p + (1 − t)·q, q detached."""
+    return logp_NC if teacher_share == 1 else mixture(logp_NC, logq_NC.detach(), teacher_share)
 
 
 def skew_forward_kl(

@@ -98,7 +98,7 @@ class _FusedHead(torch.autograd.Function):
             losses_NF = hidden_ND.new_empty(len(hidden_ND), len(terms), dtype=wide)
             for part in targets.chunks(chunk_tokens):
                 chunk_ND = hidden_ND[part].detach().to(dtype)
-                chunk = targets.rows(part).project()
+                chunk = targets.select(part).project()
                 # products over whole chunks, as they are slow on few rows; what lies between is
                 # elementwise, and goes block by block through the cache
                 product_NV = chunk_ND @ cast_VD.T
@@ -106,7 +106,7 @@ class _FusedHead(torch.autograd.Function):
                     logits_NV = head.finished(product_NV[block])
                     # the loss overwrites the logits; a soft cap's derivative needs them
                     capped_NV = logits_NV.clone() if head.softcap else logits_NV
-                    block_targets = chunk.rows(block)
+                    block_targets = chunk.select(block)
                     block_NF, grad_NV = block_targets.loss_and_grad(
                         logits_NV, terms, compiled=compiled
                     )

@@ -32,14 +32,14 @@ class DenseTargets(SoftTargets):
         terms: Sequence[ResponseTerm],
         temperature: float,
         *,
-        share: float = 1.0,
+        teacher_share: float = 1.0,
         compiled: bool = False,
     ) -> tuple[list[Tensor], Tensor]:
         """Return losses and gradient by `dense_loss_and_grad`."""
-        # a share or an α that changes from call to call would be compiled anew each time
-        fixed = share == 1 and not any(isinstance(term, DistiLLM2) for term in terms)
+        # a teacher's share or an α that changes from call to call would be compiled anew each time
+        fixed = teacher_share == 1 and not any(isinstance(term, DistiLLM2) for term in terms)
         dense = _compiled() if compiled and fixed else dense_loss_and_grad
-        return dense(logits_NV, self.tempered(temperature), labels_N, terms, share)
+        return dense(logits_NV, self.tempered(temperature), labels_N, terms, teacher_share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +58,9 @@ class ProjectedTeacher(DenseTargets):
         logits_NV = self.head.finished(self.product_NV if narrow else self.product_NV.clone())
         return logits_NV.div_(temperature) if temperature != 1 else logits_NV
 
-    def rows(self, part: slice | Tensor) -> "ProjectedTeacher":
+    def select(self, tokens: slice | Tensor) -> "ProjectedTeacher":
         """Return the products of some of the tokens."""
-        return ProjectedTeacher(self.product_NV[part], self.head)
+        return ProjectedTeacher(self.product_NV[tokens], self.head)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +82,9 @@ class LiveTeacher(DenseTargets):
         """Return the log-probabilities of given ids, (N,); logits of `chunk_tokens` at a time."""
         return label_logprobs(self.hidden_ND, self.head, labels_N, chunk_tokens)
 
-    def rows(self, part: slice | Tensor) -> "LiveTeacher":
+    def select(self, tokens: slice | Tensor) -> "LiveTeacher":
         """Return the hidden states of some of the tokens."""
-        return LiveTeacher(self.hidden_ND[part], self.head)
+        return LiveTeacher(self.hidden_ND[tokens], self.head)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ class LiveEnsemble(DenseTargets):
         for teacher, weight_N in zip(self.teachers, self.weights_NT.unbind(-1), strict=True):
             # only the tokens where the teacher counts: with one teacher a row, no product in vain
             (tokens,) = weight_N.nonzero(as_tuple=True)
-            value_NV = teacher.rows(tokens).tempered(temperature)
+            value_NV = teacher.select(tokens).tempered(temperature)
             if self.average == "probabilities":
                 value_NV = value_NV.softmax(-1)
             value_NV *= weight_N[tokens, None]
@@ -124,10 +124,10 @@ class LiveEnsemble(DenseTargets):
         )
         return replace(self, teachers=teachers)
 
-    def rows(self, part: slice | Tensor) -> "LiveEnsemble":
+    def select(self, tokens: slice | Tensor) -> "LiveEnsemble":
         """Return the targets of some of the tokens."""
-        teachers = tuple(teacher.rows(part) for teacher in self.teachers)
-        return LiveEnsemble(teachers, self.weights_NT[part], self.average)
+        teachers = tuple(teacher.select(tokens) for teacher in self.teachers)
+        return LiveEnsemble(teachers, self.weights_NT[tokens], self.average)
 
 
 def dense_loss_and_grad(
@@ -135,12 +135,12 @@ def dense_loss_and_grad(
     teacher_NV: Tensor,
     labels_N: Tensor,
     terms: Sequence[ResponseTerm],
-    share: float,
+    teacher_share: float,
 ) -> tuple[list[Tensor], Tensor]:
     """Return losses and gradient over the whole vocabulary; both logits are divided by T."""
     logp_NV, logq_NV = teacher_NV.log_softmax(-1), logits_NV.log_softmax(-1)
     # a progressive target: the student's share in it is detached
-    logp_NV = blend(logp_NV, logq_NV, share)
+    logp_NV = blend(logp_NV, logq_NV, teacher_share)
     losses, hard, grad_NV = [], 0.0, None
     for term in terms:
         if isinstance(term, Hard):

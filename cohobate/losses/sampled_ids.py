@@ -32,9 +32,9 @@ class SampledIds(SoftTargets):
     that the loss is an estimate of the divergence itself, not of the cross-entropy."""
     temperature: float = 1.0
 
-    def rows(self, part: slice | Tensor) -> "SampledIds":
+    def select(self, tokens: slice | Tensor) -> "SampledIds":
         """Return the draws of some of the tokens."""
-        tensors = (self.ids_NK[part], self.share_NK[part], self.entropy_N[part])
+        tensors = (self.ids_NK[tokens], self.share_NK[tokens], self.entropy_N[tokens])
         return SampledIds(*tensors, self.temperature)
 
     def loss_and_grad(
@@ -44,7 +44,7 @@ class SampledIds(SoftTargets):
         terms: Sequence[ResponseTerm],
         temperature: float,
         *,
-        share: float = 1.0,
+        teacher_share: float = 1.0,
         compiled: bool = False,
     ) -> tuple[list[Tensor], Tensor]:
         """Return losses and gradient against the draws.
@@ -54,7 +54,7 @@ class SampledIds(SoftTargets):
         Raises:
             UserError: a term that draws cannot give without bias, or a progressive target.
         """
-        if share != 1:
+        if teacher_share != 1:
             raise UserError(
                 "a progressive target needs whole distributions, not drawn ids",
                 where="progressive",

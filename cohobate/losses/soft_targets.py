@@ -38,7 +38,7 @@ class SoftTargets(ABC):
     """Whether the teacher has its own tokenizer, so that only `Uld` compares the two."""
 
     @abstractmethod
-    def rows(self, part: slice | Tensor) -> Self:
+    def select(self, tokens: slice | Tensor) -> Self:
         """Return the targets of some of the N tokens."""
 
     def project(self) -> SoftTargets:
@@ -69,7 +69,7 @@ class SoftTargets(ABC):
         terms: Sequence[ResponseTerm],
         temperature: float,
         *,
-        share: float = 1.0,
+        teacher_share: float = 1.0,
         compiled: bool = False,
     ) -> tuple[list[Tensor], Tensor]:
         """Return the weighted loss of each term, (N,) each, and the gradient of their sum (N, V).
@@ -79,7 +79,7 @@ class SoftTargets(ABC):
             labels_N: the tokens of the text, for hard terms.
             terms: at least one soft term, all of this temperature.
             temperature: T of the softmax.
-            share: the target is share · teacher + (1 − share) · the student itself, detached.
+            teacher_share: t, where the target is t · teacher + (1 − t) · the student, detached.
             compiled: let torch.compile fuse what is elementwise, where that helps.
 
         Returns:

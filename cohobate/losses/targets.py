@@ -26,8 +26,8 @@ class Targets(NamedTuple):
     """The token that the training text has."""
     teacher: SoftTargets | None = None
     """The teacher's distributions; None where there are hard terms alone."""
-    share: float = 1.0
-    """The soft target is share · teacher + (1 − share) · the student's own, detached."""
+    teacher_share: float = 1.0
+    """t, where the soft target is t · teacher + (1 − t) · the student's own, detached."""
 
     alpha_N: Tensor | None = None
     """For `DistiLLM2`, and None without it: the α of each token's row."""
@@ -58,12 +58,12 @@ class Targets(NamedTuple):
             yield slice(start, stop)
             start = stop
 
-    def rows(self, part: slice | Tensor) -> "Targets":
+    def select(self, tokens: slice | Tensor) -> "Targets":
         """Return the targets of some of the tokens."""
         names = ("labels_N", "alpha_N", "by_student_N", "weight_N")
         tensors = {name: getattr(self, name) for name in names}
-        parts = {name: x[part] for name, x in tensors.items() if x is not None}
-        return self._replace(**parts, teacher=self.teacher and self.teacher.rows(part))
+        parts = {name: x[tokens] for name, x in tensors.items() if x is not None}
+        return self._replace(**parts, teacher=self.teacher and self.teacher.select(tokens))
 
     def loss_and_grad(
         self, logits_NV: Tensor, terms: Sequence[ResponseTerm], *, compiled: bool = False
@@ -106,7 +106,12 @@ class Targets(NamedTuple):
         self._check_tokenizer(terms, self.teacher)
         terms = [self._with_alphas(term) if isinstance(term, DistiLLM2) else term for term in terms]
         return self.teacher.loss_and_grad(
-            logits_NV, self.labels_N, terms, temperature, share=self.share, compiled=compiled
+            logits_NV,
+            self.labels_N,
+            terms,
+            temperature,
+            teacher_share=self.teacher_share,
+            compiled=compiled,
         )
 
     def _with_alphas(self, term: DistiLLM2) -> DistiLLM2:

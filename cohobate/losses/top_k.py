@@ -64,9 +64,9 @@ class TopK(SoftTargets):
         # at most one of the K places is the label; all others are −∞ to the maximum
         return torch.where(is_label_NK, self.logp_NK, -torch.inf).amax(-1).maximum(floor_N)
 
-    def rows(self, part: slice | Tensor) -> "TopK":
+    def select(self, tokens: slice | Tensor) -> "TopK":
         """Return the signals of some of the tokens."""
-        tensors = (self.ids_NK[part], self.logp_NK[part], self.rest_logprob_NQ[part])
+        tensors = (self.ids_NK[tokens], self.logp_NK[tokens], self.rest_logprob_NQ[tokens])
         return TopK(*tensors, self.temperatures)
 
     def loss_and_grad(
@@ -76,7 +76,7 @@ class TopK(SoftTargets):
         terms: Sequence[ResponseTerm],
         temperature: float,
         *,
-        share: float = 1.0,
+        teacher_share: float = 1.0,
         compiled: bool = False,
     ) -> tuple[list[Tensor], Tensor]:
         """Return losses and gradient through K + 1 outcomes.
@@ -104,7 +104,8 @@ class TopK(SoftTargets):
             assert isinstance(term, Divergence)
             # by term, as terms differ in what they do with the bucket
             logp_NC = self._outcomes_for(term, temperature).to(logq_NC.dtype)
-            loss_N, term_NC = term.tempered_loss_and_grad(blend(logp_NC, logq_NC, share), logq_NC)
+            target_NC = blend(logp_NC, logq_NC, teacher_share)
+            loss_N, term_NC = term.tempered_loss_and_grad(target_NC, logq_NC)
             losses.append(loss_N * term.scale)
             grad_NC.add_(term_NC, alpha=term.scale)
         minus_total_N1 = hard - grad_NC.sum(-1, keepdim=True)
@@ -136,10 +137,10 @@ class StoredEnsemble(SoftTargets):
     weights_NT: Tensor
     """Weight of each teacher at each token; they sum to 1."""
 
-    def rows(self, part: slice | Tensor) -> "StoredEnsemble":
+    def select(self, tokens: slice | Tensor) -> "StoredEnsemble":
         """Return the signals of some of the tokens."""
-        teachers = tuple(teacher.rows(part) for teacher in self.teachers)
-        return StoredEnsemble(teachers, self.weights_NT[part])
+        teachers = tuple(teacher.select(tokens) for teacher in self.teachers)
+        return StoredEnsemble(teachers, self.weights_NT[tokens])
 
     def loss_and_grad(
         self,
@@ -148,7 +149,7 @@ class StoredEnsemble(SoftTargets):
         terms: Sequence[ResponseTerm],
         temperature: float,
         *,
-        share: float = 1.0,
+        teacher_share: float = 1.0,
         compiled: bool = False,
     ) -> tuple[list[Tensor], Tensor]:
         """Return the mean of the losses against each teacher's signals, by the weights."""
@@ -157,8 +158,8 @@ class StoredEnsemble(SoftTargets):
         for teacher, weight_N in zip(self.teachers, self.weights_NT.unbind(-1), strict=True):
             (tokens,) = weight_N.nonzero(as_tuple=True)
             # an index copies: each teacher overwrites logits of its own
-            teacher_losses, teacher_NV = teacher.rows(tokens).loss_and_grad(
-                logits_NV[tokens], labels_N[tokens], terms, temperature, share=share
+            teacher_losses, teacher_NV = teacher.select(tokens).loss_and_grad(
+                logits_NV[tokens], labels_N[tokens], terms, temperature, teacher_share=teacher_share
             )
             for loss_N, teacher_N in zip(losses, teacher_losses, strict=True):
                 loss_N.index_add_(0, tokens, teacher_N * weight_N[tokens])

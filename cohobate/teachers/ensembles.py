@@ -129,7 +129,7 @@ class Progressive(Section):
     until: float = Field(0.5, gt=0, le=1)
     """Share of the updates after which it is exactly 1; it rises linearly until then."""
 
-    def share(self, progress: float) -> float:
+    def teacher_share(self, progress: float) -> float:
         """Return the teacher's share; `progress` goes from 0, the first update, to 1, the last."""
         done = min(1.0, progress / self.until)
         return 1.0 if done == 1 else self.start + (1 - self.start) * done

@@ -26,11 +26,11 @@ def plan_batches(
     examples: Sequence[Example], hyperparameters: Hyperparameters, seed: int
 ) -> list[list[int]]:
     """Return the positions in `examples` of each update's rows."""
-    stages = sorted({example.stage for example in examples})
+    curriculum_stages = sorted({example.stage for example in examples})
     updates, size = hyperparameters.updates_over(len(examples)), hyperparameters.batch_size
     batches: list[list[int]] = []
     seen = 0
-    for stage in stages:
+    for stage in curriculum_stages:
         rows = [i for i, example in enumerate(examples) if example.stage == stage]
         seen += len(rows)
         # rounded on the running total, so that the stages add up to `updates`

@@ -51,7 +51,7 @@ class FusedTrainer(Trainer):
         arguments: TrainingArguments,
         data: MicroBatches,
         label: str,
-        stages: Sequence[int],
+        curriculum_stages: Sequence[int],
         *,
         checkpoints: CheckpointDir | None = None,
         rollouts: Rollouts | None = None,
@@ -61,8 +61,9 @@ class FusedTrainer(Trainer):
         self.add_callback(HistoryCallback(self))
         self.add_callback(CheckpointCallback(self))
         self.loss_is_scaled_for_ga = True  # else Trainer divides by the number of micro-batches
-        self.loss_fn, self.data, self.label, self.stages = loss_fn, data, label, stages
-        self.updates = len(stages)
+        self.loss_fn, self.data, self.label = loss_fn, data, label
+        self.curriculum_stages = curriculum_stages
+        self.updates = len(curriculum_stages)
         self.target_weights = TargetWeights(data.examples)
         self.rollouts, self.checkpoints = rollouts, checkpoints
         self._resume()
@@ -79,8 +80,9 @@ class FusedTrainer(Trainer):
         self.history = [Update(**update) for update in state.get("history", [])]
         self.start = len(self.history)
         self.meter = Meter(self.label, self.updates, self.start)
-        if extra := state.get("remembered"):
-            self._extra_state_owner.restore(extra)
+        # "remembered" in checkpoints of earlier versions
+        if extra_state := state.get("extra_state") or state.get("remembered"):
+            self._extra_state_owner.restore(extra_state)
 
     @property
     def _extra_state_owner(self) -> Rollouts | ModelLoss:
@@ -104,7 +106,7 @@ class FusedTrainer(Trainer):
             "history": [u._asdict() | {"terms": dict(u.terms)} for u in self.history],
             # each worker draws dropout of its own: all states are in the one checkpoint
             "random": processes.all_gather(checkpointing.random_state()),
-            "remembered": self._extra_state_owner.state(),
+            "extra_state": self._extra_state_owner.state(),
         }
         state = (self.loss_fn, self.optimizer, self.lr_scheduler, extra)
         directory = self.checkpoints
@@ -214,7 +216,7 @@ class FusedTrainer(Trainer):
         ).tolist()
         # a preference loss of one type names no term: `loss` is all of it
         named = dict(zip(self.loss_fn.names, terms, strict=False))
-        stage = self.stages[step]
+        stage = self.curriculum_stages[step]
         update = Update(step + 1, loss, learning_rate, stage, named, self._norm, self._tokens)
         self.history.append(update)
         # prompts included: speed is what goes through the model

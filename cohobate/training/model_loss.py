@@ -131,7 +131,7 @@ class CausalLMLoss(ModelLoss):
         teacher_outputs = None
         if self.target_source is not None:
             teacher, teacher_outputs = self.target_source.targets(batch)
-            targets = targets._replace(teacher=teacher, share=self._share(progress))
+            targets = targets._replace(teacher=teacher, teacher_share=self._teacher_share(progress))
             targets = self._with_alphas(targets, hidden_ND, batch)
         loss, losses_NF = self._response(hidden_ND, targets, divisor)
         if self.matching is None:
@@ -163,9 +163,9 @@ class CausalLMLoss(ModelLoss):
             compiled=self.compiled,
         )
 
-    def _share(self, progress: float) -> float:
-        moving = self.target_source.progressive if self.target_source else None
-        return moving.share(progress) if moving else 1.0
+    def _teacher_share(self, progress: float) -> float:
+        schedule = self.target_source.progressive if self.target_source else None
+        return schedule.teacher_share(progress) if schedule else 1.0
 
     def _with_alphas(self, targets: Targets, hidden_ND: Tensor, batch: MicroBatch) -> Targets:
         """Give each token its row's α, where a term has one."""

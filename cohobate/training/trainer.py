@@ -83,14 +83,13 @@ def fit(
     _check_inputs(
         model, examples, terms, hyperparameters, target_source, has_loss=has_loss, label=label
     )
-    data, stages = _plan_data(examples, hyperparameters, seed, target_source)
+    data, curriculum_stages = _plan_data(examples, hyperparameters, seed, target_source)
     chunk, compiled = hyperparameters.chunk_tokens, hyperparameters.compiled
     loss_fn = loss_fn or CausalLMLoss(
         model, terms, chunk, target_source, vocabulary, compiled=compiled
     )
-    return fit_batches(
-        model, data, loss_fn, hyperparameters, stages, seed=seed, label=label, rollouts=rollouts
-    )
+    plan = (hyperparameters, curriculum_stages)
+    return fit_batches(model, data, loss_fn, *plan, seed=seed, label=label, rollouts=rollouts)
 
 
 def fit_batches(
@@ -98,7 +97,7 @@ def fit_batches(
     data: MicroBatches,
     loss_fn: ModelLoss,
     hyperparameters: Hyperparameters,
-    stages: Sequence[int],
+    curriculum_stages: Sequence[int],
     *,
     seed: int,
     label: str,
@@ -111,7 +110,7 @@ def fit_batches(
         data: this worker's micro-batches of all updates.
         loss_fn: computes the loss of a micro-batch.
         hyperparameters: as in `fit`.
-        stages: stage of the curriculum of each update.
+        curriculum_stages: stage of the curriculum of each update.
         seed: as in `fit`.
         label: as in `fit`.
         rollouts: as in `fit`.
@@ -119,14 +118,20 @@ def fit_batches(
     torch.set_num_threads(hyperparameters.threads)
     # of all examples, not of this worker's: workers choose the same attention
     longest = max(len(example.ids) for example in data.examples)
-    checkpoints = _checkpoint_dir(hyperparameters, data.examples, len(stages))
+    checkpoints = _checkpoint_dir(hyperparameters, data.examples, len(curriculum_stages))
     with (
         training_setup(model, hyperparameters, longest, seed),
         tempfile.TemporaryDirectory() as scratch,
     ):
-        arguments = training_arguments(hyperparameters, len(stages), seed, scratch)
+        arguments = training_arguments(hyperparameters, len(curriculum_stages), seed, scratch)
         trainer = FusedTrainer(
-            loss_fn, arguments, data, label, stages, checkpoints=checkpoints, rollouts=rollouts
+            loss_fn,
+            arguments,
+            data,
+            label,
+            curriculum_stages,
+            checkpoints=checkpoints,
+            rollouts=rollouts,
         )
         trainer.train_remaining()
     return trainer.history

@@ -49,7 +49,7 @@ class Context:
     task: Task
     labels: frozenset[str]
     """Canonical forms of the answers of the labelled rows."""
-    evaluation: Contamination
+    contamination: Contamination
     """The prompts of every evaluation split."""
     references: Mapping[str, str] = field(default_factory=dict)
     """Right answers by row id, for the prompts that have one."""

@@ -58,8 +58,8 @@ class NearDuplicateFilter(Filter):
 
     def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
         """Compare each prompt with the kept ones that share a MinHash band with it."""
-        words = (context.evaluation.content(prompt_text(row.prompt)) for row in rows)
-        phrases = context.evaluation.phrases
+        words = (context.contamination.content(prompt_text(row.prompt)) for row in rows)
+        phrases = context.contamination.phrases
         shared, groups = shared_bands(words, phrases, self.similarity, self.permutations)
         kept = _KeptPrompts(groups)
         by_prompt: dict[str, Verdict] = {}  # all answers to a prompt get the verdict on the prompt
@@ -81,7 +81,7 @@ class NearDuplicateFilter(Filter):
         """Return the similarity to the first candidate that is a near-duplicate; None without."""
 
         def pairs(of: Response) -> set[str]:
-            return context.evaluation.pairs(prompt_text(of.prompt))
+            return context.contamination.pairs(prompt_text(of.prompt))
 
         own: set[str] | None = None  # most prompts have no candidate: their pairs are not needed
         for candidate in candidates:

@@ -39,9 +39,9 @@ class ContaminationFilter(Filter):
     def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
         """Compare prompts, and long answers, with the evaluation prompts."""
         for row in rows:
-            reason = context.evaluation.reason(prompt_text(row.prompt))
+            reason = context.contamination.reason(prompt_text(row.prompt))
             if reason is None and len(words_of(row.answer or "")) >= self.words:
-                reason = context.evaluation.reason(row.answer or "")
+                reason = context.contamination.reason(row.answer or "")
             yield Drop(reason) if reason else KEEP
 
 

@@ -175,5 +175,7 @@ def _summary(funnel: Funnel, seen: int, context: Context) -> dict[str, Any]:
         "kept_share": round(len(funnel.rows) / seen, 4),
         **dropped,
         "top_reason": f"{top[0][0]} ({top[0][1]})" if top else "none",
-        "labelled_rows_near_evaluation": sum(map(bool, map(context.evaluation.reason, labelled))),
+        "labelled_rows_near_evaluation": sum(
+            context.contamination.reason(prompt) is not None for prompt in labelled
+        ),
     }

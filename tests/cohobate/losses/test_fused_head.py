@@ -116,7 +116,7 @@ SHAPES = [(N, D), (V, D), (V,)]
 @pytest.mark.parametrize("source", ["live", "stored"])
 @pytest.mark.usefixtures("one_thread")
 def test_gradcheck(source: str) -> None:
-    targets = Targets(_labels(), _stored() if source == "stored" else _live()).rows(slice(3))
+    targets = Targets(_labels(), _stored() if source == "stored" else _live()).select(slice(3))
     hidden, weight = (_random(*s, seed=i).requires_grad_() for i, s in enumerate([(3, D), (V, D)]))
     terms = [d.ForwardKL(temperature=2), d.ReverseKL(), d.JensenShannon(), Hard()]
 

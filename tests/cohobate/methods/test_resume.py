@@ -80,7 +80,7 @@ def at_update(number: int, seed: int = 1) -> Callable[..., None]:
     """Die once so many updates are done."""
 
     def sink(event: Any) -> None:
-        of_seed = isinstance(event, Advance) and event.what.endswith(f"seed {seed}")
+        of_seed = isinstance(event, Advance) and event.label.endswith(f"seed {seed}")
         if of_seed and event.done >= number:
             die()
 
@@ -205,8 +205,8 @@ def test_finished_seeds_are_not_trained_again(start: None, every_update_tells: N
     killed(at_update(EVERY + 1, seed=2), seeds=[1, 2])
     events: list[Any] = []
     assert train(events.append, seeds=[1, 2]) == clean
-    moved = [e.what for e in events if isinstance(e, Advance) and e.done > e.before]
-    assert moved and all(what.endswith("seed 2") for what in moved)
+    moved = [e.label for e in events if isinstance(e, Advance) and e.done > e.before]
+    assert moved and all(label.endswith("seed 2") for label in moved)
 
 
 @pytest.mark.faults

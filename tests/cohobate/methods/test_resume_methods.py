@@ -1,5 +1,6 @@
 """dpo, on_policy and mutual killed with -9: what each keeps beside weights comes back too."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from cohobate.data.records import ADAPT, INIT_STUDENT, Pair, row_id, write_rows
 from cohobate.methods import reference_logprobs
 from cohobate.models import checkpoints
 from cohobate.progress import Advance, Say
+from cohobate.sealed_folder import MANIFEST, staged
 from tests.cohobate.methods.test_resume import (
     EVERY,
     RUN,
@@ -79,6 +81,24 @@ def test_killed_it_ends_with_the_same_bytes(
     assert resumed_after(events) == EVERY * ((UPDATES - 2) // EVERY) and not RUN.exists()
 
 
+def test_checkpoints_of_earlier_versions_are_read(ready: None, every_update_tells: None) -> None:
+    fields = METHODS["on_policy, adaptive with replay"]
+    clean = train(checkpoint_every=0, **fields)
+    killed(at_update(UPDATES - 1), **fields)
+    folders = sorted(RUN.rglob("update-*"))
+    for folder in folders:
+        state = json.loads((folder / "state.json").read_text())
+        state["remembered"] = state.pop("extra_state")
+        with staged(folder) as rewritten:
+            for path in folder.iterdir():
+                if path.name != MANIFEST:
+                    shutil.copy(path, rewritten)
+            (rewritten / "state.json").write_text(json.dumps(state))
+    events: list[Any] = []
+    assert train(events.append, **fields) == clean
+    assert folders and resumed_after(events)
+
+
 def test_a_seed_of_on_policy_that_had_ended_still_tells_its_counts(
     ready: None, every_update_tells: None
 ) -> None:
@@ -87,8 +107,8 @@ def test_a_seed_of_on_policy_that_had_ended_still_tells_its_counts(
     killed(at_update(1, seed=2), **fields)
     events: list[Any] = []
     assert train(events.append, **fields) == clean, "summary.json and all"
-    moved = [e.what for e in events if isinstance(e, Advance) and e.done > e.before]
-    assert moved and all(what.endswith("seed 2") for what in moved)
+    moved = [e.label for e in events if isinstance(e, Advance) and e.done > e.before]
+    assert moved and all(label.endswith("seed 2") for label in moved)
 
 
 @pytest.fixture

@@ -208,7 +208,7 @@ def test_progressive_targets_start_at_the_student_and_end_at_the_teacher(models,
 
 def test_the_progressive_schedule_reaches_exactly_one() -> None:
     for until in (0.1, 0.3, 0.7, 1.0):
-        shares = [Progressive(start=0.1, until=until).share(n / 49) for n in range(50)]
+        shares = [Progressive(start=0.1, until=until).teacher_share(n / 49) for n in range(50)]
         assert shares[0] == 0.1 and shares[-1] == 1.0 and shares == sorted(shares)
 
 
