@@ -10,9 +10,9 @@ loss, losses_NF = fused_head_loss(hidden_ND, head, terms, targets, divisor=len(l
 from cohobate.lazy_names import attach
 
 _NAMES = {
+    "base_divergence": ["Divergence"],
     "cross_tokenizer_targets": ["CrossTokenizerTargets"],
     "distillm2": ["DistiLLM2"],
-    "divergence": ["Divergence"],
     "divergences": [
         "ForwardKL",
         "ReverseKL",
@@ -25,7 +25,7 @@ _NAMES = {
         "Hard",
         "Term",
     ],
-    "features": [
+    "feature_losses": [
         "Feature",
         "HiddenMse",
         "HiddenCosine",

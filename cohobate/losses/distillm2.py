@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from cohobate.losses.distances import kl, mixture, skew_forward_kl, skew_reverse_kl
-from cohobate.losses.divergence import Divergence
+from cohobate.losses.base_divergence import Divergence
+from cohobate.losses.functional import kl, mixture, skew_forward_kl, skew_reverse_kl
 
 if TYPE_CHECKING:
     from torch import Tensor

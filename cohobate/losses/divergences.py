@@ -1,8 +1,9 @@
 """The response terms of a loss: divergences from a teacher's distribution, and the hard term.
 
 p is the teacher's next-token distribution, q the student's, both at the term's temperature. Each
-divergence is one class over log-probabilities of C outcomes, the last dimension
-(`cohobate/losses/divergence.py`). Adding one: write its class, and name it in `Term`.
+divergence is one class over log-probabilities of C outcomes, the last dimension. Their base class
+is in base_divergence.py; distances between hidden states are in feature_losses.py. Adding one:
+write its class, and name it in `Term`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from cohobate.losses.distances import kl, mixture, skew_forward_kl, skew_reverse_kl
+from cohobate.losses.base_divergence import Divergence
 from cohobate.losses.distillm2 import DistiLLM2
-from cohobate.losses.divergence import Divergence
+from cohobate.losses.functional import kl, mixture, skew_forward_kl, skew_reverse_kl
 from cohobate.params import Section
 
 if TYPE_CHECKING:

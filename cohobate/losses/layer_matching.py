@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from cohobate.errors import UserError
 from cohobate.fast.forward_pass import ForwardOutputs, Part
-from cohobate.losses.features import Feature, LayerMap, TokenPositions
+from cohobate.losses.feature_losses import Feature, LayerMap, TokenPositions
 from cohobate.models.layers import blocks_of
 
 

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cohobate.losses.distances import blend
+from cohobate.losses.base_divergence import Divergence
 from cohobate.losses.distillm2 import DistiLLM2
-from cohobate.losses.divergence import Divergence
 from cohobate.losses.divergences import Hard
+from cohobate.losses.functional import blend
 from cohobate.losses.soft_targets import TINY, ResponseTerm, SoftTargets, subtract_labels
 from cohobate.models.lm_head import Head
 

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from cohobate.errors import UserError
-from cohobate.losses.divergence import Divergence
+from cohobate.losses.base_divergence import Divergence
 from cohobate.losses.divergences import Hard
 from cohobate.losses.uld import Uld
 

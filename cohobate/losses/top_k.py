@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from cohobate.errors import UserError
-from cohobate.losses.distances import blend
-from cohobate.losses.divergence import Divergence
+from cohobate.losses.base_divergence import Divergence
 from cohobate.losses.divergences import Hard
+from cohobate.losses.functional import blend
 from cohobate.losses.soft_targets import TINY, ResponseTerm, SoftTargets, subtract_labels
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
-from cohobate.losses.distances import kl, mixture
+from cohobate.losses.functional import kl, mixture
 from cohobate.params import Section
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from cohobate.data.records import Row
 from cohobate.errors import UserError
 from cohobate.fast.frozen import load_frozen
 from cohobate.losses.divergences import Hard, Term
-from cohobate.losses.features import Attention, Feature, FeatureTerm
+from cohobate.losses.feature_losses import Attention, Feature, FeatureTerm
 from cohobate.losses.uld import Uld
 from cohobate.methods.phase import Phase, PhaseResult, checkpoint_path
 from cohobate.models import checkpoints

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cohobate.fast.forward_pass import forward
-from cohobate.losses.divergence import Divergence
+from cohobate.losses.base_divergence import Divergence
 from cohobate.losses.divergences import Term
 from cohobate.losses.fused_head import fused_head_loss
 from cohobate.losses.live_teacher import LiveTeacher

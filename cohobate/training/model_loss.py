@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from cohobate.fast.forward_pass import forward
 from cohobate.losses.distillm2 import DistiLLM2
-from cohobate.losses.features import TokenPositions
+from cohobate.losses.feature_losses import TokenPositions
 from cohobate.losses.fused_head import fused_head_loss
 from cohobate.losses.live_teacher import label_logprobs
 from cohobate.losses.soft_targets import ResponseTerm

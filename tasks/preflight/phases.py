@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from cohobate.errors import UserError
-from cohobate.losses.divergence import Divergence
+from cohobate.losses.base_divergence import Divergence
 from cohobate.params import Section, nearest
 from cohobate.progress import say
 from cohobate.teachers.signal_store.forms import Form

@@ -1,4 +1,4 @@
-"""Arithmetic of distances between distributions, all given as log-probabilities.
+"""KL divergences and mixtures as functions of log-probabilities, which several terms use.
 
 p is the teacher's distribution, q the student's.
 """

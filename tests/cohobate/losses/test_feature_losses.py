@@ -9,9 +9,9 @@ from torch import Tensor
 from cohobate.data.examples import Example
 from cohobate.errors import UserError
 from cohobate.fast.forward_pass import forward
-from cohobate.losses import features as f
+from cohobate.losses import feature_losses as f
 from cohobate.losses.divergences import ForwardKL
-from cohobate.losses.features import FeatureTerm, TokenPositions
+from cohobate.losses.feature_losses import FeatureTerm, TokenPositions
 from cohobate.losses.layer_matching import LayerMatching, layer_pairs
 from cohobate.teachers.target_sources import LiveSource
 from cohobate.training.batches import MicroBatches
