@@ -49,7 +49,7 @@ def stage_function(stage: str) -> Callable[..., None]:
 def reads_of(function: Callable[..., None]) -> dict[str, Reads]:
     """Return, for each parameter of a stage's function but `item`, the section that it reads."""
     hints = get_type_hints(function, include_extras=True)
-    found = {}
+    reads = {}
     for name in inspect.signature(function).parameters:
         if name == "item":
             continue
@@ -57,8 +57,8 @@ def reads_of(function: Callable[..., None]) -> dict[str, Reads]:
         each = next((mark for mark in marks if isinstance(mark, EachOf)), None)
         value = next((mark for mark in marks if isinstance(mark, ValueOf)), None)
         section = each.section if each else value.key if value else name
-        found[name] = Reads(section, each is not None, hints[name])
-    return found
+        reads[name] = Reads(section, each is not None, hints[name])
+    return reads
 
 
 def arguments(address: str, document: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,40 +34,40 @@ class Contamination:
     def __init__(
         self, prompts: Iterable[str], words: int = WORDS, similarity: float = SIMILARITY
     ) -> None:
-        # `spoken` has all words of each prompt, `content` those that are not the template's
-        spoken = [words_of(prompt) for prompt in prompts]
+        # `all_words` has the words of each prompt, `content` those that are not the template's
+        all_words = [words_of(prompt) for prompt in prompts]
         self._words, self._similarity = words, similarity
-        self._whole = {" ".join(said) for said in spoken}
-        self._template = _template_words(spoken)
-        content = [self._without_template(said) for said in spoken]
-        self._contents = [_spaced(said) for said in content]
+        self._whole = {" ".join(prompt_words) for prompt_words in all_words}
+        self._template = _template_words(all_words)
+        content = [self._without_template(prompt_words) for prompt_words in all_words]
+        self._contents = [_spaced(prompt_words) for prompt_words in content]
         often = max(_PHRASE_COUNT, _PHRASE_SHARE * len(content))
-        bigrams = Counter(chain.from_iterable(bigrams_of(said) for said in content))
+        bigrams = Counter(chain.from_iterable(map(bigrams_of, content)))
         self.phrases = {bigram for bigram, n in bigrams.items() if n > often}
         """Pairs of words that are the language of the task."""
         self._sizes: list[int] = []
         self._by_words: defaultdict[str, list[int]] = defaultdict(list)
         self._runs: defaultdict[str, list[int]] = defaultdict(list)
         self._pairs: defaultdict[str, list[int]] = defaultdict(list)
-        for number, said in enumerate(spoken):
-            self._by_words[without_signs(said)].append(number)
-        for number, said in enumerate(content):
+        for number, prompt_words in enumerate(all_words):
+            self._by_words[without_signs(prompt_words)].append(number)
+        for number, prompt_words in enumerate(content):
             # inverted indices: from a pair or a run of words to the prompts that have it
-            own = bigrams_of(said) - self.phrases
+            own = bigrams_of(prompt_words) - self.phrases
             self._sizes.append(len(own))
             for bigram in own:
                 self._pairs[bigram].append(number)
-            for run in _ngrams(said, words):
+            for run in _ngrams(prompt_words, words):
                 self._runs[run].append(number)
 
     def reason(self, prompt: str) -> str | None:
         """Return what `prompt` shares with an evaluation prompt, or None."""
-        said = words_of(prompt)
-        if " ".join(said) in self._whole:
+        words = words_of(prompt)
+        if " ".join(words) in self._whole:
             return "identical to an evaluation prompt"
-        content = self._without_template(said)
+        content = self._without_template(words)
         # prompts of the same words and other signs (72 × 6, 72 ÷ 6) are not compared
-        others = frozenset(self._by_words.get(without_signs(said), ()))
+        others = frozenset(self._by_words.get(without_signs(words), ()))
         if self._overlaps(content, others):
             return f"{self._words} words in a row of an evaluation prompt"
         if self._similar(bigrams_of(content) - self.phrases, others):
@@ -82,10 +82,10 @@ class Contamination:
         """Return the words of `text` that are not the template's."""
         return self._without_template(words_of(text))
 
-    def _without_template(self, said: list[str]) -> list[str]:
+    def _without_template(self, words: list[str]) -> list[str]:
         if not self._template:
-            return said
-        return [word for word in said if word not in self._template]
+            return words
+        return [word for word in words if word not in self._template]
 
     def _overlaps(self, content: list[str], others: frozenset[int]) -> bool:
         """Say whether a run is shared with an evaluation prompt that is none of `others`."""
@@ -117,26 +117,26 @@ class Contamination:
         )
 
 
-def _spaced(said: list[str]) -> str:
-    return f" {' '.join(said)} "  # so that only whole words are found in it
+def _spaced(words: list[str]) -> str:
+    return f" {' '.join(words)} "  # so that only whole words are found in it
 
 
-def _template_words(spoken: list[list[str]]) -> set[str]:
-    if len(spoken) < _ENOUGH:
+def _template_words(texts: list[list[str]]) -> set[str]:
+    if len(texts) < _ENOUGH:
         return set()
-    return {w for w, n in _count(spoken, 1).items() if n >= _TEMPLATE_SHARE * len(spoken)}
+    return {w for w, n in _count(texts, 1).items() if n >= _TEMPLATE_SHARE * len(texts)}
 
 
-def bigrams_of(said: list[str]) -> set[str]:
+def bigrams_of(words: list[str]) -> set[str]:
     """Return the pairs of neighbouring words; the first and the last word make one each."""
     # a text of n words has n + 1 pairs, so a text of one word has some
-    return set(map(" ".join, zip(["", *said], [*said, ""], strict=True))) if said else set()
+    return set(map(" ".join, zip(["", *words], [*words, ""], strict=True))) if words else set()
 
 
-def _ngrams(said: list[str], n: int) -> set[str]:
-    return {" ".join(said[i : i + n]) for i in range(len(said) - n + 1)}
+def _ngrams(words: list[str], n: int) -> set[str]:
+    return {" ".join(words[i : i + n]) for i in range(len(words) - n + 1)}
 
 
 def _count(texts: list[list[str]], n: int) -> Counter[str]:
     """Count in how many texts each n-gram occurs."""
-    return Counter(chain.from_iterable(_ngrams(said, n) for said in texts))
+    return Counter(chain.from_iterable(_ngrams(words, n) for words in texts))

@@ -74,12 +74,12 @@ class TemplateSettings(Section):
     @property
     def lines(self) -> str:
         """The lines that a template begins with."""
-        given = [f"{{%- set {name} = {json.dumps(v)} -%}}" for name, v in self.arguments.items()]
+        parts = [f"{{%- set {name} = {json.dumps(v)} -%}}" for name, v in self.arguments.items()]
         if self.date:
-            given.append(f"{{%- macro strftime_now(form) -%}}{self.date}{{%- endmacro -%}}")
-        given += {"into_first_user": [_FOLDED], "drop": [_NO_SYSTEM]}.get(self.system, [])
-        given += [_ALTERNATING] if self.turns == "alternate" else []
-        return "".join(line.strip("\n") for line in given)
+            parts.append(f"{{%- macro strftime_now(form) -%}}{self.date}{{%- endmacro -%}}")
+        parts += {"into_first_user": [_FOLDED], "drop": [_NO_SYSTEM]}.get(self.system, [])
+        parts += [_ALTERNATING] if self.turns == "alternate" else []
+        return "".join(line.strip("\n") for line in parts)
 
     def write_into(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Let a tokenizer's chat template begin with the settings."""
@@ -141,15 +141,15 @@ def default_template(tokenizer: Any) -> str:
 
 def turn_kinds(roles: Sequence[str]) -> set[str]:
     """Return what of a conversation's turns a template may refuse, in words."""
-    found = {"a system turn"} if roles[:1] == ["system"] else set()
-    rest = roles[1:] if found else roles
+    kinds = {"a system turn"} if roles[:1] == ["system"] else set()
+    rest = roles[1:] if kinds else roles
     if rest[:1] == ["assistant"]:
-        found.add("an assistant turn before the first user turn")
+        kinds.add("an assistant turn before the first user turn")
     if "system" in rest:
-        found.add("a system turn after the first")
+        kinds.add("a system turn after the first")
     if any(a == b for a, b in pairwise(rest)):
-        found.add("two turns of one role in a row")
-    return found
+        kinds.add("two turns of one role in a row")
+    return kinds
 
 
 _PROBES = (
@@ -162,24 +162,24 @@ _PROBES = (
 
 def refused_turns(render: Callable[[list[dict[str, str]]], str]) -> list[str]:
     """Return what kinds of turns a template refuses; a template is tried on each."""
-    found = []
+    refused = []
     for roles in _PROBES:
         try:
             render([{"role": role, "content": f"turn {n}"} for n, role in enumerate(roles)])
         except Exception:  # a template raises what it pleases
-            found += sorted(turn_kinds(roles))
-    return found
+            refused += sorted(turn_kinds(roles))
+    return refused
 
 
 def check_turns(
-    prompts: Iterable[tuple[str, Sequence[Message]]], refused: Sequence[str], whose: str, where: str
+    prompts: Iterable[tuple[str, Sequence[Message]]], refused: Sequence[str], model: str, where: str
 ) -> None:
     """Refuse a conversation with turns that a template refuses.
 
     Args:
         prompts: ids and conversations.
         refused: what `refused_turns` returns.
-        whose: model that the template belongs to.
+        model: name of the model that the template belongs to.
         where: the section of params.yaml that holds the template's settings.
 
     Raises:
@@ -189,7 +189,7 @@ def check_turns(
         if both := sorted(turn_kinds([turn.role for turn in turns]) & set(refused)):
             setting = FOLD if both[0] == "a system turn" else ALTERNATE
             raise UserError(
-                f"the chat template of {whose} refuses {both[0]}",
+                f"the chat template of {model} refuses {both[0]}",
                 where=f"row {row}, as are all of its kind",
                 fix=f"{where}.{setting}; or leave such rows out of the source",
             )

@@ -64,7 +64,7 @@ def _pretrained(folder: Path, precision: NumberFormat, attention: str) -> tuple[
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     options |= {"dtype": getattr(torch, precision), "attn_implementation": attention}
     try:
-        found: tuple[Any, Any] = AutoModelForCausalLM.from_pretrained(
+        model_and_report: tuple[Any, Any] = AutoModelForCausalLM.from_pretrained(
             folder, output_loading_info=True, **options
         )
     except ValueError as error:
@@ -72,7 +72,7 @@ def _pretrained(folder: Path, precision: NumberFormat, attention: str) -> tuple[
             raise
         # older families (GPT-J, BLOOM) have no other
         return _pretrained(folder, precision, "eager")
-    return found
+    return model_and_report
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -103,8 +103,8 @@ def _shipped_eos(folder: Path, vocabulary: int) -> list[int]:
     """Return the ids that the model's own configuration lets end an answer."""
     for name in ("generation_config.json", "config.json"):
         if (folder / name).exists():
-            given = json.loads((folder / name).read_bytes())
-            ids = given.get("eos_token_id", (given.get("text_config") or {}).get("eos_token_id"))
+            config = json.loads((folder / name).read_bytes())
+            ids = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
             found = ids if isinstance(ids, list) else [ids]
             if found := [n for n in found if isinstance(n, int) and 0 <= n < vocabulary]:
                 return found
@@ -173,10 +173,10 @@ def copy_parts(source: Path, folder: Path) -> None:
 
 def parts(folder: Path) -> list[Path]:
     """Return the files of a model folder that belong to the model; safetensors only."""
-    found = {path for pattern in _PARTS for path in folder.glob(pattern)}
+    paths = {path for pattern in _PARTS for path in folder.glob(pattern)}
     if has_weights(folder):  # beside them may lie the same weights in their authors' format
-        found -= set(folder.glob("*.safetensors")) - set(weight_files(folder))
-    return sorted(p for p in found if p.name not in (MANIFEST, PROVENANCE, "summary.json"))
+        paths -= set(folder.glob("*.safetensors")) - set(weight_files(folder))
+    return sorted(p for p in paths if p.name not in (MANIFEST, PROVENANCE, "summary.json"))
 
 
 @contextmanager

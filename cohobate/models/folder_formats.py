@@ -102,9 +102,9 @@ def _check_adapter(folder: Path) -> None:
     path = folder / "adapter_config.json"
     if not path.exists():
         return
-    given = _json(path)
-    kind = str(given.get("peft_type") or "PEFT").replace("LORA", "LoRA")
-    base = given.get("base_model_name_or_path") or "a model that it does not name"
+    config = _json(path)
+    kind = str(config.get("peft_type") or "PEFT").replace("LORA", "LoRA")
+    base = config.get("base_model_name_or_path") or "a model that it does not name"
     raise _refused(
         f"this is a {kind} adapter of {base}, not a whole model",
         folder,
@@ -114,14 +114,14 @@ def _check_adapter(folder: Path) -> None:
 
 def _check_quantisation(config: dict[str, Any], folder: Path) -> None:
     text = config.get("text_config") or {}
-    given = config.get("quantization_config") or text.get("quantization_config")
-    if given is None and isinstance(config.get("quantization"), dict):
+    quantisation = config.get("quantization_config") or text.get("quantization_config")
+    if quantisation is None and isinstance(config.get("quantization"), dict):
         # MLX names the section so
-        given = {"quant_method": "MLX"} | config["quantization"]
-    if given is None:
+        quantisation = {"quant_method": "MLX"} | config["quantization"]
+    if quantisation is None:
         return
-    method = given.get("quant_method", "unknown") if isinstance(given, dict) else "unknown"
-    bits = given.get("bits") if isinstance(given, dict) else None
+    fields = quantisation if isinstance(quantisation, dict) else {}
+    method, bits = fields.get("quant_method", "unknown"), fields.get("bits")
     size = f", {bits} bits" if bits else ""
     raise _refused(
         f"the weights are quantised ({method}{size}): they can be neither trained nor read here",
@@ -156,10 +156,10 @@ def _check_shards(folder: Path) -> None:
 
 def _index(folder: Path) -> dict[str, str]:
     """Return the file of each weight, by the index of a model in several files."""
-    found = _json(folder / INDEX).get("weight_map")
-    if not isinstance(found, dict) or not found:
+    file_of_weight = _json(folder / INDEX).get("weight_map")
+    if not isinstance(file_of_weight, dict) or not file_of_weight:
         raise _refused(f"{INDEX} names no weights", folder, "download it again")
-    return found
+    return file_of_weight
 
 
 def _nearby(folder: Path) -> str:
@@ -169,8 +169,8 @@ def _nearby(folder: Path) -> str:
         for depth in ("*", "snapshots/*", "*/*")
         for path in sorted(folder.glob(f"{depth}/config.json"))
     )
-    found = next(below, None)
-    return f"name the folder of the model: {found}" if found else ""
+    model_folder = next(below, None)
+    return f"name the folder of the model: {model_folder}" if model_folder else ""
 
 
 def _json(path: Path) -> dict[str, Any]:

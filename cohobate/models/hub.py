@@ -120,7 +120,7 @@ def _from_hub(model: str, revision: str) -> Path:
     disable_progress_bars()
     say(f"looking up {model} on the hub")
     try:
-        found = snapshot_download(
+        folder = snapshot_download(
             model,
             revision=revision or None,
             allow_patterns=_HUB_FILES,
@@ -133,7 +133,7 @@ def _from_hub(model: str, revision: str) -> Path:
             where=f"revision {revision or 'main'}",
             fix=f"check the id and the connection, or {_ELSEWHERE}",
         ) from error
-    return Path(found)
+    return Path(folder)
 
 
 def _packaged() -> Path:

@@ -32,11 +32,11 @@ def layer_positions(layers: Layers, depth: int, where: str) -> list[int]:
     Raises:
         UserError: the model has no such layer, or one is named twice.
     """
-    found: Sequence[int] = layers.of(depth) if isinstance(layers, Uniform) else layers
-    wrong = [n for n in found if not 0 <= n < depth]
-    if wrong or len(set(found)) < len(found):
+    positions: Sequence[int] = layers.of(depth) if isinstance(layers, Uniform) else layers
+    wrong = [n for n in positions if not 0 <= n < depth]
+    if wrong or len(set(positions)) < len(positions):
         raise UserError(
-            f"the model has {depth} layers (0 to {depth - 1}): cannot take {wrong or [*found]}",
+            f"the model has {depth} layers (0 to {depth - 1}): cannot take {wrong or [*positions]}",
             where=f"params.yaml, {where}",
         )
-    return list(found)
+    return list(positions)

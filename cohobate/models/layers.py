@@ -26,8 +26,8 @@ def learned_positions(model: Any) -> int | None:
     words = model.get_input_embeddings()
     tables = [m for m in body_of(model).modules() if isinstance(m, nn.Embedding) and m is not words]
     ahead = (0, 2)  # OPT keeps two rows for itself
-    found = context and any(table.num_embeddings - context in ahead for table in tables)
-    return int(context or 0) if found else None
+    is_learned = context and any(table.num_embeddings - context in ahead for table in tables)
+    return int(context or 0) if is_learned else None
 
 
 def check_positions(model: Any, width: int) -> None:

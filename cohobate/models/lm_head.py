@@ -201,14 +201,14 @@ def _measured(model: Any) -> _Finish | None:
     bias_V = getattr(linear, "bias", None)
     plain_BSV = hidden_BSD.to(linear.weight.dtype) @ linear.weight.T
     # in front of the head: h itself may be scaled (MiniCPM); with a bias that is no plain factor
-    before = 1.0
+    input_factor = 1.0
     if bias_V is None:
-        before = _factor(model.config.get_text_config(), plain_BSV, product_BSV)
+        input_factor = _factor(model.config.get_text_config(), plain_BSV, product_BSV)
     else:
         plain_BSV = plain_BSV + bias_V
-    if not _alike(before * plain_BSV, product_BSV):
+    if not _alike(input_factor * plain_BSV, product_BSV):
         return None
-    return _Finish(before * after[0], after[1], rows)
+    return _Finish(input_factor * after[0], after[1], rows)
 
 
 class _Seen:
@@ -260,8 +260,8 @@ def _factor(config: Any, before: Tensor, after: Tensor) -> float:
     square = float(x @ x)
     # least squares: the factor a that makes |a x − y| smallest
     measured = float(x @ y) / square if square else 1.0
-    given = [getattr(config, name, None) for name in _FACTORS]
-    figures = [float(value) for value in given if isinstance(value, int | float) and value]
+    configured = [getattr(config, name, None) for name in _FACTORS]
+    figures = [float(value) for value in configured if isinstance(value, int | float) and value]
     for figure in (1.0, *figures, *(1 / value for value in figures)):
         # 16-bit products are off by less than 2 %; the given figure is exact
         if abs(measured - figure) <= 0.02 * abs(figure):

@@ -73,11 +73,11 @@ class ModelInfo:
     def parameters(self, layers: list[int] | None = None) -> int:
         """Return the number of weights: of all, or with only these layers (repeats count)."""
         chosen = range(self.depth) if layers is None else layers
-        found = 0
+        count = 0
         for name, shape in self.shapes.items():
             layer = _LAYER.search(name)
-            found += prod(shape) * (list(chosen).count(int(layer[1])) if layer else 1)
-        return found
+            count += prod(shape) * (list(chosen).count(int(layer[1])) if layer else 1)
+        return count
 
     @property
     def highest_id(self) -> int:
@@ -177,13 +177,13 @@ def _config(folder: Path) -> dict[str, Any]:
 
     from cohobate.models.layers import shared_names
 
-    given = json.loads((folder / "config.json").read_bytes())
-    kind = str(given.get("model_type") or "none")
+    config_json = json.loads((folder / "config.json").read_bytes())
+    kind = str(config_json.get("model_type") or "none")
     try:
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # each architecture checks its sizes in its own way
         what = f"cannot read config.json (model_type {kind}): {_first_line(error)}"
-        if given.get("auto_map"):
+        if config_json.get("auto_map"):
             what = f"the model (model_type {kind}) needs code of its own, which is not run here"
         fix = "use a model that transformers knows by itself"
         raise UserError(what, where=str(folder), fix=fix) from error

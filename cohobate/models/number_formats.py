@@ -143,13 +143,13 @@ def device_name(device: str) -> str:
 def gflops() -> dict[str, float]:
     """Return how many GFLOP/s a core reaches in each format: measured once a machine."""
     path = _figures_file()
-    found = _read(path)
-    if found is None:
-        found = measure()
+    speeds = _read(path)
+    if speeds is None:
+        speeds = measure()
         with contextlib.suppress(OSError):  # where nothing can be written, each process measures
-            _publish(path, found)
-            found = _read(path) or found  # another process may have been first
-    return found
+            _publish(path, speeds)
+            speeds = _read(path) or speeds  # another process may have been first
+    return speeds
 
 
 def _of_cuda() -> Native:
@@ -159,8 +159,8 @@ def _of_cuda() -> Native:
     if not capabilities:  # a process without a GPU decides for workers that have one
         return Native("bfloat16", "as GPUs have it since compute capability 8.0")
     major, minor = min(capabilities)
-    said = f"compute capability {major}.{minor}"
-    return Native("bfloat16" if major >= 8 else "float32", said)
+    reason = f"compute capability {major}.{minor}"
+    return Native("bfloat16" if major >= 8 else "float32", reason)
 
 
 def _of_mps() -> Native:
@@ -194,8 +194,8 @@ def _figures_file() -> Path:
 def _read(path: Path) -> dict[str, float] | None:
     """Return the figures of a file; None where there is none, or it is malformed."""
     try:
-        found = json.loads(path.read_bytes())
-        speeds = {name: float(found[name]) for name in BYTES}
+        figures = json.loads(path.read_bytes())
+        speeds = {name: float(figures[name]) for name in BYTES}
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return speeds if all(math.isfinite(s) and s > 0 for s in speeds.values()) else None

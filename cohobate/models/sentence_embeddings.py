@@ -65,12 +65,12 @@ def embeddings(texts: Iterable[str], folder: Path, threads: int) -> "Iterator[np
         read = tokenizer(window, truncation=True, max_length=_MOST_TOKENS)["input_ids"]
         order = sorted(range(len(read)), key=lambda n: (len(read[n]), n))
         batches = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
-        found_ND = np.zeros((len(window), model.config.hidden_size), dtype=np.float16)
-        asked = [(batch, [read[n] for n in batch]) for batch in batches]
-        encoded = thread_map(lambda task: _encode(model, task[1]), asked, threads)
+        embeddings_ND = np.zeros((len(window), model.config.hidden_size), dtype=np.float16)
+        id_batches = [(batch, [read[n] for n in batch]) for batch in batches]
+        encoded = thread_map(lambda task: _encode(model, task[1]), id_batches, threads)
         for (batch, _), part_BD in encoded:
-            found_ND[batch] = part_BD
-        yield found_ND
+            embeddings_ND[batch] = part_BD
+        yield embeddings_ND
 
 
 def _encode(model: Any, rows: list[list[int]]) -> "np.ndarray":

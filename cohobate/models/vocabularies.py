@@ -32,10 +32,10 @@ def ids_within(whole: Mapping[str, int], part: Mapping[str, int]) -> np.ndarray 
     """
     if not part.keys() <= whole.keys():
         return None
-    found = np.full(max(part.values()) + 1, -1, dtype=np.int64)
+    whole_ids = np.full(max(part.values()) + 1, -1, dtype=np.int64)
     for token, number in part.items():
-        found[number] = whole[token]
-    return found
+        whole_ids[number] = whole[token]
+    return whole_ids
 
 
 def inverse_ids(ids: np.ndarray, size: int) -> np.ndarray:

@@ -144,22 +144,22 @@ def _on_line(decoder: Decoder, line: str) -> list[Mapping[str, Any] | BrokenReco
     return records
 
 
-def _record(value: Any, spelt: str) -> Mapping[str, Any] | BrokenRecord:
+def _record(value: Any, raw: str) -> Mapping[str, Any] | BrokenRecord:
     if isinstance(value, BrokenRecord):
         return value
     if not isinstance(value, dict):
         twice = isinstance(value, str) and value.lstrip().startswith(("{", "["))
         why = "JSON written as a text: it was encoded twice" if twice else "not a JSON object"
-        return BrokenRecord(why, excerpt(spelt))
+        return BrokenRecord(why, excerpt(raw))
     if value.keys() == _VIEWER_ROW and isinstance(value["row"], dict):
         cut = "cells cut off by the hub's viewer (truncated_cells)"
-        return BrokenRecord(cut, excerpt(spelt)) if value["truncated_cells"] else value["row"]
+        return BrokenRecord(cut, excerpt(raw)) if value["truncated_cells"] else value["row"]
     return value
 
 
 def _records(values: Values, closing: str) -> Iterator[NumberedRecord]:
-    for line, value, spelt in values.until(closing):
-        yield line, _record(value, spelt)
+    for line, value, raw in values.until(closing):
+        yield line, _record(value, raw)
 
 
 class _Document:
@@ -234,15 +234,15 @@ class _Document:
             )
         self._source = key
         self._text.advance(self._text.at + 1)
-        for line, value, spelt in self._values.until("]"):
-            yield line, self._named(value, spelt)
+        for line, value, raw in self._values.until("]"):
+            yield line, self._named(value, raw)
 
-    def _named(self, value: Any, spelt: str) -> Mapping[str, Any] | BrokenRecord:
+    def _named(self, value: Any, raw: str) -> Mapping[str, Any] | BrokenRecord:
         columns = self._columns()
         if not isinstance(value, list) or not columns:
-            return _record(value, spelt)
+            return _record(value, raw)
         if len(value) != len(columns):
-            return BrokenRecord("not as many cells as columns", excerpt(spelt))
+            return BrokenRecord("not as many cells as columns", excerpt(raw))
         return dict(zip(columns, value, strict=True))
 
     def _whole(self) -> Iterator[Mapping[str, Any] | BrokenRecord]:

@@ -105,14 +105,12 @@ class Values:
 
     def _checked(self, value: Any, end: int) -> Any:
         text = self._text
-        spelt = text.ahead[text.at : end]
+        raw = text.ahead[text.at : end]
         text.advance(end)
-        if len(spelt) > MAX_CHARACTERS:
-            return BrokenRecord(_TOO_LONG, excerpt(spelt))
+        if len(raw) > MAX_CHARACTERS:
+            return BrokenRecord(_TOO_LONG, excerpt(raw))
         return (
-            BrokenRecord(not_decoded(text.encoding), excerpt(spelt))
-            if UNREADABLE in spelt
-            else value
+            BrokenRecord(not_decoded(text.encoding), excerpt(raw)) if UNREADABLE in raw else value
         )
 
     def _leave(self, error: Exception, margin: str | None) -> BrokenRecord:
@@ -138,8 +136,8 @@ class Values:
         """
         ahead, at = self._text.ahead, self._text.at
         if ahead[at] not in "{[":
-            found = _SCALAR_END.search(ahead, at + 1)
-            return found.start() if found else len(ahead) if self._text.ended else -1
+            match = _SCALAR_END.search(ahead, at + 1)
+            return match.start() if match else len(ahead) if self._text.ended else -1
         if margin is not None and (following := ahead.find(f"\n{margin}{ahead[at]}", at)) > 0:
             return following
         depth = 0
@@ -154,17 +152,17 @@ class Values:
         """Go past a value that is too long to be held."""
         text, depth, quoted = self._text, 0, False
         while True:
-            found = (_IN_STRING if quoted else _BRACKET_OR_QUOTE).search(text.ahead, text.at)
-            if not found:
+            match = (_IN_STRING if quoted else _BRACKET_OR_QUOTE).search(text.ahead, text.at)
+            if not match:
                 # a backslash at the end stays: it escapes the first character of the next block
                 text.advance(len(text.ahead) - text.ahead.endswith("\\", text.at))
                 if not text.more():
                     return
                 continue
-            text.advance(found.end())
-            if found[0] == '"':
+            text.advance(match.end())
+            if match[0] == '"':
                 quoted = not quoted
             elif not quoted:
-                depth += 1 if found[0] in "{[" else -1
+                depth += 1 if match[0] in "{[" else -1
             if depth <= 0 and not quoted:
                 return

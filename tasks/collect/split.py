@@ -148,10 +148,10 @@ class _Draw:
             self._close(drawn)
         answered = (row for row in self._marked(order, 0) if answers[row])
         parts.labelled += self._take(answered, split.labelled)
-        before = split.batch * split.unlabelled
+        skipped = split.batch * split.unlabelled
         # earlier batches are drawn again and dropped, so that no row is in two batches
-        others = self._take(self._marked(order, 0), before + split.unlabelled)
-        parts.unlabelled += islice(others, before, None)
+        others = self._take(self._marked(order, 0), skipped + split.unlabelled)
+        parts.unlabelled += islice(others, skipped, None)
 
     def _marked(self, order: Iterable[int], mark: int) -> Iterator[int]:
         return (row for row in order if self._pool.marks[row] == mark)

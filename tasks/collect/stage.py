@@ -108,10 +108,10 @@ def _refuse_shortage(collect: CollectParams, spool: RowSpool, parts: SplitParts)
     drawn = {"test": parts.test, "dev": parts.dev, "labelled": parts.labelled}
     drawn |= {"ood": parts.ood} if collect.split.ood else {}
     for name, rows in drawn.items():
-        wanted = getattr(collect.split, name)
-        enough = 1 if name != "labelled" and spool.pool.has(name) else wanted
+        size = getattr(collect.split, name)
+        enough = 1 if name != "labelled" and spool.pool.has(name) else size
         if len(rows) < enough:
-            raise _shortage(collect, spool, f"{len(rows)} rows for {name}, {wanted} needed")
+            raise _shortage(collect, spool, f"{len(rows)} rows for {name}, {size} needed")
     if not parts.unlabelled:
         raise _shortage(collect, spool, "no row is left for unlabelled")
 
@@ -141,8 +141,8 @@ def _write_parts(collect: CollectParams, spool: RowSpool, parts: SplitParts) -> 
     del parts.unlabelled[written - len(replayed) :]  # drawn, but replaced by replayed rows
     summary = _summary(collect, spool, parts) | {"replayed": len(replayed)}
     write_json(COLLECT / "summary.json", summary)
-    shown = ("source", "read", "labelled", "unlabelled", "dev", "test", "set_aside")
-    say(", ".join(f"{name}: {summary[name]}" for name in shown))
+    logged = ("source", "read", "labelled", "unlabelled", "dev", "test", "set_aside")
+    say(", ".join(f"{name}: {summary[name]}" for name in logged))
 
 
 def _summary(collect: CollectParams, spool: RowSpool, parts: SplitParts) -> dict[str, Any]:

@@ -37,9 +37,9 @@ class TextStream:
     def __init__(self, file: IO[bytes], encoding: str | None = None) -> None:
         self._file = file
         head = file.read(_BLOCK)
-        found, mark = _encoding_of(head)
+        detected, mark = _encoding_of(head)
         # a byte-order mark is certain; the encoding by params comes before a guess
-        self.encoding = found if mark else encoding or found
+        self.encoding = detected if mark else encoding or detected
         self._decoder = codecs.getincrementaldecoder(self.encoding)("unreadable")
         self.ended = not head
         self.ahead = self._decoder.decode(head[mark:], self.ended)
@@ -72,8 +72,8 @@ class TextStream:
     def skip(self, spaces: re.Pattern[str]) -> str:
         """Skip what `spaces` matches; return the next character, "" at the end."""
         while True:
-            if found := spaces.match(self.ahead, self.at):
-                self.advance(found.end())
+            if match := spaces.match(self.ahead, self.at):
+                self.advance(match.end())
             if self.at < len(self.ahead):
                 return self.ahead[self.at]
             if not self.more():

@@ -140,8 +140,8 @@ def _mistakes(
     names, metric = statistics.names, statistics.metric
     first = {
         # the first seed of each arm: a mistake is one student's, with its own answer
-        arm: next(iter(found.values()))
-        for arm, found in statistics.predictions.by_arm.items()
+        arm: next(iter(by_seed.values()))
+        for arm, by_seed in statistics.predictions.by_arm.items()
     }
     answers = zip(rows, first[names["teacher"]], first[names["student"]], strict=True)
     mistakes = [

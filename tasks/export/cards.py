@@ -33,20 +33,20 @@ class CardFiles:
     @cached_property
     def models(self) -> dict[str, Any]:
         """What preflight pinned of teachers and student."""
-        found: dict[str, Any] = _read(MODELS)
-        return found
+        models: dict[str, Any] = _read(MODELS)
+        return models
 
     @property
     def teachers(self) -> dict[str, Any]:
         """The teachers and their terms, by key."""
-        found: dict[str, Any] = self.models["teachers"]
-        return found
+        teachers: dict[str, Any] = self.models["teachers"]
+        return teachers
 
     @cached_property
     def evaluated(self) -> dict[str, Any]:
         """The key figures of the evaluation."""
-        found: dict[str, Any] = _read(EVALUATE / "summary.json")
-        return found
+        figures: dict[str, Any] = _read(EVALUATE / "summary.json")
+        return figures
 
     @property
     def gate_passed(self) -> bool:
@@ -68,11 +68,11 @@ class CardFiles:
     @property
     def cost(self) -> dict[str, dict[str, Any]]:
         """What the teachers' answers took, by teacher, as far as it was recorded."""
-        found = {}
+        costs = {}
         for path in sorted(GENERATE.glob("*/summary.json")):
-            known = {k: v for k, v in _read(path).items() if k.startswith(_COSTS)}
-            found[f"answers of {path.parent.name}"] = known
-        return {what: figures for what, figures in found.items() if figures}
+            counts = {k: v for k, v in _read(path).items() if k.startswith(_COSTS)}
+            costs[f"answers of {path.parent.name}"] = counts
+        return {what: figures for what, figures in costs.items() if figures}
 
 
 class Exported(NamedTuple):
@@ -90,7 +90,7 @@ def write_model_card(folder: Path, exported: Exported, student: Student, files: 
     """Write README.md of one exported form."""
     row = exported.example
     source = lineage(student.by_seed[exported.seed])
-    shown = {
+    fields = {
         **exported._asdict(),
         "example": {"prompt": prompt_text(row.full_prompt), "answer": row.answer},
         "prefix": row.prefix,
@@ -104,7 +104,7 @@ def write_model_card(folder: Path, exported: Exported, student: Student, files: 
         "cost": files.cost,
         **files.about_data,
     }
-    _write(folder / CARD, "model_card.md.j2", shown)
+    _write(folder / CARD, "model_card.md.j2", fields)
 
 
 def write_dataset(folder: Path, files: CardFiles) -> None:
@@ -114,12 +114,12 @@ def write_dataset(folder: Path, files: CardFiles) -> None:
     if files.about_data["notice"]:
         shutil.copyfile(COLLECT / NOTICE, folder / NOTICE)
     funnel = _read(FILTER / "funnel.json")
-    shown = {"file": DATA, "funnel": funnel, **files.about_data}
-    _write(folder / CARD, "dataset_card.md.j2", shown)
+    fields = {"file": DATA, "funnel": funnel, **files.about_data}
+    _write(folder / CARD, "dataset_card.md.j2", fields)
 
 
-def _write(path: Path, template: str, shown: dict[str, Any]) -> None:
-    path.write_text(_templates().get_template(template).render(shown), encoding="utf-8")
+def _write(path: Path, template: str, fields: dict[str, Any]) -> None:
+    path.write_text(_templates().get_template(template).render(fields), encoding="utf-8")
 
 
 def _templates() -> "Environment":

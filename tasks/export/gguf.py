@@ -89,11 +89,11 @@ class Gguf(Form):
 
         def answer(prompt: Any) -> str:
             if isinstance(prompt, str):
-                said = server.handle_completions({"prompt": prompt, **how})
-                return str(said["choices"][0]["text"])
+                reply = server.handle_completions({"prompt": prompt, **how})
+                return str(reply["choices"][0]["text"])
             turns = [turn.model_dump() for turn in prompt]
-            said = server.handle_chat_completions({"messages": turns, **how})
-            return str(said["choices"][0]["message"]["content"])
+            reply = server.handle_chat_completions({"messages": turns, **how})
+            return str(reply["choices"][0]["message"]["content"])
 
         return [answer(prompt) for prompt in questions.prompts]
 

@@ -22,17 +22,18 @@ def dev_sample(rows: int) -> list[Row]:
     Raises:
         UserError: there are none.
     """
-    found = [row for row in read_rows(DEV, Row) if row.answer is not None] if DEV.exists() else []
-    if not found:
+    dev_rows = read_rows(DEV, Row) if DEV.exists() else ()
+    answered_rows = [row for row in dev_rows if row.answer is not None]
+    if not answered_rows:
         raise UserError(
             "no dev row has an answer: no exported form can be checked",
             where=str(DEV),
             fix="collect.split.dev in params.yaml",
         )
-    if rows >= len(found):
-        return found
-    places = random.Random(0).sample(range(len(found)), rows)
-    return [found[place] for place in sorted(places)]
+    if rows >= len(answered_rows):
+        return answered_rows
+    places = random.Random(0).sample(range(len(answered_rows)), rows)
+    return [answered_rows[place] for place in sorted(places)]
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,16 @@ class Check:
         same = [a.strip() == b.strip() for a, b in zip(answers, original.answers, strict=True)]
         losses = form.losses(folder, self.rows, self.questions.threads)
         pairs = [*zip(losses or original.losses, original.losses, strict=True)]
-        said = [pair for pair in pairs if isfinite(pair[0])]  # else with tokens that are never said
-        found = Rescored(
+        # infinite where an answer has a token that the form cannot generate
+        finite = [pair for pair in pairs if isfinite(pair[0])]
+        figures = Rescored(
             self.score(answers),
             self.score(original.answers),
             sum(same) / len(same),
             len(same),
             sum(path.stat().st_size for path in folder.iterdir()),
-            fmean(loss for loss, _ in said) if losses and said else None,
-            fmean(loss for _, loss in said or pairs),
+            fmean(loss for loss, _ in finite) if losses and finite else None,
+            fmean(loss for _, loss in finite or pairs),
         )
-        found.refuse_drift(form)
-        return found
+        figures.refuse_drift(form)
+        return figures

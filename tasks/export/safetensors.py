@@ -69,5 +69,5 @@ def answered(folder: Path, precision: Precision, questions: Questions) -> list[s
     device = checkpoints.accelerator()
     loaded = load_frozen(folder, precision=precision, device=device)
     how = Decoding(max_tokens=questions.max_tokens)
-    found = dict(generate_answers(*loaded, questions.prompts, how, threads=questions.threads))
-    return [found[place].text for place in range(len(questions.prompts))]
+    answers = dict(generate_answers(*loaded, questions.prompts, how, threads=questions.threads))
+    return [answers[place].text for place in range(len(questions.prompts))]

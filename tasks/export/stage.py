@@ -98,13 +98,13 @@ def run(
     prompts = [row.full_prompt for row in rows]
     questions = Questions(prompts, max_tokens, export.threads)
     check = Check(rows, questions, metric, task.verifier)
-    seed, said = _chosen(export, student, check)
+    seed, answers = _chosen(export, student, check)
     number_format = resolve(export.precision, checkpoints.accelerator())
     read = read_losses(student.by_seed[seed], number_format, rows, export.threads)
-    original = Original(said, read)
+    original = Original(answers, read)
     shutil.rmtree(EXPORT, ignore_errors=True)
     summary: dict[str, Any] = {"phase": student.phase, "seed": seed, "dev_rows": len(rows)}
-    summary["original score"] = round(check.score(said), 6)
+    summary["original score"] = round(check.score(answers), 6)
     with ExitStack() as published:  # all of them at its end, or none
         source, forms = student.by_seed[seed], export.forms
         if init_student.vocabulary == "used" and export.vocabulary == "whole":
@@ -119,8 +119,8 @@ def run(
             record["source"] = lineage(student.by_seed[seed])
             record["number_format"] = number_format
             write_json(partial / checkpoints.PROVENANCE, record)
-            shown = {what: figures[what] for what in SHOWN if figures[what] is not None}
-            summary |= {f"{form.name} {what}": figure for what, figure in shown.items()}
+            shown_figures = {what: figures[what] for what in SHOWN if figures[what] is not None}
+            summary |= {f"{form.name} {what}": figure for what, figure in shown_figures.items()}
             say(f"{form.name}: the same answer on {figures['agreement']:.1%} of {len(rows)} rows")
     write_json(EXPORT / "summary.json", summary)
     write_dataset(EXPORTED_DATA, files)
@@ -145,8 +145,8 @@ def _chosen(export: ExportParams, student: Student, check: Check) -> tuple[int, 
             where="params.yaml, export.seed",
             fix=f"one of {', '.join(map(str, sorted(student.by_seed)))}",
         )
-    said = {
+    answers = {
         seed: answered(student.by_seed[seed], export.precision, check.questions) for seed in seeds
     }
-    best = max(seeds, key=lambda seed: (check.score(said[seed]), -seed))
-    return best, said[best]
+    best = max(seeds, key=lambda seed: (check.score(answers[seed]), -seed))
+    return best, answers[best]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SEED = 42
 _CHUNK = 4096
-_FOUND = 0.99
+_RECALL = 0.99
 """Probability with which a pair that is just similar enough shares a band."""
 _HASH_BYTES = 4  # unrelated rows share a 32-bit hash now and then: such pairs are compared too
 
@@ -33,8 +33,8 @@ def bands(similarity: float, permutations: int) -> tuple[int, int]:
     """
     width = number = 1
     for wider in range(1, permutations + 1):
-        # the fewest bands that miss such a pair with probability (1 − s^R)^B ≤ 1 − _FOUND
-        needed = ceil(log(1 - _FOUND) / log1p(-(similarity**wider)))
+        # the fewest bands that miss such a pair with probability (1 − s^R)^B ≤ 1 − _RECALL
+        needed = ceil(log(1 - _RECALL) / log1p(-(similarity**wider)))
         if needed * wider <= permutations:
             number, width = needed, wider
     return number, width
@@ -59,26 +59,26 @@ def shared_bands(
     number, width = bands(similarity, permutations)
     shared: defaultdict[int, array[int]] = defaultdict(lambda: array("I"))
     groups = 0
-    ignored_T = _hashed([word for pair in sorted(ignored) for word in pair.split(" ")]).reshape(
+    ignored_pairs = _hashed([word for pair in sorted(ignored) for word in pair.split(" ")]).reshape(
         -1, 2
     )
     # hashed as pairs of rows are
-    ignored_T = _mixed(ignored_T[:, 0], ignored_T[:, 1])
+    ignored_pairs = _mixed(ignored_pairs[:, 0], ignored_pairs[:, 1])
     with TemporaryFile() as spool:
         first = 0
         for chunk in _chunks(texts):
-            pairs_T, starts_N = _own_pairs(chunk, ignored_T, first)
-            spool.write(_band_hashes(pairs_T, starts_N, number, width).tobytes())
+            pairs, starts = _own_pairs(chunk, ignored_pairs, first)
+            spool.write(_band_hashes(pairs, starts, number, width).tobytes())
             first += len(chunk)
         for band in range(number):
-            hashes_N = _column(spool, band, number)
-            order_N = np.argsort(hashes_N)
+            hashes = _column(spool, band, number)
+            order = np.argsort(hashes)
             # places in sorted order whose hash is that of the next one
-            same = np.flatnonzero(np.diff(hashes_N[order_N]) == 0)
+            same = np.flatnonzero(np.diff(hashes[order]) == 0)
             # both of each such pair: all rows that share a band
-            rows = order_N[np.union1d(same, same + 1)]
+            rows = order[np.union1d(same, same + 1)]
             # a group begins where the hash changes; bands number theirs one after the other
-            numbers = np.cumsum(np.diff(hashes_N[rows], prepend=hashes_N[rows[:1]]) != 0) + groups
+            numbers = np.cumsum(np.diff(hashes[rows], prepend=hashes[rows[:1]]) != 0) + groups
             for row, group in zip(rows.tolist(), numbers.tolist(), strict=True):
                 shared[row].append(group)
             groups = int(numbers[-1]) + 1 if len(numbers) else groups
@@ -86,9 +86,9 @@ def shared_bands(
 
 
 def _own_pairs(
-    texts: list[list[str]], ignored_T: "np.ndarray", first: int
+    texts: list[list[str]], ignored_pairs: "np.ndarray", first: int
 ) -> "tuple[np.ndarray, np.ndarray]":
-    """Return 32-bit hashes of the rows' pairs, (T,), and where those of each row begin, (N,).
+    """Return 32-bit hashes of the rows' pairs of words, and where those of each row begin.
 
     A row without pairs of its own gets one that no other has, for which `first` numbers the rows.
     """
@@ -99,19 +99,19 @@ def _own_pairs(
         words += text
         words.append("")
     hashes = _hashed(words)
-    pairs_T = _mixed(hashes[:-1], hashes[1:])
+    pairs = _mixed(hashes[:-1], hashes[1:])
     # n words between two edges make n + 1 pairs
-    counts_N = np.fromiter(map(len, texts), np.int64, len(texts)) + 1
-    starts_N = np.cumsum(counts_N) - counts_N
-    own_T = np.isin(pairs_T, ignored_T, invert=True)
-    own_T[starts_N[counts_N == 1]] = False  # a row without words: two edges
+    counts = np.fromiter(map(len, texts), np.int64, len(texts)) + 1
+    starts = np.cumsum(counts) - counts
+    own = np.isin(pairs, ignored_pairs, invert=True)
+    own[starts[counts == 1]] = False  # a row without words: two edges
     # rows that have no pair left; reduceat needs one in each row
-    alone = np.flatnonzero(~np.logical_or.reduceat(own_T, starts_N))
-    own_T[starts_N[alone]] = True
+    alone = np.flatnonzero(~np.logical_or.reduceat(own, starts))
+    own[starts[alone]] = True
     numbers = (alone + first).astype(np.uint64)
-    pairs_T[starts_N[alone]] = _mixed(numbers, ~numbers)
+    pairs[starts[alone]] = _mixed(numbers, ~numbers)
     # how many pairs are left before each row
-    return pairs_T[own_T], np.cumsum(own_T)[starts_N] - own_T[starts_N]
+    return pairs[own], np.cumsum(own)[starts] - own[starts]
 
 
 def _hashed(words: list[str]) -> "np.ndarray":
@@ -120,11 +120,11 @@ def _hashed(words: list[str]) -> "np.ndarray":
     return np.fromiter(map(crc32, map(str.encode, words)), np.uint64, len(words))
 
 
-def _mixed(some: "np.ndarray", others: "np.ndarray") -> "np.ndarray":
+def _mixed(first: "np.ndarray", second: "np.ndarray") -> "np.ndarray":
     """Return a 32-bit hash of each two numbers: multiply and xor-shift."""
     import numpy as np
 
-    mixed: np.ndarray = some * np.uint64(0x9E3779B97F4A7C15) + others
+    mixed: np.ndarray = first * np.uint64(0x9E3779B97F4A7C15) + second
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed >>= np.uint64(32)
@@ -132,26 +132,26 @@ def _mixed(some: "np.ndarray", others: "np.ndarray") -> "np.ndarray":
 
 
 def _band_hashes(
-    pairs_T: "np.ndarray", starts_N: "np.ndarray", number: int, width: int
+    pairs: "np.ndarray", starts: "np.ndarray", number: int, width: int
 ) -> "np.ndarray":
-    """Return a 32-bit hash of each band of each row, (N, B)."""
+    """Return a 32-bit hash of each band of each row: an array of rows by bands."""
     import numpy as np
 
     rng = np.random.default_rng(_SEED)
-    hashes_NB = np.empty((len(starts_N), number), dtype=np.uint32)
+    hashes = np.empty((len(starts), number), dtype=np.uint32)
     for band in range(number):
-        mixed_N = np.zeros(len(starts_N), dtype=np.uint64)
+        mixed = np.zeros(len(starts), dtype=np.uint64)
         for factor, shift in rng.integers(1 << 32, size=(width, 2), dtype=np.uint32):
             # modulo 2³² an odd factor permutes all numbers; a row's smallest is its MinHash
-            smallest_N = np.minimum.reduceat(pairs_T * (factor | np.uint32(1)) + shift, starts_N)
+            smallest = np.minimum.reduceat(pairs * (factor | np.uint32(1)) + shift, starts)
             # one hash of all R smallest: equal where all of them are
-            mixed_N = _mixed(mixed_N, smallest_N.astype(np.uint64)).astype(np.uint64)
-        hashes_NB[:, band] = mixed_N
-    return hashes_NB
+            mixed = _mixed(mixed, smallest.astype(np.uint64)).astype(np.uint64)
+        hashes[:, band] = mixed
+    return hashes
 
 
 def _column(spool: IO[bytes], band: int, number: int) -> "np.ndarray":
-    """Read the hashes of one band of all rows back, (N,)."""
+    """Read the hashes of one band of all rows back."""
     import numpy as np
 
     spool.seek(0)

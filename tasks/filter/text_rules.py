@@ -109,8 +109,8 @@ class LanguageFilter(Filter):
                 continue
             ranked = dict(identifier.rank(text))
             probability = round(sum(float(ranked.get(code, 0.0)) for code in self.wanted), 4)
-            wanted = probability >= self.min_probability
-            yield KEEP if wanted else Drop(reason, probability)
+            is_wanted = probability >= self.min_probability
+            yield KEEP if is_wanted else Drop(reason, probability)
 
     def _text(self, row: Response) -> str:
         texts = {"prompt": prompt_text(row.prompt), "answer": row.answer or ""}

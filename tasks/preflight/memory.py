@@ -43,9 +43,9 @@ Parts = dict[str, int]
 
 def size_of(outline: ModelInfo, record: Mapping[str, Any] | None = None) -> ModelSize:
     """Return the size of a model, or of the student made from it by `record`."""
-    told = record or outline.to_json()
+    sizes = record or outline.to_json()
     return ModelSize.of(
-        outline.config, told["parameters"], told["parameters_of_embeddings"], told["layers"]
+        outline.config, sizes["parameters"], sizes["parameters_of_embeddings"], sizes["layers"]
     )
 
 
@@ -83,11 +83,12 @@ class Memory:
 
     def _report(self, stage: str, both: list[Parts]) -> None:
         """Print the memory for short and for the longest rows; refuse what cannot fit."""
-        asks = self.resources.get(stage, self.resources.get(stage.split("@", maxsplit=1)[0])) or {}
+        name = stage.split("@", maxsplit=1)[0]
+        resources = self.resources.get(stage, self.resources.get(name)) or {}
         device = checkpoints.accelerator()
-        room, elsewhere = available_on(device), bool(asks.get("gpus")) and device == "cpu"
-        if asks.get("memory_gb") and device == "cpu":
-            room = int(asks["memory_gb"] * GIB)
+        room, elsewhere = available_on(device), bool(resources.get("gpus")) and device == "cpu"
+        if resources.get("memory_gb") and device == "cpu":
+            room = int(resources["memory_gb"] * GIB)
         figures = [f"{sum(parts.values()) / GIB:.1f}" for parts in both]
         longest = f", {figures[-1]} with rows of max_tokens" if len(both) > 1 else ""
         section, _, key = stage.partition("@")
@@ -112,8 +113,8 @@ class Memory:
         pairs = phase.method == "dpo"  # type: ignore[attr-defined]
         rows = phase.rows_at_once * (1 + pairs)
         share = -(-rows // phase.workers) if phase.micro_batch_size is None else rows
-        asked = list(self._asked(phase))
-        one = peak_memory(size, phase, tokens, asked, rows=share)
+        teachers = list(self._live_teachers(phase))
+        one = peak_memory(size, phase, tokens, teachers, rows=share)
         return {part: phase.workers * amount for part, amount in one.items()}
 
     def _start(self, phase: "Phase") -> ModelSize:
@@ -128,7 +129,7 @@ class Memory:
         """Return the phase that writes models/<stage>/<name>, if any."""
         return self.phases.get(f"{stage}.{name.split('/', maxsplit=1)[0]}")
 
-    def _asked(self, phase: "Phase") -> Iterator[TeacherSize]:
+    def _live_teachers(self, phase: "Phase") -> Iterator[TeacherSize]:
         """Yield the teachers in memory during the phase."""
         stage, _, name = phase.targets.partition("/")[2].partition("/")
         if not phase.targets.startswith("models/"):

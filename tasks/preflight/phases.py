@@ -58,16 +58,17 @@ def _check_start(
 
 def _check_cycle(chain: list[str], phases: Mapping[str, "Phase"]) -> None:
     """Refuse phases that depend on each other in a cycle, by start or by targets."""
-    for before in _dependencies(phases[chain[-1]], phases):
-        if before in chain:
-            names = [name.partition(".")[2] for name in [*chain[chain.index(before) :], before]]
+    for dependency in _dependencies(phases[chain[-1]], phases):
+        if dependency in chain:
+            cycle = [*chain[chain.index(dependency) :], dependency]
+            names = [name.partition(".")[2] for name in cycle]
             raise UserError(
                 f"phases depend on each other in a cycle: {' from '.join(names)}",
                 where=f"params.yaml, {chain[-1]}",
                 fix="start the first of them from: init_student; phases that are teachers of "
                 "another one belong into section assist, with targets: models/assist",
             )
-        _check_cycle([*chain, before], phases)
+        _check_cycle([*chain, dependency], phases)
 
 
 def _dependencies(phase: "Phase", phases: Mapping[str, "Phase"]) -> list[str]:

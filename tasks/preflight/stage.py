@@ -82,8 +82,9 @@ def run(
     check_capacity([*sizes, record["parameters"]])
     check_lengths(phases, record.get("context"))
     check_beginnings(phases, init_student.type)
-    asked = {key: size_of(outline) for key, outline in outlines.items()}
-    Memory(asked, size_of(outline, record), phases, _resources()).check(adapt, generate, capture)
+    teacher_sizes = {key: size_of(outline) for key, outline in outlines.items()}
+    memory = Memory(teacher_sizes, size_of(outline, record), phases, _resources())
+    memory.check(adapt, generate, capture)
     pinned = {key: _pinned(teacher, outlines.get(key)) for key, teacher in teachers.items()}
     write_json(MODELS, {"teachers": pinned, "student": record})
     summary = {f"parameters of {key}": pinned[key]["parameters"] for key in outlines}

@@ -49,7 +49,7 @@ def cost(cost_record: dict[str, Any] | None) -> dict[str, Any] | None:
     ends = {"student": (cost_record["cost"], cost_record["cost"] + million["student"] * far / 1e6)}
     if million["teacher"] is not None:
         ends |= {"teacher": (0.0, million["teacher"] * far / 1e6)}
-    y = Scale.around([0.0, *(end for both in ends.values() for end in both)], wanted=4)
+    y = Scale.around([0.0, *(end for both in ends.values() for end in both)], ticks=4)
     return cost_record | {
         "lines": {
             role: polyline([(0.0, first), (far, last)], x, y)
@@ -67,7 +67,7 @@ def router(curve: Table, results: dict[str, Any] | None, teacher: float) -> dict
         return None
     floor = results["floor"] * teacher
     x = Scale(0.0, 1.0, 0.25)
-    y = Scale.around([floor, teacher, *(point["score"] for point in curve)], wanted=4)
+    y = Scale.around([floor, teacher, *(point["score"] for point in curve)], ticks=4)
     return results | {
         "line": polyline([(point["share"], point["score"]) for point in curve], x, y),
         "floor_at": y.at(floor),
@@ -108,8 +108,8 @@ def difficulty(training_rows: Table) -> dict[str, Any] | None:
         return None
     curve = [{"step": n, "loss": row["difficulty"]} for n, row in enumerate(training_rows)]
     points = thinned(curve)
-    x = Scale.around([0.0, float(len(curve))], wanted=4, tight=True)
-    y = Scale.around([0.0, *(value for _, value in points)], wanted=4)
+    x = Scale.around([0.0, float(len(curve))], ticks=4, tight=True)
+    y = Scale.around([0.0, *(value for _, value in points)], ticks=4)
     stages = [row["stage"] for row in training_rows]
     return {
         "line": polyline(points, x, y),

@@ -16,7 +16,7 @@ class Scale:
     step: float
 
     @classmethod
-    def around(cls, values: Iterable[float], wanted: int = 5, tight: bool = False) -> "Scale":
+    def around(cls, values: Iterable[float], ticks: int = 5, tight: bool = False) -> "Scale":
         """Return an axis with about `wanted` round ticks that contains all `values`.
 
         It begins and ends at a tick, or with `tight` at the extremes.
@@ -25,7 +25,7 @@ class Scale:
         low, high = min(finite), max(finite)
         if high == low:
             low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
-        step = _round_step((high - low) / wanted)
+        step = _round_step((high - low) / ticks)
         if tight:
             return cls(low, high, step)
         return cls(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step)
@@ -48,9 +48,9 @@ def _round_step(rough: float) -> float:
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
 
 
-def thinned(curve: Sequence[dict[str, Any]], wanted: int = 80) -> list[tuple[float, float]]:
+def thinned(curve: Sequence[dict[str, Any]], points: int = 80) -> list[tuple[float, float]]:
     """Return a loss curve as at most about `wanted` points: means over runs of steps."""
-    width = max(1, math.ceil(len(curve) / wanted))
+    width = max(1, math.ceil(len(curve) / points))
     runs = [curve[start : start + width] for start in range(0, len(curve), width)]
     return [
         (sum(s["step"] for s in run) / len(run), sum(s["loss"] for s in run) / len(run))

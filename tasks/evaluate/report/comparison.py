@@ -51,9 +51,9 @@ def _earlier(root: Path, against: str) -> Any:
     return json.loads(completed.stdout)
 
 
-def _flat(metrics: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:
+def _flat(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     for name, value in metrics.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{before}{name}", float(value)
+            yield f"{prefix}{name}", float(value)

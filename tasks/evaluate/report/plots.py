@@ -52,8 +52,8 @@ def losses(losses: dict[str, dict[int, Table]], arms: Table) -> Table:
         seeds = losses[phase]
         curves = {seed: thinned(curve) for seed, curve in seeds.items()}
         points = [point for curve in curves.values() for point in curve]
-        x = Scale.around([0.0, *(step for step, _ in points)], wanted=4, tight=True)
-        y = Scale.around([loss for step, loss in points if step > FIRST * x.high], wanted=4)
+        x = Scale.around([0.0, *(step for step, _ in points)], ticks=4, tight=True)
+        y = Scale.around([loss for step, loss in points if step > FIRST * x.high], ticks=4)
         last = {seed: curve[-1][1] for seed, curve in curves.items()}
         panels.append(
             {
