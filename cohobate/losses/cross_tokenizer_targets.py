@@ -5,14 +5,14 @@ M is the number of the teacher's tokens, as N is of the student's.
 
 # ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from cohobate.losses.soft_targets import ResponseTerm, SoftTargets
+from cohobate.losses.divergences import Hard
+from cohobate.losses.soft_targets import SoftTargets, TermGroup
 from cohobate.losses.uld import AlignedText, Uld
 from cohobate.models.lm_head import Head
 
@@ -62,31 +62,25 @@ class CrossTokenizerTargets(SoftTargets):
         return first if first > start else end
 
     def loss_and_grad(
-        self,
-        logits_NV: Tensor,
-        labels_N: Tensor,
-        terms: Sequence[ResponseTerm],
-        temperature: float,
-        *,
-        teacher_share: float = 1.0,
-        compiled: bool = False,
+        self, logits_NV: Tensor, labels_N: Tensor, term_group: TermGroup
     ) -> tuple[list[Tensor], Tensor]:
         """Return losses, that of a group at its last token, and the gradient by autograd."""
-        teacher_MV = self.head.logits(self.hidden_MD)
-        teacher = AlignedText((teacher_MV / temperature).log_softmax(-1), self.ids_M, self.group_M)
+        scaled_MV = self.head.logits(self.hidden_MD) / term_group.temperature
+        teacher = AlignedText(scaled_MV.log_softmax(-1), self.ids_M, self.group_M)
         losses = []
         # the head calls this inside an autograd function, where gradients are off
         with torch.enable_grad():
             leaf_NV = logits_NV.requires_grad_()
             student = AlignedText(leaf_NV.log_softmax(-1), labels_N, self.group_N)
             total = leaf_NV.new_zeros(())
-            for term in terms:
+            for term in term_group.terms:
                 if isinstance(term, Uld):
                     loss_G = term.weight * term.per_group(student, teacher, self.shared_ids)
                     # groups and their last tokens are in the same order
                     loss_N = torch.zeros_like(leaf_NV[:, 0]).masked_scatter(student.last_N, loss_G)
                 else:
-                    loss_N = -term.weight * student.logp_NV.gather(-1, labels_N[:, None])[:, 0]
+                    assert isinstance(term, Hard)
+                    loss_N = term.weight * term.per_token(student.logp_NV, labels_N)
                 losses.append(loss_N.detach())
                 total = total + loss_N.sum()
             (grad_NV,) = torch.autograd.grad(total, leaf_NV)

@@ -251,6 +251,10 @@ class Hard(Section):
     weight: float = Field(1.0, gt=0)
     """What this term counts in the sum of the terms."""
 
+    def per_token(self, logq_NV: Tensor, labels_N: Tensor) -> Tensor:
+        """Return −log q[y] of each token, (N,) in nats, without the weight."""
+        return -logq_NV.gather(-1, labels_N[:, None])[:, 0]
+
 
 Term = Annotated[
     Hard

@@ -14,7 +14,13 @@ from cohobate.losses.base_divergence import Divergence
 from cohobate.losses.distillm2 import DistiLLM2
 from cohobate.losses.divergences import Hard
 from cohobate.losses.functional import blend
-from cohobate.losses.soft_targets import TINY, ResponseTerm, SoftTargets, subtract_labels
+from cohobate.losses.soft_targets import (
+    TINY,
+    ResponseTerm,
+    SoftTargets,
+    TermGroup,
+    subtract_labels,
+)
 from cohobate.models.lm_head import Head
 
 
@@ -26,20 +32,15 @@ class DenseTargets(SoftTargets):
         raise NotImplementedError
 
     def loss_and_grad(
-        self,
-        logits_NV: Tensor,
-        labels_N: Tensor,
-        terms: Sequence[ResponseTerm],
-        temperature: float,
-        *,
-        teacher_share: float = 1.0,
-        compiled: bool = False,
+        self, logits_NV: Tensor, labels_N: Tensor, term_group: TermGroup
     ) -> tuple[list[Tensor], Tensor]:
         """Return losses and gradient by `dense_loss_and_grad`."""
+        terms, teacher_share = term_group.terms, term_group.teacher_share
         # a teacher's share or an α that changes from call to call would be compiled anew each time
         fixed = teacher_share == 1 and not any(isinstance(term, DistiLLM2) for term in terms)
-        dense = _compiled() if compiled and fixed else dense_loss_and_grad
-        return dense(logits_NV, self.tempered(temperature), labels_N, terms, teacher_share)
+        dense = _compiled() if term_group.compiled and fixed else dense_loss_and_grad
+        teacher_NV = self.tempered(term_group.temperature)
+        return dense(logits_NV, teacher_NV, labels_N, terms, teacher_share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +145,7 @@ def dense_loss_and_grad(
     losses, hard, grad_NV = [], 0.0, None
     for term in terms:
         if isinstance(term, Hard):
-            losses.append(-term.weight * logq_NV.gather(-1, labels_N[:, None])[:, 0])
+            losses.append(term.weight * term.per_token(logq_NV, labels_N))
             hard += term.weight
             continue
         assert isinstance(term, Divergence)

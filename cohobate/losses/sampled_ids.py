@@ -8,15 +8,13 @@ section 3).
 
 # ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from cohobate.errors import UserError
 from cohobate.losses.divergences import ForwardKL, Hard
-from cohobate.losses.soft_targets import ResponseTerm, SoftTargets
+from cohobate.losses.soft_targets import ResponseTerm, SoftTargets, TermGroup, subtract_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +36,7 @@ class SampledIds(SoftTargets):
         return SampledIds(*tensors, self.temperature)
 
     def loss_and_grad(
-        self,
-        logits_NV: Tensor,
-        labels_N: Tensor,
-        terms: Sequence[ResponseTerm],
-        temperature: float,
-        *,
-        teacher_share: float = 1.0,
-        compiled: bool = False,
+        self, logits_NV: Tensor, labels_N: Tensor, term_group: TermGroup
     ) -> tuple[list[Tensor], Tensor]:
         """Return losses and gradient against the draws.
 
@@ -54,7 +45,7 @@ class SampledIds(SoftTargets):
         Raises:
             UserError: a term that draws cannot give without bias, or a progressive target.
         """
-        if teacher_share != 1:
+        if term_group.teacher_share != 1:
             raise UserError(
                 "a progressive target needs whole distributions, not drawn ids",
                 where="progressive",
@@ -64,13 +55,13 @@ class SampledIds(SoftTargets):
         share_NK = self.share_NK.to(logq_NV.dtype)
         losses: list[Tensor] = []
         soft = hard = 0.0
-        for term in terms:
+        for term in term_group.terms:
             if isinstance(term, Hard):
-                losses.append(-term.weight * logq_NV.gather(-1, labels_N[:, None])[:, 0])
+                losses.append(term.weight * term.per_token(logq_NV, labels_N))
                 hard += term.weight
                 continue
             if not isinstance(term, ForwardKL) or term.temperature != self.temperature:
-                raise self._no_estimate(term, temperature)
+                raise self._no_estimate(term, term_group.temperature)
             cross_entropy_N = -(share_NK * logq_NV.gather(-1, self.ids_NK)).sum(-1)
             losses.append(term.scale * (cross_entropy_N - self.entropy_N))
             soft += term.scale
@@ -78,8 +69,7 @@ class SampledIds(SoftTargets):
         grad_NV = logq_NV.exp_().mul_(soft * share_NK.sum(-1, keepdim=True) + hard)
         # added, not written: id 0 fills up rows with a share of 0, and may be drawn too
         grad_NV.scatter_add_(-1, self.ids_NK, -soft * share_NK)
-        hard_N1 = torch.full_like(grad_NV[:, :1], -hard)
-        return losses, grad_NV.scatter_add_(-1, labels_N[:, None], hard_N1)
+        return losses, subtract_labels(grad_NV, labels_N, hard)
 
     def _no_estimate(self, term: ResponseTerm, temperature: float) -> UserError:
         return UserError(

@@ -13,7 +13,7 @@ Adding a form: a class like these. Nothing else needs to know of it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 from cohobate.errors import UserError
 from cohobate.losses.base_divergence import Divergence
@@ -29,6 +29,18 @@ ResponseTerm = Divergence | Hard | Uld
 """A term of a loss that compares what models predict; features compare what is inside."""
 TINY = 1e-30
 """Stands for a probability of zero where its logarithm is taken."""
+
+
+class TermGroup(NamedTuple):
+    """Terms of one temperature, which share a softmax."""
+
+    terms: Sequence[ResponseTerm]
+    temperature: float
+    """T of the softmax."""
+    teacher_share: float = 1.0
+    """t, where the soft target is t · teacher + (1 − t) · the student's own, detached."""
+    compiled: bool = False
+    """Let torch.compile fuse what is elementwise, where that helps."""
 
 
 class SoftTargets(ABC):
@@ -63,24 +75,14 @@ class SoftTargets(ABC):
 
     @abstractmethod
     def loss_and_grad(
-        self,
-        logits_NV: Tensor,
-        labels_N: Tensor,
-        terms: Sequence[ResponseTerm],
-        temperature: float,
-        *,
-        teacher_share: float = 1.0,
-        compiled: bool = False,
+        self, logits_NV: Tensor, labels_N: Tensor, term_group: TermGroup
     ) -> tuple[list[Tensor], Tensor]:
         """Return the weighted loss of each term, (N,) each, and the gradient of their sum (N, V).
 
         Args:
             logits_NV: the student's, divided by the temperature already. They are overwritten.
             labels_N: the tokens of the text, for hard terms.
-            terms: at least one soft term, all of this temperature.
-            temperature: T of the softmax.
-            teacher_share: t, where the target is t · teacher + (1 − t) · the student, detached.
-            compiled: let torch.compile fuse what is elementwise, where that helps.
+            term_group: the terms, with at least one soft term among them.
 
         Returns:
             The losses, and d loss/d (logits / T).

@@ -12,7 +12,7 @@ from torch import Tensor
 from cohobate.errors import UserError
 from cohobate.losses.distillm2 import DistiLLM2
 from cohobate.losses.divergences import Hard
-from cohobate.losses.soft_targets import ResponseTerm, SoftTargets, subtract_labels
+from cohobate.losses.soft_targets import ResponseTerm, SoftTargets, TermGroup, subtract_labels
 from cohobate.losses.uld import Uld
 
 BLOCK = 1 << 19
@@ -84,8 +84,10 @@ class Targets(NamedTuple):
         for temperature, numbers in groups.items():
             last = temperature == next(reversed(groups))  # the logits are needed no more
             scaled_NV = logits_NV.div_(temperature) if last else logits_NV / temperature
-            group = [terms[n] for n in numbers]
-            losses, group_NV = self._of_temperature(scaled_NV, group, temperature, compiled)
+            term_group = TermGroup(
+                [terms[n] for n in numbers], temperature, self.teacher_share, compiled
+            )
+            losses, group_NV = self._of_temperature(scaled_NV, term_group)
             losses_NF[:, numbers] = torch.stack(losses, -1)
             # chain rule: so far it is the gradient by logits / T
             group_NV = group_NV.div_(temperature) if temperature != 1 else group_NV
@@ -94,24 +96,19 @@ class Targets(NamedTuple):
         return losses_NF, grad_NV
 
     def _of_temperature(
-        self, logits_NV: Tensor, terms: list[ResponseTerm], temperature: float, compiled: bool
+        self, logits_NV: Tensor, term_group: TermGroup
     ) -> tuple[list[Tensor], Tensor]:
-        hard = [term for term in terms if isinstance(term, Hard)]
-        if len(hard) == len(terms):
+        hard = [term for term in term_group.terms if isinstance(term, Hard)]
+        if len(hard) == len(term_group.terms):
             # no soft term: the teacher is not looked at
             return cross_entropy_and_grad(logits_NV, self.labels_N, hard)
         if self.teacher is None:
             fix = "targets: data/capture/<teacher> or models/adapt/<teacher>"
             raise UserError("a soft term needs a teacher's distributions", where="terms", fix=fix)
-        self._check_tokenizer(terms, self.teacher)
-        terms = [self._with_alphas(term) if isinstance(term, DistiLLM2) else term for term in terms]
+        self._check_tokenizer(term_group.terms, self.teacher)
+        terms = [self._with_alphas(x) if isinstance(x, DistiLLM2) else x for x in term_group.terms]
         return self.teacher.loss_and_grad(
-            logits_NV,
-            self.labels_N,
-            terms,
-            temperature,
-            teacher_share=self.teacher_share,
-            compiled=compiled,
+            logits_NV, self.labels_N, term_group._replace(terms=terms)
         )
 
     def _with_alphas(self, term: DistiLLM2) -> DistiLLM2:

@@ -6,7 +6,6 @@ Losses are over C = K + 1 outcomes. No (N, V) tensor of the teacher exists.
 # ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from cohobate.errors import UserError
 from cohobate.losses.base_divergence import Divergence
 from cohobate.losses.divergences import Hard
 from cohobate.losses.functional import blend
-from cohobate.losses.soft_targets import TINY, ResponseTerm, SoftTargets, subtract_labels
+from cohobate.losses.soft_targets import TINY, SoftTargets, TermGroup, subtract_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +69,7 @@ class TopK(SoftTargets):
         return TopK(*tensors, self.temperatures)
 
     def loss_and_grad(
-        self,
-        logits_NV: Tensor,
-        labels_N: Tensor,
-        terms: Sequence[ResponseTerm],
-        temperature: float,
-        *,
-        teacher_share: float = 1.0,
-        compiled: bool = False,
+        self, logits_NV: Tensor, labels_N: Tensor, term_group: TermGroup
     ) -> tuple[list[Tensor], Tensor]:
         """Return losses and gradient through K + 1 outcomes.
 
@@ -96,15 +88,15 @@ class TopK(SoftTargets):
         total_N1 = rest_N1 + stored_NK.exp().sum(-1, keepdim=True)
         logq_NC = torch.cat([stored_NK, rest_N1.log()], -1) - total_N1.log()
         losses, hard, grad_NC = [], 0.0, torch.zeros_like(logq_NC)
-        for term in terms:
+        for term in term_group.terms:
             if isinstance(term, Hard):
                 losses.append(-term.weight * (label_N1 - total_N1.log())[:, 0])
                 hard += term.weight
                 continue
             assert isinstance(term, Divergence)
             # by term, as terms differ in what they do with the bucket
-            logp_NC = self._outcomes_for(term, temperature).to(logq_NC.dtype)
-            target_NC = blend(logp_NC, logq_NC, teacher_share)
+            logp_NC = self._outcomes_for(term, term_group.temperature).to(logq_NC.dtype)
+            target_NC = blend(logp_NC, logq_NC, term_group.teacher_share)
             loss_N, term_NC = term.tempered_loss_and_grad(target_NC, logq_NC)
             losses.append(loss_N * term.scale)
             grad_NC.add_(term_NC, alpha=term.scale)
@@ -143,23 +135,16 @@ class StoredEnsemble(SoftTargets):
         return StoredEnsemble(teachers, self.weights_NT[tokens])
 
     def loss_and_grad(
-        self,
-        logits_NV: Tensor,
-        labels_N: Tensor,
-        terms: Sequence[ResponseTerm],
-        temperature: float,
-        *,
-        teacher_share: float = 1.0,
-        compiled: bool = False,
+        self, logits_NV: Tensor, labels_N: Tensor, term_group: TermGroup
     ) -> tuple[list[Tensor], Tensor]:
         """Return the mean of the losses against each teacher's signals, by the weights."""
-        losses = [logits_NV.new_zeros(len(logits_NV)) for _ in terms]
+        losses = [logits_NV.new_zeros(len(logits_NV)) for _ in term_group.terms]
         grad_NV = torch.zeros_like(logits_NV)
         for teacher, weight_N in zip(self.teachers, self.weights_NT.unbind(-1), strict=True):
             (tokens,) = weight_N.nonzero(as_tuple=True)
             # an index copies: each teacher overwrites logits of its own
             teacher_losses, teacher_NV = teacher.select(tokens).loss_and_grad(
-                logits_NV[tokens], labels_N[tokens], terms, temperature, teacher_share=teacher_share
+                logits_NV[tokens], labels_N[tokens], term_group
             )
             for loss_N, teacher_N in zip(losses, teacher_losses, strict=True):
                 loss_N.index_add_(0, tokens, teacher_N * weight_N[tokens])
