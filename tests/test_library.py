@@ -36,18 +36,3 @@ def test_an_example_of_the_library_runs_as_written(title: str, folder: Path) -> 
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
-
-
-def test_importing_a_package_imports_nothing_heavy() -> None:
-    packages = (
-        "data", "models", "fast", "generation", "losses", "teachers", "training", "students",
-        "methods", "scoring",
-    )  # fmt: skip
-    code = (
-        f"import sys, importlib; [importlib.import_module(f'cohobate.{{p}}') for p in {packages}];"
-        "print([m for m in ('torch', 'transformers', 'trl', 'ray', 'dvc') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"

@@ -24,7 +24,6 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from cohobate.backends.ledger_storage import LedgerStorage
@@ -57,12 +56,7 @@ class Ledger:
                 self.storage.cut(start + complete)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.storage.close()
 
     def __contains__(self, key: str) -> bool:

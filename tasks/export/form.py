@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 from pydantic import Field
 
@@ -40,15 +40,13 @@ class Form(Section, ABC):
     tolerance: Tolerance = Tolerance()
     """Allowed deviation from the original; beyond it nothing is published."""
 
+    reader: ClassVar[str]
+    """The software that loads it."""
+
     @property
     @abstractmethod
     def name(self) -> str:
         """Name of its folder."""
-
-    @property
-    @abstractmethod
-    def reader(self) -> str:
-        """The software that loads it."""
 
     @property
     @abstractmethod

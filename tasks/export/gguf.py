@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
@@ -27,15 +27,12 @@ class Gguf(Form):
     """Number format of the matrices; vectors stay in float32."""
     tolerance: Tolerance = Tolerance(score=0.02, agreement=0.95)
 
+    reader: ClassVar[str] = "llama.cpp"
+
     @property
     def name(self) -> str:
         """Return such as `gguf-q8_0`."""
         return f"{self.type}-{self.quantisation.lower()}"
-
-    @property
-    def reader(self) -> str:
-        """Return `llama.cpp`."""
-        return "llama.cpp"
 
     @property
     def usage(self) -> str:
@@ -85,14 +82,14 @@ class Gguf(Form):
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = questions.threads
         params.warmup, params.verbosity = False, -1
         server = xllamacpp.Server(params)
-        how = {"max_tokens": questions.max_tokens, "temperature": 0, "cache_prompt": False}
+        settings = {"max_tokens": questions.max_tokens, "temperature": 0, "cache_prompt": False}
 
         def answer(prompt: Any) -> str:
             if isinstance(prompt, str):
-                reply = server.handle_completions({"prompt": prompt, **how})
+                reply = server.handle_completions({"prompt": prompt, **settings})
                 return str(reply["choices"][0]["text"])
             turns = [turn.model_dump() for turn in prompt]
-            reply = server.handle_chat_completions({"messages": turns, **how})
+            reply = server.handle_chat_completions({"messages": turns, **settings})
             return str(reply["choices"][0]["message"]["content"])
 
         return [answer(prompt) for prompt in questions.prompts]

@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cohobate.data.records import Row
 from cohobate.generation.decoding import suppression_bias
@@ -28,15 +28,12 @@ class Onnx(Form):
     type: Literal["onnx"]
     tolerance: Tolerance = Tolerance(score=0.01, agreement=0.97)
 
+    reader: ClassVar[str] = "onnxruntime"
+
     @property
     def name(self) -> str:
         """Return `onnx`."""
         return self.type
-
-    @property
-    def reader(self) -> str:
-        """Return `onnxruntime`."""
-        return "onnxruntime"
 
     @property
     def usage(self) -> str:

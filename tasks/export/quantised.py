@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from cohobate.data.records import Row
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision
 from tasks.export.form import Form, Questions, Tolerance, not_installed
-from tasks.export.safetensors import answered, read_losses
+from tasks.export.safetensors import greedy_answers, pipeline_usage, read_losses
 
 
 class Quantised(Form):
@@ -18,26 +18,16 @@ class Quantised(Form):
     """Number format of these, and of the products, when it is opened for the check."""
     tolerance: Tolerance = Tolerance(score=0.02, agreement=0.95)
 
+    reader: ClassVar[str] = "transformers with torchao"
+
     def scheme(self) -> Any:
         """Return torchao's configuration."""
         raise NotImplementedError
 
     @property
-    def reader(self) -> str:
-        """Return `transformers with torchao`."""
-        return "transformers with torchao"
-
-    @property
     def usage(self) -> str:
         """Return a few lines of transformers."""
-        return (
-            "```python\n"
-            "# pip install transformers torchao\n"
-            "from transformers import pipeline\n\n"
-            'ask = pipeline("text-generation", ".", dtype="bfloat16")\n'
-            "print(ask(prompt, max_new_tokens=16, do_sample=False, return_full_text=False))\n"
-            "```"
-        )
+        return pipeline_usage("bfloat16", "transformers torchao")
 
     def write(self, student: Path, folder: Path) -> None:
         """Quantise layer by layer while loading, and save."""
@@ -56,7 +46,7 @@ class Quantised(Form):
 
     def answers(self, folder: Path, questions: Questions) -> list[str]:
         """Answer with cohobate/generation/decoding.py, which every stage answers with."""
-        return answered(folder, self.precision, questions)
+        return greedy_answers(folder, self.precision, questions)
 
     def losses(self, folder: Path, rows: Sequence[Row], threads: int) -> list[float]:
         """Read the answers with cohobate/generation/likelihood.py."""

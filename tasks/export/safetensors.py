@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from cohobate.data.records import Row
 from cohobate.fast.frozen import load_frozen
@@ -21,26 +21,17 @@ class Safetensors(Form):
     """Number format in which it is opened for the check, like the original."""
     tolerance: Tolerance = Tolerance(score=0, agreement=1, loss=0.001)
 
+    reader: ClassVar[str] = "transformers"
+
     @property
     def name(self) -> str:
         """Return `safetensors`."""
         return self.type
 
     @property
-    def reader(self) -> str:
-        """Return `transformers`."""
-        return "transformers"
-
-    @property
     def usage(self) -> str:
         """Return a few lines of transformers."""
-        return (
-            "```python\n"
-            "from transformers import pipeline\n\n"
-            'ask = pipeline("text-generation", ".", dtype="auto")\n'
-            "print(ask(prompt, max_new_tokens=16, do_sample=False, return_full_text=False))\n"
-            "```"
-        )
+        return pipeline_usage("auto")
 
     def write(self, student: Path, folder: Path) -> None:
         """Copy the checkpoint's files; the same bytes take no second place in DVC's cache."""
@@ -48,11 +39,23 @@ class Safetensors(Form):
 
     def answers(self, folder: Path, questions: Questions) -> list[str]:
         """Answer with cohobate/generation/decoding.py, which every stage answers with."""
-        return answered(folder, self.precision, questions)
+        return greedy_answers(folder, self.precision, questions)
 
     def losses(self, folder: Path, rows: Sequence[Row], threads: int) -> list[float]:
         """Read the answers with cohobate/generation/likelihood.py."""
         return read_losses(folder, self.precision, rows, threads)
+
+
+def pipeline_usage(dtype: str, packages: str = "") -> str:
+    """Return a few lines of transformers for the model card, and which packages they need."""
+    install = f"# pip install {packages}\n" if packages else ""
+    return (
+        f"```python\n{install}"
+        "from transformers import pipeline\n\n"
+        f'generator = pipeline("text-generation", ".", dtype="{dtype}")\n'
+        "print(generator(prompt, max_new_tokens=16, do_sample=False, return_full_text=False))\n"
+        "```"
+    )
 
 
 def read_losses(
@@ -64,10 +67,13 @@ def read_losses(
     return [*Likelihood.of(folder, precision, threads).answer_losses(rows)]
 
 
-def answered(folder: Path, precision: Precision, questions: Questions) -> list[str]:
+def greedy_answers(folder: Path, precision: Precision, questions: Questions) -> list[str]:
     """Return the greedy answers of a checkpoint."""
     device = checkpoints.accelerator()
     loaded = load_frozen(folder, precision=precision, device=device)
-    how = Decoding(max_tokens=questions.max_tokens)
-    answers = dict(generate_answers(*loaded, questions.prompts, how, threads=questions.threads))
-    return [answers[place].text for place in range(len(questions.prompts))]
+    decoding = Decoding(max_tokens=questions.max_tokens)
+    # batches are by length: answers come in another order than prompts
+    answers = dict(
+        generate_answers(*loaded, questions.prompts, decoding, threads=questions.threads)
+    )
+    return [answers[position].text for position in range(len(questions.prompts))]

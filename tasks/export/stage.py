@@ -36,7 +36,7 @@ from tasks.export.onnx import Onnx
 from tasks.export.push import Push
 from tasks.export.quantised import Int4, Int8
 from tasks.export.rescoring import Check, Original, dev_sample
-from tasks.export.safetensors import Safetensors, answered, read_losses
+from tasks.export.safetensors import Safetensors, greedy_answers, read_losses
 from tasks.export.student import Choice, Student, evaluated, lineage
 from tasks.export.vocabulary import whole
 
@@ -146,7 +146,8 @@ def _chosen(export: ExportParams, student: Student, check: Check) -> tuple[int, 
             fix=f"one of {', '.join(map(str, sorted(student.by_seed)))}",
         )
     answers = {
-        seed: answered(student.by_seed[seed], export.precision, check.questions) for seed in seeds
+        seed: greedy_answers(student.by_seed[seed], export.precision, check.questions)
+        for seed in seeds
     }
     best = max(seeds, key=lambda seed: (check.score(answers[seed]), -seed))
     return best, answers[best]

@@ -27,7 +27,7 @@ def test_every_public_name_is_where_the_table_says(package: str) -> None:
 
 
 def test_importing_the_packages_imports_nothing_heavy() -> None:
-    heavy = ["torch", "transformers", "numpy", "pydantic", "ray"]
+    heavy = ["torch", "transformers", "trl", "ray", "dvc", "numpy", "pydantic"]
     names = ", ".join(f"cohobate.{package}" for package in PACKAGES)
     code = f"import sys, {names}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -111,9 +111,9 @@ def evaluated(project: Path, make_model: Callable[..., Any], tokenizer: Any) -> 
 
 def greedy(folder: Path, prompts: list[str]) -> list[str]:
     from tasks.export.form import Questions
-    from tasks.export.safetensors import answered
+    from tasks.export.safetensors import greedy_answers
 
-    return answered(folder, "bfloat16", Questions(prompts, 4, 1))
+    return greedy_answers(folder, "bfloat16", Questions(prompts, 4, 1))
 
 
 def chosen(**fields: Any) -> ExportParams:

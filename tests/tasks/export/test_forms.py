@@ -14,7 +14,7 @@ from cohobate.data.records import Message, Row
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from tasks.export.form import Form, Questions
-from tasks.export.safetensors import answered
+from tasks.export.safetensors import greedy_answers
 from tasks.export.stage import AnyForm
 
 WORDS = ["a small", " animal", " plant", "Definition:", " person", "q", " zz", "naïve 漢字", "1 23"]
@@ -32,7 +32,7 @@ def through(chosen: Form, student: Path, folder: Path, prompts: Any = tuple(PROM
 
 
 def original(student: Path, prompts: Any = tuple(PROMPTS)) -> list[str]:
-    return answered(student, "float32", Questions(prompts, 6, 1))
+    return greedy_answers(student, "float32", Questions(prompts, 6, 1))
 
 
 def readable(text: str) -> str:
