@@ -33,16 +33,16 @@ def documents(rows: int, seed: int = 0) -> list[str]:
     """Draw prompts of 30 to 60 words; one in ten is an earlier one, a word or two changed."""
     rng = random.Random(seed)
     words = [f"{chr(97 + n % 26)}{n:x}" for n in range(30_000)]
-    found: list[str] = []
+    texts: list[str] = []
     for _ in range(rows):
-        if found and rng.random() < 0.1:
-            said = found[rng.randrange(len(found))].split()
+        if texts and rng.random() < 0.1:
+            text_words = texts[rng.randrange(len(texts))].split()
             for _ in range(rng.randint(1, 2)):
-                said[rng.randrange(len(said))] = rng.choice(words)
+                text_words[rng.randrange(len(text_words))] = rng.choice(words)
         else:
-            said = rng.choices(words, k=rng.randint(30, 60))
-        found.append(" ".join(said))
-    return found
+            text_words = rng.choices(words, k=rng.randint(30, 60))
+        texts.append(" ".join(text_words))
+    return texts
 
 
 def exact(texts: list[str]) -> set[int]:
@@ -73,9 +73,9 @@ def ours(texts: list[str]) -> set[int]:
     spelt = {"similarity": SIMILARITY, "permutations": PERMUTATIONS}
     start = time.process_time()
     verdicts = NearDuplicateFilter(type="near_duplicates", **spelt).verdicts(rows, context)
-    found = {n for n, verdict in enumerate(verdicts) if isinstance(verdict, Drop)}
+    dropped = {n for n, verdict in enumerate(verdicts) if isinstance(verdict, Drop)}
     SECONDS["ours"] = time.process_time() - start
-    return found
+    return dropped
 
 
 def datasketch(texts: list[str], tuned: bool) -> set[int]:
@@ -86,20 +86,20 @@ def datasketch(texts: list[str], tuned: bool) -> set[int]:
 
     start = time.process_time()
     pairs = [bigrams_of(words_of(text)) for text in texts]
-    encoded = ([pair.encode() for pair in said] for said in pairs)
+    encoded = ([pair.encode() for pair in own] for own in pairs)
     sketches = MinHash.generator(encoded, num_perm=length)
     cut = {"params": (number, width)} if tuned else {}
     index = MinHashLSH(threshold=SIMILARITY, num_perm=length, **cut)
-    found = set()
+    duplicates = set()
     for place, sketch in enumerate(sketches):
-        said = pairs[place]
+        own = pairs[place]
         near = (pairs[other] for other in index.query(sketch))
-        if any(len(said & other) >= SIMILARITY * len(said | other) for other in near):
-            found.add(place)
+        if any(len(own & other) >= SIMILARITY * len(own | other) for other in near):
+            duplicates.add(place)
         else:
             index.insert(place, sketch, check_duplication=False)
     SECONDS["datasketch, our recall" if tuned else "datasketch"] = time.process_time() - start
-    return found
+    return duplicates
 
 
 SECONDS: dict[str, float] = {}
@@ -122,16 +122,16 @@ def main() -> int:
         "datasketch, our recall": partial(datasketch, tuned=True),
     }
     for name, run in runs.items():
-        found = run(texts)
+        duplicates = run(texts)
         lines.append(
             {
                 "filter": name,
                 "rows": len(texts),
                 "cpu seconds": SECONDS[name],
                 "without cutting": SECONDS[name] - cutting,
-                "dropped": len(found),
-                "recall": len(found & truth) / len(truth),
-                "precision": len(found & truth) / max(len(found), 1),
+                "dropped": len(duplicates),
+                "recall": len(duplicates & truth) / len(truth),
+                "precision": len(duplicates & truth) / max(len(duplicates), 1),
             }
         )
     mine, peer = SECONDS["ours"], SECONDS["datasketch, our recall"]

@@ -39,7 +39,7 @@ ASKED = {  # prompts, so many that each thread has some; most tokens of an answe
 def transformers_generate(model, tokenizer, ids, tokens, size):
     """Return the new ids of each prompt, decoded in padded batches in the order given."""
     torch.set_num_threads(THREADS)
-    stop, found = stop_ids(model, tokenizer), []
+    stop, answers = stop_ids(model, tokenizer), []
     for start in range(0, len(ids), size):
         batch = ids[start : start + size]
         padded = tokenizer.pad({"input_ids": batch}, padding_side="left", return_tensors="pt")
@@ -47,8 +47,8 @@ def transformers_generate(model, tokenizer, ids, tokens, size):
             out = model.generate(**padded, max_new_tokens=tokens, do_sample=False)
         for row in out[:, padded["input_ids"].shape[1] :].tolist():
             end = next((n + 1 for n, token in enumerate(row) if token in stop), len(row))
-            found.append(row[:end])
-    return found
+            answers.append(row[:end])
+    return answers
 
 
 def ours(model, tokenizer, ids, tokens):
@@ -56,14 +56,14 @@ def ours(model, tokenizer, ids, tokens):
     how, stop = Decoding(max_tokens=tokens), stop_ids(model, tokenizer)
     batching = Batching()
     requests = [Request(row) for row in ids]
-    found: dict[int, list[int]] = {}
+    answers: dict[int, list[int]] = {}
     for batch, written in thread_map(
         lambda batch: decode_batch(model, [requests[n] for n in batch], how, stop, batching),
         plan_batches(requests, how, batching),
         THREADS,
     ):
-        found |= dict(zip(batch, (w.ids for w in written), strict=True))
-    return [found[n] for n in range(len(ids))]
+        answers |= dict(zip(batch, (w.ids for w in written), strict=True))
+    return [answers[n] for n in range(len(ids))]
 
 
 def seconds_of(work, *arguments):
@@ -108,11 +108,11 @@ def compare(kind, chosen):
 
 def questions(count, styles):
     """Return questions about glosses of WordNet, in an order of their own."""
-    found = WordNet(type="wordnet").source_records()
-    texts = [example.columns["text"] for example in found if isinstance(example, SourceRecord)]
+    records = WordNet(type="wordnet").source_records()
+    texts = [example.columns["text"] for example in records if isinstance(example, SourceRecord)]
     drawn = random.Random(0).sample(texts, count)
-    asked = [f"What is this? {text}. {styles[n % len(styles)]}" for n, text in enumerate(drawn)]
-    return [(Message(role="user", content=content),) for content in asked]
+    contents = [f"What is this? {text}. {styles[n % len(styles)]}" for n, text in enumerate(drawn)]
+    return [(Message(role="user", content=content),) for content in contents]
 
 
 def main() -> int:

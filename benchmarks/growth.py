@@ -52,20 +52,20 @@ def write_source(path: Path, rows: int) -> None:
     with path.open("w") as out:
         for _ in range(rows + sum(SPLIT.values())):
             if recent and rng.random() < 0.05:
-                said = [*rng.choice(recent), rng.choice(words)]
+                gloss = [*rng.choice(recent), rng.choice(words)]
             else:
-                said = rng.choices(words, k=rng.randint(8, 25))
-            recent = [*recent[-99:], said]
-            out.write(json.dumps({"text": " ".join(said), "answer": rng.choice(LABELS)}) + "\n")
+                gloss = rng.choices(words, k=rng.randint(8, 25))
+            recent = [*recent[-99:], gloss]
+            out.write(json.dumps({"text": " ".join(gloss), "answer": rng.choice(LABELS)}) + "\n")
 
 
 def responses() -> Iterator[Response]:
     """Answer each prompt by chance."""
     rng = random.Random(1)
     for row in read_rows(UNLABELLED, Row):
-        given = {"answer": f" {rng.choice(LABELS)}", "origin": "teacher"}
-        told = {"teacher": "main", "finish": "stop", "logprob": -round(rng.random(), 4)}
-        yield Response(**(row.model_dump() | given | told))
+        answer = {"answer": f" {rng.choice(LABELS)}", "origin": "teacher"}
+        details = {"teacher": "main", "finish": "stop", "logprob": -round(rng.random(), 4)}
+        yield Response(**(row.model_dump() | answer | details))
 
 
 def measured(stage: str) -> tuple[float, float]:
@@ -90,12 +90,12 @@ def run(rows: int) -> dict[str, tuple[float, float]]:
         try:
             YAML().dump(params(rows), Path("params.yaml"))
             write_source(Path("rows.jsonl"), rows)
-            found = {}
+            figures = {}
             for stage in STAGES:
-                found[stage] = measured(stage)
+                figures[stage] = measured(stage)
                 if stage == "collect":
                     write_rows(GENERATE / "main/responses.jsonl", responses())
-            return found
+            return figures
         finally:
             os.chdir(here)
 

@@ -65,9 +65,9 @@ def in_own_process(script: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Lay out rows as text; numbers to two decimals."""
-    shown = [[f"{x:.2f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(head, *shown, strict=True)]
+    cells = [[f"{x:.2f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     lines = [
-        "  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)) for row in (head, *shown)
+        "  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)) for row in (head, *cells)
     ]
     return "\n".join(lines)

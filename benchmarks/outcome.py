@@ -39,12 +39,12 @@ def tell(
     for row in cells:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
     met = {
-        name: found >= bound if sign == ">=" else found <= bound
-        for name, (found, sign, bound) in targets.items()
+        name: figure >= bound if sign == ">=" else figure <= bound
+        for name, (figure, sign, bound) in targets.items()
     }
-    for name, (found, sign, bound) in targets.items():
-        told = "met" if met[name] else "MISSED"
-        print(f"{name}: {_short(found)} (target {sign} {bound:g}) {told}")
+    for name, (figure, sign, bound) in targets.items():
+        outcome = "met" if met[name] else "MISSED"
+        print(f"{name}: {_short(figure)} (target {sign} {bound:g}) {outcome}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     whole = {
         "machine": here,

@@ -42,7 +42,7 @@ def main() -> int:
     """Measure, print, write; return the exit code."""
     options = parser(__doc__ or "", "overhead")
     options.add_argument("--at-once", type=int, nargs="*", default=[1, 4, 8], help="rounds at once")
-    given = options.parse_args()
+    chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as folder, prefect_server(Path(folder) / "prefect") as url:
         os.environ["PREFECT_API_URL"] = url
         root = _project(Path(folder))
@@ -53,14 +53,14 @@ def main() -> int:
         # one Ray for all: as many as there are rounds would be the slower ones
         with two_nodes(THIS_MACHINE, Path(folder), hidden=[]) as known:
             os.environ |= known
-            for count in given.at_once:
+            for count in chosen.at_once:
                 targets |= _report(_at_once(Path(folder), url, count))
-    return tell(given, lines, targets)
+    return tell(chosen, lines, targets)
 
 
 def _report(targets: Targets) -> Targets:
-    for name, (found, _, _) in targets.items():
-        print(f"  {name}: {found:.2f}", file=sys.stderr, flush=True)
+    for name, (figure, _, _) in targets.items():
+        print(f"  {name}: {figure:.2f}", file=sys.stderr, flush=True)
     return targets
 
 
@@ -150,15 +150,15 @@ def _at_once(folder: Path, url: str, count: int) -> Targets:
 
 
 def _task_runs(url: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    states: dict[str, str] = {}
     while True:
-        query = json.dumps({"limit": 200, "offset": len(found)}).encode()
+        query = json.dumps({"limit": 200, "offset": len(states)}).encode()
         kind = {"Content-Type": "application/json"}
         with urlopen(Request(f"{url}/task_runs/filter", data=query, headers=kind)) as answer:
             page = json.loads(answer.read())
-        found |= {task["id"]: task["state_type"] for task in page}
+        states |= {task["id"]: task["state_type"] for task in page}
         if len(page) < 200:
-            return found
+            return states
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def rows_of(answers: str, count: int) -> list[Any]:
     from tasks.collect.source_records import SourceRecord
     from tasks.collect.wordnet import WordNet
 
-    found = []
+    rows = []
     for example in WordNet(type="wordnet").source_records():
         if not isinstance(example, SourceRecord) or example.number % 29:  # from all over the file
             continue
@@ -89,10 +89,10 @@ def rows_of(answers: str, count: int) -> list[Any]:
         else:
             ask, answer = f"Define something of the category {label}.", text
         prompt = (Message(role="user", content=ask),)
-        found.append(Row(id=row_id(prompt), prompt=prompt, answer=answer, origin="ground_truth"))
-        if len(found) == count:
-            return found
-    raise SystemExit(f"WordNet has {len(found)} such rows, not {count}: fewer --updates")
+        rows.append(Row(id=row_id(prompt), prompt=prompt, answer=answer, origin="ground_truth"))
+        if len(rows) == count:
+            return rows
+    raise SystemExit(f"WordNet has {len(rows)} such rows, not {count}: fewer --updates")
 
 
 def tokens_of(tokenizer: Any, rows: Sequence[Any]) -> int:
@@ -254,8 +254,8 @@ def ours(loop: Loop, rows: Sequence[Any], updates: int) -> tuple[float, float]:
     )  # fmt: skip
     if text is None:
         return seconds[0], tokens_of(tokenizer, rows)
-    asked = sum(row.prompt_length for row in examples)
-    return seconds[0], asked + text.counts["tokens of answers"]
+    prompt_tokens = sum(row.prompt_length for row in examples)
+    return seconds[0], prompt_tokens + text.counts["tokens of answers"]
 
 
 def timed(trainer: Any) -> list[float]:
@@ -304,30 +304,30 @@ def main() -> int:
         loop = Loop(chosen.answers[0], chosen.batch[0], chosen.loop)
         print(json.dumps(measured(loop, chosen.updates)))
         return 0
-    asked = [x for x in LOOPS if x.answers in chosen.answers and x.batch in chosen.batch]
-    figures_of: dict[Loop, list[dict[str, float]]] = {loop: [] for loop in asked}
-    for loop in asked * chosen.repeat:
+    selected = [x for x in LOOPS if x.answers in chosen.answers and x.batch in chosen.batch]
+    figures_of: dict[Loop, list[dict[str, float]]] = {loop: [] for loop in selected}
+    for loop in selected * chosen.repeat:
         arguments = ["--loop", loop.name, "--answers", loop.answers, "--batch", str(loop.batch)]
         one = in_own_process(__file__, [*arguments, "--updates", str(chosen.updates)])
         figures_of[loop].append(one)
         print(f"  {loop}: {one['seconds']:.1f} s", file=sys.stderr, flush=True)
-    found = {
+    medians = {
         loop: {key: median(one[key] for one in some) for key in some[0]}
         for loop, some in figures_of.items()
     }
     keys = ["seconds", "tokens", "tokens_per_second", "peak_mb"]
-    rows = [[*loop, *(figures[key] for key in keys)] for loop, figures in found.items()]
+    rows = [[*loop, *(figures[key] for key in keys)] for loop, figures in medians.items()]
     print(", ".join(machine().values()))
     print(table(["answers", "batch", "loop", "CPU s", "tokens", "tokens/s", "peak MB"], rows))
     judged = []
-    for name, answers, batch, mine, peer, wanted in TARGETS:
+    for name, answers, batch, mine, peer, bound in TARGETS:
         if answers in chosen.answers and batch in chosen.batch:
-            of = {loop: speed(found[Loop(answers, batch, loop)]) for loop in (mine, peer)}
+            of = {loop: speed(medians[Loop(answers, batch, loop)]) for loop in (mine, peer)}
             ratio = of[mine] / of[peer]
-            judged.append((name, answers, batch, ratio, wanted, ratio >= wanted))
+            judged.append((name, answers, batch, ratio, bound, ratio >= bound))
     print(table(["target", "answers", "batch", "ratio", "wanted", "holds"], judged))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    loops = [loop._asdict() | figures for loop, figures in found.items()]
+    loops = [loop._asdict() | figures for loop, figures in medians.items()]
     chosen.out.write_text(
         json.dumps({"machine": machine(), "loops": loops, "targets": judged}, indent=2) + "\n"
     )

@@ -1,7 +1,7 @@
 """A hub on loopback: folders of this machine under `owner/name`, at one commit, to be read.
 
 It speaks what huggingface_hub and datasets ask of the real one: what is in a repository, where its
-files lie, and the files, whole or in part. What it was asked stands in `asked`.
+files lie, and the files, whole or in part. `requests` lists what was sent to it.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ class LoopbackHub(ThreadingHTTPServer):
 
     def __init__(self, repositories: dict[str, Path]) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
-        self.repositories, self.asked = repositories, list[str]()
+        self.repositories, self.requests = repositories, list[str]()
 
     @property
     def url(self) -> str:
@@ -51,15 +51,15 @@ class _Answer(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        folder, asked = self._found()
-        if folder is None or not asked.startswith("paths-info/"):
+        folder, rest_of_path = self._found()
+        if folder is None or not rest_of_path.startswith("paths-info/"):
             return self._refuse()
         paths = json.loads(body)["paths"]
         return self._say([_entry(folder, path) for path in paths if (folder / path).exists()])
 
     def do_GET(self) -> None:
-        folder, asked = self._found()
-        verb, _, rest = asked.partition("/")
+        folder, rest_of_path = self._found()
+        verb, _, rest = rest_of_path.partition("/")
         commit, _, path = rest.partition("/")
         if folder is None or (commit and commit not in {COMMIT, "main"}):
             return self._refuse()
@@ -72,7 +72,7 @@ class _Answer(BaseHTTPRequestHandler):
 
     def _found(self) -> tuple[Path | None, str]:
         """Return the folder of the repository that is asked for, and what of it."""
-        self.server.asked.append(f"{self.command} {self.path}")
+        self.server.requests.append(f"{self.command} {self.path}")
         path = unquote(urlsplit(self.path).path).removeprefix("/api").strip("/")
         if not path.startswith(("models/", "datasets/")):
             path = f"models/{path}"  # a model's files lie at the root
@@ -84,8 +84,8 @@ class _Answer(BaseHTTPRequestHandler):
             return self._refuse("EntryNotFound")
         whole = path.read_bytes()
         first, last = 0, len(whole) - 1
-        if asked := self.headers["Range"]:
-            start, _, end = asked.removeprefix("bytes=").partition("-")
+        if byte_range := self.headers["Range"]:
+            start, _, end = byte_range.removeprefix("bytes=").partition("-")
             first, last = int(start), min(int(end or last), last)
         headers = {
             "ETag": f'"{_etag(path)}"',
@@ -93,7 +93,7 @@ class _Answer(BaseHTTPRequestHandler):
             "Accept-Ranges": "bytes",
             "Content-Range": f"bytes {first}-{last}/{len(whole)}",
         }
-        return self._send(206 if asked else 200, whole[first : last + 1], headers)
+        return self._send(206 if byte_range else 200, whole[first : last + 1], headers)
 
     def _refuse(self, code: str = "RepoNotFound") -> None:
         self._send(404, b"{}", {"X-Error-Code": code})

@@ -104,10 +104,10 @@ class LoopbackTeacher:
                 await writer.drain()
         writer.close()
 
-    async def completion(self, asked: dict, path: str, writer: asyncio.StreamWriter) -> bool:
+    async def completion(self, request: dict, path: str, writer: asyncio.StreamWriter) -> bool:
         """Answer or misbehave; say whether the connection is still of use."""
-        prompt = text_of(asked)
-        self.bodies.append(asked)
+        prompt = text_of(request)
+        self.bodies.append(request)
         self.tries[prompt] += 1
         self.note("sent", prompt)
         self.in_flight += 1
@@ -118,12 +118,12 @@ class LoopbackTeacher:
             if (self.fault or self.odd) and chosen and self.tries[prompt] <= self.times:
                 self.struck += 1
                 if self.odd:
-                    writer.write(as_http(self.odd(json.loads(self.good(asked, path)))))
+                    writer.write(as_http(self.odd(json.loads(self.good(request, path)))))
                     return True
-                return await self.misbehave(self.good(asked, path), writer)
+                return await self.misbehave(self.good(request, path), writer)
             self.answered[prompt] += 1
             self.note("answered", prompt)
-            writer.write(as_http((200, {}, self.good(asked, path))))
+            writer.write(as_http((200, {}, self.good(request, path))))
             return True
         finally:
             self.in_flight -= 1
@@ -169,15 +169,15 @@ class LoopbackTeacher:
                 await writer.drain()
                 await asyncio.sleep(0.05)
 
-    def good(self, asked: dict, path: str) -> bytes:
-        prompt = text_of(asked)
-        text = answer_to(prompt, asked.get("seed"))
+    def good(self, request: dict, path: str) -> bytes:
+        prompt = text_of(request)
+        text = answer_to(prompt, request.get("seed"))
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
         tokens = [{"token": t, "logprob": -0.25, "top_logprobs": [{"token": t, "logprob": -0.25}]}
                   for t in text.split()]  # fmt: skip
         if path.endswith("chat/completions"):
             choice["message"] = {"role": "assistant", "content": text}
-            choice["logprobs"] = {"content": tokens} if asked.get("logprobs") else None
+            choice["logprobs"] = {"content": tokens} if request.get("logprobs") else None
         else:
             choice["text"] = " " + text
             names = [t["token"] for t in tokens]
@@ -185,7 +185,7 @@ class LoopbackTeacher:
         reply = {
             "id": "x",
             "object": "chat.completion",
-            "model": asked["model"],
+            "model": request["model"],
             "choices": [choice],
         }
         if self.prices:
@@ -204,12 +204,12 @@ class LoopbackTeacher:
             gone = json.dumps({"error": {"message": "No such File object"}}).encode()
             return (200, {}, self.files[parts[1]]) if parts[1] in self.files else (404, {}, gone)
         if method == "POST" and parts == ["batches"]:
-            asked = json.loads(body)
+            request = json.loads(body)
             name = f"batch-{len(self.batches)}"
             self.batches[name] = {
                 "id": name, "object": "batch", "status": "in_progress", "polls": 0,
-                "endpoint": asked["endpoint"], "completion_window": "24h", "created_at": 0,
-                "input_file_id": asked["input_file_id"], "metadata": asked["metadata"],
+                "endpoint": request["endpoint"], "completion_window": "24h", "created_at": 0,
+                "input_file_id": request["input_file_id"], "metadata": request["metadata"],
             }  # fmt: skip
             return as_json(self.batches[name])
         if parts == ["batches"]:
@@ -239,8 +239,8 @@ class LoopbackTeacher:
                 status, _, body = self.odd(
                     json.loads(self.good(request["body"], batch["endpoint"]))
                 )
-                said = {"status_code": status, "body": json.loads(body)}
-                good.append({"custom_id": request["custom_id"], "response": said})
+                response = {"status_code": status, "body": json.loads(body)}
+                good.append({"custom_id": request["custom_id"], "response": response})
             elif struck and self.tries[prompt] <= self.times:
                 error = {"status_code": 500, "body": {"error": {"message": "try again"}}}
                 bad.append({"custom_id": request["custom_id"], "response": error})
@@ -274,10 +274,10 @@ def write_prompts(count: int) -> list[str]:
     return prompts
 
 
-def text_of(asked: dict[str, Any]) -> str:
-    if "prompt" in asked:
-        return asked["prompt"]
-    return "\n".join(message["content"] for message in asked["messages"])
+def text_of(request: dict[str, Any]) -> str:
+    if "prompt" in request:
+        return request["prompt"]
+    return "\n".join(message["content"] for message in request["messages"])
 
 
 async def requests_of(

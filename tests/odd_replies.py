@@ -49,9 +49,9 @@ def text(prefix: str) -> Callable[[Any], Made]:
 
 
 def parts(good: dict[str, Any]) -> Made:
-    said = good["choices"][0]["message"]["content"]
+    content = good["choices"][0]["message"]["content"]
     thought = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
-    return altered(message={"content": [thought, {"type": "text", "text": said}]})(good)
+    return altered(message={"content": [thought, {"type": "text", "text": content}]})(good)
 
 
 def several(good: dict[str, Any]) -> Made:

@@ -38,13 +38,13 @@ MAY_IMPORT_RAY = (
 
 def imported_modules(path: Path) -> set[str]:
     """Every module a file imports, at its top or inside a function."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
 
 
 def module_exists(module: str) -> bool:
@@ -173,8 +173,8 @@ def test_each_stage_depends_on_the_fingerprint_of_its_code(stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_yaml_names_the_params_that_a_stage_reads(stage: str) -> None:
     reads = signatures.reads_of(signatures.stage_function(stage)).values()
-    wanted = {f"{r.section}.${{key}}" if r.each else r.section for r in reads}
-    assert set(stage_blocks()[stage].get("params", [])) == wanted
+    expected = {f"{r.section}.${{key}}" if r.each else r.section for r in reads}
+    assert set(stage_blocks()[stage].get("params", [])) == expected
 
 
 @pytest.mark.parametrize("stage", STAGES)

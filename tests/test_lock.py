@@ -23,21 +23,22 @@ LOCKS = {
 
 def locked(path: str) -> dict[str, str]:
     """Return the version of each package; every one has a hash."""
-    found = {}
+    versions = {}
     for entry in re.split(r"\n(?=\S)", (ROOT / path).read_text().strip()):
         pinned = re.match(r"([\w.-]+)(?:\[[\w,-]+\])?==([\w.+]+)", entry)
         assert pinned and "--hash=sha256:" in entry, entry
-        found[canonicalize_name(pinned[1])] = pinned[2]
-    return found
+        versions[canonicalize_name(pinned[1])] = pinned[2]
+    return versions
 
 
 @pytest.mark.parametrize("path", LOCKS)
 def test_every_requirement_is_locked_at_a_version_that_it_allows(path: str) -> None:
     versions = locked(path)
     for line in LOCKS[path]:
-        wanted = Requirement(line)
-        if wanted.name != "torch":  # each machine has a build of its own
-            assert wanted.specifier.contains(versions[canonicalize_name(wanted.name)]), line
+        requirement = Requirement(line)
+        if requirement.name != "torch":  # each machine has a build of its own
+            version = versions[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), line
 
 
 def test_torch_is_pinned_where_the_lock_leaves_it_out() -> None:

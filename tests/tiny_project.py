@@ -76,12 +76,12 @@ def put(document: Any, key: str, value: Any) -> None:
 def rows() -> list[dict[str, str]]:
     """Glosses that a few words give away, so that there is something to learn."""
     draw = random.Random(0)
-    found: dict[str, str] = {}
-    while len(found) < 240:
+    kinds: dict[str, str] = {}
+    while len(kinds) < 240:
         kind = draw.choice(sorted(KINDS))
         words = [draw.choice(KINDS[kind].split()), *draw.sample("abcdefghijklmnop", 5)]
-        found[" ".join(draw.sample(words, len(words)))] = kind
-    return [{"text": text, "answer": kind} for text, kind in found.items()]
+        kinds[" ".join(draw.sample(words, len(words)))] = kind
+    return [{"text": text, "answer": kind} for text, kind in kinds.items()]
 
 
 def run(folder: Path, *command: str, timeout: int = 900, **env: str) -> subprocess.CompletedProcess:

@@ -182,12 +182,12 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
     """Return a round's settings, and those that make its phases short."""
     with overrides.temporarily(folder, settings, what.recipe or None):
         phases = params.load(folder / params.PARAMS)["train"]
-    found = []
+    shortened = []
     for name, phase in phases.items():
-        found += [f"train.{name}.updates={UPDATES}", f"train.{name}.batch_size=8"]
+        shortened += [f"train.{name}.updates={UPDATES}", f"train.{name}.batch_size=8"]
         if phase.get("student_text", {}).get("held_out"):
-            found.append(f"train.{name}.student_text.held_out=8")
-    return [*settings, *found]
+            shortened.append(f"train.{name}.student_text.held_out=8")
+    return [*settings, *shortened]
 
 
 def in_process(folder: Path, what: Round) -> dict[str, str]:
@@ -201,9 +201,9 @@ def in_process(folder: Path, what: Round) -> dict[str, str]:
         overrides.apply(folder, smaller(folder, what, settings), what.recipe or None)
         nodes = versioning.stages(folder)
         drop_leftovers(folder, nodes)
-        found = {n.address: versioning.reproduce(folder, n.address, run_stage) for n in nodes}
+        outcomes = {n.address: versioning.reproduce(folder, n.address, run_stage) for n in nodes}
         render(folder)
-    return found
+    return outcomes
 
 
 def check(folder: Path, what: Round) -> None:

@@ -35,8 +35,8 @@ def test_a_missing_section_is_refused(document: dict) -> None:
 
 def test_an_unknown_key_deep_inside_is_refused_with_the_nearest(document: dict) -> None:
     document["train"]["kd"]["learning_rat"] = 1
-    said = refusal(document)
-    assert "train.kd" in said and "did you mean 'learning_rate'" in said
+    message = refusal(document)
+    assert "train.kd" in message and "did you mean 'learning_rate'" in message
 
 
 def test_an_unknown_kind_is_refused_with_the_nearest(document: dict) -> None:

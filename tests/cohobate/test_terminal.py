@@ -39,9 +39,9 @@ def test_a_log_says_how_far_a_stage_is_that_reports_nothing_for_long(quick: None
         log(Advance("update", 600, 600, 300.0))
         log(Advance("update", 600, 600, 300.0))
     assert sum("update 600/600 in 5 min" in line for line in lines) == 1
-    told = len(lines)
+    printed = len(lines)
     time.sleep(0.3)
-    assert len(lines) == told  # it ends with the stage
+    assert len(lines) == printed  # it ends with the stage
 
 
 def test_a_log_does_not_repeat_itself() -> None:

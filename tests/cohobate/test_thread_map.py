@@ -16,10 +16,10 @@ def test_results_come_in_order_and_do_not_depend_on_the_number_of_threads(thread
         time.sleep(0.01 * (n % 3))  # so that later batches end before earlier ones
         return (weight * n) @ weight
 
-    found = list(thread_map(work, range(9), threads))
-    assert [n for n, _ in found] == list(range(9))
+    results = list(thread_map(work, range(9), threads))
+    assert [n for n, _ in results] == list(range(9))
     torch.set_num_threads(1)
-    for n, result in found:
+    for n, result in results:
         assert torch.equal(result, (weight * n) @ weight)
 
 

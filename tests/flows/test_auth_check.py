@@ -30,7 +30,7 @@ def test_loopback_and_authenticated_servers_are_used(environment: dict[str, str]
         ({"RAY_ADDRESS": "ray://10.0.0.7:10001"}, "RAY_AUTH_MODE=token"),
     ],
 )
-def test_open_servers_are_refused_with_the_mend(environment: dict[str, str], fix: str) -> None:
+def test_open_servers_are_refused_with_the_fix(environment: dict[str, str], fix: str) -> None:
     with pytest.raises(UserError) as refused:
         check(environment)
     assert fix in refused.value.fix

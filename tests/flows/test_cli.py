@@ -63,7 +63,7 @@ def test_a_report_before_any_round_says_what_to_do(folder: Path) -> None:
     assert done.returncode == 1 and "cohobate run" in done.stderr
 
 
-def test_doctor_finds_what_is_wrong_and_how_to_mend_it(folder: Path) -> None:
+def test_doctor_finds_what_is_wrong_and_how_to_fix_it(folder: Path) -> None:
     (folder / "params.yaml").write_text("seed: [1]\n")
     done = run(folder, "cohobate", "doctor", "--json")
     findings = json.loads(done.stdout)

@@ -55,7 +55,7 @@ def slots(server: str, after: datetime) -> list[datetime]:
     "day", [datetime(2026, 10, 25, tzinfo=UTC), datetime(2027, 3, 28, tzinfo=UTC)],
     ids=["the hour that comes twice", "the hour that is missing"],
 )  # fmt: skip
-def test_17_one_round_a_slot_whatever_the_clock_does(tmp_path: Path, day: datetime) -> None:
+def test_one_round_a_slot_whatever_the_clock_does(tmp_path: Path, day: datetime) -> None:
     root, clock = quick_project.build(tmp_path), Clock(tmp_path / "clock")
     deployments = root / "infra/prefect.yaml"
     nightly = '{cron: "0 2 * * *", timezone: UTC, active: true}'
@@ -77,12 +77,12 @@ def test_17_one_round_a_slot_whatever_the_clock_does(tmp_path: Path, day: dateti
             clock.set(day + timedelta(minutes=minutes))
             time.sleep(4)  # the scheduler looks every second
         for _ in range(180):  # a busy machine takes its time; what is made is what counts
-            found = [slot.astimezone(BERLIN) for slot in slots(server.url, day - HALF_A_DAY)]
-            if len(found) >= 5:  # the third day's three ahead
+            times = [slot.astimezone(BERLIN) for slot in slots(server.url, day - HALF_A_DAY)]
+            if len(times) >= 5:  # the third day's three ahead
                 break
             time.sleep(1)
-    days = [slot.date() for slot in found]
-    print(f"{len(days)} slots: {[slot.isoformat() for slot in found]}")
+    days = [slot.date() for slot in times]
+    print(f"{len(days)} slots: {[slot.isoformat() for slot in times]}")
     assert len(days) >= 5
     assert days == [days[0] + timedelta(days=n) for n in range(len(days))]  # none twice, none lost
     assert day.date() in days

@@ -40,8 +40,8 @@ def exclusive(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> 
 
 @pytest.fixture
 def machines() -> Iterator[cluster.Machines]:
-    with cluster.two_machines() as found:
-        yield found
+    with cluster.two_machines() as nodes:
+        yield nodes
 
 
 @pytest.fixture

@@ -131,8 +131,8 @@ def test_a_run_that_is_at_work_is_followed_instead_of_cancelling_a_second(
     assert deployments.active_run("nightly") is None
     run = deployments.trigger("nightly", {})
     deployed.set_flow_run_state(run.id, Running(), force=True)
-    found = deployments.active_run("nightly")
-    assert found and found.id == run.id
+    active = deployments.active_run("nightly")
+    assert active and active.id == run.id
     History(project).open()
 
     def end(*arguments: Any) -> FlowRun:

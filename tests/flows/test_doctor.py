@@ -59,12 +59,12 @@ def test_a_torn_lock_file_comes_with_its_fix(root: Path, torn: str) -> None:
     path = root / ".dvc/tmp/rwlock"
     path.parent.mkdir(parents=True)
     path.write_text(torn)
-    (found,) = doctor._locks(root)
-    assert not found.ok and "rm .dvc/tmp/rwlock" in found.fix
+    (check,) = doctor._locks(root)
+    assert not check.ok and "rm .dvc/tmp/rwlock" in check.fix
 
 
 def test_no_lock_is_held_in_a_project_at_rest(root: Path) -> None:
-    assert [found.what for found in doctor._locks(root)] == ["locks: none is held"]
+    assert [check.what for check in doctor._locks(root)] == ["locks: none is held"]
 
 
 def test_folders_outside_the_project_are_looked_at(
@@ -78,16 +78,16 @@ def test_folders_outside_the_project_are_looked_at(
     assert not long.ok and "export RAY_TMPDIR=/tmp" in long.fix
     monkeypatch.setenv("COHOBATE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("RAY_TMPDIR")
-    assert all(found.ok for found in doctor._folders())
+    assert all(check.ok for check in doctor._folders())
 
 
 def test_a_folder_outside_git_and_a_project_in_a_folder_are_told_apart(root: Path) -> None:
-    (found,) = doctor._git(root)
-    assert found.ok and "its top folder" in found.what
+    (check,) = doctor._git(root)
+    assert check.ok and "its top folder" in check.what
     inner = root / "ml"
     inner.mkdir()
-    (found,) = doctor._git(inner)
-    assert found.ok and "ml/" in found.what
+    (check,) = doctor._git(inner)
+    assert check.ok and "ml/" in check.what
     (root / ".git").rename(root / "git")
-    (found,) = doctor._git(root)
-    assert not found.ok and "git init" in found.fix
+    (check,) = doctor._git(root)
+    assert not check.ok and "git init" in check.fix

@@ -42,11 +42,11 @@ def newest_flow(server: str) -> dict[str, Any]:
 
 def task_states(server: str) -> dict[str, dict[str, Any]]:
     """Return the newest tasks of stages, by name."""
-    found = api(server, "task_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", "limit": 6})
-    return {task["name"]: task for task in reversed(found)}
+    runs = api(server, "task_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", "limit": 6})
+    return {task["name"]: task for task in reversed(runs)}
 
 
-def test_16_a_stage_that_always_crashes_ends_in_a_terminal_state(
+def test_a_stage_that_always_crashes_ends_in_a_terminal_state(
     root: Path, prefect_server: str
 ) -> None:
     (root.parent / "mode").write_text("crash train")
@@ -76,9 +76,7 @@ def test_a_stage_out_of_memory_is_run_again_by_prefect_alone(
     assert (collect["state_type"], collect["run_count"]) == ("COMPLETED", 2)
 
 
-def test_12_two_at_once_make_two_rounds_one_after_the_other(
-    root: Path, prefect_server: str
-) -> None:
+def test_two_at_once_make_two_rounds_one_after_the_other(root: Path, prefect_server: str) -> None:
     (root.parent / "mode").write_text("slow 5")
     two = [start(root, "cohobate", "iterate", PREFECT_API_URL=prefect_server) for _ in range(2)]
     ends = sorted(finished(process) for process in two)
@@ -98,16 +96,16 @@ def interrupts_count() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interrupts_count")
-@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
 def test_a_round_that_is_asked_to_stop_leaves_no_process_behind(
-    root: Path, asked: signal.Signals
+    root: Path, signal_: signal.Signals
 ) -> None:
     (root.parent / "mode").write_text("slow 600")
     process = start(root, "cohobate", "run")  # with a server and a Ray of its own
     wait_for(lambda: "train" in ran(root), 120)
     its_own = psutil.Process(process.pid).children(recursive=True)
     assert any("prefect.server" in " ".join(child.cmdline()) for child in its_own)
-    process.send_signal(asked)
+    process.send_signal(signal_)
     code, output = finished(process)
     assert code == 130
     assert "stopped; finished stages are kept" in output and "Traceback" not in output
@@ -147,7 +145,7 @@ def settled(server: str) -> dict[str, str]:
 
 
 @pytest.mark.faults
-def test_14_the_server_dies_in_mid_flow_and_every_state_is_right_in_the_end(
+def test_the_server_is_killed_in_mid_flow_and_every_state_is_right_in_the_end(
     tmp_path: Path,
 ) -> None:
     rng, landed = random.Random(14), 0
@@ -190,8 +188,8 @@ def wait_for(ready: Any, seconds: float) -> float:
 def asked_for(root: Path) -> list[dict[str, Any]]:
     """Return all runs of rounds that no schedule made, the newest first."""
     query = {"sort": "EXPECTED_START_TIME_DESC", "flows": {"name": {"any_": ["iterate-rounds"]}}}
-    found = api(services(root).prefect_url, "flow_runs/filter", query)
-    return [run for run in found if not run["auto_scheduled"]]
+    runs = api(services(root).prefect_url, "flow_runs/filter", query)
+    return [run for run in runs if not run["auto_scheduled"]]
 
 
 def flow_states(root: Path) -> list[str]:
@@ -200,7 +198,7 @@ def flow_states(root: Path) -> list[str]:
 
 
 @pytest.mark.faults
-def test_13_a_round_that_died_with_its_runner_is_seen_and_taken_up(up: Path) -> None:
+def test_a_round_killed_with_its_runner_is_noticed_and_resumed(up: Path) -> None:
     (up.parent / "mode").write_text("slow 600")
     assert finished(start(up, "cohobate", "trigger", "on-demand"))[0] == 0
     wait_for(lambda: "train" in ran(up), 120)
@@ -219,7 +217,7 @@ def test_13_a_round_that_died_with_its_runner_is_seen_and_taken_up(up: Path) -> 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ["nightly", "on-demand"])
-def test_12_two_runs_of_a_deployment_at_once(up: Path, name: str) -> None:
+def test_two_runs_of_a_deployment_at_once(up: Path, name: str) -> None:
     (up.parent / "mode").write_text("slow 10")
     for _ in range(2):
         assert finished(start(up, "cohobate", "trigger", name))[0] == 0

@@ -48,15 +48,15 @@ def started_in(folder: Path, stage: str, *around: str, **env: str) -> subprocess
 
 def workers(folder: Path) -> list[str]:
     """Return what each of Ray's workers that is in this folder has in hand: a stage, or `IDLE`."""
-    found = []
+    processes = []
     for process in psutil.process_iter(["name"]):
         name = process.info["name"]
         try:
             if name.startswith("ray::") and process.cwd() == str(folder):
-                found.append(name.removeprefix("ray::"))
+                processes.append(name.removeprefix("ray::"))
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
 def killed_in(folder: Path, stage: str, saved: list[Path], rng: random.Random, **env: str) -> int:
@@ -86,7 +86,7 @@ def killed_in(folder: Path, stage: str, saved: list[Path], rng: random.Random, *
     not shutil.which("unshare") or subprocess.run([*SEALED, "true"], check=False).returncode != 0,
     reason="no namespace of processes here",
 )
-def test_1_killed_in_every_stage_a_round_ends_with_the_same_lock(
+def test_killed_in_every_stage_a_round_ends_with_the_same_lock(
     tmp_path: Path, prefect_server: str
 ) -> None:
     server = {"PREFECT_API_URL": prefect_server}
@@ -99,8 +99,8 @@ def test_1_killed_in_every_stage_a_round_ends_with_the_same_lock(
     names = [stage.address for stage in versioning.stages(folder)]
     kills = {name: killed_in(folder, name, saved, rng, **server) for name in names}
     print(f"killed -9 in each of {len(names)} stages; kills until one came in time: {kills}")
-    found = outcomes(folder, **server)
-    assert set(found) == set(names)
+    by_stage = outcomes(folder, **server)
+    assert set(by_stage) == set(names)
     assert (folder / "dvc.lock").read_bytes() == (clean / "dvc.lock").read_bytes()
 
 
@@ -137,7 +137,7 @@ def watching(folder: Path) -> Iterator[list[list[str]]]:
         event_handler.join()
 
 
-def test_2_what_a_killed_driver_leaves_at_work_is_never_there_twice(
+def test_what_a_killed_driver_leaves_running_is_never_there_twice(
     clean_and_up: tuple[Path, Path], prefect_server: str
 ) -> None:
     clean, up = clean_and_up
@@ -149,10 +149,10 @@ def test_2_what_a_killed_driver_leaves_at_work_is_never_there_twice(
             assert "train@kd" in workers(up)
             os.kill(driver.pid, signal.SIGKILL)  # its node, its workers: all go on
             driver.wait()
-        found = outcomes(up)
+        by_stage = outcomes(up)
     most = max(working.count("train@kd") for working in seen)
     print(f"3 drivers killed -9: train@kd at work {most} times at once at most")
     assert most == 1
-    assert found["train@kd"] == "ran" and found["collect"] == "unchanged"
+    assert by_stage["train@kd"] == "ran" and by_stage["collect"] == "unchanged"
     outcomes(clean, PREFECT_API_URL=prefect_server)
     assert (up / "dvc.lock").read_bytes() == (clean / "dvc.lock").read_bytes()

@@ -34,14 +34,14 @@ def dvc(root: Path, *words: str) -> Any:
 def test_an_experiment_runs_what_its_params_touch_and_is_listed_beside_the_round(
     project: Path,
 ) -> None:
-    shown = json.loads(dvc(project, "exp", "show", "--json", "--no-pager"))
-    rates = {
-        found["name"] or found["rev"]: found["data"]["params"]["params.yaml"]["data"]["train"][
-            "kd"
-        ]["learning_rate"]
-        for line in shown
-        for found in [line, *((e["revs"][0]) for e in line["experiments"] or [])]
-    }
+    experiments = json.loads(dvc(project, "exp", "show", "--json", "--no-pager"))
+    revisions = [
+        revision
+        for line in experiments
+        for revision in [line, *((e["revs"][0]) for e in line["experiments"] or [])]
+    ]
+    params_of = {r["name"] or r["rev"]: r["data"]["params"]["params.yaml"] for r in revisions}
+    rates = {name: p["data"]["train"]["kd"]["learning_rate"] for name, p in params_of.items()}
     assert rates["hotter"] == 0.05 != rates[git(project, "rev-parse", "--abbrev-ref", "HEAD")]
 
 

@@ -45,6 +45,6 @@ def test_a_stage_that_never_ran_is_new_and_one_that_ran_is_up_to_date(root: Path
 def test_what_moved_is_named_and_what_is_behind_it_follows(root: Path) -> None:
     dvc(root, "repro", "--quiet")
     (root / "rows").write_text("two\n")
-    found = states(root)
-    assert found["collect"] == ("changed", ("rows modified",))
-    assert found["filter"] == ("follows", ("collect may change",))
+    by_stage = states(root)
+    assert by_stage["collect"] == ("changed", ("rows modified",))
+    assert by_stage["filter"] == ("follows", ("collect may change",))

@@ -53,8 +53,8 @@ def test_every_recipe_makes_a_graph_whose_student_exists(repository: Path) -> No
             upstream = nodes[f"train@{name}"].upstream
             for path in (f"models/{phase['from']}", phase["rows"], phase["targets"]):
                 maker, item = path.split("/")[1:3] if path.count("/") > 1 else (path[7:], "")
-                wanted = f"{maker}@{item}" if f"{maker}@{item}" in nodes else maker
-                assert wanted in upstream, f"{recipe}: {name} waits for nobody who makes {path}"
+                expected = f"{maker}@{item}" if f"{maker}@{item}" in nodes else maker
+                assert expected in upstream, f"{recipe}: {name} waits for nobody who makes {path}"
         for role in ("baseline", "student"):
             assert document["evaluate"][role] in document["train"], recipe
         for stage in ("challenge", "hard_examples"):
@@ -180,14 +180,14 @@ def test_a_recipe_after_another_is_as_if_it_were_the_first(root: Path, first: st
     untouched = values(root)
     overrides.apply(root, ["seeds=[4]", "evaluate.bootstrap=199"])  # a user's own edits
     overrides.apply(root, [], second)
-    wanted = values(root)
+    expected = values(root)
     overrides.apply(root, [], "none")
     evaluate = untouched["evaluate"] | {"bootstrap": 199}
     assert values(root) == untouched | {"seeds": [4], "evaluate": evaluate}
     overrides.apply(root, [], first)
     changes = overrides.apply(root, [], second)
-    assert values(root) == wanted
-    assert [*values(root)["train"]] == [*wanted["train"]]  # in the same order too
+    assert values(root) == expected
+    assert [*values(root)["train"]] == [*expected["train"]]  # in the same order too
     assert f"recipe.file: {first} -> {second}" in changes
 
 

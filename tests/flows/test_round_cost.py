@@ -58,7 +58,7 @@ def test_rounds_end_once_the_ledger_holds_what_was_allowed(service: LoopbackTeac
     assert service.sent == 80
 
 
-def test_what_an_attempt_that_died_had_bought_counts_to_the_round(
+def test_what_a_killed_attempt_had_bought_counts_to_the_round(
     service: LoopbackTeacher,
 ) -> None:
     with pytest.raises(UserError, match="cap is reached"):
@@ -89,7 +89,7 @@ def test_a_round_that_asked_nobody_keeps_what_is_known_of_the_ledger(
     assert concluded(idle).money == pytest.approx(5 * ANSWER)
 
 
-def test_the_stages_of_an_attempt_that_died_count_to_the_hours(project: Path) -> None:
+def test_the_stages_of_a_killed_attempt_count_to_the_hours(project: Path) -> None:
     for address, outcome, seconds in (
         ("train@kd", "ran", 1800.0),
         ("train@kd", "unchanged", 0.1),

@@ -38,12 +38,12 @@ def commit(root: Path, message: str) -> str:
 def record(number: int, base: str = "", promoted: bool = True, **more: Any) -> RoundRecord:
     dev = {"champion": 0.1, "challenger": 0.2, "gain": {"mean": 0.1, "low": 0.0, "high": 0.2}}
     scores = {"student": {"score": 0.5}, "retention": 0.9, "retention_low": 0.85}
-    given = {
+    metrics = {
         "number": number, "base": base, "promoted": promoted, "why": "so", "updates": 10 * number,
         "champion": f"models/champion/round-{number:04d}", "next_batch": number, "dev": dev,
         "test": scores, "seconds": 60.0,
     }  # fmt: skip
-    return RoundRecord(**(given | more))
+    return RoundRecord(**(metrics | more))
 
 
 def play(history: History, **more) -> int:
@@ -89,7 +89,7 @@ def test_a_round_takes_the_users_newest_code_and_hands_its_champion_on(root: Pat
     assert (worktree / "dvc.lock").exists()
 
 
-def test_a_round_that_died_is_taken_up_where_it_stopped(root: Path) -> None:
+def test_a_killed_round_is_resumed_where_it_stopped(root: Path) -> None:
     history = History(root)
     play(history)
     number, worktree, died = history.open()
@@ -103,7 +103,7 @@ def test_a_round_that_died_is_taken_up_where_it_stopped(root: Path) -> None:
     assert (worktree / "models/champion/round-0001.dvc").exists()
 
 
-def test_a_round_at_work_is_told_from_one_that_died(
+def test_a_running_round_is_told_from_a_killed_one(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(root)
@@ -154,10 +154,10 @@ def test_two_rounds_are_compared_by_params_scores_and_outputs(root: Path) -> Non
     (root / "params.yaml").write_text("seeds: [1, 2]\n")
     commit(root, "two seeds")
     play(history)
-    found = differences(history, 1, 2)
-    assert found["params"] == {"seeds": ([1], [1, 2])}
-    assert found["scores"] == {"score": (1, 2)}
-    assert found["stages"] == {"train m": ("a1" + "0" * 30, "a2" + "0" * 30)}
+    changes = differences(history, 1, 2)
+    assert changes["params"] == {"seeds": ([1], [1, 2])}
+    assert changes["scores"] == {"score": (1, 2)}
+    assert changes["stages"] == {"train m": ("a1" + "0" * 30, "a2" + "0" * 30)}
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_two_rounds_are_compared_by_params_scores_and_outputs(root: Path) -> Non
     ],
 )
 def test_when_rounds_end(stop: Stop, rounds: list[RoundRecord], why: str | None) -> None:
-    found = reason_to_stop(stop, rounds)
-    assert found is None if why is None else why in str(found)
+    reason = reason_to_stop(stop, rounds)
+    assert reason is None if why is None else why in str(reason)
 
 
 @pytest.fixture

@@ -46,8 +46,8 @@ def test_a_name_that_does_not_run_is_passed_over_for_a_python_that_does(path: Pa
     assert script("find_python.sh", path=path).stdout == ""
     command(path, "python3.11", "echo 'pyenv: python3.11: command not found' >&2; exit 127")
     command(path, "python3.12", "exit 1")  # one without venv
-    found = command(path, "python3.13", f'exec {sys.executable} "$@"')
-    assert script("find_python.sh", path=path).stdout.strip() == str(found)
+    python = command(path, "python3.13", f'exec {sys.executable} "$@"')
+    assert script("find_python.sh", path=path).stdout.strip() == str(python)
 
 
 def test_a_machine_with_all_passes_in_silence(path: Path) -> None:

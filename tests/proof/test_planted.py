@@ -40,12 +40,12 @@ CHANGES: dict[str, Any] = {
 def rows() -> list[dict[str, str]]:
     """One telling word of a class among words that say nothing."""
     rng = random.Random(0)
-    found = {}
-    while len(found) < 760:
+    drawn = {}
+    while len(drawn) < 760:
         kind = rng.choice(sorted(KINDS))
         words = [rng.choice(KINDS[kind]), *rng.sample(WORDS[100:], 3)]
-        found[" ".join(words)] = kind
-    return [{"text": text, "answer": kind} for text, kind in found.items()]
+        drawn[" ".join(words)] = kind
+    return [{"text": text, "answer": kind} for text, kind in drawn.items()]
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +94,17 @@ def judged() -> dict[str, Any]:
 
 
 def test_a_planted_win_passes_the_gate(planted: Path) -> None:
-    found = judged()
-    assert found["teacher"]["score"] > 0.9
-    assert found["verdict"] == "yes" and found["gain_over_baseline"]["low"] > 0
-    assert found["gate"]["passed"] is True
+    verdict = judged()
+    assert verdict["teacher"]["score"] > 0.9
+    assert verdict["verdict"] == "yes" and verdict["gain_over_baseline"]["low"] > 0
+    assert verdict["gate"]["passed"] is True
 
 
 def test_a_teacher_that_says_nothing_fails_the_gate(planted: Path) -> None:
     assert plants.shuffle_signals(CAPTURE / "main") > 0.9
-    found = judged()
-    assert found["verdict"] != "yes" and found["gate"]["passed"] is False
-    assert found["student"]["score"] < found["teacher"]["score"] - 0.3
+    verdict = judged()
+    assert verdict["verdict"] != "yes" and verdict["gate"]["passed"] is False
+    assert verdict["student"]["score"] < verdict["teacher"]["score"] - 0.3
     assert "Gate not passed" in Path("reports/report.md").read_text()
 
 
@@ -112,8 +112,8 @@ def test_a_leaked_test_row_is_found_and_told(planted: Path) -> None:
     leaked = plants.leak_test_rows("main", 3)
     run_stage("filter")
     dropped = (FILTER / "dropped.jsonl").read_text().splitlines()
-    found = [line for line in dropped if '"filter":"contaminated"' in line]
-    assert all(any(row in line for line in found) for row in leaked)
+    contaminated = [line for line in dropped if '"filter":"contaminated"' in line]
+    assert all(any(row in line for line in contaminated) for row in leaked)
     assert not any(row in (FILTER / "kept.jsonl").read_text() for row in leaked)
     for stage in ("curriculum", "capture@main"):
         run_stage(stage)
@@ -124,4 +124,4 @@ def test_a_leaked_test_row_is_found_and_told(planted: Path) -> None:
         if line.startswith("| contaminated |")
     ]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert int(cells[2]) == len(found) >= 3 and cells[3]
+    assert int(cells[2]) == len(contaminated) >= 3 and cells[3]

@@ -66,10 +66,10 @@ def judged(smaller: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[
     def judge() -> dict[str, Any]:
         run_stage("train@kd")
         run_stage("evaluate")
-        found = plants.verdict()
-        print({role: found[role]["score"] for role in ("teacher", "baseline", "student")})
-        print(found["gain_over_baseline"], found["verdict"], found["gate"])
-        return found
+        verdict = plants.verdict()
+        print({role: verdict[role]["score"] for role in ("teacher", "baseline", "student")})
+        print(verdict["gain_over_baseline"], verdict["verdict"], verdict["gate"])
+        return verdict
 
     return judge
 

@@ -46,12 +46,12 @@ def answered(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = Counter[str]()
 
     def good(service, body, path):
-        asked = body["messages"][0]["content"]
-        kind = next(KIND_OF[word] for word in asked.split() if word in KIND_OF)
-        times[asked] += 1
-        kind = kind if times[asked] % 2 else OTHER[kind]
-        said = {"role": "assistant", "content": f"It has to be {kind}.\nAnswer: {kind}"}
-        return json.dumps({"choices": [{"finish_reason": "stop", "message": said}]}).encode()
+        prompt = body["messages"][0]["content"]
+        kind = next(KIND_OF[word] for word in prompt.split() if word in KIND_OF)
+        times[prompt] += 1
+        kind = kind if times[prompt] % 2 else OTHER[kind]
+        message = {"role": "assistant", "content": f"It has to be {kind}.\nAnswer: {kind}"}
+        return json.dumps({"choices": [{"finish_reason": "stop", "message": message}]}).encode()
 
     monkeypatch.setattr(LoopbackTeacher, "good", good)
     lines = (json.dumps(row) + "\n" for row in tiny_project.rows())

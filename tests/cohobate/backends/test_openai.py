@@ -82,7 +82,7 @@ def test_a_passing_fault_is_outlived_and_changes_nothing(fault, clean):
 
 
 @pytest.mark.parametrize(("fault", "verdict"), STOPPING.items())
-def test_what_waiting_cannot_mend_stops_at_the_first_call(fault, verdict, prompts):
+def test_what_waiting_cannot_fix_stops_at_the_first_call(fault, verdict, prompts):
     with LoopbackTeacher(fault) as service:
         publish_address(service.url)
         with pytest.raises(UserError, match=verdict) as stopped:
@@ -169,9 +169,9 @@ def test_a_prompt_that_is_refused_is_listed_and_can_be_allowed_for(project, monk
     write_prompts(10)
     real = LoopbackTeacher.good
 
-    def filtered(service, asked, path):
-        reply = json.loads(real(service, asked, path))
-        if "3?" in asked["messages"][0]["content"]:
+    def filtered(service, request, path):
+        reply = json.loads(real(service, request, path))
+        if "3?" in request["messages"][0]["content"]:
             reply["choices"][0]["finish_reason"] = "content_filter"
         return json.dumps(reply).encode()
 

@@ -31,14 +31,14 @@ PROMPTS = [f"How many legs have {n} horses?" for n in range(1, 5)]
 
 def reply_to(turns):
     """What a willing model says: a list, a trace, or a line, as it is asked."""
-    asked = turns[-1]["content"]
-    if 'starts with "Answer:"' in asked:
-        horses = int(re.search(r"have (\d+)", asked)[1])
+    prompt = turns[-1]["content"]
+    if 'starts with "Answer:"' in prompt:
+        horses = int(re.search(r"have (\d+)", prompt)[1])
         return f"{horses} times four.\n\nAnswer: {4 * horses}"
-    if count := re.search(r"(three|four|eight) (?:new|different)", asked):
+    if count := re.search(r"(three|four|eight) (?:new|different)", prompt):
         lines = {"three": 3, "four": 4, "eight": 8}[count[1]]
-        return "\n".join(f"- {hash_of(asked)} {n}" for n in range(lines)) + "\nThat is all."
-    return f"re: {asked}"
+        return "\n".join(f"- {hash_of(prompt)} {n}" for n in range(lines)) + "\nThat is all."
+    return f"re: {prompt}"
 
 
 def hash_of(text):
@@ -48,13 +48,13 @@ def hash_of(text):
 @pytest.fixture
 def responses(project, monkeypatch):
     write_rows(UNLABELLED, [Row(id=row_id(p), prompt=p) for p in PROMPTS])
-    asked = []
+    requests = []
 
     def good(service, body, path):
         turns = body["messages"]
-        asked.append(turns)
-        said = {"role": "assistant", "content": reply_to(turns)}
-        return json.dumps({"choices": [{"finish_reason": "stop", "message": said}]}).encode()
+        requests.append(turns)
+        message = {"role": "assistant", "content": reply_to(turns)}
+        return json.dumps({"choices": [{"finish_reason": "stop", "message": message}]}).encode()
 
     monkeypatch.setattr(LoopbackTeacher, "good", good)
 
@@ -64,7 +64,7 @@ def responses(project, monkeypatch):
             publish_address(service.url)
             run("main", GenerateParams(backend=OpenAI(type="openai"), template=template,
                                        decoding=how, **more))  # fmt: skip
-        return list(read_rows(GENERATE / "main" / "responses.jsonl", Response)), asked
+        return list(read_rows(GENERATE / "main" / "responses.jsonl", Response)), requests
 
     return of
 
@@ -77,8 +77,8 @@ def test_every_template_here_can_be_read_and_says_whose_idea_it_is():
 
 
 def test_answer_only_asks_the_prompt_itself(responses):
-    rows, asked = responses("answer")
-    assert sorted(t[0]["content"] for t in asked) == sorted(PROMPTS)
+    rows, requests = responses("answer")
+    assert sorted(t[0]["content"] for t in requests) == sorted(PROMPTS)
     assert [(r.prompt, r.answer, r.target) for r in rows] == [
         (p, f"re: {p}", None) for p in PROMPTS
     ]
@@ -91,8 +91,8 @@ def test_a_rationale_comes_before_the_answer(responses):
 
 
 def test_answer_and_rationale_are_two_targets_of_one_reply(responses):
-    rows, asked = responses("step-by-step")
-    assert len(asked) == 4 and len(rows) == 8
+    rows, requests = responses("step-by-step")
+    assert len(requests) == 4 and len(rows) == 8
     first, second = rows[:2]
     assert (first.full_prompt, first.answer) == (f"[label] {PROMPTS[0]}", " 4")
     assert (second.full_prompt, second.answer) == (f"[rationale] {PROMPTS[0]}", " 1 times four.")
@@ -144,9 +144,9 @@ def test_a_reply_without_the_form_is_set_aside(responses, monkeypatch):
 
 
 def test_explanations_are_asked_for_in_many_ways_and_the_student_hears_which(responses):
-    rows, asked = responses("explanation", samples=4, temperature=1.0)
-    systems = {turns[0]["content"] for turns in asked}
-    assert 2 <= len(systems) <= 5 and all(t[0]["role"] == "system" for t in asked)
+    rows, requests = responses("explanation", samples=4, temperature=1.0)
+    systems = {turns[0]["content"] for turns in requests}
+    assert 2 <= len(systems) <= 5 and all(t[0]["role"] == "system" for t in requests)
     for row in rows:
         assert row.prompt[0].content in systems and row.prompt[1].content in PROMPTS
         assert row.id == row_id(row.prompt[1].content)  # the same question, whoever asks
@@ -155,19 +155,19 @@ def test_explanations_are_asked_for_in_many_ways_and_the_student_hears_which(res
 
 
 def test_a_draft_is_criticised_and_revised(responses):
-    rows, asked = responses("critique")
-    assert len(asked) == 12
-    roles = [[t["role"] for t in turns] for turns in asked]
+    rows, requests = responses("critique")
+    assert len(requests) == 12
+    roles = [[t["role"] for t in turns] for turns in requests]
     assert roles.count(["user"]) == 4 and roles.count(["user", "assistant", "user"]) == 8
-    last = next(t for t in asked if "A reviewer says" in t[-1]["content"])
+    last = next(t for t in requests if "A reviewer says" in t[-1]["content"])
     assert last[1]["content"] == f"re: {last[0]['content']}" and "What is" not in rows[0].answer
     assert [r.prompt for r in rows] == PROMPTS and "A reviewer says" in rows[0].answer
 
 
 def test_new_tasks_are_made_up_from_seeds(responses):
-    rows, asked = responses("self-instruct")
+    rows, requests = responses("self-instruct")
     assert len(rows) == 12 == len({r.prompt for r in rows})
-    seeds = [t[0]["content"] for t in asked if "three new tasks" in t[0]["content"]]
+    seeds = [t[0]["content"] for t in requests if "three new tasks" in t[0]["content"]]
     assert len(seeds) == 4 and all(text.count("horses?") >= 4 for text in seeds)
     assert all(r.answer == f"re: {r.prompt}" and r.id == row_id(r.prompt) for r in rows)
 
@@ -182,8 +182,8 @@ def test_topics_become_tasks_without_any_data(responses):
 def test_conversations_keep_their_turns(responses):
     turns = (Message(role="system", content="Be brief."), Message(role="user", content=PROMPTS[0]))
     write_rows(UNLABELLED, [Row(id=row_id(turns), prompt=turns)])
-    rows, asked = responses("critique")
-    assert [t["role"] for t in asked[0]] == ["system", "user"]
+    rows, requests = responses("critique")
+    assert [t["role"] for t in requests[0]] == ["system", "user"]
     assert rows[0].prompt == turns and rows[0].id == row_id(turns)
 
 

@@ -113,13 +113,13 @@ def test_similarity_is_the_exact_jaccard_of_bigrams(prompts):
         words = list(drawn.choice(prompts).split())
         for _ in range(drawn.randrange(6)):
             words[drawn.randrange(len(words))] = drawn.choice(WORDS)
-        said = bigrams_of(words)
+        own = bigrams_of(words)
         best = max(
-            len(said & other) / len(said | other)
+            len(own & other) / len(own | other)
             for other in (bigrams_of(words_of(prompt)) for prompt in prompts)
         )
-        found = index.reason(" ".join(words))
-        assert (found in (NEAR, IDENTICAL)) == (best >= 0.7)
+        reason = index.reason(" ".join(words))
+        assert (reason in (NEAR, IDENTICAL)) == (best >= 0.7)
 
 
 @given(st.lists(st.text(max_size=40), max_size=30), st.text(max_size=60))

@@ -314,8 +314,8 @@ def test_inputs_are_brought_whether_outputs_hold_them_or_they_hold_outputs(
     storage.push(with_remote, ["aside"])
     shutil.rmtree(with_remote / "out")
     storage.pull_inputs(with_remote, "all")
-    found = sorted(path.name for path in (with_remote / "out").iterdir())
-    assert found == ["aside.txt", "first.txt", "second.txt"]
+    names = sorted(path.name for path in (with_remote / "out").iterdir())
+    assert names == ["aside.txt", "first.txt", "second.txt"]
 
 
 def test_a_tracked_file_is_an_input_and_no_stage(project: Path) -> None:

@@ -39,8 +39,8 @@ def test_joules_a_token_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         meter.batches[meter.started[-1]] += 1
         return 64
 
-    found = energy.joules({"teacher": work, "student": work}, 2.0, meter)
-    assert found == pytest.approx({"teacher": 3.6 / 64, "student": 0.36 / 64}, rel=1e-3)
+    figures = energy.joules({"teacher": work, "student": work}, 2.0, meter)
+    assert figures == pytest.approx({"teacher": 3.6 / 64, "student": 0.36 / 64}, rel=1e-3)
     assert meter.started == ["teacher 0", "student 0", "teacher 1", "student 1"]
 
 
@@ -50,26 +50,26 @@ def test_without_a_meter_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(codecarbon, "is_rapl_available", lambda: False)
     monkeypatch.setattr(gpu, "is_gpu_details_available", lambda: False)
-    found = energy.measured({"teacher": lambda: 1}, 0.0)
-    assert found == {"why_not": "no meter can be read here: neither RAPL nor NVML"}
+    figures = energy.measured({"teacher": lambda: 1}, 0.0)
+    assert figures == {"why_not": "no meter can be read here: neither RAPL nor NVML"}
 
 
 def test_without_the_library_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "codecarbon.core", None)
-    found = energy.measured({"teacher": lambda: 1}, 0.0)
-    assert "codecarbon is not installed" in found["why_not"]
+    figures = energy.measured({"teacher": lambda: 1}, 0.0)
+    assert "codecarbon is not installed" in figures["why_not"]
 
 
 def test_the_report_shows_it_or_says_why_not(project: Path) -> None:
     params = EvaluateParams(bootstrap=100)
     SimulatedRound(seeds=(1,), rows=40).lay_out(params)
-    told: dict[str, Any] = json.loads(json.dumps(TIMINGS))
-    told["energy"] = {"why_not": "no meter can be read here: neither RAPL nor NVML"}
-    write_json(REPORTS / "timings.json", told)
+    timings: dict[str, Any] = json.loads(json.dumps(TIMINGS))
+    timings["energy"] = {"why_not": "no meter can be read here: neither RAPL nor NVML"}
+    write_json(REPORTS / "timings.json", timings)
     assert "Energy: no meter can be read here" in render().read_text()
     each = {"teacher": 0.4212, "student": 0.0381}
-    told["energy"] = {"meters": ["RAPL"], "joules_per_token": each}
-    write_json(REPORTS / "timings.json", told)
+    timings["energy"] = {"meters": ["RAPL"], "joules_per_token": each}
+    write_json(REPORTS / "timings.json", timings)
     page = render().read_text()
     assert "Energy of a token" in page and "421 mJ → 38.1 mJ" in page
     assert "no meter can be read" not in page

@@ -96,7 +96,7 @@ def test_divergences_equal_the_plain_sums(make_model: Callable[..., Any], tokeni
     teacher, student = make_model(tokenizer), make_model(tokenizer, seed=1, layers=2)
     texts = texts_of(tokenizer, ROWS)
     models = [AnswerLogprobs(m, tokenizer, batch=3) for m in (teacher, student)]
-    found = LiveFidelity(top_k=4).compare(*models, both(texts), both(texts), "main")
+    figures = LiveFidelity(top_k=4).compare(*models, both(texts), both(texts), "main")
     kl = reverse = overlap = 0.0
     same = tokens = 0
     for row in texts:  # one by one, in float64, every position
@@ -112,14 +112,14 @@ def test_divergences_equal_the_plain_sums(make_model: Callable[..., Any], tokeni
             best = [set(x[place].topk(4).indices.tolist()) for x in (p, q)]
             overlap += len(best[0] & best[1]) / 4
             tokens += 1
-    assert found.tokens == tokens
-    assert found.kl == pytest.approx(kl / tokens, rel=1e-4)
-    assert found.kl > 0.1
-    assert found.reverse_kl == pytest.approx(reverse / tokens, rel=1e-4)
-    assert found.top1_agreement == pytest.approx(same / tokens, abs=1e-6)
-    assert found.top_k_overlap == pytest.approx(overlap / tokens, abs=1e-6)
-    assert found.student_text is not None
-    assert found.student_text.kl == found.kl
+    assert figures.tokens == tokens
+    assert figures.kl == pytest.approx(kl / tokens, rel=1e-4)
+    assert figures.kl > 0.1
+    assert figures.reverse_kl == pytest.approx(reverse / tokens, rel=1e-4)
+    assert figures.top1_agreement == pytest.approx(same / tokens, abs=1e-6)
+    assert figures.top_k_overlap == pytest.approx(overlap / tokens, abs=1e-6)
+    assert figures.student_text is not None
+    assert figures.student_text.kl == figures.kl
 
 
 def test_what_was_read_is_not_read_again(model: Any, tokenizer: Any) -> None:
@@ -188,12 +188,12 @@ def test_general_text_is_scored_in_bits_a_byte(model: Any, tokenizer: Any) -> No
     import torch
 
     passage = "a small animal"
-    found = Forgetting(texts=(passage,)).measure(AnswerLogprobs(model, tokenizer), [passage])
+    figures = Forgetting(texts=(passage,)).measure(AnswerLogprobs(model, tokenizer), [passage])
     ids = tokenizer(passage).input_ids
     logp = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
     nats = -sum(float(logp[n, i]) for n, i in enumerate(ids[1:]))
-    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(passage), rel=1e-4)
-    assert found["tokens"] == len(ids) - 1
+    assert figures["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(passage), rel=1e-4)
+    assert figures["tokens"] == len(ids) - 1
     assert len(Forgetting().passages()) == 8
 
 
@@ -206,8 +206,8 @@ def test_the_larger_model_takes_longer_and_more_memory(
     }
     timing = Timing(seconds=0.3, new_tokens=4, batch=3)
     prompts = [[5, 6, 7, 8], [5, 6, 7], [9, 9, 9, 9, 9]]
-    found = timing.measure(models, {"teacher": prompts, "student": prompts})
-    teacher, student = found["models"]["teacher"], found["models"]["student"]
+    figures = timing.measure(models, {"teacher": prompts, "student": prompts})
+    teacher, student = figures["models"]["teacher"], figures["models"]["student"]
     assert teacher["latency_ms_p50"] > student["latency_ms_p50"] > 0
     assert teacher["latency_ms_p95"] >= teacher["latency_ms_p50"]
     assert teacher["tokens_per_second"] < student["tokens_per_second"]
@@ -220,8 +220,8 @@ def test_the_larger_model_takes_longer_and_more_memory(
     assert again["peak_memory_bytes"] == pytest.approx(
         teacher["peak_memory_bytes"] + copies, rel=0.1
     )
-    assert found["prompt_tokens"] == 3
-    assert found["batch"] == 3
+    assert figures["prompt_tokens"] == 3
+    assert figures["batch"] == 3
 
 
 def test_memory_counts_what_lives_at_once() -> None:

@@ -44,10 +44,10 @@ def test_a_packed_layer_gives_what_a_plain_one_gives(
     assert type(layer) is PackedLinear
     x = torch.randn(*shape, 96, dtype=dtype)
     with torch.no_grad():
-        found, wanted = layer(x), plain(x)
-    assert found.shape == wanted.shape and found.dtype == dtype
+        actual, expected = layer(x), plain(x)
+    assert actual.shape == expected.shape and actual.dtype == dtype
     close = 1e-5 if dtype is torch.float32 else 2e-2
-    torch.testing.assert_close(found, wanted, rtol=close, atol=close)
+    torch.testing.assert_close(actual, expected, rtol=close, atol=close)
 
 
 def test_the_packed_weight_is_what_is_used() -> None:
@@ -110,9 +110,9 @@ def test_a_packed_model_answers_as_before(
     model = make_model(tokenizer).to(dtype)
     ids_BS = torch.randint(3, 200, (8, 12))
     with torch.no_grad():
-        wanted = model(input_ids=ids_BS).logits
+        expected = model(input_ids=ids_BS).logits
         pack(model, PACKED_BYTES)
-        found = model(input_ids=ids_BS).logits
+        actual = model(input_ids=ids_BS).logits
     assert any(type(layer) is PackedLinear for layer in model.modules())
     close = 1e-4 if dtype is torch.float32 else 3e-2
-    torch.testing.assert_close(found, wanted, rtol=close, atol=close)
+    torch.testing.assert_close(actual, expected, rtol=close, atol=close)

@@ -126,14 +126,14 @@ def test_hidden_states_and_gradients_are_those_of_one_pass(  # noqa: PLR0917
     whole_BSD = model.get_decoder()(ids_BS, use_cache=False).last_hidden_state
     whole_ND = whole_BSD.flatten(0, 1)[positions_N]
     (whole_ND * grad_ND).sum().backward()
-    wanted = gradients(model)
+    expected = gradients(model)
     model.zero_grad()
     hidden_ND, seen = widths(model, ids_BS, positions_N)
     (hidden_ND * grad_ND).sum().backward()
     assert len(seen) == 1
     torch.testing.assert_close(hidden_ND, whole_ND, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(
-        gradients(model), wanted, atol=1e-5 * float(wanted.abs().max()), rtol=1e-4
+        gradients(model), expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4
     )
 
 
@@ -167,10 +167,10 @@ def test_a_prefix_that_rows_do_not_have_or_that_is_selected_is_read() -> None:
     longer = PrefixCache(model, ids_BS[0, : SHARED + 5])
     own = PrefixCache(model, ids_BS[0, :7])
     nothing = PrefixCache(model, ids_BS[0, :0])
-    wanted = widths(model, ids_BS)
+    expected = widths(model, ids_BS)
     for cache in (other, longer, own, nothing):
-        found = widths(model, ids_BS, everywhere(), cache)
-        assert found[0].equal(wanted[0]) and found[1] == wanted[1]
+        actual = widths(model, ids_BS, everywhere(), cache)
+        assert actual[0].equal(expected[0]) and actual[1] == expected[1]
     behind = everywhere()[everywhere() % LENGTH >= 7]
     assert widths(model, ids_BS, behind, own)[1] != widths(model, ids_BS, behind)[1]
 
@@ -191,8 +191,8 @@ def test_only_a_model_that_goes_row_by_row_is_asked_for_a_cache() -> None:
     window = made(MistralConfig(**GROUPED, sliding_window=16), "sdpa").eval()
     for model in (window, made(ARCHITECTURES["llama"], "eager").eval()):
         cache = PrefixCache(model, ids_BS[0, :7])
-        found = widths(model, ids_BS, behind, cache)
-        assert found[0].equal(widths(model, ids_BS, behind)[0])
+        actual = widths(model, ids_BS, behind, cache)
+        assert actual[0].equal(widths(model, ids_BS, behind)[0])
         assert "cache" not in vars(cache)
 
 
@@ -284,15 +284,15 @@ def test_what_shows_its_inside_is_read_as_it_is() -> None:
 
 def read(model: Any, positions_N: Tensor) -> tuple[list[int], bool]:
     """How many tokens the last MLP was given, and whether attention went row by row."""
-    given: list[int] = []
-    keep = lambda module, inputs: given.append(inputs[0].numel() // inputs[0].shape[-1])  # noqa: E731
+    input_rows: list[int] = []
+    keep = lambda module, inputs: input_rows.append(inputs[0].numel() // inputs[0].shape[-1])  # noqa: E731
     hidden_of(model, rows(), positions_N)  # the model is probed once
     batch, mode = PackedBatch.of(rows(), LENGTHS, 192), padding_free.packing_mode(model)
     row_index = batch.row_index() if mode == "rows" else None
     handle = model.get_decoder().layers[-1].mlp.act_fn.register_forward_pre_hook(keep)
     batch.forward(model, mode, positions_N, row_index=row_index)
     handle.remove()
-    return given, bool(row_index and row_index.used)
+    return input_rows, bool(row_index and row_index.used)
 
 
 def test_the_last_mlp_reads_what_is_looked_at_alone() -> None:
@@ -302,8 +302,8 @@ def test_the_last_mlp_reads_what_is_looked_at_alone() -> None:
     assert read(model, everywhere())[0] != [3]
     again = made(ARCHITECTURES["llama"]).train()
     again.gradient_checkpointing_enable({"use_reentrant": False})
-    given, by_rows = read(again, few)
-    assert given != [3] and not by_rows  # it would be computed again without being asked so
+    input_rows, by_rows = read(again, few)
+    assert input_rows != [3] and not by_rows  # it would be computed again without being asked so
 
 
 def test_an_mlp_that_looks_around_reads_all() -> None:
@@ -325,7 +325,7 @@ def test_long_rows_are_compared_blockwise(dtype: torch.dtype, monkeypatch: Any) 
 def test_row_attention_without_rows_is_sdpa() -> None:
     batch = PackedBatch.of(rows(), LENGTHS, 192)
     query = torch.randn(1, 2, batch.ids_AW.shape[1], 8)
-    wanted = functional.scaled_dot_product_attention(query, query, query, attn_mask=batch.mask())
+    expected = functional.scaled_dot_product_attention(query, query, query, attn_mask=batch.mask())
     index = batch.row_index()
     options = {"attention_mask": batch.mask(), "row_index": index}
     attend, module = row_attention.row_attention, nn.Module()
@@ -334,8 +334,8 @@ def test_row_attention_without_rows_is_sdpa() -> None:
     assert not index.used
     by_rows, _ = attend(module, query, query, query, scaling=8**-0.5, **options)
     assert index.used
-    for found in (plain, softcapless, by_rows):
-        torch.testing.assert_close(found.transpose(1, 2), wanted)
+    for actual in (plain, softcapless, by_rows):
+        torch.testing.assert_close(actual.transpose(1, 2), expected)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -32,13 +32,13 @@ def gradients(model, batches=1):
 @pytest.mark.parametrize("padding", [None, 1])
 @pytest.mark.parametrize("batches", [1, 3])
 def test_it_is_what_autograd_gives(tied, padding, batches):
-    wanted = gradients(model_of(tied=tied, padding=padding), batches)
+    expected = gradients(model_of(tied=tied, padding=padding), batches)
     model = model_of(tied=tied, padding=padding)
     with sparse_gradient(model):
-        found = gradients(model, batches)
-    assert found.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
+        actual = gradients(model, batches)
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-5, atol=1e-7)
 
 
 def test_a_frozen_embedding_gets_none_and_the_model_is_left_as_it_was():

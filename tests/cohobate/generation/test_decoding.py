@@ -31,13 +31,13 @@ def one_by_one(model, tokenizer, request, room):
 
 
 def all_of(model, tokenizer, requests, how, batching):
-    found = {}
+    answers = {}
     for batch in plan_batches(requests, how, batching):
         written = decode_batch(
             model, [requests[n] for n in batch], how, stop_ids(model, tokenizer), batching
         )
-        found |= dict(zip(batch, written, strict=True))
-    return [found[n] for n in range(len(requests))]
+        answers |= dict(zip(batch, written, strict=True))
+    return [answers[n] for n in range(len(requests))]
 
 
 @pytest.mark.parametrize("rows", [3, 16])
@@ -170,13 +170,13 @@ def test_dropping_whole_batches_leaves_the_others_as_they_are(requests):
 
 
 def test_answers_are_text_without_the_closing_token(model, tokenizer, prompts):
-    found = dict(
+    answers = dict(
         generate_answers(model, tokenizer, prompts, Decoding(max_tokens=6), Batching(rows=7))
     )
-    assert sorted(found) == list(range(len(prompts)))
+    assert sorted(answers) == list(range(len(prompts)))
     request = Request(tokenizer(prompts[5])["input_ids"])
     (written,) = decode_batch(
         model, [request], Decoding(max_tokens=6), stop_ids(model, tokenizer), Batching()
     )
     ids = written.ids[:-1] if written.finish == "stop" else written.ids
-    assert found[5].text == tokenizer.decode(ids)
+    assert answers[5].text == tokenizer.decode(ids)

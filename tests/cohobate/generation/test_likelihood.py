@@ -14,8 +14,8 @@ from cohobate.generation.requests import Batching
 
 @pytest.fixture
 def rows() -> list[Row]:
-    said = [("a small", " animal"), ("a plant with roots", " plant"), ("x", " a person, I think")]
-    texts = [(f"{prompt} {n}", answer) for n in range(7) for prompt, answer in said]
+    pairs = [("a small", " animal"), ("a plant with roots", " plant"), ("x", " a person, I think")]
+    texts = [(f"{prompt} {n}", answer) for n in range(7) for prompt, answer in pairs]
     return [Row(id=row_id(p), prompt=p, answer=a) for p, a in texts]
 
 
@@ -30,24 +30,24 @@ def reference(model, read: list[int], judged: list[int]) -> float:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_losses_are_those_of_one_by_one(model, tokenizer, rows, threads):
     scorer = Likelihood(model, tokenizer, Batching(rows=5, tokens=300), threads)
-    found = list(scorer.answer_losses(rows))
+    actual = list(scorer.answer_losses(rows))
     encoded = [encode(tokenizer, row) for row in rows]
-    wanted = [reference(model, e.prompt_ids, e.completion_ids) for e in encoded]
-    assert found == pytest.approx(wanted, abs=2e-5)
+    expected = [reference(model, e.prompt_ids, e.completion_ids) for e in encoded]
+    assert actual == pytest.approx(expected, abs=2e-5)
 
 
 def test_ifd_is_the_ratio_of_two_perplexities(model, tokenizer, rows):
-    found = list(Likelihood(model, tokenizer).instruction_following_difficulty(rows))
-    for row, ifd in zip(rows[:6], found, strict=False):
+    actual = list(Likelihood(model, tokenizer).instruction_following_difficulty(rows))
+    for row, ifd in zip(rows[:6], actual, strict=False):
         encoded = encode(tokenizer, row)
         answer = encoded.completion_ids[:-1]
-        given = reference(model, encoded.prompt_ids, answer)
+        with_prompt = reference(model, encoded.prompt_ids, answer)
         alone = reference(model, [tokenizer.eos_token_id], answer)
-        assert ifd == pytest.approx(math.exp(given) / math.exp(alone), rel=1e-4)
+        assert ifd == pytest.approx(math.exp(with_prompt) / math.exp(alone), rel=1e-4)
 
 
 def test_what_is_too_long_is_cut_at_the_far_end_of_the_prompt(model, tokenizer):
     context = model.config.max_position_embeddings
     read, judged = list(range(10, 10 + context)), [7, 8]
-    found = Likelihood(model, tokenizer).losses([Continuation(read, judged)])
-    assert found == pytest.approx([reference(model, read[2:], judged)], abs=2e-5)
+    actual = Likelihood(model, tokenizer).losses([Continuation(read, judged)])
+    assert actual == pytest.approx([reference(model, read[2:], judged)], abs=2e-5)

@@ -20,13 +20,13 @@ PAIRS = 5
 
 def answers(seed: int) -> list[Example]:
     """Answers of unlike lengths; the prompts of both sides are the same."""
-    found = []
+    examples = []
     for n in range(PAIRS):
         prompt = np.random.default_rng(n).integers(5, 50, 3 + n)
         answer = np.random.default_rng([seed, n]).integers(5, 50, 1 + (n + seed) % 4)
         ids = np.concatenate([prompt, answer]).astype(np.int32)
-        found.append(Example(f"pair-{n}", ids, len(prompt)))
-    return found
+        examples.append(Example(f"pair-{n}", ids, len(prompt)))
+    return examples
 
 
 def step_of_trl(model: Any, tokenizer: Any, scratch: Any, **options: Any) -> tuple[float, Any]:

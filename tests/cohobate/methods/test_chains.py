@@ -40,17 +40,17 @@ def test_layers_are_dropped_from_phase_to_phase(round_so_far) -> None:
 
 
 def test_an_assistant_stands_between_teacher_and_student(round_so_far) -> None:
-    given = {"student_text": {"type": "constant", "share": 0}}
+    off_policy = {"student_text": {"type": "constant", "share": 0}}
     chain(
         assistant=KD | {"from": "adapt/main", "keep_layers": [0, 2, 3]},
-        student=ON_POLICY | given | {"targets": "models/train/assistant"},
+        student=ON_POLICY | off_policy | {"targets": "models/train/assistant"},
     )
     assert (depth("assistant"), depth("student")) == (3, 2)
 
 
 def test_a_student_is_born_again_of_an_earlier_phase(round_so_far) -> None:
-    given = {"student_text": {"type": "constant", "share": 0}}
-    chain(first=KD, second=ON_POLICY | given | {"targets": "models/train/first"})
+    off_policy = {"student_text": {"type": "constant", "share": 0}}
+    chain(first=KD, second=ON_POLICY | off_policy | {"targets": "models/train/first"})
     assert checkpoints.fingerprint(TRAIN / "first/seed-1") != checkpoints.fingerprint(
         TRAIN / "second/seed-1"
     )

@@ -65,11 +65,11 @@ def margin(folder: Path) -> float:
 
 
 def test_a_phase_learns_to_prefer_and_gives_the_same_bytes(paired) -> None:
-    found = []
+    runs = []
     for _ in range(2):
         run("here", phase(**DPO | {"updates": 12, "learning_rate": 0.005}), seeds=[1])
-        found.append(digests(TRAIN / "here"))
-    assert found[0] == found[1]
+        runs.append(digests(TRAIN / "here"))
+    assert runs[0] == runs[1]
     lines = history("here", 1)
     columns = ["step", "loss", "gradient_norm", "tokens", "learning_rate", "stage"]
     assert list(lines[0]) == columns and len(lines) == 12
@@ -149,11 +149,11 @@ def test_low_rank_updates_learn_to_prefer_too(paired) -> None:
 
 
 def test_micro_batches_are_one_large_batch(paired) -> None:
-    found = []
+    runs = []
     for size in (4, 2):
         run("here", phase(**DPO | {"micro_batch_size": size}), seeds=[1])
-        found.append([float(line["loss"]) for line in history("here", 1)])
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
+        runs.append([float(line["loss"]) for line in history("here", 1)])
+    assert runs[0] == pytest.approx(runs[1], rel=1e-4)
 
 
 def test_a_loss_that_is_not_finite_names_the_pairs(paired) -> None:

@@ -24,11 +24,11 @@ MUTUAL = SFT | {
 
 
 def test_peers_are_trained_and_the_first_is_the_student(round_so_far) -> None:
-    found = []
+    runs = []
     for _ in range(2):
         run("here", phase(**MUTUAL), seeds=[1])
-        found.append(digests(TRAIN / "here"))
-    assert found[0] == found[1], "the same params give the same bytes"
+        runs.append(digests(TRAIN / "here"))
+    assert runs[0] == runs[1], "the same params give the same bytes"
     lines = history("here", 1)
     assert float(lines[-1]["loss"]) < float(lines[0]["loss"])
     for folder in ("seed-1", "peer-2/seed-1"):
@@ -80,7 +80,7 @@ def test_loss_and_gradients_are_those_of_the_paper(make_model, tokenizer, count)
     cohort = MutualLoss(peers, [Hard(), ForwardKL(weight=0.5)], [True] * (count - 1) + [False])
     loss, _ = cohort(**batch, divisor=valid)
     weights = [peer.model.layers[0].mlp.up_proj.weight for peer in peers]
-    found = torch.autograd.grad(loss, weights)
+    grads = torch.autograd.grad(loss, weights)
     logs = [
         peer(batch["ids_BS"]).logits.flatten(0, 1)[batch["positions_N"]].log_softmax(-1)
         for peer in peers
@@ -94,7 +94,7 @@ def test_loss_and_gradients_are_those_of_the_paper(make_model, tokenizer, count)
         if n == 0:
             torch.testing.assert_close(loss, total / valid)
         (expected,) = torch.autograd.grad(total / valid, weights[n], retain_graph=True)
-        torch.testing.assert_close(found[n], expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(grads[n], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

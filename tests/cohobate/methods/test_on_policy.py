@@ -50,8 +50,8 @@ def text_of(model: Any, tokenizer: Any, schedule: OnPolicySchedule, **options: A
 
     how = {"decoding": {"max_tokens": 6, "temperature": 1}} | options.pop("sampling", {})
     sampling = Sampling.model_validate(how)
-    given = {"seed": 1, "updates": 10} | options
-    return StudentRollouts(model, tokenizer, sampling, schedule, **given)
+    settings = {"seed": 1, "updates": 10} | options
+    return StudentRollouts(model, tokenizer, sampling, schedule, **settings)
 
 
 def ids(rows: Sequence[Example]) -> list[list[int]]:
@@ -61,11 +61,11 @@ def ids(rows: Sequence[Example]) -> list[list[int]]:
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_phase_learns_from_both_kinds_of_text(round_so_far, share) -> None:
     fields = ON_POLICY | {"updates": 12, "student_text": {"type": "constant", "share": share}}
-    found = []
+    runs = []
     for _ in range(2):
         run("here", phase(**fields), seeds=[1])
-        found.append(digests(TRAIN / "here"))
-    assert found[0] == found[1], "the same params give the same bytes"
+        runs.append(digests(TRAIN / "here"))
+    assert runs[0] == runs[1], "the same params give the same bytes"
     sealed_folder.verify(TRAIN / "here/seed-1")
     lines = history("here", 1)
     assert len(lines) == 12 and all(float(line["loss"]) > 0 for line in lines)
@@ -142,11 +142,11 @@ def test_frozen_weights_are_frozen_again_after_an_answer(model) -> None:
 
 
 def test_prompts_stay_and_answers_are_marked(model, tokenizer) -> None:
-    given = prompts()
+    planned = prompts()
     written = {
-        row.key: row for row in text_of(model, tokenizer, ConstantShare()).generate(given, "x")
+        row.key: row for row in text_of(model, tokenizer, ConstantShare()).generate(planned, "x")
     }
-    for row in given:
+    for row in planned:
         answer = written[row.key]
         assert answer.by_student and not row.by_student
         assert answer.ids[: row.prompt_length].tolist() == row.ids[: row.prompt_length].tolist()

@@ -32,20 +32,20 @@ def engine(monkeypatch, model) -> SimpleNamespace:
     """The parts of vLLM that TRL's helper uses."""
     from trl.generation import vllm_generation
 
-    told = SimpleNamespace(options={}, samplings=[], model=copy.deepcopy(model).float().eval())
+    calls = SimpleNamespace(options={}, samplings=[], model=copy.deepcopy(model).float().eval())
     with torch.no_grad():
-        for weight in told.model.parameters():
+        for weight in calls.model.parameters():
             weight.zero_()  # what vLLM read from disk is not the student's of now
 
     class LLM:
         def __init__(self, **options: Any) -> None:
-            told.options = options
+            calls.options = options
             runner = SimpleNamespace(model=SimpleNamespace(load_weights=self.load))
             driver = SimpleNamespace(model_runner=runner)
             self.llm_engine = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=driver))
 
         def load(self, named: list[tuple[str, torch.Tensor]]) -> None:
-            own = dict(told.model.named_parameters())
+            own = dict(calls.model.named_parameters())
             for name, weight in named:
                 own[name].data.copy_(weight)
 
@@ -53,13 +53,13 @@ def engine(monkeypatch, model) -> SimpleNamespace:
             """Nothing is kept here."""
 
         def generate(self, prompts: Any, sampling_params: Any, use_tqdm: bool) -> Any:
-            told.samplings.append(sampling_params)
+            calls.samplings.append(sampling_params)
             how = Decoding(max_tokens=sampling_params["max_tokens"])
             stop = frozenset(sampling_params["stop_token_ids"])
             outputs = []
             for prompt in prompts:
                 ids = list(prompt["prompt_token_ids"])
-                (answer,) = decode_batch(told.model, [Request(ids)], how, stop, Batching())
+                (answer,) = decode_batch(calls.model, [Request(ids)], how, stop, Batching())
                 logprobs = [{n: SimpleNamespace(logprob=-1.0, rank=1)} for n in answer.ids]
                 one = SimpleNamespace(token_ids=answer.ids, logprobs=logprobs)
                 outputs.append(SimpleNamespace(prompt_token_ids=ids, outputs=[one]))
@@ -69,7 +69,7 @@ def engine(monkeypatch, model) -> SimpleNamespace:
     monkeypatch.setattr(vllm_generation, "SamplingParams", dict, raising=False)
     monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda: True)
     monkeypatch.setattr("cohobate.methods.rollout_generators.find_spec", lambda name: name)
-    return told
+    return calls
 
 
 def greedy(model: Any, tokenizer: Any, row: Example) -> list[int]:
@@ -86,14 +86,14 @@ def test_answers_are_those_of_the_students_weights_right_now(model, tokenizer, e
     )
     assert dict(os.environ) == before, "a rank would outlive this phase"
     for update in range(2):
-        found = text.rows(update, prompts())
+        generated = text.rows(update, prompts())
         model.eval()
-        wanted = [greedy(model, tokenizer, row) for row in prompts()]
-        assert found and sorted(row.ids.tolist() for row in found) == sorted(wanted)
+        expected = [greedy(model, tokenizer, row) for row in prompts()]
+        assert generated and sorted(row.ids.tolist() for row in generated) == sorted(expected)
         with torch.no_grad():
             for weight in model.train().parameters():
                 weight.add_(torch.randn_like(weight))
-    assert all(row.by_student for row in found)
+    assert all(row.by_student for row in generated)
     assert text.counts["answers"] == 2 * len(prompts())
     assert engine.options["gpu_memory_utilization"] == 0.2
     assert engine.options["model"] == model.name_or_path
@@ -136,8 +136,8 @@ def test_an_adapter_and_vllm_do_not_go_together() -> None:
 def test_vllm_itself_writes_what_the_student_would(model, tokenizer) -> None:
     how = SAMPLING.model_copy(update={"decoding": Decoding(max_tokens=6)})
     text = StudentRollouts(model.cuda(), tokenizer, how, ConstantShare(share=1), seed=1, updates=4)
-    found = text.rows(0, prompts())
-    wanted = [greedy(model, tokenizer, row) for row in prompts()]
-    written = sorted(row.ids.tolist() for row in found or [])
-    agree = np.mean([a == b for a, b in zip(written, sorted(wanted), strict=True)])
+    generated = text.rows(0, prompts())
+    expected = [greedy(model, tokenizer, row) for row in prompts()]
+    written = sorted(row.ids.tolist() for row in generated or [])
+    agree = np.mean([a == b for a, b in zip(written, sorted(expected), strict=True)])
     assert agree > 0.5  # bfloat16 may turn a near tie

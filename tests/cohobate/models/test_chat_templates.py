@@ -78,16 +78,16 @@ def test_turns_that_a_template_refuses_are_folded_or_dropped(settings, turns, ex
 
 def test_a_system_turn_stays_where_the_turns_alternate():
     turns = [("system", "S"), ("assistant", "A"), ("user", "U")]
-    found = rendered(CHAT_TEMPLATE, {"turns": "alternate"}, *turns)
-    assert found == "<|system|>S<|end|><|user|>U<|end|><|assistant|>"
+    text = rendered(CHAT_TEMPLATE, {"turns": "alternate"}, *turns)
+    assert text == "<|system|>S<|end|><|user|>U<|end|><|assistant|>"
 
 
 def test_an_argument_of_the_template_is_set_and_kept_with_the_checkpoint(
     make_model, tokenizer, tmp_path
 ):
     assert "<think>" not in rendered(THINKING, {}, ("user", "Hi"))
-    found = rendered(THINKING, {"enable_thinking": False}, ("user", "Hi"))
-    assert found.endswith("<|assistant|><think>\n\n</think>\n\n")
+    text = rendered(THINKING, {"enable_thinking": False}, ("user", "Hi"))
+    assert text.endswith("<|assistant|><think>\n\n</think>\n\n")
     tokenizer.chat_template = THINKING
     TemplateSettings(enable_thinking=False).write_into(tokenizer)
     checkpoints.save(make_model(tokenizer), tokenizer, tmp_path / "model", {})

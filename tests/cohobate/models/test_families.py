@@ -91,9 +91,9 @@ def test_a_family_is_read_run_and_cut(name: str, tmp_path: Path) -> None:
     loaded, _ = load_frozen(tmp_path / "whole")
     ids, at = torch.randint(2, 200, (3, 14)), torch.tensor([4, 5, 23, 27, 35, 36])
     with torch.no_grad():  # rows of unlike length, read without padding where the family can
-        found = Head.of(loaded).logits(forward(loaded, ids, at).last_hidden_ND)
-        wanted = model(ids).logits.flatten(0, 1)[at]
-    assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+        actual = Head.of(loaded).logits(forward(loaded, ids, at).last_hidden_ND)
+        expected = model(ids).logits.flatten(0, 1)[at]
+    assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
 
     _writes_as_generate_does(loaded, model, tokenizer)
 
@@ -121,8 +121,8 @@ def test_rows_beyond_learnt_positions_are_refused_and_general_text_is_read_in_pi
             forward(model, long, torch.tensor([129]))
         assert "max_tokens: 128" in refused.value.fix
     text = "a small animal; " * 60
-    found = Forgetting().measure(AnswerLogprobs(model, tokenizer), [text])
-    assert found["tokens"] == len(tokenizer(text).input_ids) - 1 > 128
+    figures = Forgetting().measure(AnswerLogprobs(model, tokenizer), [text])
+    assert figures["tokens"] == len(tokenizer(text).input_ids) - 1 > 128
 
 
 @pytest.mark.parametrize("name", ["GPT2", "GPTJ"])
@@ -143,17 +143,17 @@ def test_a_family_learns_from_a_live_teacher(name: str, tmp_path: Path) -> None:
 def _writes_as_generate_does(loaded: Any, model: Any, tokenizer: Any) -> None:
     stop = stop_ids(model, tokenizer)
     greedy = {"do_sample": False, "pad_token_id": 0, "eos_token_id": sorted(stop)}
-    wanted = []
+    expected = []
     for prompt in PROMPTS:
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, **greedy)
         written = out[0, ids.shape[1] :].tolist()
         ends = [n for n, token in enumerate(written) if token in stop]
         written = written[: ends[0]] if ends else written
-        wanted.append(tokenizer.decode(written, clean_up_tokenization_spaces=False))
+        expected.append(tokenizer.decode(written, clean_up_tokenization_spaces=False))
     decoding, batching = Decoding(max_tokens=20), Batching(rows=4)
-    found = dict(generate_answers(loaded, tokenizer, PROMPTS * 2, decoding, batching))
-    assert [found[n].text for n in range(6)] == wanted * 2
+    answers = dict(generate_answers(loaded, tokenizer, PROMPTS * 2, decoding, batching))
+    assert [answers[n].text for n in range(6)] == expected * 2
 
 
 @pytest.mark.parametrize("name", ["GPT2", "Mixtral", "Olmo2"])

@@ -79,9 +79,10 @@ def test_the_heads_of_families_as_student_and_teacher(name: str) -> None:
             expected.append(hard + forward_kl(t.softmax(-1), z.softmax(-1)))
         reference = mean_over_tokens(expected)
         torch.testing.assert_close(loss.double(), reference, rtol=1e-4, atol=0)
-        slopes = torch.autograd.grad(reference, list(a.parameters()))
-        for found, slope in zip(torch.autograd.grad(loss, a.parameters()), slopes, strict=True):
-            assert (found - slope).norm() <= 1e-3 * slope.norm() + 1e-6
+        reference_grads = torch.autograd.grad(reference, list(a.parameters()))
+        grads = torch.autograd.grad(loss, list(a.parameters()))
+        for grad, reference_grad in zip(grads, reference_grads, strict=True):
+            assert (grad - reference_grad).norm() <= 1e-3 * reference_grad.norm() + 1e-6
 
 
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4}
@@ -123,16 +124,16 @@ def test_what_a_model_does_to_its_logits_is_measured(
         head, ids = Head.of(model), torch.tensor([[5, 6, 7]])
         assert (head.scale, head.softcap) == (pytest.approx(scale, rel=1e-6), softcap)
         with torch.no_grad():
-            found = head.logits(forward(model, ids, torch.arange(3)).last_hidden_ND)
+            actual = head.logits(forward(model, ids, torch.arange(3)).last_hidden_ND)
             torch.testing.assert_close(
-                found, model(ids).logits[0].to(found), rtol=bound, atol=bound
+                actual, model(ids).logits[0].to(actual), rtol=bound, atol=bound
             )
 
 
 def test_the_loss_of_an_answer_is_that_of_the_models_own_logits() -> None:
     model, tokenizer = family("Granite", logits_scaling=8.0), make_tokenizer()
-    asked = Continuation([5, 6, 7], [8, 9])
-    (loss,) = Likelihood(model, tokenizer).losses([asked])
+    continuation = Continuation([5, 6, 7], [8, 9])
+    (loss,) = Likelihood(model, tokenizer).losses([continuation])
     with torch.no_grad():
         logp = model(torch.tensor([[5, 6, 7, 8, 9]])).logits[0].log_softmax(-1)
     assert loss == pytest.approx(-float(logp[2, 8] + logp[3, 9]) / 2, rel=1e-5)

@@ -152,10 +152,10 @@ def test_a_cache_that_cannot_be_written_is_no_error(processor, project, monkeypa
 
 
 def test_the_measurement_is_short_and_of_both_formats() -> None:
-    found = number_formats.gflops()
-    assert set(found) == set(BYTES)
-    assert all(speed > 0 for speed in found.values())
-    assert number_formats.gflops() == found
+    speeds = number_formats.gflops()
+    assert set(speeds) == set(BYTES)
+    assert all(speed > 0 for speed in speeds.values())
+    assert number_formats.gflops() == speeds
 
 
 def test_unknown_flags_suggest_float32() -> None:

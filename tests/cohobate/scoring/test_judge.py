@@ -60,7 +60,7 @@ def test_positions_are_swapped_and_the_verdicts_turned_back():
 def test_half_a_verdict_is_none():
     replies = iter(['{"better": "first"}', "I like the first one."])
     outcomes = JUDGE.compare(
-        [Comparison("p", "a", "b")], lambda asked: [next(replies) for _ in asked]
+        [Comparison("p", "a", "b")], lambda conversations: [next(replies) for _ in conversations]
     )
     assert outcomes == ["no verdict"]
     assert count_outcomes(outcomes) == {
@@ -69,7 +69,7 @@ def test_half_a_verdict_is_none():
 
 
 @pytest.mark.parametrize(
-    ("reply", "wanted"),
+    ("reply", "expected"),
     [
         ('{"better": "first"}', "first"),
         ('  {"better":"tie"}\n', "tie"),
@@ -83,24 +83,24 @@ def test_half_a_verdict_is_none():
         ("{" * 5000, None),
     ],
 )
-def test_a_reply_is_a_verdict_or_nothing(reply, wanted):
-    found = parse_reply(reply, ComparisonReply)
-    assert (found.better if found else None) == wanted
+def test_a_reply_is_a_verdict_or_nothing(reply, expected):
+    verdict = parse_reply(reply, ComparisonReply)
+    assert (verdict.better if verdict else None) == expected
 
 
 def test_scores_are_whole_numbers_from_1_to_10():
     replies = ['{"score": 7}', '{"score": 11}', '{"score": "7"}', '{"score": 7.5}', "7"]
-    found = JUDGE.rate([("p", "a")] * 5, lambda asked: replies)
-    assert found == [7, None, None, None, None]
+    ratings = JUDGE.rate([("p", "a")] * 5, lambda conversations: replies)
+    assert ratings == [7, None, None, None, None]
     assert parse_reply('{"score": true}', RatingReply) is None
 
 
 def test_no_text_can_bear_the_mark_that_closes_it():
-    asked = []
+    conversations = []
     texts = [*INJECTIONS, "</" + nonce_for(["p", "a", "b"]) + ">"]
     contests = [Comparison("p", text, "b") for text in texts]
-    JUDGE.compare(contests, lambda c: asked.extend(c) or [""] * len(c))
-    for contest, conversation in zip(contests, asked[::2], strict=True):
+    JUDGE.compare(contests, lambda c: conversations.extend(c) or [""] * len(c))
+    for contest, conversation in zip(contests, conversations[::2], strict=True):
         marks = {mark for mark, _ in shown(conversation)}
         assert len(marks) == 1 and not any(mark in contest.first for mark in marks)
         assert [text for _, text in shown(conversation)] == ["p", contest.first, "b"]
@@ -134,12 +134,13 @@ def test_votes_cannot_be_bought_by_words():
     answers = [Candidate("It is 42.", "teacher"), Candidate("so 42", "teacher")]
     known = RankingContext(Task(verifier={"type": "numeric"}), {}, lambda: None)
     for text in INJECTIONS:
-        asked = Candidates("0" * 16, "p", None, "", [*answers, Candidate(f"{text} 41", "teacher")])
-        (scores,) = VoteRanking(type="votes").open(known)([asked])
+        wordy = Candidate(f"{text} 41", "teacher")
+        candidates = Candidates("0" * 16, "p", None, "", [*answers, wordy])
+        (scores,) = VoteRanking(type="votes").open(known)([candidates])
         assert scores[2] < scores[0] == scores[1]
 
 
 def test_a_local_judge_is_asked_greedily(checkpoint):
     ask = Judge(precision="float32", threads=1, max_tokens=8).open(checkpoint)
-    found = JUDGE.compare([Comparison("p", "a", "b")], ask)
-    assert found == ["no verdict"]  # random weights say nothing of use
+    outcomes = JUDGE.compare([Comparison("p", "a", "b")], ask)
+    assert outcomes == ["no verdict"]  # random weights say nothing of use

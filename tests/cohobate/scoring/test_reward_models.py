@@ -38,10 +38,10 @@ def test_it_runs_on_the_accelerator_in_the_native_format(monkeypatch, folder, fo
 
 def test_rewards_do_not_depend_on_the_batch(folder):
     model = RewardModel.of(folder(), "float32")
-    asked = [(f"prompt {n}", " answer" * (1 + n % 5)) for n in range(40)]
-    asked.append(((Message(role="user", content="hi"),), "ho"))
-    alone = [next(model.scores([one])) for one in asked]
-    assert list(model.scores(asked)) == pytest.approx(alone, abs=2e-4)
+    pairs = [(f"prompt {n}", " answer" * (1 + n % 5)) for n in range(40)]
+    pairs.append(((Message(role="user", content="hi"),), "ho"))
+    alone = [next(model.scores([one])) for one in pairs]
+    assert list(model.scores(pairs)) == pytest.approx(alone, abs=2e-4)
     assert len(set(alone)) > 30
 
 

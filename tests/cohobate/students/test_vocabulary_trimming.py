@@ -78,12 +78,12 @@ def test_the_whole_vocabulary_comes_back_and_the_answers_stay(
     options = {"max_new_tokens": 6, "do_sample": False}
 
     def answers(model, tokenizer) -> list[str]:
-        found = []
+        examples = []
         for text in TEXTS:
             ids = torch.tensor([ids_of(tokenizer, text)])
             made = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
-            found.append(tokenizer.decode(made[0]))
-        return found
+            examples.append(tokenizer.decode(made[0]))
+        return examples
 
     trimmed = trim(model, tokenizer, ROWS)
     with torch.no_grad():

@@ -48,8 +48,8 @@ def test_the_chosen_maps_and_no_others_change(
     chosen = {"adapter": adapter, "freeze": Freeze(layers=frozen)}
     history = train(model, examples(), settings(**chosen, learning_rate=0.02, updates=12))
     assert history[-1].loss < history[0].loss
-    found = {tuple(name.split(".")[i] for i in (2, 4)) for name in changed(model, before)}
-    assert found == {(str(layer), name) for layer in range(frozen, 4) for name in maps}
+    changed_maps = {tuple(name.split(".")[i] for i in (2, 4)) for name in changed(model, before)}
+    assert changed_maps == {(str(layer), name) for layer in range(frozen, 4) for name in maps}
     assert all(weight.requires_grad for weight in model.parameters())
 
 
@@ -73,13 +73,13 @@ def test_what_is_merged_answers_as_what_was_trained(model: Any) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes(make_model: Any, tokenizer: Any) -> None:
-    found = []
+    digests = []
     for _ in range(2):
         model = make_model(tokenizer)
         torch.rand(7)
         train(model, examples(), settings(adapter=BY_NAME | {"dropout": 0.1}))
-        found.append(digest(model))
-    assert found[0] == found[1]
+        digests.append(digest(model))
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -85,6 +85,6 @@ def test_a_lesson_brings_its_stage_and_says_whose_answer_it_is() -> None:
     lesson = TrainingRow(
         id="a", prompt="p", teacher="main", sample=2, finish="stop", difficulty=1.0, stage=3
     )
-    (found,) = examples_of([lesson], [Encoded([1], [2])])
-    assert (found.key, found.stage) == ("a/main/2", 3)
+    (example,) = examples_of([lesson], [Encoded([1], [2])])
+    assert (example.key, example.stage) == ("a/main/2", 3)
     assert row_key(Row(id="a", prompt="p")) == "a"

@@ -19,10 +19,10 @@ def fill(folder: Path) -> None:
 
 @pytest.fixture
 def directory(project: Path) -> CheckpointDir:
-    found = CheckpointDir(Path("kept"), every=10)
+    checkpoint_dir = CheckpointDir(Path("kept"), every=10)
     for update in (10, 20, 30):
-        found.save(update, fill)
-    return found
+        checkpoint_dir.save(update, fill)
+    return checkpoint_dir
 
 
 def newest(directory: CheckpointDir) -> tuple[str, list[str]]:
@@ -55,8 +55,8 @@ def test_the_newest_two_are_kept(directory: CheckpointDir) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_one_is_named_and_removed(directory: CheckpointDir, name: str, how: str) -> None:
     damage(directory.folder / "update-000030" / name, how)
-    found, messages = newest(directory)
-    assert found == "update-000020"
+    newest_name, messages = newest(directory)
+    assert newest_name == "update-000020"
     assert len(messages) == 1 and name in messages[0] and "update-000030" in messages[0]
     assert newest(directory) == ("update-000020", [])
 

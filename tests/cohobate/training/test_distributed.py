@@ -92,10 +92,10 @@ def test_killed_workers_are_replaced_and_nothing_changes(start: None) -> None:
 @pytest.mark.slow
 def test_two_workers_of_ray_learn_what_one_does(start: None, cluster: None) -> None:
     one = train()
-    said: list[Any] = []
-    two = train(said.append, workers=2)
+    events: list[Any] = []
+    two = train(events.append, workers=2)
     assert difference(one, two, "loss") < CURVE_TOLERANCE
-    assert any(isinstance(e, Advance) and e.done == KD["updates"] for e in said)
+    assert any(isinstance(e, Advance) and e.done == KD["updates"] for e in events)
     assert not (checkpointing.TRAINING / "kd").exists()
 
 

@@ -69,7 +69,7 @@ def test_a_teacher_is_held_twice_unless_it_is_large() -> None:
     assert large.inference_bytes(0) == 0  # loaded already
 
 
-def test_what_does_not_fit_is_refused_with_its_mend() -> None:
+def test_what_does_not_fit_is_refused_with_its_fix() -> None:
     parts = peak_memory(SMOL, chosen(batch_size=512), 1000, [TeacherSize(SMOL)])
     total = sum(parts.values())
     check_memory("kd", parts, total * 3 // 4 + 1, where="here")
@@ -96,8 +96,8 @@ def test_training_stops_before_it_begins_where_memory_is_short(
 
 def test_a_size_is_told_by_the_configuration(model, tokenizer) -> None:
     size = size_of_model(model)
-    told = json.loads(model.config.to_json_string())
-    assert size == ModelSize.of(told, model.num_parameters(), len(tokenizer) * 32, 4)
+    config = json.loads(model.config.to_json_string())
+    assert size == ModelSize.of(config, model.num_parameters(), len(tokenizer) * 32, 4)
     assert size.with_layers(2).layers == 2
     body = size.parameters - size.embeddings
     assert size.with_layers(2).parameters == size.embeddings + body // 2

@@ -110,13 +110,13 @@ def together(fields: dict[str, Any], count: int = 2) -> list[str]:
     for rank in range(count):
         child = os.fork()
         if child == 0:
-            said = ""
+            message = ""
             try:
                 join(rank, count)
                 _train(TRAIN / "it", phase(fields | {"workers": count}), seed=1)
             except BaseException as error:
-                said = f"{type(error).__name__}: {error}"
-            Path(f"said-{rank}").write_text(said)
+                message = f"{type(error).__name__}: {error}"
+            Path(f"said-{rank}").write_text(message)
             os._exit(0)
         children.append(child)
     for child in children:
@@ -157,9 +157,9 @@ def test_what_is_not_finite_stops_both_and_names_the_rows_of_both(
     model = make_model(tokenizer, seed=2, layers=2)
     model.model.norm.weight.data[0] = float("nan")
     checkpoints.save(model, tokenizer, INIT_STUDENT, {})
-    for said in together(SFT):
-        assert said.startswith("UserError: the loss is not finite")
-        assert "update 1, rows" in said and said.count("/main/0") == 8
+    for message in together(SFT):
+        assert message.startswith("UserError: the loss is not finite")
+        assert "update 1, rows" in message and message.count("/main/0") == 8
     assert not (TRAIN / "it").exists()
 
 

@@ -22,13 +22,13 @@ def test_linear_maps_compute_with_rounded_weights(
     layer = model.model.layers[0].mlp
     plain = layer.up_proj.weight.detach().clone()
     with FakeQuantisation(type=kind, group_size=16).prepare(model):
-        found = layer.up_proj(torch.eye(32)).T.double().reshape(64, 2, 16)
+        rounded = layer.up_proj(torch.eye(32)).T.double().reshape(64, 2, 16)
     groups = plain.double().reshape(64, 2, 16)
     scale = groups.abs().amax(-1, keepdim=True) / ((high - low) / 2)
-    integers = found / scale
+    integers = rounded / scale
     torch.testing.assert_close(integers, integers.round(), rtol=0, atol=1e-4)
     assert integers.round().min() >= low and integers.round().max() <= high
-    assert ((found - groups).abs() <= 0.5001 * scale).all()  # each is the nearest there is
+    assert ((rounded - groups).abs() <= 0.5001 * scale).all()  # each is the nearest there is
     assert type(layer.up_proj) is nn.Linear and torch.equal(layer.up_proj.weight, plain)
 
 

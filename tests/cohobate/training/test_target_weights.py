@@ -18,12 +18,12 @@ from cohobate.training.trainer import fit
 def rows(weight: float) -> list[Example]:
     """Short answers and, with another weight, long rationales."""
     rng = np.random.default_rng(0)
-    found = []
+    examples = []
     for n in range(6):
         ids = rng.integers(5, 50, 6 if n % 2 else 18).astype(np.int32)
         one = Example(f"row-{n}", ids, 4)
-        found.append(one if n % 2 else replace(one, target="rationale", weight=weight))
-    return found
+        examples.append(one if n % 2 else replace(one, target="rationale", weight=weight))
+    return examples
 
 
 def mean_loss(model, some: list[Example]) -> torch.Tensor:

@@ -19,12 +19,12 @@ ALL = Freeze(embeddings=False)
 
 def examples(rows: int = 24, words: int = 50) -> list[Example]:
     rng = np.random.default_rng(0)
-    found = []
+    drawn = []
     for n in range(rows):
         length = int(rng.integers(4, 14))
         ids = rng.integers(5, words, length).astype(np.int32)
-        found.append(Example(f"row-{n}", ids, int(rng.integers(1, length))))
-    return found
+        drawn.append(Example(f"row-{n}", ids, int(rng.integers(1, length))))
+    return drawn
 
 
 def settings(**changes: Any) -> Hyperparameters:
@@ -39,10 +39,10 @@ def train(model: Any, rows: list[Example], chosen: Hyperparameters, **options: A
 
 
 def digest(model: Any) -> str:
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
-        found.update(name.encode() + weight.numpy().tobytes())
-    return found.hexdigest()
+        sha256.update(name.encode() + weight.numpy().tobytes())
+    return sha256.hexdigest()
 
 
 def labels_of(rows: list[Example], width: int) -> torch.Tensor:
@@ -78,8 +78,8 @@ def test_loss_and_gradient_are_those_of_transformers(make_model, tokenizer, tied
     loss, losses = CausalLMLoss(model, [Hard()])(**batch, divisor=len(batch["labels_N"]))
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(losses.mean(), expected.detach())
-    found = torch.autograd.grad(loss, list(model.parameters()))
-    for gradient, reference in zip(found, gradients, strict=True):
+    grads = torch.autograd.grad(loss, list(model.parameters()))
+    for gradient, reference in zip(grads, gradients, strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=3e-6)
 
 
@@ -97,13 +97,13 @@ def test_the_history_says_loss_rate_and_stage_of_each_update(model, capfd) -> No
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_same_seed_gives_the_same_bytes(make_model, tokenizer, precision) -> None:
-    found = []
+    digests = []
     for seed in (1, 1, 2):
         model = make_model(tokenizer, attention_dropout=0.1)
         torch.rand(7)  # whatever was drawn before must not matter
         train(model, examples(), settings(precision=precision, micro_batch_size=4), seed=seed)
-        found.append(digest(model))
-    assert found[0] == found[1] != found[2]
+        digests.append(digest(model))
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_accumulated_micro_batches_are_one_large_batch(make_model, tokenizer) -> None:

@@ -66,33 +66,33 @@ def stored(store: SignalStore, tokenizer, row: Response):
 def test_the_store_says_what_the_teacher_says(teacher, tokenizer, batch_tokens) -> None:
     store = captured(batch_tokens=batch_tokens, chunk_tokens=3, temperatures=(1.0, 2.0))
     for row in responses():
-        found = stored(store, tokenizer, row)
+        signals = stored(store, tokenizer, row)
         for temperature in (1.0, 2.0):
             logp = expected(teacher, tokenizer, row, temperature)
-            at = found.outcomes(temperature, "bucket").double()
-            others = logp.scatter(-1, found.ids_NK, -torch.inf).logsumexp(-1, keepdim=True)
-            reference = torch.cat([logp.gather(-1, found.ids_NK), others], -1)
+            at = signals.outcomes(temperature, "bucket").double()
+            others = logp.scatter(-1, signals.ids_NK, -torch.inf).logsumexp(-1, keepdim=True)
+            reference = torch.cat([logp.gather(-1, signals.ids_NK), others], -1)
             torch.testing.assert_close(at, reference, rtol=3e-3, atol=3e-3)
         likeliest = expected(teacher, tokenizer, row).topk(4).indices
-        assert torch.equal(found.ids_NK, likeliest.sort().values)
+        assert torch.equal(signals.ids_NK, likeliest.sort().values)
 
 
 def test_stored_hidden_rows_are_the_whole_distribution(teacher, tokenizer) -> None:
     store = captured(signals={"type": "hidden"})
     for row in responses():
-        found = stored(store, tokenizer, row)
-        logp = found.head.logits(found.hidden_ND).log_softmax(-1)
+        stored_hidden = stored(store, tokenizer, row)
+        logp = stored_hidden.head.logits(stored_hidden.hidden_ND).log_softmax(-1)
         reference = expected(teacher, tokenizer, row)
         assert (reference.exp() * (reference - logp)).sum(-1).max() < 1e-5
 
 
 def test_draws_are_the_rows_own_whatever_the_batches(teacher, tokenizer) -> None:
     draws = {"type": "sampled", "draws": 500}
-    found = []
+    runs = []
     for batch_tokens, shard_rows in ((1, 100), (2048, 5)):
         store = captured(signals=draws, batch_tokens=batch_tokens, shard_rows=shard_rows)
-        found.append([stored(store, tokenizer, row) for row in responses()])
-    for row, one, other in zip(responses(), *found, strict=True):
+        runs.append([stored(store, tokenizer, row) for row in responses()])
+    for row, one, other in zip(responses(), *runs, strict=True):
         assert torch.equal(one.ids_NK, other.ids_NK)
         assert torch.equal(one.share_NK, other.share_NK)
         share = torch.zeros(len(one.ids_NK), len(tokenizer)).scatter_add_(
@@ -101,7 +101,7 @@ def test_draws_are_the_rows_own_whatever_the_batches(teacher, tokenizer) -> None
         assert (share - expected(teacher, tokenizer, row).exp()).abs().max() < 0.005
     store = captured(signals=draws | {"seed": 1})
     again = [stored(store, tokenizer, row) for row in responses()]
-    pairs = zip(again, found[0], strict=True)
+    pairs = zip(again, runs[0], strict=True)
     assert any(not torch.equal(a.share_NK, b.share_NK) for a, b in pairs)
 
 
@@ -116,11 +116,11 @@ def test_every_token_of_every_answer_is_stored(teacher, tokenizer) -> None:
 
 
 def test_the_same_inputs_give_the_same_bytes(teacher) -> None:
-    found = []
+    runs = []
     for _ in range(2):
         captured(precision="bfloat16")
-        found.append({p.name: p.read_bytes() for p in sorted((CAPTURE / "main").iterdir())})
-    assert found[0] == found[1] and len(found[0]) == 8
+        runs.append({p.name: p.read_bytes() for p in sorted((CAPTURE / "main").iterdir())})
+    assert runs[0] == runs[1] and len(runs[0]) == 8
 
 
 def test_more_ids_than_there_are_stores_them_all(teacher, tokenizer) -> None:

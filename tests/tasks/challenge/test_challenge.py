@@ -35,13 +35,13 @@ def verdict(
 
 
 def test_a_clear_gain_promotes_the_best_seed() -> None:
-    found = verdict(0.6, {"1": 0.75, "2": 0.77, "3": 0.76})
-    assert found["promote"]
-    assert found["seed"] == 2
-    assert found["gain"]["low"] > 0
-    for name, score in found["intervals"].items():
-        assert score["low"] < found[name] == score["mean"] < score["high"]
-    assert found["challenger"] == pytest.approx(np.mean([*found["by_seed"].values()]), abs=1e-6)
+    result = verdict(0.6, {"1": 0.75, "2": 0.77, "3": 0.76})
+    assert result["promote"]
+    assert result["seed"] == 2
+    assert result["gain"]["low"] > 0
+    for name, score in result["intervals"].items():
+        assert score["low"] < result[name] == score["mean"] < score["high"]
+    assert result["challenger"] == pytest.approx(np.mean([*result["by_seed"].values()]), abs=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.6, 0.605, 0.5])
@@ -60,9 +60,9 @@ def test_a_least_gain_can_be_asked_for() -> None:
 @pytest.mark.parametrize("name", ALIKE)
 def test_a_student_that_grew_or_forgot_is_refused_by_name(name: str) -> None:
     grown = {name: 1.6 * ALIKE[name]}
-    found = verdict(0.6, {"1": 0.9}, grown)
-    assert not found["promote"]
-    assert f"{name}: 1.60 times the champion's" in found["why"]
+    result = verdict(0.6, {"1": 0.9}, grown)
+    assert not result["promote"]
+    assert f"{name}: 1.60 times the champion's" in result["why"]
     assert verdict(0.6, {"1": 0.9}, grown, guards=Guards(**{name: 1.6}))["promote"]
 
 
@@ -81,10 +81,10 @@ def test_both_answer_the_dev_rows(project: Path, model, tokenizer) -> None:
         metric=VerifierAccuracy(),
         decoding=EIGHT,
     )
-    found = json.loads(VERDICT.read_text())
-    assert found["gain"] == {"low": 0, "mean": 0, "high": 0}  # it met itself
-    assert found["growth"] == dict.fromkeys(ALIKE, 1.0)
-    assert not found["promote"]
+    result = json.loads(VERDICT.read_text())
+    assert result["gain"] == {"low": 0, "mean": 0, "high": 0}  # it met itself
+    assert result["growth"] == dict.fromkeys(ALIKE, 1.0)
+    assert not result["promote"]
 
 
 def test_the_metric_that_decides_scores_the_answers(project: Path, model, tokenizer) -> None:
@@ -93,8 +93,8 @@ def test_the_metric_that_decides_scores_the_answers(project: Path, model, tokeni
 
     for folder in ("models/init_student", "models/train/kd/seed-1"):
         checkpoints.save(model, tokenizer, Path(folder), {})
-    said = dict(generate_answers(model, tokenizer, ["one", "two"], EIGHT))
-    prompts = {"one": said[0].text, "two": said[1].text}
+    answers = dict(generate_answers(model, tokenizer, ["one", "two"], EIGHT))
+    prompts = {"one": answers[0].text, "two": answers[1].text}
     rows = [Row(id=row_id(p), prompt=p, answer=f"{text} and so on") for p, text in prompts.items()]
     write_rows(DEV, rows)
     challenge = ChallengeParams(threads=1)
@@ -113,8 +113,8 @@ def test_both_answer_as_evaluate_lets_them(project: Path, model, tokenizer) -> N
         checkpoints.save(model, tokenizer, Path(folder), {})
     model, _ = load_frozen(Path("models/init_student"), precision="bfloat16")
     long = Decoding(max_tokens=20)
-    (_, said) = next(generate_answers(model, tokenizer, ["one"], long))
-    write_rows(DEV, [Row(id=row_id("one"), prompt="one", answer=said.text)])
+    (_, generated) = next(generate_answers(model, tokenizer, ["one"], long))
+    write_rows(DEV, [Row(id=row_id("one"), prompt="one", answer=generated.text)])
     challenge = ChallengeParams(threads=1, precision="bfloat16")
     run(challenge, LABELS, [1], student="kd", metric=VerifierAccuracy(), decoding=long)
     assert json.loads(VERDICT.read_text())["challenger"] == 1
@@ -129,8 +129,9 @@ def test_each_is_asked_with_the_prefix_that_it_learnt(project: Path, model, toke
     student = Path("models/train/kd/seed-1")
     checkpoints.save(model, tokenizer, student, {"prompt_prefix": "[label] "})
     model, _ = load_frozen(student, precision="bfloat16")
-    said = dict(generate_answers(model, tokenizer, ["[label] one", "[label] two"], EIGHT))
-    rows = [Row(id=row_id(p), prompt=p, answer=said[n].text) for n, p in enumerate(("one", "two"))]
+    answers = dict(generate_answers(model, tokenizer, ["[label] one", "[label] two"], EIGHT))
+    prompts = ("one", "two")
+    rows = [Row(id=row_id(p), prompt=p, answer=answers[n].text) for n, p in enumerate(prompts)]
     write_rows(DEV, rows)
     run(
         ChallengeParams(threads=1, precision="bfloat16"),
@@ -140,8 +141,8 @@ def test_each_is_asked_with_the_prefix_that_it_learnt(project: Path, model, toke
         metric=VerifierAccuracy(),
         decoding=EIGHT,
     )
-    found = json.loads(VERDICT.read_text())
-    assert (found["champion"], found["challenger"]) == (0, 1)
+    result = json.loads(VERDICT.read_text())
+    assert (result["champion"], result["challenger"]) == (0, 1)
 
 
 def test_a_deeper_student_is_seen_to_be_one(project: Path, model, tokenizer) -> None:
@@ -162,10 +163,10 @@ def test_a_deeper_student_is_seen_to_be_one(project: Path, model, tokenizer) -> 
         metric=VerifierAccuracy(),
         decoding=EIGHT,
     )
-    found = json.loads(VERDICT.read_text())
+    result = json.loads(VERDICT.read_text())
     blocks = deeper.num_hidden_layers / (deeper.num_hidden_layers - 1)
-    assert found["growth"]["blocks"] == pytest.approx(blocks, abs=1e-6)
-    assert f"blocks: {blocks:.2f} times the champion's" in found["why"]
+    assert result["growth"]["blocks"] == pytest.approx(blocks, abs=1e-6)
+    assert f"blocks: {blocks:.2f} times the champion's" in result["why"]
 
 
 SMALLER = {"promote": True, "growth": {"parameters": 0.9, "flops_per_token": 1.0, "blocks": 1.0}}
@@ -189,8 +190,8 @@ def test_one_that_is_slower_by_the_clock_is_not_promoted(project: Path, timed) -
     timed(1.1)
     assert objection(project, project / VERDICT) is None
     timed(1.3)
-    told = "latency: 1.30 times the champion's (13.0 ms against 10.0), at most 1.10 allowed"
-    assert objection(project, project / VERDICT) == told
+    reason = "latency: 1.30 times the champion's (13.0 ms against 10.0), at most 1.10 allowed"
+    assert objection(project, project / VERDICT) == reason
 
 
 @pytest.mark.parametrize("other", [{"seed": 2}, {"promote": False}, {"growth": COUNTED_ALIKE}])
@@ -209,10 +210,11 @@ def test_two_that_are_not_built_alike_are_timed(project: Path, model, tokenizer)
     write_json(VERDICT, SMALLER)
     latency = Latency(timing=Timing(seconds=0.1))
     latency.compare(folders, ["one two", "three"], VERDICT, precision="auto", threads=1)
-    found = json.loads(LATENCY.read_text())
-    assert found["ratio"] == pytest.approx(found["challenger_ms"] / found["champion_ms"], abs=1e-3)
-    assert 0.2 < found["ratio"] < 5  # they are the same
-    assert found["allowed"] == 1.1 and found["number_format"] in ("float32", "bfloat16")
+    figures = json.loads(LATENCY.read_text())
+    ratio = figures["challenger_ms"] / figures["champion_ms"]
+    assert figures["ratio"] == pytest.approx(ratio, abs=1e-3)
+    assert 0.2 < figures["ratio"] < 5  # they are the same
+    assert figures["allowed"] == 1.1 and figures["number_format"] in ("float32", "bfloat16")
 
 
 def test_without_answers_there_is_nothing_to_judge_by(project: Path) -> None:

@@ -85,12 +85,12 @@ def test_a_column_twice_is_refused():
 
 def test_arrow_files_and_streams_are_read():
     table = pa.table({"q": [f"number {n}" for n in range(3000)]})
-    wanted = [(n + 1, {"q": f"number {n}"}) for n in range(3000)]
+    expected = [(n + 1, {"q": f"number {n}"}) for n in range(3000)]
     for make in (pa.ipc.new_file, pa.ipc.new_stream):
         out = io.BytesIO()
         with make(out, table.schema) as writer:
             writer.write_table(table)
-        assert list(arrow_records(io.BytesIO(out.getvalue()))) == wanted
+        assert list(arrow_records(io.BytesIO(out.getvalue()))) == expected
     out = io.BytesIO()
     feather.write_feather(table, out)
-    assert list(arrow_records(io.BytesIO(out.getvalue()))) == wanted
+    assert list(arrow_records(io.BytesIO(out.getvalue()))) == expected

@@ -113,13 +113,13 @@ def test_the_same_records_are_the_same_bytes_in_every_format(project):
     with pa.ipc.new_stream(str(project / "data.arrow"), table.schema) as writer:
         writer.write_table(table)
     (project / "data.json").write_text(json.dumps(records, indent=1))
-    found = []
+    digests = []
     for kind in ("jsonl", "jsonl", "csv", "parquet", "arrow", "json"):
         path = f"data.{kind}"
         collect(path)
         files = [*ANSWERED, UNLABELLED]
-        found.append(hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest())
-    assert len(set(found)) == 1
+        digests.append(hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest())
+    assert len(set(digests)) == 1
     assert not list(COLLECT.glob("*.partial"))
 
 
@@ -135,8 +135,8 @@ def test_broken_records_are_set_aside_with_line_and_reason(project):
     ]
     write(project / "data.jsonl", [record(n) for n in range(60)], b"\n".join(bad) + b"\n")
     summary = collect()
-    found = quarantine()
-    assert [(q["line"], q["reason"]) for q in found] == [
+    lines = quarantine()
+    assert [(q["line"], q["reason"]) for q in lines] == [
         (61, "not JSON: Unterminated string"),
         (62, "not UTF-8 (set collect.source.encoding to the encoding of the file)"),
         (63, "no column 'question' (there are: query)"),
@@ -145,8 +145,8 @@ def test_broken_records_are_set_aside_with_line_and_reason(project):
         (66, "a line of more than 1048576 characters"),
         (67, "duplicate prompt"),
     ]
-    assert all(q["file"] == "data.jsonl" and len(q["text"]) <= 200 for q in found)
-    assert found[0]["text"] == '{"question": "no end'
+    assert all(q["file"] == "data.jsonl" and len(q["text"]) <= 200 for q in lines)
+    assert lines[0]["text"] == '{"question": "no end'
     assert summary["set_aside"] == 7 and adds_up(summary)
     assert summary["set aside: not JSON: Unterminated string"] == 1
 
@@ -173,13 +173,13 @@ def collect_marked() -> dict:
     return json.loads((COLLECT / "summary.json").read_text())
 
 
-def test_too_few_rows_are_refused_with_the_counts_and_a_mend(project):
+def test_too_few_rows_are_refused_with_the_counts_and_a_fix(project):
     write(project / "data.jsonl", [record(n) for n in range(9)], b"junk\n")
     with pytest.raises(UserError) as refused:
         collect()
-    said = str(refused.value)
-    assert "1 rows for labelled, 6 needed (10 records read, 9 of them usable)" in said
-    assert "1 x not JSON: Expecting value" in said and "collect.split" in said
+    message = str(refused.value)
+    assert "1 rows for labelled, 6 needed (10 records read, 9 of them usable)" in message
+    assert "1 x not JSON: Expecting value" in message and "collect.split" in message
     assert len(quarantine()) == 1
 
 
@@ -191,16 +191,16 @@ def test_a_file_with_no_usable_record_is_refused_with_the_reasons(project):
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("nowhere.jsonl", "file not found"),
         ("../data.jsonl", "outside the project"),
         ("bad.parquet", "cannot read"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_a_clear_error(project, path, said):
+def test_a_file_that_cannot_be_read_is_a_clear_error(project, path, message):
     (project / "bad.parquet").write_bytes(b"PAR1 and then nothing of use PAR1")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         collect(path)
     assert not (COLLECT / "summary.json").exists()
 
@@ -241,11 +241,11 @@ class Bucket(BaseHTTPRequestHandler):
     content = b""
 
     def do_HEAD(self) -> None:
-        found = self.path == "/bucket/data.jsonl"
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        first, last = map(int, asked.groups()) if asked else (0, len(self.content))
-        body = self.content[first : last + 1] if found else b""
-        self.send_response((206 if asked else 200) if found else 404)
+        exists = self.path == "/bucket/data.jsonl"
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        first, last = map(int, byte_range.groups()) if byte_range else (0, len(self.content))
+        body = self.content[first : last + 1] if exists else b""
+        self.send_response((206 if byte_range else 200) if exists else 404)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", '"1"')
         self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")

@@ -14,8 +14,8 @@ MORE = "more cells than the header (a cell that holds the delimiter needs quotes
 
 def read(text: str | bytes, **options) -> list:
     data = text if isinstance(text, bytes) else text.encode()
-    found = csv_records(io.BytesIO(data), **options)
-    return [(n, r.reason if isinstance(r, BrokenRecord) else r) for n, r in found]
+    records = csv_records(io.BytesIO(data), **options)
+    return [(n, r.reason if isinstance(r, BrokenRecord) else r) for n, r in records]
 
 
 def row(question: str, answer: str) -> dict:
@@ -46,9 +46,9 @@ def test_rows_span_lines_and_broken_ones_are_named():
 )
 def test_a_quote_that_never_closes_costs_its_own_row(following):
     whole = read(f"q,a\n{following}")
-    found = read(f'q,a\nfirst,0\nthe sign of inches,"\n{following}')
-    assert found[:2] == [(2, row("first", "0")), (3, NEVER_CLOSES)]
-    assert found[2:] == [(line + 2, record) for line, record in whole]
+    records = read(f'q,a\nfirst,0\nthe sign of inches,"\n{following}')
+    assert records[:2] == [(2, row("first", "0")), (3, NEVER_CLOSES)]
+    assert records[2:] == [(line + 2, record) for line, record in whole]
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ def test_a_header_that_cannot_be_read_is_no_row(header):
     ids=repr,
 )
 def test_delimiters_line_ends_and_encodings_are_told(text, first):
-    wanted = [(first, row("x, y", "1,5")), (first + 1, row("z", "2"))]
+    expected = [(first, row("x, y", "1,5")), (first + 1, row("z", "2"))]
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"):
-        assert read(text.encode(encoding)) == wanted, encoding
+        assert read(text.encode(encoding)) == expected, encoding
 
 
 def test_a_semicolon_in_one_column_of_text_is_no_delimiter():

@@ -81,8 +81,8 @@ def test_alpaca_as_one_array(project, name, indent):
     ]
     _, rows, aside = collect(name, json.dumps(records, indent=indent).encode(), ALPACA)
     hints = ["" if n % 3 else "Think.\n" for n in range(len(ROWS))]
-    wanted = [f"{row['question']}\n{hint}Answer:" for row, hint in zip(ROWS, hints, strict=True)]
-    assert aside == [] and {row.prompt for row in rows} == {*wanted}
+    expected = [f"{row['question']}\n{hint}Answer:" for row, hint in zip(ROWS, hints, strict=True)]
+    assert aside == [] and {row.prompt for row in rows} == {*expected}
 
 
 def test_sharegpt_sets_only_the_tool_turns_aside(project):
@@ -121,5 +121,5 @@ def test_prompts_that_differ_by_one_sign_are_all_kept(project, one, other):
         for sign in (one, other)
     ]
     data = "\n".join(json.dumps(row) for row in rows).encode()
-    _, found, aside = collect("data.jsonl", data, TEMPLATE)
-    assert aside == [] and len({row.prompt for row in found}) == len(found) == 60
+    _, kept, aside = collect("data.jsonl", data, TEMPLATE)
+    assert aside == [] and len({row.prompt for row in kept}) == len(kept) == 60

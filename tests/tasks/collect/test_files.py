@@ -20,9 +20,9 @@ TABLE = b"q\n" + b"".join(b"%s\n" % row["q"].encode() for row in ROWS)
 
 def columns(path: str, **options) -> list:
     source = validated(DataFile, {"type": "files", "path": path, **options}, "collect.source")
-    found = list(source.source_records())
-    assert all(isinstance(source_record, SourceRecord) for source_record in found)
-    return [dict(source_record.columns) for source_record in found]
+    records = list(source.source_records())
+    assert all(isinstance(source_record, SourceRecord) for source_record in records)
+    return [dict(source_record.columns) for source_record in records]
 
 
 def zstandard(data: bytes) -> bytes:
@@ -55,7 +55,7 @@ def test_a_file_is_read_by_its_name(project, name, data):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("rows.xlsx", "a spreadsheet: in Excel, save it as CSV UTF-8"),
         ("rows.ods", "a spreadsheet: save it as CSV"),
@@ -67,13 +67,13 @@ def test_a_file_is_read_by_its_name(project, name, data):
         ("rows", r"give a \.jsonl"),
     ],
 )
-def test_another_format_is_refused_before_any_work(name, said):
-    with pytest.raises(ParamsError, match=said):
+def test_another_format_is_refused_before_any_work(name, message):
+    with pytest.raises(ParamsError, match=message):
         columns(name)
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "message"),
     [
         ("rows.csv", b"PK\x03\x04 and more", "a spreadsheet or an archive"),
         ("rows.csv", b"\xd0\xcf\x11\xe0 and more", "an Excel workbook"),
@@ -87,9 +87,9 @@ def test_another_format_is_refused_before_any_work(name, said):
         ("rows.csv", b"q,q\n1,2\n", "names a column twice: q"),
     ],
 )
-def test_what_a_file_is_instead_is_said(project, name, data, said):
+def test_what_a_file_is_instead_is_said(project, name, data, message):
     (project / name).write_bytes(data)
-    with pytest.raises(UserError, match=f"cannot read the data: (?s:.*){said}") as refused:
+    with pytest.raises(UserError, match=f"cannot read the data: (?s:.*){message}") as refused:
         columns(name)
     assert refused.value.where == name and refused.value.fix
 

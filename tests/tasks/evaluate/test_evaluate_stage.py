@@ -103,10 +103,10 @@ def test_a_student_is_asked_with_the_prefix_that_it_learnt(trained: Path, make_m
     rows = [row for row in read_rows(TEST, Row) if row.answer is not None]
     for arm, prefix in {"teacher": "", "kd/seed-1": "[label] "}.items():
         prompts = [prefix + row.prompt for row in rows]
-        said = dict(generate_answers(model, tokenizer, prompts, PARAMS.decoding, threads=1))
+        answers = dict(generate_answers(model, tokenizer, prompts, PARAMS.decoding, threads=1))
         lines = Path(f"data/evaluate/predictions/{arm}.jsonl").read_text().splitlines()
-        given = [json.loads(line)["answer"] for line in lines]
-        assert given == [said[n].text for n in range(len(rows))]
+        written = [json.loads(line)["answer"] for line in lines]
+        assert written == [answers[n].text for n in range(len(rows))]
     fidelity = read("reports/metrics.json")["fidelity"]
     assert fidelity["kl"] > 1e-4  # each reads the same answers behind its own prompt
 

@@ -51,9 +51,9 @@ def harness(
     model = make_model(tokenizer)
     checkpoints.save(model, tokenizer, Path("models/train/kd/seed-1"), {})
     prompts = [f"Definition: {'a small ' * (n % 4)}thing {n}\nCategory:" for n in range(30)]
-    said = dict(generate_answers(model, tokenizer, prompts, Decoding(max_tokens=4)))
+    answers = dict(generate_answers(model, tokenizer, prompts, Decoding(max_tokens=4)))
     rows = [
-        Row(id=row_id(p), prompt=p, answer=f"{said[n].text}{'' if n % 3 == 0 else ' or not'}")
+        Row(id=row_id(p), prompt=p, answer=f"{answers[n].text}{'' if n % 3 == 0 else ' or not'}")
         for n, p in enumerate(prompts)
     ]
     write_rows(Path("data/collect/test.jsonl"), rows)
@@ -62,9 +62,10 @@ def harness(
 
 def ours(folder: Path, rows: list[dict[str, Any]], most: int) -> float:
     how = Decoding(max_tokens=most)
-    said = dict(generate_answers(*checkpoints.load(folder), [row["prompt"] for row in rows], how))
+    prompts = [row["prompt"] for row in rows]
+    answers = dict(generate_answers(*checkpoints.load(folder), prompts, how))
     metric, verifier = ExactMatch(type="exact_match"), Label(type="label")
-    scores = [metric.score(said[n].text, row["answer"], verifier) for n, row in enumerate(rows)]
+    scores = [metric.score(answers[n].text, row["answer"], verifier) for n, row in enumerate(rows)]
     return sum(scores) / len(scores)
 
 
@@ -82,9 +83,9 @@ def test_exact_match_is_that_of_lm_eval_to_the_last_digit(harness: Harness) -> N
     [line] = read("data/evaluate/harness.json")
     assert (line["arm"], line["seed"], line["metric"]) == ("kd", 1, "exact_match")
     assert line["stderr"] == pytest.approx((1 / 3 * 2 / 3 / 29) ** 0.5, abs=1e-6)
-    told = read("reports/metrics.json")
-    assert told["seeds"] == 1
-    assert told["harness"]["round_test"]["exact_match"]["kd"]["value"] == line["value"]
+    report = read("reports/metrics.json")
+    assert report["seeds"] == 1
+    assert report["harness"]["round_test"]["exact_match"]["kd"]["value"] == line["value"]
 
 
 @pytest.mark.slow

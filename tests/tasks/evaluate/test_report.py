@@ -41,12 +41,12 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in ("meta", "line", "polyline", "path", "br", "hr", "link", "img"):
             self.open.append(tag)
-        given = dict(attrs)
-        self.ids += [given["id"]] if given.get("id") else []
+        attributes = dict(attrs)
+        self.ids += [attributes["id"]] if attributes.get("id") else []
         if tag in ("script", "link", "img", "iframe", "object", "embed", "base", "form"):
             self.fetched.append(tag)
         self.fetched += [f"{k}={v}" for k, v in attrs if k in ("src", "srcset") or k[:2] == "on"]
-        href = given.get("href")
+        href = attributes.get("href")
         self.fetched += [href] if href and not href.startswith("#") else []
 
     def handle_endtag(self, tag: str) -> None:

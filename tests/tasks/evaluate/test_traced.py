@@ -47,13 +47,13 @@ def test_every_number_is_traced_to_a_file(reported: Path) -> None:
 def test_numbers_that_no_file_says_are_found_out(
     reported: Path, file: str, section: str, least: int
 ) -> None:
-    def changed(found: Any) -> Any:
-        if isinstance(found, dict):
-            return {key: changed(value) for key, value in found.items()}
-        if isinstance(found, list):
-            return [changed(value) for value in found]
-        number = isinstance(found, int | float) and not isinstance(found, bool)
-        return found * 1.37 + 0.0113 if number else found
+    def changed(document: Any) -> Any:
+        if isinstance(document, dict):
+            return {key: changed(value) for key, value in document.items()}
+        if isinstance(document, list):
+            return [changed(value) for value in document]
+        number = isinstance(document, int | float) and not isinstance(document, bool)
+        return document * 1.37 + 0.0113 if number else document
 
     write_json(Path(file), changed(json.loads(Path(file).read_text())))
     assert sum(shown.section == section for shown in untraced(reported)) >= least

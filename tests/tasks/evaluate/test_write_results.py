@@ -26,8 +26,8 @@ PROMISED = [
 
 def metrics_of(project: Path, **round_: Any) -> dict[str, Any]:
     SimulatedRound(**round_).lay_out(PARAMS)
-    found: dict[str, Any] = read("reports/metrics.json")
-    return found
+    metrics: dict[str, Any] = read("reports/metrics.json")
+    return metrics
 
 
 def test_a_planted_null_fails_the_gate(project: Path) -> None:
@@ -62,10 +62,10 @@ def test_a_gain_without_retention_fails_the_gate(project: Path) -> None:
 def test_metrics_hold_what_is_promised(project: Path) -> None:
     metrics = metrics_of(project)
     for path in PROMISED:
-        found: Any = metrics
+        value: Any = metrics
         for key in path.split("."):
-            found = found[key]
-        assert isinstance(found, bool | int | float), path
+            value = value[key]
+        assert isinstance(value, bool | int | float), path
     assert metrics["seeds"] == 3
     assert metrics["parameters_ratio"] == pytest.approx(42_471_936 / 134_515_008, abs=1e-6)
     assert metrics["speedup"] == pytest.approx(270_303_744 / 85_029_888, abs=1e-6)
@@ -183,9 +183,9 @@ def prediction(answer: str, confidence: float | None, score: float) -> Predictio
 def test_calibration_error_and_agreement_by_hand() -> None:
     teacher = [prediction("a", 0.9, 1), prediction("b", 0.9, 1), prediction("c", 0.4, 0)]
     student = [prediction(" A", 0.8, 1), prediction("x", 0.6, 0), prediction("c", None, 0)]
-    found = Predictions({"teacher": {0: teacher}, "kd": {1: student}})
+    predictions = Predictions({"teacher": {0: teacher}, "kd": {1: student}})
     # two bins: [0, .5) holds 0.4 against 0; [.5, 1] holds mean 0.9 against 1 twice
-    error = found.calibration_error("teacher", "verifier", bins=2)
+    error = predictions.calibration_error("teacher", "verifier", bins=2)
     assert error == pytest.approx((0.4 + 2 * 0.1) / 3)
-    assert found.calibration_error("kd", "verifier", bins=2) is None
-    assert found.same_answer("kd", "teacher", Exact(type="exact")) == pytest.approx(2 / 3)
+    assert predictions.calibration_error("kd", "verifier", bins=2) is None
+    assert predictions.same_answer("kd", "teacher", Exact(type="exact")) == pytest.approx(2 / 3)

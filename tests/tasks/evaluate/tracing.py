@@ -48,11 +48,11 @@ class Report(HTMLParser):
         self.feed(source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
+        attributes = dict(attrs)
         if tag in ("header", "section", "footer"):
-            self.section = given.get("id") or tag
+            self.section = attributes.get("id") or tag
         if tag not in VOID:
-            self.open.append((tag, given.get("class") or ""))
+            self.open.append((tag, attributes.get("class") or ""))
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in VOID:
@@ -64,19 +64,19 @@ class Report(HTMLParser):
         quoted = any(tag in QUOTED or kind in AXES for tag, kind in self.open)
         answer = any({"right", "wrong", "quoted"} & {*kind.split()} for _, kind in self.open)
         if self.section and not quoted and not answer:
-            found = NUMBER.findall(data.replace("\N{MINUS SIGN}", " "))
-            self.shown += [Shown(self.section, n, data.strip()[:80]) for n in found]
+            texts = NUMBER.findall(data.replace("\N{MINUS SIGN}", " "))
+            self.shown += [Shown(self.section, n, data.strip()[:80]) for n in texts]
 
 
 def untraced(root: Path) -> list[Shown]:
     """Return the numbers of reports/report.html that nothing accounts for."""
     report = Report((root / "reports/report.html").read_text())
     known: dict[str, set[str]] = {}
-    for section in {shown.section for shown in report.shown}:
+    for section in {number.section for number in report.shown}:
         values = [v for name in report.sources.get(section, []) for v in _values(root, name)]
         values += derived(root, section)
         known[section] = {n for value in values for n in written(value)} | PROSE.get(section, set())
-    return [shown for shown in report.shown if shown.number not in known[shown.section]]
+    return [number for number in report.shown if number.number not in known[number.section]]
 
 
 def written(value: float) -> Iterator[str]:
@@ -130,7 +130,7 @@ def _derived_of_behaviour(root: Path, section: str, score: float) -> list[float]
         by_arm = {
             x["arm"]: [y["bits_per_byte"] for y in losses if y["arm"] == x["arm"]] for x in losses
         }
-        return [sum(found) / len(found) for found in by_arm.values()]
+        return [sum(figures) / len(figures) for figures in by_arm.values()]
     return _derived_of_data(root, section)
 
 
@@ -149,8 +149,8 @@ def _derived_of_data(root: Path, section: str) -> list[float]:
         by_stage = [
             [r["difficulty"] for r in rows if r["stage"] == n] for n in {r["stage"] for r in rows}
         ]
-        means = [sum(found) / len(found) for found in by_stage]
-        sizes = [len(found) for found in by_stage]
+        means = [sum(difficulties) / len(difficulties) for difficulties in by_stage]
+        sizes = [len(difficulties) for difficulties in by_stage]
         return [*kept, kept[-1] / funnel[0]["seen"], *means, *sizes, *range(1, len(sizes) + 1)]
     if section == "time":
         stages = json.loads((root / "reports/stages.json").read_text())
@@ -191,17 +191,17 @@ def _number(text: str) -> float | str:
         return text
 
 
-def numbers(found: Any) -> Iterator[float]:
+def numbers(document: Any) -> Iterator[float]:
     """Yield every number in a document, those inside of its texts too."""
-    if isinstance(found, dict):
-        yield from numbers([*found.values(), *(str(key) for key in found)])
-    elif isinstance(found, list | tuple):
-        for one in found:
+    if isinstance(document, dict):
+        yield from numbers([*document.values(), *(str(key) for key in document)])
+    elif isinstance(document, list | tuple):
+        for one in document:
             yield from numbers(one)
-    elif isinstance(found, int | float) and not isinstance(found, bool):
-        yield abs(found)
-    elif isinstance(found, str):
-        yield from _in_text(NUMBER.findall(found))
+    elif isinstance(document, int | float) and not isinstance(document, bool):
+        yield abs(document)
+    elif isinstance(document, str):
+        yield from _in_text(NUMBER.findall(document))
 
 
 def _in_text(texts: Iterable[str]) -> Iterator[float]:

@@ -75,8 +75,8 @@ def evaluated(project: Path, make_model: Callable[..., Any], tokenizer: Any) -> 
         checkpoints.save(model, tokenizer, folder, provenance, precision="bfloat16")
     prompts = [f"Definition: a small {word}\nCategory:" for word in "abcdefgh"]
     rows = [Row(id=row_id(p), prompt=p) for p in prompts]
-    said = greedy(Path("models/train/kd/seed-2"), prompts)
-    answered = [r.model_copy(update={"answer": a}) for r, a in zip(rows, said, strict=True)]
+    answers = greedy(Path("models/train/kd/seed-2"), prompts)
+    answered = [r.model_copy(update={"answer": a}) for r, a in zip(rows, answers, strict=True)]
     write_rows(DEV, answered)
     kept = [Response(**row.model_dump(), teacher="main", finish="stop") for row in answered]
     write_rows(FILTER / "kept.jsonl", kept)
@@ -129,7 +129,7 @@ def hashed(*folders: str) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_the_seed_that_is_best_on_dev_leaves_the_house(evaluated: Path) -> None:
+def test_the_seed_that_is_best_on_dev_is_exported(evaluated: Path) -> None:
     run(chosen(), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
     source = Path("models/train/kd/seed-2")
     exported = Path("models/export/safetensors")
@@ -146,9 +146,9 @@ def test_the_seed_that_is_best_on_dev_leaves_the_house(evaluated: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("asked", "seed"), [("first", 1), (2, 2)])
-def test_another_seed_can_be_asked_for(evaluated: Path, asked: str | int, seed: int) -> None:
-    run(chosen(seed=asked), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
+@pytest.mark.parametrize(("choice", "seed"), [("first", 1), (2, 2)])
+def test_another_seed_can_be_asked_for(evaluated: Path, choice: str | int, seed: int) -> None:
+    run(chosen(seed=choice), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
     assert read("models/export/summary.json")["seed"] == seed
 
 
@@ -158,8 +158,8 @@ def test_the_forms_are_asked_with_the_prefix_that_the_student_learnt(evaluated: 
         about = checkpoints.provenance(folder) | {"prompt_prefix": "[label] "}
         checkpoints.save(*checkpoints.load(folder), folder, about, precision="bfloat16")
     rows = list(read_rows(DEV, Row))
-    said = greedy(Path("models/train/kd/seed-1"), [f"[label] {row.prompt}" for row in rows])
-    pairs = zip(rows, said, strict=True)
+    answers = greedy(Path("models/train/kd/seed-1"), [f"[label] {row.prompt}" for row in rows])
+    pairs = zip(rows, answers, strict=True)
     write_rows(DEV, [row.model_copy(update={"answer": answer}) for row, answer in pairs])
     run(chosen(), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
     summary = read("models/export/summary.json")
@@ -176,7 +176,7 @@ def test_the_seed_is_chosen_by_the_metric_that_decides(evaluated: Path) -> None:
     )
     rows = list(read_rows(DEV, Row))
     # by the verifier the second is right once, the first never; by shared words the first is nearer
-    answers = [second[0], *(f"{said} and more" for said in first[1:])]
+    answers = [second[0], *(f"{answer} and more" for answer in first[1:])]
     write_rows(
         DEV, [r.model_copy(update={"answer": a}) for r, a in zip(rows, answers, strict=True)]
     )
@@ -228,7 +228,7 @@ def test_the_model_card_says_what_a_stranger_must_know(evaluated: Path) -> None:
     run(chosen(), TASK, INIT_STUDENT, VerifierAccuracy(), 4)
     card = Path("models/export/safetensors/README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n") and "- someone/teacher\n" in card
-    for said in (
+    for text in (
         "| **distilled student** | 75.0 | [73.0, 77.0] | 93.8 | 46.0 M |",
         "| baseline: equal updates without a teacher | 70.0 |",
         "Over the equal-updates baseline: +5.0 points [+2.0, +8.0]. Seed 2 alone: 75.0 %.",
@@ -239,7 +239,7 @@ def test_the_model_card_says_what_a_stranger_must_know(evaluated: Path) -> None:
         "answers of main: cost usd 0.25, responses 9.",
         "Energy was not measured.",
     ):
-        assert said in card, said
+        assert text in card, text
     assert "gate of its round was not passed" not in card
     assert str(evaluated) not in card
 
@@ -291,14 +291,14 @@ class TestTrimmedVocabulary:
         rows = [Row.model_validate_json(line) for line in DEV.read_text().splitlines()]
         for seed in (1, 2):
             folder = Path(f"models/train/kd/seed-{seed}")
-            told = read(str(folder / "provenance.json"))
+            provenance = read(str(folder / "provenance.json"))
             model, whole = checkpoints.load(folder)
             its = trim(model, whole, [row.model_copy(update={"answer": " a"}) for row in rows])
             assert len(its) < len(whole)
-            checkpoints.save(model, its, folder, told, precision="bfloat16")
+            checkpoints.save(model, its, folder, provenance, precision="bfloat16")
         prompts = [row.prompt for row in rows]
-        said = greedy(Path("models/train/kd/seed-2"), prompts)
-        right = [r.model_copy(update={"answer": a}) for r, a in zip(rows, said, strict=True)]
+        answers = greedy(Path("models/train/kd/seed-2"), prompts)
+        right = [r.model_copy(update={"answer": a}) for r, a in zip(rows, answers, strict=True)]
         write_rows(DEV, right)
         return tokenizer
 
@@ -310,9 +310,9 @@ class TestTrimmedVocabulary:
         for name in ("safetensors", "onnx"):
             its = checkpoints.load_tokenizer(EXPORT / name)
             assert its.get_vocab() == trimmed.get_vocab()
-        told = read("models/export/safetensors/provenance.json")["rescored"]
-        assert told["agreement"] == 1.0
-        assert told["log_prob_drift"] == pytest.approx(0.0, abs=1e-4)
+        rescored = read("models/export/safetensors/provenance.json")["rescored"]
+        assert rescored["agreement"] == 1.0
+        assert rescored["log_prob_drift"] == pytest.approx(0.0, abs=1e-4)
         model, _ = checkpoints.load(EXPORT / "safetensors")
         assert len(model.get_input_embeddings().weight) == len(trimmed)
         assert not [path for path in EXPORT.parent.iterdir() if path.name.startswith(".whole")]
@@ -322,9 +322,9 @@ class TestTrimmedVocabulary:
         write_rows(DEV, [first.model_copy(update={"answer": " animal"}), *others])
         assert " animal" not in (first.answer or "")
         run(chosen(), TASK, self.TRIMMED, VerifierAccuracy(), 4)
-        told = read("models/export/safetensors/provenance.json")["rescored"]
-        assert told["log_prob_drift"] == pytest.approx(0.0, abs=1e-4)
-        assert told["perplexity"] < 1e9
+        rescored = read("models/export/safetensors/provenance.json")["rescored"]
+        assert rescored["log_prob_drift"] == pytest.approx(0.0, abs=1e-4)
+        assert rescored["perplexity"] < 1e9
 
     def test_it_can_leave_as_it_is(self, trimmed: Any) -> None:
         run(chosen(vocabulary="used"), TASK, self.TRIMMED, VerifierAccuracy(), 4)

@@ -204,8 +204,8 @@ def test_losses_are_those_of_the_original_where_a_runtime_gives_them(
     chosen = form(type=kind, **({"precision": "float32"} if kind == "safetensors" else {}))
     (tmp_path / "out").mkdir()
     chosen.write(checkpoint, tmp_path / "out")
-    found = chosen.losses(tmp_path / "out", rows, 1)
+    losses = chosen.losses(tmp_path / "out", rows, 1)
     if kind == "gguf":
-        assert found is None
+        assert losses is None
     else:
-        assert found == pytest.approx(read_losses(checkpoint, "float32", rows, 1), abs=1e-4)
+        assert losses == pytest.approx(read_losses(checkpoint, "float32", rows, 1), abs=1e-4)

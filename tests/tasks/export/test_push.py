@@ -66,9 +66,9 @@ class Hub(BaseHTTPRequestHandler):
             type(self).created = json.loads(body)
             return self._say(200, {"url": "http://127.0.0.1/someone/student"})
         if "/preupload/" in self.path:
-            asked = json.loads(body)["files"]
+            files = json.loads(body)["files"]
             return self._say(200, {"files": [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files
             ]})  # fmt: skip
         lines = [json.loads(line)["value"] for line in body.splitlines()]
         type(self).files |= {

@@ -36,8 +36,8 @@ def test_agreement():
         *samples("alone", " z"),
         *samples("all", " a", " a"),
     ]
-    found = judged({"type": "agreement", "min_share": 0.5}, rows)
-    assert found == [
+    verdicts = judged({"type": "agreement", "min_share": 0.5}, rows)
+    assert verdicts == [
         *["kept", "outvoted", "kept", "kept"],
         *["samples disagree"] * 3,
         "kept",
@@ -52,6 +52,6 @@ def test_agreement():
 
 def test_of_equally_common_answers_the_first_one_wins():
     rows = samples("p", " b", " a", " a", " b")
-    found = judged({"type": "agreement"}, rows)
-    assert found == ["kept", "outvoted", "outvoted", "kept"]
+    verdicts = judged({"type": "agreement"}, rows)
+    assert verdicts == ["kept", "outvoted", "outvoted", "kept"]
     assert votes_of(rows, lambda row: row.answer)[rows[0].id][1] == 0.5

@@ -118,12 +118,12 @@ def test_the_funnel_adds_up(project):
 
 def test_two_runs_write_the_same_bytes(project):
     write_rows(GENERATE / "main/responses.jsonl", responses())
-    found = []
+    runs = []
     for _ in range(2):
         filtered()
-        found.append({path.name: path.read_bytes() for path in FILTER.iterdir()})
-    assert found[0] == found[1]
-    assert set(found[0]) == {
+        runs.append({path.name: path.read_bytes() for path in FILTER.iterdir()})
+    assert runs[0] == runs[1]
+    assert set(runs[0]) == {
         "kept.jsonl",
         "dropped.jsonl",
         "funnel.json",

@@ -78,14 +78,15 @@ def test_repetition():
 
 def test_confidence_by_threshold():
     rows = [response(logprob=p) for p in (-0.1, -1.0, -1.01)] + [response()]
-    found = judged({"type": "confidence", "min_logprob": -1.0}, rows)
-    assert found == ["kept", "kept", "low confidence of the teacher", "kept"]
+    verdicts = judged({"type": "confidence", "min_logprob": -1.0}, rows)
+    assert verdicts == ["kept", "kept", "low confidence of the teacher", "kept"]
 
 
 def test_confidence_by_share_refuses_the_lowest():
     rows = [response(logprob=-float(n % 10)) for n in range(20)]
-    found = judged({"type": "confidence", "drop_lowest": 0.2}, rows)
-    assert [row.logprob for row, said in zip(rows, found, strict=True) if said != "kept"] == [
+    verdicts = judged({"type": "confidence", "drop_lowest": 0.2}, rows)
+    judged_rows = zip(rows, verdicts, strict=True)
+    assert [row.logprob for row, verdict in judged_rows if verdict != "kept"] == [
         -8.0,
         -9.0,
         -8.0,
@@ -103,10 +104,10 @@ def test_confidence_takes_one_threshold(spelt):
 
 def test_the_rules_of_a_table_are_no_repetition():
     table = "| name | size |\n|------|------|\n| fox | 1 |\n| owl | 2 |"
-    found = judged(
+    verdicts = judged(
         {"type": "repetition"}, [response(table), response("= " * 20), response("x " * 9)]
     )
-    assert found == ["kept", "repeated n-grams", "repeated n-grams"]
+    assert verdicts == ["kept", "repeated n-grams", "repeated n-grams"]
 
 
 def test_exact_duplicates_and_contradictions():
@@ -135,10 +136,10 @@ def test_near_duplicates():
         response(prompt=(Message(role="user", content=f"({text})"),)),
     ]
     near = "near-duplicate of an earlier prompt"
-    found = judged({"type": "near_duplicates", "similarity": 0.8}, rows)
-    assert found == ["kept", "kept", near, "kept", "kept", near, near]
-    found = judged({"type": "near_duplicates", "similarity": 0.6}, rows)
-    assert found[1] == near
+    verdicts = judged({"type": "near_duplicates", "similarity": 0.8}, rows)
+    assert verdicts == ["kept", "kept", near, "kept", "kept", near, near]
+    verdicts = judged({"type": "near_duplicates", "similarity": 0.6}, rows)
+    assert verdicts[1] == near
 
 
 def test_near_duplicates_do_not_count_the_template():
@@ -147,18 +148,18 @@ def test_near_duplicates_do_not_count_the_template():
     )
     evaluation = [template.format(f"w{n} x{n} y{n}") for n in range(30)]
     rows = [response(prompt=template.format(text)) for text in ("oak tree", "big cat", "oak tree!")]
-    found = judged({"type": "near_duplicates"}, rows, context(evaluation=evaluation))
-    assert found == ["kept", "kept", "near-duplicate of an earlier prompt"]
+    verdicts = judged({"type": "near_duplicates"}, rows, context(evaluation=evaluation))
+    assert verdicts == ["kept", "kept", "near-duplicate of an earlier prompt"]
 
 
 def test_prompts_that_differ_by_a_sign_are_no_near_duplicates():
     long = "Read all of this with care before you say a word, and then work out what follows: "
     texts = ["72 × 6", "72 ÷ 6", "72 × 6.", "user && token", "user || token", "came 😀", "came 😡"]
     near = "near-duplicate of an earlier prompt"
-    wanted = ["kept", "kept", near, "kept", "kept", "kept", "kept"]
+    expected = ["kept", "kept", near, "kept", "kept", "kept", "kept"]
     for before in ("", long):
         rows = [response(prompt=before + text) for text in texts]
-        assert judged({"type": "near_duplicates"}, rows) == wanted
+        assert judged({"type": "near_duplicates"}, rows) == expected
         cased = [response(prompt=before + f"power of 5 {unit}") for unit in ("mW", "MW", "mw")]
         assert judged({"type": "near_duplicates"}, cased) == ["kept", "kept", near]
         same = {"type": "exact_duplicates"}
@@ -169,10 +170,10 @@ def test_class_balance_holds_its_share_exactly():
     rows = [response(" animal", f"p{n}") for n in range(80)]
     rows += [response(" plant", f"q{n}") for n in range(10)]
     rows += [response(" stone", f"r{n}") for n in range(10)]
-    found = judged({"type": "class_balance", "max_share": 0.5}, rows)
-    kept = [row.answer for row, said in zip(rows, found, strict=True) if said == "kept"]
+    verdicts = judged({"type": "class_balance", "max_share": 0.5}, rows)
+    kept = [row.answer for row, verdict in zip(rows, verdicts, strict=True) if verdict == "kept"]
     assert kept.count(" animal") == 20 and len(kept) == 40  # one more would be more than half
-    assert found[:21] == ["kept"] * 20 + ["over the limit of its answer"]
+    assert verdicts[:21] == ["kept"] * 20 + ["over the limit of its answer"]
     assert set(judged({"type": "class_balance", "max_share": 0.9}, rows)) == {"kept"}
     assert judged({"type": "class_balance", "max_share": 0.9}, []) == []
 

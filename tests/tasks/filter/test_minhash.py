@@ -32,11 +32,11 @@ def test_similar_pairs_share_a_band_and_strangers_do_not():
     drawn = random.Random(0)
     rows, pairs = [], []
     for number in range(300):
-        said = drawn.sample(VOCABULARY, 60)
-        twin = [*said[:58], f"a{number}", f"b{number}"]
+        words = drawn.sample(VOCABULARY, 60)
+        twin = [*words[:58], f"a{number}", f"b{number}"]
         pairs.append((len(rows), len(rows) + 1))
-        rows += [said, twin]
-    some, other = (bigrams_of(said) for said in rows[:2])
+        rows += [words, twin]
+    some, other = (bigrams_of(words) for words in rows[:2])
     assert 0.8 < len(some & other) / len(some | other) < 0.95
     strangers = [drawn.sample(VOCABULARY, 60) for _ in range(1200)]
     shared = near([*rows, *strangers])
@@ -49,9 +49,9 @@ def test_a_band_is_shared_as_often_as_the_similarity_says():
     drawn = random.Random(1)
     texts = []
     for _ in range(2000):  # 42 pairs of 60 in common
-        said = drawn.sample(VOCABULARY, 50)
-        texts += [said, [*said[:42], *drawn.sample(VOCABULARY, 8)]]
-    some, other = (bigrams_of(said) for said in texts[:2])
+        words = drawn.sample(VOCABULARY, 50)
+        texts += [words, [*words[:42], *drawn.sample(VOCABULARY, 8)]]
+    some, other = (bigrams_of(words) for words in texts[:2])
     similarity = len(some & other) / len(some | other)
     assert 0.68 < similarity < 0.74
     number, width = bands(0.8, 128)

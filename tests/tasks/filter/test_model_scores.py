@@ -12,8 +12,8 @@ ROWS = [response(f" answer {n}", f"p{n}") for n in range(6)]
 
 def test_ifd_drops_what_the_prompt_does_not_help_and_keeps_the_highest(monkeypatch):
     scores = [0.2, 1.0, 0.9, 1.7, 0.5, 0.7]
-    asked = SimpleNamespace(instruction_following_difficulty=lambda rows: iter(scores))
-    monkeypatch.setattr(Likelihood, "of", lambda *_: asked)
+    likelihood = SimpleNamespace(instruction_following_difficulty=lambda rows: iter(scores))
+    monkeypatch.setattr(Likelihood, "of", lambda *_: likelihood)
     useless, low = "the prompt does not help (IFD)", "not selected (low IFD)"
     assert judged({"type": "ifd"}, ROWS) == ["kept", useless, "kept", useless, "kept", "kept"]
     half = judged({"type": "ifd", "keep_share": 0.5}, ROWS)
@@ -23,31 +23,33 @@ def test_ifd_drops_what_the_prompt_does_not_help_and_keeps_the_highest(monkeypat
 def test_ifd_of_a_model(checkpoint):
     known = replace(context(), scorer=lambda: checkpoint)
     spelt = {"type": "ifd", "precision": "float32", "threads": 1}
-    asked = Likelihood.of(checkpoint, "float32", 1)
-    scores = [round(score, 4) for score in asked.instruction_following_difficulty(ROWS)]
-    found = judged(spelt, ROWS, known)
-    assert [said == "kept" for said in found] == [score < 1 for score in scores]
+    likelihood = Likelihood.of(checkpoint, "float32", 1)
+    scores = [round(score, 4) for score in likelihood.instruction_following_difficulty(ROWS)]
+    verdicts = judged(spelt, ROWS, known)
+    assert [verdict == "kept" for verdict in verdicts] == [score < 1 for score in scores]
 
 
 def test_a_judge_is_asked_where_the_verifier_does_not_know(monkeypatch):
-    asked = []
+    judged_texts = []
 
     def opened(self, folder):
         replies = iter(['{"score": 9}', '{"score": 3}', "Nice!", '{"score": 6}'])
-        return lambda conversations: [asked.append(c) or next(replies) for c in conversations]
+        return lambda conversations: [
+            judged_texts.append(c) or next(replies) for c in conversations
+        ]
 
     monkeypatch.setattr(Judge, "open", opened)
     known = replace(context(), references={ROWS[0].id: " answer 0", ROWS[1].id: " other"})
     low = "low judge score"
-    found = judged({"type": "judge"}, ROWS, known)
-    assert found == ["kept", low, "kept", low, "no verdict from the judge", "kept"]
-    assert len(asked) == 4
+    verdicts = judged({"type": "judge"}, ROWS, known)
+    assert verdicts == ["kept", low, "kept", low, "no verdict from the judge", "kept"]
+    assert len(judged_texts) == 4
     kept = judged({"type": "judge", "no_verdict": "keep"}, ROWS, known)
     assert kept[4] == "kept"
 
 
 def test_rewards(monkeypatch):
-    scores = SimpleNamespace(scores=lambda asked: iter([0.1, 2.0, -1.0, 0.3, 0.2, 5.0]))
+    scores = SimpleNamespace(scores=lambda pairs: iter([0.1, 2.0, -1.0, 0.3, 0.2, 5.0]))
     monkeypatch.setattr("cohobate.scoring.reward_models.RewardModel.of", lambda *_: scores)
     low = "low reward"
     by_value = judged({"type": "reward", "min_reward": 0.2}, ROWS)

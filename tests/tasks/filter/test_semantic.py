@@ -25,33 +25,35 @@ def rows(*names: str):
 
 
 def test_semantic_duplicates_are_those_of_a_row_that_was_kept(monkeypatch):
-    said = rows("east", "north", "nearly east", "nearly north", "west", "east")
+    responses = rows("east", "north", "nearly east", "nearly north", "west", "east")
     again = "semantic duplicate of an earlier row"
-    wanted = ["kept", "kept", again, again, "kept", again]
+    expected = ["kept", "kept", again, again, "kept", again]
     spelt = {"type": "semantic_duplicates", "similarity": 0.95}
-    assert judged(spelt, said) == wanted
+    assert judged(spelt, responses) == expected
     for block in (1, 2, 4):  # however the rows are cut
         monkeypatch.setattr(semantic, "_BLOCK", block)
-        assert judged(spelt, said) == wanted
-    assert set(judged({"type": "semantic_duplicates", "similarity": 0.999}, said[:5])) == {"kept"}
+        assert judged(spelt, responses) == expected
+    strict = {"type": "semantic_duplicates", "similarity": 0.999}
+    assert set(judged(strict, responses[:5])) == {"kept"}
 
 
 def test_what_is_like_a_dropped_row_alone_stays(monkeypatch):
     steps = {f"step {n}": 15 * n for n in range(4)}  # each like its neighbours, no further
     monkeypatch.setattr(semantic, "_BLOCK", 2)
     monkeypatch.setitem(globals(), "DIRECTIONS", DIRECTIONS | steps)
-    found = judged({"type": "semantic_duplicates", "similarity": 0.95}, rows(*steps))
-    assert [said == "kept" for said in found] == [True, False, True, False]
+    verdicts = judged({"type": "semantic_duplicates", "similarity": 0.95}, rows(*steps))
+    assert [verdict == "kept" for verdict in verdicts] == [True, False, True, False]
 
 
 @pytest.mark.parametrize("by", ["facility_location", "k_centre"])
 def test_the_diverse_part_has_one_row_of_each_cluster(by):
-    said = rows("east", "nearly east", "north", "nearly north", "east", "north", "west")
-    found = judged({"type": "diversity", "by": by, "keep_rows": 3}, said)
-    kept = [row.prompt for row, verdict in zip(said, found, strict=True) if verdict == "kept"]
+    responses = rows("east", "nearly east", "north", "nearly north", "east", "north", "west")
+    verdicts = judged({"type": "diversity", "by": by, "keep_rows": 3}, responses)
+    pairs = zip(responses, verdicts, strict=True)
+    kept = [row.prompt for row, verdict in pairs if verdict == "kept"]
     assert len({name.removeprefix("nearly ") for name in kept}) == 3 == len(kept)
-    assert set(found) == {"kept", "not selected (diversity)"}
-    assert judged({"type": "diversity", "by": by, "keep_share": 0.9}, said[:1]) == ["kept"]
+    assert set(verdicts) == {"kept", "not selected (diversity)"}
+    assert judged({"type": "diversity", "by": by, "keep_share": 0.9}, responses[:1]) == ["kept"]
 
 
 def test_facility_location_comes_near_the_optimum():

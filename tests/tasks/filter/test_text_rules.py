@@ -19,8 +19,8 @@ def test_schema():
         '{"label": NaN}',
         "[" * 100_000,
     ]
-    found = judged({"type": "schema", "json_schema": OBJECT}, [response(a) for a in answers])
-    assert found == ["kept", "kept", *["JSON of another schema"] * 2, *["not JSON"] * 4]
+    verdicts = judged({"type": "schema", "json_schema": OBJECT}, [response(a) for a in answers])
+    assert verdicts == ["kept", "kept", *["JSON of another schema"] * 2, *["not JSON"] * 4]
     with pytest.raises(ValidationError, match="not a JSON schema"):
         judged({"type": "schema", "json_schema": {"type": "thing"}}, [])
 
@@ -38,8 +38,9 @@ def test_language():
     ]
     both = judged({"type": "language", "wanted": ["en", "de"]}, rows)
     assert both == ["kept", "kept", "not in en or de", "kept"]
-    asked = [response(english, prompt=german)]
-    assert judged({"type": "language", "wanted": ["en"], "of": "prompt"}, asked) == ["not in en"]
+    responses = [response(english, prompt=german)]
+    of_prompt = {"type": "language", "wanted": ["en"], "of": "prompt"}
+    assert judged(of_prompt, responses) == ["not in en"]
     with pytest.raises(ValidationError, match="not an ISO 639 code"):
         judged({"type": "language", "wanted": ["English"]}, [])
 
@@ -62,8 +63,8 @@ def test_language_of_short_texts():
         "猫在沙发上睡觉猫在沙发上睡觉猫在沙发上睡觉",
     ]
     rows = [response(text) for text in (*glosses, *foreign)]
-    found = judged({"type": "language", "wanted": ["en"], "min_characters": 18}, rows)
-    assert found == ["kept"] * len(glosses) + ["not in en"] * len(foreign)
+    verdicts = judged({"type": "language", "wanted": ["en"], "min_characters": 18}, rows)
+    assert verdicts == ["kept"] * len(glosses) + ["not in en"] * len(foreign)
     strict = judged({"type": "language", "wanted": ["en"], "min_probability": 0.9}, rows)
     assert strict.count("kept") < len(glosses)
 
@@ -94,10 +95,10 @@ HONEST = [
 
 def test_boilerplate():
     rows = [response(text) for text in (*DECLINING, *STOCK, *HONEST)]
-    found = judged({"type": "boilerplate"}, rows)
-    assert found[: len(DECLINING)] == ["refusal to answer"] * len(DECLINING)
-    assert found[len(DECLINING) : -len(HONEST)] == ["boilerplate"] * len(STOCK)
-    assert found[-len(HONEST) :] == ["kept"] * len(HONEST)
+    verdicts = judged({"type": "boilerplate"}, rows)
+    assert verdicts[: len(DECLINING)] == ["refusal to answer"] * len(DECLINING)
+    assert verdicts[len(DECLINING) : -len(HONEST)] == ["boilerplate"] * len(STOCK)
+    assert verdicts[-len(HONEST) :] == ["kept"] * len(HONEST)
     own = {"type": "boilerplate", "refusals": False, "phrases": ["(Of Being)"]}
     rows = [response(DECLINING[0]), response("a feeling (of being) sorry"), response("of being")]
     assert judged(own, rows) == ["kept", "boilerplate", "kept"]

@@ -52,15 +52,15 @@ def ready(project, checkpoint, rows):
 @pytest.fixture
 def computed(monkeypatch):
     """The prompts that really went through the model, in order."""
-    asked = []
+    draws = []
     real = loaded_teacher.decode_batch
 
     def counting(model, requests, decoding, stop, batching):
-        asked.extend(request.draw for request in requests)
+        draws.extend(request.draw for request in requests)
         return real(model, requests, decoding, stop, batching)
 
     monkeypatch.setattr(loaded_teacher, "decode_batch", counting)
-    return asked
+    return draws
 
 
 def clean_run(params=PARAMS):

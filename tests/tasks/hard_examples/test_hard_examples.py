@@ -50,16 +50,16 @@ def student(project: Path, model, tokenizer):
 
 
 def test_the_prompts_with_the_widest_gap_come_first(student, tokenizer) -> None:
-    said = {"one two": "a", "three": "bb", "four five six": "ccc", "seven": "d"}
+    answers = {"one two": "a", "three": "bb", "four five six": "ccc", "seven": "d"}
     logprobs = [-0.1, -4.0, -0.5, None]
-    rows = [response(p, a, lp) for (p, a), lp in zip(said.items(), logprobs, strict=True)]
+    rows = [response(p, a, lp) for (p, a), lp in zip(answers.items(), logprobs, strict=True)]
     write_rows(FILTER / "kept.jsonl", rows)
     run(HardExamplesParams(rows=3), "kd")
     regret = {row.id: loss(student, tokenizer, row) + (row.logprob or 0.0) for row in rows}
-    wanted = sorted(regret, key=lambda name: -regret[name])[:3]
-    found = list(read_rows(HARDEST, Row))
-    assert [row.id for row in found] == wanted
-    assert all(row.answer is None and row.origin == "none" for row in found)
+    expected = sorted(regret, key=lambda name: -regret[name])[:3]
+    hardest = list(read_rows(HARDEST, Row))
+    assert [row.id for row in hardest] == expected
+    assert all(row.answer is None and row.origin == "none" for row in hardest)
     summary = json.loads((HARD_EXAMPLES / "summary.json").read_text())
     assert math.isclose(summary["mean_regret"], sum(regret.values()) / 4, abs_tol=0.05)  # bfloat16
 
@@ -82,9 +82,9 @@ def test_a_prompt_is_mined_without_the_prefix_and_the_rationale_of_its_row(stude
 
 def test_prompts_are_mined_as_they_were_collected_and_labelled_ones_are_not(student) -> None:
     turns = (Message(role="system", content="Explain."), Message(role="user", content="one"))
-    asked = response("one", "a", -1.0).model_copy(update={"prompt": turns})
+    conversation = response("one", "a", -1.0).model_copy(update={"prompt": turns})
     write_rows(
-        FILTER / "kept.jsonl", [asked, response("two", "b", -9.0), response("three", "c", 0)]
+        FILTER / "kept.jsonl", [conversation, response("two", "b", -9.0), response("three", "c", 0)]
     )
     write_rows(UNLABELLED, [Row(id=row_id("one"), prompt="one", group="g")])
     write_rows(LABELLED, [Row(id=row_id("two"), prompt="two", answer="b")])

@@ -85,7 +85,7 @@ def test_fewer_layers_still_generate_with_a_cache(model):
     assert torch.equal(cached, model.generate(ids, use_cache=False, **options))
 
 
-def test_a_configuration_with_an_entry_a_layer_is_mended():
+def test_a_configuration_with_an_entry_a_layer_is_cut_too():
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     kinds = ["full_attention", "sliding_attention"] * 2
@@ -165,11 +165,11 @@ def test_a_model_that_changed_since_preflight_is_refused(build, checkpoint, make
 def test_a_student_cut_by_rows_is_what_preflight_foresaw(build, project, shape):
     prompts = ["a small plant", " animal person"]
     write_rows(LABELLED, [Row(id=row_id(p), prompt=p, answer=" animal") for p in prompts])
-    found = []
+    records = []
     for _ in range(2):
         build(type="teacher_layers", rows="data/collect/labelled.jsonl", **shape)
-        found.append(checkpoints.fingerprint(INIT_STUDENT))
-    assert found[0] == found[1]
+        records.append(checkpoints.fingerprint(INIT_STUDENT))
+    assert records[0] == records[1]
     summary, pinned = (json.loads(p.read_text()) for p in (INIT_STUDENT / "summary.json", MODELS))
     foreseen = pinned["student"]["parameters"]
     if "vocabulary" in shape:  # which tokens occur is not known before

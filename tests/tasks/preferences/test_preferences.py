@@ -51,8 +51,8 @@ def project(project: Path) -> Path:
     rows = [sample(p, n, a) for p, answers in SAMPLES.items() for n, a in enumerate(answers)]
     write_rows(GENERATE / "main/responses.jsonl", rows)
     write_rows(FILTER / "kept.jsonl", rows[:5])
-    told = {"filter": "contaminated", "reason": "identical to an evaluation prompt"}
-    write_rows(FILTER / "dropped.jsonl", [Dropped(**rows[-1].model_dump(), **told)])
+    dropped_by = {"filter": "contaminated", "reason": "identical to an evaluation prompt"}
+    write_rows(FILTER / "dropped.jsonl", [Dropped(**rows[-1].model_dump(), **dropped_by)])
     labelled = [
         Row(id=row_id(p), prompt=p, answer=a, origin="ground_truth") for p, a in RIGHT.items()
     ]
@@ -125,11 +125,11 @@ def test_samples_of_several_teachers_meet(project):
 
 
 def test_a_judge_is_not_asked_where_the_verifier_knows(project, monkeypatch):
-    asked = []
+    judged_texts = []
 
     def opened(self, folder):
         def ask(conversations):
-            asked.extend(conversations)
+            judged_texts.extend(conversations)
             return ['{"better": "first"}'] * len(conversations)  # in love with a position
 
         return ask
@@ -138,12 +138,13 @@ def test_a_judge_is_not_asked_where_the_verifier_knows(project, monkeypatch):
     write_rows(LABELLED, [Row(id=row_id("p1"), prompt="p1", answer=" animal")])
     pairs, figures = paired(type="best_vs_worst", by={"type": "judge"}, judge="judge")
     assert [pair.prompt for pair in pairs] == ["p1"]
-    assert len(asked) == 2 and "p2" in asked[0][1].content
+    assert len(judged_texts) == 2 and "p2" in judged_texts[0][1].content
     assert (figures["judged inconsistent"], figures["ties"]) == (1, 1)
 
 
 def test_a_judge_that_says_nothing_makes_no_pair(project, monkeypatch):
-    monkeypatch.setattr(Judge, "open", lambda self, folder: lambda asked: ["Well."] * len(asked))
+    judge = lambda conversations: ["Well."] * len(conversations)  # noqa: E731
+    monkeypatch.setattr(Judge, "open", lambda self, folder: judge)
     write_rows(LABELLED, [])
     with pytest.raises(UserError, match="2 without a verdict"):
         paired(type="best_vs_worst", by={"type": "judge"}, judge="judge")
@@ -173,7 +174,7 @@ def test_the_students_own_answers_are_the_rejected_ones(project, checkpoint):
 
 
 def test_a_reward_model_ranks(project, monkeypatch):
-    scores = lambda asked: (float(len(answer)) for _, answer in asked)  # noqa: E731
+    scores = lambda candidates: (float(len(answer)) for _, answer in candidates)  # noqa: E731
     monkeypatch.setattr(
         "cohobate.scoring.reward_models.RewardModel.of", lambda *_: SimpleNamespace(scores=scores)
     )
@@ -187,8 +188,8 @@ def test_samples_of_one_origin_cannot_be_ranked_by_origin():
 
 
 def test_two_runs_write_the_same_bytes(project):
-    found = []
+    runs = []
     for _ in range(2):
         paired(type="best_vs_worst", by={"type": "verifier"})
-        found.append({path.name: path.read_bytes() for path in PREFERENCES.iterdir()})
-    assert found[0] == found[1] and set(found[0]) == {"pairs.jsonl", "summary.json"}
+        runs.append({path.name: path.read_bytes() for path in PREFERENCES.iterdir()})
+    assert runs[0] == runs[1] and set(runs[0]) == {"pairs.jsonl", "summary.json"}

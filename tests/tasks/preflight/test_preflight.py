@@ -70,8 +70,8 @@ def publish(make_model, tmp_path):
 
 
 def test_what_was_seen_is_pinned(look, checkpoint, model, tokenizer):
-    found = look()
-    main, student = found["teachers"]["main"], found["student"]
+    models = look()
+    main, student = models["teachers"]["main"], models["student"]
     assert main["fingerprint"] == checkpoints.fingerprint(checkpoint)
     assert main["parameters"] == model.num_parameters()
     assert main["parameters_of_embeddings"] == model.get_input_embeddings().weight.numel()
@@ -99,8 +99,8 @@ def test_unknown_or_forbidding_terms_are_refused_unless_acknowledged(look):
         with pytest.raises(UserError, match=r"licen|terms"):
             look(**terms)
         assert not MODELS.exists()
-    found = look(licence="unknown", outputs_may_train=False, acknowledge="for a private trial")
-    assert found["teachers"]["main"]["acknowledge"] == "for a private trial"
+    models = look(licence="unknown", outputs_may_train=False, acknowledge="for a private trial")
+    assert models["teachers"]["main"]["acknowledge"] == "for a private trial"
 
 
 def test_terms_are_refused_before_a_model_is_looked_for(look):
@@ -140,9 +140,9 @@ def test_uld_needs_no_common_vocabulary(look, publish, make_tokenizer):
 
 def test_the_same_tokens_cut_otherwise_are_refused(look, publish, tokenizer, checkpoint):
     folder = Path(publish("cut", tokenizer))
-    told = json.loads((folder / "tokenizer.json").read_text())
-    told["model"]["merges"] = told["model"]["merges"][:2]
-    (folder / "tokenizer.json").write_text(json.dumps(told))
+    tokenizer_json = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer_json["model"]["merges"] = tokenizer_json["model"]["merges"][:2]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json))
     (folder / "manifest.json").unlink()
     with pytest.raises(UserError, match="tokenize the same text"):
         look({"type": "pretrained", "model": str(folder)})
@@ -162,8 +162,8 @@ def test_other_manners_are_refused_and_can_be_taken_over(
     with pytest.raises(UserError, match=message) as refused:
         look({"type": "pretrained", "model": other})
     assert "init_student.tokenizer: teacher" in refused.value.fix
-    found = look({"type": "pretrained", "model": other, "tokenizer": "teacher"})
-    assert found["student"]["eos"] == "<|end|>"
+    models = look({"type": "pretrained", "model": other, "tokenizer": "teacher"})
+    assert models["student"]["eos"] == "<|end|>"
 
 
 def test_padded_embeddings_are_noted_and_too_narrow_ones_refused(look, publish, tokenizer):
@@ -200,10 +200,10 @@ def test_a_student_that_cannot_be_made_is_refused(look, shape, message):
 
 
 def test_a_random_student_is_counted(look, tokenizer):
-    found = look({"type": "random", "layers": 2, "overrides": {"hidden_size": 16}})
+    models = look({"type": "random", "layers": 2, "overrides": {"hidden_size": 16}})
     embedding = len(tokenizer) * 16
     per_layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 64 + 2 * 16
-    assert found["student"]["parameters"] == embedding + 2 * per_layer + 16
+    assert models["student"]["parameters"] == embedding + 2 * per_layer + 16
 
 
 @pytest.mark.parametrize(
@@ -244,10 +244,10 @@ def test_the_gpus_memory_counts_where_models_go_there(
     monkeypatch.delenv(FORCED, raising=False)
     with pytest.raises(UserError, match=f"GPU memory in {number_format}"):
         capacity.check_capacity([parameters])
-    said = []
-    monkeypatch.setattr(capacity, "say", said.append)
+    messages = []
+    monkeypatch.setattr(capacity, "say", messages.append)
     capacity.check_capacity([1000])
-    assert "GPU memory is tight" in said.pop()
+    assert "GPU memory is tight" in messages.pop()
 
 
 def test_each_stage_is_measured_by_the_gpus_memory(look, monkeypatch):
@@ -294,7 +294,7 @@ DRAWS = {"type": "sampled", "draws": 8}
         ),
     ],
 )
-def test_phases_that_cannot_work_are_refused_with_the_mend(look, train, signals, message):
+def test_phases_that_cannot_work_are_refused_with_the_fix(look, train, signals, message):
     with pytest.raises(UserError, match=message):
         look(train=train, form=signals)
     assert not MODELS.exists()
@@ -321,12 +321,12 @@ def test_a_phase_may_start_from_a_model_that_was_trained_beside_another(look):
 def test_phases_that_can_work_pass(look, capsys):
     after = {"method": "sft", "from": "train/a", "rows": "x.jsonl", "targets": "x.jsonl"}
     look(train={"a": KD, "b": after | {"epochs": 1, "max_tokens": 200}})
-    said = capsys.readouterr().err
-    assert "train.a.max_tokens is 1024" in said and "train.b.max_tokens" not in said
+    log = capsys.readouterr().err
+    assert "train.a.max_tokens is 1024" in log and "train.b.max_tokens" not in log
 
 
 @pytest.mark.parametrize(
-    ("terms", "told"),
+    ("terms", "warning"),
     [
         ([{"type": "reverse_kl"}], "reverse_kl has almost no gradient"),
         ([{"type": "total_variation"}], "total_variation has"),
@@ -337,11 +337,11 @@ def test_phases_that_can_work_pass(look, capsys):
     ],
 )
 def test_a_divergence_that_teaches_nothing_to_an_untrained_student_is_told(
-    look, publish, tokenizer, capsys, *, terms, told
+    look, publish, tokenizer, capsys, *, terms, warning
 ):
     look(train={"a": KD | {"terms": terms}})
-    said = capsys.readouterr().err
-    assert told in said and ("almost no gradient" in said) == bool(told)
+    log = capsys.readouterr().err
+    assert warning in log and ("almost no gradient" in log) == bool(warning)
     look(
         {"type": "pretrained", "model": publish("small", tokenizer)},
         train={"a": KD | {"terms": terms}},
@@ -356,15 +356,15 @@ def test_signals_of_a_teacher_that_gives_none_are_refused(look, checkpoint):
         look(train={"a": phase}, others={"quiet": quiet})
 
 
-def test_too_little_room_is_refused(monkeypatch, project):
-    said = []
-    monkeypatch.setattr(capacity, "say", said.append)
+def test_too_little_memory_is_refused(monkeypatch, project):
+    messages = []
+    monkeypatch.setattr(capacity, "say", messages.append)
     capacity.check_capacity([1000])
     with pytest.raises(UserError, match="of disk"):
         capacity.check_capacity([10**15])
     monkeypatch.setattr(capacity, "available_on", lambda device: 5000)
     capacity.check_capacity([1000])
-    assert "memory is tight" in said.pop()
+    assert "memory is tight" in messages.pop()
     with pytest.raises(UserError, match="of memory"):
         capacity.check_capacity([3000])
     monkeypatch.setattr(capacity, "available_on", lambda device: None)
@@ -378,15 +378,16 @@ KD = {
 
 
 def test_what_each_stage_takes_is_told(look, monkeypatch):
-    said = []
-    monkeypatch.setattr(memory, "say", said.append)
+    messages = []
+    monkeypatch.setattr(memory, "say", messages.append)
     sft = {k: v for k, v in KD.items() if k != "terms"} | {"method": "sft", "targets": KD["rows"]}
     chain = {"first": sft, "kd": KD}
     chain["next"] = KD | {"from": "train/kd", "targets": "models/train/first"}
     look(train=chain)
-    told = {line.split(":")[0]: line for line in said}
-    assert list(told) == ["generate@main", "capture@main", "train@first", "train@kd", "train@next"]
-    assert "GiB with short rows" in told["train@kd"] and "max_tokens" in told["train@kd"]
+    by_stage = {line.split(":")[0]: line for line in messages}
+    stages = ["generate@main", "capture@main", "train@first", "train@kd", "train@next"]
+    assert list(by_stage) == stages
+    assert "GiB with short rows" in by_stage["train@kd"] and "max_tokens" in by_stage["train@kd"]
 
 
 def test_a_phase_that_cannot_fit_is_refused_by_name(look, monkeypatch):
@@ -429,7 +430,7 @@ def test_a_teacher_behind_an_endpoint_lends_nothing(look, publish, make_tokenize
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("fields", "message"),
     [
         ({"endpoint": "api.example.com"}, "must be an address"),
         ({"endpoint": "https://me:secret@api.example.com/v1"}, "must not hold a password"),
@@ -439,9 +440,9 @@ def test_a_teacher_behind_an_endpoint_lends_nothing(look, publish, make_tokenize
         ({"endpoint": "https://api.example.com/v1", "key": "sk-abc"}, "pattern"),
     ],
 )
-def test_an_address_that_makes_no_sense_is_refused(given, message):
+def test_an_address_that_makes_no_sense_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        Teacher(model="large-1", **given)
+        Teacher(model="large-1", **fields)
 
 
 def test_the_template_of_a_teacher_behind_an_endpoint_is_its_services():
@@ -458,12 +459,12 @@ def test_templates_are_tried_and_their_settings_are_the_students_too(
     look, publish, make_tokenizer, capfd
 ):
     strict = publish("strict", make_tokenizer(chat_template=STRICT))
-    found = look(model=strict)
+    models = look(model=strict)
     assert "refuses a system turn" in capfd.readouterr().err
-    assert "a system turn" in found["student"]["refused_turns"]
-    found = look(model=strict, template={"system": "into_first_user"})
-    assert "a system turn" not in found["teachers"]["main"]["refused_turns"]
-    assert found["student"]["template_hash"] == found["teachers"]["main"]["template_hash"]
+    assert "a system turn" in models["student"]["refused_turns"]
+    models = look(model=strict, template={"system": "into_first_user"})
+    assert "a system turn" not in models["teachers"]["main"]["refused_turns"]
+    assert models["student"]["template_hash"] == models["teachers"]["main"]["template_hash"]
     look(model=publish("thinking", make_tokenizer(chat_template=THINKING)))
     assert "template: {enable_thinking: false}" in capfd.readouterr().err
     with pytest.raises(UserError, match="reads no 'enable_thinking'"):

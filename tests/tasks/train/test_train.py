@@ -100,11 +100,11 @@ def digests(folder: Path) -> dict[str, str]:
 
 def two_targets() -> list[Response]:
     texts = {"prefix": "[rationale] ", "target": "rationale", "answer": " It has fur."}
-    found = []
+    targets = []
     for row in kept():
         answer = row.prefixed("[label] ")
-        found += [answer, answer.model_copy(update=texts)]
-    return found
+        targets += [answer, answer.model_copy(update=texts)]
+    return targets
 
 
 def test_a_phase_learns_several_targets_and_says_how_to_ask_for_the_answer(round_so_far) -> None:
@@ -164,11 +164,11 @@ def test_lessons_are_met_stage_after_stage(round_so_far) -> None:
 
 
 def test_the_same_params_give_the_same_bytes(round_so_far) -> None:
-    found = []
+    runs = []
     for _ in range(2):
         run("kd", phase(**KD), seeds=[1])
-        found.append(digests(TRAIN / "kd"))
-    assert found[0] == found[1]
+        runs.append(digests(TRAIN / "kd"))
+    assert runs[0] == runs[1]
 
 
 def test_a_phase_goes_on_from_another_seed_by_seed(round_so_far) -> None:
@@ -187,12 +187,12 @@ def test_distillation_moves_the_student_towards_the_teacher(round_so_far) -> Non
     def distance(folder: Path) -> float:
         teacher, tokenizer = checkpoints.load(ADAPT / "main")
         student, _ = checkpoints.load(folder)
-        found = []
+        losses = []
         for row in labelled():
             ids = torch.tensor([tokenizer(row.prompt)["input_ids"]])
             p, q = (m(ids).logits[0, -1].log_softmax(-1) for m in (teacher, student))
-            found.append(float((p.exp() * (p - q)).sum()))
-        return sum(found) / len(found)
+            losses.append(float((p.exp() * (p - q)).sum()))
+        return sum(losses) / len(losses)
 
     run("kd", phase(**KD | {"updates": 80, "terms": [{"type": "forward_kl"}]}), seeds=[1])
     assert distance(TRAIN / "kd/seed-1") < distance(INIT_STUDENT) / 2
