@@ -105,10 +105,10 @@ class Contamination:
         return own >= _OWN_SHARE * len(pairs)
 
     def _similar(self, bigrams: set[str], others: frozenset[int]) -> bool:
-        known = [self._pairs[bigram] for bigram in bigrams if bigram in self._pairs]
-        if not known or len(known) < self._similarity * len(bigrams):
+        postings = [self._pairs[bigram] for bigram in bigrams if bigram in self._pairs]
+        if not postings or len(postings) < self._similarity * len(bigrams):
             return False  # even a prompt with just these bigrams would not be near enough
-        shared = Counter(chain.from_iterable(known))
+        shared = Counter(chain.from_iterable(postings))
         return any(
             # Jaccard: n in common, over the union of both sets
             n >= self._similarity * (len(bigrams) + self._sizes[number] - n)

@@ -105,10 +105,10 @@ class TemplateSettings(Section):
         if self != TemplateSettings() and not template:
             raise UserError(f"{name} has no chat template", where=where, fix="leave template out")
         words = set(re.findall(r"[A-Za-z_]\w*", template))
-        known = words | TemplateSettings.model_fields.keys()
+        keys = words | TemplateSettings.model_fields.keys()
         for argument in sorted(self.arguments.keys() - words):
             raise UserError(
-                f"the chat template of {name} reads no {argument!r}{nearest(argument, known)}",
+                f"the chat template of {name} reads no {argument!r}{nearest(argument, keys)}",
                 where=where,
                 fix="beside system, turns and date a key must occur in the template",
             )

@@ -105,9 +105,9 @@ def _shipped_eos(folder: Path, vocabulary: int) -> list[int]:
         if (folder / name).exists():
             config = json.loads((folder / name).read_bytes())
             ids = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
-            found = ids if isinstance(ids, list) else [ids]
-            if found := [n for n in found if isinstance(n, int) and 0 <= n < vocabulary]:
-                return found
+            token_ids = ids if isinstance(ids, list) else [ids]
+            if token_ids := [n for n in token_ids if isinstance(n, int) and 0 <= n < vocabulary]:
+                return token_ids
     return []
 
 

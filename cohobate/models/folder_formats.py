@@ -131,12 +131,12 @@ def _check_quantisation(config: dict[str, Any], folder: Path) -> None:
 
 
 def _check_other_formats(folder: Path) -> None:
-    for pattern, (what, command) in _OTHERS.items():
+    for pattern, (contents, command) in _OTHERS.items():
         if path := next(iter(sorted(folder.glob(pattern))), None):
             fix = command.format(path=path, folder=folder) or _PUBLISHED
             if command == "convert":
                 fix = f"save it as safetensors, then name that folder: {_convert(folder)}"
-            raise _refused(f"no safetensors here: the folder holds {what}", folder, fix)
+            raise _refused(f"no safetensors here: the folder holds {contents}", folder, fix)
 
 
 def _check_shards(folder: Path) -> None:
@@ -185,9 +185,9 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _starts(path: Path, what: bytes) -> bool:
+def _starts(path: Path, prefix: bytes) -> bool:
     with path.open("rb") as file:
-        return file.read(len(what)) == what
+        return file.read(len(prefix)) == prefix
 
 
 def _convert(folder: Path) -> str:
@@ -211,5 +211,5 @@ def _python(code: str) -> str:
     return f"python -c {shlex.quote(code)}" if set(code) & set('"$`') else f'python -c "{code}"'
 
 
-def _refused(what: str, folder: Path, fix: str = "") -> UserError:
-    return UserError(what, where=str(folder), fix=fix)
+def _refused(problem: str, folder: Path, fix: str = "") -> UserError:
+    return UserError(problem, where=str(folder), fix=fix)

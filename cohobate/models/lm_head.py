@@ -65,14 +65,14 @@ class Head:
     def _kept(self) -> dict[tuple[str, torch.dtype], Tensor]:
         return {}
 
-    def keep(self, what: str, tensor: Tensor) -> None:
+    def keep(self, name: str, tensor: Tensor) -> None:
         """Keep memory as large as the head to be written again: on a CPU fresh memory is slow."""
         if tensor.device.type == "cpu":
-            self._kept[what, tensor.dtype] = tensor
+            self._kept[name, tensor.dtype] = tensor
 
-    def take(self, what: str, dtype: torch.dtype) -> Tensor | None:
+    def take(self, name: str, dtype: torch.dtype) -> Tensor | None:
         """Return memory that was kept, its content undefined; it is then the caller's alone."""
-        return self._kept.pop((what, dtype), None)
+        return self._kept.pop((name, dtype), None)
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """Return the weight in the dtype of the products; valid until the next call.
@@ -170,23 +170,24 @@ def _measured(model: Any) -> _Finish | None:
     In the second pass the head's output is replaced by a ramp, whatever the weights are: so that a
     factor and a cap show wherever they are.
     """
-    linear, seen = model.get_output_embeddings(), _Seen()
+    linear, recorder = model.get_output_embeddings(), _Recorder()
     if linear is None or getattr(linear, "weight", None) is None:
         return None
     ids_BS = torch.tensor([[1, 2]], device=model.device)
     handles = [
-        body_of(model).register_forward_hook(seen.keep_hidden),
-        linear.register_forward_hook(seen.keep_product),
+        body_of(model).register_forward_hook(recorder.keep_hidden),
+        linear.register_forward_hook(recorder.keep_product),
     ]
     try:
         with torch.autocast(ids_BS.device.type, enabled=False):
             logits_BSV = model(input_ids=ids_BS, use_cache=False).logits
-            hidden_BSD, product_BSV = seen.hidden, seen.product
+            hidden_BSD, product_BSV = recorder.hidden, recorder.product
             if hidden_BSD is None or product_BSV is None:
                 return None
             # cubed: many small values, where a cap is straight, and large ones, where it bends
-            seen.ramp = 90 * torch.linspace(-1, 1, product_BSV.shape[-1], device=ids_BS.device) ** 3
-            ramp_BSV = seen.ramp.to(product_BSV.dtype).expand(product_BSV.shape)
+            steps = torch.linspace(-1, 1, product_BSV.shape[-1], device=ids_BS.device)
+            recorder.ramp = 90 * steps**3
+            ramp_BSV = recorder.ramp.to(product_BSV.dtype).expand(product_BSV.shape)
             after_BSV = model(input_ids=ids_BS, use_cache=False).logits
     except Exception as error:  # each architecture fails in its own way
         raise UserError(f"{type(model).__name__} cannot read two tokens: {error}") from error
@@ -211,7 +212,7 @@ def _measured(model: Any) -> _Finish | None:
     return _Finish(input_factor * after[0], after[1], rows)
 
 
-class _Seen:
+class _Recorder:
     """Forward hooks that keep what the body and the head give, or replace the latter by a ramp.
 
     They act in the thread that measures alone: passes of the same model beside it stay as they are.
@@ -246,10 +247,10 @@ def _behind(config: Any, ramp: Tensor, after: Tensor) -> tuple[float, float | No
         # where a cap bends little, the factor shows
         straight = slice(None) if cap is None else ramp.abs().amax(0).amax(0) < cap / 20
         scale = _factor(config, ramp[..., straight], after[..., straight])
-        made = ramp.double() * scale
+        scaled = ramp.double() * scale
         if cap is not None:
-            made = (made / cap).tanh() * cap
-        if _alike(made, after):
+            scaled = (scaled / cap).tanh() * cap
+        if _alike(scaled, after):
             return scale, cap
     return None
 

@@ -182,20 +182,22 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # each architecture checks its sizes in its own way
-        what = f"cannot read config.json (model_type {kind}): {_first_line(error)}"
+        problem = f"cannot read config.json (model_type {kind}): {_first_line(error)}"
         if config_json.get("auto_map"):
-            what = f"the model (model_type {kind}) needs code of its own, which is not run here"
+            problem = f"the model (model_type {kind}) needs code of its own, which is not run here"
         fix = "use a model that transformers knows by itself"
-        raise UserError(what, where=str(folder), fix=fix) from error
+        raise UserError(problem, where=str(folder), fix=fix) from error
     name = (config.architectures or ["unknown"])[0]
     masked = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     encoder = masked and not getattr(config, "is_decoder", False)
     other = _HEADS_OF_OTHER_TASKS.search(name)
     causal = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if config.is_encoder_decoder or encoder or other or not causal:
-        what = "an encoder-decoder" if config.is_encoder_decoder else "no causal language model"
+        type_of_model = (
+            "an encoder-decoder" if config.is_encoder_decoder else "no causal language model"
+        )
         raise UserError(
-            f"{name} (model_type {kind}) is {what}: it can be neither teacher nor student",
+            f"{name} (model_type {kind}) is {type_of_model}: it can be neither teacher nor student",
             where=str(folder),
             fix="use a causal language model, such as a Llama, Qwen, Gemma or GPT-2",
         )

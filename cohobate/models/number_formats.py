@@ -118,10 +118,10 @@ def flags() -> frozenset[str]:
 
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return frozenset()
-    known = torch.cpu.get_capabilities()
+    capabilities = torch.cpu.get_capabilities()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     barred = next((flags for names, flags in _BARRED.items() if limit in names), frozenset())
-    return frozenset(flag for flag in _RULES if known.get(flag) and flag not in barred)
+    return frozenset(flag for flag in _RULES if capabilities.get(flag) and flag not in barred)
 
 
 def processor() -> str:

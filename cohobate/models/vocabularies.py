@@ -41,8 +41,8 @@ def ids_within(whole: Mapping[str, int], part: Mapping[str, int]) -> np.ndarray 
 def inverse_ids(ids: np.ndarray, size: int) -> np.ndarray:
     """Return the inverse of `ids_within`: the part's id of each of `size` ids, or −1."""
     inverse = np.full(size, -1, dtype=np.int64)
-    known = ids >= 0
-    inverse[ids[known]] = np.flatnonzero(known)
+    shared = ids >= 0
+    inverse[ids[shared]] = np.flatnonzero(shared)
     return inverse
 
 

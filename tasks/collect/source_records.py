@@ -20,8 +20,8 @@ class UnusableRecordError(Exception):
 class UnreadableError(Exception):
     """No record of a file can be read; `fix` says how to repair it."""
 
-    def __init__(self, what: str, fix: str) -> None:
-        super().__init__(what)
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(problem)
         self.fix = fix
 
 

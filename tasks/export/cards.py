@@ -72,7 +72,7 @@ class CardFiles:
         for path in sorted(GENERATE.glob("*/summary.json")):
             counts = {k: v for k, v in _read(path).items() if k.startswith(_COSTS)}
             costs[f"answers of {path.parent.name}"] = counts
-        return {what: figures for what, figures in costs.items() if figures}
+        return {label: figures for label, figures in costs.items() if figures}
 
 
 class Exported(NamedTuple):

@@ -63,11 +63,11 @@ def add_vocabulary(
 def _cut(folder: Path) -> str:
     """Return llama.cpp's name for how the tokenizer in `folder` cuts text into words."""
     written = json.loads((folder / "tokenizer.json").read_text())
-    how = written.get("pre_tokenizer") or {"type": "nothing"}
+    pre_tokenizer = written.get("pre_tokenizer") or {"type": "nothing"}
     # llama.cpp has the cuts of known tokenizers built in, and takes no pattern from the file
     steps = tuple(
         step["pattern"].get("Regex", "") if step["type"] == "Split" else step["type"]
-        for step in how.get("pretokenizers", [how])
+        for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     )
     if written["model"]["type"] != "BPE" or steps not in _CUTS:
         raise UserError(

@@ -119,8 +119,8 @@ def run(
             record["source"] = lineage(student.by_seed[seed])
             record["number_format"] = number_format
             write_json(partial / checkpoints.PROVENANCE, record)
-            shown_figures = {what: figures[what] for what in SHOWN if figures[what] is not None}
-            summary |= {f"{form.name} {what}": figure for what, figure in shown_figures.items()}
+            shown_figures = {name: figures[name] for name in SHOWN if figures[name] is not None}
+            summary |= {f"{form.name} {name}": figure for name, figure in shown_figures.items()}
             say(f"{form.name}: the same answer on {figures['agreement']:.1%} of {len(rows)} rows")
     write_json(EXPORT / "summary.json", summary)
     write_dataset(EXPORTED_DATA, files)

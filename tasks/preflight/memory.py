@@ -143,32 +143,32 @@ class Memory:
                 yield TeacherSize(self.teachers.get(key, self.student), wide)
 
 
-def captured(size: ModelSize, how: CaptureParams) -> Parts:
+def captured(size: ModelSize, capture: CaptureParams) -> Parts:
     """Return the memory of a forward pass of the teacher, with the logits of one chunk."""
     a_token = 4 * (4 * size.width + 3 * size.neurons)
     return {
         PROGRAM: PROGRAM_BYTES,
-        WEIGHTS: size.inference_bytes(BYTES[resolve(how.precision, checkpoints.accelerator())]),
-        ACTIVATIONS: how.threads * how.batch_tokens * a_token,
-        LOGITS: how.threads * how.chunk_tokens * size.vocabulary * 12,
+        WEIGHTS: size.inference_bytes(BYTES[resolve(capture.precision, checkpoints.accelerator())]),
+        ACTIVATIONS: capture.threads * capture.batch_tokens * a_token,
+        LOGITS: capture.threads * capture.chunk_tokens * size.vocabulary * 12,
     }
 
 
-def answered(size: ModelSize, how: Transformers) -> Parts:
+def answered(size: ModelSize, backend: Transformers) -> Parts:
     """Return the memory of generation: the KV cache of a batch, and the logits of one token."""
-    wide, batch = BYTES[how.number_format], how.batching
+    wide, batch = BYTES[backend.number_format], backend.batching
     a_token = 2 * wide * size.layers * size.keys + 4 * (4 * size.width + 3 * size.neurons)
     one = {
         PROGRAM: PROGRAM_BYTES,
         WEIGHTS: size.inference_bytes(wide),
-        ACTIVATIONS: how.threads * batch.tokens * a_token,
-        LOGITS: how.threads * batch.rows * size.vocabulary * 12,
+        ACTIVATIONS: backend.threads * batch.tokens * a_token,
+        LOGITS: backend.threads * batch.rows * size.vocabulary * 12,
     }
-    return {part: how.workers * amount for part, amount in one.items()}
+    return {part: backend.workers * amount for part, amount in one.items()}
 
 
-def _lengths(how: Hyperparameters) -> tuple[int, int]:
-    return min(SHORT, how.max_tokens), how.max_tokens
+def _lengths(hyperparameters: Hyperparameters) -> tuple[int, int]:
+    return min(SHORT, hyperparameters.max_tokens), hyperparameters.max_tokens
 
 
 def _kept(size: ModelSize, layers: Layers | None) -> ModelSize:

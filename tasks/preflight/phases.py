@@ -42,10 +42,10 @@ def _check_start(
     where = f"params.yaml, {key}.from"
     name = name.split("/")[0]  # the rest names a peer model
     if stage in PHASES and f"{stage}.{name}" not in phases:
-        known = [other.partition(".")[2] for other in phases if other.startswith(f"{stage}.")]
+        names = [other.partition(".")[2] for other in phases if other.startswith(f"{stage}.")]
         fix = "from: init_student, or the name of a phase"
-        what = f"no phase is called {name!r}{nearest(name, known)}"
-        raise UserError(what, where=where, fix=fix)
+        problem = f"no phase is called {name!r}{nearest(name, names)}"
+        raise UserError(problem, where=where, fix=fix)
     if stage == "adapt" and name not in teachers:
         raise UserError(f"no teacher is called {name!r}{nearest(name, teachers)}", where=where)
     if stage not in ("init_student", "adapt", "champion", *PHASES):

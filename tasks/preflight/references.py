@@ -75,13 +75,13 @@ def check_teacher(key: str, name: str, teachers: Collection[str]) -> None:
     _check_name(key, name, teachers, "teacher", "teachers")
 
 
-def _check_name(key: str, name: str, known: Collection[str], kind: str, section: str) -> None:
-    if name not in known:
+def _check_name(key: str, name: str, names: Collection[str], kind: str, section: str) -> None:
+    if name not in names:
         raise UserError(
             f"{key} names the {kind} {name!r}, and section {section} has no such {kind}"
-            f"{nearest(name, known)}",
+            f"{nearest(name, names)}",
             where=f"params.yaml, {key}",
-            fix=f"name one of {', '.join(known)}",
+            fix=f"name one of {', '.join(names)}",
         )
 
 

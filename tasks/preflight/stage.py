@@ -90,7 +90,7 @@ def run(
     summary = {f"parameters of {key}": pinned[key]["parameters"] for key in outlines}
     summary |= {"parameters of the student": record["parameters"]}
     write_json(MODELS.with_name("summary.json"), summary | {"vocabulary": len(outline.vocabulary)})
-    say(" · ".join(f"{what}: {count / 1e6:.1f}M" for what, count in summary.items()))
+    say(" · ".join(f"{label}: {count / 1e6:.1f}M" for label, count in summary.items()))
 
 
 def look_at_teacher(key: str, teacher: Teacher) -> ModelInfo:
