@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from cohobate import sealed_folder
-from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import (
     ADAPT,
     DEV,
@@ -20,20 +19,17 @@ from cohobate.data.records import (
 )
 from cohobate.data.tokenized import prompt_ids
 from cohobate.errors import UserError
-from cohobate.methods.teacher_tuning import NoTuning, Tuning
-from cohobate.methods.train import Method
+from cohobate.methods.teacher_tuning import Tuning
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import resolve
 from cohobate.params import validated
 from cohobate.scoring.metrics import TokenF1, VerifierAccuracy
 from cohobate.scoring.verifiers import Label, Task
 from cohobate.students.initialization import TeacherLayers
-from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher
 from tasks.adapt.stage import run
-from tasks.preflight.stage import run as preflight
 from tests.cohobate.models.test_chat_templates import STRICT
-from tests.tasks.preflight.test_preflight import SFT as PHASE
+from tests.tasks.preflight.test_preflight import run_stage as preflight
 
 TASK = Task(verifier=Label(type="label"))
 MAIN = ADAPT / "main"
@@ -51,17 +47,7 @@ def rows(count, answered=True):
 
 def look_at(teacher):
     """Run preflight."""
-    preflight(
-        {"main": teacher},
-        TeacherLayers(type="teacher_layers", layers=(0,)),
-        adapt=NoTuning(type="none"),
-        generate=GenerateParams(),
-        capture=CaptureParams(),
-        assist={},
-        train={"sft": validated(Method, PHASE, "train.sft")},
-        student="sft",
-        baseline="sft",
-    )
+    preflight({"main": teacher}, TeacherLayers(type="teacher_layers", layers=(0,)))
 
 
 @pytest.fixture

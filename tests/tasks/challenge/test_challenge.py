@@ -20,6 +20,7 @@ from tasks.challenge.stage import ChallengeParams, judge, run
 ALIKE = {"parameters": 100.0, "flops_per_token": 10.0, "blocks": 5.0, "bits_per_byte": 4.0}
 LABELS = Task(verifier=Label(type="label"))
 EIGHT = Decoding(max_tokens=8)
+ACCURACY = VerifierAccuracy()
 COUNTED_ALIKE = dict.fromkeys(COUNTED, 1.0)
 
 
@@ -32,6 +33,12 @@ def verdict(
     scores["champion"] = (rows < champion).astype(float)
     figures = dict.fromkeys(seeds, ALIKE | grown) | {"champion": ALIKE}
     return judge(ChallengeParams(**params), scores, figures)
+
+
+def run_stage(*, metric=ACCURACY, decoding=EIGHT, **params) -> dict:
+    challenge = ChallengeParams(threads=1, **params)
+    run(challenge, LABELS, [1], student="kd", metric=metric, decoding=decoding)
+    return json.loads(VERDICT.read_text())
 
 
 def test_a_clear_gain_promotes_the_best_seed() -> None:
@@ -73,15 +80,7 @@ def test_both_answer_the_dev_rows(project: Path, model, tokenizer) -> None:
         checkpoints.save(model, tokenizer, Path(folder), {})
     rows = [Row(id=row_id(p), prompt=p, answer="x") for p in ("one", "two", "three")]
     write_rows(DEV, rows)
-    run(
-        ChallengeParams(threads=1),
-        LABELS,
-        [1],
-        student="kd",
-        metric=VerifierAccuracy(),
-        decoding=EIGHT,
-    )
-    result = json.loads(VERDICT.read_text())
+    result = run_stage()
     assert result["gain"] == {"low": 0, "mean": 0, "high": 0}  # it met itself
     assert result["growth"] == dict.fromkeys(ALIKE, 1.0)
     assert not result["promote"]
@@ -97,11 +96,8 @@ def test_the_metric_that_decides_scores_the_answers(project: Path, model, tokeni
     prompts = {"one": answers[0].text, "two": answers[1].text}
     rows = [Row(id=row_id(p), prompt=p, answer=f"{text} and so on") for p, text in prompts.items()]
     write_rows(DEV, rows)
-    challenge = ChallengeParams(threads=1)
-    run(challenge, LABELS, [1], student="kd", metric=VerifierAccuracy(), decoding=EIGHT)
-    assert json.loads(VERDICT.read_text())["challenger"] == 0
-    run(challenge, LABELS, [1], student="kd", metric=TokenF1(type="token_f1"), decoding=EIGHT)
-    assert 0 < json.loads(VERDICT.read_text())["challenger"] < 1
+    assert run_stage()["challenger"] == 0
+    assert 0 < run_stage(metric=TokenF1(type="token_f1"))["challenger"] < 1
 
 
 def test_both_answer_as_evaluate_lets_them(project: Path, model, tokenizer) -> None:
@@ -115,9 +111,7 @@ def test_both_answer_as_evaluate_lets_them(project: Path, model, tokenizer) -> N
     long = Decoding(max_tokens=20)
     (_, generated) = next(generate_answers(model, tokenizer, ["one"], long))
     write_rows(DEV, [Row(id=row_id("one"), prompt="one", answer=generated.text)])
-    challenge = ChallengeParams(threads=1, precision="bfloat16")
-    run(challenge, LABELS, [1], student="kd", metric=VerifierAccuracy(), decoding=long)
-    assert json.loads(VERDICT.read_text())["challenger"] == 1
+    assert run_stage(decoding=long, precision="bfloat16")["challenger"] == 1
 
 
 def test_each_is_asked_with_the_prefix_that_it_learnt(project: Path, model, tokenizer) -> None:
@@ -133,15 +127,7 @@ def test_each_is_asked_with_the_prefix_that_it_learnt(project: Path, model, toke
     prompts = ("one", "two")
     rows = [Row(id=row_id(p), prompt=p, answer=answers[n].text) for n, p in enumerate(prompts)]
     write_rows(DEV, rows)
-    run(
-        ChallengeParams(threads=1, precision="bfloat16"),
-        LABELS,
-        [1],
-        student="kd",
-        metric=VerifierAccuracy(),
-        decoding=EIGHT,
-    )
-    result = json.loads(VERDICT.read_text())
+    result = run_stage(precision="bfloat16")
     assert (result["champion"], result["challenger"]) == (0, 1)
 
 
@@ -155,15 +141,7 @@ def test_a_deeper_student_is_seen_to_be_one(project: Path, model, tokenizer) -> 
     checkpoints.save(model, tokenizer, Path("models/init_student"), {})
     checkpoints.save(type(model)(deeper), tokenizer, Path("models/train/kd/seed-1"), {})
     write_rows(DEV, [Row(id=row_id("one"), prompt="one", answer="x")])
-    run(
-        ChallengeParams(threads=1),
-        LABELS,
-        [1],
-        student="kd",
-        metric=VerifierAccuracy(),
-        decoding=EIGHT,
-    )
-    result = json.loads(VERDICT.read_text())
+    result = run_stage()
     blocks = deeper.num_hidden_layers / (deeper.num_hidden_layers - 1)
     assert result["growth"]["blocks"] == pytest.approx(blocks, abs=1e-6)
     assert f"blocks: {blocks:.2f} times the champion's" in result["why"]
@@ -220,4 +198,4 @@ def test_two_that_are_not_built_alike_are_timed(project: Path, model, tokenizer)
 def test_without_answers_there_is_nothing_to_judge_by(project: Path) -> None:
     write_rows(DEV, [Row(id="0" * 16, prompt="one")])
     with pytest.raises(UserError, match="no dev row"):
-        run(ChallengeParams(), LABELS, [1], student="kd", metric=VerifierAccuracy(), decoding=EIGHT)
+        run_stage()

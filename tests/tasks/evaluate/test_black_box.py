@@ -14,32 +14,17 @@ from cohobate.backends.prices import Price
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import GENERATE, TEST, Row, row_id, write_json, write_rows
 from cohobate.errors import UserError
-from cohobate.evaluation.timing import Timing
 from cohobate.models import checkpoints
-from cohobate.scoring.metrics import VerifierAccuracy
-from cohobate.scoring.verifiers import Label, Task
-from tasks.evaluate.metrics import LabelAccuracy, Perplexity
 from tasks.evaluate.perturbations import Case
 from tasks.evaluate.robustness import ROBUSTNESS, Robustness
-from tasks.evaluate.settings import EvaluateParams
 from tasks.evaluate.stage import run
 from tests.loopback_teacher import LoopbackTeacher, publish_address
 from tests.odd_replies import ODD
 from tests.tasks.evaluate.simulated_round import LABELS, read
+from tests.tasks.evaluate.test_evaluate_stage import PARAMS, TASK
 
-EVALUATE = EvaluateParams(
-    bootstrap=200,
-    precision="float32",
-    threads=1,
-    timing=Timing(seconds=0.1, new_tokens=2),
-    metrics=(
-        VerifierAccuracy(),
-        LabelAccuracy(type="label_accuracy"),
-        Perplexity(type="perplexity"),
-    ),
-    robustness=Robustness(rows=6, perturbations=(Case(type="case"),)),
-)
-TASK = Task(verifier=Label(type="label"))
+ROBUSTNESS_PARAMS = Robustness(rows=6, perturbations=(Case(type="case"),))
+EVALUATE = PARAMS.model_copy(update={"robustness": ROBUSTNESS_PARAMS})
 PROMPTS = [f"Definition: a {word} {n}\nCategory:" for n, word in enumerate(LABELS * 2)]
 
 

@@ -7,21 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import ADAPT, INIT_STUDENT, LABELLED, MODELS, Row, row_id, write_rows
 from cohobate.errors import UserError
-from cohobate.methods.teacher_tuning import NoTuning
-from cohobate.methods.train import Method
 from cohobate.models import checkpoints
 from cohobate.models.layer_choice import Uniform
 from cohobate.params import ParamsError, validated
 from cohobate.students.initialization import StudentInit
 from cohobate.students.layer_cutting import keep_layers, layer_stack
-from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher
 from tasks.init_student.stage import run
-from tasks.preflight.stage import run as preflight
-from tests.tasks.preflight.test_preflight import SFT as PHASE
+from tests.tasks.preflight.test_preflight import run_stage as preflight
 
 
 @pytest.fixture
@@ -34,17 +29,7 @@ def build(project, checkpoint, make_model, tokenizer):
 
     def built(**shape: Any):
         student = validated(StudentInit, shape, "init_student")
-        preflight(
-            teachers,
-            student,
-            adapt=NoTuning(type="none"),
-            generate=GenerateParams(),
-            capture=CaptureParams(),
-            assist={},
-            train={"sft": validated(Method, PHASE, "train.sft")},
-            student="sft",
-            baseline="sft",
-        )
+        preflight(teachers, student)
         run(student, teachers)
         return checkpoints.load(INIT_STUDENT)
 

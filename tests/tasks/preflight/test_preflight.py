@@ -30,6 +30,22 @@ SFT = {"method": "sft", "from": "init_student", "rows": ROWS, "targets": ROWS, "
 LAYERS = {"type": "teacher_layers", "layers": [0, 3]}
 
 
+def run_stage(teachers, student, train=None, assist=None, capture=None):
+    phases = train or {"sft": validated(Method, SFT, "train.sft")}
+    first = next(iter(phases))
+    run(
+        teachers,
+        student,
+        adapt=NoTuning(type="none"),
+        generate=GenerateParams(),
+        capture=capture or CaptureParams(),
+        assist=assist or {},
+        train=phases,
+        student=first,
+        baseline=first,
+    )
+
+
 @pytest.fixture
 def look(project, checkpoint):
     """Run preflight with the tiny checkpoint as the teacher `main`."""
@@ -41,17 +57,8 @@ def look(project, checkpoint):
         }
         capture = CaptureParams(**({"signals": form} if form else {}))
         student = validated(StudentInit, shape, "init_student")
-        run(
-            {"main": main, **(others or {})},
-            student,
-            adapt=NoTuning(type="none"),
-            generate=GenerateParams(),
-            capture=capture,
-            assist={key: validated(Method, p, key) for key, p in (assist or {}).items()},
-            train=phases,
-            student=next(iter(phases)),
-            baseline=next(iter(phases)),
-        )
+        assists = {key: validated(Method, p, key) for key, p in (assist or {}).items()}
+        run_stage({"main": main, **(others or {})}, student, phases, assists, capture)
         return json.loads(MODELS.read_text())
 
     return run_with
