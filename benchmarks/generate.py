@@ -18,7 +18,7 @@ import time
 import torch
 
 from benchmarks.outcome import parser, tell
-from cohobate.data.records import Message
+from cohobate.data.messages import Message
 from cohobate.data.tokenized import prompt_ids
 from cohobate.fast.frozen import load_frozen
 from cohobate.generation.decoding import decode_batch, plan_batches, stop_ids

@@ -75,7 +75,8 @@ WIDE = 131_072
 
 def rows_of(answers: str, count: int) -> list[Any]:
     """Return rows of WordNet as conversations."""
-    from cohobate.data.records import Message, Row, row_id
+    from cohobate.data.messages import Message
+    from cohobate.data.records import Row, row_id
     from tasks.collect.source_records import SourceRecord
     from tasks.collect.wordnet import WordNet
 

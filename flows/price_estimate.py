@@ -6,9 +6,9 @@ from pathlib import Path
 from cohobate.backends.endpoint import Endpoint
 from cohobate.backends.openai_batch import OpenAIBatch
 from cohobate.backends.prompts import prompt_files, prompt_rows
-from cohobate.backends.requests import Prompt
 from cohobate.backends.settings import GenerateParams
 from cohobate.backends.templates import Conversation, Template, template_of
+from cohobate.data.messages import Prompt
 from cohobate.data.records import TEST, Row, read_rows
 from cohobate.teachers.teacher import Teacher
 from tasks.evaluate.settings import EvaluateParams

@@ -34,6 +34,7 @@ from cohobate.backends.requests import (
     answer_key,
     iterate_stream,
 )
+from cohobate.data.messages import body_fields
 from cohobate.data.reasoning import split
 from cohobate.data.records import ADAPT, ENDPOINT
 from cohobate.errors import UserError
@@ -200,10 +201,7 @@ class Endpoint(Section):
             body |= {"top_p": decoding.top_p, "seed": request_seed(request, decoding)}
         if self.api == "chat":
             # a text is one turn of the user
-            turns = [{"role": "user", "content": request.prompt}]
-            if not isinstance(request.prompt, str):
-                turns = [turn.model_dump() for turn in request.prompt]
-            body |= {"messages": turns}
+            body |= body_fields(request.prompt)
             if self.logprobs:
                 body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         else:

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
-from cohobate.backends.requests import Prompt, TeacherRequest
-from cohobate.data.records import prompt_text
+from cohobate.backends.requests import TeacherRequest
+from cohobate.data.messages import Prompt, prompt_text
 from cohobate.errors import UserError
 from cohobate.generation.requests import Decoding
 from cohobate.params import Section

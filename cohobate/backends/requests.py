@@ -6,11 +6,8 @@ import json
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from cohobate.data.records import Message
+from cohobate.data.messages import Prompt
 from cohobate.generation.requests import Answer, Decoding
-
-Prompt = str | tuple[Message, ...]
-"""Text, or the turns of a conversation."""
 
 
 class TeacherRequest(NamedTuple):

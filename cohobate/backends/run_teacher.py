@@ -15,18 +15,12 @@ from cohobate.backends.requests import (
     AnswerFunction,
     LedgerTotals,
     NoAnswer,
-    Prompt,
     TeacherRequest,
     answer_key,
 )
 from cohobate.backends.templates import Conversation, Step, Template
-from cohobate.data.records import (
-    ADAPT,
-    GENERATE,
-    Response,
-    Row,
-    prompt_text,
-)
+from cohobate.data.messages import Prompt, prompt_key, prompt_text
+from cohobate.data.records import ADAPT, GENERATE, Response, Row
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Decoding, split_reasoning
 from cohobate.progress import Meter, say
@@ -206,7 +200,7 @@ def make_request(
     backend: "Backend", decoding: Decoding, row: Row, prompt: Prompt, sample: int = 0
 ) -> TeacherRequest:
     """Return the request for an answer to `prompt`, under the key of everything that decides it."""
-    key_parts = [backend.key_parts(), decoding.model_dump(), _plain(prompt)]
+    key_parts = [backend.key_parts(), decoding.model_dump(), prompt_key(prompt)]
     return TeacherRequest(answer_key(*key_parts, sample), prompt, f"{row.id}/{sample}")
 
 
@@ -265,7 +259,3 @@ def suggest_fix(reason: str, unanswered: int, refused: int) -> str:
 
 def _is_settled(outcome: Answer | NoAnswer) -> bool:
     return isinstance(outcome, Answer) or outcome.state != "retried"
-
-
-def _plain(prompt: Prompt) -> Any:
-    return prompt if isinstance(prompt, str) else [message.model_dump() for message in prompt]

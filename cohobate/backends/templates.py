@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from ruamel.yaml import YAML
 
-from cohobate.backends.requests import Prompt
+from cohobate.data.messages import Message, Prompt, prompt_text
 from cohobate.data.reasoning import inline
-from cohobate.data.records import Message, Response, Row, prompt_text, row_id
+from cohobate.data.records import Response, Row, row_id
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer
 from cohobate.params import Section, nearest, validated

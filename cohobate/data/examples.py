@@ -11,6 +11,8 @@ import torch
 from cohobate.data.records import Response, Row
 from cohobate.data.tokenized import Encoded
 
+_NONE = np.empty(0, dtype=np.int64)
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -20,7 +22,8 @@ class Example:
     """`row_key` of the row."""
     ids: np.ndarray
     """Prompt and completion, int32."""
-    prompt_length: int
+    spans: tuple[tuple[int, int], ...]
+    """Where the learnt tokens are, in ascending order, as [start, end); the last is the answer."""
     stage: int = 0
     """Stage of the curriculum, from 0."""
     signal: int = -1
@@ -34,10 +37,31 @@ class Example:
     weight: float = 1.0
     """Of the loss on this target."""
 
+    @classmethod
+    def answer(cls, key: str, ids: np.ndarray, start: int, **fields: Any) -> "Example":
+        """Return an example of which the tokens from `start` on are learnt."""
+        return cls(key, ids, ((start, len(ids)),), **fields)
+
     @property
     def length(self) -> int:
-        """Number of completion tokens: those that carry a loss."""
-        return len(self.ids) - self.prompt_length
+        """Number of learnt tokens: those that carry a loss."""
+        return sum(end - start for start, end in self.spans)
+
+    @property
+    def prompt_length(self) -> int:
+        """Number of tokens before the answer."""
+        return self.spans[-1][0] if self.spans else len(self.ids)
+
+    @property
+    def learnt_positions(self) -> np.ndarray:
+        """Positions of the learnt tokens in `ids`, (length,)."""
+        return np.concatenate([np.arange(start, end) for start, end in self.spans] or [_NONE])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The learnt tokens, int64 (length,)."""
+        labels: np.ndarray = self.ids[self.learnt_positions].astype(np.int64)
+        return labels
 
 
 def row_key(row: Row) -> str:
@@ -59,14 +83,14 @@ def examples_of(
         Example(
             row_key(row),
             np.array(ids.ids, dtype=np.int32),
-            len(ids.prompt_ids),
+            ids.spans,
             getattr(row, "stage", 0),
             group=row.group,
             by_student=row.origin == "student",
             target=getattr(row, "target", None) or "",
         )
         for row, ids in zip(rows, encoded, strict=True)
-        if ids.completion_ids and (max_tokens is None or len(ids.ids) <= max_tokens)
+        if ids.spans and (max_tokens is None or len(ids.ids) <= max_tokens)
     ]
 
 
@@ -74,30 +98,29 @@ def fingerprint(examples: Sequence[Example]) -> str:
     """Return a sha256 of the examples in their order: keys and token ids."""
     digest = hashlib.sha256()
     for row in examples:
-        fields = (row.key, row.prompt_length, row.stage, row.signal, len(row.ids))
+        # one span is written as its start: the form of checkpoints from before there were several
+        learnt = row.prompt_length if len(row.spans) == 1 else row.spans
+        fields = (row.key, learnt, row.stage, row.signal, len(row.ids))
         digest.update(repr(fields).encode() + row.ids.tobytes())
     return digest.hexdigest()
 
 
 def completion_positions(rows: Sequence[Example], width: int) -> torch.Tensor:
-    """Return the positions that predict completions in rows of (B, S), counted through B·S, (N,).
+    """Return the positions that predict learnt tokens in rows of (B, S), counted through B·S, (N,).
 
-    That is the position before each completion token: logits there predict it.
+    That is the position before each of them: logits there predict it.
     """
-    spans = [
-        # row n begins at n·S of the flattened batch
-        np.arange(row.prompt_length - 1, len(row.ids) - 1) + n * width
-        for n, row in enumerate(rows)
-    ]
-    return torch.from_numpy(np.concatenate(spans))
+    # row n begins at n·S of the flattened batch
+    positions = [row.learnt_positions - 1 + n * width for n, row in enumerate(rows)]
+    return torch.from_numpy(np.concatenate(positions))
 
 
 def common_prefix(rows: Sequence[Example]) -> torch.Tensor:
     """Return the tokens that all prompts begin with, (P,); the last token of each does not count.
 
-    It predicts the first completion token: a pass must read it.
+    It predicts the first learnt token: a pass must read it.
     """
-    prompts = [row.ids[: row.prompt_length - 1] for row in rows]
+    prompts = [row.ids[: row.spans[0][0] - 1] for row in rows]
     first = min(prompts, key=len, default=np.empty(0, dtype=np.int32))
     # the cumulative product ends at the first token in which any prompt differs
     same_P = np.all([ids[: len(first)] == first for ids in prompts], 0)

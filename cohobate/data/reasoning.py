@@ -32,4 +32,6 @@ def split(text: str) -> tuple[str, str]:
 
 def inline(text: str, reasoning: str) -> str:
     """Return reasoning and answer as one text, in the form that most reasoning models write."""
-    return f"<think>\n{reasoning}\n</think>\n\n{text}" if reasoning else text
+    if not reasoning:
+        return text
+    return f"<think>\n{reasoning.strip()}\n</think>\n\n{text}"

@@ -13,6 +13,8 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from cohobate.data.messages import Prompt, ToolCall, prompt_key, with_prefix
+
 # collect
 COLLECT = Path("data/collect")
 LABELLED = COLLECT / "labelled.jsonl"
@@ -40,14 +42,6 @@ EXPORTED_DATA = Path("data/export")
 REPORTS = Path("reports")
 
 
-class Message(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
 class Row(BaseModel):
     """A prompt, and its answer where one is known.
 
@@ -58,19 +52,32 @@ class Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     id: str
     """First 16 hex digits of a hash of the prompt."""
-    prompt: str | tuple[Message, ...]
-    """Text to be continued as it stands, or a conversation for the model's chat template."""
+    prompt: Prompt
+    """Text to be continued as it stands, or a conversation for the model's chat template. Empty:
+    the answer is raw text, of which every token is learnt."""
     prefix: str | None = None
     """Text before the prompt that tells a student which target is wanted, such as `[label] `."""
     answer: str | None = None
     """What should follow the prompt, to the letter (a leading space belongs to it)."""
+    reasoning: str | None = None
+    """What stands before the answer, where it is kept apart: a student learns it."""
+    tool_calls: tuple[ToolCall, ...] | None = None
+    """Calls of tools with which the answer ends; the answer itself can be empty then."""
+    learn: Literal["all"] | None = None
+    """all: the assistant's earlier turns in the prompt are learnt too, not the answer alone."""
+    cut: Literal[True] | None = None
+    """True: raw text that goes on in another row, so that no end of sequence follows it."""
+    task: str | None = None
+    """Name of the source that the row comes from, where a round has several."""
+    weight: float | None = None
+    """Weight of the row's loss; 1 where not given."""
     group: str = ""
-    """Class, topic or task of the row, for balance and per-group scores. Empty when unknown."""
+    """Class or topic of the row, for balance and per-group scores. Empty when unknown."""
     origin: Literal["ground_truth", "teacher", "student", "none"] = "none"
     """Who wrote the answer."""
 
     @property
-    def full_prompt(self) -> str | tuple[Message, ...]:
+    def full_prompt(self) -> Prompt:
         """The prompt behind its prefix: what a student reads."""
         return with_prefix(self.prompt, self.prefix)
 
@@ -90,8 +97,6 @@ class Response(Row):
     """Whether the teacher ended the answer itself."""
     logprob: float | None = None
     """Mean log-probability (nats a token) the teacher gave its own answer."""
-    reasoning: str | None = None
-    """What the teacher wrote before its answer, where `generate.reasoning` keeps it."""
     target: str | None = None
     """Name of an auxiliary target, such as `rationale`; none where the row has the prompt's own
     answer. Auxiliary targets stand behind their answer, and have its id, teacher and sample."""
@@ -124,7 +129,7 @@ class Pair(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     id: str
     """`id` of the row."""
-    prompt: str | tuple[Message, ...]
+    prompt: Prompt
     prefix: str | None = None
     """As in `Row`."""
     chosen: str
@@ -139,27 +144,10 @@ class Pair(BaseModel):
 R = TypeVar("R", bound=BaseModel)
 
 
-def row_id(prompt: str | tuple[Message, ...]) -> str:
+def row_id(prompt: Prompt) -> str:
     """Return the id of a prompt: 16 hex digits of its BLAKE2 hash."""
-    text = prompt if isinstance(prompt, str) else json.dumps([m.model_dump() for m in prompt])
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt_key(prompt))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def prompt_text(prompt: str | tuple[Message, ...]) -> str:
-    """Return all that a prompt says, its turns one below the other."""
-    return prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
-
-
-def with_prefix(prompt: str | tuple[Message, ...], prefix: str | None) -> str | tuple[Message, ...]:
-    """Return a prompt with text before it; in a conversation, before its last user turn."""
-    if not prefix:
-        return prompt
-    if isinstance(prompt, str):
-        return prefix + prompt
-    # no user turn: the first turn
-    last = max((n for n, turn in enumerate(prompt) if turn.role == "user"), default=0)
-    turn = prompt[last].model_copy(update={"content": prefix + prompt[last].content})
-    return (*prompt[:last], turn, *prompt[last + 1 :])
 
 
 def read_rows(path: Path, kind: type[R]) -> Iterator[R]:

@@ -46,7 +46,7 @@ class Forgetting(Section):
         # pieces overlap by a token: the last of one is the context of the next
         starts = [range(0, max(1, len(one) - 1), limit - 1) for one in ids]
         texts = [
-            [Encoded(one[at : at + 1], one[at + 1 : at + limit]) for at in positions]
+            [Encoded.of(one[at : at + 1], one[at + 1 : at + limit]) for at in positions]
             for one, positions in zip(ids, starts, strict=True)
         ]
         logprobs.compute([text for pieces in texts for text in pieces])

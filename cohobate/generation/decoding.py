@@ -16,8 +16,8 @@ whole batches leaves the others as they are: work resumed in whole batches repea
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from cohobate.data.records import Message
-from cohobate.data.tokenized import prompt_ids
+from cohobate.data.messages import Message
+from cohobate.data.tokenized import closing_ids, prompt_ids
 from cohobate.generation.active_rows import COMPACT_BELOW, ActiveRow, append_tokens
 from cohobate.generation.requests import (
     Answer,
@@ -150,10 +150,11 @@ def decode_batch(
 
 
 def stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    """Return the ids that end an answer: the tokenizer's and those of the generation config."""
+    """Return the ids that end an answer: the tokenizer's, its chat template's and those of the
+    generation config."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(n for n in [tokenizer.eos_token_id, *ids] if n is not None)
+    return closing_ids(tokenizer) | {n for n in ids if n is not None}
 
 
 def to_answer(tokenizer: "PreTrainedTokenizerBase", completion: Completion) -> Answer:

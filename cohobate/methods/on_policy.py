@@ -117,13 +117,14 @@ class OnPolicy(SingleProcess):
 
     def prompts(self, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> "list[Example]":
         """Return the rows without their answers: none is used where every update is on-policy."""
-        blank = [row.model_copy(update={"answer": ""}) for row in rows]
+        none = {"answer": "", "reasoning": None, "tool_calls": None, "learn": None}
+        blank = [row.model_copy(update=none) for row in rows]
         # prompt and longest answer together are within max_tokens
         longest = self.max_tokens - self.sampling.decoding.max_tokens
         return [
-            replace(example, ids=example.ids[: example.prompt_length])
+            replace(example, ids=example.ids[:start], spans=((start, start),))
             for example in self.examples(tokenizer, blank)
-            if example.prompt_length <= longest
+            if (start := example.prompt_length) <= longest
         ]
 
     def teacher(

@@ -98,8 +98,9 @@ class StudentRollouts:
         self.counts.update(state["counts"])
         self.buffer.clear()
         self.buffer.extend(
-            Example(**row | {"ids": np.array(row["ids"], dtype=np.int32)})
+            Example(**row | {"ids": np.array(row["ids"], dtype=np.int32), "spans": spans})
             for row in state["buffer"]
+            for spans in [tuple(map(tuple, row["spans"]))]
         )
 
     def generate(self, rows: Sequence[Example], seed: str) -> list[Example]:
@@ -121,9 +122,9 @@ class StudentRollouts:
         if answer.finish == "length":
             self.counts["unfinished answers"] += 1
             masked = self.sampling.unfinished == "mask"
-        # a masked answer counts as prompt: it has no completion token, and no loss
-        start = len(ids) if masked else row.prompt_length
-        return replace(row, ids=ids, prompt_length=start, by_student=True)
+        # a masked answer has no learnt token, and no loss
+        spans = ((len(ids),) * 2 if masked else (row.prompt_length, len(ids)),)
+        return replace(row, ids=ids, spans=spans, by_student=True)
 
     def _update_share(self, update: int) -> None:
         if not self.schedule.is_due(update):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from cohobate.data.records import Message
+from cohobate.data.messages import Message
 from cohobate.errors import UserError
 from cohobate.params import Section, nearest
 

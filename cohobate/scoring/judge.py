@@ -14,12 +14,11 @@ from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cohobate.data.records import Message, prompt_text
+from cohobate.data.messages import Message, Prompt, prompt_text
 from cohobate.generation.requests import Batching, Decoding
 from cohobate.models.number_formats import Precision
 from cohobate.params import Section
 
-Prompt = str | tuple[Message, ...]
 GenerateReplies = Callable[[Sequence[tuple[Message, ...]]], Sequence[str]]
 """Generates a reply to each conversation: a local model, an endpoint, or a person."""
 Outcome = Literal["first", "second", "tie", "inconsistent", "no verdict"]

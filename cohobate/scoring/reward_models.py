@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cohobate.data.records import Message
+from cohobate.data.messages import Prompt, prompt_text
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision, resolve
@@ -14,7 +14,6 @@ from cohobate.models.number_formats import Precision, resolve
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Prompt = str | tuple[Message, ...]
 _BATCH, _WINDOW = 16, 2048
 
 
@@ -75,10 +74,8 @@ class RewardModel:
 
     def _text(self, prompt: Prompt, answer: str) -> str:
         if isinstance(prompt, str) or not self.tokenizer.chat_template:
-            from cohobate.data.records import prompt_text
-
             return prompt_text(prompt) + answer
-        turns = [message.model_dump() for message in prompt]
+        turns = [message.as_chat() for message in prompt]
         turns.append({"role": "assistant", "content": answer})
         text: str = self.tokenizer.apply_chat_template(turns, tokenize=False)
         return text

@@ -13,7 +13,13 @@ import torch
 
 from cohobate.data.examples import Example, completion_positions, row_key
 from cohobate.data.records import Row
-from cohobate.data.tokenized import encode_all, pad_right
+from cohobate.data.tokenized import (
+    LearntText,
+    encode_all,
+    learnt_texts,
+    pad_right,
+    token_offsets,
+)
 from cohobate.errors import UserError
 from cohobate.fast.forward_pass import ForwardOutputs, forward
 from cohobate.losses.cross_tokenizer_targets import CrossTokenizerTargets
@@ -70,16 +76,17 @@ class CrossTokenizerSource:
             examples: the rows that the student reads; other rows are left out.
 
         Raises:
-            UserError: a tokenizer does not give the offsets of its tokens.
+            UserError: a tokenizer does not give the offsets of its tokens, or the chat templates
+                write different texts.
         """
         keys = {example.key for example in examples}
         rows = [row for row in rows if row_key(row) in keys]
-        for row, ids in zip(rows, encode_all(self.tokenizer, rows), strict=True):
-            tokenizers = (self.student_tokenizer, self.tokenizer)
-            spans = [_spans(tokenizer, row.answer or "") for tokenizer in tokenizers]
-            array = np.array(ids.ids, dtype=np.int32)
-            example = Example(row_key(row), array, len(ids.prompt_ids))
-            self.aligned_rows[example.key] = AlignedRow(example, *align(*spans))
+        encoded = encode_all(self.tokenizer, rows)
+        texts = [learnt_texts(t, rows) for t in (self.student_tokenizer, self.tokenizer)]
+        for row, ids, student, teacher in zip(rows, encoded, *texts, strict=True):
+            groups = _align(row, (self.student_tokenizer, student), (self.tokenizer, teacher))
+            example = Example(row_key(row), np.array(ids.ids, dtype=np.int32), ids.spans)
+            self.aligned_rows[example.key] = AlignedRow(example, *groups)
 
     def collate(self, rows: Sequence[Example]) -> dict[str, Any]:
         """Return the rows in the teacher's tokens, and the groups, numbered through the batch."""
@@ -95,7 +102,7 @@ class CrossTokenizerSource:
         examples = [row.example for row in aligned]
         # the last token predicts none
         ids_BS = pad_right([row.ids[:-1].tolist() for row in examples], 0)
-        labels = np.concatenate([row.ids[row.prompt_length :] for row in examples])
+        labels = np.concatenate([row.labels for row in examples])
         return {
             "ids_BS": ids_BS,
             "positions_M": completion_positions(examples, ids_BS.shape[1]),
@@ -127,14 +134,41 @@ class CrossTokenizerSource:
         return targets, None
 
 
-def _spans(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[tuple[int, int]]:
-    """Return the span of each token of an answer, and one behind them for the end of sequence."""
-    if not tokenizer.is_fast:
+def _align(
+    row: Row,
+    student: "tuple[PreTrainedTokenizerBase, list[LearntText]]",
+    teacher: "tuple[PreTrainedTokenizerBase, list[LearntText]]",
+) -> tuple[list[int], list[int]]:
+    """Return the group of each learnt token of a row, for the student and for the teacher.
+
+    Raises:
+        UserError: the two chat templates write different texts.
+    """
+    texts = [[one.text.strip() for one in learnt] for _, learnt in (student, teacher)]
+    if texts[0] != texts[1]:
         raise UserError(
-            f"uld needs the offsets of tokens, which {type(tokenizer).__name__} does not give",
-            where="terms: uld",
-            fix="use a model with a fast tokenizer (tokenizer.json)",
+            "the chat templates of student and teacher write different texts, so that their tokens "
+            f"cannot be aligned: {texts[0]!r}, and {texts[1]!r}"[:400],
+            where=f"row {row.id}, terms: uld",
+            fix="leave out what they write in different ways: reasoning, calls of tools",
         )
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    # the offsets have no end-of-sequence token: it gets a span behind the text, on either side
-    return [*map(tuple, encoding["offset_mapping"]), (len(text), len(text) + 1)]
+    return align(_spans(*student), _spans(*teacher))
+
+
+def _spans(
+    tokenizer: "PreTrainedTokenizerBase", learnt: Sequence[LearntText]
+) -> list[tuple[int, int]]:
+    """Return where each learnt token lies in the stripped texts, one text behind the other."""
+    spans: list[tuple[int, int]] = []
+    first = 0
+    for text, closed in learnt:
+        blank = len(text) - len(text.lstrip())
+        spans += [
+            (first + max(start - blank, 0), first + max(end - blank, 0))
+            for start, end in token_offsets(tokenizer, text)
+        ]
+        first += len(text.strip())
+        # what closes a text has a span of its own behind it, on either side
+        spans += [(first, first + 1)] if closed else []
+        first += 1
+    return spans

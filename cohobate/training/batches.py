@@ -100,9 +100,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         batch: dict[str, Any] = {
             "ids_BS": ids_BS,
             "positions_N": completion_positions(rows, ids_BS.shape[1]),
-            "labels_N": torch.from_numpy(
-                np.concatenate([row.ids[row.prompt_length :] for row in rows]).astype(np.int64)
-            ),
+            "labels_N": torch.from_numpy(np.concatenate([row.labels for row in rows])),
         }
         if self.target_source is not None:
             # one flag a completion token, in the order of labels_N

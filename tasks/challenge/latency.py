@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import Field
 
-from cohobate.data.records import Message, write_json
+from cohobate.data.messages import Message
+from cohobate.data.records import write_json
 from cohobate.evaluation.timing import Timing
 from cohobate.models.number_formats import Precision, resolve
 from cohobate.params import Section
@@ -47,7 +48,7 @@ class Latency(Section):
         """
         import torch
 
-        from cohobate.data.records import with_prefix
+        from cohobate.data.messages import with_prefix
         from cohobate.data.tokenized import prompt_ids
         from cohobate.fast.frozen import load_frozen
         from cohobate.models import checkpoints

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from cohobate.data.records import Message
+from cohobate.data.messages import Message, Prompt
 from tasks.collect.source_records import (
     MAX_CHARACTERS,
     UnusableRecordError,
@@ -21,7 +21,6 @@ from tasks.collect.source_records import (
     storable,
 )
 
-Prompt = str | tuple[Message, ...]
 Role = Literal["system", "user", "assistant"]
 
 _ROLES: dict[str, Role] = {

@@ -24,8 +24,9 @@ turn.
 from collections.abc import Mapping
 from typing import Any
 
+from cohobate.data.messages import Prompt
 from cohobate.params import Section
-from tasks.collect.conversations import Prompt, conversation, turns_in
+from tasks.collect.conversations import conversation, turns_in
 from tasks.collect.source_records import MAX_CHARACTERS, UnusableRecordError, text_of
 
 _TURNS = (

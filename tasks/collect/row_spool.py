@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from cohobate.data.records import Row, prompt_text, row_id
+from cohobate.data.messages import Prompt, prompt_text
+from cohobate.data.records import Row, row_id
 from cohobate.data.row_files import RowView
-from tasks.collect.conversations import Prompt
 from tasks.collect.source_records import (
     QuarantinedRecord,
     SourceRecord,

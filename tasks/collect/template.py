@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import field_validator
 
-from cohobate.data.records import Message
+from cohobate.data.messages import Message, Prompt
 from cohobate.params import Section
-from tasks.collect.conversations import Prompt, conversation, turns_in
+from tasks.collect.conversations import conversation, turns_in
 from tasks.collect.source_records import MAX_CHARACTERS, UnusableRecordError, text_of
 
 

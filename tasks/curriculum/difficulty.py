@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cohobate.data.records import GENERATE, Response, prompt_text
+from cohobate.data.messages import prompt_text
+from cohobate.data.records import GENERATE, Response
 from cohobate.data.row_files import RowView
 from cohobate.errors import UserError
 from cohobate.generation.likelihood import Likelihood

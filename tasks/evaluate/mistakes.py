@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from cohobate.data.records import EVALUATE, Message, Row, prompt_text
+from cohobate.data.messages import Message, prompt_text
+from cohobate.data.records import EVALUATE, Row
 from cohobate.params import Section
 
 ERRORS = EVALUATE / "errors.jsonl"

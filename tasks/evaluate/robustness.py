@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from cohobate.data.records import COLLECT, EVALUATE, Message, Row, read_rows
+from cohobate.data.messages import Message
+from cohobate.data.records import COLLECT, EVALUATE, Row, read_rows
 from cohobate.evaluation.bootstrap import Bootstrap, Floats, Interval, unpaired_difference
 from cohobate.params import Section
 from tasks.evaluate.perturbations import TEXT, Perturbation

@@ -184,7 +184,7 @@ def _own_texts(
     """Encode rows with a model's own answers; answers that were cut off get no end token."""
     encoded = encode_all(model.tokenizer, _answered(rows, predicted))
     return [
-        text if own.finish == "stop" else Encoded(text.prompt_ids, text.completion_ids[:-1])
+        text if own.finish == "stop" else Encoded.of(text.prompt_ids, text.completion_ids[:-1])
         for text, own in zip(encoded, predicted, strict=True)
     ]
 
@@ -194,7 +194,7 @@ def _join_prompts_and_answers(
 ) -> list[Encoded]:
     """Put one model's answers after the prompts of another, whose prefix may differ."""
     pairs = zip(prompts, answers, strict=True)
-    return [Encoded(prompt.prompt_ids, answer.completion_ids) for prompt, answer in pairs]
+    return [Encoded.of(prompt.prompt_ids, answer.completion_ids) for prompt, answer in pairs]
 
 
 def _answered(rows: Sequence[Row], predicted: Sequence[Prediction]) -> list[Row]:

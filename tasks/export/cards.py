@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cohobate.data.records import COLLECT, EVALUATE, FILTER, GENERATE, MODELS, Row, prompt_text
+from cohobate.data.messages import prompt_text
+from cohobate.data.records import COLLECT, EVALUATE, FILTER, GENERATE, MODELS, Row
 from tasks.export.form import Form
 from tasks.export.student import Student, lineage
 

@@ -7,7 +7,8 @@ from typing import ClassVar, NamedTuple, Self
 
 from pydantic import Field
 
-from cohobate.data.records import Message, Row
+from cohobate.data.messages import Message
+from cohobate.data.records import Row
 from cohobate.errors import UserError
 from cohobate.params import Section
 

@@ -88,7 +88,7 @@ class Gguf(Form):
             if isinstance(prompt, str):
                 reply = server.handle_completions({"prompt": prompt, **settings})
                 return str(reply["choices"][0]["text"])
-            turns = [turn.model_dump() for turn in prompt]
+            turns = [turn.as_chat() for turn in prompt]
             reply = server.handle_chat_completions({"messages": turns, **settings})
             return str(reply["choices"][0]["message"]["content"])
 

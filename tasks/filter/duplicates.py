@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from cohobate.data.records import Response, prompt_text
+from cohobate.data.messages import prompt_text
+from cohobate.data.records import Response
 from cohobate.data.text_comparison import differ_by_case, differ_by_signs, words_of
 from tasks.filter.base_filter import KEEP, Context, Drop, Filter, Rows, Verdict
 from tasks.filter.minhash import shared_bands

@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from cohobate.data.contamination import SIMILARITY, WORDS
-from cohobate.data.records import Response, prompt_text
+from cohobate.data.messages import prompt_text
+from cohobate.data.records import Response
 from cohobate.data.text_comparison import words_of
 from tasks.filter.agreement import AgreementFilter, VerifierFilter
 from tasks.filter.balance import ClassBalanceFilter, ConfidenceFilter, RandomSampleFilter

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from cohobate.data.records import Response, prompt_text
+from cohobate.data.messages import prompt_text
+from cohobate.data.records import Response
 from cohobate.errors import UserError
 from tasks.filter.base_filter import KEEP, Context, Drop, Filter, Rows, Verdict
 

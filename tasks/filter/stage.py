@@ -23,6 +23,7 @@ from itertools import chain
 from typing import Any
 
 from cohobate.data.contamination import Contamination
+from cohobate.data.messages import prompt_text
 from cohobate.data.records import (
     DEV,
     FILTER,
@@ -33,7 +34,6 @@ from cohobate.data.records import (
     Dropped,
     Response,
     Row,
-    prompt_text,
     read_rows,
     write_json,
     write_rows,

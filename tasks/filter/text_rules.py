@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from cohobate.data.records import Response, prompt_text
+from cohobate.data.messages import prompt_text
+from cohobate.data.records import Response
 from cohobate.data.text_comparison import words_of
 from tasks.filter.base_filter import KEEP, Context, Drop, Filter, Rows, Verdict
 

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from cohobate.data.records import Message
+from cohobate.data.messages import Message
 from cohobate.models.number_formats import Precision
 from cohobate.params import Section
 from cohobate.scoring.judge import Comparison, Judge, Outcome, count_outcomes

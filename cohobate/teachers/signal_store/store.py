@@ -96,9 +96,11 @@ def row_hash(key: str) -> int:
     return _hash64(key.encode())
 
 
-def ids_hash(ids: Sequence[int], prompt_length: int) -> int:
-    """Return the hash of the token ids that a signal was computed on."""
-    return _hash64(np.array([prompt_length, *ids], dtype="<i4").tobytes())
+def ids_hash(ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> int:
+    """Return the hash of the token ids that a signal was computed on, and of the learnt spans."""
+    # an answer alone counts as its start: the form of stores from before there were several spans
+    learnt = [spans[-1][0]] if len(spans) == 1 else [n for span in spans for n in span]
+    return _hash64(np.array([*learnt, *ids], dtype="<i4").tobytes())
 
 
 class SignalStore:
@@ -183,7 +185,7 @@ class SignalStore:
 
     def _hash_of(self, row: Example) -> int:
         ids = row.ids if self._teacher_ids is None else self._teacher_ids[row.ids]
-        return ids_hash(ids.tolist(), row.prompt_length)
+        return ids_hash(ids.tolist(), row.spans)
 
     def check_terms(self, terms: Sequence[LossTerm]) -> None:
         """Check that every term of a loss can be computed from signals of this form.

@@ -10,15 +10,8 @@ from cohobate.backends.ledger_storage import LEDGER
 from cohobate.backends.openai import OpenAI
 from cohobate.backends.prices import Price
 from cohobate.backends.settings import GenerateParams
-from cohobate.data.records import (
-    GENERATE,
-    UNLABELLED,
-    Message,
-    Response,
-    Row,
-    read_rows,
-    write_rows,
-)
+from cohobate.data.messages import Message
+from cohobate.data.records import GENERATE, UNLABELLED, Response, Row, read_rows, write_rows
 from cohobate.errors import UserError
 from cohobate.generation.requests import Decoding
 from tasks.generate.stage import run

@@ -15,7 +15,8 @@ from cohobate.backends.requests import NoAnswer, answer_key
 from cohobate.backends.run_teacher import make_request
 from cohobate.backends.transformers import Transformers
 from cohobate.backends.vllm import Vllm
-from cohobate.data.records import Message, Row
+from cohobate.data.messages import Message
+from cohobate.data.records import Row
 from cohobate.generation.requests import Answer, Decoding, Usage
 from cohobate.models.number_formats import FORCED
 

@@ -10,17 +10,8 @@ from cohobate.backends.openai import OpenAI
 from cohobate.backends.settings import GenerateParams
 from cohobate.backends.templates import FOLDER, Conversation, RowText, template_of
 from cohobate.data.examples import row_key
-from cohobate.data.records import (
-    GENERATE,
-    UNLABELLED,
-    Message,
-    Response,
-    Row,
-    prompt_text,
-    read_rows,
-    row_id,
-    write_rows,
-)
+from cohobate.data.messages import Message, prompt_text
+from cohobate.data.records import GENERATE, UNLABELLED, Response, Row, read_rows, row_id, write_rows
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Decoding
 from tasks.generate.stage import run

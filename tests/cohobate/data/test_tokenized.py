@@ -2,7 +2,8 @@
 
 import pytest
 
-from cohobate.data.records import Message, Row, row_id
+from cohobate.data.messages import Message
+from cohobate.data.records import Row, row_id
 from cohobate.data.tokenized import encode, encode_all, pad_right
 from cohobate.errors import UserError
 

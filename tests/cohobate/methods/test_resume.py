@@ -6,6 +6,7 @@ import random
 import resource
 import shutil
 import signal
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,12 @@ def killed(sink: Callable[..., None] = lambda event: None, **changes: Any) -> No
     """Train in a child process, which `sink` or a fault kills with -9."""
     child = os.fork()
     if child == 0:
-        train(sink, **changes)
+        try:
+            train(sink, **changes)
+        except BaseException:
+            # else the child would go on with its parent's tests
+            traceback.print_exc()
+            os._exit(1)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status

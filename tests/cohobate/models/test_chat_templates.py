@@ -2,7 +2,7 @@
 
 import pytest
 
-from cohobate.data.records import Message
+from cohobate.data.messages import Message
 from cohobate.data.tokenized import prompt_ids
 from cohobate.errors import UserError
 from cohobate.models import checkpoints

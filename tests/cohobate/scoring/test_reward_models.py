@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cohobate.data.records import Message
+from cohobate.data.messages import Message
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import FORCED

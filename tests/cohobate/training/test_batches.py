@@ -11,7 +11,7 @@ from cohobate.training.hyperparameters import Hyperparameters
 
 
 def example(length: int, prompt: int = 2, stage: int = 0, key: str = "r") -> Example:
-    return Example(key, np.arange(10, 10 + length, dtype=np.int32), prompt, stage)
+    return Example.answer(key, np.arange(10, 10 + length, dtype=np.int32), prompt, stage=stage)
 
 
 def test_every_row_comes_once_in_an_epoch() -> None:
@@ -77,7 +77,7 @@ def test_an_update_is_cut_into_micro_batches() -> None:
 
 def test_rows_without_answer_or_too_long_are_left_out() -> None:
     rows = [Row(id=str(n), prompt="p") for n in range(3)]
-    encoded = [Encoded([1, 2], [3]), Encoded([1, 2], []), Encoded([1, 2, 3], [4])]
+    encoded = [Encoded.of([1, 2], [3]), Encoded.of([1, 2], []), Encoded.of([1, 2, 3], [4])]
     assert [e.key for e in examples_of(rows, encoded, max_tokens=3)] == ["0"]
 
 
@@ -85,6 +85,6 @@ def test_a_lesson_brings_its_stage_and_says_whose_answer_it_is() -> None:
     lesson = TrainingRow(
         id="a", prompt="p", teacher="main", sample=2, finish="stop", difficulty=1.0, stage=3
     )
-    (example,) = examples_of([lesson], [Encoded([1], [2])])
+    (example,) = examples_of([lesson], [Encoded.of([1], [2])])
     assert (example.key, example.stage) == ("a/main/2", 3)
     assert row_key(Row(id="a", prompt="p")) == "a"

@@ -6,17 +6,8 @@ import pytest
 import torch
 
 from cohobate import sealed_folder
-from cohobate.data.records import (
-    ADAPT,
-    DEV,
-    LABELLED,
-    MODELS,
-    Message,
-    Row,
-    row_id,
-    write_json,
-    write_rows,
-)
+from cohobate.data.messages import Message
+from cohobate.data.records import ADAPT, DEV, LABELLED, MODELS, Row, row_id, write_json, write_rows
 from cohobate.data.tokenized import prompt_ids
 from cohobate.errors import UserError
 from cohobate.methods.teacher_tuning import Tuning

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cohobate.data.records import Message
+from cohobate.data.messages import Message
 from tasks.collect.conversations import conversation
 from tasks.collect.source_records import UnusableRecordError
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cohobate.data.records import Message
+from cohobate.data.messages import Message
 from tasks.collect.known_formats import KnownFormat
 from tasks.collect.source_records import UnusableRecordError
 

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from cohobate.data.records import Message
+from cohobate.data.messages import Message
 from tasks.collect.source_records import MAX_CHARACTERS, UnusableRecordError
 from tasks.collect.template import PromptTemplate
 

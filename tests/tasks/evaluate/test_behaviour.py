@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from cohobate.data.records import Message, Row
+from cohobate.data.messages import Message
+from cohobate.data.records import Row
 from cohobate.params import ParamsError, validated
 from cohobate.scoring.metrics import Bleu, ChrF, RougeL
 from cohobate.scoring.verifiers import Label

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from cohobate import params
-from cohobate.data.records import Message, Row
+from cohobate.data.messages import Message
+from cohobate.data.records import Row
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from tasks.export.form import Form, Questions

@@ -4,7 +4,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from cohobate.data.contamination import Contamination
-from cohobate.data.records import Message, Response, row_id
+from cohobate.data.messages import Message
+from cohobate.data.records import Response, row_id
 from cohobate.errors import UserError
 from cohobate.scoring.verifiers import Task
 from tasks.filter.base_filter import KEEP, Context, Drop, Filter

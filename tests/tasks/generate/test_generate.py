@@ -10,12 +10,12 @@ from cohobate.backends.ledger import Ledger
 from cohobate.backends.ledger_storage import LEDGER
 from cohobate.backends.settings import GenerateParams
 from cohobate.backends.transformers import Transformers
+from cohobate.data.messages import Message
 from cohobate.data.records import (
     ADAPT,
     GENERATE,
     LABELLED,
     UNLABELLED,
-    Message,
     Response,
     Row,
     read_rows,

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from cohobate.data.messages import Message
 from cohobate.data.records import (
     FILTER,
     LABELLED,
     TRAIN,
     UNLABELLED,
     VERDICT,
-    Message,
     Response,
     Row,
     read_rows,

@@ -43,7 +43,7 @@ def examples() -> list[Example]:
     ids = [[5, 6, 7, 8], [9, 5], [6, 7, 8, 9, 5, 6]]
     prompts = [2, 1, 1]
     return [
-        Example(f"{n}/main/0", np.array(i, dtype=np.int32), p)
+        Example.answer(f"{n}/main/0", np.array(i, dtype=np.int32), p)
         for n, (i, p) in enumerate(zip(ids, prompts, strict=True))
     ]
 
@@ -186,7 +186,7 @@ def test_other_token_ids_are_refused_with_the_row(tmp_path, tokenizer) -> None:
 
 def test_another_border_between_prompt_and_answer_is_refused(tmp_path, tokenizer) -> None:
     write(tmp_path / "main", tokenizer)
-    rows = [replace(examples()[2], prompt_length=2)]
+    rows = [replace(examples()[2], spans=((2, len(examples()[2].ids)),))]
     with pytest.raises(UserError, match="row 2/main/0"):
         SignalStore(tmp_path / "main").attach(rows, tokenizer)
 
