@@ -262,7 +262,8 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(
             train(full)
         except UserError as error:
             os.write(write, str(error).encode())
-        os._exit(0)
+        finally:
+            os._exit(0)
     os.waitpid(child, 0)
     os.close(write)
     assert b"the disk is full" in os.read(read, 1000)
