@@ -65,9 +65,11 @@ class ConversationRenderer:
             )
         self._tokenizer = tokenizer
         self._form = _OWN
-        self._special = special_tokens(tokenizer)
-        longest_first = sorted(self._special, key=len, reverse=True)
-        self._any_special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._special = _any_of(special_tokens(tokenizer))
+        # the first special tokens behind which there are only others: some templates put one more
+        # behind the last turn of all
+        one = self._special.pattern
+        self._end = re.compile(rf"(?:{one})*(?P<last>{one})(?=\s*(?:(?:{one})\s*)*\Z)")
 
     def prompts(self, conversations: Sequence[Conversation]) -> list[str]:
         """Return conversations as text, each up to where the assistant's next turn begins.
@@ -147,7 +149,7 @@ class ConversationRenderer:
         position, closed = 0, True
         for turn, start, stop in zip(turns, starts, stops, strict=True):
             end, closed = self._end_of_turn(stop, len(start), stops[-1])
-            piece = stop[len(start) : end]
+            piece = stops[-1][len(start) : end]
             if not (end and stop.startswith(start) and _contains(piece, turn)):
                 return None
             pieces += [start[position:], piece]
@@ -159,13 +161,16 @@ class ConversationRenderer:
 
         0: nowhere up to which it is the beginning of the whole conversation.
         """
-        ends = [match.end() for match in self._any_special.finditer(text, start)]
-        # a line break behind the token belongs to what follows: no model generates it
-        closed = bool(ends) and not text[ends[-1] :].strip()
-        # some templates put one more token behind the last turn of all
-        candidates = reversed(ends[-2:]) if closed else [len(text.rstrip())]
-        end = next((end for end in candidates if whole.startswith(text[:end])), 0)
-        return end, closed
+        ending = self._end.search(text, start)
+        end = ending.start("last") if ending else len(text.rstrip())
+        if not whole.startswith(text[:end]):
+            return 0, False
+        if not ending:
+            return end, False
+        # where others follow, the turn may end with another token than at the end of all; a line
+        # break behind it belongs to what follows: no model generates it
+        token = self._special.match(whole, end)
+        return (token.end(), True) if token else (0, False)
 
     def _texts(
         self, conversations: Iterable[Conversation], form: _Form, generate: bool = False
@@ -223,6 +228,11 @@ def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> frozenset[str]:
     """Return the special tokens of a tokenizer, with those that have no name such as `eos`."""
     added = tokenizer.added_tokens_decoder.values()
     return frozenset({*tokenizer.all_special_tokens, *(t.content for t in added if t.special)})
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _forms(tokenizer: "PreTrainedTokenizerBase") -> list[_Form]:

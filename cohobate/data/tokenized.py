@@ -81,7 +81,8 @@ def _encode_chunk(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> 
     rest = [piece for one in rendered for piece in one.pieces[1:]]
     pieces = iter(_tokenised_behind(tokenizer, rest))
     for row, one, start in zip(rows, rendered, starts, strict=True):
-        prompt = [_start_id(tokenizer)] if row.prompt == "" else start
+        raw = row.prompt == "" and row.answer is not None
+        prompt = [_start_id(tokenizer)] if raw else start
         if not prompt:
             raise UserError("a prompt is empty once tokenised", where=f"row {row.id}")
         parts = [prompt, *(next(pieces) for _ in one.pieces[1:])]

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ def digest(model: Any) -> str:
 def labels_of(rows: list[Example], width: int) -> torch.Tensor:
     labels = torch.full((len(rows), width), -100)
     for n, row in enumerate(rows):
-        labels[n, row.prompt_length : len(row.ids)] = torch.tensor(row.ids[row.prompt_length :])
+        for start, end in row.spans:
+            labels[n, start:end] = torch.tensor(row.ids[start:end])
     return labels
 
 
@@ -66,12 +68,23 @@ def plain_loss(model: Any, rows: list[Example]) -> float:
         return float(hugging_face_loss(model, rows))
 
 
+def with_earlier_turns(rows: list[Example]) -> list[Example]:
+    """Rows of which a token in the middle of the prompt is learnt too, where it has one."""
+    return [
+        replace(row, spans=((1, 2), *row.spans)) if row.prompt_length > 2 else row for row in rows
+    ]
+
+
+@pytest.mark.parametrize("turns", [1, 2])
 @pytest.mark.parametrize("tied", [True, False])
-def test_loss_and_gradient_are_those_of_transformers(make_model, tokenizer, tied) -> None:
+def test_loss_and_gradient_are_those_of_transformers(make_model, tokenizer, tied, turns) -> None:
     from cohobate.training.batches import MicroBatches
     from cohobate.training.model_loss import CausalLMLoss
 
     model, rows = make_model(tokenizer, tie_word_embeddings=tied), examples(8)
+    if turns == 2:
+        rows = with_earlier_turns(rows)
+        assert {len(row.spans) for row in rows} == {1, 2}
     expected = hugging_face_loss(model, rows)
     gradients = torch.autograd.grad(expected, list(model.parameters()))
     batch = MicroBatches(rows, [range(8)], 8, None)[0]

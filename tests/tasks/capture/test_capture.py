@@ -5,7 +5,10 @@ import json
 import pytest
 import torch
 
+from cohobate.data.examples import examples_of
+from cohobate.data.messages import Message
 from cohobate.data.records import ADAPT, CAPTURE, FILTER, Response, row_id, write_rows
+from cohobate.data.tokenized import encode_all
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from cohobate.teachers.signal_store.settings import CaptureParams
@@ -55,9 +58,6 @@ def expected(model, tokenizer, row: Response, temperature: float = 1.0) -> torch
 
 
 def stored(store: SignalStore, tokenizer, row: Response):
-    from cohobate.data.examples import examples_of
-    from cohobate.data.tokenized import encode_all
-
     (example,) = store.attach(examples_of([row], encode_all(tokenizer, [row])), tokenizer)
     return store.targets(store.read([example.signal]))
 
@@ -75,6 +75,25 @@ def test_the_store_says_what_the_teacher_says(teacher, tokenizer, batch_tokens) 
             torch.testing.assert_close(at, reference, rtol=3e-3, atol=3e-3)
         likeliest = expected(teacher, tokenizer, row).topk(4).indices
         assert torch.equal(signals.ids_NK, likeliest.sort().values)
+
+
+def test_every_learnt_turn_of_a_conversation_is_stored(teacher, tokenizer) -> None:
+    turns = ("user", "a small animal"), ("assistant", "a plant"), ("user", "person")
+    prompt = tuple(Message(role=role, content=content) for role, content in turns)
+    row = Response(
+        id="chat", prompt=prompt, answer="animal", learn="all", teacher="main", finish="stop"
+    )
+    write_rows(FILTER / "kept.jsonl", [*responses(), row])
+    store = captured()
+    (encoded,) = encode_all(tokenizer, [row])
+    with torch.no_grad():
+        logp = teacher(torch.tensor([encoded.ids])).logits[0].double().log_softmax(-1)
+    positions = [n - 1 for start, end in encoded.spans for n in range(start, end)]
+    assert len(encoded.spans) == 2 and len(positions) == len(stored(store, tokenizer, row).ids_NK)
+    likeliest = logp[positions].topk(4).indices.sort().values
+    assert torch.equal(stored(store, tokenizer, row).ids_NK, likeliest)
+    with pytest.raises(UserError, match="chat/main/0"):
+        stored(store, tokenizer, row.model_copy(update={"learn": None}))
 
 
 def test_stored_hidden_rows_are_the_whole_distribution(teacher, tokenizer) -> None:
