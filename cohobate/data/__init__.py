@@ -5,8 +5,8 @@ from cohobate.lazy_names import attach
 _NAMES = {
     "contamination": ["Contamination"],
     "examples": ["Example", "examples_of"],
+    "messages": ["Message", "Prompt", "ToolCall"],
     "records": [
-        "Message",
         "Pair",
         "Response",
         "Row",
