@@ -91,6 +91,12 @@ def tools_of(prompt: Prompt) -> list[dict[str, Any]] | None:
     return tools or None
 
 
+def tool_names(prompt: Prompt) -> list[str]:
+    """Return the names of the tools that a prompt offers."""
+    schemas = [tool.get("function", tool) for tool in tools_of(prompt) or ()]
+    return [str(schema["name"]) for schema in schemas if "name" in schema]
+
+
 def prompt_key(prompt: Prompt) -> Any:
     """Return what identifies a prompt, as JSON values: part of ids and of the ledger's keys."""
     return prompt if isinstance(prompt, str) else [turn.content_key() for turn in prompt]

@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import groupby, product
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from cohobate.data.messages import Conversation, Message, tools_of
+from cohobate.data.messages import Conversation, Message, prompt_text, tool_names, tools_of
 from cohobate.data.reasoning import inline
 from cohobate.data.records import Row
 from cohobate.errors import UserError
@@ -65,6 +65,10 @@ class ConversationRenderer:
             )
         self._tokenizer = tokenizer
         self._form = _OWN
+        # as params.yaml asks (cohobate/models/chat_templates.py)
+        self._drops_system = "rejectattr('role', 'equalto', 'system')" in str(
+            tokenizer.chat_template
+        )
         self._special = _any_of(special_tokens(tokenizer))
         # the first special tokens behind which there are only others: some templates put one more
         # behind the last turn of all
@@ -180,8 +184,27 @@ class ConversationRenderer:
         for _, group in groupby(conversations, key=lambda turns: turns[0].tools):
             turns = list(group)
             chats = [[_as_chat(turn, form) for turn in conversation] for conversation in turns]
-            texts += self._apply(chats, form.template, tools_of(turns[0]), generate)
+            group_texts = self._apply(chats, form.template, tools_of(turns[0]), generate)
+            for conversation, text in zip(turns, group_texts, strict=True):
+                self._check_kept(conversation, text)
+            texts += group_texts
         return texts
+
+    def _check_kept(self, conversation: Conversation, text: str) -> None:
+        """Refuse a template that leaves a system turn or the tools out in silence."""
+        first = conversation[0]
+        lost = []
+        if first.role == "system" and not self._drops_system and first.content.strip() not in text:
+            lost.append(("the system turn", "teachers.<name>.template: {system: into_first_user}"))
+        said = prompt_text(conversation)  # a turn can have a tool's name in its text
+        if any(text.count(name) <= said.count(name) for name in tool_names(conversation)):
+            lost.append(("the tools", "use a model whose chat template takes tools"))
+        for part, fix in lost:
+            raise UserError(
+                f"the chat template leaves {part} out",
+                where=f"the conversation that begins {first.content[:60]!r}",
+                fix=f"{fix}; or leave such rows out",
+            )
 
     def _apply(
         self, chats: list[list[dict[str, Any]]], template: str | None, tools: Any, generate: bool

@@ -13,6 +13,7 @@ from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from cohobate.models.chat_templates import TemplateSettings, default_template, refused_turns
 from cohobate.models.folder_formats import check_folder, weight_files
+from cohobate.models.template_facts import TemplateFacts, template_facts
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _BUFFER = re.compile(r"(\.(attn|attention)\.(masked_)?bias|inv_freq)$")
@@ -119,6 +120,11 @@ class ModelInfo:
             )
         )
 
+    @cached_property
+    def template_facts(self) -> TemplateFacts | None:
+        """What its chat template does with conversations; None where it has none."""
+        return template_facts(self.tokenizer) if self.template else None
+
     def to_json(self) -> dict[str, Any]:
         """Return the facts that preflight writes down, as JSON values."""
         return {
@@ -130,6 +136,7 @@ class ModelInfo:
             "layers": self.depth,
             "padded_ids": self.rows - len(self.vocabulary),
             "parameters": self.parameters(),
+            "refused_content": self.template_facts.refused if self.template_facts else [],
             "refused_turns": self.refused_turns,
             "parameters_of_embeddings": self.parameters_of_embeddings,
             "template_hash": _hash(self.template) if self.template else "",

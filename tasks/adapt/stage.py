@@ -24,6 +24,7 @@ from cohobate.methods.teacher_tuning import Tuning
 from cohobate.models import checkpoints
 from cohobate.models.chat_templates import check_turns
 from cohobate.models.number_formats import resolve
+from cohobate.models.template_facts import check_content
 from cohobate.params import EachOf
 from cohobate.progress import say, track
 from cohobate.scoring.metrics import AnswerScore, DecidingMetric
@@ -73,11 +74,13 @@ def _check_conversations(item: str, models: dict[str, Any]) -> None:
         zip(models, (f"params.yaml, teachers.{item}", "params.yaml, init_student"), strict=True)
     )
     for owner, model in models.items():
-        refused = model.get("refused_turns", [])
-        for path in (LABELLED, DEV) if refused else ():
-            rows = read_rows(path, Row)
-            turns = ((row.id, row.prompt) for row in rows if not isinstance(row.prompt, str))
-            check_turns(turns, refused, owner, wheres[owner])
+        turns, content = (model.get(f"refused_{kind}", []) for kind in ("turns", "content"))
+        generate = owner != "the student"
+        for path in (LABELLED, DEV) if turns or content else ():
+            for row in read_rows(path, Row):
+                if not isinstance(row.prompt, str):
+                    check_turns([(row.id, row.prompt)], turns, owner, wheres[owner])
+                    check_content(row, content, owner, generate=generate)
 
 
 def _describe(item: str, teacher: Teacher, adapt: Tuning) -> None:

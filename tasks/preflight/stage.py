@@ -75,6 +75,8 @@ def run(
         check_width(f"teacher {key}", outline)
     outline, record = init_student.preview(outlines.get(init_student.teacher))
     check_width("student", outline)
+    if init_student.type == "pretrained":
+        say_template_notes("the student", outline)
     for key, teacher in teachers.items():
         if teacher.signals and shares_vocabulary(key, phases):
             check_signals(key, outlines[key], outline)
@@ -100,12 +102,20 @@ def look_at_teacher(key: str, teacher: Teacher) -> ModelInfo:
     for note in teacher.template.check(f"the teacher {key}", outline.template, where):
         say(note)
     outline = outline.with_template(teacher.template)
+    say_template_notes(f"the teacher {key}", outline)
     if refused := outline.refused_turns:
         say(
             f"the teacher {key}: its chat template refuses {', '.join(refused)}; where rows have "
             f"such turns: {where}: {{system: into_first_user, turns: alternate}}"
         )
     return outline
+
+
+def say_template_notes(name: str, outline: ModelInfo) -> None:
+    """Print what of a model's chat template can surprise."""
+    if facts := outline.template_facts:
+        for note in facts.notes(outline.eos, outline.tokenizer.bos_token):
+            say(f"{name}: its chat template: {note}")
 
 
 def _resources() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from cohobate.data.records import Row
 from cohobate.data.rendering import ConversationRenderer, end_of_turn
 from cohobate.data.tokenized import encode, learnt_texts, prompt_ids, token_offsets
 from cohobate.errors import UserError
+from cohobate.models.chat_templates import TemplateSettings
 
 MISTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
@@ -173,10 +174,23 @@ def test_calls_of_tools_are_learnt_and_their_results_are_not(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama3", "smollm2", "cohere", "mistral", "no markers"])
-def test_a_template_that_leaves_calls_out_is_refused(name: str) -> None:
-    row = Row(id="the-row", prompt=(WEATHER,), answer="", tool_calls=(CALL,))
+def test_a_template_that_leaves_tools_or_calls_out_is_refused(name: str) -> None:
+    tokenizer = tokenizer_of(TEMPLATES[name])
+    with pytest.raises(UserError, match=r"(?s)leaves the tools out.*The weather"):
+        prompt_ids(tokenizer, [(WEATHER,)])
+    row = Row(id="the-row", prompt=(user("The weather?"),), answer="", tool_calls=(CALL,))
     with pytest.raises(UserError, match=r"(?s)calls of tools.*the-row"):
-        encode(tokenizer_of(TEMPLATES[name]), row)
+        encode(tokenizer, row)
+
+
+def test_a_template_that_leaves_the_system_turn_out_is_refused_unless_it_is_asked_to() -> None:
+    silent = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}"
+    tokenizer = tokenizer_of(silent)
+    prompt = (Message(role="system", content="Be brief."), *DIALOGUE)
+    with pytest.raises(UserError, match=r"(?s)leaves the system turn out.*Be brief"):
+        prompt_ids(tokenizer, [prompt])
+    TemplateSettings(system="drop").write_into(tokenizer)
+    assert prompt_ids(tokenizer, [prompt]) == prompt_ids(tokenizer, [DIALOGUE])
 
 
 def test_a_prompt_that_ends_the_thinking_refuses_reasoning() -> None:
