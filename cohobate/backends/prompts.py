@@ -24,12 +24,23 @@ def prompt_rows(generate: GenerateParams, template: Template, root: Path = Path(
     return islice(roots if template.roots else collected, generate.rows)
 
 
+def keeps_answer(generate: GenerateParams, row: Row) -> bool:
+    """Return whether a row's reference answer becomes the response, without a request."""
+    return generate.reference_answers == "keep" and row.answer is not None
+
+
 def count_prompts(generate: GenerateParams, template: Template) -> int:
-    """Return how many rows `prompt_rows` yields; the rows themselves are not read."""
+    """Return how many rows of `prompt_rows` the teacher answers; the rows themselves are not read.
+
+    All labelled rows have a reference answer, which can be kept.
+    """
     if template.roots:
         return len(template.roots[: generate.rows])
-    count = sum(map(_lines_of, prompt_files(generate.prompts)))
-    return min(count, generate.rows or count)
+    lines = {path: _lines_of(path) for path in prompt_files(generate.prompts)}
+    count = sum(lines.values())
+    kept = lines.get(LABELLED, 0) if generate.reference_answers == "keep" else 0
+    # the labelled rows come first
+    return max(0, min(count, generate.rows or count) - kept)
 
 
 def _lines_of(path: Path) -> int:

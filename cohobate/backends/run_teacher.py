@@ -10,7 +10,7 @@ from cohobate.backends.api_errors import fix_in_reason
 from cohobate.backends.endpoint import Endpoint
 from cohobate.backends.ledger import Ledger
 from cohobate.backends.prices import Price
-from cohobate.backends.prompts import count_prompts, prompt_rows
+from cohobate.backends.prompts import count_prompts, keeps_answer, prompt_rows
 from cohobate.backends.requests import (
     AnswerFunction,
     LedgerTotals,
@@ -55,6 +55,8 @@ class TeacherRun:
         self.backend = params.backend_of(teacher)
         self.failed: list[FailedPrompt] = []
         self.prompts = self.computed = self.from_ledger = self.unanswered = self.refused = 0
+        self.kept = 0
+        """Rows whose reference answer is the response."""
         self._reasons: list[str] = []
         """Why prompts were not answered."""
         self.written = self.finished = 0
@@ -76,8 +78,13 @@ class TeacherRun:
         while window := list(islice(rows, self.params.window)):
             self.prompts += len(window)
             samples = range(self.params.samples)
+            kept = [row for row in window if keeps_answer(self.params, row)]
+            self.kept += len(kept)
+            yield from map(self._kept, kept)
             # samples of a prompt are neighbours, in the order of the prompts
-            conversations = [Conversation(row, sample) for row in window for sample in samples]
+            unanswered = [row for row in window if not keeps_answer(self.params, row)]
+            _refuse_raw_text(unanswered)
+            conversations = [Conversation(row, sample) for row in unanswered for sample in samples]
             for step in self.template.steps:
                 conversations = self._run_step(step, conversations, meter)
             for conversation in conversations:
@@ -87,6 +94,7 @@ class TeacherRun:
                     )
         meter.finish()
         refused = f", {self.refused} prompts refused" if self.refused else ""
+        refused += f", {self.kept} reference answers kept" if self.kept else ""
         say(
             f"{self.teacher}: {self.computed} answers computed, {self.from_ledger} taken from the "
             f"ledger{refused}"
@@ -98,7 +106,8 @@ class TeacherRun:
         Raises:
             UserError: naming the first reason.
         """
-        if self.unanswered > self.params.unanswered * self.prompts * self.params.samples:
+        requested = (self.prompts - self.kept) * self.params.samples
+        if self.unanswered > self.params.unanswered * requested:
             raise UserError(
                 f"{self.unanswered} prompts were not answered; the first: {self._reasons[0]}",
                 where=str(GENERATE / self.teacher / "failed.jsonl"),
@@ -112,6 +121,8 @@ class TeacherRun:
             "responses": self.written,
             "finished": round(self.finished / written, 4),
         }
+        if self.kept:
+            figures["reference_answers"] = self.kept
         if self.measured:  # not every service returns log-probabilities
             figures["mean_logprob"] = round(self.logprob / self.measured, 4)
         if self.failed:
@@ -188,12 +199,25 @@ class TeacherRun:
         failed = FailedPrompt(id=row.id, sample=sample, step=step.name, reason=reason, reply=reply)
         self.failed.append(failed)
 
+    def _kept(self, row: Row) -> Response:
+        """Return a row's reference answer as the response."""
+        return self._counted(Response(**row.model_dump(), teacher=self.teacher, finish="stop"))
+
     def _counted(self, response: Response) -> Response:
         self.written += 1
         self.finished += response.finish == "stop"
         self.measured += response.logprob is not None
         self.logprob += response.logprob or 0.0
         return response
+
+
+def _refuse_raw_text(rows: Sequence[Row]) -> None:
+    if raw := next((row for row in rows if row.is_raw_text), None):
+        raise UserError(
+            "raw text has no prompt that a teacher could answer",
+            where=f"row {raw.id}, and generate.reference_answers",
+            fix="cohobate run --set generate.reference_answers=keep",
+        )
 
 
 def make_request(

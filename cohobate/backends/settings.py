@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cohobate.backends.backends import Backend
 from cohobate.backends.transformers import Transformers
@@ -27,6 +27,10 @@ class GenerateParams(Section):
     """Which prompts are answered. Labelled prompts have a reference answer, which the filter
     `verified`, judges and preferences by `verifier` use. `both`: the labelled ones come first. A
     template with root prompts of its own uses neither."""
+    reference_answers: Literal["ignore", "keep"] = "ignore"
+    """Reference answers of labelled rows, and raw text: `ignore` has the teacher answer the prompts
+    all the same; `keep` makes them responses as they are, without a request, so that they are
+    filtered, captured and learnt with the others. `prompts` must be `labelled` or `both`."""
     rows: int | None = Field(None, ge=1)
     """Number of prompts to answer, from the start of the list; all when not given."""
     samples: int = Field(1, ge=1)
@@ -45,6 +49,14 @@ class GenerateParams(Section):
     ledger: str = ""
     """A folder or `s3://bucket/prefix` for the ledger; `$COHOBATE_LEDGER` overrules it. Empty:
     `.cohobate/ledger` in the repository's main worktree."""
+
+    @model_validator(mode="after")
+    def _reads_what_it_keeps(self) -> "GenerateParams":
+        if self.reference_answers == "keep" and self.prompts == "unlabelled":
+            raise ValueError(
+                "unlabelled rows have no reference answers to keep: prompts must be both or labelled"
+            )
+        return self
 
     def backend_of(self, teacher: str) -> Backend:
         """Return where the answers of a teacher are computed."""

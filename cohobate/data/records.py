@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from cohobate.data.messages import Prompt, ToolCall, prompt_key, with_prefix
+from cohobate.data.messages import Prompt, ToolCall, prompt_key, prompt_text, with_prefix
 
 # collect
 COLLECT = Path("data/collect")
@@ -51,7 +51,7 @@ class Row(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     id: str
-    """First 16 hex digits of a hash of the prompt."""
+    """First 16 hex digits of a hash of the prompt, or of raw text."""
     prompt: Prompt
     """Text to be continued as it stands, or a conversation for the model's chat template. Empty:
     the answer is raw text, of which every token is learnt."""
@@ -75,6 +75,16 @@ class Row(BaseModel):
     """Class or topic of the row, for balance and per-group scores. Empty when unknown."""
     origin: Literal["ground_truth", "teacher", "student", "none"] = "none"
     """Who wrote the answer."""
+
+    @property
+    def is_raw_text(self) -> bool:
+        """Whether the row is text without a prompt, learnt at every token."""
+        return self.prompt == "" and self.answer is not None
+
+    @property
+    def source_text(self) -> str:
+        """The text by which rows are compared: that of the prompt, or the raw text."""
+        return self.answer or "" if self.is_raw_text else prompt_text(self.prompt)
 
     @property
     def full_prompt(self) -> Prompt:
@@ -144,9 +154,15 @@ class Pair(BaseModel):
 R = TypeVar("R", bound=BaseModel)
 
 
-def row_id(prompt: Prompt) -> str:
-    """Return the id of a prompt: 16 hex digits of its BLAKE2 hash."""
+def row_id(prompt: Prompt, answer: str | None = None) -> str:
+    """Return the id of a row: 16 hex digits of a BLAKE2 hash.
+
+    Args:
+        prompt: what is hashed.
+        answer: is hashed where the prompt is empty: the row is raw text then.
+    """
     text = prompt if isinstance(prompt, str) else json.dumps(prompt_key(prompt))
+    text = text or f"\0{answer or ''}"  # the NUL: a prompt of the same text has another id
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

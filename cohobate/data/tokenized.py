@@ -81,8 +81,7 @@ def _encode_chunk(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> 
     rest = [piece for one in rendered for piece in one.pieces[1:]]
     pieces = iter(_tokenised_behind(tokenizer, rest))
     for row, one, start in zip(rows, rendered, starts, strict=True):
-        raw = row.prompt == "" and row.answer is not None
-        prompt = [_start_id(tokenizer)] if raw else start
+        prompt = [_start_id(tokenizer)] if row.is_raw_text else start
         if not prompt:
             raise UserError("a prompt is empty once tokenised", where=f"row {row.id}")
         parts = [prompt, *(next(pieces) for _ in one.pieces[1:])]

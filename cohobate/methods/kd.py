@@ -70,6 +70,12 @@ class Kd(Phase):
             raise ValueError("attention maps need `attention: eager`")
         return self
 
+    @model_validator(mode="after")
+    def _aligns_whole_rows(self) -> "Kd":
+        if self.crosses_tokenizers and self.too_long != "drop":
+            raise ValueError("uld aligns whole rows with the teacher's: too_long must be drop")
+        return self
+
     def train(
         self,
         model: "PreTrainedModel",

@@ -121,9 +121,11 @@ class OnPolicy(SingleProcess):
         blank = [row.model_copy(update=none) for row in rows]
         # prompt and longest answer together are within max_tokens
         longest = self.max_tokens - self.sampling.decoding.max_tokens
+        # a prompt that is cut keeps its end, behind which one id closes the empty answer
+        within = longest + 1 if self.too_long == "truncate_left" else None
         return [
             replace(example, ids=example.ids[:start], spans=((start, start),))
-            for example in self.examples(tokenizer, blank)
+            for example in self.examples(tokenizer, blank, within)
             if (start := example.prompt_length) <= longest
         ]
 

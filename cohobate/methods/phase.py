@@ -13,7 +13,6 @@ from cohobate.errors import UserError
 from cohobate.models.layer_choice import Layers
 from cohobate.models.number_formats import NumberFormat
 from cohobate.params import nearest
-from cohobate.progress import say
 from cohobate.training.checkpointing import content_hash
 from cohobate.training.hyperparameters import Hyperparameters
 
@@ -138,13 +137,29 @@ class Phase(Hyperparameters):
         raise NotImplementedError
 
     def examples(
-        self, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[Row],
+        max_tokens: int | None = None,
     ) -> "list[Example]":
-        """Return the rows as token ids; those without answer and the too long are left out."""
+        """Return the rows as token ids; those without answer are left out, long ones too or cut.
+
+        Args:
+            tokenizer: the student's.
+            rows: the rows.
+            max_tokens: longest row; the phase's own `max_tokens` when not given.
+
+        Raises:
+            UserError: all rows are too long, or no row has a target of `target_weights`.
+        """
         from cohobate.data.examples import examples_of
+        from cohobate.data.row_length import LengthLimit
         from cohobate.data.tokenized import encode_all
 
-        examples = examples_of(rows, encode_all(tokenizer, rows), self.max_tokens)
+        limit = LengthLimit(max_tokens or self.max_tokens, self.too_long)
+        examples = examples_of(rows, limit.apply(encode_all(tokenizer, rows)))
+        limit.report(self.rows)
+        limit.refuse_none(len(examples), f"max_tokens of the phase that learns {self.rows}")
         # a misspelt name would leave the weight of its target at 1
         targets = {example.target for example in examples if example.target}
         if unknown := sorted(set(self.target_weights) - targets):
@@ -154,11 +169,7 @@ class Phase(Hyperparameters):
                 fix="name the targets of cohobate/backends/templates/<template>.yaml, or none",
             )
         weights = self.target_weights
-        examples = [replace(one, weight=weights.get(one.target, 1.0)) for one in examples]
-        if len(examples) < len(rows):
-            left_out = len(rows) - len(examples)
-            say(f"{left_out} rows left out: no answer, or more than {self.max_tokens} tokens")
-        return examples
+        return [replace(one, weight=weights.get(one.target, 1.0)) for one in examples]
 
 
 class SingleProcess(Phase):

@@ -14,7 +14,6 @@ from cohobate.models import checkpoints
 from cohobate.models.chat_templates import PLAIN, default_template
 from cohobate.models.number_formats import NumberFormat, Precision
 from cohobate.params import Section
-from cohobate.progress import say
 from cohobate.teachers.teacher import Teacher
 from cohobate.training import checkpointing
 from cohobate.training.hyperparameters import Hyperparameters
@@ -61,9 +60,10 @@ class SftTuning(Hyperparameters):
         """Tune the model and publish it; return the number of rows it was trained on.
 
         Raises:
-            UserError: no labelled row, or a loss that is not finite.
+            UserError: no labelled row, all too long, or a loss that is not finite.
         """
         from cohobate.data.examples import examples_of
+        from cohobate.data.row_length import LengthLimit
         from cohobate.data.tokenized import encode_all
         from cohobate.losses.divergences import Hard
         from cohobate.training.trainer import fit
@@ -77,9 +77,10 @@ class SftTuning(Hyperparameters):
             )
         model, _ = checkpoints.load(source, device=checkpoints.accelerator())
         tokenizer = teacher.tokenizer(source)
-        examples = examples_of(rows, encode_all(tokenizer, rows), self.max_tokens)
-        if len(examples) < len(rows):
-            say(f"{len(rows) - len(examples)} rows are too long, or have no answer: left out")
+        limit = LengthLimit(self.max_tokens, self.too_long)
+        examples = examples_of(rows, limit.apply(encode_all(tokenizer, rows)))
+        limit.report(label)
+        limit.refuse_none(len(examples), "params.yaml, adapt.max_tokens")
         vocabulary = len(tokenizer)
         provenance = provenance | {"number_format": self.number_format}
         # provenance has the params and the source's fingerprint

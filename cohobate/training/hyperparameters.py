@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from cohobate.data.row_length import TooLong
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import NumberFormat, Precision, resolve
 from cohobate.params import Section
@@ -71,7 +72,11 @@ class Hyperparameters(Section):
     rounding. auto: on a GPU only. On a CPU compilation takes long at first;
     `benchmarks/kd_step.py --compiled` measures a step both ways."""
     max_tokens: int = Field(1024, ge=2)
-    """Longest row in tokens, prompt and completion; longer ones are left out and counted."""
+    """Longest row in tokens, prompt and completion."""
+    too_long: TooLong = Field("drop", exclude_if=lambda side: side == "drop")
+    """Longer rows are left out (`drop`), or cut: `truncate_left` keeps their last tokens,
+    `truncate_right` their first ones. They are counted either way. Rows of a signal store must have
+    been captured with the same `max_tokens` and `too_long`, unless they are left out here."""
     checkpoint_every: int = Field(500, ge=0)
     """Updates between two training checkpoints, from which a killed run resumes. A run of fewer
     updates has none: it is as quick to train again. 0: never."""

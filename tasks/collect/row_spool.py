@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from cohobate.data.messages import Prompt, prompt_text
+from cohobate.data.messages import Prompt
 from cohobate.data.records import Row, row_id
 from cohobate.data.row_files import RowView
+from tasks.collect.raw_text import RawText
 from tasks.collect.source_records import (
     QuarantinedRecord,
     SourceRecord,
@@ -39,7 +40,9 @@ class Rendering(Protocol):
 class RowSpool:
     """The rows of a source, in its order. Each record becomes a row or is quarantined."""
 
-    def __init__(self, source: Source, template: Rendering, split: Split, spool: Path) -> None:
+    def __init__(
+        self, source: Source, template: Rendering | RawText, split: Split, spool: Path
+    ) -> None:
         self._source, self._template, self._spool = source, template, spool
         self._lines, self._records = array("Q"), array("Q")  # of the source, for each row
         self._rows: RowView[Row] | None = None
@@ -52,11 +55,12 @@ class RowSpool:
         with self._spool.open("wb") as spool:
             for record in self._source.source_records():
                 self.read += 1
-                row = record if isinstance(record, QuarantinedRecord) else self._row(record)
-                if isinstance(row, QuarantinedRecord):
-                    self.reasons[row.reason] += 1
-                    yield row.model_copy(update={"record": self.read})
-                else:
+                rows = record if isinstance(record, QuarantinedRecord) else self._rows_of(record)
+                if isinstance(rows, QuarantinedRecord):
+                    self.reasons[rows.reason] += 1
+                    yield rows.model_copy(update={"record": self.read})
+                    continue
+                for row in rows:
                     spool.write(row.model_dump_json().encode() + b"\n")
 
     def rows(self) -> RowView[Row]:
@@ -65,35 +69,42 @@ class RowSpool:
             self._rows = RowView.of([self._spool], Row)
         return self._rows
 
-    def prompt_of(self, number: int) -> str:
-        """Return the text of a row's prompt."""
-        return prompt_text(self.rows()[number].prompt)
+    def text_of(self, number: int) -> str:
+        """Return the text by which a row is compared: its prompt's, or the raw text."""
+        return self.rows()[number].source_text
 
     def quarantine(self, number: int, reason: str) -> QuarantinedRecord:
         """Quarantine a row that is spooled already."""
         self.reasons[reason] += 1
-        text = excerpt(self.prompt_of(number))
+        text = excerpt(self.text_of(number))
         line, record = self._lines[number], self._records[number]
         file = self._source.file
         return QuarantinedRecord(file=file, line=line, record=record, reason=reason, text=text)
 
-    def _row(self, source_record: SourceRecord) -> Row | QuarantinedRecord:
+    def _rows_of(self, source_record: SourceRecord) -> list[Row] | QuarantinedRecord:
         try:
-            prompt, answer = self._template.render(source_record.columns)
+            if isinstance(self._template, RawText):
+                rows = self._template.rows(source_record)
+            else:
+                rows = [(source_record, self._row(self._template, source_record))]
         except UnusableRecordError as error:
             text = excerpt(dict(source_record.columns))
             file = self._source.file
             return QuarantinedRecord(
                 file=file, line=source_record.number, reason=str(error), text=text
             )
-        row = Row(
+        for record, row in rows:
+            self._lines.append(record.number)
+            self._records.append(self.read)
+            self.pool.add(record, row)
+        return [row for _, row in rows]
+
+    def _row(self, template: Rendering, source_record: SourceRecord) -> Row:
+        prompt, answer = template.render(source_record.columns)
+        return Row(
             id=row_id(prompt),
             prompt=prompt,
             answer=answer,
             group=source_record.group,
             origin="none" if answer is None else "ground_truth",
         )
-        self._lines.append(source_record.number)
-        self._records.append(self.read)
-        self.pool.add(source_record, row)
-        return row

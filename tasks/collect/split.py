@@ -34,6 +34,8 @@ class SplitIndex:
         self._seed, self._ood_groups = split.seed, frozenset(split.ood_groups)
         self.prompts, self.answers = array("Q"), array("Q")  # hashes
         self.ranks, self.marks = array("Q"), array("B")
+        self.raw_text = bytearray()
+        """For each row, whether it is raw text: it is never unlabelled."""
         self._keys, self._key_ends = array("Q"), array("Q")
 
     def add(self, source_record: SourceRecord, row: Row) -> None:
@@ -45,6 +47,7 @@ class SplitIndex:
         self.ranks.append(_hash(f"{self._seed} {keys[0]}"))
         part = "ood" if source_record.group in self._ood_groups else source_record.part
         self.marks.append(_MARKS[part])
+        self.raw_text.append(row.is_raw_text)
         self._keys.extend(map(_hash, keys))
         self._key_ends.append(len(self._keys))
 
@@ -100,8 +103,9 @@ class Split(Section):
     seed: int = 0
     labelled: int = Field(1000, ge=1)
     """Training rows that keep their answer."""
-    unlabelled: int = Field(8000, ge=1)
-    """Training rows for the teacher to answer, as far as there are any."""
+    unlabelled: int = Field(8000, ge=0)
+    """Training rows for the teacher to answer, as far as there are any. 0: none, for rounds on raw
+    text or on reference answers alone (`generate.reference_answers`)."""
     batch: int = Field(0, ge=0)
     """Which batch of unlabelled rows: 0 is the first, 1 the one after it, and so on."""
     dev: int = Field(500, ge=1)
@@ -112,24 +116,24 @@ class Split(Section):
     ood_groups: tuple[str, ...] = ()
     """Groups that are kept out of all other parts, also where `ood` is 0."""
 
-    def draw(self, pool: SplitIndex, prompt_of: Callable[[int], str], parts: SplitParts) -> None:
+    def draw(self, pool: SplitIndex, text_of: Callable[[int], str], parts: SplitParts) -> None:
         """Draw `parts`; a part can be smaller than configured.
 
         Args:
             pool: index of the rows.
-            prompt_of: returns the text of a row's prompt.
+            text_of: returns the text by which a row is compared.
             parts: is filled.
         """
-        _Draw(pool, prompt_of, parts).draw(self)
+        _Draw(pool, text_of, parts).draw(self)
 
 
 class _Draw:
     """Draws the parts one after the other from the rows in drawing order."""
 
     def __init__(
-        self, pool: SplitIndex, prompt_of: Callable[[int], str], parts: SplitParts
+        self, pool: SplitIndex, text_of: Callable[[int], str], parts: SplitParts
     ) -> None:
-        self._pool, self._prompt_of, self._parts = pool, prompt_of, parts
+        self._pool, self._text_of, self._parts = pool, text_of, parts
         self._used = bytearray(len(pool))
         self._blocked: set[int] = set()
         self._evaluation: list[str] = []
@@ -150,7 +154,8 @@ class _Draw:
         parts.labelled += self._take(answered, split.labelled)
         skipped = split.batch * split.unlabelled
         # earlier batches are drawn again and dropped, so that no row is in two batches
-        others = self._take(self._marked(order, 0), skipped + split.unlabelled)
+        prompts = (row for row in self._marked(order, 0) if not self._pool.raw_text[row])
+        others = self._take(prompts, skipped + split.unlabelled)
         parts.unlabelled += islice(others, skipped, None)
 
     def _marked(self, order: Iterable[int], mark: int) -> Iterator[int]:
@@ -161,7 +166,9 @@ class _Draw:
             answers = {self._pool.answers[row] for row in rows} - {_NO_ANSWER}
             # an evaluation part keeps its copy; then a copy with an answer; then the first
             rows.sort(key=lambda row: (-self._pool.marks[row], not self._pool.answers[row], row))
-            if len(answers) > 1:
+            if self._pool.raw_text[rows[0]]:
+                self._drop(rows[1:], "duplicate text")
+            elif len(answers) > 1:
                 self._drop(rows, "duplicate prompt with another answer")
             else:
                 self._drop(rows[1:], "duplicate prompt")
@@ -182,7 +189,7 @@ class _Draw:
             self._used[row] = True
             if not self._blocked.isdisjoint(self._pool.keys(row)):
                 self._parts.withheld += 1
-            elif reason := contamination.reason(self._prompt_of(row)):
+            elif reason := contamination.reason(self._text_of(row)):
                 self._parts.unusable.append((row, reason))
             else:
                 size -= 1
@@ -192,4 +199,4 @@ class _Draw:
         """Keep rows that share a key or a prompt with `rows` out of later parts."""
         for row in rows:
             self._blocked.update(self._pool.keys(row))
-            self._evaluation.append(self._prompt_of(row))
+            self._evaluation.append(self._text_of(row))

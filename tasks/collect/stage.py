@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cohobate.data.records import (
     COLLECT,
@@ -37,6 +37,7 @@ from cohobate.progress import say
 from tasks.collect.files import DataFile
 from tasks.collect.hugging_face import HubDataset, SavedDataset
 from tasks.collect.known_formats import KnownFormat
+from tasks.collect.raw_text import RawText
 from tasks.collect.reasoning import ReasoningGym
 from tasks.collect.replay import Replay
 from tasks.collect.row_spool import RowSpool
@@ -61,6 +62,9 @@ class CollectParams(Section):
     """How a record becomes a prompt. Without one the columns decide: TRL's formats (`messages`,
     `prompt` and `completion`, `chosen`, `text`), OpenAI's, ShareGPT's `conversations`, Alpaca's
     `instruction`, `input` and `output`, `question` and `answer`."""
+    text: RawText | None = None
+    """Instead of a template: the records are documents, whose text is learnt at every token, such
+    as `{characters: 4000}`."""
     split: Split = Split()
     """Sizes of the parts."""
     replay: Replay = Replay()
@@ -72,9 +76,15 @@ class CollectParams(Section):
         return self.source.group in self.rendering.answer_columns
 
     @property
-    def rendering(self) -> PromptTemplate | KnownFormat:
-        """Makes prompt and answer of the columns."""
-        return self.template or KnownFormat()
+    def rendering(self) -> PromptTemplate | KnownFormat | RawText:
+        """Makes rows of the columns."""
+        return self.text or self.template or KnownFormat()
+
+    @model_validator(mode="after")
+    def _prompts_or_raw_text(self) -> "CollectParams":
+        if self.text and self.template:
+            raise ValueError("raw text has no template: give either text or template")
+        return self
 
 
 def run(collect: CollectParams) -> None:
@@ -99,7 +109,7 @@ def run(collect: CollectParams) -> None:
 def _quarantined(spool: RowSpool, split: Split, parts: SplitParts) -> Iterator[QuarantinedRecord]:
     """Read the source and fill `parts`; yield the quarantined records."""
     yield from spool.fill()
-    split.draw(spool.pool, spool.prompt_of, parts)
+    split.draw(spool.pool, spool.text_of, parts)
     for number, reason in parts.unusable:
         yield spool.quarantine(number, reason)
 
@@ -112,12 +122,14 @@ def _refuse_shortage(collect: CollectParams, spool: RowSpool, parts: SplitParts)
         enough = 1 if name != "labelled" and spool.pool.has(name) else size
         if len(rows) < enough:
             raise _shortage(collect, spool, f"{len(rows)} rows for {name}, {size} needed")
-    if not parts.unlabelled:
+    if not parts.unlabelled and collect.split.unlabelled and not collect.text:
         raise _shortage(collect, spool, "no row is left for unlabelled")
 
 
 def _shortage(collect: CollectParams, spool: RowSpool, problem: str) -> UserError:
     usable = f"{spool.read} records read, {len(spool.pool)} of them usable"
+    if collect.text:
+        usable = f"{spool.read} records read, {len(spool.pool)} rows of their text"
     reasons = [f"  {count} x {reason}" for reason, count in spool.reasons.most_common(3)]
     return UserError(
         "\n".join([f"{problem} ({usable}); quarantined:", *(reasons or ["  none"])]),
@@ -149,8 +161,7 @@ def _summary(collect: CollectParams, spool: RowSpool, parts: SplitParts) -> dict
     names = ["labelled", "unlabelled", "dev", "test", *(["ood"] if collect.split.ood else [])]
     sizes = {name: len(getattr(parts, name)) for name in names}
     set_aside = sum(spool.reasons.values())
-    answers = Counter(_answers(spool, [*parts.labelled, *parts.dev, *parts.test]))
-    common = Counter(_answers(spool, parts.test)).most_common(1)[0][1]
+    rows = {"rows": len(spool.pool)} if collect.text else _answer_counts(spool, parts)
     return {
         "source": collect.source.release(),
         "licence": collect.source.licence,
@@ -159,10 +170,17 @@ def _summary(collect: CollectParams, spool: RowSpool, parts: SplitParts) -> dict
         "set_aside": set_aside,
         **{f"set aside: {why}": count for why, count in sorted(spool.reasons.most_common(8))},
         "withheld_for_shared_key": parts.withheld,
-        "unused": spool.read - set_aside - parts.withheld - sum(sizes.values()),
-        "different_answers": len(answers),
-        "majority_share_of_test": round(common / len(parts.test), 4),
+        # several rows can be of one record
+        "unused": len(spool.pool) - len(parts.unusable) - parts.withheld - sum(sizes.values()),
+        **rows,
     }
+
+
+def _answer_counts(spool: RowSpool, parts: SplitParts) -> dict[str, Any]:
+    answers = Counter(_answers(spool, [*parts.labelled, *parts.dev, *parts.test]))
+    common = Counter(_answers(spool, parts.test)).most_common(1)[0][1]
+    majority = round(common / len(parts.test), 4)
+    return {"different_answers": len(answers), "majority_share_of_test": majority}
 
 
 def _answers(spool: RowSpool, numbers: list[int]) -> Iterator[str]:

@@ -24,6 +24,8 @@ class VerifierFilter(Filter):
 
     def _verdict(self, row: Response, context: Context) -> Verdict:
         reference, verifier = context.references.get(row.id), context.task.verifier
+        if row.is_raw_text:
+            return KEEP
         if reference is None:
             return KEEP if self.unknown == "keep" else Drop("no right answer is known")
         right = verifier.correct(row.answer or "", reference)

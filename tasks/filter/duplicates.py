@@ -7,7 +7,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from cohobate.data.messages import prompt_text
 from cohobate.data.records import Response
 from cohobate.data.text_comparison import differ_by_case, differ_by_signs, words_of
 from tasks.filter.base_filter import KEEP, Context, Drop, Filter, Rows, Verdict
@@ -59,7 +58,7 @@ class NearDuplicateFilter(Filter):
 
     def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
         """Compare each prompt with the kept ones that share a MinHash band with it."""
-        words = (context.contamination.content(prompt_text(row.prompt)) for row in rows)
+        words = (context.contamination.content(row.source_text) for row in rows)
         phrases = context.contamination.phrases
         shared, groups = shared_bands(words, phrases, self.similarity, self.permutations)
         kept = _KeptPrompts(groups)
@@ -82,7 +81,7 @@ class NearDuplicateFilter(Filter):
         """Return the similarity to the first candidate that is a near-duplicate; None without."""
 
         def pairs(of: Response) -> set[str]:
-            return context.contamination.pairs(prompt_text(of.prompt))
+            return context.contamination.pairs(of.source_text)
 
         own: set[str] | None = None  # most prompts have no candidate: their pairs are not needed
         for candidate in candidates:
@@ -121,7 +120,7 @@ class _KeptPrompts:
 
 def _same(row: Response, other: Response) -> bool:
     """Say whether two similar prompts ask the same; a sign or an inner capital can differ."""
-    text, other_text = prompt_text(row.prompt), prompt_text(other.prompt)
+    text, other_text = row.source_text, other.source_text
     words, other_words = words_of(text), words_of(other_text)
     if words == other_words:
         return not differ_by_case(text, other_text)

@@ -9,7 +9,6 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from cohobate.data.contamination import SIMILARITY, WORDS
-from cohobate.data.messages import prompt_text
 from cohobate.data.records import Response
 from cohobate.data.text_comparison import words_of
 from tasks.filter.agreement import AgreementFilter, VerifierFilter
@@ -40,8 +39,8 @@ class ContaminationFilter(Filter):
     def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
         """Compare prompts, and long answers, with the evaluation prompts."""
         for row in rows:
-            reason = context.contamination.reason(prompt_text(row.prompt))
-            if reason is None and len(words_of(row.answer or "")) >= self.words:
+            reason = context.contamination.reason(row.source_text)
+            if reason is None and not row.is_raw_text and len(words_of(row.answer or "")) >= self.words:
                 reason = context.contamination.reason(row.answer or "")
             yield Drop(reason) if reason else KEEP
 
@@ -85,7 +84,8 @@ class InvalidAnswerFilter(Filter):
             Drop(f"no valid answer ({context.task.verifier.type})"),
         )
         for row in rows:
-            yield KEEP if verifier.admissible(row.answer or "", context.labels) else drop
+            valid = row.is_raw_text or verifier.admissible(row.answer or "", context.labels)
+            yield KEEP if valid else drop
 
 
 AnyFilter = Annotated[

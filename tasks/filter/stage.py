@@ -23,7 +23,6 @@ from itertools import chain
 from typing import Any
 
 from cohobate.data.contamination import Contamination
-from cohobate.data.messages import prompt_text
 from cohobate.data.records import (
     DEV,
     FILTER,
@@ -148,10 +147,12 @@ class Funnel:
 
 
 def _context(filter: FilterParams, task: Task) -> Context:
-    labelled = ((row.id, row.answer) for row in read_rows(LABELLED, Row))
+    # raw text is no answer that others could be compared with
+    rows = (row for row in read_rows(LABELLED, Row) if not row.is_raw_text)
+    labelled = ((row.id, row.answer) for row in rows)
     references = {id: answer for id, answer in labelled if answer is not None}
     splits = (path for path in (DEV, TEST, OOD) if path.exists())
-    prompts = (prompt_text(row.prompt) for path in splits for row in read_rows(path, Row))
+    prompts = (row.source_text for path in splits for row in read_rows(path, Row))
     contaminated = filter.contaminated
     return Context(
         task,
@@ -168,7 +169,7 @@ def _summary(funnel: Funnel, seen: int, context: Context) -> dict[str, Any]:
         dropped[f"dropped by {step['filter']}"] += step["dropped"]
         reasons.update(step["reasons"])
     top = reasons.most_common(1)
-    labelled = (prompt_text(row.prompt) for row in read_rows(LABELLED, Row))
+    labelled = (row.source_text for row in read_rows(LABELLED, Row))
     return {
         "seen": seen,
         "kept": len(funnel.rows),

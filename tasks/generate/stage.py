@@ -63,5 +63,5 @@ def run(item: str, generate: GenerateParams) -> None:
     write_json(folder / "summary.json", summary)
     if not teacher_run.prompts:
         files = ", ".join(map(str, prompt_files(generate.prompts)))
-        fix = "set generate.prompts"
+        fix = "cohobate run --set generate.prompts=labelled   (or both)"
         raise UserError("there is no prompt to answer", where=files, fix=fix)

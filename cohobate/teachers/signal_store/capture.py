@@ -16,6 +16,7 @@ import torch
 
 from cohobate.data.examples import Example, completion_positions, examples_of
 from cohobate.data.records import Response
+from cohobate.data.row_length import LengthLimit
 from cohobate.data.tokenized import encode_all, pad_right
 from cohobate.errors import UserError
 from cohobate.fast.forward_pass import forward
@@ -60,7 +61,7 @@ def capture_signals(
         Key figures: rows, tokens, bytes a token, and the form's statistics.
 
     Raises:
-        UserError: there are no rows, or the checkpoint is damaged.
+        UserError: there are no rows, all are too long, or the checkpoint is damaged.
     """
     device = checkpoints.accelerator()
     number_format = resolve(capture.precision, device)
@@ -74,13 +75,14 @@ def capture_signals(
     work = WORK / folder.name / capture_key(origin, rows, capture.decided_by())
     compute = functools.partial(compute_signals, model, head, origin, capture.chunk_tokens)
     progress, shards, figures = CaptureProgress(label, total), [], []
+    limit = LengthLimit(capture.max_tokens, capture.too_long)
     for number, lines in enumerate(line_chunks(rows, capture.shard_rows)):
         # the name of a shard is its place in the file: a resumed capture finds it
         shards.append(work / f"shard-{number:05}")
         shard_figures = read_figures(shards[-1])
         if shard_figures is None:
             parsed = [Response.model_validate_json(line) for line in lines]
-            examples = examples_of(parsed, encode_all(tokenizer, parsed))
+            examples = examples_of(parsed, limit.apply(encode_all(tokenizer, parsed)))
             with ShardWriter(shards[-1], number, origin) as writer:
                 batches = batches_by_length(examples, capture.batch_tokens)
                 for batch, signals in thread_map(compute, batches, capture.threads):
@@ -91,6 +93,9 @@ def capture_signals(
             say(f"shard {number} is complete: its {shard_figures['rows']:.0f} rows are kept")
             progress.skip(len(lines))
         figures.append(shard_figures)
+    limit.report(label)  # of the shards that were computed now
+    rows_left = sum(int(each["rows"]) for each in figures)
+    limit.refuse_none(rows_left, "params.yaml, capture.max_tokens")
     publish(shards, folder, origin, tokenizer, head)
     shutil.rmtree(WORK / folder.name)  # the store has links to these bytes, or copies
     progress.finish()
@@ -118,7 +123,9 @@ def _origin(
 
 
 def _summary(figures: Sequence[dict[str, float]], folder: Path) -> dict[str, float]:
-    total = {name: sum(each[name] for each in figures) for name in figures[0]}
+    # a shard of which all rows were too long has no figures of the form
+    names = dict.fromkeys(name for each in figures for name in each)
+    total = {name: sum(each.get(name, 0.0) for each in figures) for name in names}
     rows, tokens = total.pop("rows"), total.pop("tokens")
     size = sum(path.stat().st_size for path in folder.glob("*.bin"))
     means = {name: round(value / max(tokens, 1), 4) for name, value in total.items()}

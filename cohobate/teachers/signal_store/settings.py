@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
+from cohobate.data.row_length import TooLong
 from cohobate.models.number_formats import Precision
 from cohobate.params import Section
 from cohobate.teachers.signal_store.forms import Form, StoredTopK
@@ -16,6 +17,12 @@ class CaptureParams(Section):
     """Form in which each distribution is stored: `{type: top_k, k: 32}`, `{type: sampled, draws:
     64}` or `{type: hidden}` (cohobate/teachers/signal_store/forms.py says which losses each
     allows)."""
+    max_tokens: int | None = Field(None, ge=2)
+    """Longest row in tokens, prompt and answer; all are captured whole when not given. Phases that
+    learn the signals of cut rows need the same `max_tokens` and `too_long`."""
+    too_long: TooLong = "drop"
+    """Longer rows are left out (`drop`), or cut: `truncate_left` keeps their last tokens,
+    `truncate_right` their first ones. They are counted either way."""
     batch_tokens: int = Field(2048, ge=1)
     """Tokens, padding included, that go through the teacher at once."""
     chunk_tokens: int = Field(512, ge=1)
@@ -29,4 +36,7 @@ class CaptureParams(Section):
 
     def decided_by(self) -> dict[str, Any]:
         """Return what of this, beside form and number format, decides the bytes of a shard."""
-        return self.model_dump(mode="json", exclude={"threads", "signals", "precision"})
+        decided = self.model_dump(mode="json", exclude={"threads", "signals", "precision"})
+        if self.max_tokens is None:  # shards from before there was a limit stay in use
+            del decided["max_tokens"], decided["too_long"]
+        return decided

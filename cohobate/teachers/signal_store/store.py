@@ -167,7 +167,10 @@ class SignalStore:
         altered = self._index["ids"][at] != hashes
         if altered.any():
             names = _row_names(examples, altered)
-            raise self._mismatch(f"the token ids have changed since the capture: {names}")
+            raise self._mismatch(
+                f"the token ids have changed since the capture: {names}; rows that are cut need "
+                "the same max_tokens and too_long in the phase and in the section capture"
+            )
         return [replace(row, signal=n) for row, n in zip(examples, at.tolist(), strict=True)]
 
     def _ids_of(self, tokenizer: "PreTrainedTokenizerBase") -> "np.ndarray[Any, Any] | None":
