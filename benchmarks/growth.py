@@ -1,6 +1,9 @@
 """Ten times the rows through collect, filter and curriculum: time and peak memory.
 
-    python -m benchmarks.growth [--rows 10000 100000] [--check]
+    python -m benchmarks.growth [--rows 10000 100000] [--conversations] [--check]
+
+With `--conversations` the rows are chats of two exchanges behind a system turn, and the filters are
+those for text; else they are prompts with a label.
 
 Each stage is a process of its own (`python -m tasks <stage>`) in a folder of its own; CPU seconds
 and peak resident memory are what the system counts of it. Between collect and filter stand answers
@@ -25,17 +28,19 @@ STAGES = ("collect", "filter", "curriculum")
 SPLIT = {"seed": 0, "labelled": 1000, "dev": 500, "test": 2000}
 
 
-def params(rows: int) -> dict:
+def params(rows: int, conversations: bool) -> dict:
     """Return the sections that the stages read, as the default round has them."""
     filters = ["unfinished", "length", "inadmissible", "boilerplate", "repetition"]
     filters += ["exact_duplicates", "agreement", "near_duplicates"]
+    collect = {
+        "source": {"type": "files", "path": "rows.jsonl"},
+        "split": SPLIT | {"unlabelled": rows},
+    }
+    if not conversations:
+        collect["template"] = {"prompt": "Definition: {text}\nCategory:"}
     return {
-        "task": {"verifier": {"type": "label"}},
-        "collect": {
-            "source": {"type": "files", "path": "rows.jsonl"},
-            "template": {"prompt": "Definition: {text}\nCategory:"},
-            "split": SPLIT | {"unlabelled": rows},
-        },
+        "task": {"verifier": {"type": "exact" if conversations else "label"}},
+        "collect": collect,
         "filter": {"filters": [{"type": name} for name in filters]},
         "curriculum": {
             "difficulty": {"type": "teacher_loss"},
@@ -44,8 +49,8 @@ def params(rows: int) -> dict:
     }
 
 
-def write_source(path: Path, rows: int) -> None:
-    """Write glosses of 8 to 25 words, one in twenty nearly an earlier one."""
+def write_source(path: Path, rows: int, conversations: bool) -> None:
+    """Write glosses of 8 to 25 words, one in twenty nearly an earlier one; or chats about them."""
     rng = random.Random(0)
     words = [f"{chr(97 + n % 26)}{n:x}" for n in range(20_000)]
     recent: list[list[str]] = []
@@ -56,7 +61,21 @@ def write_source(path: Path, rows: int) -> None:
             else:
                 gloss = rng.choices(words, k=rng.randint(8, 25))
             recent = [*recent[-99:], gloss]
-            out.write(json.dumps({"text": " ".join(gloss), "answer": rng.choice(LABELS)}) + "\n")
+            text, answer = " ".join(gloss), rng.choice(LABELS)
+            record = chat(text, answer) if conversations else {"text": text, "answer": answer}
+            out.write(json.dumps(record) + "\n")
+
+
+def chat(text: str, answer: str) -> dict:
+    """Return a conversation of two exchanges behind a system turn."""
+    turns = [
+        ("system", "You sort definitions into categories."),
+        ("user", f"What is this about? {text}"),
+        ("assistant", f"It is about {text.split(maxsplit=1)[0]}."),
+        ("user", "And its category?"),
+        ("assistant", answer),
+    ]
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
 def responses() -> Iterator[Response]:
@@ -80,7 +99,7 @@ def measured(stage: str) -> tuple[float, float]:
     return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
 
 
-def run(rows: int) -> dict[str, tuple[float, float]]:
+def run(rows: int, conversations: bool) -> dict[str, tuple[float, float]]:
     """Run the stages on so many rows, in a folder that is then removed."""
     from ruamel.yaml import YAML
 
@@ -88,8 +107,8 @@ def run(rows: int) -> dict[str, tuple[float, float]]:
     with TemporaryDirectory() as place:
         os.chdir(place)
         try:
-            YAML().dump(params(rows), Path("params.yaml"))
-            write_source(Path("rows.jsonl"), rows)
+            YAML().dump(params(rows, conversations), Path("params.yaml"))
+            write_source(Path("rows.jsonl"), rows, conversations)
             figures = {}
             for stage in STAGES:
                 figures[stage] = measured(stage)
@@ -103,8 +122,9 @@ def run(rows: int) -> dict[str, tuple[float, float]]:
 def main() -> int:
     options = parser(__doc__, "growth")
     options.add_argument("--rows", type=int, nargs=2, default=[10_000, 100_000])
+    options.add_argument("--conversations", action="store_true", help="chats, not single prompts")
     chosen = options.parse_args()
-    few, many = (run(rows) for rows in chosen.rows)
+    few, many = (run(rows, chosen.conversations) for rows in chosen.rows)
     lines, targets = [], {}
     for stage in STAGES:
         (few_s, few_mb), (many_s, many_mb) = few[stage], many[stage]

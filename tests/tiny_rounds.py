@@ -57,11 +57,16 @@ class Round:
     """Folders of models/export."""
     needs: str = ""
     """A module without which the round cannot run."""
+    prompts: bool = True
+    """Whether there are unlabelled prompts, of which the hardest are found."""
     served: bool = False
     """Whether the teacher is a service: `ENDPOINT` in the settings stands for its address."""
 
 
-RECIPES = [Round(Path(recipe).stem, recipe) for recipe in recipes.listed(ROOT)]
+RECIPES = [
+    Round(Path(recipe).stem, recipe, prompts=Path(recipe).stem != "raw-text")
+    for recipe in recipes.listed(ROOT)
+]
 
 _TERMS = "licence: Apache-2.0, outputs_may_train: true"
 _SECOND = f"teachers.second={{model: second-teacher, {_TERMS}}}"
@@ -125,6 +130,25 @@ VARIANTS = [
         "out of distribution", settings=("collect.split.ood=6", "collect.split.ood_groups=[plant]")
     ),
     Round("two seeds", settings=("seeds=[1, 2]",)),
+    Round(
+        "reference answers kept",
+        settings=(
+            "generate.prompts=both",
+            "generate.reference_answers=keep",
+            "curriculum.difficulty={type: length}",
+        ),
+    ),
+    Round(
+        "raw text, live teacher, two seeds",
+        "recipes/raw-text.yaml",
+        settings=(
+            "seeds=[1, 2]",
+            "collect.text.characters=24",
+            "train.kd.targets=models/adapt/main",
+            "evaluate.metrics=[{type: bits_per_byte}, {type: perplexity}]",
+        ),
+        prompts=False,
+    ),
     Round("low-rank adapters", settings=("train.kd.adapter={type: lora}",)),
     Round(
         "gguf",
@@ -223,7 +247,8 @@ def check(folder: Path, what: Round) -> None:
     assert export["phase"] == student
     challenge = json.loads((folder / "reports/challenge.json").read_text())
     assert challenge["seed"] in document["seeds"]
-    assert (folder / "data/hard_examples/hardest.jsonl").stat().st_size
+    hardest = (folder / "data/hard_examples/hardest.jsonl").stat().st_size
+    assert bool(hardest) == what.prompts
     for form in what.forms:
         record = json.loads((folder / "models/export" / form / "provenance.json").read_text())
         assert record["source"]["provenance"]["phase"] == student

@@ -54,7 +54,7 @@ class GenerateParams(Section):
     def _reads_what_it_keeps(self) -> "GenerateParams":
         if self.reference_answers == "keep" and self.prompts == "unlabelled":
             raise ValueError(
-                "unlabelled rows have no reference answers to keep: prompts must be both or labelled"
+                "unlabelled rows have no reference answers: prompts must be labelled or both"
             )
         return self
 

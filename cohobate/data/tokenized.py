@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from cohobate.data.messages import Prompt
+from cohobate.data.messages import Prompt, prompt_text
 from cohobate.data.reasoning import inline
 from cohobate.data.records import Row
 from cohobate.data.rendering import Rendered, end_of_turn, renderer_of, special_tokens
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CHUNK = 4096  # rows tokenised at a time
+_CHUNK_CHARACTERS = 1 << 20  # of prompts and answers: long texts, as ids, are lists of many objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,19 @@ def encode_all(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> Ite
     """Yield the ids of `rows` in their order, some thousands tokenised at a time."""
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer names no end-of-sequence token: no answer could ever end")
-    for start in range(0, len(rows), _CHUNK):
-        yield from _encode_chunk(tokenizer, rows[start : start + _CHUNK])
+    for chunk in _chunks(rows):
+        yield from _encode_chunk(tokenizer, chunk)
+
+
+def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    start = characters = 0
+    for number, row in enumerate(rows):
+        characters += len(prompt_text(row.prompt)) + len(row.answer or "")
+        if number - start + 1 == _CHUNK or characters >= _CHUNK_CHARACTERS:
+            yield rows[start : number + 1]
+            start, characters = number + 1, 0
+    if start < len(rows):
+        yield rows[start:]
 
 
 def _encode_chunk(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> Iterator[Encoded]:

@@ -13,9 +13,12 @@ Arrays: R test rows, Z seeds of an arm, G arms, X resamples, C distinct rows of 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cohobate.scoring.metrics import LikelihoodScore
 
 Floats = NDArray[np.float64]
 COVERAGE = 0.95
@@ -32,6 +35,22 @@ class Interval:
     def rounded(self) -> dict[str, float]:
         """Return the figures as they are written to files."""
         return {"mean": round(self.mean, 6), "low": round(self.low, 6), "high": round(self.high, 6)}
+
+
+class Comparison(Protocol):
+    """Intervals of the arms' figures and of comparisons between two arms."""
+
+    def score(self, arm: str) -> Interval:
+        """Return the interval of an arm's figure."""
+
+    def seed_scores(self, arm: str) -> Floats:
+        """Return the figure of each of an arm's seeds, (Z,)."""
+
+    def difference(self, arm: str, other: str) -> Interval:
+        """Return the interval of `arm`'s gain over `other`."""
+
+    def ratio(self, arm: str, other: str) -> Interval | None:
+        """Return the interval of how much of `other`'s quality `arm` has; None where unknown."""
 
 
 class Bootstrap:
@@ -55,6 +74,10 @@ class Bootstrap:
         """Return the interval of an arm's mean score."""
         around = self._draws_X[arm] + self._seed_errors([self._seed_variance(arm)])
         return _percentiles(self._mean(arm), np.clip(around, 0.0, 1.0))
+
+    def seed_scores(self, arm: str) -> Floats:
+        """Return the mean score of each of an arm's seeds, (Z,)."""
+        return self._seed_means[arm]
 
     def difference(self, arm: str, other: str) -> Interval:
         """Return the interval of `arm`'s mean score minus `other`'s."""
@@ -100,6 +123,67 @@ class Bootstrap:
         rng = np.random.default_rng([self._seed, 1])
         errors_X: Floats = np.sqrt(total) * rng.standard_t(freedom, self._size)
         return errors_X
+
+
+class LikelihoodBootstrap:
+    """Intervals of perplexities or bits per byte, where lower is better.
+
+    Both are functions of a mean loss over all tokens or bytes. Its draws are those of rows with
+    losses for each row, where the number of tokens or bytes is held fixed.
+    """
+
+    def __init__(
+        self, losses: Mapping[str, Floats], metric: LikelihoodScore, draws: int, seed: int
+    ) -> None:
+        """Draw the resampled mean losses.
+
+        Args:
+            losses: by arm, (Z, R): the row's share of the mean loss, times R (`shares_of_loss`).
+            metric: perplexity or bits per byte.
+            draws: number of resamples of the test rows.
+            seed: of the random numbers.
+        """
+        self._metric = metric
+        self._losses = Bootstrap(losses, draws, seed)
+
+    def score(self, arm: str) -> Interval:
+        """Return the interval of an arm's figure."""
+        mean, draws_X = self._losses.around(arm)
+        loss, figure = _percentiles(mean, draws_X), self._metric.figure
+        return Interval(figure(loss.mean), figure(loss.low), figure(loss.high))
+
+    def seed_scores(self, arm: str) -> Floats:
+        """Return the figure of each of an arm's seeds, (Z,)."""
+        return np.array([self._metric.figure(loss) for loss in self._losses.seed_scores(arm)])
+
+    def difference(self, arm: str, other: str) -> Interval:
+        """Return the interval of the share by which `arm`'s figure is below `other`'s."""
+        ratio = self._ratio(arm, other)
+        return Interval(1 - ratio.mean, 1 - ratio.high, 1 - ratio.low)
+
+    def ratio(self, arm: str, other: str) -> Interval | None:
+        """Return the interval of `other`'s figure over `arm`'s: 1 where they are as good."""
+        return self._ratio(other, arm)
+
+    def _ratio(self, above: str, below: str) -> Interval:
+        if not self._metric.exponential:
+            ratio = self._losses.ratio(above, below)
+            assert ratio is not None  # no language model has a loss of 0
+            return ratio
+        loss = self._losses.difference(above, below)
+        low, mean, high = np.exp(np.clip([loss.low, loss.mean, loss.high], -20.0, 20.0)).tolist()
+        return Interval(mean, low, high)
+
+
+def shares_of_loss(nats_R: Floats, sizes_R: Floats) -> Floats:
+    """Return each row's share of the mean loss, times R: their mean is the mean loss, (R,).
+
+    Args:
+        nats_R: loss of each row's text.
+        sizes_R: its tokens or bytes.
+    """
+    shares_R: Floats = nats_R * (len(nats_R) / sizes_R.sum())
+    return shares_R
 
 
 def unpaired_difference(one: Bootstrap, other: Bootstrap, arm: str) -> Interval:

@@ -152,12 +152,11 @@ class Phase(Hyperparameters):
         Raises:
             UserError: all rows are too long, or no row has a target of `target_weights`.
         """
-        from cohobate.data.examples import examples_of
+        from cohobate.data.example_cache import encoded_examples
         from cohobate.data.row_length import LengthLimit
-        from cohobate.data.tokenized import encode_all
 
         limit = LengthLimit(max_tokens or self.max_tokens, self.too_long)
-        examples = examples_of(rows, limit.apply(encode_all(tokenizer, rows)))
+        examples = encoded_examples(tokenizer, rows, limit)
         limit.report(self.rows)
         limit.refuse_none(len(examples), f"max_tokens of the phase that learns {self.rows}")
         # a misspelt name would leave the weight of its target at 1

@@ -1,21 +1,30 @@
-"""Metrics of an answer against a reference: scores from 0 to 1.
+"""Metrics of an answer against a reference, from 0 to 1, and metrics of a text's likelihood.
 
 The first metric of `evaluate.metrics` decides which student is better, which seed is exported, and
 what an exported form may lose. Stages that compare answers read it as `DecidingMetric`.
 
-To add a metric: a class with `score`, and its name in `AnswerMetric` at the bottom.
+To add a metric: a class with `score`, and its name in `AnswerMetric` at the bottom; one of a
+likelihood has `size` and `figure`, and its name in `LikelihoodMetric`.
 """
 
 import re
 import string
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
-from typing import Annotated, Any, Literal
+from math import exp, log
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
+from cohobate.data.records import Row
+from cohobate.data.tokenized import Encoded
+from cohobate.errors import UserError
 from cohobate.params import Section, ValueOf
 from cohobate.scoring.verifiers import Verifier
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class AnswerScore(Section):
@@ -100,6 +109,104 @@ class ChrF(AnswerScore):
         return float(_sacrebleu("CHRF").sentence_score(answer, [reference]).score) / 100
 
 
+class TokenLogprobs(Protocol):
+    """Log-probabilities of the tokens of reference answers."""
+
+    def answer_log_probs(self, texts: Sequence[Encoded]) -> "Tensor":
+        """Return the log-probability of each answer token, in nats."""
+
+
+class LikelihoodScore(Section):
+    """Base class of the metrics of the likelihood of reference answers, or of raw text.
+
+    Lower is better. Where one decides, a gain is the share by which it is lower, and retention is
+    the teacher's figure over the student's.
+    """
+
+    type: str
+    exponential: ClassVar[bool]
+    """Whether the figure is exp of the mean loss, so that a ratio is a difference of losses."""
+
+    def size(self, text: str, tokens: int) -> int:
+        """Return what the loss of a text is divided by."""
+        raise NotImplementedError
+
+    def figure(self, loss: float) -> float:
+        """Return the figure of a mean loss, in nats for each unit of `size`."""
+        raise NotImplementedError
+
+    def measure(
+        self, logprobs: TokenLogprobs, rows: Sequence[Row], texts: Sequence[Encoded], task: Verifier
+    ) -> float:
+        """Return the figure on `rows`, encoded as `texts`."""
+        nats = -logprobs.answer_log_probs(texts).sum()
+        pairs = zip(rows, texts, strict=True)
+        size = sum(self.size(row.answer or "", len(text.completion_ids)) for row, text in pairs)
+        return self.figure(float(nats) / size)
+
+
+class Perplexity(LikelihoodScore):
+    """exp of the mean loss on the tokens of the reference answers, end tokens included.
+
+    Models with different tokenizers are not comparable.
+    """
+
+    type: Literal["perplexity"]
+    exponential: ClassVar[bool] = True
+
+    def size(self, text: str, tokens: int) -> int:
+        """Return the number of tokens."""
+        return tokens
+
+    def figure(self, loss: float) -> float:
+        """Return the perplexity, at most a million."""
+        # exp(20) is above the limit: a broken model gives no overflow
+        return min(exp(min(loss, 20.0)), 1e6)
+
+    def measure(
+        self, logprobs: TokenLogprobs, rows: Sequence[Row], texts: Sequence[Encoded], task: Verifier
+    ) -> float:
+        """Return the perplexity on `rows`, encoded as `texts`."""
+        return self.figure(-float(logprobs.answer_log_probs(texts).mean()))
+
+
+class BitsPerByte(LikelihoodScore):
+    """Loss on the reference answers in bits for each byte of their UTF-8 text.
+
+    Models with different tokenizers are comparable.
+    """
+
+    type: Literal["bits_per_byte"]
+    exponential: ClassVar[bool] = False
+
+    def size(self, text: str, tokens: int) -> int:
+        """Return the number of bytes; 1 of an empty text, whose end token has a loss."""
+        return len(text.encode()) or 1
+
+    def figure(self, loss: float) -> float:
+        """Return the bits."""
+        return loss / log(2)
+
+
+def refuse_raw_text(rows: Sequence[Row], metric: str, part: str) -> None:
+    """Refuse to score answers to raw text, which has none.
+
+    Args:
+        rows: the rows to score.
+        metric: the metric's name.
+        part: the rows' part of the data, such as `dev`.
+
+    Raises:
+        UserError: a row is raw text.
+    """
+    if raw := sum(row.is_raw_text for row in rows):
+        raise UserError(
+            f"{raw} {part} rows are raw text, which has no answer that {metric} could score",
+            where="params.yaml, evaluate.metrics",
+            fix="cohobate run --set 'evaluate.metrics=[{type: perplexity}]'",
+        )
+
+
 def _squad_words(text: str) -> list[str]:
     bare = "".join(c for c in text.lower() if c not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
@@ -124,5 +231,11 @@ AnswerMetric = Annotated[
     VerifierAccuracy | ExactMatch | TokenF1 | RougeL | Bleu | ChrF, Field(discriminator="type")
 ]
 
-DecidingMetric = Annotated[AnswerMetric, ValueOf("evaluate.metrics.0")]
+LikelihoodMetric = Perplexity | BitsPerByte
+
+DecidingMetric = Annotated[
+    AnswerMetric | Perplexity | BitsPerByte,
+    Field(discriminator="type"),
+    ValueOf("evaluate.metrics.0"),
+]
 """The first metric of `evaluate.metrics`, as a parameter of a stage's function."""

@@ -27,7 +27,12 @@ from cohobate.models.number_formats import resolve
 from cohobate.models.template_facts import check_content
 from cohobate.params import EachOf
 from cohobate.progress import say, track
-from cohobate.scoring.metrics import AnswerScore, DecidingMetric
+from cohobate.scoring.metrics import (
+    AnswerScore,
+    DecidingMetric,
+    LikelihoodScore,
+    refuse_raw_text,
+)
 from cohobate.scoring.verifiers import Task
 from cohobate.teachers.teacher import Teacher
 
@@ -98,14 +103,37 @@ def _describe(item: str, teacher: Teacher, adapt: Tuning) -> None:
     write_json(ADAPT / item / "summary.json", {"tuned": False, "rows": 0})
 
 
-def _dev_score(item: str, adapt: Tuning, task: Task, metric: AnswerScore) -> dict[str, Any]:
+def _dev_score(
+    item: str, adapt: Tuning, task: Task, metric: AnswerScore | LikelihoodScore
+) -> dict[str, Any]:
     """Score the written teacher on dev rows; empty where none has an answer."""
-    from cohobate.generation.decoding import generate_answers
-
     answered = (row for row in read_rows(DEV, Row) if row.answer is not None)
     rows = list(islice(answered, adapt.dev_rows))
     if not rows:
         return {}
+    device = checkpoints.accelerator()
+    if isinstance(metric, LikelihoodScore):
+        score = _likelihood(item, adapt, metric, rows)
+    else:
+        score = _mean_score(item, adapt, task, metric, rows)
+    number_format = resolve(adapt.precision, device)
+    return {"dev_score": round(score, 4), "dev_rows": len(rows), "number_format": number_format}
+
+
+def _likelihood(item: str, adapt: Tuning, metric: LikelihoodScore, rows: list[Row]) -> float:
+    from cohobate.evaluation.text_losses import TextLosses
+    from cohobate.generation.likelihood import Likelihood
+
+    likelihood = Likelihood.of(ADAPT / item, adapt.precision, adapt.threads)
+    return TextLosses.of(likelihood, rows, metric).figure(metric)
+
+
+def _mean_score(
+    item: str, adapt: Tuning, task: Task, metric: AnswerScore, rows: list[Row]
+) -> float:
+    from cohobate.generation.decoding import generate_answers
+
+    refuse_raw_text(rows, metric.type, "dev")
     device = checkpoints.accelerator()
     model, tokenizer = load_frozen(ADAPT / item, precision=adapt.precision, device=device)
     longest = max(len(tokenizer(row.answer)["input_ids"]) for row in rows) + 1
@@ -120,5 +148,4 @@ def _dev_score(item: str, adapt: Tuning, task: Task, metric: AnswerScore) -> dic
         metric.score(answer.text, rows[n].answer or "", task.verifier)
         for n, answer in track(generated, total=len(rows), label=f"{item} on dev rows")
     )
-    score, number_format = round(total / len(rows), 4), resolve(adapt.precision, device)
-    return {"dev_score": score, "dev_rows": len(rows), "number_format": number_format}
+    return total / len(rows)

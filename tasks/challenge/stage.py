@@ -13,7 +13,8 @@ Out: reports/challenge.json, which `dvc metrics show` shows; and, where the arch
 Decoding and metric are those of `evaluate`. Test rows are not used: they must not select anything.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,7 @@ from pydantic import Field
 
 from cohobate.data.records import DEV, TRAIN, VERDICT, Row, read_rows, write_json
 from cohobate.errors import UserError
-from cohobate.evaluation.bootstrap import Bootstrap
+from cohobate.evaluation.bootstrap import Bootstrap, Comparison, LikelihoodBootstrap
 from cohobate.evaluation.footprint import footprint
 from cohobate.evaluation.forgetting import Forgetting
 from cohobate.fast.frozen import load_frozen
@@ -31,14 +32,20 @@ from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision, resolve
 from cohobate.params import Section, ValueOf
 from cohobate.progress import say, track
-from cohobate.scoring.metrics import DecidingMetric
-from cohobate.scoring.verifiers import Task
+from cohobate.scoring.metrics import (
+    AnswerScore,
+    DecidingMetric,
+    LikelihoodScore,
+    refuse_raw_text,
+)
+from cohobate.scoring.verifiers import Task, Verifier
 from tasks.challenge.guards import Guards
 from tasks.challenge.latency import Latency, timed_apart
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _CONTEXT = 64
 """Context length at which FLOPs are counted."""
@@ -84,18 +91,20 @@ def run(
     folders = {str(seed): TRAIN / student / f"seed-{seed}" for seed in seeds}
     folders["champion"] = Path(challenge.champion)
     scores, figures = {}, {}
-
-    def score(text: str, row: Row) -> float:
-        return metric.score(text, row.answer or "", task.verifier)
-
+    likelihood = metric if isinstance(metric, LikelihoodScore) else None
     for name, folder in folders.items():
-        results = _measure(challenge, decoding, score, folder, rows, name=name)
-        scores[name], figures[name] = results
-    verdict = judge(challenge, scores, figures)
+        model = _Model.load(challenge, folder, rows)
+        if isinstance(metric, LikelihoodScore):
+            scores[name] = model.loss_shares(metric)
+        else:
+            scores[name] = model.scores(decoding, metric, task.verifier, name)
+        figures[name] = model.guarded_figures()
+    verdict = judge(challenge, scores, figures, likelihood)
     write_json(VERDICT, verdict)
     if timed_apart(verdict):
         pair = {"champion": folders["champion"], "challenger": folders[str(verdict["seed"])]}
-        prompts = [row.prompt for row in rows]
+        # raw text has no prompt: the text stands for one
+        prompts = [row.source_text if row.is_raw_text else row.prompt for row in rows]
         challenge.latency.compare(
             pair, prompts, VERDICT, precision=challenge.precision, threads=challenge.threads
         )
@@ -106,34 +115,42 @@ def judge(
     challenge: ChallengeParams,
     scores: Mapping[str, "NDArray[np.float64]"],
     figures: Mapping[str, Mapping[str, float]],
+    likelihood: LikelihoodScore | None = None,
 ) -> dict[str, Any]:
     """Return the verdict.
 
     Args:
         challenge: the conditions of a promotion.
-        scores: for each row, by name: `champion`, or the seed.
+        scores: for each row, by name: `champion`, or the seed. Where a likelihood decides, the
+            row's share of the mean loss.
         figures: the guarded figures, by the same names.
+        likelihood: the metric that decides, where it is one of a likelihood: lower is better.
     """
     import numpy as np
 
-    by_seed = {name: float(one.mean()) for name, one in scores.items() if name != "champion"}
-    best = max(by_seed, key=lambda name: by_seed[name])  # the first one of equal seeds
+    seeds = [name for name in scores if name != "champion"]
     # The gain is that of the method, over all seeds; the best seed is the one to be promoted.
     both = {
-        "challenger": np.stack([scores[name] for name in by_seed]),
+        "challenger": np.stack([scores[name] for name in seeds]),
         "champion": scores["champion"][None],
     }
-    bootstrap = Bootstrap(both, draws=10_000, seed=0)
+    bootstrap: Comparison = Bootstrap(both, draws=10_000, seed=0)
+    if likelihood:
+        bootstrap = LikelihoodBootstrap(both, likelihood, draws=10_000, seed=0)
+    by_seed = dict(zip(seeds, bootstrap.seed_scores("challenger").tolist(), strict=True))
+    sign = -1 if likelihood else 1
+    best = max(by_seed, key=lambda name: sign * by_seed[name])  # the first one of equal seeds
     gain = bootstrap.difference("challenger", "champion")
     growth = challenge.guards.growth(figures[best], figures["champion"])
-    summary = f"{100 * gain.mean:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    unit = f"% lower {likelihood.type}" if likelihood else "points"
+    summary = f"{100 * gain.mean:+.1f} {unit} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
     summary += f" on {len(scores['champion'])} dev rows"
     broken = challenge.guards.broken(growth)
     return {
         "promote": gain.low > challenge.min_gain and not broken,
         "why": "; ".join([summary, *broken]),
         "seed": int(best),
-        "champion": round(float(scores["champion"].mean()), 6),
+        "champion": round(float(bootstrap.seed_scores("champion")[0]), 6),
         "challenger": round(float(np.mean(list(by_seed.values()))), 6),
         "by_seed": {name: round(score, 6) for name, score in by_seed.items()},
         "gain": gain.rounded(),
@@ -143,36 +160,61 @@ def judge(
     }
 
 
-def _measure(
-    challenge: ChallengeParams,
-    decoding: Decoding,
-    score: Callable[[str, Row], float],
-    folder: Path,
-    rows: list[Row],
-    *,
-    name: str,
-) -> "tuple[NDArray[np.float64], dict[str, float]]":
-    """Return a model's score on each row, and its guarded figures."""
-    import numpy as np
+@dataclass(frozen=True)
+class _Model:
+    """A model in memory, and the dev rows as it reads them."""
 
-    from cohobate.evaluation.answer_logprobs import AnswerLogprobs
-    from cohobate.models.layers import blocks_of
+    params: ChallengeParams
+    folder: Path
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    rows: list[Row]
 
-    device = checkpoints.accelerator()
-    model, tokenizer = load_frozen(folder, precision=challenge.precision, device=device)
-    prefix = checkpoints.prompt_prefix(folder)
-    prompts = [row.prefixed(prefix).full_prompt for row in rows]
-    batching, threads = challenge.batching, challenge.threads
-    generated = generate_answers(model, tokenizer, prompts, decoding, batching, threads=threads)
-    scores = np.zeros(len(rows))
-    for position, answer in track(generated, total=len(rows), label=f"{name} on dev rows"):
-        scores[position] = score(answer.text, rows[position])
-    logprobs = AnswerLogprobs(model, tokenizer, threads=threads)
-    general = challenge.general.measure(logprobs, challenge.general.passages())
-    size = footprint(model, folder, _CONTEXT)
-    return scores, {
-        "parameters": float(size.parameters),
-        "flops_per_token": float(size.flops_per_token),
-        "blocks": float(len(blocks_of(model))),
-        "bits_per_byte": general["bits_per_byte"],
-    }
+    @classmethod
+    def load(cls, params: ChallengeParams, folder: Path, rows: list[Row]) -> "_Model":
+        """Load a checkpoint."""
+        device = checkpoints.accelerator()
+        model, tokenizer = load_frozen(folder, precision=params.precision, device=device)
+        prefix = checkpoints.prompt_prefix(folder)
+        return cls(params, folder, model, tokenizer, [row.prefixed(prefix) for row in rows])
+
+    def scores(
+        self, decoding: Decoding, metric: AnswerScore, verifier: Verifier, name: str
+    ) -> "NDArray[np.float64]":
+        """Return the score of the model's answer to each row; `name` is the model's."""
+        import numpy as np
+
+        rows, params = self.rows, self.params
+        refuse_raw_text(rows, metric.type, "dev")
+        prompts = [row.full_prompt for row in rows]
+        generated = generate_answers(
+            self.model, self.tokenizer, prompts, decoding, params.batching, threads=params.threads
+        )
+        scores = np.zeros(len(rows))
+        for position, answer in track(generated, total=len(rows), label=f"{name} on dev rows"):
+            scores[position] = metric.score(answer.text, rows[position].answer or "", verifier)
+        return scores
+
+    def loss_shares(self, metric: LikelihoodScore) -> "NDArray[np.float64]":
+        """Return each row's share of the mean loss on the right answers."""
+        from cohobate.evaluation.text_losses import TextLosses
+        from cohobate.generation.likelihood import Likelihood
+
+        params = self.params
+        likelihood = Likelihood(self.model, self.tokenizer, params.batching, params.threads)
+        return TextLosses.of(likelihood, self.rows, metric).shares_R
+
+    def guarded_figures(self) -> dict[str, float]:
+        """Return the figures that `challenge.guards` limits."""
+        from cohobate.evaluation.answer_logprobs import AnswerLogprobs
+        from cohobate.models.layers import blocks_of
+
+        logprobs = AnswerLogprobs(self.model, self.tokenizer, threads=self.params.threads)
+        general = self.params.general.measure(logprobs, self.params.general.passages())
+        size = footprint(self.model, self.folder, _CONTEXT)
+        return {
+            "parameters": float(size.parameters),
+            "flops_per_token": float(size.flops_per_token),
+            "blocks": float(len(blocks_of(self.model))),
+            "bits_per_byte": general["bits_per_byte"],
+        }

@@ -16,10 +16,10 @@ class RawText(Section):
 
     column: str = "text"
     """The column with the document."""
-    characters: int = Field(4000, ge=1)
-    """Largest length of a row's text. A document is cut before a blank, or within a word that is
-    longer. Rows of a few hundred tokens train fastest; a model learns no dependency that is longer
-    than a row."""
+    characters: int = Field(3000, ge=1)
+    """Largest length of a row's text; 3,000 characters of English are about 700 tokens, and
+    `max_tokens` of the phases must allow for them. A document is cut before a blank, or within a
+    word that is longer. A model learns no dependency that is longer than a row."""
 
     @property
     def answer_columns(self) -> frozenset[str]:

@@ -130,9 +130,7 @@ class Split(Section):
 class _Draw:
     """Draws the parts one after the other from the rows in drawing order."""
 
-    def __init__(
-        self, pool: SplitIndex, text_of: Callable[[int], str], parts: SplitParts
-    ) -> None:
+    def __init__(self, pool: SplitIndex, text_of: Callable[[int], str], parts: SplitParts) -> None:
         self._pool, self._text_of, self._parts = pool, text_of, parts
         self._used = bytearray(len(pool))
         self._blocked: set[int] = set()

@@ -64,7 +64,7 @@ class CollectParams(Section):
     `instruction`, `input` and `output`, `question` and `answer`."""
     text: RawText | None = None
     """Instead of a template: the records are documents, whose text is learnt at every token, such
-    as `{characters: 4000}`."""
+    as `{characters: 3000}`."""
     split: Split = Split()
     """Sizes of the parts."""
     replay: Replay = Replay()

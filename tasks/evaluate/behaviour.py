@@ -56,6 +56,9 @@ def write_behaviour(
 def _robustness(
     params: EvaluateParams, statistics: Statistics, rows: Sequence[Row]
 ) -> dict[str, dict[str, float]]:
+    if statistics.likelihood:  # answers have no score: nothing is perturbed
+        write_json(ROBUSTNESS, [])
+        return {}
     scores, names = statistics.predictions.scores(statistics.metric), statistics.names
     positions = {row.id: position for position, row in enumerate(rows)}
     table = RobustnessScores(
@@ -97,7 +100,9 @@ def _forgetting(
 def _memorisation(
     params: EvaluateParams, statistics: Statistics, training_rows: Sequence[TrainingRow]
 ) -> dict[str, Any]:
-    training_answers = params.memorisation.index(row.answer or "" for row in training_rows)
+    # an answer could copy the other answers alone: there is no answer to raw text
+    answers = (row.answer or "" for row in training_rows if not row.is_raw_text)
+    training_answers = params.memorisation.index(answers)
     by_arm = statistics.predictions.by_arm
     by_role = {
         role: training_answers.figures([p.answer for rows in by_arm[arm].values() for p in rows])
@@ -155,7 +160,7 @@ def _mistakes(
             confidence=student.confidence,
         )
         for row, teacher, student in answers
-        if student.scores[metric] < teacher.scores[metric]
+        if student.scores[metric] < teacher.scores[metric] and not statistics.likelihood
     ]
     clustered, clusters = params.mistakes.clustered(mistakes, training_rows)
     write_rows(ERRORS, clustered)

@@ -2,19 +2,19 @@
 
 Answer metrics score one answer from 0 to 1 (cohobate/scoring/metrics.py); a model's score is the
 mean over the test rows. Model metrics use the log-probabilities of the reference answers on a
-sample of rows: they are reported, and never decide.
+sample of rows, and are reported. Perplexity and bits per byte can also decide, as the first metric:
+then they are computed on all test rows.
 
 To add a model metric: a class with `measure`, and its name in `Metric` at the bottom.
 """
 
 from collections.abc import Sequence
-from math import exp
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
 from cohobate.params import Section
-from cohobate.scoring.metrics import AnswerMetric
+from cohobate.scoring.metrics import AnswerMetric, BitsPerByte, Perplexity
 from cohobate.scoring.verifiers import Verifier
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class LabelAccuracy(Section):
         task: Verifier,
     ) -> float | None:
         """Return the share; None where the task has no closed set of labels."""
-        if task.type != "label":
+        if task.type != "label" or any(row.is_raw_text for row in rows):
             return None
         # all labels of the sample: the closed set, as far as it occurs
         labels = {row.answer: text.completion_ids[0] for row, text in zip(rows, texts, strict=True)}
@@ -70,25 +70,6 @@ class LabelAccuracy(Section):
         return sum(right) / len(right)
 
 
-class Perplexity(Section):
-    """exp of the mean loss on the tokens of the reference answers, end tokens included.
-
-    Models with different tokenizers are not comparable.
-    """
-
-    type: Literal["perplexity"]
-
-    def measure(
-        self,
-        logprobs: "AnswerLogprobs",
-        rows: Sequence["Row"],
-        texts: Sequence["Encoded"],
-        task: Verifier,
-    ) -> float | None:
-        """Return the perplexity, at most a million."""
-        mean = float(logprobs.answer_log_probs(texts).mean())
-        # exp(20) is above the limit: a broken model gives no overflow
-        return min(exp(min(-mean, 20.0)), 1e6)
-
-
-Metric = Annotated[AnswerMetric | LabelAccuracy | Perplexity, Field(discriminator="type")]
+Metric = Annotated[
+    AnswerMetric | LabelAccuracy | Perplexity | BitsPerByte, Field(discriminator="type")
+]

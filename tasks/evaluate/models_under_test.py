@@ -9,11 +9,14 @@ from cohobate.backends import unloaded_teacher
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import Row
 from cohobate.evaluation.answer_logprobs import AnswerLogprobs
+from cohobate.evaluation.text_losses import TextLosses
 from cohobate.fast.frozen import load_frozen
 from cohobate.generation.decoding import generate_answers
+from cohobate.generation.likelihood import Likelihood
 from cohobate.generation.requests import Answer
 from cohobate.models import checkpoints
 from cohobate.progress import track
+from cohobate.scoring.metrics import LikelihoodScore
 from tasks.evaluate.settings import EvaluateParams
 
 if TYPE_CHECKING:
@@ -46,7 +49,24 @@ class LoadedModel:
         return [row.prefixed(self.prefix) for row in rows]
 
     def answers(self, rows: Sequence[Row], label: str) -> list[Answer]:
-        """Generate an answer to each row; `label` names the work in the progress bar."""
+        """Generate an answer to each row; `label` names the work in the progress bar.
+
+        Raw text has no prompt: its answer is empty.
+        """
+        places = [place for place, row in enumerate(rows) if not row.is_raw_text]
+        answers = [Answer("", "stop", None)] * len(rows)
+        generated = self._generate([rows[place] for place in places], label) if places else []
+        for place, answer in zip(places, generated, strict=True):
+            answers[place] = answer
+        return answers
+
+    def losses(self, rows: Sequence[Row], metric: LikelihoodScore) -> TextLosses:
+        """Return the losses of the rows' reference answers."""
+        params = self.params
+        likelihood = Likelihood(self.model, self.tokenizer, params.batching, params.threads)
+        return TextLosses.of(likelihood, self.prefixed(rows), metric)
+
+    def _generate(self, rows: Sequence[Row], label: str) -> list[Answer]:
         prompts = [row.full_prompt for row in self.prefixed(rows)]
         decoding, batching = self.params.decoding, self.params.batching
         generated = generate_answers(

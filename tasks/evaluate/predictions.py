@@ -9,9 +9,11 @@ from pydantic import BaseModel, ConfigDict
 
 from cohobate.data.records import EVALUATE, TEST, Row, read_rows, write_rows
 from cohobate.errors import UserError
-from cohobate.evaluation.bootstrap import Floats
+from cohobate.evaluation.bootstrap import Floats, shares_of_loss
+from cohobate.evaluation.text_losses import TextLosses
 from cohobate.generation.requests import Answer
-from cohobate.scoring.metrics import AnswerScore
+from cohobate.progress import say
+from cohobate.scoring.metrics import AnswerScore, LikelihoodScore, refuse_raw_text
 from cohobate.scoring.verifiers import Verifier
 from tasks.evaluate.arms import Arm
 
@@ -34,16 +36,30 @@ class Prediction(BaseModel):
     confidence: float | None = None
     """exp of the mean log-probability of the answer's tokens."""
     scores: dict[str, float]
-    """By metric, 0 to 1."""
+    """By metric, 0 to 1; by one of a likelihood the row's own figure."""
+    nats: float | None = None
+    """Loss of the reference answer, where a metric of its likelihood decides."""
+    size: float | None = None
+    """Tokens or bytes of the reference answer, as that metric divides by."""
 
 
-def test_rows() -> list[Row]:
+def test_rows(answers: str = "", likelihood: bool = False) -> list[Row]:
     """Return the test rows that have a reference answer.
 
+    Args:
+        answers: name of the first metric that scores answers; empty without one.
+        likelihood: whether a metric of the likelihood decides.
+
     Raises:
-        UserError: there are none.
+        UserError: there are none, or raw text would be scored as an answer.
     """
     rows = [row for row in read_rows(TEST, Row) if row.answer is not None]
+    raw = sum(row.is_raw_text for row in rows)
+    if raw and answers and (likelihood or raw == len(rows)):
+        refuse_raw_text(rows, answers, "test")
+    if raw and not likelihood:
+        say(f"{raw} test rows are raw text and are not scored: {len(rows) - raw} are left")
+        rows = [row for row in rows if not row.is_raw_text]
     if not rows:
         raise UserError(
             "no test row has an answer: nothing can be scored",
@@ -98,6 +114,19 @@ class Predictions:
             for arm, by_seed in self.by_arm.items()
         }
 
+    def loss_shares(self) -> dict[str, Floats]:
+        """Return each arm's shares of the mean loss (`shares_of_loss`), (Z, R)."""
+        return {
+            arm: np.array([shares_of_loss(*_losses(rows)) for rows in by_seed.values()])
+            for arm, by_seed in self.by_arm.items()
+        }
+
+    def mean_loss(self, arm: str, positions: Sequence[int]) -> float:
+        """Return the mean loss of an arm on some test rows, for each token or byte."""
+        seeds = self.by_arm[arm].values()
+        losses = [_losses([rows[position] for position in positions]) for rows in seeds]
+        return float(np.mean([nats_R.sum() / sizes_R.sum() for nats_R, sizes_R in losses]))
+
     def same_answer(self, arm: str, other: str, verifier: Verifier) -> float:
         """Return how often `arm` gives the answer of `other`, an arm with one seed."""
         [reference] = self.by_arm[other].values()
@@ -132,6 +161,29 @@ class Predictions:
             return None
         confidence = np.array([p.confidence for p in rows], dtype=np.float64)
         return confidence, np.array([p.scores[metric] for p in rows])
+
+
+def with_losses(
+    predictions: Sequence[Prediction], losses: TextLosses, metric: LikelihoodScore
+) -> list[Prediction]:
+    """Return predictions with the losses of the reference answers."""
+    pairs = zip(predictions, losses.nats_R.tolist(), losses.sizes_R.tolist(), strict=True)
+    return [
+        prediction.model_copy(
+            update={
+                "scores": prediction.scores | {metric.type: round(metric.figure(nats / size), 6)},
+                "nats": round(nats, 6),
+                "size": size,
+            }
+        )
+        for prediction, nats, size in pairs
+    ]
+
+
+def _losses(rows: Sequence[Prediction]) -> tuple[Floats, Floats]:
+    """Return losses and sizes, (R,) each."""
+    pairs = np.array([(row.nats, row.size) for row in rows], dtype=np.float64)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def write(arm: Arm, seed: int, rows: Iterable[Prediction]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import Row, write_rows
 from cohobate.data.tokenized import Encoded, encode_all, prompt_ids
+from cohobate.errors import UserError
 from cohobate.evaluation.footprint import footprint
 from cohobate.generation.requests import Answer
 from cohobate.progress import say
@@ -48,6 +49,13 @@ class Evaluator:
         if teacher_arm.has_weights:
             teacher = LoadedModel.of(self.params, teacher_arm.checkpoints[0])
             teacher_texts = self._run_checkpoint(teacher_arm, 0, teacher, results[teacher_arm.name])
+        elif self.params.likelihood_metric:
+            raise UserError(
+                "the teacher is behind an endpoint: it gives no likelihood of a text",
+                where=f"params.yaml, teachers.{self.params.teacher}",
+                fix="cohobate run --set 'evaluate.metrics=[{type: verifier}]', or a teacher whose "
+                "weights are here",
+            )
         else:
             self._run_endpoint(teacher_arm, results[teacher_arm.name])
         for arm in student_arms:
@@ -56,7 +64,7 @@ class Evaluator:
                 texts = self._run_checkpoint(arm, seed, student, results[arm.name])
                 if teacher and _same_vocabulary(teacher, student) and teacher_texts:
                     # the untrained student's own answers say nothing about fidelity
-                    own = [] if arm.role == "initial" else texts
+                    own = [] if arm.role == "initial" or self._is_raw else texts
                     results[arm.name].fidelity[seed] = self.params.fidelity.compare(
                         teacher.logprobs,
                         student.logprobs,
@@ -75,10 +83,7 @@ class Evaluator:
         }
         # both in memory at once, and measured in turns: a busy machine slows both alike
         rows = self.rows[: self.params.timing.batch]
-        prompts = {
-            role: prompt_ids(model.tokenizer, [row.full_prompt for row in model.prefixed(rows)])
-            for role, model in loaded.items()
-        }
+        prompts = {role: _prompt_ids(model, model.prefixed(rows)) for role, model in loaded.items()}
         models = {role: model.model for role, model in loaded.items()}
         timings = self.params.timing.measure(models, prompts)
         return {**timings, "precision": self.params.number_format}
@@ -86,7 +91,15 @@ class Evaluator:
     @cached_property
     def variants(self) -> list[tuple[str, Row]]:
         """The perturbed and out-of-distribution rows, each with the name of its variant."""
+        # raw text has no prompt; and where a likelihood decides, answers have no score
+        if self.params.likelihood_metric:
+            return []
         return self.params.robustness.variants(self.rows)
+
+    @cached_property
+    def _is_raw(self) -> bool:
+        """Whether no test row has a prompt: then no answer is generated."""
+        return all(row.is_raw_text for row in self.rows)
 
     @cached_property
     def sample(self) -> list[int]:
@@ -100,7 +113,7 @@ class Evaluator:
     ) -> list[Encoded]:
         """Run one checkpoint; return its own answers to the sample, encoded."""
         answers = model.answers(self.rows, f"{arm.called(seed)}: answering")
-        predicted = self._predictions(arm, seed, answers)
+        predicted = self._predictions(arm, seed, answers, model)
         # the teacher's where it has weights: one length for the FLOPs of all models
         self._context = self._context or _mean_length(model, self.rows)
         results.footprint = footprint(model.model, arm.checkpoints[seed], self._context)
@@ -133,12 +146,19 @@ class Evaluator:
         results.variants[0] = self._variant_answers(arm, teacher, predicted)
         write_billed_tokens(self.generate.backend_of(self.params.teacher), answers)
 
-    def _predictions(self, arm: Arm, seed: int, answers: Sequence[Answer]) -> list[Prediction]:
+    def _predictions(
+        self, arm: Arm, seed: int, answers: Sequence[Answer], model: LoadedModel | None = None
+    ) -> list[Prediction]:
         """Score the answers of one checkpoint, and write them."""
-        metrics = self.params.answer_metrics
+        metrics, likelihood = self.params.answer_metrics, self.params.likelihood_metric
         rows = list(predictions.scored(self.rows, answers, metrics, self.verifier))
+        if likelihood and model:
+            losses = model.losses(self.rows, likelihood)
+            rows = predictions.with_losses(rows, losses, likelihood)
+            mean = losses.figure(likelihood)
+        else:
+            mean = sum(row.scores[metrics[0].type] for row in rows) / len(rows)
         predictions.write(arm, seed, rows)
-        mean = sum(row.scores[metrics[0].type] for row in rows) / len(rows)
         say(f"{arm.called(seed)}: {mean:.3f}")
         return rows
 
@@ -154,6 +174,9 @@ class Evaluator:
         return [answers[row.prompt] for _, row in self.variants]
 
     def _write_variants(self, by_role: Mapping[str, ModelResults]) -> None:
+        if not self.variants:
+            write_rows(PERTURBED, [])
+            return
         metric = self.params.answer_metrics[0]
         rows = []
         for position, (name, row) in enumerate(self.variants):
@@ -173,15 +196,23 @@ class Evaluator:
 
 def _mean_length(model: LoadedModel, rows: Sequence[Row]) -> int:
     """Return the mean length of a prompt, in the tokens of a model."""
-    prompts = [row.full_prompt for row in model.prefixed(rows)]
-    lengths = [len(ids) for ids in prompt_ids(model.tokenizer, prompts)]
+    lengths = [len(ids) for ids in _prompt_ids(model, model.prefixed(rows))]
     return max(1, round(sum(lengths) / len(lengths)))
+
+
+def _prompt_ids(model: LoadedModel, rows: Sequence[Row]) -> list[list[int]]:
+    """Return the token ids of prompts; of raw text, those of the text."""
+    prompts = [row.source_text if row.is_raw_text else row.full_prompt for row in rows]
+    return prompt_ids(model.tokenizer, prompts)
 
 
 def _own_texts(
     model: LoadedModel, rows: Sequence[Row], predicted: Sequence[Prediction]
 ) -> list[Encoded]:
-    """Encode rows with a model's own answers; answers that were cut off get no end token."""
+    """Encode rows with a model's own answers; answers that were cut off get no end token.
+
+    Raw text stands for itself.
+    """
     encoded = encode_all(model.tokenizer, _answered(rows, predicted))
     return [
         text if own.finish == "stop" else Encoded.of(text.prompt_ids, text.completion_ids[:-1])
@@ -199,7 +230,10 @@ def _join_prompts_and_answers(
 
 def _answered(rows: Sequence[Row], predicted: Sequence[Prediction]) -> list[Row]:
     pairs = zip(rows, predicted, strict=True)
-    return [row.model_copy(update={"answer": own.answer}) for row, own in pairs]
+    return [
+        row if row.is_raw_text else row.model_copy(update={"answer": own.answer})
+        for row, own in pairs
+    ]
 
 
 def _same_vocabulary(one: LoadedModel, other: LoadedModel) -> bool:

@@ -8,7 +8,7 @@ from cohobate.generation.requests import Batching, Decoding
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import NumberFormat, Precision, resolve
 from cohobate.params import Section
-from cohobate.scoring.metrics import AnswerScore, VerifierAccuracy
+from cohobate.scoring.metrics import AnswerScore, LikelihoodScore, VerifierAccuracy
 from tasks.evaluate.cost import Prices
 from tasks.evaluate.fidelity import AnyFidelity, LiveFidelity
 from tasks.evaluate.gate import Gate
@@ -31,7 +31,8 @@ class EvaluateParams(Section):
     """Phase whose checkpoint is the distilled student."""
     metrics: tuple[Metric, ...] = Field((VerifierAccuracy(),), min_length=1)
     """How answers are scored. The first decides, here and in `adapt`, `challenge` and `export`; the
-    others are reported beside it."""
+    others are reported beside it. Raw text has no answers: there `perplexity` or `bits_per_byte`
+    comes first, where lower is better. A gain is then the share by which it is lower."""
     decoding: Decoding = Decoding(max_tokens=8)
     """Decoding of every model, here and in `challenge`: greedy unless a temperature is given.
     `export` uses its `max_tokens`."""
@@ -45,7 +46,7 @@ class EvaluateParams(Section):
     """Equal-width bins of confidence, for the calibration error."""
     reading_rows: int = Field(512, ge=0)
     """Test rows on which token log-probabilities are computed, for fidelity and for the metrics of
-    a model; 0: none."""
+    a model; 0: none. Of raw text a few dozen are enough: their hidden states are in memory."""
     fidelity: AnyFidelity = LiveFidelity()
     """How token distributions are compared with the teacher's."""
     robustness: Robustness = Robustness()
@@ -85,13 +86,20 @@ class EvaluateParams(Section):
 
     @property
     def model_metrics(self) -> tuple[ModelMetric, ...]:
-        """The metrics that need the model itself."""
-        return tuple(metric for metric in self.metrics if isinstance(metric, ModelMetric))
+        """The metrics that need the model itself, on a sample of rows."""
+        sampled = self.metrics[1:] if self.likelihood_metric else self.metrics
+        return tuple(metric for metric in sampled if isinstance(metric, ModelMetric))
+
+    @property
+    def likelihood_metric(self) -> LikelihoodScore | None:
+        """The first metric, where it is one of a likelihood."""
+        first = self.metrics[0]
+        return first if isinstance(first, LikelihoodScore) else None
 
     @model_validator(mode="after")
-    def _a_score_decides(self) -> "EvaluateParams":
-        if not isinstance(self.metrics[0], AnswerScore):
+    def _can_decide(self) -> "EvaluateParams":
+        if not isinstance(self.metrics[0], AnswerScore | LikelihoodScore):
             raise ValueError(
-                f"{self.metrics[0].type} does not score single answers: it cannot come first"
+                f"{self.metrics[0].type} does not score single rows: it cannot come first"
             )
         return self

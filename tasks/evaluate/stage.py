@@ -38,7 +38,8 @@ def run(evaluate: EvaluateParams, task: Task, seeds: list[int], generate: Genera
 
     torch.set_num_threads(evaluate.threads)
     arms = arms_on_disk(evaluate.teacher, evaluate.baseline, evaluate.student, seeds)
-    rows = test_rows()
+    by_answer = evaluate.answer_metrics[0].type if evaluate.answer_metrics else ""
+    rows = test_rows(by_answer, evaluate.likelihood_metric is not None)
     evaluator = Evaluator(evaluate, task.verifier, rows, generate)
     results = evaluator.run(arms)
     write_results(evaluate, task.verifier, arms, rows, results)

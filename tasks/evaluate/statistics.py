@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cohobate.evaluation.bootstrap import Bootstrap, Interval
+from cohobate.evaluation.bootstrap import Comparison, Interval
 from cohobate.evaluation.footprint import Footprint
+from cohobate.scoring.metrics import LikelihoodScore
 from cohobate.scoring.verifiers import Verifier
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.fidelity import Fidelity, TokenAgreement
@@ -42,9 +43,11 @@ class Statistics:
     metric: str
     """The metric that decides; the others are only reported."""
     verifier: Verifier
-    bootstrap: Bootstrap
+    bootstrap: Comparison
     bins: int
     gate: Gate
+    likelihood: LikelihoodScore | None = None
+    """The metric that decides, where it is one of a likelihood: lower is better."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -85,36 +88,48 @@ class Statistics:
             "test_rows": len(next(iter(self.predictions.by_arm["teacher"].values()))),
         }
 
+    def mean_score(self, arm: str, positions: Sequence[int]) -> float:
+        """Return an arm's score on some test rows."""
+        if self.likelihood:
+            return self.likelihood.figure(self.predictions.mean_loss(arm, positions))
+        scores_ZR = self.predictions.scores(self.metric)[arm]
+        return float(scores_ZR[:, positions].mean())
+
     def gain(self) -> Interval:
-        """Return the student's score minus the baseline's, paired by test row."""
+        """Return the student's gain over the baseline, paired by test row."""
         return self.bootstrap.difference(self.names["student"], self.names["baseline"])
 
     def retention(self) -> Interval | None:
-        """Return the student's score as a share of the teacher's; None where that is 0."""
+        """Return the student's score as a share of the teacher's; None where that is 0.
+
+        Where lower is better, it is the teacher's as a share of the student's.
+        """
         return self.bootstrap.ratio(self.names["student"], "teacher")
 
     def _row(self, arm: Arm) -> dict[str, Any]:
-        # (Z, R), a row for each seed
-        scores = self.predictions.scores(self.metric)[arm.name]
         kept = self.bootstrap.ratio(arm.name, "teacher")
         gain = self.bootstrap.difference(arm.name, self.names["baseline"])
         predictions, results = self.predictions, self.results[arm.name]
         answers = [p for rows in predictions.by_arm[arm.name].values() for p in rows]
         error = predictions.calibration_error(arm.name, self.metric, self.bins)
+        score = self.bootstrap.score(arm.name)
+        means = {
+            name: float(predictions.scores(name)[arm.name].mean()) for name in answers[0].scores
+        }
+        means |= {self.metric: score.mean} if self.likelihood else {}
         return {
             "arm": arm.name,
             "role": arm.role,
             "checkpoints": [str(path) for path in arm.checkpoints.values()],
             "updates": arm.updates,
-            "score": self.bootstrap.score(arm.name).rounded(),
+            "score": score.rounded(),
             "by_seed": {
                 str(seed): round(float(mean), 6)
-                for seed, mean in zip(arm.checkpoints, scores.mean(axis=1), strict=True)
+                for seed, mean in zip(
+                    arm.checkpoints, self.bootstrap.seed_scores(arm.name), strict=True
+                )
             },
-            "metrics": {
-                name: round(float(predictions.scores(name)[arm.name].mean()), 6)
-                for name in answers[0].scores
-            }
+            "metrics": {name: round(mean, 6) for name, mean in means.items()}
             | _means(list(results.model_metrics.values())),
             "bits_per_byte": _means(
                 [{"mean": losses["bits_per_byte"]} for losses in results.general_loss.values()]
@@ -122,11 +137,17 @@ class Statistics:
             "retention": kept.rounded() if kept else None,
             "gain_over_baseline": gain.rounded() if arm.role != "baseline" else None,
             "unfinished": round(sum(p.finish == "length" for p in answers) / len(answers), 6),
-            "agreement": round(predictions.same_answer(arm.name, "teacher", self.verifier), 6),
+            "agreement": self._agreement(arm),
             "fidelity": _mean_fidelity(list(results.fidelity.values())),
             "calibration_error": None if error is None else round(error, 6),
             "footprint": results.footprint and results.footprint.model_dump(),
         }
+
+    def _agreement(self, arm: Arm) -> float | None:
+        """Return how often an arm gives the teacher's answer; None where none was generated."""
+        if not any(p.answer for rows in self.predictions.by_arm["teacher"].values() for p in rows):
+            return None
+        return round(self.predictions.same_answer(arm.name, "teacher", self.verifier), 6)
 
 
 def verdict(gain: Interval) -> Verdict:

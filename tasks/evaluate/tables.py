@@ -25,14 +25,14 @@ def write_groups(statistics: Statistics, rows: Sequence[Row]) -> None:
     members: dict[str, list[int]] = defaultdict(list)
     for position, row in enumerate(rows):
         members[row.group].append(position)
-    scores = statistics.predictions.scores(statistics.metric)
     columns = {arm.name: arm.column for arm in statistics.arms}
     table: list[dict[str, Any]] = [
         {"group": group, "rows": len(positions)}
-        | {columns[arm]: round(float(s_ZR[:, positions].mean()), 6) for arm, s_ZR in scores.items()}
+        | {columns[arm]: round(statistics.mean_score(arm, positions), 6) for arm in columns}
         for group, positions in members.items()
     ]
-    table.sort(key=lambda line: (line["student"] - line["teacher"], line["group"]))
+    sign = -1 if statistics.likelihood else 1
+    table.sort(key=lambda line: (sign * (line["student"] - line["teacher"]), line["group"]))
     _write_csv(GROUPS, ["group", "rows", *columns.values()], table)
 
 
@@ -84,8 +84,11 @@ def samples(
     """Return sample rows with every arm's answer (of its first seed).
 
     The kinds: rows won and lost against the baseline, rows where the student is behind the teacher
-    (its most confident mistakes first) or ahead of it, and random rows.
+    (its most confident mistakes first) or ahead of it, and random rows. None where a likelihood
+    decides: it does not score the answers.
     """
+    if statistics.likelihood:
+        return []
     first = {arm: next(iter(s.values())) for arm, s in statistics.predictions.by_arm.items()}
     names = statistics.names
     order = list(range(len(rows)))

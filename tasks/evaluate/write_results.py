@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cohobate.data.records import EVALUATE, REPORTS, Row, write_json
-from cohobate.evaluation.bootstrap import Bootstrap
+from cohobate.evaluation.bootstrap import Bootstrap, Comparison, LikelihoodBootstrap
 from cohobate.progress import say
 from cohobate.scoring.verifiers import Verifier
 from tasks.evaluate import tables
@@ -29,7 +29,7 @@ def write_results(
     # from disk: the figures are a function of the files that DVC keeps
     predictions = Predictions.read(arms)
     metric = params.metrics[0].type
-    bootstrap = Bootstrap(predictions.scores(metric), params.bootstrap, params.seed)
+    bootstrap = _comparison(params, predictions)
     statistics = Statistics(
         arms,
         predictions,
@@ -39,6 +39,7 @@ def write_results(
         bootstrap,
         params.calibration_bins,
         params.gate,
+        params.likelihood_metric,
     )
     write_json(ARMS, statistics.rows())
     tables.write_groups(statistics, rows)
@@ -52,10 +53,19 @@ def write_results(
     write_json(METRICS, metrics)
     write_json(EVALUATE / "summary.json", _summary(metrics))
     gain = metrics["gain_over_baseline"]
+    unit = f"% lower {metric}" if params.likelihood_metric else "points"
     say(
-        f"gain over the baseline: {100 * gain['mean']:+.1f} points "
+        f"gain over the baseline: {100 * gain['mean']:+.1f} {unit} "
         f"[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
     )
+
+
+def _comparison(params: EvaluateParams, predictions: Predictions) -> Comparison:
+    if params.likelihood_metric is None:
+        scores = predictions.scores(params.metrics[0].type)
+        return Bootstrap(scores, params.bootstrap, params.seed)
+    losses = predictions.loss_shares()
+    return LikelihoodBootstrap(losses, params.likelihood_metric, params.bootstrap, params.seed)
 
 
 def _summary(metrics: Mapping[str, Any]) -> dict[str, Any]:

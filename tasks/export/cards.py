@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cohobate.data.messages import prompt_text
 from cohobate.data.records import COLLECT, EVALUATE, FILTER, GENERATE, MODELS, Row
+from cohobate.evaluation.score_text import ScoreText
 from tasks.export.form import Form
 from tasks.export.student import Student, lineage
 
@@ -85,6 +86,8 @@ class Exported(NamedTuple):
     rescored: dict[str, Any]
     example: Row
     """A row of the task, to show what a prompt looks like."""
+    text: ScoreText
+    """How scores are written."""
 
 
 def write_model_card(folder: Path, exported: Exported, student: Student, files: CardFiles) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from cohobate.data.reasoning import split
 from cohobate.data.records import DEV, Row, read_rows
 from cohobate.errors import UserError
-from cohobate.scoring.metrics import AnswerScore
+from cohobate.scoring.metrics import AnswerScore, LikelihoodScore
 from cohobate.scoring.verifiers import Verifier
 from tasks.export.form import Form, Questions
 
@@ -51,6 +51,8 @@ class Rescored:
     """Mean loss on the right answers that it can say, nats a token; None where its runtime gives
     none."""
     original_loss: float
+    by_likelihood: bool = False
+    """Whether the score is one of the likelihood, whose drift the loss shows."""
 
     def figures(self) -> dict[str, Any]:
         """Return the figures as they go into files."""
@@ -78,6 +80,8 @@ class Rescored:
                 less likely, than its tolerance says.
         """
         allowed, lost = form.tolerance, self.original - self.score
+        if self.by_likelihood:
+            lost = 0.0
         near = lost <= allowed.score + 1e-9 and self.agreement >= allowed.agreement - 1e-9
         if near and self.rise <= allowed.loss + 1e-9:
             return
@@ -106,15 +110,35 @@ class Check:
 
     rows: Sequence[Row]
     questions: Questions
-    metric: AnswerScore
+    tokens: Sequence[int]
+    """Tokens of each right answer."""
+    metric: AnswerScore | LikelihoodScore
     verifier: Verifier
 
-    def score(self, answers: Sequence[str]) -> float:
-        """Return the mean score of the answers, by the metric that decides."""
-        pairs = zip(self.rows, answers, strict=True)
-        return fmean(
-            self.metric.score(text, row.answer or "", self.verifier) for row, text in pairs
-        )
+    def score(self, answers: Sequence[str], losses: Sequence[float]) -> float:
+        """Return the score by the metric that decides.
+
+        Args:
+            answers: to the rows.
+            losses: mean losses of the right answers, in nats a token.
+        """
+        if isinstance(self.metric, LikelihoodScore):
+            return self._likelihood(self.metric, losses)
+        metric, pairs = self.metric, zip(self.rows, answers, strict=True)
+        return fmean(metric.score(text, row.answer or "", self.verifier) for row, text in pairs)
+
+    def quality(self, answers: Sequence[str], losses: Sequence[float]) -> float:
+        """Return the score, or its negative where lower is better."""
+        sign = -1 if isinstance(self.metric, LikelihoodScore) else 1
+        return sign * self.score(answers, losses)
+
+    def _likelihood(self, metric: LikelihoodScore, losses: Sequence[float]) -> float:
+        triples = zip(self.rows, losses, self.tokens, strict=True)
+        # infinite where an answer has a token that a form cannot generate
+        readable = [triple for triple in triples if isfinite(triple[1])]
+        nats = sum(loss * tokens for _, loss, tokens in readable)
+        size = sum(metric.size(row.answer or "", tokens) for row, _, tokens in readable)
+        return metric.figure(nats / size) if size else float("inf")
 
     def rescored(self, form: Form, folder: Path, original: "Original") -> Rescored:
         """Open what `form` wrote to `folder` and compare its answers with the original's.
@@ -129,13 +153,14 @@ class Check:
         # infinite where an answer has a token that the form cannot generate
         finite = [pair for pair in pairs if isfinite(pair[0])]
         figures = Rescored(
-            self.score(answers),
-            self.score(original.answers),
+            self.score(answers, losses or original.losses),
+            self.score(original.answers, original.losses),
             sum(same) / len(same),
             len(same),
             sum(path.stat().st_size for path in folder.iterdir()),
             fmean(loss for loss, _ in finite) if losses and finite else None,
             fmean(loss for _, loss in finite or pairs),
+            isinstance(self.metric, LikelihoodScore),
         )
         figures.refuse_drift(form)
         return figures

@@ -15,13 +15,17 @@ provenance.json of a form holds what it came to beside the checkpoint that it wa
 """
 
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cohobate.data.records import EXPORT, EXPORTED_DATA, write_json
+from cohobate.data.records import EXPORT, EXPORTED_DATA, Row, write_json
+from cohobate.data.tokenized import encode_all
 from cohobate.errors import UserError
+from cohobate.evaluation.score_text import ScoreText
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision, resolve
 from cohobate.params import Section, ValueOf
@@ -95,16 +99,16 @@ def run(
         export.push.refuse(files.teachers, files.gate_passed)
     prefix = checkpoints.prompt_prefix(next(iter(student.by_seed.values())))
     rows = [row.prefixed(prefix) for row in dev_sample(export.dev_rows)]
-    prompts = [row.full_prompt for row in rows]
+    # raw text has no prompt: its beginning is continued
+    prompts = [_beginning(row) if row.is_raw_text else row.full_prompt for row in rows]
     questions = Questions(prompts, max_tokens, export.threads)
-    check = Check(rows, questions, metric, task.verifier)
-    seed, answers = _chosen(export, student, check)
     number_format = resolve(export.precision, checkpoints.accelerator())
-    read = read_losses(student.by_seed[seed], number_format, rows, export.threads)
-    original = Original(answers, read)
+    tokens = _token_counts(next(iter(student.by_seed.values())), rows)
+    check = Check(rows, questions, tokens, metric, task.verifier)
+    seed, original = _chosen(export, student, check)
     shutil.rmtree(EXPORT, ignore_errors=True)
     summary: dict[str, Any] = {"phase": student.phase, "seed": seed, "dev_rows": len(rows)}
-    summary["original score"] = round(check.score(answers), 6)
+    summary["original score"] = round(check.score(*original), 6)
     with ExitStack() as published:  # all of them at its end, or none
         source, forms = student.by_seed[seed], export.forms
         if init_student.vocabulary == "used" and export.vocabulary == "whole":
@@ -114,7 +118,8 @@ def run(
             partial = published.enter_context(checkpoints.staged(EXPORT / form.name))
             form.write(source, partial)
             figures = check.rescored(form, partial, original).figures()
-            write_model_card(partial, Exported(form, seed, figures, rows[0]), student, files)
+            exported = Exported(form, seed, figures, rows[0], ScoreText(metric.type))
+            write_model_card(partial, exported, student, files)
             record: dict[str, Any] = {"form": form.model_dump(mode="json"), "rescored": figures}
             record["source"] = lineage(student.by_seed[seed])
             record["number_format"] = number_format
@@ -128,8 +133,8 @@ def run(
         export.push.upload([EXPORT / form.name for form in export.forms])
 
 
-def _chosen(export: ExportParams, student: Student, check: Check) -> tuple[int, list[str]]:
-    """Return the seed whose checkpoint is exported, and that checkpoint's answers.
+def _chosen(export: ExportParams, student: Student, check: Check) -> tuple[int, Original]:
+    """Return the seed whose checkpoint is exported, with that checkpoint's answers and losses.
 
     Raises:
         UserError: there is no checkpoint of the seed that params.yaml names.
@@ -145,9 +150,23 @@ def _chosen(export: ExportParams, student: Student, check: Check) -> tuple[int, 
             where="params.yaml, export.seed",
             fix=f"one of {', '.join(map(str, sorted(student.by_seed)))}",
         )
-    answers = {
-        seed: greedy_answers(student.by_seed[seed], export.precision, check.questions)
-        for seed in seeds
-    }
-    best = max(seeds, key=lambda seed: (check.score(answers[seed]), -seed))
-    return best, answers[best]
+    originals = {}
+    for number in seeds:
+        folder = student.by_seed[number]
+        answers = greedy_answers(folder, export.precision, check.questions)
+        losses = read_losses(folder, export.precision, check.rows, export.threads)
+        originals[number] = Original(answers, losses)
+    best = max(seeds, key=lambda number: (check.quality(*originals[number]), -number))
+    return best, originals[best]
+
+
+def _token_counts(folder: Path, rows: Sequence[Row]) -> list[int]:
+    tokenizer = checkpoints.load_tokenizer(folder)
+    return [len(text.completion_ids) for text in encode_all(tokenizer, rows)]
+
+
+def _beginning(row: Row) -> str:
+    """Return the first quarter of raw text, up to a blank."""
+    text = row.source_text
+    start = text[: max(1, len(text) // 4)]
+    return start.rsplit(" ", 1)[0] or start

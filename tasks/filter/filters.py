@@ -40,7 +40,11 @@ class ContaminationFilter(Filter):
         """Compare prompts, and long answers, with the evaluation prompts."""
         for row in rows:
             reason = context.contamination.reason(row.source_text)
-            if reason is None and not row.is_raw_text and len(words_of(row.answer or "")) >= self.words:
+            if (
+                reason is None
+                and not row.is_raw_text
+                and len(words_of(row.answer or "")) >= self.words
+            ):
                 reason = context.contamination.reason(row.answer or "")
             yield Drop(reason) if reason else KEEP
 

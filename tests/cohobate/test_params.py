@@ -60,7 +60,9 @@ def test_a_stage_takes_a_part_of_a_section_by_its_path(document: dict) -> None:
     document["evaluate"]["metrics"] = [{"type": "rouge_l"}, {"type": "verifier"}]
     assert signatures.arguments("challenge", document)["metric"].type == "rouge_l"
     document["evaluate"]["metrics"] = [{"type": "perplexity"}]
-    with pytest.raises(ParamsError, match=r"evaluate.metrics.0: 'perplexity' is none of verifier"):
+    assert signatures.arguments("challenge", document)["metric"].type == "perplexity"
+    document["evaluate"]["metrics"] = [{"type": "label_accuracy"}]
+    with pytest.raises(ParamsError, match=r"evaluate.metrics.0: 'label_accuracy' is none of"):
         signatures.arguments("challenge", document)
     document["evaluate"]["metrics"] = []
     with pytest.raises(ParamsError, match=r"evaluate.metrics.0 is missing"):

@@ -3,6 +3,7 @@
 from typing import Any
 
 from cohobate.evaluation import number_text
+from cohobate.evaluation.score_text import ScoreText
 from tasks.evaluate.report.charts import Scale, boundaries, polyline, thinned
 from tasks.evaluate.report.round_files import Table
 
@@ -10,12 +11,15 @@ FIRST = 0.05
 """Share of the first updates whose loss can lie above the panel: it would flatten the rest."""
 
 
-def scores(arms: Table) -> dict[str, Any]:
+def scores(arms: Table, text: ScoreText) -> dict[str, Any]:
     """Return each arm's score and interval on one axis, with the teacher's as a mark."""
     ends = [arm["score"][end] for arm in arms for end in ("low", "high")]
-    scale = Scale.around([0.0, 1.0] if max(ends) - min(ends) > 0.6 else ends)
+    if text.lower_is_better:
+        scale, factor = Scale.around(ends), 1
+    else:
+        scale, factor = Scale.around([0.0, 1.0] if max(ends) - min(ends) > 0.6 else ends), 100
     return {
-        "ticks": [(scale.at(tick), f"{100 * tick:g}") for tick in scale.ticks],
+        "ticks": [(scale.at(tick), f"{factor * tick:g}") for tick in scale.ticks],
         "teacher": scale.at(next(a["score"]["mean"] for a in arms if a["role"] == "teacher")),
         "rows": [
             {

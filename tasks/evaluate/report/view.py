@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cohobate.evaluation import number_text
+from cohobate.evaluation.score_text import ScoreText
 from tasks.evaluate.report import behaviour_view, plots
 from tasks.evaluate.report.comparison import compared
 from tasks.evaluate.report.round_files import RoundFiles, Table
@@ -13,14 +14,6 @@ ROLES = {
     "initial": "Student before distillation",
     "baseline": "Equal-updates baseline",
     "student": "Distilled student",
-}
-METRICS = {
-    "verifier": "accuracy by the task's verifier",
-    "exact_match": "exact match",
-    "token_f1": "token F1",
-    "rouge_l": "ROUGE-L",
-    "bleu": "sentence BLEU",
-    "chrf": "chrF",
 }
 KINDS = {
     "won": ("Won by distillation", "the student is right, the baseline is not"),
@@ -40,17 +33,18 @@ FEW_ROWS = 30
 def view(files: RoundFiles, against: str = "") -> dict[str, Any]:
     """Return all values that the templates use."""
     metrics, arms = files.metrics, [_named(arm, files) for arm in files.arms]
+    text = ScoreText(metrics["metric"])
     cost_record = files.cost
     by_role = {arm["role"]: arm for arm in arms if arm["role"] != "other"}
     return {
         "metrics": metrics,
-        "metric": METRICS.get(metrics["metric"], metrics["metric"]),
+        "text": text,
         "verdict": verdict(metrics),
         "gate": gate(metrics),
         "arms": arms,
         "by_role": by_role,
         "unequal": unequal_updates(by_role),
-        "scores": plots.scores(arms),
+        "scores": plots.scores(arms, text),
         "gain": plots.gain(metrics),
         "efficiency": _efficiency(by_role, files.timings),
         "timings": files.timings,
@@ -58,9 +52,10 @@ def view(files: RoundFiles, against: str = "") -> dict[str, Any]:
         "collected": _chosen(files.collected, ROWS),
         "funnel": plots.funnel(files.funnel),
         "curriculum": plots.curriculum(files.curriculum),
-        "groups": _groups(files.groups),
+        # a group's gap is shown in points of a score
+        "groups": [] if text.lower_is_better else _groups(files.groups),
         "reliability": plots.reliability(files.reliability, arms),
-        "samples": _samples(files.samples, arms),
+        "samples": _samples(files.samples, arms) if files.samples else [],
         "roles": ROLES,
         "robustness": behaviour_view.robustness(files.robustness),
         "forgetting": behaviour_view.forgetting(files.forgetting, arms),
@@ -155,7 +150,9 @@ def not_measured(metrics: dict[str, Any], by_role: dict[str, Any], files: RoundF
     if files.timings is None:
         notes.append("Latency, throughput and memory: reports/timings.json does not exist.")
     kinds = [line["variant"] for line in files.robustness]
-    if len(kinds) < 2:
+    if ScoreText(metrics["metric"]).lower_is_better:
+        notes.append(f"Generated answers: {metrics['metric']} decides, of the given texts.")
+    elif len(kinds) < 2:
         notes.append("Robustness: `evaluate.robustness.perturbations` is empty.")
     if "out of distribution" not in kinds:
         notes.append("Out-of-distribution rows: data/collect/ood.jsonl does not exist.")

@@ -8,6 +8,7 @@ import torch
 from cohobate.data.examples import examples_of
 from cohobate.data.messages import Message
 from cohobate.data.records import ADAPT, CAPTURE, FILTER, Response, row_id, write_rows
+from cohobate.data.row_length import LengthLimit
 from cohobate.data.tokenized import encode_all
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
@@ -94,6 +95,36 @@ def test_every_learnt_turn_of_a_conversation_is_stored(teacher, tokenizer) -> No
     assert torch.equal(stored(store, tokenizer, row).ids_NK, likeliest)
     with pytest.raises(UserError, match="chat/main/0"):
         stored(store, tokenizer, row.model_copy(update={"learn": None}))
+
+
+def test_raw_text_is_stored_at_every_token(teacher, tokenizer) -> None:
+    text = "a small plant of a category"
+    row = Response(
+        id=row_id("", text), prompt="", answer=text, cut=True, teacher="main", finish="stop"
+    )
+    write_rows(FILTER / "kept.jsonl", [row])
+    ids = [tokenizer.eos_token_id, *tokenizer(text)["input_ids"]]
+    with torch.no_grad():
+        logp = teacher(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    likeliest = logp[:-1].topk(4).indices.sort().values
+    assert torch.equal(stored(captured(), tokenizer, row).ids_NK, likeliest)
+
+
+@pytest.mark.parametrize("side", ["truncate_left", "truncate_right"])
+def test_rows_that_are_too_long_are_stored_as_they_are_cut(teacher, tokenizer, side, capfd) -> None:
+    rows = responses()
+    lengths = sorted(len(one.ids) for one in encode_all(tokenizer, rows))
+    size = lengths[-1] - 3
+    store = captured(max_tokens=size, too_long=side)
+    longer = sum(length > size for length in lengths)
+    assert f"{longer} of 12 rows" in capfd.readouterr().err
+    limit = LengthLimit(size, side)
+    cut = examples_of(rows, limit.apply(encode_all(tokenizer, rows)))
+    assert len(store.attach(cut, tokenizer)) == len(cut) == 12 - limit.dropped
+    with pytest.raises(UserError, match="need the same max_tokens and too_long"):
+        store.attach(examples_of(rows, encode_all(tokenizer, rows)), tokenizer)
+    with pytest.raises(UserError, match=r"all 12 rows have more than 2 tokens.*\n.*max_tokens"):
+        captured(max_tokens=2)
 
 
 def test_stored_hidden_rows_are_the_whole_distribution(teacher, tokenizer) -> None:

@@ -11,7 +11,7 @@ from cohobate.data.records import DEV, VERDICT, Row, row_id, write_json, write_r
 from cohobate.errors import UserError
 from cohobate.evaluation.timing import Timing
 from cohobate.generation.requests import Decoding
-from cohobate.scoring.metrics import TokenF1, VerifierAccuracy
+from cohobate.scoring.metrics import Perplexity, TokenF1, VerifierAccuracy
 from cohobate.scoring.verifiers import Label, Task
 from tasks.challenge.guards import Guards
 from tasks.challenge.latency import COUNTED, LATENCY, Latency, objection
@@ -199,3 +199,30 @@ def test_without_answers_there_is_nothing_to_judge_by(project: Path) -> None:
     write_rows(DEV, [Row(id="0" * 16, prompt="one")])
     with pytest.raises(UserError, match="no dev row"):
         run_stage()
+
+
+def test_where_a_likelihood_decides_the_lower_figure_is_promoted() -> None:
+    rng = np.random.default_rng(0)
+    champion = rng.normal(3.0, 0.1, 200)
+    scores = {"1": champion * 0.9, "2": champion * 0.8, "champion": champion}
+    figures = dict.fromkeys(scores, ALIKE)
+    result = judge(ChallengeParams(), scores, figures, Perplexity(type="perplexity"))
+    assert result["promote"] and result["seed"] == 2
+    assert result["champion"] == pytest.approx(np.exp(champion.mean()), rel=1e-4)
+    assert result["by_seed"]["2"] < result["by_seed"]["1"] < result["champion"]
+    assert 0 < result["gain"]["low"] < 1 and "% lower perplexity" in result["why"]
+    worse = scores | {"champion": champion * 0.7}
+    assert not judge(ChallengeParams(), worse, figures, Perplexity(type="perplexity"))["promote"]
+
+
+def test_answers_to_raw_text_cannot_be_scored(project: Path, model, tokenizer) -> None:
+    from cohobate.models import checkpoints
+
+    for folder in ("models/init_student", "models/train/kd/seed-1"):
+        checkpoints.save(model, tokenizer, Path(folder), {})
+    texts = ("animal plant", "person animal a")
+    write_rows(DEV, [Row(id=row_id("", text), prompt="", answer=text) for text in texts])
+    with pytest.raises(UserError, match="2 dev rows are raw text"):
+        run_stage()
+    result = run_stage(metric=Perplexity(type="perplexity"))
+    assert result["gain"]["mean"] == 0 and not result["promote"]

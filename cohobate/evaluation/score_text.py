@@ -1,0 +1,68 @@
+"""Scores as text for people: percent of a score, or a perplexity or bits per byte as it is."""
+
+from dataclasses import dataclass
+
+from cohobate.evaluation.number_text import figure, points
+
+METRICS = {
+    "verifier": "accuracy by the task's verifier",
+    "exact_match": "exact match",
+    "token_f1": "token F1",
+    "rouge_l": "ROUGE-L",
+    "bleu": "sentence BLEU",
+    "chrf": "chrF",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
+}
+LIKELIHOODS = ("perplexity", "bits_per_byte")
+"""Metrics of which lower is better; a gain is the share by which the figure is lower."""
+
+
+@dataclass(frozen=True)
+class ScoreText:
+    """How the figures of the metric that decides are written."""
+
+    metric: str
+    """Its name in params.yaml."""
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a lower figure is better."""
+        return self.metric in LIKELIHOODS
+
+    @property
+    def name(self) -> str:
+        """Name of the metric."""
+        return METRICS.get(self.metric, self.metric)
+
+    def score(self, value: float) -> str:
+        """Write a score, without its unit."""
+        return figure(float(value)) if self.lower_is_better else points(value)
+
+    @property
+    def unit(self) -> str:
+        """Unit of a score, with the blank before it."""
+        return "" if self.lower_is_better else " %"
+
+    @property
+    def heading(self) -> str:
+        """Heading of a column of scores."""
+        return f"{self.name}, lower is better" if self.lower_is_better else "score, %"
+
+    @property
+    def gain_unit(self) -> str:
+        """Unit of a gain."""
+        return "%" if self.lower_is_better else "points"
+
+    @property
+    def gain_heading(self) -> str:
+        """Heading of a column of gains."""
+        lower = self.lower_is_better
+        return "% lower than the baseline's" if lower else "points over the baseline"
+
+    @property
+    def gain_of(self) -> str:
+        """What a gain is, as the beginning of a sentence."""
+        if self.lower_is_better:
+            return f"Per cent by which {self.name} is lower"
+        return f"Points of {self.name}"
