@@ -87,7 +87,8 @@ def main() -> int:
     from cohobate.models import checkpoints, hub
 
     tokenizer = checkpoints.load_tokenizer(hub.resolve(hub.PACKAGED))
-    lines, targets = [], {}
+    lines: list[dict[str, Any]] = []
+    targets: dict[str, tuple[float, str, float]] = {}
     for name, exchanges in (("short", 1), ("turns", 3)):
         rows = rows_of(chosen.rows, exchanges)
         ours(tokenizer, rows[:100]), trls(tokenizer, rows[:100])  # templates are compiled

@@ -184,15 +184,24 @@ class Round:
         size, backend = self._teacher(key), section.get("backend") or {}
         if size is None:
             return Work(0)
-        rows = section.get("rows") or self._rows("unlabelled", UNLABELLED)
+        rows = self._responses(kept=0)
         long = (section.get("decoding") or {}).get("max_tokens", _ANSWER)
         return Work(self._answers(size, rows * section.get("samples", 1), long), _threads(backend))
+
+    def _responses(self, kept: int = 1) -> int:
+        """Return the rows that `generate` writes; `kept` 0: those that the teacher answers."""
+        section = self.document["generate"]
+        chosen = section.get("prompts", "unlabelled")
+        rows = self._rows("unlabelled", UNLABELLED) if chosen != "labelled" else 0
+        if chosen != "unlabelled" and (kept or section.get("reference_answers") != "keep"):
+            rows += self._rows("labelled", LABELLED)
+        return min(rows, section.get("rows") or rows)
 
     def _capture(self, section: Mapping[str, Any], key: str) -> Work:
         size = self._teacher(key)
         if size is None:
             return Work(0)
-        rows = self._rows("unlabelled", UNLABELLED)
+        rows = self._responses()
         read = rows * (self.row * 2 * _body(size) + _ANSWER * 2 * _head(size))
         return Work(read / 1e9, _threads(section))
 
@@ -200,7 +209,7 @@ class Round:
         phase = section[key]
         rows = phase.get("updates", 100) * phase.get("batch_size", 32)
         if "epochs" in phase:
-            rows = phase["epochs"] * self._rows("unlabelled", UNLABELLED)
+            rows = phase["epochs"] * self._responses()
         gflop = self._training(self._start(phase["from"]), phase, rows)
         if phase["targets"].startswith("models/"):
             teacher = self._start(phase["targets"].removeprefix("models/"))
@@ -280,7 +289,7 @@ class Round:
         if self.of_files and (self.root / path).exists():
             with (self.root / path).open("rb") as lines:
                 return sum(1 for _ in lines)
-        return int(self.split.get(part) or 1000)
+        return int(self.split.get(part, 1000))
 
     def _tokens(self, path: Path) -> float:
         """Return the tokens of a prompt, from the first rows of a file that is there."""

@@ -37,7 +37,7 @@ class Interval:
         return {"mean": round(self.mean, 6), "low": round(self.low, 6), "high": round(self.high, 6)}
 
 
-class Comparison(Protocol):
+class ArmIntervals(Protocol):
     """Intervals of the arms' figures and of comparisons between two arms."""
 
     def score(self, arm: str) -> Interval:
@@ -77,7 +77,8 @@ class Bootstrap:
 
     def seed_scores(self, arm: str) -> Floats:
         """Return the mean score of each of an arm's seeds, (Z,)."""
-        return self._seed_means[arm]
+        means_Z: Floats = self._seed_means[arm]
+        return means_Z
 
     def difference(self, arm: str, other: str) -> Interval:
         """Return the interval of `arm`'s mean score minus `other`'s."""

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from cohobate.data.records import DEV, TRAIN, VERDICT, Row, read_rows, write_json
 from cohobate.errors import UserError
-from cohobate.evaluation.bootstrap import Bootstrap, Comparison, LikelihoodBootstrap
+from cohobate.evaluation.bootstrap import ArmIntervals, Bootstrap, LikelihoodBootstrap
 from cohobate.evaluation.footprint import footprint
 from cohobate.evaluation.forgetting import Forgetting
 from cohobate.fast.frozen import load_frozen
@@ -134,7 +134,7 @@ def judge(
         "challenger": np.stack([scores[name] for name in seeds]),
         "champion": scores["champion"][None],
     }
-    bootstrap: Comparison = Bootstrap(both, draws=10_000, seed=0)
+    bootstrap: ArmIntervals = Bootstrap(both, draws=10_000, seed=0)
     if likelihood:
         bootstrap = LikelihoodBootstrap(both, likelihood, draws=10_000, seed=0)
     by_seed = dict(zip(seeds, bootstrap.seed_scores("challenger").tolist(), strict=True))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cohobate.evaluation.bootstrap import Comparison, Interval
+from cohobate.evaluation.bootstrap import ArmIntervals, Interval
 from cohobate.evaluation.footprint import Footprint
 from cohobate.scoring.metrics import LikelihoodScore
 from cohobate.scoring.verifiers import Verifier
@@ -43,7 +43,7 @@ class Statistics:
     metric: str
     """The metric that decides; the others are only reported."""
     verifier: Verifier
-    bootstrap: Comparison
+    bootstrap: ArmIntervals
     bins: int
     gate: Gate
     likelihood: LikelihoodScore | None = None

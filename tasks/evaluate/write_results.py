@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cohobate.data.records import EVALUATE, REPORTS, Row, write_json
-from cohobate.evaluation.bootstrap import Bootstrap, Comparison, LikelihoodBootstrap
+from cohobate.evaluation.bootstrap import ArmIntervals, Bootstrap, LikelihoodBootstrap
 from cohobate.progress import say
 from cohobate.scoring.verifiers import Verifier
 from tasks.evaluate import tables
@@ -60,7 +60,7 @@ def write_results(
     )
 
 
-def _comparison(params: EvaluateParams, predictions: Predictions) -> Comparison:
+def _comparison(params: EvaluateParams, predictions: Predictions) -> ArmIntervals:
     if params.likelihood_metric is None:
         scores = predictions.scores(params.metrics[0].type)
         return Bootstrap(scores, params.bootstrap, params.seed)

@@ -204,7 +204,7 @@ def test_without_answers_there_is_nothing_to_judge_by(project: Path) -> None:
 def test_where_a_likelihood_decides_the_lower_figure_is_promoted() -> None:
     rng = np.random.default_rng(0)
     champion = rng.normal(3.0, 0.1, 200)
-    scores = {"1": champion * 0.9, "2": champion * 0.8, "champion": champion}
+    scores = {"1": champion * 0.8, "2": champion * 0.79, "champion": champion}
     figures = dict.fromkeys(scores, ALIKE)
     result = judge(ChallengeParams(), scores, figures, Perplexity(type="perplexity"))
     assert result["promote"] and result["seed"] == 2

@@ -58,9 +58,9 @@ def test_kept_answers_come_first_and_the_rest_is_generated(ready):
     assert [r.id for r in generated(prompts="both", reference_answers="keep", rows=3)] == ids[:3]
 
 
-def test_text_alone_needs_no_prompt_and_no_teacher(ready):
+def test_text_alone_needs_no_prompt_and_runs_no_model(ready, monkeypatch):
     UNLABELLED.unlink()
-    shutil.rmtree(ADAPT / "main")
+    monkeypatch.delattr(Transformers, "open")
     assert len(generated(prompts="labelled", reference_answers="keep")) == 2
 
 
