@@ -45,12 +45,31 @@ def arrow_records(file: IO[bytes], encoding: str | None = None) -> Iterator[Numb
 
 def batch_records(batch: Any) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of an Arrow table; a value that cannot be read is a BrokenCell."""
+    nested = [field.name for field in batch.schema if _holds_structs(field.type)]
+    for record in _records(batch):
+        # a struct has the keys of all rows: those that a row does not have are null
+        record.update((name, _without_nulls(record[name])) for name in nested)
+        yield record
+
+
+def _records(batch: Any) -> Iterator[dict[str, Any]]:
     try:
         yield from batch.to_pylist()
     except _UNREADABLE:
         for row in range(batch.num_rows):
             columns = zip(batch.schema.names, batch.slice(row, 1).columns, strict=True)
             yield {name: _cell(column) for name, column in columns}
+
+
+def _holds_structs(kind: Any) -> bool:
+    return "struct<" in str(kind)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value without the keys of structs that are null."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def _cell(column: Any) -> Any:

@@ -1,6 +1,7 @@
 """Hugging Face data sets: a folder saved by `datasets`, or a name on the hub."""
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,22 +9,26 @@ from pydantic import Field
 
 from cohobate.errors import UserError
 from tasks.collect.arrow_records import batch_records
-from tasks.collect.files import PARTS, ColumnSource, inside_project
+from tasks.collect.data_folders import PARTS
+from tasks.collect.files import ColumnSource, inside_project
 from tasks.collect.source_records import QuarantinedRecord, SourceRecord
 
 _BATCH = 1024
+Part = Literal["train", "dev", "test", "ood"]
 
 
 class SavedDataset(ColumnSource):
     """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote.
 
-    The splits of a `DatasetDict` are kept; names other than train, dev, validation, test and ood
-    count as train.
+    The splits of a `DatasetDict` are kept. Names other than train, dev, validation, test and ood
+    count as train where `part` does not say what they are.
     """
 
     type: Literal["datasets"]
     path: str
     """The folder, below the project."""
+    part: dict[str, Part] = Field(default_factory=dict)
+    """The part that a split is, such as `{test_sft: test}`."""
 
     @property
     def file(self) -> str:
@@ -34,18 +39,22 @@ class SavedDataset(ColumnSource):
         """Return the name of the data for the summary."""
         return Path(self.path).name
 
-    def source_records(self) -> Iterator[SourceRecord | QuarantinedRecord]:
+    def source_records(self, inside: bool = True) -> Iterator[SourceRecord | QuarantinedRecord]:
         """Yield the rows of each split; the files are memory-mapped.
+
+        Args:
+            inside: whether a folder outside the project is refused.
 
         Raises:
             UserError: the folder cannot be read.
         """
-        number = 0
-        for name, split in _loaded(inside_project(self.path)).items():
+        folder = inside_project(self.path) if inside else Path(self.path)
+        number, parts = 0, PARTS | self.part
+        for name, split in _loaded(folder).items():
             for table in split.with_format("arrow").iter(batch_size=_BATCH):
                 for record in batch_records(table):
                     number += 1
-                    yield self.source_record(number, record, PARTS.get(name, ""))
+                    yield self.source_record(number, record, parts.get(name, ""))
 
 
 class HubDataset(ColumnSource):
@@ -58,10 +67,12 @@ class HubDataset(ColumnSource):
     """Such as `openai/gsm8k`."""
     revision: str = Field(pattern="^[0-9a-f]{40}$")
     """The commit: a branch can change."""
-    config: str | None = None
-    """Name of the configuration, where there are several."""
-    part: str = "train"
-    """Name of the split on the hub."""
+    config: str | tuple[str, ...] | None = None
+    """Name of the configuration, where there are several; or a list of them, which records name in
+    a column `config`."""
+    part: str | dict[str, Part] = "train"
+    """Name of the split on the hub; or the part that each of several is, such as
+    `{train_sft: train, test_sft: test}`."""
 
     @property
     def file(self) -> str:
@@ -73,22 +84,32 @@ class HubDataset(ColumnSource):
         return f"{self.name}@{self.revision[:12]}"
 
     def source_records(self) -> Iterator[SourceRecord | QuarantinedRecord]:
-        """Yield the rows of the split.
+        """Yield the rows of the splits, one after the other.
 
         Raises:
             UserError: the data set does not exist, or the hub cannot be reached.
         """
+        several = isinstance(self.config, tuple)
+        configs = self.config if isinstance(self.config, tuple) else (self.config,)
+        splits = self.part if isinstance(self.part, dict) else {self.part: ""}
+        for config, (split, part) in product(configs, splits.items()):
+            names = [self.name, *([str(config)] if several else [])]
+            file = ", ".join([*names, *([split] if isinstance(self.part, dict) else [])])
+            for number, record in enumerate(self._rows(config, split), start=1):
+                columns = {"config": config, **record} if several else record
+                yield self.source_record(number, columns, part, file)
+
+    def _rows(self, config: str | None, split: str) -> Iterator[dict[str, Any]]:
         from datasets import load_dataset
 
-        options = {"split": self.part, "revision": self.revision, "streaming": True}
+        options = {"split": split, "revision": self.revision, "streaming": True}
         try:
-            for number, record in enumerate(load_dataset(self.name, self.config, **options), 1):
-                yield self.source_record(number, record)
+            yield from load_dataset(self.name, config, **options)
         except Exception as error:  # offline, unreachable, unknown and gated are a class each
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
                 f"cannot read the data set {self.name}: {reason[0]}",
-                where=f"revision {self.revision}, split {self.part}",
+                where=f"revision {self.revision}, split {split}",
                 fix="check the name and the connection; or save it with `save_to_disk` where there "
                 "is access, and set collect.source: {type: datasets, path: ...}",
             ) from error

@@ -5,7 +5,8 @@
 | `messages`, `conversations`, `conversation`, `dialogue`, `dialog`, `chat`, `turns`, `items` or
   `contents` | a conversation; an assistant's last turn is the answer |
 | `data`, a list of texts (UltraChat) | the same, user and assistant in turn |
-| `body` with `messages` | a batch request: the conversation is the prompt |
+| `body` with `messages` | a batch request: the conversation is the prompt, and the answer is in
+  `response` where the reply stands beside the request |
 | `input` with `messages`, and `preferred_output` | OpenAI's preference: the better answer |
 | `prompt` and `completion` | prompt and answer, each a text or a conversation; not where `label`
   is false (KTO) |
@@ -14,30 +15,43 @@
 | `chosen` alone | a preference whose prompt is in it |
 | `instruction`, `input` or `context`, `output` or `response` (Alpaca, Dolly) | a user's turn: the
   instruction, and the input on a line of its own unless it is empty; `history` goes before it |
+| `query`, `tools` and `answers` (xLAM) | a user's turn, answered by calls of tools |
 | `question` or `query`, and `answer` or `response` | a user's turn and the answer |
 | `prompt`, or `text` | a prompt without an answer |
 
 A column `system` (`system_prompt`, `system_message`, Vertex's `systemInstruction`) is the system's
-turn.
+turn; `tools` (or OpenAI's older `functions`) are the tools that a conversation may call. A text is
+made a user's turn where it has either.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
-from cohobate.data.messages import Prompt
 from cohobate.params import Section
+from tasks.collect import openai_files
 from tasks.collect.conversations import conversation, turns_in
-from tasks.collect.source_records import MAX_CHARACTERS, UnusableRecordError, text_of
+from tasks.collect.row_content import RowContent
+from tasks.collect.source_records import EMPTY, MAX_CHARACTERS, UnusableRecordError, text_of
+from tasks.collect.tool_calls import schemas
 
+Columns = Mapping[str, Any]
 _TURNS = (
     *("messages", "conversations", "conversation", "dialogue", "dialog", "chat"),
     *("turns", "items", "contents"),
 )
 _SYSTEM = ("system", "system_prompt", "system_message")
-_MORE_THAN_TEXT = ("tools", "functions", "image", "images", "video", "videos", "audio", "audios")
-_EMPTY: tuple[Any, ...] = (None, "", [], {}, "[]", "{}", "null")
+_TOOLS = ("tools", "functions")
+_MORE_THAN_TEXT = ("image", "images", "video", "videos", "audio", "audios")
 _ANSWERS = ("output", "response", "answer", "completion", "chosen")
 _BESIDE = ("context", "passage", "choices", "options", "answers")
+
+
+class Recognised(NamedTuple):
+    """The format of a record, and the function that reads it."""
+
+    format: str
+    read: Callable[[], RowContent]
 
 
 class KnownFormat(Section):
@@ -48,114 +62,196 @@ class KnownFormat(Section):
         """Columns that contain an answer."""
         return frozenset({*_ANSWERS, *_TURNS, "data", "preferred_output"})
 
-    def render(self, columns: Mapping[str, Any]) -> tuple[Prompt, str | None]:
-        """Return the prompt and the answer of a record; None where it has no answer.
+    def render(self, columns: Columns) -> RowContent:
+        """Return prompt and answer of a record.
 
         Raises:
             UnusableRecordError: the columns are of no known format, or hold something else.
         """
+        return self.recognise(columns).read()
+
+    def recognise(self, columns: Columns) -> Recognised:
+        """Return the format of a record.
+
+        Raises:
+            UnusableRecordError: the columns are of no known format.
+        """
         present = {name: value for name, value in columns.items() if value is not None}
         for name in _MORE_THAN_TEXT:
-            if present.get(name) not in _EMPTY:
+            if present.get(name) not in EMPTY:
                 raise UnusableRecordError(f"column {name!r} is not supported (it can be empty)")
-        system = next((text for name in _SYSTEM if (text := _optional(present, name))), "")
-        if (turns := _conversation_of(present)) is not None:
-            return conversation([*_vertex_system(present), *turns], system)
-        if "prompt" in present:
-            return self._prompt(present, system)
-        if "instruction" in present:
-            return self._instruction(present, system)
-        if (question := self._question(columns)) is not None:
-            return self._user(present, _text(present, question), system)
-        if "chosen" in present:
-            return conversation(_turns(present["chosen"], "chosen"), system)
-        if "text" in present:
-            return _text(present, "text"), None
-        raise UnusableRecordError(_no_format(columns))
-
-    def _prompt(self, columns: Mapping[str, Any], system: str) -> tuple[Prompt, str | None]:
-        answer = next((name for name in ("completion", "chosen") if name in columns), None)
-        if answer is None and any(name in columns for name in _ANSWERS):
-            return self._user(columns, _text(columns, "prompt"), system)
-        if answer == "completion" and columns.get("label") is False:
-            raise UnusableRecordError("the completion is labelled as bad (label: false)")
-        prompt, reply = columns["prompt"], columns[answer] if answer else None
-        if not isinstance(prompt, list) and (isinstance(reply, list) or system):
-            prompt = [{"role": "user", "content": _text(columns, "prompt")}]
-            if isinstance(reply, str):
-                reply = [{"role": "assistant", "content": _text(columns, str(answer))}]
-        if isinstance(prompt, list):
-            replied = _turns(reply, str(answer)) if answer else []
-            # some preference sets repeat the prompt in `chosen`
-            return conversation(
-                replied if replied[: len(prompt)] == prompt else prompt + replied, system
-            )
-        return _text(columns, "prompt"), _text(columns, answer) if answer else None
-
-    def _instruction(self, columns: Mapping[str, Any], system: str) -> tuple[Prompt, str | None]:
-        history: list[Any] = []
-        for pair in columns.get("history") or []:
-            if not isinstance(pair, list) or len(pair) != 2:
-                raise UnusableRecordError("column 'history' is not a list of questions and answers")
-            history += [
-                {"role": "user", "content": pair[0]},
-                {"role": "assistant", "content": pair[1]},
-            ]
-        parts = [_text(columns, "instruction")]
-        parts += [text for name in ("input", "context") if (text := _optional(columns, name))]
-        return self._user(columns, "\n".join(parts), system, history)
-
-    def _question(self, columns: Mapping[str, Any]) -> str | None:
-        """Return the column of the question, if another column has its answer."""
-        name = next((name for name in ("question", "query") if columns.get(name)), None)
-        if name is None or not any(answer in columns for answer in _ANSWERS):
-            return None
-        if beside := [other for other in _BESIDE if columns.get(other) not in _EMPTY]:
-            raise UnusableRecordError(f"a question with {beside[0]!r}: set collect.template")
-        return name
-
-    def _user(
-        self,
-        columns: Mapping[str, Any],
-        text: str,
-        system: str,
-        history: list[Any] | None = None,
-    ) -> tuple[Prompt, str | None]:
-        """Return a user's turn, and the answer of the first answer column."""
-        turns = [*(history or []), {"role": "user", "content": text}]
-        answer = next((name for name in _ANSWERS if name in columns), None)
-        replied = columns.get(answer or "")
-        if isinstance(replied, list) and all(isinstance(turn, dict) for turn in replied):
-            return conversation([*turns, *replied], system)
-        if answer and (reply := _optional(columns, answer)):
-            turns.append({"role": "assistant", "content": reply})
-        return conversation(turns, system)
+        for recognise in _FORMATS:
+            if (recognised := recognise(present)) is not None:
+                return recognised
+        shown = ", ".join(sorted(columns))[:200]
+        raise UnusableRecordError(f"unknown format (columns: {shown}); set collect.template")
 
 
-def _conversation_of(columns: Mapping[str, Any]) -> list[Any] | None:
+def tools_in(columns: Columns) -> str | None:
+    """Return the tools of a record as a JSON array; None where it has none.
+
+    Raises:
+        UnusableRecordError: they are no schemas.
+    """
+    found = (schemas(name, columns.get(name)) for name in _TOOLS)
+    return next((tools for tools in found if tools), None)
+
+
+def _chat(columns: Columns) -> Recognised | None:
     for name in _TURNS:
         turns = turns_in(columns.get(name))
         if turns is None and name in columns and name in _TURNS[:2]:
             turns = _turns(columns[name], name)
         if turns is not None:
             chosen = columns.get("chosen")
-            return [*turns, chosen] if isinstance(chosen, dict) else turns
-    data, body, request = (columns.get(name) for name in ("data", "body", "input"))
-    if isinstance(data, list) and data and all(isinstance(turn, str) for turn in data):
-        roles = ("user", "assistant")
-        return [{"role": roles[n % 2], "content": text} for n, text in enumerate(data)]
-    if isinstance(body, dict):
-        return _turns(body.get("messages"), "body.messages")
-    if isinstance(request, dict) and "messages" in request:
-        preferred = columns.get("preferred_output") or []
-        return _turns(request["messages"], "input.messages") + _turns(preferred, "preferred_output")
+            replies = [chosen] if isinstance(chosen, dict) else openai_files.reply(columns)
+            return Recognised(_style(turns), partial(_conversation, columns, turns + replies))
     return None
 
 
-def _vertex_system(columns: Mapping[str, Any]) -> list[Any]:
-    names = ("systemInstruction", "system_instruction")
+def _ultrachat(columns: Columns) -> Recognised | None:
+    data = columns.get("data")
+    if not isinstance(data, list) or not data or not all(isinstance(turn, str) for turn in data):
+        return None
+    roles = ("user", "assistant")
+    turns = [{"role": roles[n % 2], "content": text} for n, text in enumerate(data)]
+    return Recognised("UltraChat", partial(_conversation, columns, turns))
+
+
+def _style(turns: list[Any]) -> str:
+    """Return whose turns these are, by the keys of the first."""
+    first = turns[0] if turns and isinstance(turns[0], dict) else {}
+    if first.get("from") is not None or first.get("value") is not None:
+        return "ShareGPT"
+    if first.get("parts") is not None:
+        return "Vertex"
+    return "chat" if first.get("role") is not None or not first else "pairs"
+
+
+def _batch(columns: Columns) -> Recognised | None:
+    if openai_files.is_batch(columns):
+        return Recognised("OpenAI batch", lambda: _conversation(*openai_files.exchange(columns)))
+    return None
+
+
+def _openai_preference(columns: Columns) -> Recognised | None:
+    request = columns.get("input")
+    if not isinstance(request, dict) or "messages" not in request:
+        return None
+    preferred = _turns(columns.get("preferred_output") or [], "preferred_output")
+    turns = _turns(request["messages"], "input.messages") + preferred
+    return Recognised("OpenAI preference", partial(_conversation, request, turns))
+
+
+def _prompt(columns: Columns) -> Recognised | None:
+    if "prompt" not in columns:
+        return None
+    answer = next((name for name in ("completion", "chosen") if name in columns), None)
+    if answer is None and any(name in columns for name in _ANSWERS):
+        return Recognised("prompt and response", lambda: _user(columns, _text(columns, "prompt")))
+    if answer is None:
+        return Recognised("prompt", partial(_prompted, columns, None))
+    name = "prompt and completion" if answer == "completion" else "preference"
+    return Recognised(name, partial(_prompted, columns, answer))
+
+
+def _prompted(columns: Columns, answer: str | None) -> RowContent:
+    if answer == "completion" and columns.get("label") is False:
+        raise UnusableRecordError("the completion is labelled as bad (label: false)")
+    prompt, reply = columns["prompt"], columns[answer] if answer else None
+    chat = isinstance(reply, list) or _system(columns) or tools_in(columns)
+    if not isinstance(prompt, list) and chat:
+        prompt = [{"role": "user", "content": _text(columns, "prompt")}]
+        if isinstance(reply, str):
+            reply = [{"role": "assistant", "content": _text(columns, str(answer))}]
+    if isinstance(prompt, list):
+        replied = _turns(reply, str(answer)) if answer else []
+        # some preference sets repeat the prompt in `chosen`
+        repeated = replied[: len(prompt)] == prompt
+        return _conversation(columns, replied if repeated else prompt + replied)
+    text = _text(columns, "prompt")
+    return RowContent.of_text(text, _text(columns, answer) if answer else None)
+
+
+def _instruction(columns: Columns) -> Recognised | None:
+    if "instruction" not in columns:
+        return None
+    return Recognised("Alpaca", partial(_instructed, columns))
+
+
+def _instructed(columns: Columns) -> RowContent:
+    history: list[Any] = []
+    for pair in columns.get("history") or []:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise UnusableRecordError("column 'history' is not a list of questions and answers")
+        history += [
+            {"role": "user", "content": pair[0]},
+            {"role": "assistant", "content": pair[1]},
+        ]
+    parts = [_text(columns, "instruction")]
+    parts += [text for name in ("input", "context") if (text := _optional(columns, name))]
+    return _user(columns, "\n".join(parts), history)
+
+
+def _calls(columns: Columns) -> Recognised | None:
+    if columns.get("tools") in EMPTY or not {"query", "answers"} <= columns.keys():
+        return None
+    turn = {"role": "tool_calls", "content": columns["answers"]}
+    request = [{"role": "user", "content": columns["query"]}]
+    return Recognised("xLAM", partial(_conversation, columns, [*request, turn]))
+
+
+def _question(columns: Columns) -> Recognised | None:
+    name = next((name for name in ("question", "query") if columns.get(name)), None)
+    if name is None or not any(answer in columns for answer in _ANSWERS):
+        return None
+    if beside := [other for other in _BESIDE if columns.get(other) not in EMPTY]:
+        raise UnusableRecordError(f"a question with {beside[0]!r}: set collect.template")
+    return Recognised("question and answer", lambda: _user(columns, _text(columns, name)))
+
+
+def _chosen(columns: Columns) -> Recognised | None:
+    if "chosen" not in columns:
+        return None
+    turns = _turns(columns["chosen"], "chosen")
+    return Recognised("preference", partial(_conversation, columns, turns))
+
+
+def _raw_text(columns: Columns) -> Recognised | None:
+    if "text" not in columns:
+        return None
+    return Recognised("text", lambda: RowContent(_text(columns, "text")))
+
+
+_FORMATS: tuple[Callable[[Columns], Recognised | None], ...] = (
+    *(_batch, _chat, _ultrachat, _openai_preference, _prompt, _instruction, _calls, _question),
+    *(_chosen, _raw_text),
+)
+"""In the order in which they are tried."""
+
+
+def _conversation(columns: Columns, turns: list[Any]) -> RowContent:
+    """Return a conversation, with the system's turn and the tools of other columns."""
+    names = ("systemInstruction", "system_instruction")  # Vertex
     system = next((columns[name] for name in names if isinstance(columns.get(name), dict)), None)
-    return [{**system, "role": "system"}] if system else []
+    first = [{**system, "role": "system"}] if system else []
+    return conversation([*first, *turns], _system(columns), tools_in(columns))
+
+
+def _user(columns: Columns, text: str, history: list[Any] | None = None) -> RowContent:
+    """Return a user's turn, and the answer of the first answer column."""
+    turns = [*(history or []), {"role": "user", "content": text}]
+    answer = next((name for name in _ANSWERS if name in columns), None)
+    replied = columns.get(answer or "")
+    if isinstance(replied, list) and all(isinstance(turn, dict) for turn in replied):
+        return _conversation(columns, [*turns, *replied])
+    if answer and (reply := _optional(columns, answer)):
+        turns.append({"role": "assistant", "content": reply})
+    return _conversation(columns, turns)
+
+
+def _system(columns: Columns) -> str:
+    return next((text for name in _SYSTEM if (text := _optional(columns, name))), "")
 
 
 def _turns(value: Any, name: str) -> list[Any]:
@@ -164,17 +260,13 @@ def _turns(value: Any, name: str) -> list[Any]:
     return value
 
 
-def _no_format(columns: Mapping[str, Any]) -> str:
-    return f"unknown format (columns: {', '.join(sorted(columns))[:200]}); set collect.template"
-
-
-def _optional(columns: Mapping[str, Any], name: str) -> str:
+def _optional(columns: Columns, name: str) -> str:
     """Return the text of a column, "" where it is blank or absent."""
     text = text_of(columns, name) if name in columns else ""
     return text if text.strip() else ""
 
 
-def _text(columns: Mapping[str, Any], name: str) -> str:
+def _text(columns: Columns, name: str) -> str:
     text = text_of(columns, name)
     if not text.strip():
         raise UnusableRecordError(f"column {name!r} is empty")

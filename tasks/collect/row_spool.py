@@ -2,14 +2,12 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from cohobate.data.messages import Prompt
-from cohobate.data.records import Row, row_id
+from cohobate.data.records import Row
 from cohobate.data.row_files import RowView
-from tasks.collect.raw_text import RawText
 from tasks.collect.source_records import (
     QuarantinedRecord,
     SourceRecord,
@@ -30,25 +28,27 @@ class Source(Protocol):
         """Yield the records; quarantined ones with the reason."""
 
 
-class Rendering(Protocol):
-    """Makes a prompt and an answer of the columns of a record."""
+class RowMaker(Protocol):
+    """Makes rows of a record: one of a prompt, several of a document."""
 
-    def render(self, columns: Mapping[str, Any]) -> tuple[Prompt, str | None]:
-        """Return prompt and answer, or raise UnusableRecordError."""
+    def rows(self, source_record: SourceRecord) -> list[tuple[SourceRecord, Row]]:
+        """Return the rows, each with its record, or raise UnusableRecordError."""
 
 
 class RowSpool:
-    """The rows of a source, in its order. Each record becomes a row or is quarantined."""
+    """The rows of a source, in its order. Each record becomes rows or is quarantined."""
 
-    def __init__(
-        self, source: Source, template: Rendering | RawText, split: Split, spool: Path
-    ) -> None:
-        self._source, self._template, self._spool = source, template, spool
-        self._lines, self._records = array("Q"), array("Q")  # of the source, for each row
+    def __init__(self, source: Source, maker: RowMaker, split: Split, spool: Path) -> None:
+        self._source, self._maker, self._spool = source, maker, spool
+        # of the source, for each row
+        self._lines, self._records, self._files = array("Q"), array("Q"), array("L")
+        self._file_names: list[str] = []
         self._rows: RowView[Row] | None = None
         self.pool = SplitIndex(split)
         self.read = 0
         self.reasons: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+        """Of each reason for which a record could not be read, the first record."""
 
     def fill(self) -> Iterator[QuarantinedRecord]:
         """Spool the rows of the source; yield the quarantined records."""
@@ -58,6 +58,7 @@ class RowSpool:
                 rows = record if isinstance(record, QuarantinedRecord) else self._rows_of(record)
                 if isinstance(rows, QuarantinedRecord):
                     self.reasons[rows.reason] += 1
+                    self.examples.setdefault(rows.reason, rows.shown)
                     yield rows.model_copy(update={"record": self.read})
                     continue
                 for row in rows:
@@ -78,33 +79,20 @@ class RowSpool:
         self.reasons[reason] += 1
         text = excerpt(self.text_of(number))
         line, record = self._lines[number], self._records[number]
-        file = self._source.file
+        file = self._file_names[self._files[number]]
         return QuarantinedRecord(file=file, line=line, record=record, reason=reason, text=text)
 
     def _rows_of(self, source_record: SourceRecord) -> list[Row] | QuarantinedRecord:
+        file = source_record.file or self._source.file
         try:
-            if isinstance(self._template, RawText):
-                rows = self._template.rows(source_record)
-            else:
-                rows = [(source_record, self._row(self._template, source_record))]
+            rows = self._maker.rows(source_record)
         except UnusableRecordError as error:
-            text = excerpt(dict(source_record.columns))
-            file = self._source.file
-            return QuarantinedRecord(
-                file=file, line=source_record.number, reason=str(error), text=text
-            )
+            return source_record.quarantined(file, str(error))
+        if self._file_names[-1:] != [file]:  # files are read one after the other
+            self._file_names.append(file)
         for record, row in rows:
             self._lines.append(record.number)
             self._records.append(self.read)
+            self._files.append(len(self._file_names) - 1)
             self.pool.add(record, row)
         return [row for _, row in rows]
-
-    def _row(self, template: Rendering, source_record: SourceRecord) -> Row:
-        prompt, answer = template.render(source_record.columns)
-        return Row(
-            id=row_id(prompt),
-            prompt=prompt,
-            answer=answer,
-            group=source_record.group,
-            origin="none" if answer is None else "ground_truth",
-        )

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 MAX_CHARACTERS = 1 << 20
 """Largest length of a line, a cell or a prompt."""
+EMPTY: tuple[Any, ...] = (None, "", [], {}, "[]", "{}", "null")
+"""Values that stand for none."""
 _SHOWN = 200
 
 
@@ -44,21 +46,6 @@ NumberedRecord = tuple[int, Mapping[str, Any] | BrokenRecord]
 """Number of the line (or row of a table), from 1, and the columns."""
 
 
-@dataclass(frozen=True)
-class SourceRecord:
-    """A record of a source."""
-
-    number: int
-    """Line of the file (row of a Parquet file), from 1."""
-    columns: Mapping[str, Any]
-    """The columns that a template can name."""
-    keys: tuple[str, ...] = ()
-    """Records that share a key never end on both sides of a split. The first decides the draw."""
-    group: str = ""
-    part: str = ""
-    """Part that the source itself assigns: train, dev, test, ood or none."""
-
-
 class QuarantinedRecord(BaseModel):
     """A record that was not made into a row: a line of quarantine.jsonl.
 
@@ -75,6 +62,33 @@ class QuarantinedRecord(BaseModel):
     reason: str
     text: str
     """The beginning of the record."""
+
+    @property
+    def shown(self) -> str:
+        """The place of the record and its beginning, on one line."""
+        return f"{self.file}, line {self.line}: {' '.join(self.text.split())}"
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """A record of a source."""
+
+    number: int
+    """Line of the file (row of a Parquet file), from 1."""
+    columns: Mapping[str, Any]
+    """The columns that a template can name."""
+    keys: tuple[str, ...] = ()
+    """Records that share a key never end on both sides of a split. The first decides the draw."""
+    group: str = ""
+    part: str = ""
+    """Part that the source itself assigns: train, dev, test, ood or none."""
+    file: str = ""
+    """The file of a source that has several."""
+
+    def quarantined(self, file: str, reason: str) -> QuarantinedRecord:
+        """Return the record with the reason for which no row can be made of it."""
+        text = excerpt(dict(self.columns))
+        return QuarantinedRecord(file=file, line=self.number, reason=reason, text=text)
 
 
 def excerpt(record: object) -> str:

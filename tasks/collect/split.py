@@ -27,6 +27,14 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
+def _answer_hash(row: Row) -> int:
+    if row.answer is None:
+        return _NO_ANSWER
+    calls = [f"\n{call.name} {call.arguments}" for call in row.tool_calls or ()]
+    # | 1: no answer has the hash 0, which stands for none
+    return _hash("".join([row.answer, *calls])) | 1
+
+
 class SplitIndex:
     """Index of the rows for drawing a split: about forty bytes a row; the rows stay on disk."""
 
@@ -42,8 +50,7 @@ class SplitIndex:
         """Add a row."""
         keys = source_record.keys or (row.id,)
         self.prompts.append(int(row.id, 16))
-        # | 1: no answer has the hash 0, which stands for none
-        self.answers.append(_NO_ANSWER if row.answer is None else _hash(row.answer) | 1)
+        self.answers.append(_answer_hash(row))
         self.ranks.append(_hash(f"{self._seed} {keys[0]}"))
         part = "ood" if source_record.group in self._ood_groups else source_record.part
         self.marks.append(_MARKS[part])

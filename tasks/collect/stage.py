@@ -16,7 +16,7 @@ A row of labelled.jsonl:
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -41,7 +41,7 @@ from tasks.collect.raw_text import RawText
 from tasks.collect.reasoning import ReasoningGym
 from tasks.collect.replay import Replay
 from tasks.collect.row_spool import RowSpool
-from tasks.collect.source_records import QuarantinedRecord
+from tasks.collect.source_records import QuarantinedRecord, SourceRecord
 from tasks.collect.split import Split, SplitParts
 from tasks.collect.template import PromptTemplate
 from tasks.collect.wordnet import WordNet
@@ -65,6 +65,12 @@ class CollectParams(Section):
     text: RawText | None = None
     """Instead of a template: the records are documents, whose text is learnt at every token, such
     as `{characters: 3000}`."""
+    learn: Literal["last", "all"] = "last"
+    """Which turns of a conversation are learnt: the assistant's last, or all that it has behind the
+    first user's turn. Turns with `weight: 0` (or `train: false`) never are."""
+    reasoning: Literal["keep", "drop"] = "keep"
+    """What becomes of reasoning, in a key of its own or between tags (`<think>`): it is kept apart
+    from the answer and learnt as the chat template renders it, or left out."""
     split: Split = Split()
     """Sizes of the parts."""
     replay: Replay = Replay()
@@ -86,6 +92,21 @@ class CollectParams(Section):
             raise ValueError("raw text has no template: give either text or template")
         return self
 
+    def rows(self, source_record: SourceRecord) -> list[tuple[SourceRecord, Row]]:
+        """Return the rows of a record: one, or the pieces of a document.
+
+        Raises:
+            UnusableRecordError: no row can be made of it.
+        """
+        if self.text:
+            return self.text.rows(source_record)
+        content = (self.template or KnownFormat()).render(source_record.columns)
+        if self.reasoning == "drop":
+            content = content.without_reasoning()
+        if self.learn == "all":
+            content = content.with_earlier_turns_learnt()
+        return [(source_record, content.row(source_record.group))]
+
 
 def run(collect: CollectParams) -> None:
     """Read the source, draw the parts, and write them and the quarantine.
@@ -94,7 +115,7 @@ def run(collect: CollectParams) -> None:
         UserError: the source cannot be read, or has too few usable rows.
     """
     COLLECT.mkdir(parents=True, exist_ok=True)
-    spool = RowSpool(collect.source, collect.rendering, collect.split, _SPOOL)
+    spool = RowSpool(collect.source, collect, collect.split, _SPOOL)
     parts = SplitParts()
     try:
         write_rows(QUARANTINE, _quarantined(spool, collect.split, parts))
@@ -130,12 +151,21 @@ def _shortage(collect: CollectParams, spool: RowSpool, problem: str) -> UserErro
     usable = f"{spool.read} records read, {len(spool.pool)} of them usable"
     if collect.text:
         usable = f"{spool.read} records read, {len(spool.pool)} rows of their text"
-    reasons = [f"  {count} x {reason}" for reason, count in spool.reasons.most_common(3)]
+    reasons = [f"  {line}" for line in _reasons(spool)]
     return UserError(
         "\n".join([f"{problem} ({usable}); quarantined:", *(reasons or ["  none"])]),
         where=f"{collect.source.file}; quarantined records are in {QUARANTINE}",
         fix="fix the records or collect.template, or lower the sizes in collect.split",
     )
+
+
+def _reasons(spool: RowSpool) -> list[str]:
+    """Return the most common reasons, each with the first record that it holds for."""
+    lines = []
+    for reason, count in spool.reasons.most_common(3):
+        example = spool.examples.get(reason)
+        lines.append(f"{count} x {reason}" + (f", such as {example}" if example else ""))
+    return lines
 
 
 def _write_parts(collect: CollectParams, spool: RowSpool, parts: SplitParts) -> None:
@@ -144,7 +174,8 @@ def _write_parts(collect: CollectParams, spool: RowSpool, parts: SplitParts) -> 
         write_rows(path, rows.only(numbers))
     if collect.split.ood:
         write_rows(OOD, rows.only(parts.ood))
-    hidden = {"answer": None, "origin": "none"} | ({"group": ""} if collect.group_is_answer else {})
+    hidden = {"answer": None, "reasoning": None, "tool_calls": None, "origin": "none"}
+    hidden |= {"group": ""} if collect.group_is_answer else {}
     replayed = {row.id: row for row in collect.replay.prompts()}
     drawn = (row for row in rows.only(parts.unlabelled) if row.id not in replayed)
     new = islice(drawn, max(0, collect.split.unlabelled - len(replayed)))
@@ -154,6 +185,8 @@ def _write_parts(collect: CollectParams, spool: RowSpool, parts: SplitParts) -> 
     summary = _summary(collect, spool, parts) | {"replayed": len(replayed)}
     write_json(COLLECT / "summary.json", summary)
     logged = ("source", "read", "labelled", "unlabelled", "dev", "test", "set_aside")
+    for reason in _reasons(spool):
+        say(f"set aside: {reason}")
     say(", ".join(f"{name}: {summary[name]}" for name in logged))
 
 
@@ -185,4 +218,7 @@ def _answer_counts(spool: RowSpool, parts: SplitParts) -> dict[str, Any]:
 
 def _answers(spool: RowSpool, numbers: list[int]) -> Iterator[str]:
     rows: Iterator[Row] = iter(spool.rows().only(numbers))
-    return (row.answer or "" for row in rows)
+    return (
+        "\n".join([row.answer or "", *(f"{c.name} {c.arguments}" for c in row.tool_calls or ())])
+        for row in rows
+    )

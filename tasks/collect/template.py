@@ -10,6 +10,8 @@ from pydantic import field_validator
 from cohobate.data.messages import Message, Prompt
 from cohobate.params import Section
 from tasks.collect.conversations import conversation, turns_in
+from tasks.collect.known_formats import tools_in
+from tasks.collect.row_content import RowContent
 from tasks.collect.source_records import MAX_CHARACTERS, UnusableRecordError, text_of
 
 
@@ -18,7 +20,8 @@ class PromptTemplate(Section):
 
     prompt: str
     """Text with columns to fill in. A single `{name}` can also be a column with a conversation,
-    such as `messages` or ShareGPT's `conversations`: an assistant's last turn is the answer."""
+    such as `messages` or ShareGPT's `conversations`: an assistant's last turn is the answer, and
+    a column `tools` holds the tools that it may call."""
     answer: str = " {answer}"
     """The answer, exactly as it follows the prompt: a leading space is part of it. A record without
     one of its columns is unlabelled."""
@@ -42,8 +45,8 @@ class PromptTemplate(Section):
         """Columns that give an answer away."""
         return frozenset(columns_in(self.answer))
 
-    def render(self, columns: Mapping[str, Any]) -> tuple[Prompt, str | None]:
-        """Return the prompt and the answer of a record; None where it has no answer.
+    def render(self, columns: Mapping[str, Any]) -> RowContent:
+        """Return prompt and answer of a record.
 
         Raises:
             UnusableRecordError: a column is missing or empty, or holds something else than text.
@@ -51,13 +54,13 @@ class PromptTemplate(Section):
         whole = self.prompt.strip()[1:-1]
         turns = turns_in(columns.get(whole)) if self.prompt.strip() == f"{{{whole}}}" else None
         if turns is not None:
-            return conversation(turns, self.system or "")
+            return conversation(turns, self.system or "", tools_in(columns))
         text = _filled(self._without_empty(columns), columns)
         if text is None:
             raise UnusableRecordError("a column of the prompt is empty")
         if len(text) > MAX_CHARACTERS:
             raise UnusableRecordError(f"longer than {MAX_CHARACTERS} characters")
-        return self._turns(text), self._answer(columns)
+        return RowContent.of_text(self._turns(text, columns), self._answer(columns))
 
     def _without_empty(self, columns: Mapping[str, Any]) -> str:
         """Return the prompt without the lines of optional columns that are empty."""
@@ -75,11 +78,12 @@ class PromptTemplate(Section):
                 _leave_out(lines, number)
         return "\n".join(lines)
 
-    def _turns(self, text: str) -> Prompt:
+    def _turns(self, text: str, columns: Mapping[str, Any]) -> Prompt:
         if not self.chat:
             return text
         system = [Message(role="system", content=self.system)] if self.system else []
-        return (*system, Message(role="user", content=text))
+        first, *others = [*system, Message(role="user", content=text)]
+        return (first.model_copy(update={"tools": tools_in(columns)}), *others)
 
     def _answer(self, columns: Mapping[str, Any]) -> str | None:
         known = dict.fromkeys(columns_in(self.answer)) | dict(columns)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.tiny_project import ROOT, run
 
-COMMANDS = ["run", "status", "report", "ui", "params", "recipes", "doctor"]
+COMMANDS = ["run", "data", "status", "report", "ui", "params", "recipes", "doctor"]
 
 
 @pytest.fixture

@@ -57,6 +57,18 @@ def test_turns_in_a_column_of_structs_are_a_conversation():
         KnownFormat().render(second)
 
 
+def test_keys_that_only_other_rows_have_are_not_there():
+    calls = [{"function": {"name": "f", "arguments": arguments}} for arguments in ({"a": 1}, {})]
+    rows = [
+        [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": [call]}]
+        for call in [*calls, {"function": {"name": "f", "arguments": {"b": "x"}}}]
+    ]
+    for _, record in parquet(pa.table({"messages": rows, "score": [1.0, None, 2.0]})):
+        assert set(record) == {"messages", "score"}
+        (call,) = KnownFormat().render(record).tool_calls
+        assert call.arguments in ('{"a": 1}', "{}", '{"b": "x"}')
+
+
 def test_what_is_no_text_says_what_it_is():
     day = datetime.datetime(2026, 1, 2)
     ((_, record),) = parquet(pa.table({"t": [day], "b": [b"x"], "l": [["x"]]}))
@@ -69,10 +81,7 @@ def test_a_value_that_cannot_be_read_matters_only_where_it_is_used():
     far = pa.array([2**62, 0], pa.timestamp("us"))
     nowhere = pa.array([1, 2], pa.timestamp("us", "Mars/Phobos"))
     (_, first), (_, second) = parquet(pa.table({"prompt": ["x", "y"], "day": far, "at": nowhere}))
-    assert KnownFormat().render(first) == ("x", None) and KnownFormat().render(second) == (
-        "y",
-        None,
-    )
+    assert [KnownFormat().render(record).prompt for record in (first, second)] == ["x", "y"]
     with pytest.raises(UnusableRecordError, match=r"'day' holds a value that cannot be read \(Ov"):
         text_of(first, "day")
 

@@ -21,13 +21,16 @@ ROWS = [
     for n in range(30)
 ]
 NEVER_CLOSES = "a quote opens here and never closes (a quote within a cell is written twice)"
-TOOL = "ShareGPT turn 2 is a tool's ('function_call'), which a row cannot hold"
+TOOL = "ShareGPT turn 2 has a call without 'name'"
 
 
-def collect(name: str, data: bytes, template: dict | None = None) -> tuple[dict, list, list]:
+def collect(
+    name: str, data: bytes, template: dict | None = None, **settings: str
+) -> tuple[dict, list, list]:
     """Write a file and collect it: the summary, the rows, and what was set aside."""
     Path(name).write_bytes(data)
     spelt = {"source": {"type": "files", "path": name}, "split": SIZES, "template": template}
+    spelt |= settings
     run(validated(CollectParams, spelt, "collect"))
     rows = [r for p in (LABELLED, DEV, TEST, UNLABELLED) for r in read_rows(p, Row)]
     aside = [json.loads(line) for line in (COLLECT / "quarantine.jsonl").open("rb")]
@@ -85,7 +88,7 @@ def test_alpaca_as_one_array(project, name, indent):
     assert aside == [] and {row.prompt for row in rows} == {*expected}
 
 
-def test_sharegpt_sets_only_the_tool_turns_aside(project):
+def test_sharegpt_sets_only_calls_of_nothing_aside(project):
     names = ("gpt", "chatgpt", "bot")
     lines = []
     for n, row in enumerate(ROWS):
@@ -97,6 +100,37 @@ def test_sharegpt_sets_only_the_tool_turns_aside(project):
     assert aside == [(6, 6, TOOL), (22, 22, TOOL)]
     assert all(row.prompt[0].role == "user" and len(row.prompt) == 1 for row in rows)
     assert {row.answer for row in rows} == {"a0", "a1", "a2", "a3", None}
+
+
+def test_tools_reasoning_and_learnt_turns_are_in_the_rows(project):
+    tools = '[{"type": "function", "function": {"name": "f"}}]'
+    lines = []
+    for row in ROWS:
+        turns = [
+            {"role": "user", "content": row["question"]},
+            {"role": "assistant", "content": "<think>Which?</think>This one?"},
+            {"role": "user", "content": "Yes."},
+            {
+                "role": "assistant",
+                "content": "",
+                "reasoning_content": "secret",
+                "tool_calls": [{"function": {"name": "f", "arguments": {"secret": 1}}}],
+            },
+        ]
+        lines.append(json.dumps({"messages": turns, "tools": tools}))
+    data = "\n".join(lines).encode()
+    _, rows, aside = collect("data.jsonl", data, learn="all")
+    assert aside == []
+    for row in rows:
+        first, second, _ = row.prompt
+        assert (first.tools, second.reasoning, second.content) == (tools, "Which?", "This one?")
+        assert row.learn == "all"
+        known = (row.answer, row.reasoning, row.tool_calls[0].arguments if row.tool_calls else None)
+        assert known in [("", "secret", '{"secret": 1}'), (None, None, None)]
+    assert b"secret" not in UNLABELLED.read_bytes()
+    _, rows, _ = collect("data.jsonl", data, reasoning="drop")
+    assert all(row.reasoning is None and row.prompt[1].reasoning is None for row in rows)
+    assert {row.learn for row in rows} == {None}
 
 
 def test_chats_with_null_keys_and_nan_beside_them(project):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ import pytest
 from tests.loopback_hub import COMMIT, LoopbackHub, serving
 
 ROWS = 30
+CONFIGURATIONS = """---
+configs:
+- config_name: easy
+  data_files: easy.jsonl
+- config_name: hard
+  data_files: hard.jsonl
+---
+"""
 
 
 @pytest.fixture
@@ -22,7 +31,13 @@ def hub(tmp_path, checkpoint):
         rows = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(first, first + ROWS)]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (questions / f"{part}.jsonl").write_text(lines)
-    with serving({"datasets/org/questions": questions, "models/org/tiny": checkpoint}) as server:
+    levels = tmp_path / "levels"
+    levels.mkdir()
+    (levels / "README.md").write_text(CONFIGURATIONS)
+    for name in ("easy", "hard"):
+        (levels / f"{name}.jsonl").write_text(json.dumps({"question": name}) + "\n")
+    datasets = {"datasets/org/questions": questions, "datasets/org/levels": levels}
+    with serving(datasets | {"models/org/tiny": checkpoint}) as server:
         yield server
 
 
@@ -51,6 +66,29 @@ def test_a_data_set_on_the_hub_is_read_at_its_commit(hub, tmp_path):
         f"{ROWS} 1 {{'question': '1000 + 1?', 'answer': '1001'}} org/questions@{COMMIT[:12]}"
     )
     assert not any("/main/" in request for request in hub.requests)
+
+
+READ_SEVERAL = """
+from collections import Counter
+from tasks.collect.hugging_face import HubDataset
+parts = {{"train": "train", "test": "test"}}
+source = HubDataset(type="hub", name="org/questions", revision="{commit}", part=parts)
+print(Counter((row.part, row.file) for row in source.source_records()))
+source = HubDataset(type="hub", name="org/levels", revision="{commit}", config=("easy", "hard"))
+print([(row.columns, row.number, row.file) for row in source.source_records()])
+"""
+
+
+def test_several_splits_and_configurations(hub, tmp_path):
+    done = online(hub, tmp_path / "home", READ_SEVERAL.format(commit=COMMIT))
+    assert done.returncode == 0, done.stderr + "\n".join(hub.requests)
+    splits, configurations = done.stdout.splitlines()
+    assert splits == str(
+        Counter({(part, f"org/questions, {part}"): ROWS for part in ("train", "test")})
+    )
+    assert configurations == str(
+        [({"config": n, "question": n}, 1, f"org/levels, {n}") for n in ("easy", "hard")]
+    )
 
 
 def test_another_commit_and_an_unknown_name_are_named(hub, tmp_path):

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from cohobate.data.messages import Message
+from cohobate.data.messages import Message, ToolCall
 from tasks.collect.known_formats import KnownFormat
+from tasks.collect.row_content import RowContent
 from tasks.collect.source_records import UnusableRecordError
 
 ASK = {"role": "user", "content": "hi"}
@@ -80,7 +81,7 @@ HISTORY = (*user("a"), Message(role="assistant", content="b"), *user("c"))
     ],
 )
 def test_formats_are_told_by_their_columns(columns, wanted):
-    assert KnownFormat().render(columns) == wanted
+    assert KnownFormat().render(columns) == RowContent(*wanted)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,10 @@ def test_formats_are_told_by_their_columns(columns, wanted):
         ({"turns": ["a", "b"]}, "turn 1 is text, not a role and a text"),
         ({"prompt": "a", "completion": "b", "label": False}, "labelled as bad"),
         ({"messages": "[{'role': 'user', 'content': 'hi'}]"}, "turns as a Python literal"),
-        ({"messages": [ASK, REPLY], "tools": [{"name": "f"}]}, "column 'tools' is not supported"),
+        ({"messages": [ASK, REPLY], "tools": {"name": "f"}}, "column 'tools' is not a JSON array"),
+        ({"messages": [ASK, REPLY], "tools": "f"}, "column 'tools' is not JSON"),
+        ({"prompt": "a", "completion": "<think>b"}, "the answer ends within its reasoning"),
+        ({"custom_id": "1", "response": {}, "error": None}, "a batch's output has no prompts"),
         ({"conversations": SHAREGPT, "image": "x.png"}, "column 'image' is not supported"),
         ({"messages": [SYSTEM, ASK], "system": "Be long."}, "a system prompt in a column, and"),
         ({"instruction": "hi", "output": "ho", "history": "a"}, "not a list of questions"),
@@ -109,3 +113,85 @@ def test_formats_are_told_by_their_columns(columns, wanted):
 def test_what_is_of_no_format_is_said(columns, said):
     with pytest.raises(UnusableRecordError, match=said):
         KnownFormat().render(columns)
+
+
+TOOLS = '[{"type": "function", "function": {"name": "f", "description": "ü", "parameters": {}}}]'
+SCHEMA = json.loads(TOOLS)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"messages": [ASK, REPLY], "tools": SCHEMA},
+        {"messages": [ASK, REPLY], "tools": TOOLS},
+        {"messages": [ASK, REPLY], "functions": [SCHEMA[0]["function"]]},
+        {"messages": [ASK], "tools": [{"name": "f", "description": "ü", "input_schema": {}}]},
+        {"prompt": [ASK], "completion": [REPLY], "tools": SCHEMA},
+        {"prompt": "hi", "completion": "ho", "tools": SCHEMA},
+        {"conversations": SHAREGPT, "tools": TOOLS},
+        {"body": {"messages": [ASK], "tools": SCHEMA}},
+        {"question": "hi", "answer": "ho", "tools": TOOLS},
+    ],
+)
+def test_tools_of_a_column(columns):
+    prompt = KnownFormat().render(columns).prompt
+    assert prompt == (Message(role="user", content="hi", tools=TOOLS),)
+
+
+def test_calls_as_an_answer_column():
+    calls = '[{"name": "f", "arguments": {"a": 1}}]'
+    content = KnownFormat().render({"query": "hi", "tools": TOOLS, "answers": calls})
+    assert content.answer == "" and content.tool_calls == (
+        ToolCall(name="f", arguments='{"a": 1}'),
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        ({"messages": [ASK, REPLY]}, "chat"),
+        ({"conversations": SHAREGPT}, "ShareGPT"),
+        ({"contents": VERTEX}, "Vertex"),
+        ({"conversation": [{"human": "hi", "assistant": "ho"}]}, "pairs"),
+        ({"data": ["hi", "ho"]}, "UltraChat"),
+        ({"body": {"messages": [ASK]}}, "OpenAI batch"),
+        ({"prompt": "a", "completion": "b"}, "prompt and completion"),
+        ({"prompt": "a", "response": "b"}, "prompt and response"),
+        ({"prompt": "a", "chosen": "b"}, "preference"),
+        ({"prompt": "a"}, "prompt"),
+        ({"instruction": "a", "output": "b"}, "Alpaca"),
+        ({"question": "a", "answer": "b"}, "question and answer"),
+        ({"text": "a"}, "text"),
+    ],
+)
+def test_the_name_of_a_format(columns, name):
+    assert KnownFormat().recognise(columns).format == name
+
+
+def batch_line(message: dict, finish: str = "stop", status: int = 200, **others) -> dict:
+    choice = {"index": 0, "message": message, "finish_reason": finish}
+    response = {"status_code": status, "body": {"choices": [choice], "usage": {}}}
+    return {"custom_id": "1", "response": response, "error": None} | others
+
+
+def test_a_reply_beside_its_request():
+    request = {"body": {"model": "m", "messages": [ASK]}}
+    assert KnownFormat().render(batch_line(REPLY) | request) == RowContent(ASKED, "ho")
+    log = {"messages": [ASK], "response": {"choices": [{"message": REPLY}]}}
+    assert KnownFormat().render(log) == RowContent(ASKED, "ho")
+    log = {"messages": [ASK], "choices": [{"message": REPLY, "finish_reason": "stop"}]}
+    assert KnownFormat().render(log) == RowContent(ASKED, "ho")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (batch_line(REPLY, "length"), "the completion is cut: finish_reason 'length'"),
+        (batch_line(REPLY, status=500), "the request failed: status 500"),
+        (batch_line(REPLY, error={"code": "expired"}), "the request failed: expired"),
+        (batch_line(REPLY, response={"body": {"choices": []}}), "the completion has 0 choices"),
+    ],
+)
+def test_a_reply_that_is_no_answer(line, reason):
+    with pytest.raises(UnusableRecordError, match=reason):
+        KnownFormat().render(line | {"body": {"messages": [ASK]}})

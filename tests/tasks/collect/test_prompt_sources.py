@@ -45,6 +45,10 @@ def test_saved_data_sets_keep_their_splits(project):
     assert (summary["read"], summary["dev"], summary["test"]) == (77, 8, 9)
     tests = {row.prompt for row in read_rows(TEST, Row)}
     assert tests == {f"{row['question']}\nA:" for row in parts["test"]}
+    named = DatasetDict({"train_sft": splits["train"], "test_sft": splits["test"]})
+    named.save_to_disk(project / "named")
+    source = {"type": "datasets", "path": "named", "part": {"test_sft": "test"}}
+    assert collect(source, TEMPLATE, test=100)["test"] == 9
     splits["train"].select(range(50)).save_to_disk(project / "one")
     assert collect({"type": "datasets", "path": "one"}, TEMPLATE)["read"] == 50
     with pytest.raises(UserError, match="cannot read the data set"):

@@ -2,6 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from cohobate.data.messages import Message
+from tasks.collect.row_content import RowContent
 from tasks.collect.source_records import MAX_CHARACTERS, UnusableRecordError
 from tasks.collect.template import PromptTemplate
 
@@ -11,26 +12,37 @@ TURNS = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": 
 def test_columns_are_filled_in_and_stay_as_they_are():
     template = PromptTemplate(prompt="{{x}} {context}\nQ: {question}\nA:", answer=" {label}!")
     columns = {"context": "{question} {0}", "question": "Why?", "label": 3, "other": None}
-    assert template.render(columns) == ("{x} {question} {0}\nQ: Why?\nA:", " 3!")
+    text = "{x} {question} {0}\nQ: Why?\nA:"
+    assert template.render(columns) == RowContent(text, " 3!")
 
 
 @pytest.mark.parametrize(
     "columns", [{"text": "a"}, {"text": "a", "answer": None}, {"text": "a", "answer": " "}]
 )
 def test_a_record_without_an_answer_is_unlabelled(columns):
-    assert PromptTemplate(prompt="{text}").render(columns) == ("a", None)
+    assert PromptTemplate(prompt="{text}").render(columns) == RowContent("a")
 
 
 def test_a_chat_template_makes_turns():
     template = PromptTemplate(prompt="{text}", answer="{answer}", chat=True, system="Be brief.")
     turns = (Message(role="system", content="Be brief."), Message(role="user", content="Hello"))
-    assert template.render({"text": "Hello", "answer": "Hi"}) == (turns, "Hi")
+    assert template.render({"text": "Hello", "answer": "Hi"}) == RowContent(turns, "Hi")
 
 
 def test_a_column_can_hold_a_conversation():
-    prompt, answer = PromptTemplate(prompt="{messages}").render({"messages": TURNS})
-    assert (prompt, answer) == ((Message(role="user", content="Hello"),), "Hi")
-    assert PromptTemplate(prompt="{messages}").render({"messages": TURNS[:1]}) == (prompt, None)
+    template, tools = PromptTemplate(prompt="{messages}"), '[{"name": "f"}]'
+    hello = Message(role="user", content="Hello")
+    assert template.render({"messages": TURNS}) == RowContent((hello,), "Hi")
+    assert template.render({"messages": TURNS[:1]}) == RowContent((hello,))
+    offered = template.render({"messages": TURNS, "tools": tools}).prompt
+    assert offered == (hello.model_copy(update={"tools": tools}),)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_reasoning_in_an_answer_is_kept_apart(chat):
+    template = PromptTemplate(prompt="{text}", chat=chat)
+    content = template.render({"text": "a", "answer": "<think>hm</think>\n\nb"})
+    assert (content.answer, content.reasoning) == ("b", "hm")
 
 
 @pytest.mark.parametrize(
@@ -87,9 +99,10 @@ ALPACA = """Below is an instruction.
 def test_an_empty_input_leaves_its_line_out_and_keeps_the_row(prompt, without, empty):
     template = PromptTemplate(prompt=prompt, answer="{output}")
     columns = {"instruction": "Do it.", "output": "done"}
-    assert template.render(columns | empty) == (without, "done")
+    assert template.render(columns | empty) == RowContent(without, "done")
     full = columns | {"input": "a\nb"}
-    assert template.render(full) == (prompt.format(instruction="Do it.", input="a\nb"), "done")
+    text = prompt.format(instruction="Do it.", input="a\nb")
+    assert template.render(full) == RowContent(text, "done")
 
 
 def test_only_optional_columns_may_be_empty_and_never_all():
