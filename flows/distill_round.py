@@ -24,7 +24,7 @@ from flows.api_keys import keys_for
 from flows.events import StageStarted, event_handler
 from flows.placement import StageLostError, StageResult
 from flows.resources import Resources
-from flows.selection import resources_for, select_stages
+from flows.selection import nearest_upstream, resources_for, select_stages
 from flows.workspaces import WorkspaceKind
 from tasks.evaluate.report import render
 
@@ -129,6 +129,7 @@ def _submit(
 ) -> dict[str, PrefectFuture[StageResult]]:
     """Submit every stage to Prefect with its dependencies; independent stages run in parallel."""
     futures: dict[str, PrefectFuture[StageResult]] = {}
+    upstream = nearest_upstream(nodes)
     for node in nodes:
         needs = resources[node.address]
         stage = run_stage.with_options(
@@ -137,8 +138,7 @@ def _submit(
             retries=needs.retries,
             retry_condition_fn=_only_when_lost,
         )
-        # a stage that was not selected counts as up to date
-        waits_for = [futures[address] for address in node.upstream if address in futures]
+        waits_for = [futures[address] for address in upstream[node.address]]
         futures[node.address] = stage.submit(root, node, needs, workspace, wait_for=waits_for)  # type: ignore[call-overload]
     return futures
 

@@ -52,3 +52,19 @@ def _starts_workers(node: StageNode, document: dict[str, Any]) -> bool:
     section, item = document.get(node.name), node.address.partition("@")[2]
     section = section.get(item) if item and isinstance(section, dict) else section
     return isinstance(section, dict) and section.get("workers", 1) > 1
+
+
+def nearest_upstream(nodes: list[StageNode]) -> dict[str, list[str]]:
+    """Return for each stage the stages that it waits for, without those that these wait for.
+
+    The order is the same, and Prefect's graph of the run has an arrow for each step of it alone. A
+    stage that was not selected counts as up to date.
+    """
+    ancestors: dict[str, set[str]] = {}
+    nearest: dict[str, list[str]] = {}
+    for node in nodes:
+        selected = [address for address in node.upstream if address in ancestors]
+        implied = set().union(*(ancestors[address] for address in selected))
+        ancestors[node.address] = implied | set(selected)
+        nearest[node.address] = [address for address in selected if address not in implied]
+    return nearest

@@ -4,7 +4,7 @@ import pytest
 
 from cohobate.dvc_bridge.versioning import StageNode
 from cohobate.errors import UserError
-from flows.selection import resources_for, select_stages
+from flows.selection import nearest_upstream, resources_for, select_stages
 
 
 def node(address: str, *upstream: str) -> StageNode:
@@ -31,6 +31,20 @@ GRAPH = [
 )
 def test_a_stage_is_taken_with_all_it_waits_for(only: str | None, taken: list[str]) -> None:
     assert [n.address for n in select_stages(GRAPH, only)] == taken
+
+
+def test_a_stage_waits_for_the_nearest_alone() -> None:
+    code = node("code")
+    graph = [code, *(node(n.address, "code", *n.upstream) for n in GRAPH)]
+    assert nearest_upstream(graph) == {
+        "code": [],
+        "collect": ["code"],
+        "init_student": ["code"],
+        "train@sft": ["collect", "init_student"],
+        "train@kd": ["train@sft"],
+        "evaluate": ["train@kd"],
+    }
+    assert nearest_upstream(GRAPH[2:])["train@sft"] == [], "stages that were not selected"
 
 
 def test_an_unknown_stage_is_refused_with_the_nearest() -> None:
