@@ -25,20 +25,22 @@ def fingerprints(module: str, root: Path = Path()) -> dict[str, str]:
     Raises:
         SyntaxError: a file is not Python.
     """
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in found or (path := _file_of(name, root)) is None:
+        if name in hashes or (path := _file_of(name, root)) is None:
             continue
         content = path.read_bytes()
-        found[name] = _of_source(content)
+        hashes[name] = _of_source(content)
         # importing a module runs the __init__ of each package above it
         parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
         waiting += [*_imports(content, name, root), *parents]
         if path.name == "__init__.py" and "." in name:  # data of a root package is no code
-            found |= {str(file.relative_to(root)): _hash(file.read_bytes()) for file in _data(path)}
-    return dict(sorted(found.items()))
+            hashes |= {
+                str(file.relative_to(root)): _hash(file.read_bytes()) for file in _data(path)
+            }
+    return dict(sorted(hashes.items()))
 
 
 def _file_of(module: str, root: Path) -> Path | None:

@@ -20,7 +20,7 @@ class DistiLLM2(Divergence):
     Ko et al. 2025, "DistiLLM-2: A Contrastive Approach Boosts the Distillation of LLMs", sections
     3.1 and 3.3.
 
-    Shapes: logp_NC (N, C), logq_NC (N, C) -> (N,).
+    Takes logp_NC and logq_NC, (N, C); returns (N,).
     """
 
     type: Literal["distillm2"] = "distillm2"

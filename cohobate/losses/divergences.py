@@ -27,7 +27,7 @@ class ForwardKL(Divergence):
     Covers the teacher's mass; the default on given text. Hinton et al. 2015, "Distilling the
     Knowledge in a Neural Network", section 2.
 
-    Shapes: logp_NC (N, C), logq_NC (N, C) -> (N,).
+    Takes logp_NC and logq_NC, (N, C); returns (N,).
     """
 
     type: Literal["forward_kl"] = "forward_kl"
@@ -51,7 +51,7 @@ class ReverseKL(Divergence):
     Seeks the teacher's modes; the default on the student's own text. Gu et al. 2023, "MiniLLM",
     section 2.1.
 
-    Shapes: logp_NC (N, C), logq_NC (N, C) -> (N,).
+    Takes logp_NC and logq_NC, (N, C); returns (N,).
     """
 
     type: Literal["reverse_kl"] = "reverse_kl"
@@ -74,7 +74,7 @@ class JensenShannon(Divergence):
     Agarwal et al. 2023, "On-Policy Distillation of Language Models" (GKD), section 2. β = 0 is the
     forward and β = 1 the reverse KL by convention, though the formula gives 0 there.
 
-    Shapes: logp_NC (N, C), logq_NC (N, C) -> (N,).
+    Takes logp_NC and logq_NC, (N, C); returns (N,).
     """
 
     type: Literal["jensen_shannon"] = "jensen_shannon"
@@ -111,7 +111,7 @@ class SkewForwardKL(Divergence):
     Ko et al. 2024, "DistiLLM: Towards Streamlined Distillation for Large Language Models",
     section 3.1.
 
-    Shapes: logp_NC (N, C), logq_NC (N, C) -> (N,).
+    Takes logp_NC and logq_NC, (N, C); returns (N,).
     """
 
     type: Literal["skew_forward_kl"] = "skew_forward_kl"
@@ -138,7 +138,7 @@ class SkewReverseKL(Divergence):
     Ko et al. 2024, "DistiLLM: Towards Streamlined Distillation for Large Language Models",
     section 3.1.
 
-    Shapes: logp_NC (N, C), logq_NC (N, C) -> (N,).
+    Takes logp_NC and logq_NC, (N, C); returns (N,).
     """
 
     type: Literal["skew_reverse_kl"] = "skew_reverse_kl"
@@ -162,7 +162,7 @@ class AdaptiveKL(Divergence):
     within `head_mass` (at least one); the tail t is the rest. Both shares are constants to the
     gradient.
 
-    Shapes: logp_NC (N, C), logq_NC (N, C) -> (N,).
+    Takes logp_NC and logq_NC, (N, C); returns (N,).
     """
 
     type: Literal["adaptive_kl"] = "adaptive_kl"
@@ -202,7 +202,7 @@ class TotalVariation(Divergence):
 
     Wen et al. 2023, "f-Divergence Minimization for Sequence-Level Knowledge Distillation".
 
-    Shapes: logp_NC (N, C), logq_NC (N, C) -> (N,).
+    Takes logp_NC and logq_NC, (N, C); returns (N,).
     """
 
     type: Literal["total_variation"] = "total_variation"
@@ -224,7 +224,7 @@ class LogitMse(Divergence):
     Ba & Caruana 2014, "Do Deep Nets Really Need to be Deep?", section 2.2. Centred
     log-probabilities are centred logits, so that a model's arbitrary shift is no error.
 
-    Shapes: logp_NC (N, C), logq_NC (N, C) -> (N,), with C = V: only for a live teacher.
+    Takes logp_NC and logq_NC, (N, C); returns (N,), with C = V: only for a live teacher.
     """
 
     type: Literal["logit_mse"] = "logit_mse"

@@ -64,7 +64,7 @@ class Uld(Section):
     Loss for LLMs", section 3, is the second part alone, over the whole vocabularies
     (`shared: sorted`). The first part and the alignment are those of TRL's GOLD.
 
-    Shapes: student (N, V), teacher (M, V) -> (G,).
+    Takes the student's (N, V) and the teacher's (M, V); returns (G,).
     """
 
     type: Literal["uld"]

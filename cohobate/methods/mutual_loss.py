@@ -58,15 +58,15 @@ class MutualLoss(ModelLoss):
         hidden = [forward(peer, ids_BS, positions_N).last_hidden_ND for peer in self.peers]
         heads = [Head.of(peer, self.vocabulary) for peer in self.peers]
         # detached: a peer is not trained to be easy to imitate
-        taught = [
+        peers = [
             LiveTeacher(h_ND.detach().to(self._dtype(h_ND)), head)
             for h_ND, head in zip(hidden, heads, strict=True)
         ]
-        targets, found = Targets(labels_N, weight_N=weight_N), []
+        targets, results = Targets(labels_N, weight_N=weight_N), []
         for n, (hidden_ND, head) in enumerate(zip(hidden, heads, strict=True)):
-            others = taught[:n] + taught[n + 1 :] if self.imitates[n] else []
-            found.append(self._loss(hidden_ND, head, targets, others, divisor))
-        (loss, losses_NF), *rest = found
+            others = peers[:n] + peers[n + 1 :] if self.imitates[n] else []
+            results.append(self._loss(hidden_ND, head, targets, others, divisor))
+        (loss, losses_NF), *rest = results
         # adds the other peers' gradients, and nothing to the value
         beside = sum(other - other.detach() for other, _ in rest)
         return loss + beside, losses_NF
@@ -88,11 +88,11 @@ class MutualLoss(ModelLoss):
                 for n, term in enumerate(self.terms)
                 if (teacher is not None if isinstance(term, Divergence) else number == 0)
             ]
-            some = [self._share(self.terms[n], len(others)) for n in columns]
+            shared = [self._share(self.terms[n], len(others)) for n in columns]
             loss, part_NF = fused_head_loss(
                 hidden_ND,
                 head,
-                some,
+                shared,
                 targets._replace(teacher=teacher),
                 divisor=divisor,
                 chunk_tokens=self.chunk_tokens,

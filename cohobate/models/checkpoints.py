@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cohobate import sealed_folder
 from cohobate.data.records import write_json
+from cohobate.data.tokenized import closing_ids
 from cohobate.errors import UserError
 from cohobate.models.folder_formats import has_weights, weight_files
 from cohobate.models.number_formats import NumberFormat, Precision, resolve
@@ -223,9 +224,11 @@ def _rewrite(path: Path, changes: dict[str, Any]) -> None:
 
 
 def _end_like(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
-    """Let a model end its answers with the token that it was taught to end them with."""
+    """Let a model end its answers with the tokens that it was taught to end them with: the end of
+    sequence, and the chat template's end of turn."""
     if not path.exists():
         return
     shipped = json.loads(path.read_text()).get("eos_token_id")
-    if tokenizer.eos_token_id not in (shipped if isinstance(shipped, list) else [shipped]):
-        _rewrite(path, {"eos_token_id": tokenizer.eos_token_id})
+    ends = sorted(closing_ids(tokenizer))
+    if not {*ends} <= {*(shipped if isinstance(shipped, list) else [shipped])}:
+        _rewrite(path, {"eos_token_id": ends if len(ends) > 1 else ends[0]})

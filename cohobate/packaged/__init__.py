@@ -72,8 +72,8 @@ class Wheel(Section):
 @cache
 def wheel(path: str) -> Wheel:
     """Read a file of `cohobate/packaged` that names a wheel."""
-    found: Wheel = params.validated(Wheel, read(path), path)
-    return found
+    wheel: Wheel = params.validated(Wheel, read(path), path)
+    return wheel
 
 
 def read(path: str) -> dict[str, object]:

@@ -116,3 +116,14 @@ def test_a_copy_holds_the_same_model(checkpoint, tmp_path):
     assert names == set(FILES)  # neither the pickle nor another stage's summary
     weights = "model.safetensors"
     assert (tmp_path / "copy" / weights).read_bytes() == (checkpoint / weights).read_bytes()
+
+
+def test_a_saved_model_stops_at_the_chat_templates_end_of_turn(
+    make_model, make_tokenizer, tmp_path
+) -> None:
+    template = "{% for m in messages %}{{ m['content'] }}<|user|>{% endfor %}"
+    tokenizer = make_tokenizer(chat_template=template)
+    checkpoints.save(make_model(tokenizer), tokenizer, tmp_path / "model", {})
+    config = json.loads((tmp_path / "model/generation_config.json").read_text())
+    ids = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|user|>")]
+    assert config["eos_token_id"] == sorted(ids)
