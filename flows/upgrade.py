@@ -41,6 +41,8 @@ _GONE = {
     "export.max_tokens": "evaluate.decoding.max_tokens",
 }
 """Keys that are no more, each with the one that is read in its place."""
+_VALUES = {"generate.reasoning": {"inline": "keep"}}
+"""Values that are no more, each with the one that means the same."""
 _ADDED = ("assist", "recipe")
 
 
@@ -113,6 +115,9 @@ def _upgrade_params(path: Path) -> Iterator[str]:
             value = document[section].pop(name)
             changed = True
             yield f"{key} ({value}) is no more: {instead} is read in its place"
+    values = list(_replace_values(document))
+    changed = changed or bool(values)
+    yield from values
     for name in _ADDED:
         if name not in document:
             document[name] = {}
@@ -123,6 +128,16 @@ def _upgrade_params(path: Path) -> Iterator[str]:
             yaml.dump(document, file)
     elif text != before:
         path.write_text(text, "utf-8")
+
+
+def _replace_values(document: dict[str, Any]) -> Iterator[str]:
+    """Replace the values that are no more; yield what changed."""
+    for key, values in _VALUES.items():
+        section, _, name = key.partition(".")
+        value = (document.get(section) or {}).get(name)
+        if value in values:
+            document[section][name] = values[value]
+            yield f"{key}: {value} is {values[value]}"
 
 
 def _renamed_lock(text: str) -> str:

@@ -17,6 +17,7 @@ from cohobate import params
 from flows import overrides, recipes
 from tests import tiny_models, tiny_project
 from tests.loopback_teacher import LoopbackTeacher
+from tests.odd_replies import ODD
 from tests.tiny_project import ROOT
 
 LAYERS = 30
@@ -61,6 +62,8 @@ class Round:
     """Whether there are unlabelled prompts, of which the hardest are found."""
     served: bool = False
     """Whether the teacher is a service: `ENDPOINT` in the settings stands for its address."""
+    replies: str = ""
+    """The kind of its replies (tests/odd_replies.py); empty: plain ones."""
 
 
 RECIPES = [
@@ -160,6 +163,16 @@ VARIANTS = [
     Round("int8", settings=("export.forms=[{type: int8}]",), forms=("int8",), needs="torchao"),
     Round("API", "recipes/sequence-kd.yaml", _API, served=True),
     Round("API in batches", "recipes/sequence-kd.yaml", (*_API, _BATCHES), served=True),
+    *(
+        Round(
+            f"reasoning in {place}",
+            "recipes/sequence-kd.yaml",
+            (*_API, "evaluate.decoding.max_tokens=24"),
+            served=True,
+            replies=replies,
+        )
+        for place, replies in (("a field", "reasoning_content"), ("the text", "think tags"))
+    ),
 ]
 
 
@@ -198,7 +211,8 @@ def service(what: Round) -> Iterator[list[str]]:
     if not what.served:
         yield [*what.settings]
         return
-    with LoopbackTeacher(times=0) as teacher:
+    odd = ODD[what.replies].make if what.replies else None
+    with LoopbackTeacher(odd=odd) as teacher:
         yield [setting.replace("ENDPOINT", teacher.url) for setting in what.settings]
 
 

@@ -24,7 +24,8 @@ from cohobate.backends.api_errors import (
 )
 from cohobate.backends.error_body import ErrorBody, error_body, error_in
 from cohobate.backends.prices import Budget, Price, most_tokens
-from cohobate.backends.replies import Choice, TokenLimits, best_choice, parse_reply, token_usage
+from cohobate.backends.replies import TokenLimits, best_choice, parse_reply, token_usage
+from cohobate.backends.reply_checks import check_choice
 from cohobate.backends.requests import (
     EMPTY_LEDGER,
     AnswerFunction,
@@ -35,7 +36,6 @@ from cohobate.backends.requests import (
     iterate_stream,
 )
 from cohobate.data.messages import body_fields
-from cohobate.data.reasoning import split
 from cohobate.data.records import ADAPT, ENDPOINT
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Decoding
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _LIMITS = ("max_tokens", "max_completion_tokens")  # of a request
-_WORDS = 300  # characters of a model's refusal that are shown
 _KEPT = 20_000  # characters of a reply without an answer that are kept
 
 
@@ -138,8 +137,9 @@ class Endpoint(Section):
     top_logprobs: int = Field(0, ge=0, le=20)
     """Request also the likeliest tokens at each position, up to 20; the ledger keeps them."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)
-    """Further fields of a request, such as `{reasoning_effort: low}`; null leaves a field out, such
-    as `{seed: null}` for a service that refuses it."""
+    """Further fields of a request, such as `{reasoning_effort: low}`, or `{chat_template_kwargs:
+    {enable_thinking: false}}` for the chat template of vLLM, SGLang and llama.cpp. null leaves a
+    field out, such as `{seed: null}` for a service that refuses it."""
     price: Price | None = None
     """What the service charges."""
     cap: float | None = Field(None, ge=0)
@@ -260,7 +260,7 @@ class Endpoint(Section):
             raise ReplyError(error._replace(after=after), cost if charged else 0.0, sent)
         if choice is None:
             raise RetryableError("the reply contains no choice", cost=cost, reply=sent, whole=True)
-        self._check(choice, decoding, cost, sent)
+        calls = check_choice(choice, request.prompt, self.limit(decoding), cost, sent)
         tokens = choice.tokens
         return Answer(
             choice.content.text,
@@ -270,34 +270,7 @@ class Endpoint(Section):
             tuple(tokens) if self.top_logprobs and tokens else None,
             choice.content.reasoning or None,
             choice.note or None,
-        )
-
-    def _check(self, choice: Choice, decoding: Decoding, cost: float, sent: str) -> None:
-        """Raise where a choice contains no answer.
-
-        Raises:
-            RetryableError: another attempt may give one.
-            RefusedError: another attempt would give none either.
-        """
-        # first: a filtered or refused reply may have a text all the same
-        if choice.finish == "filter":
-            raise RefusedError("the service filtered the answer", cost, sent)
-        if choice.content.refusal:
-            raise RefusedError(f"the model refused: {choice.content.refusal[:_WORDS]}", cost, sent)
-        answer, thought = split(choice.content.text)
-        if answer.strip():
-            return
-        if choice.finish == "tool":
-            raise RefusedError("the reply calls a tool instead of answering", cost, sent)
-        if choice.finish == "length":
-            reason = f"the limit of {self.limit(decoding)} tokens went into reasoning"
-            reason += ": raise generate.decoding.max_tokens"
-            if decoding.temperature == 0:  # a second attempt would give the same
-                raise RefusedError(reason, cost, sent)
-            raise RetryableError(reason, cost=cost, reply=sent, whole=True)
-        behind = " after its reasoning" if thought or choice.content.reasoning else ""
-        raise RetryableError(
-            f"the reply contains no text{behind}", cost=cost, reply=sent, whole=True
+            tuple(calls) or None,
         )
 
 

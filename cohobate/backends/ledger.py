@@ -28,6 +28,7 @@ from typing import Any
 
 from cohobate.backends.ledger_storage import LedgerStorage
 from cohobate.backends.requests import NoAnswer, Outcomes
+from cohobate.data.messages import ToolCall
 from cohobate.generation.requests import Answer, Usage
 from cohobate.progress import say
 
@@ -108,7 +109,9 @@ class Ledger:
         self.spent += usage.cost if usage else 0.0
         tokens = tuple((t, lp, others) for t, lp, others in entry.get("tokens", ())) or None
         texts = (entry.get("reasoning"), entry.get("note"))
-        answer = Answer(entry["text"], entry["finish"], entry["logprob"], usage, tokens, *texts)
+        calls = tuple(ToolCall(**call) for call in entry.get("tool_calls", ())) or None
+        fields = (entry["text"], entry["finish"], entry["logprob"], usage, tokens, *texts, calls)
+        answer = Answer(*fields)
         # the cost above counts either way: both writers paid
         self._answers.setdefault(entry["key"], answer)
 
@@ -131,6 +134,8 @@ def _entries(key: str, outcome: Answer | NoAnswer) -> list[dict[str, Any]]:
         return _failure_entries(key, outcome)
     # the keys of a line stay what they are, whatever the fields are called: old ledgers are read
     entry = {"key": key} | {_LINE_KEYS.get(k, k): v for k, v in outcome._asdict().items()}
+    if outcome.tool_calls:
+        entry["tool_calls"] = [call.model_dump(exclude_none=True) for call in outcome.tool_calls]
     return [{k: v for k, v in entry.items() if v is not None or k == "logprob"}]
 
 

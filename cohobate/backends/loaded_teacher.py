@@ -21,4 +21,5 @@ class LoadedTeacher:
     def answer(self, batch: Sequence[Request], decoding: Decoding) -> list[Answer]:
         """Generate the answers of one batch."""
         completions = decode_batch(self.model, batch, decoding, self.stop, self.batching)
-        return [to_answer(self.tokenizer, completion) for completion in completions]
+        pairs = zip(completions, batch, strict=True)
+        return [to_answer(self.tokenizer, completion, request) for completion, request in pairs]

@@ -50,12 +50,22 @@ def most_tokens(prompt: Prompt) -> int:
     """Return the most tokens that a prompt can have in any tokenizer, chat template included."""
     turns = 1 if isinstance(prompt, str) else len(prompt)
     # a token stands for at least one byte, so the bytes are an upper bound
-    return len(prompt_text(prompt).encode()) + _OVERHEAD * turns
+    return _bytes_of(prompt) + _OVERHEAD * turns
 
 
 def likely_tokens(prompt: Prompt) -> int:
     """Return the number of tokens that a prompt probably has."""
-    return -(-len(prompt_text(prompt).encode()) // _BYTES_A_TOKEN)
+    return -(-_bytes_of(prompt) // _BYTES_A_TOKEN)
+
+
+def _bytes_of(prompt: Prompt) -> int:
+    """Return the bytes of a prompt, with the tools that it offers and the calls in it."""
+    count = len(prompt_text(prompt).encode())
+    if isinstance(prompt, str):
+        return count
+    calls = (call for turn in prompt for call in turn.tool_calls or ())
+    more = [turn.tools or "" for turn in prompt] + [f"{c.name}{c.arguments}" for c in calls]
+    return count + sum(len(text.encode()) for text in more)
 
 
 class Budget:

@@ -1,4 +1,4 @@
-"""Lenient parsing of a service's reply: text, reasoning, finish reason and token usage.
+"""Lenient parsing of a service's reply: text, reasoning, calls, finish reason and token usage.
 
 An answer that was paid for is kept even where its format is unusual: content may be text or parts,
 the reasoning may be in one of several fields, the usage may have other names, be partly missing or
@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
+from cohobate.data.messages import ToolCall
+from cohobate.data.tool_calls import tool_call
 from cohobate.generation.requests import Usage
 
 Finish = Literal["stop", "length", "filter", "tool"]
@@ -43,11 +45,13 @@ class TokenLimits(NamedTuple):
 
 
 class Content(NamedTuple):
-    """Text, reasoning and refusal of a message."""
+    """Text, reasoning, refusal and calls of tools of a message."""
 
     text: str = ""
     reasoning: str = ""
     refusal: str = ""
+    calls: tuple[Any, ...] = ()
+    """As the service sent them (`tool_calls`)."""
 
 
 class Choice(NamedTuple):
@@ -79,10 +83,25 @@ def parse_reply(content: bytes) -> Any:
 
 
 def best_choice(reply: Mapping[str, Any]) -> Choice | None:
-    """Return the first choice with a text, or else the first; None where there is none."""
+    """Return the first choice with a text or a call, or else the first; None without choices."""
     choices = [_choice(one) for one in _choices(reply)]
-    with_text = [choice for choice in choices if choice.content.text.strip()]
-    return next(iter(with_text or choices), None)
+    full = [choice for choice in choices if choice.content.text.strip() or choice.content.calls]
+    return next(iter(full or choices), None)
+
+
+def tool_calls(content: Content) -> tuple[ToolCall, ...]:
+    """Return the calls of tools of a message.
+
+    Raises:
+        ValueError: one has no name, or arguments that are not a JSON object.
+    """
+    calls = []
+    for fields in content.calls:
+        function = fields.get("function") if isinstance(fields, dict) else None
+        if not isinstance(function, dict):
+            raise ValueError("a call needs the field `function`")
+        calls.append(tool_call(function.get("name"), function.get("arguments"), fields.get("id")))
+    return tuple(calls)
 
 
 def token_usage(reply: Mapping[str, Any], headers: Mapping[str, str], limits: TokenLimits) -> Usage:
@@ -117,7 +136,7 @@ def _streamed(text: str) -> dict[str, Any]:
     Raises:
         ValueError: the stream is incomplete.
     """
-    message: dict[str, str] = {}
+    message: dict[str, Any] = {}
     choice: dict[str, Any] = {"message": message, "finish_reason": None}
     reply: dict[str, Any] = {"choices": [choice]}
     ended = False
@@ -136,13 +155,27 @@ def _streamed(text: str) -> dict[str, Any]:
             if not content.text:
                 content = _content(part.get("delta") or part.get("message"))
             # a delta adds to each text of the message
-            for name, more in zip(("content", "reasoning", "refusal"), content, strict=True):
+            for name, more in zip(("content", "reasoning", "refusal"), content, strict=False):
                 message[name] = message.get(name, "") + more
+            for call in content.calls:
+                _add_to_call(message.setdefault("tool_calls", []), call)
             choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
     # a stream that just stops was cut off: its text is incomplete
     if not (ended or choice["finish_reason"] or reply.get("error")):
         raise ValueError("the stream of events breaks off")
     return reply
+
+
+def _add_to_call(calls: list[dict[str, Any]], delta: Mapping[str, Any]) -> None:
+    """Add a delta to the call that it belongs to: the first has id and name, all have arguments."""
+    number, function = delta.get("index", 0), delta.get("function") or {}
+    call = next((call for call in calls if call["index"] == number), None)
+    if call is None:
+        call = {"index": number, "id": None, "function": {"name": None, "arguments": ""}}
+        calls.append(call)
+    call["id"] = delta.get("id") or call["id"]
+    call["function"]["name"] = function.get("name") or call["function"]["name"]
+    call["function"]["arguments"] += function.get("arguments") or ""
 
 
 def _choices(reply: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -171,7 +204,16 @@ def _content(message: Any) -> Content:
     beside = next((_flat(message[name]) for name in _THOUGHT if message.get(name)), "")
     refused = [_flat(p.get("refusal")) for p in parts if isinstance(p, dict)]
     refusal = _flat(message.get("refusal")) or "".join(refused)
-    return Content(text, "\n".join(filter(None, [beside, *inside])), refusal)
+    return Content(text, "\n".join(filter(None, [beside, *inside])), refusal, _calls(message))
+
+
+def _calls(message: dict[str, Any]) -> tuple[Any, ...]:
+    calls = message.get("tool_calls")
+    if isinstance(calls, list) and calls:
+        return tuple(calls)
+    # the field before there were several calls
+    call = message.get("function_call")
+    return ({"function": call},) if isinstance(call, dict) else ()
 
 
 def _text(part: Any, kinds: tuple[str, ...]) -> str:

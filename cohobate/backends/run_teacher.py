@@ -11,6 +11,7 @@ from cohobate.backends.endpoint import Endpoint
 from cohobate.backends.ledger import Ledger
 from cohobate.backends.prices import Price
 from cohobate.backends.prompts import count_prompts, keeps_answer, prompt_rows
+from cohobate.backends.reply_checks import limit_in_reasoning
 from cohobate.backends.requests import (
     AnswerFunction,
     LedgerTotals,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from cohobate.backends.settings import GenerateParams
 
 _POOL = 1000  # prompts that `seeds` draws from
+_FEW = 0.05  # share of unanswered prompts up to which a new limit of the length is not worth it
 _NO_MATCH = "the reply does not match the pattern of the step"
 
 
@@ -111,7 +113,7 @@ class TeacherRun:
             raise UserError(
                 f"{self.unanswered} prompts were not answered; the first: {self._reasons[0]}",
                 where=str(GENERATE / self.teacher / "failed.jsonl"),
-                fix=suggest_fix(self._reasons[0], self.unanswered, self.refused),
+                fix=suggest_fix(self._reasons[0], self.unanswered, self.refused, requested),
             )
 
     def summary(self) -> dict[str, Any]:
@@ -150,10 +152,15 @@ class TeacherRun:
         continued: list[Conversation] = []
         for conversation, prompt, request in zip(conversations, prompts, requests, strict=True):
             if request.key not in self.ledger:
-                self._not_answered(step, conversation, request, failures[request.key])
+                reply = next(reversed(self.ledger.replies[request.key]), None)
+                self._not_answered(step, conversation, request, failures[request.key], reply)
                 continue
             answer = split_reasoning(self.ledger[request.key])
             self._count_tokens(answer)
+            if answer.is_cut_in_reasoning:  # by a local model: such a reply of a service is refused
+                reason = limit_in_reasoning(self.params.decoding.max_tokens)
+                self._not_answered(step, conversation, request, reason, answer.reasoning)
+                continue
             if not (continuations := step.on_reply(conversation, prompt, answer)):
                 self._fail(step, conversation, _NO_MATCH, answer.text)
             continued += continuations
@@ -183,14 +190,18 @@ class TeacherRun:
             self.answer_tokens += answer.usage.answer_tokens
 
     def _not_answered(
-        self, step: Step, conversation: Conversation, request: TeacherRequest, reason: str
+        self,
+        step: Step,
+        conversation: Conversation,
+        request: TeacherRequest,
+        reason: str,
+        reply: str | None,
     ) -> None:
         self.unanswered += 1
-        self.refused += request.key in self.ledger.refusals
+        # those in the ledger as refused, or as cut off, are not computed again
+        self.refused += request.key in self.ledger.refusals or request.key in self.ledger
         self._reasons.append(reason)
-        self._fail(
-            step, conversation, reason, next(reversed(self.ledger.replies[request.key]), None)
-        )
+        self._fail(step, conversation, reason, reply)
 
     def _fail(
         self, step: Step, conversation: Conversation, reason: str, reply: str | None = None
@@ -265,16 +276,21 @@ def missing_requests(
     }
 
 
-def suggest_fix(reason: str, unanswered: int, refused: int) -> str:
+def suggest_fix(reason: str, unanswered: int, refused: int, requested: int) -> str:
     """Return the fix where more prompts than allowed have no answer.
 
     Args:
         reason: why the first was not.
         unanswered: prompts without an answer.
         refused: those of them that are not sent again.
+        requested: answers that were requested.
     """
-    allow = "allow for them: cohobate run --set generate.unanswered=0.01"
+    # rounded up, so that the share allows for all of them
+    share = min(1.0, (100 * unanswered // max(requested, 1) + 1) / 100)
+    allow = f"allow for them: cohobate run --set generate.unanswered={share:g}"
     if command := fix_in_reason(reason):
+        if share <= _FEW:
+            return f"{allow}; or {command}, which computes all answers anew"
         return f"{command}   (or {allow})"
     if refused < unanswered:
         return f"repeat the command, which sends {unanswered - refused} of them again; or {allow}"

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cohobate.backends.backends import Backend
 from cohobate.backends.transformers import Transformers
@@ -41,11 +41,12 @@ class GenerateParams(Section):
     """Share of the prompts that may stay without an answer; failed.jsonl lists them."""
     refused: Literal["remember", "ask_again"] = "remember"
     """Prompts that the service refused in an earlier run: counted as refused, or sent again."""
-    reasoning: Literal["keep", "drop", "inline"] = "keep"
+    reasoning: Literal["keep", "drop"] = "keep"
     """Reasoning that the teacher generates before its answer, in a field of its own or between
-    think tags: `keep` puts it into the row's field `reasoning`; `drop` removes it; `inline` puts it
-    before the answer, between think tags, so that the student learns it. Templates can use it as
-    `reasoning`; the ledger always keeps it."""
+    think tags. `keep`: the row has it, and the student learns it before the answer, as its chat
+    template renders reasoning; `evaluate.decoding.max_tokens` has to allow for it. `drop`: the
+    student learns the answer alone. Templates can use it as `reasoning`; the ledger always keeps
+    it."""
     ledger: str = ""
     """A folder or `s3://bucket/prefix` for the ledger; `$COHOBATE_LEDGER` overrules it. Empty:
     `.cohobate/ledger` in the repository's main worktree."""
@@ -57,6 +58,16 @@ class GenerateParams(Section):
                 "unlabelled rows have no reference answers: prompts must be labelled or both"
             )
         return self
+
+    @field_validator("reasoning", mode="before")
+    @classmethod
+    def _not_inline(cls, reasoning: str) -> str:
+        if reasoning == "inline":
+            raise ValueError(
+                "inline is now called keep: the student learns the reasoning as its chat template "
+                "renders it (cohobate upgrade renames it)"
+            )
+        return reasoning
 
     def backend_of(self, teacher: str) -> Backend:
         """Return where the answers of a teacher are computed."""

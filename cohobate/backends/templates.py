@@ -30,7 +30,6 @@ from pydantic import Field, field_validator, model_validator
 from ruamel.yaml import YAML
 
 from cohobate.data.messages import Message, Prompt, prompt_text
-from cohobate.data.reasoning import inline
 from cohobate.data.records import Response, Row, row_id
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer
@@ -115,7 +114,7 @@ class Step(Section):
                 turns.append(message.model_copy(update={"content": content}))
             else:
                 turns += [Message(role="user", content=own)] if isinstance(own, str) else own
-        return tuple(_alternating(turns))
+        return _with_tools(tuple(_alternating(turns)), own)
 
     def on_reply(
         self, conversation: Conversation, prompt: Prompt, answer: Answer
@@ -150,26 +149,27 @@ class RowText(Section):
     """Name of an auxiliary target, such as a rationale; not given: this row is the answer."""
 
     def response(
-        self, conversation: Conversation, teacher: str, reasoning: Literal["keep", "drop", "inline"]
+        self, conversation: Conversation, teacher: str, reasoning: Literal["keep", "drop"]
     ) -> Response:
-        """Return the row, with the last reply's reasoning where it is kept, or in the answer.
+        """Return the row, with the last reply's calls of tools, and its reasoning if it is kept.
 
-        An auxiliary target is what the template makes of the reply: no reasoning is added to it.
+        An auxiliary target is what the template makes of the reply: neither is added to it.
         """
         assert conversation.answer is not None
         prompt: Prompt = conversation.first_prompt if self.as_asked else conversation.row.prompt
         if self.prompt is not None:
             prompt = conversation.render(self.prompt, ())
         logprob = conversation.answer.logprob
-        text = conversation.render(self.answer, ())
-        # only the answer carries the reasoning
-        thought = "" if self.target else conversation.answer.reasoning or ""
+        kept = reasoning == "keep" and not self.target
+        # calls belong to a prompt that offers the tools
+        calls = None if self.target or self.prompt is not None else conversation.answer.tool_calls
         return Response(
             id=conversation.row.id if self.prompt is None else row_id(prompt),
             prompt=prompt,
             prefix=self.prefix,
-            answer=inline(text, thought) if reasoning == "inline" else text,
-            reasoning=(thought or None) if reasoning == "keep" else None,
+            answer=conversation.render(self.answer, ()),
+            reasoning=(conversation.answer.reasoning or None) if kept else None,
+            tool_calls=calls,
             group=conversation.row.group,
             origin="teacher",
             teacher=teacher,
@@ -229,9 +229,28 @@ def template_of(name: str) -> Template:
 
 
 def _alternating(turns: list[Message]) -> Iterator[Message]:
-    """Yield the turns; consecutive turns of one role become one, as chat templates require."""
-    for role, group in groupby(turns, key=lambda turn: turn.role):
-        yield Message(role=role, content="\n\n".join(turn.content for turn in group))
+    """Yield the turns; consecutive turns of one role become one, as chat templates require.
+
+    Turns with more than a text (calls of tools, their results, reasoning) stay as they are.
+    """
+    for _, group in groupby(turns, key=lambda turn: (turn.role, _is_plain(turn))):
+        same = [turn.model_copy(update={"tools": None}) for turn in group]
+        if not _is_plain(same[0]):
+            yield from same
+            continue
+        yield same[0].model_copy(update={"content": "\n\n".join(turn.content for turn in same)})
+
+
+def _is_plain(turn: Message) -> bool:
+    return turn.role != "tool" and turn.content_key().keys() <= {"role", "content", "tools"}
+
+
+def _with_tools(turns: tuple[Message, ...], own: Prompt) -> tuple[Message, ...]:
+    """Return turns with the tools of a row's own prompt, which belong onto the first turn."""
+    tools = None if isinstance(own, str) or not own else own[0].tools
+    if tools is None or not turns:
+        return turns
+    return (turns[0].model_copy(update={"tools": tools}), *turns[1:])
 
 
 @cache

@@ -61,7 +61,8 @@ class Transformers(Section):
 
         def answers(requests: Sequence[TeacherRequest], decoding: Decoding) -> Iterator[Outcomes]:
             ids = prompt_ids(tokenizer, [request.prompt for request in requests])
-            prompts = [Request(i, request.draw) for i, request in zip(ids, requests, strict=True)]
+            pairs = zip(ids, requests, strict=True)
+            prompts = [Request.of(request.prompt, i, request.draw) for i, request in pairs]
             # rows of like length together; `batch` holds positions in `requests`
             batches = plan_batches(prompts, decoding, self.batching)
             generated = generate([[prompts[n] for n in batch] for batch in batches], decoding)

@@ -6,6 +6,7 @@ each answer is bought once, and the cap on the teacher's cost holds.
 
 from collections.abc import Sequence
 
+from cohobate.backends.api_errors import fix_in_reason
 from cohobate.backends.cost_log import log_cost
 from cohobate.backends.endpoint import identity
 from cohobate.backends.ledger import Ledger
@@ -58,11 +59,15 @@ def buy_answers(
         )
         say(f"{label}: {len(missing) - len(failures)} answers bought, {known} from the ledger")
         _check(ledger, failures, requests, generate.unanswered, teacher)
-        empty = Answer("", "unanswered", None)
-        return [
-            split_reasoning(ledger[request.key]) if request.key in ledger else empty
-            for request in requests
-        ]
+        return [_answer(ledger, request.key) for request in requests]
+
+
+def _answer(ledger: Ledger, key: str) -> Answer:
+    if key in ledger:
+        return split_reasoning(ledger[key])
+    # a limit that went into reasoning cuts an answer off as any other
+    cut = bool(fix_in_reason(ledger.refusals.get(key, "")))
+    return Answer("", "length" if cut else "unanswered", None)
 
 
 def _check(
@@ -79,5 +84,7 @@ def _check(
         raise UserError(
             f"{len(left)} of {len(requests)} rows were not answered; the first: {first}",
             where=f"teacher {teacher}",
-            fix=suggest_fix(first, len(left), sum(key in ledger.refusals for key in left)),
+            fix=suggest_fix(
+                first, len(left), sum(key in ledger.refusals for key in left), len(requests)
+            ),
         )

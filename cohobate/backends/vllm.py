@@ -21,7 +21,7 @@ from cohobate.backends.requests import (
 from cohobate.data.tokenized import prompt_ids
 from cohobate.errors import UserError
 from cohobate.generation.decoding import to_answer
-from cohobate.generation.requests import Answer, Completion, Decoding
+from cohobate.generation.requests import Answer, Completion, Decoding, Request
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import NumberFormat, Precision, resolve
 from cohobate.params import Section
@@ -83,8 +83,13 @@ class Vllm(Section):
                     vllm.SamplingParams(**_sampling(request, decoding)) for request in chunk
                 ]
                 outputs = model.generate(prompts, samplings, use_tqdm=False)
-                pairs = zip(chunk, outputs, strict=True)
-                yield {request.key: _answer(tokenizer, o.outputs[0]) for request, o in pairs}
+                triples = zip(chunk, ids, outputs, strict=True)
+                yield {
+                    request.key: _answer(
+                        tokenizer, output.outputs[0], Request.of(request.prompt, row, request.draw)
+                    )
+                    for request, row, output in triples
+                }
 
         return answers
 
@@ -97,9 +102,9 @@ def _sampling(request: TeacherRequest, decoding: Decoding) -> dict[str, Any]:
     return {"max_tokens": decoding.max_tokens, "logprobs": 0, **choice}
 
 
-def _answer(tokenizer: Any, output: Any) -> Answer:
+def _answer(tokenizer: Any, output: Any, request: Request) -> Answer:
     """Return an answer of vLLM, whose ids include a closing token that the model generated."""
     ids = list(output.token_ids)
     finish: Literal["stop", "length"] = "stop" if output.finish_reason == "stop" else "length"
     logprob = output.cumulative_logprob / len(ids) if ids else None
-    return to_answer(tokenizer, Completion(ids, finish, logprob, []))
+    return to_answer(tokenizer, Completion(ids, finish, logprob, []), request)

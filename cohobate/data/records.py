@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from cohobate.data.messages import Prompt, ToolCall, prompt_key, prompt_text, with_prefix
+from cohobate.data.tool_calls import with_calls
 
 # collect
 COLLECT = Path("data/collect")
@@ -91,6 +92,12 @@ class Row(BaseModel):
         """The prompt behind its prefix: what a student reads."""
         return with_prefix(self.prompt, self.prefix)
 
+    @property
+    def full_answer(self) -> str:
+        """The answer with its calls of tools as text, and without its reasoning: what verifiers,
+        metrics, filters and judges read."""
+        return with_calls(self.answer or "", self.tool_calls)
+
     def prefixed(self, prefix: str | None) -> Self:
         """Return the row with another prefix."""
         return self if prefix == self.prefix else self.model_copy(update={"prefix": prefix})
@@ -143,7 +150,11 @@ class Pair(BaseModel):
     prefix: str | None = None
     """As in `Row`."""
     chosen: str
+    chosen_reasoning: str | None = None
+    chosen_tool_calls: tuple[ToolCall, ...] | None = None
     rejected: str
+    rejected_reasoning: str | None = None
+    rejected_tool_calls: tuple[ToolCall, ...] | None = None
     chosen_origin: Literal["ground_truth", "teacher", "student"]
     rejected_origin: Literal["ground_truth", "teacher", "student"]
     margin: float

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from cohobate.data.messages import Message
+from cohobate.data.reasoning import opens_reasoning
 from cohobate.data.tokenized import closing_ids, prompt_ids
 from cohobate.generation.active_rows import COMPACT_BELOW, ActiveRow, append_tokens
 from cohobate.generation.requests import (
@@ -27,6 +28,7 @@ from cohobate.generation.requests import (
     Request,
     split_reasoning,
 )
+from cohobate.generation.response_parsing import parse_calls
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +38,7 @@ _SHORT = 16  # tokens of an answer up to which the rows of a batch end at much t
 _SPREAD = 32  # prompts of short answers differ in length by at most one token in so many,
 _WIDE = 2  # those of longer answers by at most this factor
 _REFILLS = 4  # requests per slot in a batch of longer answers
+_OPENING = 16  # tokens at the end of a prompt among which a tag can open the reasoning
 
 
 def generate_answers(
@@ -54,7 +57,8 @@ def generate_answers(
     from cohobate.thread_map import thread_map
 
     batching = batching or Batching()
-    requests = [Request(ids, str(n)) for n, ids in enumerate(prompt_ids(tokenizer, prompts))]
+    pairs = zip(prompts, prompt_ids(tokenizer, prompts), strict=True)
+    requests = [Request.of(prompt, ids, str(n)) for n, (prompt, ids) in enumerate(pairs)]
     stop = stop_ids(model, tokenizer)
 
     def run(batch: list[int]) -> list[Completion]:
@@ -62,7 +66,8 @@ def generate_answers(
 
     batches = plan_batches(requests, decoding, batching)
     for batch, completions in thread_map(run, batches, threads):
-        yield from zip(batch, (to_answer(tokenizer, c) for c in completions), strict=True)
+        for n, completion in zip(batch, completions, strict=True):
+            yield n, to_answer(tokenizer, completion, requests[n])
 
 
 def plan_batches(
@@ -157,11 +162,22 @@ def stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> 
     return closing_ids(tokenizer) | {n for n in ids if n is not None}
 
 
-def to_answer(tokenizer: "PreTrainedTokenizerBase", completion: Completion) -> Answer:
-    """Decode a completion to text without the id that ended it; reasoning goes to its own field."""
+def to_answer(
+    tokenizer: "PreTrainedTokenizerBase", completion: Completion, request: Request
+) -> Answer:
+    """Decode a completion to text without the id that ended it.
+
+    Its reasoning goes to a field of its own, and so do calls of tools where they can be read.
+    """
+    if with_calls := parse_calls(tokenizer, completion, request):
+        return with_calls
     ids = completion.ids[:-1] if completion.finish == "stop" else completion.ids
     text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    return split_reasoning(Answer(text, completion.finish, completion.logprob))
+    answer = Answer(text, completion.finish, completion.logprob)
+    # cut off within reasoning that the prompt opened: nothing in the text says so
+    cut = completion.finish == "length"
+    opened = cut and opens_reasoning(tokenizer.decode(request.ids[-_OPENING:]))
+    return split_reasoning(answer, opened=opened)
 
 
 def _max_tokens(model: "PreTrainedModel", request: Request, decoding: Decoding) -> int:

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
+from cohobate.data.messages import Prompt, ToolCall
 from cohobate.data.reasoning import split
+from cohobate.data.tool_calls import with_calls
 from cohobate.params import Section
 
 if TYPE_CHECKING:
@@ -44,6 +46,14 @@ class Request(NamedTuple):
     ids: list[int]
     draw: str = ""
     """Names the random numbers of a sampled answer, such as `<row id>/<sample>`."""
+    tools: str | None = None
+    """Tools that the prompt offers: a JSON array of schemas as text."""
+
+    @classmethod
+    def of(cls, prompt: Prompt, ids: list[int], draw: str) -> "Request":
+        """Return the request for an answer to a prompt with these token ids."""
+        tools = None if isinstance(prompt, str) or not prompt else prompt[0].tools
+        return cls(ids, draw, tools)
 
 
 class Completion(NamedTuple):
@@ -83,11 +93,27 @@ class Answer(NamedTuple):
     """The model's reasoning before the answer, from a field of its own or between think tags."""
     note: str | None = None
     """What was odd about a service's reply."""
+    tool_calls: tuple[ToolCall, ...] | None = None
+    """Calls of tools that the prompt offered; the text can be empty then."""
+
+    @property
+    def full_text(self) -> str:
+        """The answer with its calls of tools as text: what verifiers, metrics and judges read."""
+        return with_calls(self.text, self.tool_calls)
+
+    @property
+    def is_cut_in_reasoning(self) -> bool:
+        """Whether the limit of its length was reached before the answer began."""
+        empty = not self.text.strip() and not self.tool_calls
+        return self.finish == "length" and empty and bool(self.reasoning)
 
 
-def split_reasoning(answer: Answer) -> Answer:
-    """Move the reasoning of an answer from its text to the field for it."""
-    text, reasoning = split(answer.text)
+def split_reasoning(answer: Answer, *, opened: bool = False) -> Answer:
+    """Move the reasoning of an answer from its text to the field for it.
+
+    `opened`: the text begins within the reasoning.
+    """
+    text, reasoning = split(answer.text, opened=opened)
     if text == answer.text:
         return answer
     whole = "\n\n".join(part for part in (answer.reasoning, reasoning) if part)

@@ -86,5 +86,11 @@ class Dpo(Phase):
 
 def _row(pair: Any, side: str, number: int) -> Row:
     """Return one side of a pair; its key has the pair's number, as a prompt may have many pairs."""
-    answer = getattr(pair, side)
-    return Row(id=f"{pair.id}/{number}", prompt=pair.prompt, prefix=pair.prefix, answer=answer)
+    return Row(
+        id=f"{pair.id}/{number}",
+        prompt=pair.prompt,
+        prefix=pair.prefix,
+        answer=getattr(pair, side),
+        reasoning=getattr(pair, f"{side}_reasoning"),
+        tool_calls=getattr(pair, f"{side}_tool_calls"),
+    )

@@ -18,6 +18,7 @@ from cohobate.data.messages import Message, Prompt, prompt_text
 from cohobate.generation.requests import Batching, Decoding
 from cohobate.models.number_formats import Precision
 from cohobate.params import Section
+from cohobate.scoring.transcript import transcript
 
 GenerateReplies = Callable[[Sequence[tuple[Message, ...]]], Sequence[str]]
 """Generates a reply to each conversation: a local model, an endpoint, or a person."""
@@ -53,7 +54,7 @@ class RatingReply(BaseModel):
 
 
 class Comparison(NamedTuple):
-    """Two answers to one prompt, to be compared."""
+    """Two answers to one prompt, to be compared: without reasoning, with calls of tools as text."""
 
     prompt: Prompt
     first: str
@@ -69,7 +70,8 @@ class Judge(Section):
     criteria: str = "correct, complete and to the point"
     """What makes an answer good, in words."""
     max_tokens: int = Field(24, ge=8)
-    """Maximum number of tokens of a reply; the JSON takes about ten."""
+    """Maximum number of tokens of a reply; the JSON takes about ten. A judge that reasons first
+    needs as many more."""
     precision: Precision = "auto"
     threads: int = Field(2, ge=1)
     """Batches in parallel on a CPU; the replies do not depend on it."""
@@ -124,7 +126,7 @@ class Judge(Section):
     def _conversation(
         self, task: str, prompt: Prompt, answers: list[tuple[str, str]]
     ) -> tuple[Message, ...]:
-        parts = [("task", prompt_text(prompt)), *answers]
+        parts = [("task", transcript(prompt)), *answers]
         nonce = nonce_for([text for _, text in parts])
         data = _DATA.format(nonce=nonce)
         blocks = [f"The {name}:\n<{nonce}>\n{text}\n</{nonce}>" for name, text in parts]

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cohobate.data.messages import Prompt, prompt_text
+from cohobate.data.messages import Prompt, tools_of
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision, resolve
+from cohobate.scoring.transcript import transcript
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,7 +61,11 @@ class RewardModel:
         return cls(model.eval().to(device), tokenizer)
 
     def scores(self, answers: Iterable[tuple[Prompt, str]]) -> Iterator[float]:
-        """Yield the reward of each (prompt, answer), in their order."""
+        """Yield the reward of each (prompt, answer), in their order.
+
+        A conversation is rendered by the model's own chat template, with its tools; an answer is
+        the text behind the reasoning, with calls of tools as text.
+        """
         remaining = iter(answers)
         while window := list(islice(remaining, _WINDOW)):
             texts = [self._text(prompt, answer) for prompt, answer in window]
@@ -74,11 +80,21 @@ class RewardModel:
 
     def _text(self, prompt: Prompt, answer: str) -> str:
         if isinstance(prompt, str) or not self.tokenizer.chat_template:
-            return prompt_text(prompt) + answer
+            return transcript(prompt) + answer
         turns = [message.as_chat() for message in prompt]
         turns.append({"role": "assistant", "content": answer})
-        text: str = self.tokenizer.apply_chat_template(turns, tokenize=False)
-        return text
+        text: str = self.tokenizer.apply_chat_template(
+            turns, tools=tools_of(prompt), tokenize=False
+        )
+        # where template and tokenizer both begin a text with BOS, the tokenizer's is the only one
+        return text.removeprefix(self._start)
+
+    @cached_property
+    def _start(self) -> str:
+        """The token that the tokenizer puts before each text; empty where it puts none."""
+        ids = self.tokenizer("a")["input_ids"]
+        token = self.tokenizer.bos_token_id
+        return str(self.tokenizer.bos_token) if token is not None and ids[0] == token else ""
 
     def _batch(self, texts: list[str]) -> list[float]:
         import torch

@@ -6,14 +6,17 @@ Two answers agree when their canonical forms do.
 To add one: a class with `canonical`, and its name in `Verifier` at the bottom.
 """
 
+import json
 import re
 import threading
 from collections.abc import Collection, Iterable
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from cohobate.data.reasoning import split
+from cohobate.data.tool_calls import calls_in
 from cohobate.params import Section
 
 _NUMBER = re.compile(
@@ -21,20 +24,36 @@ _NUMBER = re.compile(
 )
 
 
-class Exact(Section):
-    """Compares texts, apart from white space and, by default, letter case."""
+class AnswerVerifier(Section):
+    """Base class of the verifiers."""
 
-    type: Literal["exact"]
-    casefold: bool = True
-    """Whether `Animal` and `animal` are the same answer."""
+    type: str
     after: str = ""
-    """Mark before the answer, such as `Answer:` after a rationale. The text after its last
-    occurrence is compared; a text without the mark is compared as a whole."""
+    """Pattern before the answer, such as `Answer:` after a rationale: a regular expression. The
+    text behind its last match is compared; a text without a match is compared as a whole."""
+
+    @field_validator("after")
+    @classmethod
+    def _compiles(cls, after: str) -> str:
+        try:
+            matches_nothing = after and re.compile(after).search("") is not None
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        if matches_nothing:
+            raise ValueError("the pattern also matches where nothing stands")
+        return after
+
+    def answer_in(self, text: str) -> str:
+        """Return the answer in a text: what stands behind the reasoning, and behind `after`."""
+        answer, _ = split(text)
+        if self.after:
+            ends = [match.end() for match in re.finditer(self.after, answer)]
+            answer = answer[ends[-1] :] if ends else answer
+        return answer
 
     def canonical(self, answer: str) -> str | None:
-        """Return the text with single spaces and, if configured, case folded; None when empty."""
-        text = " ".join((answer.rpartition(self.after)[2] if self.after else answer).split())
-        return (text.casefold() if self.casefold else text) or None
+        """Return the form in which answers are compared; None where the text is no answer."""
+        raise NotImplementedError
 
     def correct(self, answer: str, reference: str) -> bool:
         """Return whether `answer` agrees with the reference answer."""
@@ -43,6 +62,19 @@ class Exact(Section):
     def admissible(self, answer: str, labels: Collection[str]) -> bool:
         """Return whether `answer` could be right; `labels` are the known canonical answers."""
         return self.canonical(answer) is not None
+
+
+class Exact(AnswerVerifier):
+    """Compares texts, apart from white space and, by default, letter case."""
+
+    type: Literal["exact"]
+    casefold: bool = True
+    """Whether `Animal` and `animal` are the same answer."""
+
+    def canonical(self, answer: str) -> str | None:
+        """Return the text with single spaces and, if configured, case folded; None when empty."""
+        text = " ".join(self.answer_in(answer).split())
+        return (text.casefold() if self.casefold else text) or None
 
 
 class Label(Exact):
@@ -55,7 +87,7 @@ class Label(Exact):
         return self.canonical(answer) in labels
 
 
-class Numeric(Section):
+class Numeric(AnswerVerifier):
     """Compares the last numbers of the texts (`so it is 1,234.50 dollars` is 1234.5)."""
 
     type: Literal["numeric"]
@@ -64,7 +96,7 @@ class Numeric(Section):
 
     def canonical(self, answer: str) -> str | None:
         """Return the last number in plain decimal digits; None when there is none."""
-        numbers = _NUMBER.findall(answer)
+        numbers = _NUMBER.findall(self.answer_in(answer))
         if not numbers:
             return None
         # U+2212 is the minus sign of typeset text
@@ -81,12 +113,8 @@ class Numeric(Section):
         scale = max(abs(Decimal(number)), abs(Decimal(expected)), Decimal(1))
         return difference <= Decimal(self.tolerance) * scale
 
-    def admissible(self, answer: str, labels: Collection[str]) -> bool:
-        """Return whether there is a number."""
-        return self.canonical(answer) is not None
 
-
-class Mathematical(Section):
+class Mathematical(AnswerVerifier):
     """Compares formulas by value, in LaTeX or plain (`\\frac{1}{2}` is 0.5), by math-verify."""
 
     type: Literal["math"]
@@ -105,14 +133,11 @@ class Mathematical(Section):
         parsed, expected = self._parsed(answer), self._parsed(reference)
         return bool(parsed and expected and verify(expected, parsed, **_limit("timeout_seconds")))
 
-    def admissible(self, answer: str, labels: Collection[str]) -> bool:
-        """Return whether there is a formula or a number."""
-        return self.canonical(answer) is not None
-
     def _parsed(self, text: str) -> list[Any]:
         from math_verify import parse
 
-        parsed: list[Any] = parse(text[-self.characters :], **_limit("parsing_timeout"))
+        end = self.answer_in(text)[-self.characters :]
+        parsed: list[Any] = parse(end, **_limit("parsing_timeout"))
         return parsed
 
 
@@ -122,7 +147,39 @@ def _limit(name: str) -> dict[str, int | None]:
     return {name: 5 if main else None}
 
 
-Verifier = Annotated[Exact | Label | Numeric | Mathematical, Field(discriminator="type")]
+class ToolCalls(AnswerVerifier):
+    """Compares calls of tools by name and arguments, these as JSON.
+
+    The calls are read from the text, whichever of the common syntaxes a model writes
+    (cohobate/data/tool_calls.py). An answer without a call agrees with a reference without one, as
+    in the Berkeley Function-Calling Leaderboard (Patil et al. 2025, relevance detection).
+    """
+
+    type: Literal["tool_calls"]
+    in_order: bool = True
+    """Whether several calls must come in the order of the reference."""
+
+    def canonical(self, answer: str) -> str | None:
+        """Return the calls as JSON, `[]` where there is none; None where one is malformed."""
+        calls = calls_in(self.answer_in(answer))
+        if calls is None:
+            return None
+        # 1 and 1.0 are the same number in JSON
+        forms = [
+            json.dumps([call.name, json.loads(call.arguments, parse_float=_number)], sort_keys=True)
+            for call in calls
+        ]
+        return f"[{', '.join(forms if self.in_order else sorted(forms))}]"
+
+
+def _number(text: str) -> float | int:
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
+Verifier = Annotated[
+    Exact | Label | Numeric | Mathematical | ToolCalls, Field(discriminator="type")
+]
 
 
 class Task(Section):

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Annotated, Any
 
 from cohobate.data.records import ADAPT, DEV, ENDPOINT, LABELLED, MODELS, Row, read_rows, write_json
+from cohobate.data.tokenized import encode_all
 from cohobate.errors import UserError
 from cohobate.fast.frozen import load_frozen
 from cohobate.generation.requests import Decoding
@@ -136,7 +137,8 @@ def _mean_score(
     refuse_raw_text(rows, metric.type, "dev")
     device = checkpoints.accelerator()
     model, tokenizer = load_frozen(ADAPT / item, precision=adapt.precision, device=device)
-    longest = max(len(tokenizer(row.answer)["input_ids"]) for row in rows) + 1
+    # with the reasoning and the calls of tools that a row has, and the token that closes it
+    longest = max(len(one.completion_ids) for one in encode_all(tokenizer, rows))
     generated = generate_answers(
         model,
         tokenizer,
@@ -145,7 +147,7 @@ def _mean_score(
         threads=adapt.threads,
     )
     total = sum(
-        metric.score(answer.text, rows[n].answer or "", task.verifier)
+        metric.score(answer.full_text, rows[n].full_answer, task.verifier)
         for n, answer in track(generated, total=len(rows), label=f"{item} on dev rows")
     )
     return total / len(rows)

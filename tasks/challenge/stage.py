@@ -192,7 +192,7 @@ class _Model:
         )
         scores = np.zeros(len(rows))
         for position, answer in track(generated, total=len(rows), label=f"{name} on dev rows"):
-            scores[position] = metric.score(answer.text, rows[position].answer or "", verifier)
+            scores[position] = metric.score(answer.full_text, rows[position].full_answer, verifier)
         return scores
 
     def loss_shares(self, metric: LikelihoodScore) -> "NDArray[np.float64]":

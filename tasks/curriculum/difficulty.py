@@ -34,7 +34,7 @@ class DifficultyContext:
 
     def answer(self, row: Response) -> str:
         """Return a row's answer in the form in which answers are compared."""
-        text = row.answer or ""
+        text = row.full_answer
         return self.task.verifier.canonical(text) or text
 
     def likelihood(self, precision: Precision, threads: int) -> Likelihood:
@@ -69,15 +69,19 @@ class LengthDifficulty(RowDifficulty):
 
 
 class RationaleLengthDifficulty(RowDifficulty):
-    """Words of the reasoning before the result: many steps count as hard."""
+    """Words of the reasoning before the result: many steps count as hard.
+
+    That is what stands before a mark in the answer, and the reasoning that a row has apart.
+    """
 
     type: Literal["rationale_length"]
     before: str = Field("\n", min_length=1)
     """Mark whose last occurrence ends the reasoning, such as `####` or `</think>`."""
 
     def difficulty(self, row: Response) -> float:
-        """Count the words; an answer without the mark has none."""
-        return float(len((row.answer or "").rstrip().rpartition(self.before)[0].split()))
+        """Count the words."""
+        inside = (row.answer or "").rstrip().rpartition(self.before)[0]
+        return float(len(f"{row.reasoning or ''} {inside}".split()))
 
 
 class TeacherLossDifficulty(RowDifficulty):

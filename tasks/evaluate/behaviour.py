@@ -154,7 +154,7 @@ def _mistakes(
             id=row.id,
             prompt=row.prompt,
             group=row.group,
-            reference=row.answer or "",
+            reference=row.full_answer,
             teacher=teacher.answer,
             student=student.answer,
             confidence=student.confidence,

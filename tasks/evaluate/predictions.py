@@ -31,6 +31,8 @@ class Prediction(BaseModel):
     id: str
     """Id of the test row."""
     answer: str
+    """Without its reasoning; calls of tools are text."""
+    reasoning: str | None = None
     finish: str
     """`stop`, or `length` where the answer was cut off."""
     confidence: float | None = None
@@ -77,11 +79,12 @@ def scored(
 ) -> Iterator[Prediction]:
     """Yield the prediction of each row: its answer, scored."""
     for row, answer in zip(rows, answers, strict=True):
-        scores = {m.type: m.score(answer.text, row.answer or "", verifier) for m in metrics}
+        scores = {m.type: m.score(answer.full_text, row.full_answer, verifier) for m in metrics}
         confidence = None if answer.logprob is None else round(exp(answer.logprob), 4)
         yield Prediction(
             id=row.id,
-            answer=answer.text,
+            answer=answer.full_text,
+            reasoning=answer.reasoning,
             finish=answer.finish,
             confidence=confidence,
             scores=scores,

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from cohobate.backends.settings import GenerateParams
+from cohobate.data.reasoning import inline_cut
 from cohobate.data.records import Row, write_rows
 from cohobate.data.tokenized import Encoded, encode_all, prompt_ids
 from cohobate.errors import UserError
@@ -170,7 +171,9 @@ class Evaluator:
         answers = {row.prompt: p.answer for row, p in zip(self.rows, predicted, strict=True)}
         rows = [row for _, row in self.variants if row.prompt not in answers]
         generated = model.answers(rows, f"{arm.name}: other prompts")
-        answers |= {row.prompt: answer.text for row, answer in zip(rows, generated, strict=True)}
+        answers |= {
+            row.prompt: answer.full_text for row, answer in zip(rows, generated, strict=True)
+        }
         return [answers[row.prompt] for _, row in self.variants]
 
     def _write_variants(self, by_role: Mapping[str, ModelResults]) -> None:
@@ -185,7 +188,7 @@ class Evaluator:
                 for role in PERTURBED_ROLES
             }
             scores = {
-                role: [metric.score(text, row.answer or "", self.verifier) for text in texts]
+                role: [metric.score(text, row.full_answer, self.verifier) for text in texts]
                 for role, texts in answers.items()
             }
             rows.append(
@@ -231,9 +234,16 @@ def _join_prompts_and_answers(
 def _answered(rows: Sequence[Row], predicted: Sequence[Prediction]) -> list[Row]:
     pairs = zip(rows, predicted, strict=True)
     return [
-        row if row.is_raw_text else row.model_copy(update={"answer": own.answer})
-        for row, own in pairs
+        row if row.is_raw_text else row.model_copy(update=_own_answer(own)) for row, own in pairs
     ]
+
+
+def _own_answer(own: Prediction) -> dict[str, str | None]:
+    """Return the fields of a row that hold an answer, filled with a model's own."""
+    fields = {"answer": own.answer, "reasoning": own.reasoning, "tool_calls": None, "learn": None}
+    if own.finish == "length" and own.reasoning and not own.answer:
+        fields |= {"answer": inline_cut(own.reasoning), "reasoning": None}
+    return fields
 
 
 def _same_vocabulary(one: LoadedModel, other: LoadedModel) -> bool:

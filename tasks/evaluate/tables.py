@@ -126,12 +126,13 @@ def _sample(
     return {
         "kind": kind,
         **row.model_dump(mode="json", include={"id", "prompt", "group"}),
-        "reference": row.answer,
+        "reference": row.full_answer,
         "answers": {
             arm: {
                 "answer": prediction.answer,
                 "score": _score(prediction, statistics),
                 "confidence": prediction.confidence,
+                **({"reasoning": prediction.reasoning} if prediction.reasoning else {}),
             }
             for arm, prediction in answers.items()
         },

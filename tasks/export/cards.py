@@ -96,7 +96,7 @@ def write_model_card(folder: Path, exported: Exported, student: Student, files: 
     source = lineage(student.by_seed[exported.seed])
     fields = {
         **exported._asdict(),
-        "example": {"prompt": prompt_text(row.full_prompt), "answer": row.answer},
+        "example": {"prompt": prompt_text(row.full_prompt), "answer": row.full_answer},
         "prefix": row.prefix,
         "bases": [t["model"] for t in files.teachers.values() if t["model"].count("/") == 1],
         "student": student.row,

@@ -1,5 +1,6 @@
 """Check on dev rows that an exported form agrees with the original."""
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from cohobate.data.messages import tools_of
 from cohobate.data.reasoning import split
 from cohobate.data.records import DEV, Row, read_rows
+from cohobate.data.tool_calls import calls_in
 from cohobate.errors import UserError
 from cohobate.scoring.metrics import AnswerScore, LikelihoodScore
 from cohobate.scoring.verifiers import Verifier
@@ -125,7 +128,7 @@ class Check:
         if isinstance(self.metric, LikelihoodScore):
             return self._likelihood(self.metric, losses)
         metric, pairs = self.metric, zip(self.rows, answers, strict=True)
-        return fmean(metric.score(text, row.answer or "", self.verifier) for row, text in pairs)
+        return fmean(metric.score(text, row.full_answer, self.verifier) for row, text in pairs)
 
     def quality(self, answers: Sequence[str], losses: Sequence[float]) -> float:
         """Return the score, or its negative where lower is better."""
@@ -147,7 +150,8 @@ class Check:
             UserError: it drifts beyond the form's tolerance.
         """
         answers = [split(text)[0] for text in form.answers(folder, self.questions)]
-        same = [a.strip() == b.strip() for a, b in zip(answers, original.answers, strict=True)]
+        both = zip(self.rows, answers, original.answers, strict=True)
+        same = [_comparable(row, one) == _comparable(row, other) for row, one, other in both]
         losses = form.losses(folder, self.rows, self.questions.threads)
         pairs = [*zip(losses or original.losses, original.losses, strict=True)]
         # infinite where an answer has a token that the form cannot generate
@@ -164,3 +168,9 @@ class Check:
         )
         figures.refuse_drift(form)
         return figures
+
+
+def _comparable(row: Row, answer: str) -> Any:
+    """Return an answer as it is compared: calls of tools by what they say, not how they say it."""
+    calls = calls_in(answer) if tools_of(row.prompt) else None
+    return [(c.name, json.loads(c.arguments)) for c in calls] if calls else answer.strip()

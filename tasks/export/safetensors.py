@@ -76,4 +76,4 @@ def greedy_answers(folder: Path, precision: Precision, questions: Questions) -> 
     answers = dict(
         generate_answers(*loaded, questions.prompts, decoding, threads=questions.threads)
     )
-    return [answers[position].text for position in range(len(questions.prompts))]
+    return [answers[position].full_text for position in range(len(questions.prompts))]

@@ -28,7 +28,7 @@ class VerifierFilter(Filter):
             return KEEP
         if reference is None:
             return KEEP if self.unknown == "keep" else Drop("no right answer is known")
-        right = verifier.correct(row.answer or "", reference)
+        right = verifier.correct(row.full_answer, reference)
         return KEEP if right else Drop(f"wrong ({verifier.type})")
 
 

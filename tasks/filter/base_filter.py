@@ -58,7 +58,7 @@ class Context:
 
     def answer(self, row: Response) -> str:
         """Return a row's answer in the form in which answers are compared."""
-        text = row.answer or ""
+        text = row.full_answer
         return self.task.verifier.canonical(text) or text
 
 

@@ -37,15 +37,12 @@ class ContaminationFilter(Filter):
     """Jaccard similarity of word bigrams from which prompts are near-duplicates."""
 
     def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
-        """Compare prompts, and long answers, with the evaluation prompts."""
+        """Compare prompts, and long answers and reasoning, with the evaluation prompts."""
         for row in rows:
             reason = context.contamination.reason(row.source_text)
-            if (
-                reason is None
-                and not row.is_raw_text
-                and len(words_of(row.answer or "")) >= self.words
-            ):
-                reason = context.contamination.reason(row.answer or "")
+            for text in () if row.is_raw_text else (row.answer, row.reasoning):
+                if reason is None and text and len(words_of(text)) >= self.words:
+                    reason = context.contamination.reason(text)
             yield Drop(reason) if reason else KEEP
 
 
@@ -60,19 +57,31 @@ class UnfinishedFilter(Filter):
 
 
 class LengthFilter(Filter):
-    """Drop answers that are too short or too long; outer white space does not count."""
+    """Drop answers that are too short or too long; outer white space does not count.
+
+    The reasoning before an answer has limits of its own. An answer that calls tools may be empty.
+    """
 
     type: Literal["length"]
     min_characters: int = Field(1, ge=0)
     max_characters: int = Field(20_000, ge=1)
+    min_reasoning: int = Field(0, ge=0)
+    """Fewest characters of the reasoning; 1 drops answers without any."""
+    max_reasoning: int | None = Field(None, ge=1)
+    """Most characters of the reasoning."""
 
     def verdict(self, row: Response) -> Verdict:
-        """Count the answer's characters."""
-        length = len((row.answer or "").strip())
+        """Count the characters of answer and reasoning."""
+        length = len(row.full_answer.strip())
         if length < self.min_characters:
             return Drop(f"shorter than {self.min_characters} characters", length)
         if length > self.max_characters:
             return Drop(f"longer than {self.max_characters} characters", length)
+        length = len((row.reasoning or "").strip())
+        if length < self.min_reasoning:
+            return Drop(f"reasoning shorter than {self.min_reasoning} characters", length)
+        if self.max_reasoning is not None and length > self.max_reasoning:
+            return Drop(f"reasoning longer than {self.max_reasoning} characters", length)
         return KEEP
 
 
@@ -88,7 +97,7 @@ class InvalidAnswerFilter(Filter):
             Drop(f"no valid answer ({context.task.verifier.type})"),
         )
         for row in rows:
-            valid = row.is_raw_text or verifier.admissible(row.answer or "", context.labels)
+            valid = row.is_raw_text or verifier.admissible(row.full_answer, context.labels)
             yield KEEP if valid else drop
 
 

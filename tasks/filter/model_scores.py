@@ -45,7 +45,7 @@ class JudgeFilter(Filter):
         while window := list(islice(remaining, _WINDOW)):
             scores = [self._verified(row, context) for row in window]
             unverified = [n for n, score in enumerate(scores) if score is None]
-            answers = [(window[n].prompt, window[n].answer or "") for n in unverified]
+            answers = [(window[n].prompt, window[n].full_answer) for n in unverified]
             for n, rating in zip(unverified, self.judge.rate(answers, generate), strict=True):
                 scores[n] = rating
             yield from (nan if score is None else score for score in scores)
@@ -55,7 +55,7 @@ class JudgeFilter(Filter):
         reference = context.references.get(row.id)
         if reference is None:
             return None
-        return 10 if context.task.verifier.correct(row.answer or "", reference) else 1
+        return 10 if context.task.verifier.correct(row.full_answer, reference) else 1
 
 
 class RewardFilter(Filter):
@@ -79,7 +79,7 @@ class RewardFilter(Filter):
         from cohobate.scoring.reward_models import RewardModel
 
         model = RewardModel.of(context.scorer(), self.precision)
-        rewards = array("d", model.scores((row.prompt, row.answer or "") for row in rows))
+        rewards = array("d", model.scores((row.prompt, row.full_answer) for row in rows))
         lowest = self.min_reward
         if lowest is None:
             lowest = sorted(rewards)[int((self.drop_lowest or 0) * len(rewards))] if rewards else 0

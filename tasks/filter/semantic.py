@@ -144,7 +144,7 @@ def _embedded(rows: Rows, of: Text, threads: int) -> "np.ndarray":
     from cohobate.models.sentence_embeddings import embeddings, encoder
 
     def text(row: Response) -> str:
-        texts = {"prompt": prompt_text(row.prompt), "answer": row.answer or ""}
+        texts = {"prompt": prompt_text(row.prompt), "answer": row.full_answer}
         return "\n".join(texts.values()) if of == "both" else texts[of]
 
     if not len(rows):

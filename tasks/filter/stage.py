@@ -149,8 +149,7 @@ class Funnel:
 def _context(filter: FilterParams, task: Task) -> Context:
     # raw text is no answer that others could be compared with
     rows = (row for row in read_rows(LABELLED, Row) if not row.is_raw_text)
-    labelled = ((row.id, row.answer) for row in rows)
-    references = {id: answer for id, answer in labelled if answer is not None}
+    references = {row.id: row.full_answer for row in rows if row.answer is not None}
     splits = (path for path in (DEV, TEST, OOD) if path.exists())
     prompts = (row.source_text for path in splits for row in read_rows(path, Row))
     contaminated = filter.contaminated

@@ -82,8 +82,8 @@ class LanguageFilter(Filter):
     any_target: ClassVar[bool] = True
     wanted: tuple[str, ...] = Field(min_length=1)
     """ISO 639-1 codes, such as [en, de]."""
-    of: Literal["prompt", "answer", "both"] = "answer"
-    """Which text is classified."""
+    of: Literal["prompt", "answer", "both", "reasoning"] = "answer"
+    """Which text is classified; both: prompt and answer."""
     min_probability: float = Field(0.01, gt=0, lt=1)
     """Lowest summed probability of the wanted languages. Higher values drop more short rows that
     are in fact in one of them."""
@@ -115,7 +115,8 @@ class LanguageFilter(Filter):
 
     def _text(self, row: Response) -> str:
         texts = {"prompt": prompt_text(row.prompt), "answer": row.answer or ""}
-        return "\n".join(texts.values()) if self.of == "both" else texts[self.of]
+        texts["both"] = "\n".join(texts.values())
+        return (texts | {"reasoning": row.reasoning or ""})[self.of]
 
 
 class BoilerplateFilter(Filter):
@@ -154,10 +155,13 @@ class RepetitionFilter(Filter):
     """Length n of the n-grams."""
     max_share: float = Field(0.3, ge=0, lt=1)
     """Largest share of n-grams that repeat an earlier one."""
+    of: Literal["answer", "reasoning"] = "answer"
+    """Which text is searched."""
 
     def verdict(self, row: Response) -> Verdict:
         """Count the repeated n-grams."""
-        words = [word for word in words_of(row.answer or "") if word not in _TABLE_RULES]
+        text = row.answer if self.of == "answer" else row.reasoning
+        words = [word for word in words_of(text or "") if word not in _TABLE_RULES]
         ngrams = [tuple(words[i : i + self.words]) for i in range(len(words) - self.words + 1)]
         repeated = len(ngrams) - len(set(ngrams))
         if repeated <= self.max_share * len(ngrams):

@@ -23,6 +23,8 @@ windows of the list: whole windows keep their answers when the list grows, and p
 added to an answered window form batches of their own.
 """
 
+from typing import Annotated
+
 from cohobate.backends.cost_log import log_cost
 from cohobate.backends.endpoint import identity
 from cohobate.backends.ledger import Ledger
@@ -35,14 +37,22 @@ from cohobate.backends.transformers import Transformers
 from cohobate.backends.vllm import Vllm
 from cohobate.data.records import GENERATE, write_json, write_rows
 from cohobate.errors import UserError
+from cohobate.generation.requests import Decoding
+from cohobate.params import ValueOf
+from tasks.generate.reasoning_length import ReasoningLengths
 
 
-def run(item: str, generate: GenerateParams) -> None:
+def run(
+    item: str,
+    generate: GenerateParams,
+    evaluated: Annotated[Decoding | None, ValueOf("evaluate.decoding")] = None,
+) -> None:
     """Generate the answers of the teacher `item`.
 
     Raises:
         UserError: there is no prompt, several samples of greedy decoding, the teacher's
-            checkpoint is damaged, or its service does not answer.
+            checkpoint is damaged, its service does not answer, or the evaluation allows the
+            student less than the reasoning that it would learn.
     """
     if generate.samples > 1 and generate.decoding.temperature == 0:
         raise UserError(
@@ -50,18 +60,20 @@ def run(item: str, generate: GenerateParams) -> None:
             where="params.yaml, section generate",
             fix="cohobate run --set generate.decoding.temperature=0.7",
         )
-    folder = GENERATE / item
+    folder, lengths = GENERATE / item, ReasoningLengths()
     storage = storage_for(identity(item), generate.ledger)
     with Ledger(storage) as ledger, log_cost(item, ledger):
         teacher_run = TeacherRun(item, generate, template_of(generate.template), ledger)
-        write_rows(folder / "responses.jsonl", teacher_run.responses())
+        write_rows(folder / "responses.jsonl", lengths.counted(teacher_run.responses()))
     write_rows(folder / "failed.jsonl", teacher_run.failed)
     teacher_run.check()
     backend, summary = generate.backend_of(item), teacher_run.summary()
     if isinstance(backend, Transformers | Vllm):
         summary["number_format"] = backend.number_format
-    write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary | lengths.summary())
     if not teacher_run.prompts:
         files = ", ".join(map(str, prompt_files(generate.prompts)))
         fix = "cohobate run --set generate.prompts=labelled   (or both)"
         raise UserError("there is no prompt to answer", where=files, fix=fix)
+    if evaluated:
+        lengths.check(item, evaluated.max_tokens)

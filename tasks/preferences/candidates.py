@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from cohobate.data.records import FILTER, GENERATE, LABELLED, Dropped, Response, Row, read_rows
 from cohobate.data.row_files import RowView
 from cohobate.errors import UserError
-from cohobate.generation.requests import Decoding
+from cohobate.generation.requests import Answer, Decoding
 from cohobate.models import hub
 from cohobate.models.number_formats import Precision
 from cohobate.packaged import SMOLLM2
@@ -81,10 +81,10 @@ class BestVersusWorst(PairSource):
         contaminated = {row.id for row in dropped if row.filter == "contaminated"}
         for _, rows in groupby(_by_prompt(responses), key=lambda row: row.id):
             samples = [row for row in rows if row.target is None]
-            texts = dict.fromkeys(row.answer or "" for row in samples)
+            texts = {row.full_answer for row in samples}
             first = samples[0]
             if first.id not in contaminated and len(texts) > 1:
-                answers = [Candidate(row.answer or "", "teacher") for row in samples]
+                answers = [Candidate.of(row, "teacher") for row in samples]
                 yield Candidates(first.id, first.prompt, first.prefix, first.group, answers)
 
 
@@ -119,21 +119,22 @@ class TeacherVersusStudent(PairSource):
         remaining = islice(firsts, self.prompts)
         while window := list(islice(remaining, _WINDOW)):
             for row, own in zip(window, self._answers(model, tokenizer, window), strict=True):
-                reference = row.answer or ""
-                if own != reference:
-                    answers = [Candidate(reference, origin), Candidate(own, "student")]
+                if own.full_text != row.full_answer:
+                    answers = [
+                        Candidate.of(row, origin),
+                        Candidate(own.text, "student", own.reasoning, own.tool_calls),
+                    ]
                     yield Candidates(row.id, row.prompt, row.prefix, row.group, answers)
 
-    def _answers(self, model: "PreTrainedModel", tokenizer: Any, rows: list[Row]) -> list[str]:
+    def _answers(self, model: "PreTrainedModel", tokenizer: Any, rows: list[Row]) -> list[Answer]:
         from cohobate.generation import decoding
 
-        texts = [""] * len(rows)
         prompts = [row.full_prompt for row in rows]
-        for n, answer in decoding.generate_answers(
+        generated = decoding.generate_answers(
             model, tokenizer, prompts, self.decoding, threads=self.threads
-        ):
-            texts[n] = answer.text
-        return texts
+        )
+        answers = dict(generated)
+        return [answers[n] for n in range(len(rows))]
 
 
 def _by_prompt(responses: RowView[Response]) -> RowView[Response]:

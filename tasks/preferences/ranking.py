@@ -15,7 +15,9 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from cohobate.data.messages import Message
+from cohobate.data.messages import Prompt, ToolCall
+from cohobate.data.records import Row
+from cohobate.data.tool_calls import with_calls
 from cohobate.models.number_formats import Precision
 from cohobate.params import Section
 from cohobate.scoring.judge import Comparison, Judge, Outcome, count_outcomes
@@ -29,13 +31,25 @@ class Candidate(NamedTuple):
 
     text: str
     origin: Origin
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] | None = None
+
+    @classmethod
+    def of(cls, row: Row, origin: Origin) -> "Candidate":
+        """Return the answer of a row."""
+        return cls(row.answer or "", origin, row.reasoning, row.tool_calls)
+
+    @property
+    def full_text(self) -> str:
+        """The answer with its calls of tools as text: what answers are compared by."""
+        return with_calls(self.text, self.tool_calls)
 
 
 class Candidates(NamedTuple):
     """The answers to one prompt."""
 
     id: str
-    prompt: str | tuple[Message, ...]
+    prompt: Prompt
     prefix: str | None
     group: str
     answers: list[Candidate]
@@ -64,11 +78,11 @@ class RankingContext:
         if reference is None:
             return None
         correct = self.task.verifier.correct
-        return [float(correct(answer.text, reference)) for answer in candidates.answers]
+        return [float(correct(answer.full_text, reference)) for answer in candidates.answers]
 
     def canonical(self, answer: Candidate) -> str:
         """Return an answer in the form in which answers are compared."""
-        return self.task.verifier.canonical(answer.text) or answer.text
+        return self.task.verifier.canonical(answer.full_text) or answer.full_text
 
 
 class VerifierRanking(Section):
@@ -130,7 +144,7 @@ class JudgeRanking(Section):
         def scores(window: Sequence[Candidates]) -> list[Scores]:
             verified = [context.verified(candidates) for candidates in window]
             comparisons = [
-                Comparison(candidates.prompt, a.text, b.text)
+                Comparison(candidates.prompt, a.full_text, b.full_text)
                 for candidates, decided in zip(window, verified, strict=True)
                 for a, b in combinations(candidates.answers if decided is None else [], 2)
             ]
@@ -159,7 +173,11 @@ class RewardRanking(Section):
         model = RewardModel.of(context.judge(), self.precision)
 
         def scores(window: Sequence[Candidates]) -> list[Scores]:
-            rewards = model.scores((a.prompt, answer.text) for a in window for answer in a.answers)
+            rewards = model.scores(
+                (candidates.prompt, answer.full_text)
+                for candidates in window
+                for answer in candidates.answers
+            )
             return [[next(rewards) for _ in candidates.answers] for candidates in window]
 
         return scores

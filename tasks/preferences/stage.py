@@ -107,8 +107,8 @@ class Report:
 
 
 def _pairs(preferences: PairSource, task: Task, report: Report) -> Iterator[Pair]:
-    labelled = ((row.id, row.answer) for row in read_rows(LABELLED, Row))
-    references = {id: answer for id, answer in labelled if answer is not None}
+    labelled = (row for row in read_rows(LABELLED, Row) if row.answer is not None)
+    references = {row.id: row.full_answer for row in labelled}
     context = RankingContext(
         task, references, partial(hub.resolve_path, preferences.judge), report.counts
     )
@@ -137,9 +137,9 @@ def _best_and_worst(
     margin = scores[best] - scores[worst]
     if margin <= 0 or margin < preferences.min_margin:
         report.ties += 1
-        by_length = sorted(ranked, key=lambda n: len(candidates.answers[n].text.strip()))
+        by_length = sorted(ranked, key=lambda n: len(candidates.answers[n].full_text.strip()))
         best, worst = by_length[0], by_length[-1]
-        texts = [candidates.answers[n].text for n in (best, worst)]
+        texts = [candidates.answers[n].full_text for n in (best, worst)]
         if preferences.ties == "drop" or len(texts[0].strip()) == len(texts[1].strip()):
             return None
         margin = 0.0
@@ -149,7 +149,11 @@ def _best_and_worst(
         prompt=candidates.prompt,
         prefix=candidates.prefix,
         chosen=chosen.text,
+        chosen_reasoning=chosen.reasoning,
+        chosen_tool_calls=chosen.tool_calls,
         rejected=rejected.text,
+        rejected_reasoning=rejected.reasoning,
+        rejected_tool_calls=rejected.tool_calls,
         chosen_origin=chosen.origin,
         rejected_origin=rejected.origin,
         margin=round(margin, 4),

@@ -74,6 +74,14 @@ def test_it_has_the_names_of_this_version_afterwards_and_its_comments(root: Path
     assert upgrade(root) == []
 
 
+def test_a_value_that_is_no_more_is_the_one_that_means_the_same(root: Path) -> None:
+    path = root / "params.yaml"
+    path.write_text(path.read_text().replace("generate:\n", "generate:\n  reasoning: inline\n"))
+    assert "generate.reasoning: inline is keep" in upgrade(root)
+    assert params.load(path)["generate"]["reasoning"] == "keep"
+    assert upgrade(root) == []
+
+
 def test_every_path_that_it_names_afterwards_is_there_or_an_output(root: Path) -> None:
     upgrade(root)
     document = params.load(root / "params.yaml")

@@ -236,15 +236,11 @@ def test_the_key_is_cut_out_of_what_is_kept(project, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("reasoning", "answer", "field"),
-    [
-        ("keep", "{}", "Hm."),
-        ("drop", "{}", None),
-        ("inline", "<think>\nHm.\n</think>\n\n{}", None),
-    ],
+    ("reasoning", "field"),
+    [("keep", "Hm."), ("drop", None)],
 )
 @pytest.mark.parametrize("name", ["reasoning_content", "think tags"])
-def test_reasoning_is_kept_dropped_or_learnt(name, reasoning, answer, field, project):
+def test_reasoning_is_kept_or_dropped(name, reasoning, field, project):
     (prompt,) = write_prompts(1)
     with LoopbackTeacher(odd=ODD[name].make) as service:
         publish_address(service.url)
@@ -252,7 +248,39 @@ def test_reasoning_is_kept_dropped_or_learnt(name, reasoning, answer, field, pro
         run("main", params(reasoning=reasoning))  # out of the ledger: nothing is bought for it
         assert service.sent == 1
     (row,) = read_rows(RESPONSES, Response)
-    assert row.answer == answer.format(answer_to(prompt)) and row.reasoning == field
+    assert (row.answer, row.reasoning) == (answer_to(prompt), field)
+
+
+def test_inline_is_refused_with_its_new_name():
+    with pytest.raises(ValueError, match="inline is now called keep"):
+        GenerateParams(reasoning="inline")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_limit_that_went_into_reasoning_is_bought_once(temperature, project):
+    write_prompts(COUNT)
+    decoding = Decoding(max_tokens=8, temperature=temperature)
+    with LoopbackTeacher(odd=ODD["reasoning up to the limit"].make) as service:
+        publish_address(service.url)
+        for _ in range(2):
+            run("main", params(decoding=decoding))
+            assert service.sent == COUNT
+        with pytest.raises(UserError, match="8 tokens went into reasoning: raise") as stopped:
+            run("main", params(decoding=decoding, unanswered=0.0))
+    assert "--set generate.decoding.max_tokens=" in stopped.value.fix
+    assert spent() == pytest.approx(COUNT * USAGE_COST)
+
+
+def test_few_such_replies_are_allowed_for_rather_than_all_bought_anew(project):
+    write_prompts(60)
+    with LoopbackTeacher(odd=ODD["reasoning up to the limit"].make, share=0.03) as service:
+        publish_address(service.url)
+        with pytest.raises(UserError) as stopped:
+            run("main", params(unanswered=0.0))
+        assert 0 < service.struck <= 3
+        allowed = float(stopped.value.fix.split("generate.unanswered=")[1].split(";")[0])
+        run("main", params(unanswered=allowed))
+        assert service.sent == 60
 
 
 def test_a_garbled_line_of_a_batch_is_counted_and_asked_again_once(project, monkeypatch):

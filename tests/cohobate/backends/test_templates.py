@@ -92,14 +92,13 @@ def test_answer_and_rationale_are_two_targets_of_one_reply(responses):
     assert row_key(first) != row_key(second)
 
 
-@pytest.mark.parametrize("reasoning", ["keep", "inline"])
-def test_reasoning_goes_with_the_answer_and_not_with_the_rationale(reasoning):
+def test_reasoning_goes_with_the_answer_and_not_with_the_rationale():
     reply = Answer("So 4.\nAnswer: 4", "stop", None, reasoning="Hm.")
     conversation = Conversation(
         Row(id=row_id("one"), prompt="one"), 0, {"rationale": "So."}, answer=reply
     )
     rationale = RowText(answer="{{ rationale }}", target="rationale")
-    row = rationale.response(conversation, "main", reasoning)
+    row = rationale.response(conversation, "main", "keep")
     assert (row.answer, row.reasoning) == ("So.", None)
 
 

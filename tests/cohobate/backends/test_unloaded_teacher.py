@@ -26,7 +26,7 @@ def test_a_limit_that_went_into_reasoning_is_the_one_of_the_evaluation(project):
             buy_answers("main", generate(), ROWS, HOW, "test")
         assert "--set evaluate.decoding.max_tokens=" in error.value.fix
         none = buy_answers("main", generate(unanswered=1.0), ROWS, HOW, "test")
-        assert [answer.finish for answer in none] == ["unanswered"] * 3
+        assert [answer.finish for answer in none] == ["length"] * 3
         assert service.sent == 3  # the second time the refusals are remembered
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from cohobate.data.reasoning import inline, split
+from cohobate.data.reasoning import inline, opens_reasoning, split
 from cohobate.generation.decoding import to_answer
-from cohobate.generation.requests import Completion
+from cohobate.generation.requests import Completion, Request
 
 
 @pytest.mark.parametrize(
@@ -31,5 +31,18 @@ def test_what_is_put_together_comes_apart_again():
 
 def test_the_answer_of_a_local_model_is_what_stands_behind_its_reasoning(tokenizer):
     ids = tokenizer.encode("<think>Hm.</think> four", add_special_tokens=False)
-    answer = to_answer(tokenizer, Completion(ids, "length", None, []))
+    answer = to_answer(tokenizer, Completion(ids, "length", None, []), Request([]))
     assert (answer.text, answer.reasoning) == ("four", "Hm.")
+
+
+@pytest.mark.parametrize("prompt", ["What?<think>\n", "What? [THINK]", "What?"])
+def test_an_answer_that_is_cut_off_in_reasoning_that_the_prompt_opened_is_all_reasoning(
+    tokenizer, prompt
+):
+    ids = tokenizer.encode("Hm, hm", add_special_tokens=False)
+    request = Request(tokenizer.encode(prompt, add_special_tokens=False))
+    cut = to_answer(tokenizer, Completion(ids, "length", None, []), request)
+    assert cut.is_cut_in_reasoning is opens_reasoning(prompt) is (prompt != "What?")
+    assert (cut.text, cut.reasoning) == (("", "Hm, hm") if cut.reasoning else ("Hm, hm", None))
+    ended = Completion([*ids, tokenizer.eos_token_id], "stop", None, [])
+    assert to_answer(tokenizer, ended, request).text == "Hm, hm"  # it skipped the reasoning

@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from cohobate.data.messages import Message, ToolCall
 from cohobate.data.records import row_id
 from cohobate.scoring.judge import (
     Comparison,
@@ -13,6 +14,7 @@ from cohobate.scoring.judge import (
     nonce_for,
     parse_reply,
 )
+from cohobate.scoring.transcript import transcript
 from cohobate.scoring.verifiers import Task
 from tasks.preferences.ranking import (
     Candidate,
@@ -55,6 +57,25 @@ def test_positions_are_swapped_and_the_verdicts_turned_back():
     ]
     assert JUDGE.compare(contests, preferring(longer)) == ["first", "second", "tie"]
     assert JUDGE.compare(contests, preferring(lambda *_: "first")) == ["inconsistent"] * 3
+
+
+def test_the_turns_of_a_conversation_are_shown_under_their_roles():
+    call = ToolCall(name="weather", arguments='{"city": "Oslo"}')
+    prompt = (
+        Message(role="user", content="And in Oslo?", tools='[{"name": "weather"}]'),
+        Message(role="assistant", content="", reasoning="Hm.", tool_calls=(call,)),
+        Message(role="tool", content="rain", name="weather"),
+    )
+    conversations = []
+    JUDGE.rate([(prompt, "It rains.")], lambda c: conversations.extend(c) or [""])
+    (_, task), (_, answer) = shown(conversations[0])
+    assert task == (
+        'tools: [{"name": "weather"}]\n\nuser: And in Oslo?\n\n'
+        'assistant: <tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+        "\n\ntool (weather): rain"
+    )
+    assert answer == "It rains."
+    assert transcript((Message(role="user", content="Hello"),)) == transcript("Hello") == "Hello"
 
 
 def test_half_a_verdict_is_none():

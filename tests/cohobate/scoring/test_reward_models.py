@@ -45,6 +45,27 @@ def test_rewards_do_not_depend_on_the_batch(folder):
     assert len(set(alone)) > 30
 
 
+def test_a_conversation_is_rendered_by_its_own_template_with_the_tools(folder):
+    model = RewardModel.of(folder(), "float32")
+    model.tokenizer.chat_template = (
+        "<|pad|>{% if tools %}{{ tools[0]['name'] }}{% endif %}"
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+    )
+    turns = (Message(role="system", content="Hm."), Message(role="user", content="hi"))
+    offered = (turns[0].model_copy(update={"tools": '[{"name": "f"}]'}), turns[1])
+    said = "<|system|>Hm.<|user|>hi<|assistant|>ho"
+    assert model._text(turns, "ho") == f"<|pad|>{said}"
+    assert model._text(offered, "ho") == f"<|pad|>f{said}"
+
+
+def test_a_text_begins_once(folder, monkeypatch):
+    """Llama 3's template writes the token that its tokenizer puts before each text."""
+    model = RewardModel.of(folder(), "float32")
+    model.tokenizer.chat_template = "<|pad|>{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    monkeypatch.setattr(RewardModel, "_start", "<|pad|>")
+    assert model._text((Message(role="user", content="hi"),), "ho") == "hiho"
+
+
 def test_what_is_no_reward_model_is_refused(folder, checkpoint):
     with pytest.raises(UserError, match="not a reward model"):
         RewardModel.of(checkpoint, "float32")  # its head was never trained

@@ -34,6 +34,54 @@ def test_the_answer_behind_a_mark_is_compared():
     assert not task.verifier.admissible(" It has fur.\nAnswer:", labels)
 
 
+def test_the_mark_is_a_pattern_and_its_last_match_counts():
+    trace = "Answer: 3? No.\nThe ANSWER is 4, not 5"
+    assert verifier(type="numeric", after=r"(?i)answer( is|:)").canonical(trace) == "5"
+    assert verifier(type="numeric", after="####").correct("7 + 1\n#### 8\n", "8")
+    assert verifier(type="math", after="Answer:").correct(r"so 9. Answer: \frac{1}{2}", "0.5")
+    with pytest.raises(ParamsError, match="not a regular expression"):
+        verifier(type="exact", after="**Answer")
+    with pytest.raises(ParamsError, match="where nothing stands"):
+        verifier(type="exact", after="x*")
+
+
+@pytest.mark.parametrize("kind", ["exact", "label", "numeric", "math"])
+def test_the_answer_behind_the_reasoning_is_compared(kind):
+    assert verifier(type=kind).correct("<think>\n5, or 6\n</think>\n\n4", "4")
+    assert not verifier(type=kind).correct("<think>\nit must be 4", "4")
+
+
+CALL = '<tool_call>{"name": "f", "arguments": {"x": 1, "y": "b"}}</tool_call>'
+OTHER = '<tool_call>{"name": "g", "arguments": {}}</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        ('{"name": "f", "parameters": {"y": "b", "x": 1.0}}', CALL, True),
+        (f"Let me see.\n{CALL}", CALL, True),
+        (f"<think>f, or {OTHER}</think>{CALL}", CALL, True),
+        ('[TOOL_CALLS]f[ARGS]{"x": 1, "y": "c"}', CALL, False),
+        ('[TOOL_CALLS]f[ARGS]{"x": "1", "y": "b"}', CALL, False),
+        (CALL + OTHER, CALL, False),
+        (CALL + OTHER, OTHER + CALL, False),
+        ("It rains.", CALL, False),
+        ("It rains.", "There is rain.", True),
+        (CALL, "It rains.", False),
+        ('<tool_call>{"name": "f", </tool_call>', "It rains.", False),
+    ],
+)
+def test_calls_are_compared_as_json(answer, reference, right):
+    assert verifier(type="tool_calls").correct(answer, reference) is right
+
+
+def test_the_order_of_calls_may_not_matter():
+    either = verifier(type="tool_calls", in_order=False)
+    assert either.correct(CALL + OTHER, OTHER + CALL)
+    assert not either.correct(CALL + CALL, CALL)
+    assert not either.admissible("[TOOL_CALLS] f", ()) and either.admissible("Hello", ())
+
+
 def test_exact_heeds_case_when_asked():
     assert not verifier(type="exact", casefold=False).correct("Animal", "animal")
 

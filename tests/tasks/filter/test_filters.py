@@ -4,7 +4,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from cohobate.data.contamination import Contamination
-from cohobate.data.messages import Message
+from cohobate.data.messages import Message, ToolCall
 from cohobate.data.records import Response, row_id
 from cohobate.errors import UserError
 from cohobate.scoring.verifiers import Task
@@ -45,6 +45,36 @@ def test_length():
         "kept",
         "longer than 10 characters",
     ]
+
+
+def test_reasoning_has_limits_of_its_own():
+    rows = [response(" four"), response(" four", reasoning="Hm."), response(reasoning="Hm, hm.")]
+    limits = {"type": "length", "min_reasoning": 1, "max_reasoning": 5}
+    assert judged(limits, rows) == [
+        "reasoning shorter than 1 characters",
+        "kept",
+        "reasoning longer than 5 characters",
+    ]
+    assert judged({"type": "length", "max_characters": 7}, rows) == ["kept"] * 3
+    loop = response("four", reasoning="I think so. I think so. I think so. I think so.")
+    assert judged({"type": "repetition"}, [loop]) == ["kept"]
+    assert judged({"type": "repetition", "of": "reasoning"}, [loop]) == ["repeated n-grams"]
+
+
+def test_reasoning_that_gives_an_evaluation_prompt_away_is_dropped():
+    contaminated = ContaminationFilter()
+    (verdict,) = contaminated.verdicts([response(reasoning=f"Hm: {EVALUATION[0]}.")], context())
+    assert isinstance(verdict, Drop)
+
+
+def test_an_answer_that_calls_a_tool_is_no_empty_one():
+    call = ToolCall(name="f", arguments="{}")
+    rows = [response("", tool_calls=(call,)), response("")]
+    assert judged({"type": "length"}, rows) == ["kept", "shorter than 1 characters"]
+    same = [response("", tool_calls=(call,), sample=n) for n in range(2)] + [response("", sample=2)]
+    calls = context("tool_calls")
+    agreed = judged({"type": "agreement"}, same, calls)
+    assert agreed == ["kept", "kept", "outvoted"]
 
 
 def test_a_sample_draws_each_row_by_itself():

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cohobate.data.messages import Message, Prompt, ToolCall
 from cohobate.data.records import (
     FILTER,
     GENERATE,
@@ -18,6 +19,7 @@ from cohobate.data.records import (
     write_rows,
 )
 from cohobate.errors import UserError
+from cohobate.methods.dpo import _row
 from cohobate.params import ParamsError, validated
 from cohobate.scoring.judge import Judge
 from cohobate.scoring.verifiers import Task
@@ -34,7 +36,7 @@ SAMPLES = {
 RIGHT = {"p1": " animal", "p2": " plant"}
 
 
-def sample(prompt: str, number: int, answer: str) -> Response:
+def sample(prompt: Prompt, number: int, answer: str) -> Response:
     return Response(
         id=row_id(prompt),
         prompt=prompt,
@@ -97,6 +99,27 @@ def test_pairs_are_of_answers_and_keep_the_prefix(project):
     pairs, _ = paired(type="best_vs_worst", by={"type": "verifier"})
     assert told(pairs) == [("p1", " animal", " plant", 1.0), ("p2", " plant", " animal", 1.0)]
     assert {pair.prefix for pair in pairs} == {"[label] "}
+
+
+def test_each_side_of_a_pair_has_its_reasoning_and_its_calls(project):
+    tools = '[{"type": "function", "function": {"name": "f"}}]'
+    prompt = (Message(role="user", content="x?", tools=tools),)
+    call = ToolCall(name="f", arguments='{"x": 1}')
+    right = sample(prompt, 0, "").model_copy(update={"tool_calls": (call,), "reasoning": "Hm."})
+    wrong = sample(prompt, 1, "No.").model_copy(update={"reasoning": "Ha."})
+    write_rows(GENERATE / "main/responses.jsonl", [wrong, right])
+    write_rows(LABELLED, [Row(id=row_id(prompt), prompt=prompt, answer="", tool_calls=(call,))])
+    by = validated(Pairing, {"type": "best_vs_worst", "by": {"type": "verifier"}}, "preferences")
+    run(by, Task(verifier={"type": "tool_calls"}))
+    (pair,) = read_rows(PREFERENCES / "pairs.jsonl", Pair)
+    assert (pair.chosen, pair.chosen_reasoning, pair.chosen_tool_calls) == ("", "Hm.", (call,))
+    assert (pair.rejected, pair.rejected_reasoning) == ("No.", "Ha.")
+    assert pair.rejected_tool_calls is None and pair.prompt == prompt
+    sides = [_row(pair, side, 0) for side in ("chosen", "rejected")]
+    assert [(row.answer, row.reasoning, row.tool_calls) for row in sides] == [
+        ("", "Hm.", (call,)),
+        ("No.", "Ha.", None),
+    ]
 
 
 def test_votes_and_ties(project):
