@@ -170,6 +170,8 @@ class RowText(Section):
             answer=conversation.render(self.answer, ()),
             reasoning=(conversation.answer.reasoning or None) if kept else None,
             tool_calls=calls,
+            # earlier turns are learnt with the answer to the conversation that they belong to
+            learn=None if self.target or self.prompt is not None else conversation.row.learn,
             group=conversation.row.group,
             origin="teacher",
             teacher=teacher,

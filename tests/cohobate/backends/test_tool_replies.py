@@ -132,6 +132,17 @@ def test_a_step_with_turns_of_its_own_keeps_the_tools_and_the_calls():
     assert prompt[1:] == turns[1:]
 
 
+def test_the_earlier_turns_of_a_row_stay_learnt(rows_of, project):
+    turns = (*PROMPT, Message(role="assistant", content="Rain."), Message(role="user", content="?"))
+    write_rows(UNLABELLED, [Row(id=row_id(turns), prompt=turns, learn="all")])
+    params = GenerateParams(backend=OpenAI(type="openai"), decoding=Decoding(max_tokens=8))
+    with LoopbackTeacher() as service:
+        publish_address(service.url)
+        run("main", params)
+    (row,) = read_rows(GENERATE / "main/responses.jsonl", Response)
+    assert row.learn == "all" and row.prompt == turns
+
+
 def test_tools_and_calls_count_in_what_a_prompt_can_cost():
     bare = (PROMPT[0].model_copy(update={"tools": None}), PROMPT[1])
     assert most_tokens(PROMPT) == most_tokens(bare) + len(TOOLS)
