@@ -135,8 +135,8 @@ def _show(preview: "SourcePreview") -> None:
 def _show_tokens(model: str, figures: dict[str, Any]) -> None:
     if figures["rows"]:
         _print(
-            f"tokens of {model}, first {figures['rows']:,} rows: median {figures['median']:,}, "
-            f"longest {figures['longest']:,}; learnt: median {figures['median_learnt']:,}"
+            f"tokens of {model} in {figures['rows']:,} rows: median {figures['median']:,}, longest "
+            f"{figures['longest']:,}; learnt: median {figures['median_learnt']:,}"
         )
     for refusal, count in figures["refused"].items():
         _print(f"{count:,} x {refusal}", style="yellow")

@@ -137,7 +137,8 @@ def render(tokenizer: "PreTrainedTokenizerBase", rows: Sequence["Row"]) -> list[
     except UserError as error:
         if len(rows) > 1:  # which of them?
             return [one for row in rows for one in render(tokenizer, [row])]
-        return [RenderedRow([], 0, 0, error.what)]
+        fix = f"; fix: {error.fix}" if error.fix else ""
+        return [RenderedRow([], 0, 0, f"{error.what}{fix}")]
     return [
         RenderedRow(list(_pieces(tokenizer, one)), len(one.ids), sum(b - a for a, b in one.spans))
         for one in encoded

@@ -56,7 +56,7 @@ _OF_SOME_ROLES: dict[str, tuple[_Role, ...]] = {
 }
 """Keys that only turns of these roles have."""
 _SPECIAL = _MORE_THAN_TEXT | _OF_SOME_ROLES.keys()
-_MARKS = ("weight", "train", "loss")
+_MARKS = frozenset({"weight", "train", "loss"})
 """Keys that exclude a turn from training where they are 0 or false."""
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _REASONING_PARTS = frozenset({"thinking", "reasoning"})
@@ -72,6 +72,9 @@ def messages_of(turns: list[Any]) -> Iterator[Message]:
         if not isinstance(turn, dict):
             raise UnusableRecordError(f"turn {number} is {json_type(turn)}, not a role and a text")
         present = {key: value for key, value in turn.items() if value is not None}
+        if isinstance(present.get("content"), str):
+            yield from _read(number, present)
+            continue
         for one in with_calls_beside(present):
             yield from _read(number, one)
 
@@ -155,7 +158,7 @@ def _call_turn(place: str, turn: Mapping[str, Any], text_key: str | None) -> Mes
 
 
 def _assistant(turn: Mapping[str, Any], content: str, reasoning: str, calls: Any) -> Message:
-    excluded = any(turn.get(mark, True) in (0, False) for mark in _MARKS)
+    excluded = any(turn[mark] in (0, False) for mark in _MARKS & turn.keys())
     return Message(
         role="assistant",
         content=content,
@@ -167,7 +170,9 @@ def _assistant(turn: Mapping[str, Any], content: str, reasoning: str, calls: Any
 
 def _reasoning(place: str, turn: Mapping[str, Any], thoughts: str) -> str:
     """Return the reasoning that stands in keys of a turn, or in parts of its content."""
-    values = {key: turn[key] for key in _REASONING if turn.get(key) not in EMPTY}
+    values = {key: turn[key] for key in _REASONING if key in turn and turn[key] not in EMPTY}
+    if not values and not thoughts:
+        return ""
     for key, value in values.items():
         if not isinstance(value, str):
             raise UnusableRecordError(f"{key!r} of {place} is {json_type(value)}, not text")
