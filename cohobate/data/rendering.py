@@ -10,7 +10,7 @@ error: nothing is learnt that was not shown to be right.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -258,15 +258,17 @@ def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-def _forms(tokenizer: "PreTrainedTokenizerBase") -> list[_Form]:
+def _forms(tokenizer: "PreTrainedTokenizerBase") -> Iterator[_Form]:
+    """Yield the ways to render a conversation, in the order in which they are tried."""
+    reasoning: tuple[Any, ...] = ("field", "text", "always")
+    options = list(product((False, True), reasoning))
+    yield from (_Form(None, where, as_text) for as_text, where in options)
+    # imported only where the tokenizer's own template does not do: it takes seconds
     from trl.chat_template_utils import get_training_chat_template
 
-    templates: list[str | None] = [None]
     with suppress(Exception):  # TRL has none for it, or the template raises on TRL's probe
-        templates += [get_training_chat_template(tokenizer)]
-    reasoning: tuple[Any, ...] = ("field", "text", "always")
-    options = product(dict.fromkeys(templates), (False, True), reasoning)
-    return [_Form(template, where, as_text) for template, as_text, where in options]
+        if template := get_training_chat_template(tokenizer):
+            yield from [_Form(template, where, as_text) for as_text, where in options]
 
 
 def _as_chat(turn: Message, form: _Form) -> dict[str, Any]:

@@ -74,6 +74,10 @@ def template_facts(tokenizer: "PreTrainedTokenizerBase") -> TemplateFacts:
     with suppress(UserError):
         end = end_of_turn(tokenizer)
     for kind, row in _PROBES.items():
+        # TRL's templates, which are tried last, take seconds to import
+        if "tools" in kind and "tool" not in str(tokenizer.chat_template):
+            refused.append(kind)
+            continue
         try:
             renderer.render_all([row])
         except UserError:
