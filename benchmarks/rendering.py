@@ -4,8 +4,8 @@
 
 The tokenizer is the packaged SmolLM2's. The conversations are short: a question about a gloss of
 WordNet and its answer; and, as `turns`, three exchanges of which all assistant turns are learnt.
-TRL's way is `apply_chat_template` with its training template and `return_assistant_tokens_mask`,
-over the same rows. Both run in turns in one process and one thread; the median of the turns counts.
+TRL's way is `apply_chat_template` with a template that marks the assistant's turns, and
+`return_assistant_tokens_mask`, over the same rows. Both run in turns in one process and one thread; the median of the turns counts.
 """
 
 import os
@@ -53,9 +53,15 @@ def ours(tokenizer: Any, rows: Sequence[Any]) -> int:
 
 def trls(tokenizer: Any, rows: Sequence[Any]) -> int:
     """Encode the rows as SFTTrainer with `assistant_only_loss=True`; return the learnt tokens."""
-    from trl.chat_template_utils import get_training_chat_template
-
-    template = get_training_chat_template(tokenizer)
+    whole = "message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    assert whole in tokenizer.chat_template
+    # TRL has no training template for it: this one marks what TRL's ChatML templates mark
+    marked = (
+        "message['role'] + '\n'}}{% if message['role'] == 'assistant' %}{% generation %}"
+        "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}"
+        "{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}"
+    )
+    template = tokenizer.chat_template.replace(whole, marked)
     learnt = 0
     for row in rows:  # TRL maps over single examples
         messages = [*(turn.as_chat() for turn in row.prompt)]

@@ -107,18 +107,22 @@ def show_verdict(figures: dict[str, Any], console: Console) -> None:
     """Print the four rows and whether distillation beat the baseline."""
     from rich.table import Table
 
+    from cohobate.evaluation.score_text import ScoreText
+
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for column in ("", "score", "of the teacher's"):
         table.add_column(column, justify="left" if not column else "right")
+    text = ScoreText(figures["metric"])
     for name in ("teacher", "initial", "baseline", "student"):
-        score = figures[name]["score"]
-        table.add_row(name, f"{score:.3f}", f"{score / max(figures['teacher']['score'], 1e-9):.0%}")
+        pair = [figures[name]["score"], figures["teacher"]["score"]]
+        above, below = reversed(pair) if text.lower_is_better else pair
+        table.add_row(name, f"{pair[0]:.3f}", f"{above / max(below, 1e-9):.0%}")
     gain = figures["gain_over_baseline"]
     passed = figures["gate"]["passed"]
     console.print(table)
     console.print(
         f"[{'green' if passed else 'red'}]{'gate met' if passed else 'gate not met'}[/]: "
-        f"{100 * gain['mean']:+.1f} points over the equal-updates baseline "
+        f"{100 * gain['mean']:+.1f} {text.gain_unit} over the equal-updates baseline "
         f"\\[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]",
         highlight=False,
     )

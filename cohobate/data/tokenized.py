@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-_CHUNK = 4096  # rows tokenised at a time
+_CHUNK = 1024  # rows tokenised at a time
 _CHUNK_CHARACTERS = 1 << 20  # of prompts and answers: long texts, as ids, are lists of many objects
 
 

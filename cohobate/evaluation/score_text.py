@@ -64,5 +64,5 @@ class ScoreText:
     def gain_of(self) -> str:
         """What a gain is, as the beginning of a sentence."""
         if self.lower_is_better:
-            return f"Per cent by which {self.name} is lower"
+            return f"Reduction of {self.name} in per cent"
         return f"Points of {self.name}"

@@ -165,4 +165,6 @@ def test_metrics_of_longer_answers() -> None:
 
 def test_what_scores_no_answer_cannot_decide() -> None:
     with pytest.raises(ParamsError, match="cannot come first"):
-        validated(EvaluateParams, {"metrics": [{"type": "perplexity"}]}, "evaluate")
+        validated(EvaluateParams, {"metrics": [{"type": "label_accuracy"}]}, "evaluate")
+    likelihood = validated(EvaluateParams, {"metrics": [{"type": "perplexity"}]}, "evaluate")
+    assert likelihood.likelihood_metric and not likelihood.model_metrics
