@@ -5,7 +5,8 @@
 The tokenizer is the packaged SmolLM2's. The conversations are short: a question about a gloss of
 WordNet and its answer; and, as `turns`, three exchanges of which all assistant turns are learnt.
 TRL's way is `apply_chat_template` with a template that marks the assistant's turns, and
-`return_assistant_tokens_mask`, over the same rows. Both run in turns in one process and one thread; the median of the turns counts.
+`return_assistant_tokens_mask`, over the same rows. Both run in turns in one process and one thread;
+the median of the turns counts.
 """
 
 import os
