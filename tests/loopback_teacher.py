@@ -49,6 +49,7 @@ class LoopbackTeacher:
         self.answered: Counter[str] = Counter()
         self.struck = self.in_flight = self.most_in_flight = 0
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}
         self.files_made = 0
@@ -96,8 +97,10 @@ class LoopbackTeacher:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, TimeoutError):
             async for method, path, headers, body in requests_of(reader):
                 self.headers.append(headers)
-                if path.endswith("completions"):
-                    if not await self.completion(json.loads(body), path, writer):
+                self.paths.append(path)
+                bare = path.partition("?")[0]
+                if bare.endswith("completions"):
+                    if not await self.completion(json.loads(body), bare, writer):
                         break
                 else:
                     writer.write(as_http(self.batch_api(method, path, headers, body)))

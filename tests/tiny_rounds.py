@@ -267,6 +267,11 @@ def check(folder: Path, what: Round) -> None:
         record = json.loads((folder / "models/export" / form / "provenance.json").read_text())
         assert record["source"]["provenance"]["phase"] == student
         assert record["rescored"]["dev_rows"]
+    if what.replies:
+        with (folder / "data/curriculum/train.jsonl").open() as lines:
+            rows = [json.loads(line) for line in lines]
+        assert {row["reasoning"] for row in rows} == {"Hm."}
+        assert not any("Hm." in row["answer"] for row in rows)
     for name in document["train"]:
         assert (folder / "models/train" / name / "summary.json").is_file(), name
 

@@ -240,7 +240,7 @@ class ServiceErrors(NamedTuple):
         )
 
     def _address(self) -> str:
-        if re.search(r"/v\d", self.url):
+        if re.search(r"/v\d|/deployments/", self.url):
             return "check teachers.*.model and teachers.*.endpoint"
         return f"set teachers.*.endpoint to {self.url}/v1 (most services answer below /v1)"
 

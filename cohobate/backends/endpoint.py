@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, JsonValue, SecretStr, model_validator
 
@@ -82,7 +82,17 @@ class ServiceAddress(NamedTuple):
 
         # with None the client would read OPENAI_API_KEY
         key = self.secret().get_secret_value() or "none"
-        return AsyncOpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=None)
+        parts = urlsplit(self.url)
+        return AsyncOpenAI(
+            # the client appends paths to the address, which a query would be in the way of
+            base_url=parts._replace(query="").geturl(),
+            default_query=dict(parse_qsl(parts.query)),
+            # Azure's deployments read the key here, and not as a bearer's
+            default_headers={"api-key": key} if "/deployments/" in parts.path else None,
+            api_key=key,
+            max_retries=0,
+            timeout=None,
+        )
 
 
 class ServiceRun(Protocol):

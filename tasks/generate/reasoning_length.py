@@ -7,9 +7,10 @@ lost. Tokens are estimated by the bytes of the text: the student's tokenizer is 
 
 from array import array
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from cohobate.backends.prices import likely_tokens
-from cohobate.data.records import Response
+from cohobate.data.records import Response, Row
 from cohobate.errors import UserError
 from cohobate.progress import say
 
@@ -69,6 +70,23 @@ class ReasoningLengths:
         say(
             f"{teacher}: the reasoning has {lengths}; with their answers {_NEARLY_ALL:.0%} have at "
             f"most {needed}, and {_LIMIT} is {allowed}"
+        )
+
+
+def warn_of_labelled(path: Path, allowed: int) -> None:
+    """Print a warning where most of the labelled rows' reasoning is longer than is allowed."""
+    lengths = array("q")
+    with path.open("rb") as lines:
+        for line in lines:
+            # few files have reasoning: their rows are not parsed
+            if b'"reasoning":' in line:
+                row = Row.model_validate_json(line)
+                lengths.append(likely_tokens(row.reasoning or ""))
+    if lengths and (median := _quantile(lengths, 0.5)) > allowed:
+        say(
+            f"{path}: the reasoning of {len(lengths)} rows has about {median} tokens (median), and "
+            f"{_LIMIT} is {allowed}: a student that learns these rows is cut off before it "
+            f"answers; fix: cohobate run --set {_LIMIT}=..., or --set collect.reasoning=drop"
         )
 
 

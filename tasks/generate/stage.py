@@ -35,11 +35,11 @@ from cohobate.backends.settings import GenerateParams
 from cohobate.backends.templates import template_of
 from cohobate.backends.transformers import Transformers
 from cohobate.backends.vllm import Vllm
-from cohobate.data.records import GENERATE, write_json, write_rows
+from cohobate.data.records import GENERATE, LABELLED, write_json, write_rows
 from cohobate.errors import UserError
 from cohobate.generation.requests import Decoding
 from cohobate.params import ValueOf
-from tasks.generate.reasoning_length import ReasoningLengths
+from tasks.generate.reasoning_length import ReasoningLengths, warn_of_labelled
 
 
 def run(
@@ -76,4 +76,5 @@ def run(
         fix = "cohobate run --set generate.prompts=labelled   (or both)"
         raise UserError("there is no prompt to answer", where=files, fix=fix)
     if evaluated:
+        warn_of_labelled(LABELLED, evaluated.max_tokens)
         lengths.check(item, evaluated.max_tokens)

@@ -120,10 +120,7 @@ class TeacherVersusStudent(PairSource):
         while window := list(islice(remaining, _WINDOW)):
             for row, own in zip(window, self._answers(model, tokenizer, window), strict=True):
                 if own.full_text != row.full_answer:
-                    answers = [
-                        Candidate.of(row, origin),
-                        Candidate(own.text, "student", own.reasoning, own.tool_calls),
-                    ]
+                    answers = [Candidate.of(row, origin), Candidate.generated(own)]
                     yield Candidates(row.id, row.prompt, row.prefix, row.group, answers)
 
     def _answers(self, model: "PreTrainedModel", tokenizer: Any, rows: list[Row]) -> list[Answer]:

@@ -16,8 +16,10 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from cohobate.data.messages import Prompt, ToolCall
+from cohobate.data.reasoning import inline_cut
 from cohobate.data.records import Row
 from cohobate.data.tool_calls import with_calls
+from cohobate.generation.requests import Answer
 from cohobate.models.number_formats import Precision
 from cohobate.params import Section
 from cohobate.scoring.judge import Comparison, Judge, Outcome, count_outcomes
@@ -38,6 +40,13 @@ class Candidate(NamedTuple):
     def of(cls, row: Row, origin: Origin) -> "Candidate":
         """Return the answer of a row."""
         return cls(row.answer or "", origin, row.reasoning, row.tool_calls)
+
+    @classmethod
+    def generated(cls, answer: Answer) -> "Candidate":
+        """Return an answer of the student; one that is cut off in its reasoning as it stands."""
+        if answer.is_cut_in_reasoning:
+            return cls(inline_cut(answer.reasoning or ""), "student")
+        return cls(answer.text, "student", answer.reasoning, answer.tool_calls)
 
     @property
     def full_text(self) -> str:

@@ -11,6 +11,9 @@ A row of pairs.jsonl:
      "id": "58a1f2e09c7d3b46", "margin": 1.0,
      "prompt": "Definition: any of various small short-tailed rodents\\nCategory:",
      "rejected": " plant", "rejected_origin": "student"}
+
+`chosen_reasoning`, `chosen_tool_calls` and the same of the rejected answer are there where an
+answer has reasoning, or calls tools.
 """
 
 from collections import Counter

@@ -194,6 +194,22 @@ def test_the_key_is_sent_and_never_shown(prompts, monkeypatch):
         run("main", params())
 
 
+def test_an_address_with_a_query_is_a_deployment_of_azure(project, monkeypatch):
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    write_prompts(1)
+    with LoopbackTeacher() as service:
+        address = service.url.replace("/v1", "/openai/deployments/mine?api-version=2024-10-21")
+        publish_address(address, key="TEACHER_KEY")
+        run("main", params())
+        (path,) = service.paths
+        assert path == "/openai/deployments/mine/chat/completions?api-version=2024-10-21"
+        assert service.headers[0]["api-key"] == KEY
+    with LoopbackTeacher() as service:
+        publish_address(service.url, key="TEACHER_KEY")
+        run("main", params())
+        assert service.paths == ["/v1/chat/completions"] and "api-key" not in service.headers[0]
+
+
 def test_log_probabilities_are_kept_where_the_service_gives_them(project):
     write_prompts(3)
     with LoopbackTeacher() as service:

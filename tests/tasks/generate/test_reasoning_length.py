@@ -8,11 +8,20 @@ from cohobate.backends import loaded_teacher
 from cohobate.backends.openai import OpenAI
 from cohobate.backends.settings import GenerateParams
 from cohobate.backends.transformers import Transformers
-from cohobate.data.records import ADAPT, GENERATE, UNLABELLED, Response, Row, row_id, write_rows
+from cohobate.data.records import (
+    ADAPT,
+    GENERATE,
+    LABELLED,
+    UNLABELLED,
+    Response,
+    Row,
+    row_id,
+    write_rows,
+)
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Decoding
 from cohobate.models import checkpoints
-from tasks.generate.reasoning_length import ReasoningLengths
+from tasks.generate.reasoning_length import ReasoningLengths, warn_of_labelled
 from tasks.generate.stage import run
 from tests.loopback_teacher import LoopbackTeacher, publish_address, write_prompts
 from tests.odd_replies import altered
@@ -54,8 +63,18 @@ def test_answers_without_reasoning_need_no_limit():
     assert lengths.summary() == {}
 
 
+def test_reasoning_of_labelled_rows_is_warned_of(project, capsys):
+    rows = [Row(id=row_id(p), prompt=p, answer="4", reasoning=LONG) for p in ("a", "b")]
+    write_rows(LABELLED, [*rows, Row(id=row_id("c"), prompt="c", answer="4")])
+    warn_of_labelled(LABELLED, 400)
+    assert capsys.readouterr().err == ""
+    warn_of_labelled(LABELLED, 16)
+    assert "the reasoning of 2 rows has about 220 tokens" in capsys.readouterr().err
+
+
 def test_the_stage_stops_and_buys_nothing_anew_once_the_limit_is_raised(project):
     write_prompts(3)
+    write_rows(LABELLED, [])
     odd = altered(message={"reasoning_content": LONG})
     params = GenerateParams(backend=OpenAI(type="openai"), decoding=Decoding(max_tokens=400))
     with LoopbackTeacher(odd=odd) as service:
