@@ -37,7 +37,7 @@ def _kind(part: Any) -> str:
     """Return "call" or "result", "" for any other part."""
     if not isinstance(part, dict):
         return ""
-    names = {part.get("type"), *(key for key, value in part.items() if value is not None)}
+    names = {str(part.get("type")), *(key for key, value in part.items() if value is not None)}
     if names.intersection(_CALLS):
         return "call"
     return "result" if names.intersection(_RESULTS) else ""

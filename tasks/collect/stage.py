@@ -34,7 +34,7 @@ from cohobate.data.records import (
 from cohobate.errors import UserError
 from cohobate.params import Section
 from cohobate.progress import say
-from tasks.collect.files import DataFile
+from tasks.collect.files import ColumnSource, DataFile
 from tasks.collect.hugging_face import HubDataset, SavedDataset
 from tasks.collect.known_formats import KnownFormat
 from tasks.collect.raw_text import RawText
@@ -185,7 +185,8 @@ def _write_parts(collect: CollectParams, spool: RowSpool, parts: SplitParts) -> 
     summary = _summary(collect, spool, parts) | {"replayed": len(replayed)}
     write_json(COLLECT / "summary.json", summary)
     logged = ("source", "read", "labelled", "unlabelled", "dev", "test", "set_aside")
-    for reason in _reasons(spool):
+    # of WordNet and generated problems what is set aside is a matter of course
+    for reason in _reasons(spool) if isinstance(collect.source, ColumnSource) else ():
         say(f"set aside: {reason}")
     say(", ".join(f"{name}: {summary[name]}" for name in logged))
 

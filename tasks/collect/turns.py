@@ -234,7 +234,7 @@ def _text(place: str, key: str, turn: Mapping[str, Any], thoughts: list[str] | N
 def _part(place: str, key: str, part: Any, thoughts: list[str] | None) -> str:
     if isinstance(part, str):
         return storable(part)
-    kind = part.get("type") or "text" if isinstance(part, dict) else json_type(part)
+    kind = str(part.get("type") or "text") if isinstance(part, dict) else json_type(part)
     if thoughts is not None and isinstance(part, dict):
         is_thought = kind in _REASONING_PARTS or part.get("thought") is True  # Vertex
         inner = next((part[k] for k in ("thinking", "reasoning", "text") if part.get(k)), "")
