@@ -67,7 +67,7 @@ def exact(texts: list[str]) -> set[int]:
 
 def ours(texts: list[str]) -> set[int]:
     """Run the filter as the stage does."""
-    context = Context(Task(verifier={"type": "exact"}), frozenset(), Contamination([]))
+    context = Context(Task(verifier={"type": "exact"}), {}, Contamination([]))
     options = {"id": "", "teacher": "main", "finish": "stop", "answer": "a"}
     rows = [Response(**(options | {"id": row_id(text), "prompt": text})) for text in texts]
     spelt = {"similarity": SIMILARITY, "permutations": PERMUTATIONS}

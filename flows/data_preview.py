@@ -189,6 +189,12 @@ def settings_of(path: str, template: str, options: dict[str, str]) -> "CollectPa
         raise UserError("no file is named", fix="cohobate data FILE, or run it in a project")
     if not path:
         collect = dict(params.value_at(params.load(), ["collect"]))
+        if collect.get("sources"):
+            raise UserError(
+                "the project has several sources: name the file of one",
+                where="params.yaml, collect.sources",
+                fix="cohobate data FILE",
+            )
     else:
         folder, pattern = split_glob(path)
         source = {"type": "files", "path": folder, "pattern": pattern}

@@ -295,7 +295,8 @@ def _bring_up_to_date(root: Path, address: str, bundle: StageBundle | None) -> S
         root = workspaces.open_workspace(bundle, _CODE, address)
     os.chdir(root)  # a worker runs one stage at a time
     if bundle:
-        storage.pull_inputs(root, address)
+        for one in workspaces.stages_with_its_inputs(root, address):
+            storage.pull_inputs(root, one)
     outcome = versioning.reproduce(root, address, timed, outputs_elsewhere=bundle is not None)
     # an unchanged stage was pushed by the round that ran it
     pushed = storage.push(root, [address]) if outcome != "unchanged" else 0

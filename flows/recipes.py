@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from cohobate.params import ParamsError, nearest
@@ -92,6 +93,9 @@ def _restore(document: Any, path: list[str], value: Any) -> None:
             return
     if value is None:
         document.pop(last, None)
+        if not document and isinstance(document, CommentedMap):
+            # else a comment beside the key would come before the braces, which is no YAML
+            document.fa.set_flow_style()
     else:
         document[last] = value
 

@@ -22,6 +22,7 @@ from cohobate.dvc_bridge.versioning import StageNode
 from cohobate.models import checkpoints, hub, number_formats
 from cohobate.teachers.teacher import Teachers
 from cohobate.training.memory import ModelSize
+from flows.split_sizes import split_sizes
 
 LOW, HIGH = 0.5, 1.5
 LONG = 15 * 60
@@ -138,16 +139,15 @@ def _span(seconds: float) -> str:
 
 def _halved(document: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Return what would be less work, as `--set` takes it, each with the document so changed."""
-    keys = [f"train.{name}.updates" for name in document["train"]]
-    found = []
-    for key in ["collect.split.unlabelled", *keys]:
+    halved = []
+    for key in ["collect.split.unlabelled", *(f"train.{n}.updates" for n in document["train"])]:
         *above, last = key.split(".")
         fewer = deepcopy(dict(document))
         section = reduce(getitem, above, fewer)
         if isinstance(section.get(last), int) and section[last] > 1:
             section[last] //= 2
-            found.append((f"{key}={section[last]}", fewer))
-    return found
+            halved.append((f"{key}={section[last]}", fewer))
+    return halved
 
 
 class _UnknownModelError(Exception):
@@ -159,7 +159,7 @@ class Round:
 
     def __init__(self, document: Mapping[str, Any], root: Path, *, of_files: bool = True) -> None:
         self.document, self.root, self.of_files = document, root, of_files
-        self.split = document["collect"].get("split", {})
+        self.split = split_sizes(document["collect"])
         self.prompt = self._tokens(root / UNLABELLED)
         self.row = self.prompt + _ANSWER
 

@@ -43,7 +43,7 @@ _GONE = {
 """Keys that are no more, each with the one that is read in its place."""
 _VALUES = {"generate.reasoning": {"inline": "keep"}}
 """Values that are no more, each with the one that means the same."""
-_ADDED = ("assist", "recipe")
+_ADDED = ("assist", "recipe", "collect.sources")
 
 
 def upgrade(root: Path) -> list[str]:
@@ -118,11 +118,13 @@ def _upgrade_params(path: Path) -> Iterator[str]:
     values = list(_replace_values(document))
     changed = changed or bool(values)
     yield from values
-    for name in _ADDED:
-        if name not in document:
-            document[name] = {}
+    for key in _ADDED:
+        section, _, name = key.rpartition(".")
+        place = document[section] if section else document
+        if name not in place:
+            place[name] = {}
             changed = True
-            yield f"{name} is new: {{}}"
+            yield f"{key} is new: {{}}"
     if changed:
         with path.open("w", encoding="utf-8") as file:
             yaml.dump(document, file)

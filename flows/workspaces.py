@@ -104,6 +104,13 @@ def open_workspace(bundle: StageBundle, code: Path, address: str) -> Path:
     return root
 
 
+def stages_with_its_inputs(root: Path, address: str) -> list[str]:
+    """Return a stage, and those whose inputs it reads too: `collect` reads the data of all sources,
+    of which the stages `sources` take fingerprints."""
+    sources = params.load(root / params.PARAMS)["collect"].get("sources") or {}
+    return [address, *(f"sources@{name}" for name in sources if address == "collect")]
+
+
 def collect_changes(root: Path, address: str, bundle: StageBundle) -> StageChanges:
     """Return what the driver needs to know after a stage ran on this node."""
     now = changing_files(root)

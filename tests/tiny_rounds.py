@@ -66,10 +66,17 @@ class Round:
     """The kind of its replies (tests/odd_replies.py); empty: plain ones."""
 
 
+_NEEDED = {"two-tasks": "reasoning_gym"}
 RECIPES = [
-    Round(Path(recipe).stem, recipe, prompts=Path(recipe).stem != "raw-text")
+    Round(
+        Path(recipe).stem,
+        recipe,
+        prompts=Path(recipe).stem != "raw-text",
+        needs=_NEEDED.get(Path(recipe).stem, ""),
+    )
     for recipe in recipes.listed(ROOT)
 ]
+_SPLIT = "{labelled: 24, unlabelled: 48, dev: 12, test: 12}"
 
 _TERMS = "licence: Apache-2.0, outputs_may_train: true"
 _SECOND = f"teachers.second={{model: second-teacher, {_TERMS}}}"
@@ -217,11 +224,18 @@ def service(what: Round) -> Iterator[list[str]]:
 
 
 def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
-    """Return a round's settings, and those that make its phases short."""
+    """Return a round's settings, and those that make its sources small and its phases short."""
     with overrides.temporarily(folder, settings, what.recipe or None):
-        phases = params.load(folder / params.PARAMS)["train"]
+        document = params.load(folder / params.PARAMS)
     shortened = []
-    for name, phase in phases.items():
+    for name, source in document["collect"]["sources"].items():
+        shortened.append(f"collect.sources.{name}.split={_SPLIT}")
+        if source["source"]["type"] == "wordnet":
+            own = "{type: files, path: rows.jsonl, group: answer}"
+            shortened.append(f"collect.sources.{name}.source={own}")
+        elif source["source"]["type"] == "reasoning_gym":
+            shortened.append(f"collect.sources.{name}.source.rows=160")
+    for name, phase in document["train"].items():
         shortened += [f"train.{name}.updates={UPDATES}", f"train.{name}.batch_size=8"]
         if phase.get("student_text", {}).get("held_out"):
             shortened.append(f"train.{name}.student_text.held_out=8")
@@ -263,6 +277,10 @@ def check(folder: Path, what: Round) -> None:
     assert challenge["seed"] in document["seeds"]
     hardest = (folder / "data/hard_examples/hardest.jsonl").stat().st_size
     assert bool(hardest) == what.prompts
+    for task in document["collect"]["sources"]:
+        assert metrics["tasks"][task]["test_rows"] == 12, task
+        assert challenge["tasks"][task]["rows"] == 12, task
+        assert task in (folder / "reports/report.html").read_text(), task
     for form in what.forms:
         record = json.loads((folder / "models/export" / form / "provenance.json").read_text())
         assert record["source"]["provenance"]["phase"] == student

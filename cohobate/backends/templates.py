@@ -172,6 +172,8 @@ class RowText(Section):
             tool_calls=calls,
             # earlier turns are learnt with the answer to the conversation that they belong to
             learn=None if self.target or self.prompt is not None else conversation.row.learn,
+            task=conversation.row.task,
+            weight=conversation.row.weight,
             group=conversation.row.group,
             origin="teacher",
             teacher=teacher,

@@ -8,7 +8,7 @@ from an evaluation prompt by its signs alone (72 × 6, 72 ÷ 6) is another promp
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain, pairwise
 
 from cohobate.data.text_comparison import without_signs, words_of
@@ -115,6 +115,36 @@ class Contamination:
             for number, n in shared.items()
             if number not in others
         )
+
+
+class ContaminationOfTasks(Contamination):
+    """The evaluation prompts of several tasks.
+
+    `reason` compares a text with the prompts of each task by themselves: a template is in all
+    prompts of its task, and not in those of the others. Words and phrases are those of all.
+    """
+
+    def __init__(
+        self, by_task: Mapping[str | None, list[str]], words: int, similarity: float
+    ) -> None:
+        super().__init__(chain.from_iterable(by_task.values()), words, similarity)
+        self._tasks = [Contamination(prompts, words, similarity) for prompts in by_task.values()]
+
+    def reason(self, prompt: str) -> str | None:
+        """Return what `prompt` shares with an evaluation prompt of any task, or None."""
+        return next((why for task in self._tasks if (why := task.reason(prompt))), None)
+
+
+def index_by_task(
+    prompts: Iterable[tuple[str | None, str]], words: int = WORDS, similarity: float = SIMILARITY
+) -> Contamination:
+    """Index evaluation prompts, each given with the name of its task."""
+    by_task: defaultdict[str | None, list[str]] = defaultdict(list)
+    for task, prompt in prompts:
+        by_task[task].append(prompt)
+    if len(by_task) > 1:
+        return ContaminationOfTasks(by_task, words, similarity)
+    return Contamination(chain.from_iterable(by_task.values()), words, similarity)
 
 
 def _spaced(words: list[str]) -> str:

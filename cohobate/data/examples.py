@@ -29,13 +29,15 @@ class Example:
     signal: int = -1
     """Its row in the signal store; −1: none."""
     group: str = ""
-    """Class, topic or task of the row."""
+    """Class or topic of the row."""
+    task: str = ""
+    """Name of the source that the row comes from; empty where a round has one."""
     by_student: bool = False
     """Whether the student wrote the completion."""
     target: str = ""
     """Name of an auxiliary target; empty for a prompt's own answer."""
     weight: float = 1.0
-    """Of the loss on this target."""
+    """Of the loss of the row."""
 
     @classmethod
     def answer(cls, key: str, ids: np.ndarray, start: int, **fields: Any) -> "Example":
@@ -88,6 +90,8 @@ def examples_of(
             group=row.group,
             by_student=row.origin == "student",
             target=getattr(row, "target", None) or "",
+            task=row.task or "",
+            weight=1.0 if row.weight is None else row.weight,
         )
         for row, ids in zip(rows, encoded, strict=True)
         if ids.spans and (max_tokens is None or len(ids.ids) <= max_tokens)

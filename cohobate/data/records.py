@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from cohobate.data.messages import Prompt, ToolCall, prompt_key, prompt_text, with_prefix
 from cohobate.data.tool_calls import with_calls
 
-# collect
+# sources, collect
+SOURCES = Path("data/sources")
 COLLECT = Path("data/collect")
 LABELLED = COLLECT / "labelled.jsonl"
 UNLABELLED = COLLECT / "unlabelled.jsonl"
@@ -160,6 +161,9 @@ class Pair(BaseModel):
     margin: float
     """Score of the chosen answer minus that of the rejected one."""
     group: str = ""
+    task: str | None = None
+    weight: float | None = None
+    """Both as in `Row`."""
 
 
 R = TypeVar("R", bound=BaseModel)

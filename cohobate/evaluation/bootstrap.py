@@ -11,7 +11,7 @@ seed this variance is unknown: the interval then holds for the test rows alone.
 Arrays: R test rows, Z seeds of an arm, G arms, X resamples, C distinct rows of scores.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,6 +69,11 @@ class Bootstrap:
         row_means_RG = np.stack([scores_ZR.mean(axis=0) for scores_ZR in scores.values()], axis=1)
         means_XG = _resampled_means(row_means_RG, draws, np.random.default_rng(seed))
         self._draws_X = {arm: means_XG[:, column] for column, arm in enumerate(scores)}
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms that were drawn."""
+        return [*self._draws_X]
 
     def score(self, arm: str) -> Interval:
         """Return the interval of an arm's mean score."""
@@ -185,6 +190,27 @@ def shares_of_loss(nats_R: Floats, sizes_R: Floats) -> Floats:
     """
     shares_R: Floats = nats_R * (len(nats_R) / sizes_R.sum())
     return shares_R
+
+
+def macro_mean(parts: Sequence[Bootstrap], seed: int) -> Bootstrap:
+    """Return the bootstrap of the mean over several sets of rows, each set weighing alike.
+
+    The sets have the same arms and seeds, and were drawn with different seeds: the resampled mean
+    is then the mean of their resampled means (a stratified bootstrap).
+
+    Args:
+        parts: the bootstrap of each set.
+        seed: of the errors of the mean over training seeds.
+    """
+    whole = object.__new__(Bootstrap)
+    whole._seed, whole._size = seed, parts[0]._size
+    whole._seed_means = {
+        arm: np.mean([part._seed_means[arm] for part in parts], axis=0) for arm in parts[0].arms
+    }
+    whole._draws_X = {
+        arm: np.mean([part._draws_X[arm] for part in parts], axis=0) for arm in parts[0].arms
+    }
+    return whole
 
 
 def unpaired_difference(one: Bootstrap, other: Bootstrap, arm: str) -> Interval:

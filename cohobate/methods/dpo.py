@@ -47,6 +47,10 @@ class Dpo(Phase):
             )
         if self.batch_size % self.rows_at_once:
             raise ValueError("micro_batch_size must divide batch_size: micro-batches count alike")
+        if self.task_weights and {"aot", "aot_unpaired"}.intersection(self.loss_type):
+            raise ValueError(
+                "aot sorts its pairs, which then have no weight: leave out task_weights"
+            )
         if "exo_pair" in self.loss_type and not self.label_smoothing:
             raise ValueError("exo_pair needs a label_smoothing above 0, such as 0.001")
         return self
@@ -93,4 +97,6 @@ def _row(pair: Any, side: str, number: int) -> Row:
         answer=getattr(pair, side),
         reasoning=getattr(pair, f"{side}_reasoning"),
         tool_calls=getattr(pair, f"{side}_tool_calls"),
+        task=pair.task,
+        weight=pair.weight,
     )

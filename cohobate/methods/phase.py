@@ -54,6 +54,11 @@ class Phase(Hyperparameters):
     target_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Weight λ of the loss on each auxiliary target, such as `{rationale: 0.5}`; 1 where not given.
     The loss is the answers' mean over their tokens, plus λ times that target's over its own."""
+    task_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, exclude_if=lambda weights: not weights
+    )
+    """Weight of the loss of each task's rows, by the names of `collect.sources`; 1 where not given.
+    `mixing` decides how often they are drawn."""
     save_precision: NumberFormat = "bfloat16"
     """Number format of the weights on disk."""
     workers: int = Field(1, ge=1)
@@ -150,7 +155,8 @@ class Phase(Hyperparameters):
             max_tokens: longest row; the phase's own `max_tokens` when not given.
 
         Raises:
-            UserError: all rows are too long, or no row has a target of `target_weights`.
+            UserError: all rows are too long, or no row has a target of `target_weights` or a task
+                of `task_weights`.
         """
         from cohobate.data.example_cache import encoded_examples
         from cohobate.data.row_length import LengthLimit
@@ -159,7 +165,16 @@ class Phase(Hyperparameters):
         examples = encoded_examples(tokenizer, rows, limit)
         limit.report(self.rows)
         limit.refuse_none(len(examples), f"max_tokens of the phase that learns {self.rows}")
-        # a misspelt name would leave the weight of its target at 1
+        self._check_weights(examples)
+        return [replace(one, weight=self._weight(one)) for one in examples]
+
+    def _weight(self, example: "Example") -> float:
+        """Return the weight of an example's loss: its row's, its target's and its task's."""
+        of_target = self.target_weights.get(example.target, 1.0)
+        return example.weight * of_target * self.task_weights.get(example.task, 1.0)
+
+    def _check_weights(self, examples: "Sequence[Example]") -> None:
+        """Refuse weights of what no row has: a misspelt name would leave its weight at 1."""
         targets = {example.target for example in examples if example.target}
         if unknown := sorted(set(self.target_weights) - targets):
             raise UserError(
@@ -167,8 +182,13 @@ class Phase(Hyperparameters):
                 where=f"{self.rows}, and target_weights of the phase",
                 fix="name the targets of cohobate/backends/templates/<template>.yaml, or none",
             )
-        weights = self.target_weights
-        return [replace(one, weight=weights.get(one.target, 1.0)) for one in examples]
+        tasks = {example.task for example in examples if example.task}
+        if unknown := sorted(set(self.task_weights) - tasks):
+            raise UserError(
+                f"no row is of the task {unknown[0]!r}{nearest(unknown[0], tasks)}",
+                where=f"{self.rows}, and task_weights of the phase",
+                fix="name the sources of collect.sources",
+            )
 
 
 class SingleProcess(Phase):

@@ -108,6 +108,7 @@ class PreferenceLoss(ModelLoss):
         divisor: float | Tensor,
         teacher_inputs: Mapping[str, Any],
         by_student_N: Tensor | None = None,
+        weight_N: Tensor | None = None,
         progress: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Return Σ losses / divisor, and each token's share of its pair's losses, (N, F)."""
@@ -120,6 +121,10 @@ class PreferenceLoss(ModelLoss):
             logp_B.requires_grad_()
             pairs = self._pairs(logp_B, teacher_inputs["reference_B"], tokens_B)
             losses_BF = preference_losses(pairs, self.loss_weights)
+            if weight_N is not None:
+                # all tokens of a pair have its weight: the last one of each answer tells it
+                weight_B = weight_N.to(logp_B)[tokens_B.cumsum(0) - 1]
+                losses_BF = losses_BF * weight_B.chunk(2)[0][:, None]
             (grad_B,) = torch.autograd.grad(losses_BF.sum(), logp_B)
         self._note(pairs)
         surrogate, _ = fused_head_loss(

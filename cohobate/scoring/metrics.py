@@ -27,7 +27,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class AnswerScore(Section):
+class TaskMetric(Section):
+    """Base class of the metrics."""
+
+    tasks: tuple[str, ...] = ()
+    """Sources whose rows are scored, of `collect.sources`; all rows where none is named."""
+
+    def scores_task(self, task: str | None) -> bool:
+        """Return whether the rows of a task are scored."""
+        return not self.tasks or task in self.tasks
+
+
+class AnswerScore(TaskMetric):
     """Base class of the metrics that score one answer."""
 
     type: str

@@ -182,13 +182,28 @@ Verifier = Annotated[
 ]
 
 
+class TaskOfSource(Section):
+    """What differs in the task of one source, where a round has several."""
+
+    verifier: Verifier
+    """Decides on the answers of this task."""
+
+
 class Task(Section):
     """The section `task` of params.yaml: what several stages must agree on."""
 
     verifier: Verifier
     """Decides whether an answer is right, and whether a text is a valid answer."""
+    tasks: dict[str, TaskOfSource] = Field(default_factory=dict)
+    """By name of a source (`collect.sources`): what differs for its rows."""
 
-    def labels(self, answers: Iterable[str]) -> frozenset[str]:
+    def verifier_of(self, task: str | None) -> Verifier:
+        """Return the verifier of the rows of a task; None: of a round with one source."""
+        own = self.tasks.get(task) if task else None
+        return own.verifier if own else self.verifier
+
+    def labels(self, answers: Iterable[str], task: str | None = None) -> frozenset[str]:
         """Return the canonical forms of `answers`: the labels of a closed set."""
-        forms = (self.verifier.canonical(answer) for answer in answers)
+        verifier = self.verifier_of(task)
+        forms = (verifier.canonical(answer) for answer in answers)
         return frozenset(form for form in forms if form is not None)

@@ -63,18 +63,19 @@ class MeanLogits(Combination):
 
 
 class Route(Combination):
-    """Each row goes to the teacher of its group."""
+    """Each row goes to the teacher of its group, or of its task."""
 
     type: Literal["route"]
     groups: dict[str, str]
-    """Group of a row -> name of its teacher; the group `*` stands for every other group."""
+    """Group of a row, or its task where a round has several sources, -> name of its teacher. A
+    group goes before a task, and `*` stands for all other rows."""
     one_teacher_per_row: ClassVar[bool] = True
 
     def collate(self, rows: Sequence[Example], names: list[str]) -> dict[str, Any]:
         """Return the number of each row's teacher."""
         import torch
 
-        chosen = [self.groups.get(row.group, self.groups.get("*", "")) for row in rows]
+        chosen = [self._teacher_of(row) for row in rows]
         for row, name in zip(rows, chosen, strict=True):
             if name not in names:
                 raise UserError(
@@ -83,6 +84,10 @@ class Route(Combination):
                     fix="add the group, or *, to combine.groups",
                 )
         return {"route_B": torch.tensor([names.index(name) for name in chosen])}
+
+    def _teacher_of(self, row: Example) -> str:
+        names = (self.groups.get(name) for name in (row.group, row.task, "*"))
+        return next((name for name in names if name), "")
 
     def token_weights(
         self, teachers: Sequence[SoftTargets], batch: MicroBatch, teacher_weights: Sequence[float]

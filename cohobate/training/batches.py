@@ -2,13 +2,17 @@
 
 The order is shuffled anew for each epoch. Within a window of updates, rows of similar length come
 together, so that there is little padding. Curriculum stages come one after the other, each with
-updates in proportion to its rows.
+updates in proportion to its rows. Where rows are of several tasks, each stage draws them at the
+rates of `mixing` (cohobate/training/mixing.py); a task that is drawn more often has more epochs.
+
+All batches are planned before the first update: a resumed run and every worker plan the same ones.
 """
 
 import math
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +21,7 @@ from torch.utils.data import Dataset
 from cohobate.data.examples import Example, TargetCollator, completion_positions
 from cohobate.data.tokenized import pad_right
 from cohobate.training.hyperparameters import Hyperparameters
+from cohobate.training.mixing import Mixing, check_tasks, draw_tasks, mixing_rates
 
 WINDOW = 16
 """Number of updates whose rows are sorted by length together."""
@@ -25,7 +30,13 @@ WINDOW = 16
 def plan_batches(
     examples: Sequence[Example], hyperparameters: Hyperparameters, seed: int
 ) -> list[list[int]]:
-    """Return the positions in `examples` of each update's rows."""
+    """Return the positions in `examples` of each update's rows.
+
+    Raises:
+        UserError: the rows are of other tasks than `mixing` names.
+    """
+    mixing = hyperparameters.mixing
+    check_tasks(mixing, {example.task for example in examples})
     curriculum_stages = sorted({example.stage for example in examples})
     updates, size = hyperparameters.updates_over(len(examples)), hyperparameters.batch_size
     batches: list[list[int]] = []
@@ -35,19 +46,48 @@ def plan_batches(
         seen += len(rows)
         # rounded on the running total, so that the stages add up to `updates`
         count = round(updates * seen / len(examples)) - len(batches)
-        batches += _stage_batches(examples, rows, count, size, random.Random(f"{seed}/{stage}"))
+        rng = random.Random(f"{seed}/{stage}")
+        drawn = _draws(examples, rows, mixing, rng)
+        batches += _stage_batches(examples, drawn, count, size, rng)
     return batches
 
 
+class _Draws(NamedTuple):
+    """The rows of a curriculum stage in the order in which they are drawn."""
+
+    rows: Iterator[int]
+    """Positions of the examples, without end."""
+    epoch: int
+    """How many are drawn before a row comes again."""
+
+
+def _draws(
+    examples: Sequence[Example], rows: list[int], mixing: Mixing, rng: random.Random
+) -> _Draws:
+    """Return the rows of a stage as they are drawn."""
+    if mixing == "proportional":
+        return _Draws(_epochs(rows, rng), len(rows))
+    by_task: defaultdict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        by_task[examples[row].task].append(row)
+    rates = mixing_rates(mixing, {task: len(by_task[task]) for task in sorted(by_task)})
+    endless = {task: _epochs(by_task[task], rng) for task in rates}
+    epoch = min(int(len(by_task[task]) / rate) for task, rate in rates.items())
+    return _Draws((next(endless[task]) for task in draw_tasks(rates)), epoch)
+
+
 def _stage_batches(
-    examples: Sequence[Example], rows: list[int], count: int, size: int, rng: random.Random
+    examples: Sequence[Example],
+    drawn: _Draws,
+    count: int,
+    size: int,
+    rng: random.Random,
 ) -> Iterator[list[int]]:
-    endless = _epochs(rows, rng)
     # no longer than an epoch: sorting would put a row of two epochs twice into one update
-    widest = min(WINDOW, max(1, len(rows) // size))
+    widest = min(WINDOW, max(1, drawn.epoch // size))
     for start in range(0, count, widest):
         width = min(widest, count - start)
-        window = [next(endless) for _ in range(width * size)]
+        window = [next(drawn.rows) for _ in range(width * size)]
         window.sort(key=lambda i: len(examples[i].ids))
         batches = [window[n * size : (n + 1) * size] for n in range(width)]
         # short and long updates alternate at random: no trend of the loss with the length

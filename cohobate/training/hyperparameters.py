@@ -10,6 +10,7 @@ from cohobate.models import checkpoints
 from cohobate.models.number_formats import NumberFormat, Precision, resolve
 from cohobate.params import Section
 from cohobate.training.adapters import Adapter, Full
+from cohobate.training.mixing import Mixing
 from cohobate.training.quantization_aware import NoQuantisation, Quantisation
 
 SHORT_ROW = 256
@@ -39,6 +40,10 @@ class Hyperparameters(Section):
     micro_batch_size: int | None = Field(None, ge=1)
     """Rows of one forward pass of a worker; its whole share of the batch when not given. Gradients
     of the micro-batches are accumulated."""
+    # left out of provenance where it is the default: rounds with one source keep their bytes
+    mixing: Mixing = Field("proportional", exclude_if=lambda mixing: mixing == "proportional")
+    """At what rate rows of each task are drawn, where the round has several sources: in proportion
+    to their rows; `equal`; `{temperature: 2}`, between the two; or `{weights: {a: 3, b: 1}}`."""
     optimiser: Literal["adamw", "adafactor", "sgd"] = "adamw"
     """adafactor keeps a row and a column in place of AdamW's second moments; sgd keeps nothing."""
     learning_rate: float = Field(1e-3, gt=0)

@@ -1,4 +1,4 @@
-"""Token weights of updates whose rows have auxiliary targets, such as rationales.
+"""Token weights of updates whose rows have weights, or auxiliary targets such as rationales.
 
 The loss is the sum over the targets of λ times the mean loss of that target's own tokens (Hsieh et
 al. 2023, "Distilling Step-by-Step", equation 3), so that a long rationale does not outweigh a short

@@ -147,7 +147,7 @@ def _mean_score(
         threads=adapt.threads,
     )
     total = sum(
-        metric.score(answer.full_text, rows[n].full_answer, task.verifier)
+        metric.score(answer.full_text, rows[n].full_answer, task.verifier_of(rows[n].task))
         for n, answer in track(generated, total=len(rows), label=f"{item} on dev rows")
     )
     return total / len(rows)

@@ -10,10 +10,14 @@ Out: reports/challenge.json, which `dvc metrics show` shows; and, where the arch
      "by_seed": {"1": 0.721, "2": 0.725}, "growth": {"bits_per_byte": 1.05, …},
      "intervals": {"champion": {"low": 0.601, "mean": 0.641, "high": 0.680}, "challenger": {…}}}
 
+Where the round has several sources, `tasks` has these figures of each, and `each_task` of
+`evaluate.gate` must hold on the dev rows of each, against the champion.
+
 Decoding and metric are those of `evaluate`. Test rows are not used: they must not select anything.
 """
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +29,7 @@ from cohobate.errors import UserError
 from cohobate.evaluation.bootstrap import ArmIntervals, Bootstrap, LikelihoodBootstrap
 from cohobate.evaluation.footprint import footprint
 from cohobate.evaluation.forgetting import Forgetting
+from cohobate.evaluation.gate import Gate, ScoreComparison
 from cohobate.fast.frozen import load_frozen
 from cohobate.generation.decoding import generate_answers
 from cohobate.generation.requests import Batching, Decoding
@@ -38,7 +43,7 @@ from cohobate.scoring.metrics import (
     LikelihoodScore,
     refuse_raw_text,
 )
-from cohobate.scoring.verifiers import Task, Verifier
+from cohobate.scoring.verifiers import Task
 from tasks.challenge.guards import Guards
 from tasks.challenge.latency import Latency, timed_apart
 
@@ -49,6 +54,7 @@ if TYPE_CHECKING:
 
 _CONTEXT = 64
 """Context length at which FLOPs are counted."""
+_NO_CONDITIONS = Gate()
 
 
 class ChallengeParams(Section):
@@ -79,6 +85,7 @@ def run(
     student: Annotated[str, ValueOf("evaluate.student")],
     metric: DecidingMetric,
     decoding: Annotated[Decoding, ValueOf("evaluate.decoding")],
+    gate: Annotated[Gate, ValueOf("evaluate.gate")],
 ) -> None:
     """Run the champion and all seeds of the phase `student` on the dev rows; write the verdict.
 
@@ -97,9 +104,11 @@ def run(
         if isinstance(metric, LikelihoodScore):
             scores[name] = model.loss_shares(metric)
         else:
-            scores[name] = model.scores(decoding, metric, task.verifier, name)
+            scores[name] = model.scores(decoding, metric, task, name)
         figures[name] = model.guarded_figures()
-    verdict = judge(challenge, scores, figures, likelihood)
+    # a likelihood is a figure of all rows together
+    tasks = [] if likelihood else [row.task for row in rows]
+    verdict = judge(challenge, scores, figures, likelihood, TaskConditions(tasks, gate))
     write_json(VERDICT, verdict)
     if timed_apart(verdict):
         pair = {"champion": folders["champion"], "challenger": folders[str(verdict["seed"])]}
@@ -116,6 +125,7 @@ def judge(
     scores: Mapping[str, "NDArray[np.float64]"],
     figures: Mapping[str, Mapping[str, float]],
     likelihood: LikelihoodScore | None = None,
+    conditions: "TaskConditions | None" = None,
 ) -> dict[str, Any]:
     """Return the verdict.
 
@@ -125,6 +135,7 @@ def judge(
             row's share of the mean loss.
         figures: the guarded figures, by the same names.
         likelihood: the metric that decides, where it is one of a likelihood: lower is better.
+        conditions: of the tasks, where the round has several sources.
     """
     import numpy as np
 
@@ -146,6 +157,8 @@ def judge(
     summary = f"{100 * gain.mean:+.1f} {unit} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
     summary += f" on {len(scores['champion'])} dev rows"
     broken = challenge.guards.broken(growth)
+    by_task, failed = (conditions or TaskConditions()).compare(both)
+    broken += failed
     return {
         "promote": gain.low > challenge.min_gain and not broken,
         "why": "; ".join([summary, *broken]),
@@ -156,8 +169,47 @@ def judge(
         "gain": gain.rounded(),
         "intervals": {name: bootstrap.score(name).rounded() for name in both},
         "growth": growth,
+        **({"tasks": by_task} if by_task else {}),
         "number_format": resolve(challenge.precision, checkpoints.accelerator()),
     }
+
+
+@dataclass(frozen=True)
+class TaskConditions:
+    """The tasks of the dev rows, and what the gate asks of each."""
+
+    tasks: Sequence[str | None] = ()
+    """Of each row; None of a round with one source."""
+    gate: Gate = _NO_CONDITIONS
+
+    def compare(
+        self, scores: Mapping[str, "NDArray[np.float64]"]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Return the figures of each task, and a message for each task that does not pass.
+
+        Args:
+            scores: of champion and challenger, (Z, R): Z seeds, R rows.
+        """
+        members: defaultdict[str, list[int]] = defaultdict(list)
+        for position, task in enumerate(self.tasks):
+            if task is not None:
+                members[task].append(position)
+        figures: dict[str, Any] = {}
+        compared: dict[str, ScoreComparison] = {}
+        for task, positions in sorted(members.items()):
+            own = {name: scores_ZR[:, positions] for name, scores_ZR in scores.items()}
+            bootstrap = Bootstrap(own, draws=10_000, seed=0)
+            gain = bootstrap.difference("challenger", "champion")
+            kept = bootstrap.ratio("challenger", "champion")
+            figures[task] = {
+                **{name: round(float(scores_ZR.mean()), 6) for name, scores_ZR in own.items()},
+                "gain": gain.rounded(),
+                "rows": len(positions),
+            }
+            compared[task] = ScoreComparison(gain.low, kept.mean if kept else None)
+        passed = self.gate.by_task(compared)
+        failed = [name for name, is_passed in passed.items() if not is_passed]
+        return figures, [f"the task {name} does not pass the gate" for name in failed]
 
 
 @dataclass(frozen=True)
@@ -179,7 +231,7 @@ class _Model:
         return cls(params, folder, model, tokenizer, [row.prefixed(prefix) for row in rows])
 
     def scores(
-        self, decoding: Decoding, metric: AnswerScore, verifier: Verifier, name: str
+        self, decoding: Decoding, metric: AnswerScore, task: Task, name: str
     ) -> "NDArray[np.float64]":
         """Return the score of the model's answer to each row; `name` is the model's."""
         import numpy as np
@@ -192,7 +244,9 @@ class _Model:
         )
         scores = np.zeros(len(rows))
         for position, answer in track(generated, total=len(rows), label=f"{name} on dev rows"):
-            scores[position] = metric.score(answer.full_text, rows[position].full_answer, verifier)
+            row = rows[position]
+            verifier = task.verifier_of(row.task)
+            scores[position] = metric.score(answer.full_text, row.full_answer, verifier)
         return scores
 
     def loss_shares(self, metric: LikelihoodScore) -> "NDArray[np.float64]":

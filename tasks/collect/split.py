@@ -3,18 +3,21 @@
 Rows are drawn in the order of a hash of the seed and their first key. So a split does not depend on
 the order of the file, and changes little when records are added. Test is drawn first, then dev,
 then the training side. A row that shares a key with a part drawn before (the same document, a sense
-of the same word), or contains one of its prompts, is not drawn into a later part.
+of the same word), or contains one of its prompts, is not drawn into a later part. Where there are
+several sources, all of this holds across them: test is drawn of every source, then dev of every
+source, and so on.
 """
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from pydantic import Field
 
-from cohobate.data.contamination import Contamination
+from cohobate.data.contamination import Contamination, index_by_task
 from cohobate.data.records import Row
 from cohobate.params import Section
 from tasks.collect.source_records import SourceRecord
@@ -38,22 +41,27 @@ def _answer_hash(row: Row) -> int:
 class SplitIndex:
     """Index of the rows for drawing a split: about forty bytes a row; the rows stay on disk."""
 
-    def __init__(self, split: "Split") -> None:
-        self._seed, self._ood_groups = split.seed, frozenset(split.ood_groups)
+    def __init__(self, *splits: "Split") -> None:
+        """Make an empty index for the splits of the sources, one each."""
+        self._splits = [(split.seed, frozenset(split.ood_groups)) for split in splits]
+        self._marked: set[tuple[int, int]] = set()  # source and part
+        self.sources = array("H")
         self.prompts, self.answers = array("Q"), array("Q")  # hashes
         self.ranks, self.marks = array("Q"), array("B")
         self.raw_text = bytearray()
         """For each row, whether it is raw text: it is never unlabelled."""
         self._keys, self._key_ends = array("Q"), array("Q")
 
-    def add(self, source_record: SourceRecord, row: Row) -> None:
-        """Add a row."""
-        keys = source_record.keys or (row.id,)
+    def add(self, source_record: SourceRecord, row: Row, source: int = 0) -> None:
+        """Add a row of the source with this number."""
+        (seed, ood_groups), keys = self._splits[source], source_record.keys or (row.id,)
+        self.sources.append(source)
         self.prompts.append(int(row.id, 16))
         self.answers.append(_answer_hash(row))
-        self.ranks.append(_hash(f"{self._seed} {keys[0]}"))
-        part = "ood" if source_record.group in self._ood_groups else source_record.part
+        self.ranks.append(_hash(f"{seed} {keys[0]}"))
+        part = "ood" if source_record.group in ood_groups else source_record.part
         self.marks.append(_MARKS[part])
+        self._marked.add((source, _MARKS[part]))
         self.raw_text.append(row.is_raw_text)
         self._keys.extend(map(_hash, keys))
         self._key_ends.append(len(self._keys))
@@ -61,9 +69,13 @@ class SplitIndex:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def has(self, part: str) -> bool:
+    def has(self, part: str, source: int = 0) -> bool:
         """Return whether the source itself assigns rows to this part."""
-        return _MARKS[part] in self.marks
+        return (source, _MARKS[part]) in self._marked
+
+    def count(self, source: int) -> int:
+        """Return the number of rows of a source."""
+        return self.sources.count(source)
 
     def keys(self, row: int) -> "array[int]":
         """Return the hashes of the keys of a row."""
@@ -100,8 +112,13 @@ class SplitParts:
     ood: list[int] = field(default_factory=list)
     unusable: list[tuple[int, str]] = field(default_factory=list)
     """Rows that cannot be used, with the reason."""
-    withheld: int = 0
-    """Number of rows left out because they share a key with a part drawn before."""
+    withheld_of: Counter[int] = field(default_factory=Counter)
+    """By source, the number of rows left out because they share a key with a part drawn before."""
+
+    @property
+    def withheld(self) -> int:
+        """The number of such rows of all sources."""
+        return self.withheld_of.total()
 
 
 class Split(Section):
@@ -131,7 +148,39 @@ class Split(Section):
             text_of: returns the text by which a row is compared.
             parts: is filled.
         """
-        _Draw(pool, text_of, parts).draw(self)
+        draw_parts([self], pool, text_of, parts)
+
+
+class SourceSplit(Section):
+    """Sizes of the parts of one of several sources; those of `collect.split` where not given."""
+
+    labelled: int | None = Field(None, ge=0)
+    unlabelled: int | None = Field(None, ge=0)
+    dev: int | None = Field(None, ge=0)
+    test: int | None = Field(None, ge=0)
+    ood: int | None = Field(None, ge=0)
+    ood_groups: tuple[str, ...] | None = None
+
+    def completed(self, split: Split) -> Split:
+        """Return `split` with what is given here."""
+        return split.model_copy(update=self.model_dump(exclude_none=True))
+
+
+def draw_parts(
+    splits: Sequence[Split],
+    pool: SplitIndex,
+    text_of: Callable[[int], str],
+    parts: SplitParts,
+) -> None:
+    """Draw the parts of several sources; the rows of a part are those of all sources, mixed.
+
+    Args:
+        splits: one for each source.
+        pool: index of the rows.
+        text_of: returns the text by which a row is compared.
+        parts: is filled.
+    """
+    _Draw(pool, text_of, parts).draw(splits)
 
 
 class _Draw:
@@ -141,30 +190,41 @@ class _Draw:
         self._pool, self._text_of, self._parts = pool, text_of, parts
         self._used = bytearray(len(pool))
         self._blocked: set[int] = set()
-        self._evaluation: list[str] = []
+        self._evaluation: list[tuple[str, str]] = []  # source and prompt
 
-    def draw(self, split: Split) -> None:
+    def draw(self, splits: Sequence[Split]) -> None:
         parts, answers = self._parts, self._pool.answers
         self._drop_repeated()
         order = self._pool.in_drawing_order()
-        drawings = [("test", split.test, parts.test), ("dev", split.dev, parts.dev)]
-        for part, size, drawn in [*drawings, ("ood", split.ood, parts.ood)]:
-            # rows out of distribution are never drawn from the rest
-            own = part == "ood" or self._pool.has(part)
-            mark = _MARKS[part] if own else 0  # else drawn from the rest
-            answered = (row for row in self._marked(order, mark) if answers[row])
-            drawn.extend(self._take(answered, size))
+        for part in ("test", "dev", "ood"):
+            drawn: list[int] = getattr(parts, part)
+            # parts that are drawn by now; a part is not compared with itself
+            contamination = index_by_task(self._evaluation)
+            for source, split in enumerate(splits):
+                # rows out of distribution are never drawn from the rest
+                own = part == "ood" or self._pool.has(part, source)
+                mark = _MARKS[part] if own else 0  # else drawn from the rest
+                answered = (row for row in self._marked(order, mark, source) if answers[row])
+                drawn.extend(self._take(answered, getattr(split, part), contamination))
             self._close(drawn)
-        answered = (row for row in self._marked(order, 0) if answers[row])
-        parts.labelled += self._take(answered, split.labelled)
-        skipped = split.batch * split.unlabelled
-        # earlier batches are drawn again and dropped, so that no row is in two batches
-        prompts = (row for row in self._marked(order, 0) if not self._pool.raw_text[row])
-        others = self._take(prompts, skipped + split.unlabelled)
-        parts.unlabelled += islice(others, skipped, None)
+        contamination = index_by_task(self._evaluation)
+        for source, split in enumerate(splits):
+            answered = (row for row in self._marked(order, 0, source) if answers[row])
+            parts.labelled += self._take(answered, split.labelled, contamination)
+            skipped = split.batch * split.unlabelled
+            # earlier batches are drawn again and dropped, so that no row is in two batches
+            rest = self._marked(order, 0, source)
+            prompts = (row for row in rest if not self._pool.raw_text[row])
+            others = self._take(prompts, skipped + split.unlabelled, contamination)
+            parts.unlabelled += islice(others, skipped, None)
+        if len(splits) > 1:
+            # what reads the first rows of a file alone reads rows of every source
+            for rows in (parts.labelled, parts.unlabelled, parts.dev, parts.test, parts.ood):
+                rows.sort(key=lambda row: (self._pool.ranks[row], row))
 
-    def _marked(self, order: Iterable[int], mark: int) -> Iterator[int]:
-        return (row for row in order if self._pool.marks[row] == mark)
+    def _marked(self, order: Iterable[int], mark: int, source: int) -> Iterator[int]:
+        marks, sources = self._pool.marks, self._pool.sources
+        return (row for row in order if marks[row] == mark and sources[row] == source)
 
     def _drop_repeated(self) -> None:
         for rows in self._pool.repeated():
@@ -183,9 +243,7 @@ class _Draw:
             self._used[row] = True
             self._parts.unusable.append((row, reason))
 
-    def _take(self, rows: Iterable[int], size: int) -> Iterator[int]:
-        # parts that are drawn by now; a part is not compared with itself
-        contamination = Contamination(self._evaluation)
+    def _take(self, rows: Iterable[int], size: int, contamination: Contamination) -> Iterator[int]:
         for row in rows:
             if size == 0:
                 return
@@ -193,7 +251,7 @@ class _Draw:
                 continue
             self._used[row] = True
             if not self._blocked.isdisjoint(self._pool.keys(row)):
-                self._parts.withheld += 1
+                self._parts.withheld_of[self._pool.sources[row]] += 1
             elif reason := contamination.reason(self._text_of(row)):
                 self._parts.unusable.append((row, reason))
             else:
@@ -204,4 +262,4 @@ class _Draw:
         """Keep rows that share a key or a prompt with `rows` out of later parts."""
         for row in rows:
             self._blocked.update(self._pool.keys(row))
-            self._evaluation.append(self._text_of(row))
+            self._evaluation.append((str(self._pool.sources[row]), self._text_of(row)))

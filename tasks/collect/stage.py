@@ -1,6 +1,7 @@
-"""Collect prompts and labelled rows from a source, and split them without leakage.
+"""Collect prompts and labelled rows from one source or several, and split them without leakage.
 
-In:  the source that `collect.source` names: WordNet, a data file, a data set, generated problems.
+In:  the source that `collect.source` names: WordNet, a data file, a data set, generated problems;
+     or those of `collect.sources`, each a task: its rows carry its name as their `task`.
 Out: data/collect/labelled.jsonl, dev.jsonl, test.jsonl   rows with their reference answer
      data/collect/ood.jsonl                               such rows of other groups, if configured
      data/collect/unlabelled.jsonl                        rows without an answer
@@ -36,76 +37,90 @@ from cohobate.params import Section
 from cohobate.progress import say
 from tasks.collect.files import ColumnSource, DataFile
 from tasks.collect.hugging_face import HubDataset, SavedDataset
-from tasks.collect.known_formats import KnownFormat
-from tasks.collect.raw_text import RawText
 from tasks.collect.reasoning import ReasoningGym
 from tasks.collect.replay import Replay
-from tasks.collect.row_spool import RowSpool
-from tasks.collect.source_records import QuarantinedRecord, SourceRecord
-from tasks.collect.split import Split, SplitParts
-from tasks.collect.template import PromptTemplate
+from tasks.collect.row_form import RowForm
+from tasks.collect.row_spool import RowSpool, SpooledSource
+from tasks.collect.source_records import QuarantinedRecord
+from tasks.collect.split import SourceSplit, Split, SplitParts, draw_parts
 from tasks.collect.wordnet import WordNet
 
 Source = Annotated[
     WordNet | DataFile | SavedDataset | HubDataset | ReasoningGym, Field(discriminator="type")
 ]
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 QUARANTINE = COLLECT / "quarantine.jsonl"
 _SPOOL = COLLECT / "rows.partial"
+_HIDDEN: dict[str, Any] = {"answer": None, "reasoning": None, "tool_calls": None, "origin": "none"}
+"""Fields of a row that show its answer, as they are without one."""
 
 
-class CollectParams(Section):
-    """The section `collect` of params.yaml."""
+class SeveralSources(Section):
+    """Several sources: those of `collect.sources`."""
+
+    type: Literal["several"]
+    path: Literal["data/sources"]
+    """What DVC watches: the fingerprints of their data, which the stage `sources` writes."""
+
+
+class SourceParams(RowForm):
+    """One of several sources, and the task that its rows are."""
 
     source: Source
     """Where the records come from."""
-    template: PromptTemplate | None = None
-    """How a record becomes a prompt. Without one the columns decide: TRL's formats (`messages`,
-    `prompt` and `completion`, `chosen`, `text`), OpenAI's, ShareGPT's `conversations`, Alpaca's
-    `instruction`, `input` and `output`, `question` and `answer`."""
-    text: RawText | None = None
-    """Instead of a template: the records are documents, whose text is learnt at every token, such
-    as `{characters: 3000}`."""
-    learn: Literal["last", "all"] = "last"
-    """Which turns of a conversation are learnt: the assistant's last, or all that it has behind the
-    first user's turn. Turns with `weight: 0` (or `train: false`) never are."""
-    reasoning: Literal["keep", "drop"] = "keep"
-    """What becomes of reasoning, in a key of its own or between tags (`<think>`): it is kept apart
-    from the answer and learnt as the chat template renders it, or left out."""
+    split: SourceSplit = SourceSplit()
+    """Sizes of its parts. Seed and batch are those of `collect.split`."""
+    weight: float | None = Field(None, ge=0)
+    """Weight of the loss of its rows, in every phase. `task_weights` of a phase do the same for
+    that phase, and need no new rows; `mixing` of a phase decides how often the rows are drawn."""
+
+
+class CollectParams(RowForm):
+    """The section `collect` of params.yaml."""
+
+    source: Annotated[Source | SeveralSources, Field(discriminator="type")]
+    """Where the records come from; `{type: several, path: data/sources}` for `sources`."""
+    sources: dict[SourceName, SourceParams] = Field(default_factory=dict)
+    """Several sources by name, each a task. Their parts are drawn without leakage across them."""
     split: Split = Split()
-    """Sizes of the parts."""
+    """Sizes of the parts; with several sources of each of them, unless it has sizes of its own."""
     replay: Replay = Replay()
     """Prompts of earlier rounds to repeat."""
 
-    @property
-    def group_is_answer(self) -> bool:
-        """Whether a row's group gives its answer away."""
-        return self.source.group in self.rendering.answer_columns
-
-    @property
-    def rendering(self) -> PromptTemplate | KnownFormat | RawText:
-        """Makes rows of the columns."""
-        return self.text or self.template or KnownFormat()
-
     @model_validator(mode="after")
-    def _prompts_or_raw_text(self) -> "CollectParams":
-        if self.text and self.template:
-            raise ValueError("raw text has no template: give either text or template")
+    def _one_or_several(self) -> "CollectParams":
+        several = isinstance(self.source, SeveralSources)
+        if several and not self.sources:
+            raise ValueError("source is of type several: name them in collect.sources")
+        if self.sources and not several:
+            raise ValueError(
+                "sources are given: source must be {type: several, path: data/sources}"
+            )
+        form = RowForm.model_fields
+        if several and any(getattr(self, name) != form[name].default for name in form):
+            raise ValueError(
+                "several sources have a template, text, learn and reasoning each: set them in "
+                "collect.sources.<name>"
+            )
+        for part in ("labelled", "dev", "test"):
+            if not sum(getattr(one.split, part) for one in self.spooled()):
+                raise ValueError(f"no source has {part} rows: at least one must")
         return self
 
-    def rows(self, source_record: SourceRecord) -> list[tuple[SourceRecord, Row]]:
-        """Return the rows of a record: one, or the pieces of a document.
-
-        Raises:
-            UnusableRecordError: no row can be made of it.
-        """
-        if self.text:
-            return self.text.rows(source_record)
-        content = (self.template or KnownFormat()).render(source_record.columns)
-        if self.reasoning == "drop":
-            content = content.without_reasoning()
-        if self.learn == "all":
-            content = content.with_earlier_turns_learnt()
-        return [(source_record, content.row(source_record.group))]
+    def spooled(self) -> list[SpooledSource]:
+        """Return the sources, each with what makes rows of its records."""
+        if not isinstance(self.source, SeveralSources):
+            return [SpooledSource(self.source, self, self.split)]
+        return [
+            SpooledSource(
+                one.source,
+                one,
+                one.split.completed(self.split),
+                task=name,
+                weight=None if one.weight == 1 else one.weight,
+            )
+            for name, one in self.sources.items()
+        ]
 
 
 def run(collect: CollectParams) -> None:
@@ -115,55 +130,66 @@ def run(collect: CollectParams) -> None:
         UserError: the source cannot be read, or has too few usable rows.
     """
     COLLECT.mkdir(parents=True, exist_ok=True)
-    spool = RowSpool(collect.source, collect, collect.split, _SPOOL)
+    spool = RowSpool(collect.spooled(), _SPOOL)
     parts = SplitParts()
     try:
-        write_rows(QUARANTINE, _quarantined(spool, collect.split, parts))
-        _refuse_shortage(collect, spool, parts)
+        write_rows(QUARANTINE, _quarantined(spool, parts))
+        _refuse_shortage(spool, parts)
         _write_parts(collect, spool, parts)
     finally:
         _SPOOL.unlink(missing_ok=True)
-    if notice := collect.source.notice():
-        (COLLECT / "NOTICE.txt").write_text(notice)
+    notices = dict.fromkeys(notice for one in spool.sources if (notice := one.source.notice()))
+    if notices:
+        (COLLECT / "NOTICE.txt").write_text("\n".join(notices))
 
 
-def _quarantined(spool: RowSpool, split: Split, parts: SplitParts) -> Iterator[QuarantinedRecord]:
-    """Read the source and fill `parts`; yield the quarantined records."""
+def _quarantined(spool: RowSpool, parts: SplitParts) -> Iterator[QuarantinedRecord]:
+    """Read the sources and fill `parts`; yield the quarantined records."""
     yield from spool.fill()
-    split.draw(spool.pool, spool.text_of, parts)
+    draw_parts([one.split for one in spool.sources], spool.pool, spool.text_of, parts)
     for number, reason in parts.unusable:
         yield spool.quarantine(number, reason)
 
 
-def _refuse_shortage(collect: CollectParams, spool: RowSpool, parts: SplitParts) -> None:
-    drawn = {"test": parts.test, "dev": parts.dev, "labelled": parts.labelled}
-    drawn |= {"ood": parts.ood} if collect.split.ood else {}
-    for name, rows in drawn.items():
-        size = getattr(collect.split, name)
-        enough = 1 if name != "labelled" and spool.pool.has(name) else size
-        if len(rows) < enough:
-            raise _shortage(collect, spool, f"{len(rows)} rows for {name}, {size} needed")
-    if not parts.unlabelled and collect.split.unlabelled and not collect.text:
-        raise _shortage(collect, spool, "no row is left for unlabelled")
+def _refuse_shortage(spool: RowSpool, parts: SplitParts) -> None:
+    for number, one in enumerate(spool.sources):
+        of = f" of {one.task}" if one.task else ""
+        for name in ("test", "dev", "labelled", *(["ood"] if one.split.ood else [])):
+            rows, size = _count(spool, getattr(parts, name), number), getattr(one.split, name)
+            given = name != "labelled" and size and spool.pool.has(name, number)
+            if rows < (1 if given else size):
+                raise _shortage(spool, number, f"{rows} rows for {name}{of}, {size} needed")
+        wanted = one.split.unlabelled and not one.maker.is_raw_text
+        if wanted and not _count(spool, parts.unlabelled, number):
+            raise _shortage(spool, number, f"no row{of} is left for unlabelled")
 
 
-def _shortage(collect: CollectParams, spool: RowSpool, problem: str) -> UserError:
-    usable = f"{spool.read} records read, {len(spool.pool)} of them usable"
-    if collect.text:
-        usable = f"{spool.read} records read, {len(spool.pool)} rows of their text"
-    reasons = [f"  {line}" for line in _reasons(spool)]
+def _count(spool: RowSpool, rows: list[int], source: int) -> int:
+    """Return how many of the rows are of a source."""
+    if len(spool.sources) == 1:
+        return len(rows)
+    return sum(spool.pool.sources[row] == source for row in rows)
+
+
+def _shortage(spool: RowSpool, number: int, problem: str) -> UserError:
+    one, rows = spool.sources[number], spool.pool.count(number)
+    usable = f"{one.read} records read, {rows} of them usable"
+    if one.maker.is_raw_text:
+        usable = f"{one.read} records read, {rows} rows of their text"
+    reasons = [f"  {line}" for line in _reasons(one)]
+    section = f"collect.sources.{one.task}" if one.task else "collect"
     return UserError(
         "\n".join([f"{problem} ({usable}); quarantined:", *(reasons or ["  none"])]),
-        where=f"{collect.source.file}; quarantined records are in {QUARANTINE}",
-        fix="fix the records or collect.template, or lower the sizes in collect.split",
+        where=f"{one.source.file}; quarantined records are in {QUARANTINE}",
+        fix=f"fix the records or {section}.template, or lower the sizes in {section}.split",
     )
 
 
-def _reasons(spool: RowSpool) -> list[str]:
+def _reasons(spooled: SpooledSource) -> list[str]:
     """Return the most common reasons, each with the first record that it holds for."""
     lines = []
-    for reason, count in spool.reasons.most_common(3):
-        example = spool.examples.get(reason)
+    for reason, count in spooled.reasons.most_common(3):
+        example = spooled.examples.get(reason)
         lines.append(f"{count} x {reason}" + (f", such as {example}" if example else ""))
     return lines
 
@@ -172,42 +198,74 @@ def _write_parts(collect: CollectParams, spool: RowSpool, parts: SplitParts) -> 
     rows = spool.rows()
     for path, numbers in ((LABELLED, parts.labelled), (DEV, parts.dev), (TEST, parts.test)):
         write_rows(path, rows.only(numbers))
-    if collect.split.ood:
+    if any(one.split.ood for one in spool.sources):
         write_rows(OOD, rows.only(parts.ood))
-    hidden = {"answer": None, "reasoning": None, "tool_calls": None, "origin": "none"}
-    hidden |= {"group": ""} if collect.group_is_answer else {}
+    hidden = {one.task: _hidden(one) for one in spool.sources}
     replayed = {row.id: row for row in collect.replay.prompts()}
     drawn = (row for row in rows.only(parts.unlabelled) if row.id not in replayed)
-    new = islice(drawn, max(0, collect.split.unlabelled - len(replayed)))
-    unlabelled = chain(replayed.values(), new)
-    written = write_rows(UNLABELLED, (row.model_copy(update=hidden) for row in unlabelled))
+    size = sum(one.split.unlabelled for one in spool.sources)
+    unlabelled = chain(replayed.values(), islice(drawn, max(0, size - len(replayed))))
+    written = write_rows(
+        UNLABELLED, (row.model_copy(update=hidden.get(row.task, _HIDDEN)) for row in unlabelled)
+    )
     del parts.unlabelled[written - len(replayed) :]  # drawn, but replaced by replayed rows
-    summary = _summary(collect, spool, parts) | {"replayed": len(replayed)}
+    summary = _summary(spool, parts) | {"replayed": len(replayed)}
     write_json(COLLECT / "summary.json", summary)
     logged = ("source", "read", "labelled", "unlabelled", "dev", "test", "set_aside")
     # of WordNet and generated problems what is set aside is a matter of course
-    for reason in _reasons(spool) if isinstance(collect.source, ColumnSource) else ():
-        say(f"set aside: {reason}")
+    for one in (one for one in spool.sources if isinstance(one.source, ColumnSource)):
+        for reason in _reasons(one):
+            say(f"set aside: {reason}")
     say(", ".join(f"{name}: {summary[name]}" for name in logged))
 
 
-def _summary(collect: CollectParams, spool: RowSpool, parts: SplitParts) -> dict[str, Any]:
-    names = ["labelled", "unlabelled", "dev", "test", *(["ood"] if collect.split.ood else [])]
+def _hidden(spooled: SpooledSource) -> dict[str, Any]:
+    """Return what an unlabelled row of a source must not show."""
+    is_answer = spooled.source.group in spooled.maker.answer_columns
+    return _HIDDEN | ({"group": ""} if is_answer else {})
+
+
+def _summary(spool: RowSpool, parts: SplitParts) -> dict[str, Any]:
+    ood = any(one.split.ood for one in spool.sources)
+    names = ["labelled", "unlabelled", "dev", "test", *(["ood"] if ood else [])]
     sizes = {name: len(getattr(parts, name)) for name in names}
-    set_aside = sum(spool.reasons.values())
-    rows = {"rows": len(spool.pool)} if collect.text else _answer_counts(spool, parts)
+    raw_text = all(one.maker.is_raw_text for one in spool.sources)
+    rows = {"rows": len(spool.pool)} if raw_text else _answer_counts(spool, parts)
     return {
-        "source": collect.source.release(),
-        "licence": collect.source.licence,
+        "source": _joined({one.task: one.source.release() for one in spool.sources}),
+        "licence": _joined({one.task: one.source.licence for one in spool.sources}),
         "read": spool.read,
         **sizes,
-        "set_aside": set_aside,
+        "set_aside": sum(spool.reasons.values()),
         **{f"set aside: {why}": count for why, count in sorted(spool.reasons.most_common(8))},
         "withheld_for_shared_key": parts.withheld,
         # several rows can be of one record
         "unused": len(spool.pool) - len(parts.unusable) - parts.withheld - sum(sizes.values()),
         **rows,
+        **(_by_source(spool, parts, names) if len(spool.sources) > 1 else {}),
     }
+
+
+def _joined(by_task: dict[str | None, str]) -> str:
+    """Return what is said of each source as one text."""
+    return "; ".join(f"{task}: {text}" if task else text for task, text in by_task.items())
+
+
+def _by_source(spool: RowSpool, parts: SplitParts, names: list[str]) -> dict[str, int]:
+    """Return the figures of each source, and how many whole batches of prompts all have left."""
+    figures, left = dict[str, int](), list[int]()
+    unusable = [row for row, _ in parts.unusable]
+    for number, one in enumerate(spool.sources):
+        sizes = {name: _count(spool, getattr(parts, name), number) for name in names}
+        withheld = parts.withheld_of[number]
+        unused = spool.pool.count(number) - _count(spool, unusable, number) - withheld
+        unused -= sum(sizes.values())
+        figures |= {f"{name} of {one.task}": size for name, size in sizes.items()}
+        figures |= {f"set aside of {one.task}": one.reasons.total()}
+        figures |= {f"withheld of {one.task}": withheld}
+        if one.split.unlabelled and not one.maker.is_raw_text:
+            left.append(unused // one.split.unlabelled - one.split.batch)
+    return figures | {"batches_left": max(0, min(left, default=0))}
 
 
 def _answer_counts(spool: RowSpool, parts: SplitParts) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class DifficultyContext:
     def answer(self, row: Response) -> str:
         """Return a row's answer in the form in which answers are compared."""
         text = row.full_answer
-        return self.task.verifier.canonical(text) or text
+        return self.task.verifier_of(row.task).canonical(text) or text
 
     def likelihood(self, precision: Precision, threads: int) -> Likelihood:
         """Load that model."""

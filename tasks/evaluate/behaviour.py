@@ -89,7 +89,7 @@ def _forgetting(
         for seed, figures in results[arm.name].general_loss.items()
     ]
     write_json(FORGETTING, table)
-    by_role = {row["role"]: row["bits_per_byte"] for row in statistics.rows()}
+    by_role = {row["role"]: row["bits_per_byte"] for row in statistics.table()}
     return {
         "bits_per_byte_before": by_role["initial"],
         "bits_per_byte_after": by_role["student"],

@@ -8,14 +8,14 @@ then they are computed on all test rows.
 To add a model metric: a class with `measure`, and its name in `Metric` at the bottom.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
-from cohobate.params import Section
-from cohobate.scoring.metrics import AnswerMetric, BitsPerByte, Perplexity
-from cohobate.scoring.verifiers import Verifier
+from cohobate.scoring.metrics import AnswerMetric, BitsPerByte, Perplexity, TaskMetric
+from cohobate.scoring.verifiers import Label, Task
 
 if TYPE_CHECKING:
     from cohobate.data.records import Row
@@ -31,21 +31,24 @@ class ModelMetric(Protocol):
     def type(self) -> str:
         """Name of the metric."""
 
+    def scores_task(self, task: str | None) -> bool:
+        """Return whether the rows of a task are scored."""
+
     def measure(
         self,
         logprobs: "AnswerLogprobs",
         rows: Sequence["Row"],
         texts: Sequence["Encoded"],
-        task: Verifier,
+        task: Task,
     ) -> float | None:
-        """Return the figure on `rows`, encoded as `texts`; None where the task has none."""
+        """Return the figure on `rows`, encoded as `texts`; None where there is none."""
 
 
-class LabelAccuracy(Section):
-    """Share of rows whose own label has the highest probability of all labels.
+class LabelAccuracy(TaskMetric):
+    """Share of rows whose own label has the highest probability of all labels of its task.
 
     It is independent of what the model would generate. Labels are compared by their first token;
-    where two labels share it there is no figure.
+    where two labels of a task share it there is no figure. Tasks without labels do not count.
     """
 
     type: Literal["label_accuracy"]
@@ -55,19 +58,27 @@ class LabelAccuracy(Section):
         logprobs: "AnswerLogprobs",
         rows: Sequence["Row"],
         texts: Sequence["Encoded"],
-        task: Verifier,
+        task: Task,
     ) -> float | None:
-        """Return the share; None where the task has no closed set of labels."""
-        if task.type != "label" or any(row.is_raw_text for row in rows):
-            return None
-        # all labels of the sample: the closed set, as far as it occurs
-        labels = {row.answer: text.completion_ids[0] for row, text in zip(rows, texts, strict=True)}
-        ids = sorted(set(labels.values()))
-        if len(ids) < len(labels):
-            return None
-        best = logprobs.first_log_probs(texts, ids).argmax(-1).tolist()
-        right = [bool(ids[n] == labels[row.answer]) for n, row in zip(best, rows, strict=True)]
-        return sum(right) / len(right)
+        """Return the share; None where no task has a closed set of labels."""
+        by_task: defaultdict[str | None, list[tuple[Row, Encoded]]] = defaultdict(list)
+        for row, text in zip(rows, texts, strict=True):
+            if isinstance(task.verifier_of(row.task), Label):
+                if row.is_raw_text:
+                    return None
+                by_task[row.task].append((row, text))
+        right: list[bool] = []
+        for pairs in by_task.values():
+            # all labels of the sample: the closed set, as far as it occurs
+            labels = {row.answer: text.completion_ids[0] for row, text in pairs}
+            ids = sorted(set(labels.values()))
+            if len(ids) < len(labels):
+                return None
+            best = logprobs.first_log_probs([text for _, text in pairs], ids).argmax(-1).tolist()
+            right += [
+                bool(ids[n] == labels[row.answer]) for n, (row, _) in zip(best, pairs, strict=True)
+            ]
+        return sum(right) / len(right) if right else None
 
 
 Metric = Annotated[

@@ -14,7 +14,7 @@ from cohobate.evaluation.text_losses import TextLosses
 from cohobate.generation.requests import Answer
 from cohobate.progress import say
 from cohobate.scoring.metrics import AnswerScore, LikelihoodScore, refuse_raw_text
-from cohobate.scoring.verifiers import Verifier
+from cohobate.scoring.verifiers import Task
 from tasks.evaluate.arms import Arm
 
 PREDICTIONS = EVALUATE / "predictions"
@@ -38,7 +38,8 @@ class Prediction(BaseModel):
     confidence: float | None = None
     """exp of the mean log-probability of the answer's tokens."""
     scores: dict[str, float]
-    """By metric, 0 to 1; by one of a likelihood the row's own figure."""
+    """By metric, 0 to 1, without the metrics that are for other tasks; by one of a likelihood the
+    row's own figure."""
     nats: float | None = None
     """Loss of the reference answer, where a metric of its likelihood decides."""
     size: float | None = None
@@ -75,11 +76,16 @@ def scored(
     rows: Sequence[Row],
     answers: Iterable[Answer],
     metrics: Sequence[AnswerScore],
-    verifier: Verifier,
+    task: Task,
 ) -> Iterator[Prediction]:
     """Yield the prediction of each row: its answer, scored."""
     for row, answer in zip(rows, answers, strict=True):
-        scores = {m.type: m.score(answer.full_text, row.full_answer, verifier) for m in metrics}
+        verifier = task.verifier_of(row.task)
+        scores = {
+            metric.type: metric.score(answer.full_text, row.full_answer, verifier)
+            for metric in metrics
+            if metric.scores_task(row.task)
+        }
         confidence = None if answer.logprob is None else round(exp(answer.logprob), 4)
         yield Prediction(
             id=row.id,
@@ -130,14 +136,21 @@ class Predictions:
         losses = [_losses([rows[position] for position in positions]) for rows in seeds]
         return float(np.mean([nats_R.sum() / sizes_R.sum() for nats_R, sizes_R in losses]))
 
-    def same_answer(self, arm: str, other: str, verifier: Verifier) -> float:
+    def mean_score(self, arm: str, metric: str) -> float:
+        """Return an arm's mean score by one metric, over the rows that have it."""
+        rows = (p for by_seed in self.by_arm[arm].values() for p in by_seed)
+        scores = [p.scores[metric] for p in rows if metric in p.scores]
+        return float(np.array(scores).mean())
+
+    def same_answer(self, arm: str, other: str, rows: Sequence[Row], task: Task) -> float:
         """Return how often `arm` gives the answer of `other`, an arm with one seed."""
         [reference] = self.by_arm[other].values()
-        forms = [verifier.canonical(p.answer) for p in reference]
+        verifiers = [task.verifier_of(row.task) for row in rows]
+        forms = [v.canonical(p.answer) for v, p in zip(verifiers, reference, strict=True)]
         same = [
             verifier.canonical(own.answer) == form
-            for rows in self.by_arm[arm].values()
-            for own, form in zip(rows, forms, strict=True)
+            for answers in self.by_arm[arm].values()
+            for verifier, own, form in zip(verifiers, answers, forms, strict=True)
         ]
         return sum(same) / len(same)
 

@@ -13,7 +13,7 @@ from cohobate.errors import UserError
 from cohobate.evaluation.footprint import footprint
 from cohobate.generation.requests import Answer
 from cohobate.progress import say
-from cohobate.scoring.verifiers import Verifier
+from cohobate.scoring.verifiers import Task
 from tasks.evaluate import predictions
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.fidelity import AnswerTexts
@@ -31,12 +31,12 @@ class Evaluator:
     def __init__(
         self,
         params: EvaluateParams,
-        verifier: Verifier,
+        task: Task,
         rows: list[Row],
         generate: GenerateParams,
     ) -> None:
         self._context = 0  # mean length of a prompt, in tokens of the first model with weights
-        self.params, self.verifier, self.rows, self.generate = params, verifier, rows, generate
+        self.params, self.task, self.rows, self.generate = params, task, rows, generate
 
     def run(self, arms: Sequence[Arm]) -> dict[str, ModelResults]:
         """Run every model, write its answers, and return its other measurements, by arm.
@@ -127,17 +127,26 @@ class Evaluator:
         references = list(encode_all(model.tokenizer, rows))
         # one batch for all that is needed below: the hidden states are cached
         model.logprobs.compute([*([] if arm.role == "initial" else texts), *references])
-        figures = {
-            metric.type: metric.measure(model.logprobs, rows, references, self.verifier)
-            for metric in self.params.model_metrics
-            if rows
-        }
-        results.model_metrics[seed] = {
-            name: round(figure, 6) for name, figure in figures.items() if figure is not None
-        }
+        results.model_metrics[seed] = self._model_metrics(model, rows, references)
         forgetting = self.params.forgetting
         results.general_loss[seed] = forgetting.measure(model.logprobs, forgetting.passages())
         return texts
+
+    def _model_metrics(
+        self, model: LoadedModel, rows: Sequence[Row], references: Sequence[Encoded]
+    ) -> dict[str, float]:
+        """Return the metrics that need the model, each on the rows of its tasks."""
+        figures = {}
+        for metric in self.params.model_metrics:
+            pairs = zip(rows, references, strict=True)
+            scored = [(row, text) for row, text in pairs if metric.scores_task(row.task)]
+            if not scored:
+                continue
+            own_rows, texts = map(list, zip(*scored, strict=True))
+            figure = metric.measure(model.logprobs, own_rows, texts, self.task)
+            if figure is not None:
+                figures[metric.type] = round(figure, 6)
+        return figures
 
     def _run_endpoint(self, arm: Arm, results: ModelResults) -> None:
         """Evaluate the answers of a teacher without weights."""
@@ -152,7 +161,7 @@ class Evaluator:
     ) -> list[Prediction]:
         """Score the answers of one checkpoint, and write them."""
         metrics, likelihood = self.params.answer_metrics, self.params.likelihood_metric
-        rows = list(predictions.scored(self.rows, answers, metrics, self.verifier))
+        rows = list(predictions.scored(self.rows, answers, metrics, self.task))
         if likelihood and model:
             losses = model.losses(self.rows, likelihood)
             rows = predictions.with_losses(rows, losses, likelihood)
@@ -183,12 +192,13 @@ class Evaluator:
         metric = self.params.answer_metrics[0]
         rows = []
         for position, (name, row) in enumerate(self.variants):
+            verifier = self.task.verifier_of(row.task)
             answers = {
                 role: [texts[position] for texts in by_role[role].variants.values()]
                 for role in PERTURBED_ROLES
             }
             scores = {
-                role: [metric.score(text, row.full_answer, self.verifier) for text in texts]
+                role: [metric.score(text, row.full_answer, verifier) for text in texts]
                 for role, texts in answers.items()
             }
             rows.append(

@@ -3,6 +3,7 @@
 from pydantic import Field, model_validator
 
 from cohobate.evaluation.forgetting import Forgetting
+from cohobate.evaluation.gate import Gate
 from cohobate.evaluation.timing import Timing
 from cohobate.generation.requests import Batching, Decoding
 from cohobate.models import checkpoints
@@ -11,7 +12,6 @@ from cohobate.params import Section
 from cohobate.scoring.metrics import AnswerScore, LikelihoodScore, VerifierAccuracy
 from tasks.evaluate.cost import Prices
 from tasks.evaluate.fidelity import AnyFidelity, LiveFidelity
-from tasks.evaluate.gate import Gate
 from tasks.evaluate.harness import Harness
 from tasks.evaluate.memorisation import Memorisation
 from tasks.evaluate.metrics import Metric, ModelMetric
@@ -98,6 +98,14 @@ class EvaluateParams(Section):
 
     @model_validator(mode="after")
     def _can_decide(self) -> "EvaluateParams":
+        if getattr(self.metrics[0], "tasks", ()):
+            raise ValueError(
+                "the first metric decides, on the rows of every task: it cannot name tasks"
+            )
+        if self.gate.each_task and self.likelihood_metric:
+            raise ValueError(
+                "gate.each_task compares scores of answers: the first metric must be one of these"
+            )
         if not isinstance(self.metrics[0], AnswerScore | LikelihoodScore):
             raise ValueError(
                 f"{self.metrics[0].type} does not score single rows: it cannot come first"

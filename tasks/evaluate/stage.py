@@ -8,6 +8,7 @@ Out, hashed: reports/metrics.json, and below data/evaluate
         {"answer": " animal", "confidence": 0.93, "finish": "stop", "id": "9f8a…",
          "scores": {"verifier": 1.0}}
     arms.json        a row for each arm: score with interval, seeds, retention, fidelity, footprint
+    tasks.json       scores of each task and their macro mean, where there are several sources
     harness.json     results of lm-evaluation-harness, where tasks are configured
     groups.csv, intervals.csv, reliability.csv, losses/<phase>-seed-<n>.csv, samples.json
     perturbed.jsonl, robustness.json, forgetting.json, memorisation.json, router.csv, router.json
@@ -40,9 +41,9 @@ def run(evaluate: EvaluateParams, task: Task, seeds: list[int], generate: Genera
     arms = arms_on_disk(evaluate.teacher, evaluate.baseline, evaluate.student, seeds)
     by_answer = evaluate.answer_metrics[0].type if evaluate.answer_metrics else ""
     rows = test_rows(by_answer, evaluate.likelihood_metric is not None)
-    evaluator = Evaluator(evaluate, task.verifier, rows, generate)
+    evaluator = Evaluator(evaluate, task, rows, generate)
     results = evaluator.run(arms)
-    write_results(evaluate, task.verifier, arms, rows, results)
+    write_results(evaluate, task, arms, rows, results)
     with_weights = [arm for arm in arms if arm.has_weights]
     # after the metrics file is written: its figures are added there
     evaluate.harness.measure(with_weights, evaluate.precision, METRICS)

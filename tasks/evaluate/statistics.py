@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cohobate.data.records import Row
 from cohobate.evaluation.bootstrap import ArmIntervals, Interval
 from cohobate.evaluation.footprint import Footprint
+from cohobate.evaluation.gate import Gate, ScoreComparison
 from cohobate.scoring.metrics import LikelihoodScore
-from cohobate.scoring.verifiers import Verifier
+from cohobate.scoring.verifiers import Task
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.fidelity import Fidelity, TokenAgreement
-from tasks.evaluate.gate import Gate
 from tasks.evaluate.predictions import Predictions
+from tasks.evaluate.task_scores import TaskScores
 
 Verdict = Literal["yes", "within noise", "no"]
 
@@ -42,8 +44,12 @@ class Statistics:
     """By arm."""
     metric: str
     """The metric that decides; the others are only reported."""
-    verifier: Verifier
+    rows: Sequence[Row]
+    """The test rows."""
+    task: Task
     bootstrap: ArmIntervals
+    by_task: TaskScores | None
+    """Scores by task; None where the round has one source, or a likelihood decides."""
     bins: int
     gate: Gate
     likelihood: LikelihoodScore | None = None
@@ -54,13 +60,13 @@ class Statistics:
         """The names of the arms with a role, by role."""
         return {arm.role: arm.name for arm in self.arms if arm.role != "other"}
 
-    def rows(self) -> list[dict[str, Any]]:
+    def table(self) -> list[dict[str, Any]]:
         """Return one row of figures for each arm, as `data/evaluate/arms.json` holds them."""
         return [self._row(arm) for arm in self.arms]
 
     def metrics(self) -> dict[str, Any]:
         """Return what `reports/metrics.json` holds, for `dvc metrics` and for the gate."""
-        rows = self.rows()
+        rows = self.table()
         by_role = {row["role"]: row for row in rows if row["role"] != "other"}
         student, teacher = by_role["student"], by_role["teacher"]
         gain, retention = self.gain(), self.retention()
@@ -71,7 +77,10 @@ class Statistics:
             **({"phases": others} if others else {}),
             "gain_over_baseline": gain.rounded(),
             "verdict": verdict(gain),
-            "gate": self.gate.judge(gain.low, retention.mean if retention else None),
+            "gate": self.gate.judge(
+                ScoreComparison(gain.low, retention.mean if retention else None),
+                self.by_task.comparisons() if self.by_task else None,
+            ),
             "retention": retention and round(retention.mean, 6),
             "retention_low": retention and round(retention.low, 6),
             "retention_high": retention and round(retention.high, 6),
@@ -86,6 +95,7 @@ class Statistics:
             "metric": self.metric,
             "seeds": max(len(arm.checkpoints) for arm in self.arms),
             "test_rows": len(next(iter(self.predictions.by_arm["teacher"].values()))),
+            **(self.by_task.metrics() if self.by_task else {}),
         }
 
     def mean_score(self, arm: str, positions: Sequence[int]) -> float:
@@ -114,7 +124,8 @@ class Statistics:
         error = predictions.calibration_error(arm.name, self.metric, self.bins)
         score = self.bootstrap.score(arm.name)
         means = {
-            name: float(predictions.scores(name)[arm.name].mean()) for name in answers[0].scores
+            name: predictions.mean_score(arm.name, name)
+            for name in dict.fromkeys(name for p in answers for name in p.scores)
         }
         means |= {self.metric: score.mean} if self.likelihood else {}
         return {
@@ -147,7 +158,7 @@ class Statistics:
         """Return how often an arm gives the teacher's answer; None where none was generated."""
         if not any(p.answer for rows in self.predictions.by_arm["teacher"].values() for p in rows):
             return None
-        return round(self.predictions.same_answer(arm.name, "teacher", self.verifier), 6)
+        return round(self.predictions.same_answer(arm.name, "teacher", self.rows, self.task), 6)
 
 
 def verdict(gain: Interval) -> Verdict:

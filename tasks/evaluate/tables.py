@@ -24,7 +24,7 @@ def write_groups(statistics: Statistics, rows: Sequence[Row]) -> None:
     """Write each group's rows and every arm's score on them, the student's largest gaps first."""
     members: dict[str, list[int]] = defaultdict(list)
     for position, row in enumerate(rows):
-        members[row.group].append(position)
+        members[_group_of(row)].append(position)
     columns = {arm.name: arm.column for arm in statistics.arms}
     table: list[dict[str, Any]] = [
         {"group": group, "rows": len(positions)}
@@ -38,7 +38,7 @@ def write_groups(statistics: Statistics, rows: Sequence[Row]) -> None:
 
 def write_intervals(statistics: Statistics) -> None:
     """Write each arm's score and its interval."""
-    table = [{"arm": row["arm"], **row["score"]} for row in statistics.rows()]
+    table = [{"arm": row["arm"], **row["score"]} for row in statistics.table()]
     _write_csv(INTERVALS, ["arm", "mean", "low", "high"], table)
 
 
@@ -125,7 +125,8 @@ def _sample(
 ) -> dict[str, Any]:
     return {
         "kind": kind,
-        **row.model_dump(mode="json", include={"id", "prompt", "group"}),
+        **row.model_dump(mode="json", include={"id", "prompt"}),
+        "group": _group_of(row),
         "reference": row.full_answer,
         "answers": {
             arm: {
@@ -137,6 +138,11 @@ def _sample(
             for arm, prediction in answers.items()
         },
     }
+
+
+def _group_of(row: Row) -> str:
+    """Return the name of a row's group, behind that of its task where there are several."""
+    return ": ".join(name for name in (row.task, row.group) if name)
 
 
 def _score(prediction: Prediction, statistics: Statistics) -> float:

@@ -6,13 +6,14 @@ from typing import Any
 from cohobate.data.records import EVALUATE, REPORTS, Row, write_json
 from cohobate.evaluation.bootstrap import ArmIntervals, Bootstrap, LikelihoodBootstrap
 from cohobate.progress import say
-from cohobate.scoring.verifiers import Verifier
+from cohobate.scoring.verifiers import Task
 from tasks.evaluate import tables
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.behaviour import write_behaviour
 from tasks.evaluate.predictions import Predictions
 from tasks.evaluate.settings import EvaluateParams
 from tasks.evaluate.statistics import ModelResults, Statistics
+from tasks.evaluate.task_scores import MACRO_MEAN, TASKS, TaskScores
 
 ARMS = EVALUATE / "arms.json"
 METRICS = REPORTS / "metrics.json"
@@ -20,7 +21,7 @@ METRICS = REPORTS / "metrics.json"
 
 def write_results(
     params: EvaluateParams,
-    verifier: Verifier,
+    task: Task,
     arms: list[Arm],
     rows: Sequence[Row],
     results: Mapping[str, ModelResults],
@@ -30,18 +31,27 @@ def write_results(
     predictions = Predictions.read(arms)
     metric = params.metrics[0].type
     bootstrap = _comparison(params, predictions)
+    names: dict[str, str] = {arm.role: arm.name for arm in arms if arm.role != "other"}
+    by_task = None
+    if params.likelihood_metric is None:
+        draws = (params.bootstrap, params.seed)
+        by_task = TaskScores.of(rows, predictions.scores(metric), names, *draws)
     statistics = Statistics(
         arms,
         predictions,
         results,
         metric,
-        verifier,
+        rows,
+        task,
         bootstrap,
+        by_task,
         params.calibration_bins,
         params.gate,
         params.likelihood_metric,
     )
-    write_json(ARMS, statistics.rows())
+    write_json(ARMS, statistics.table())
+    if statistics.by_task:
+        write_json(TASKS, statistics.by_task.table())
     tables.write_groups(statistics, rows)
     tables.write_intervals(statistics)
     tables.write_losses(arms)
@@ -58,6 +68,8 @@ def write_results(
         f"gain over the baseline: {100 * gain['mean']:+.1f} {unit} "
         f"[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
     )
+    for name, figures in _by_task(metrics).items():
+        say(f"{name}: {100 * figures['gain_over_baseline']['mean']:+.1f} points")
 
 
 def _comparison(params: EvaluateParams, predictions: Predictions) -> ArmIntervals:
@@ -81,4 +93,12 @@ def _summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "gate_passed": metrics["gate"]["passed"],
         "seeds": metrics["seeds"],
         "test_rows": metrics["test_rows"],
+        **{f"student, {n}": of["student"]["score"] for n, of in _by_task(metrics).items()},
     }
+
+
+def _by_task(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of each task and of the macro mean; none of a round with one source."""
+    if "tasks" not in metrics:
+        return {}
+    return {**metrics["tasks"], MACRO_MEAN: metrics["macro_mean"]}

@@ -15,7 +15,7 @@ from cohobate.data.records import DEV, Row, read_rows
 from cohobate.data.tool_calls import calls_in
 from cohobate.errors import UserError
 from cohobate.scoring.metrics import AnswerScore, LikelihoodScore
-from cohobate.scoring.verifiers import Verifier
+from cohobate.scoring.verifiers import Task
 from tasks.export.form import Form, Questions
 
 
@@ -116,7 +116,7 @@ class Check:
     tokens: Sequence[int]
     """Tokens of each right answer."""
     metric: AnswerScore | LikelihoodScore
-    verifier: Verifier
+    task: Task
 
     def score(self, answers: Sequence[str], losses: Sequence[float]) -> float:
         """Return the score by the metric that decides.
@@ -128,7 +128,10 @@ class Check:
         if isinstance(self.metric, LikelihoodScore):
             return self._likelihood(self.metric, losses)
         metric, pairs = self.metric, zip(self.rows, answers, strict=True)
-        return fmean(metric.score(text, row.full_answer, self.verifier) for row, text in pairs)
+        return fmean(
+            metric.score(text, row.full_answer, self.task.verifier_of(row.task))
+            for row, text in pairs
+        )
 
     def quality(self, answers: Sequence[str], losses: Sequence[float]) -> float:
         """Return the score, or its negative where lower is better."""

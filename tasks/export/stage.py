@@ -104,7 +104,7 @@ def run(
     questions = Questions(prompts, max_tokens, export.threads)
     number_format = resolve(export.precision, checkpoints.accelerator())
     tokens = _token_counts(next(iter(student.by_seed.values())), rows)
-    check = Check(rows, questions, tokens, metric, task.verifier)
+    check = Check(rows, questions, tokens, metric, task)
     seed, original = _chosen(export, student, check)
     shutil.rmtree(EXPORT, ignore_errors=True)
     summary: dict[str, Any] = {"phase": student.phase, "seed": seed, "dev_rows": len(rows)}

@@ -23,7 +23,7 @@ class VerifierFilter(Filter):
             yield self._verdict(row, context)
 
     def _verdict(self, row: Response, context: Context) -> Verdict:
-        reference, verifier = context.references.get(row.id), context.task.verifier
+        reference, verifier = context.references.get(row.id), context.verifier(row)
         if row.is_raw_text:
             return KEEP
         if reference is None:

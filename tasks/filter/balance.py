@@ -66,8 +66,8 @@ class ClassBalanceFilter(Filter):
     type: Literal["class_balance"]
     max_share: float = Field(gt=0, lt=1)
     """Largest share of one answer, or group, among the kept rows."""
-    of: Literal["answer", "group"] = "answer"
-    """Whether answers (classes) or groups (topics, tasks) are balanced."""
+    of: Literal["answer", "group", "task"] = "answer"
+    """Whether answers (classes), groups (topics) or the tasks of several sources are balanced."""
 
     def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
         """Keep the first rows of each class, up to the largest number allowed."""
@@ -79,6 +79,8 @@ class ClassBalanceFilter(Filter):
             yield KEEP if seen[name] <= limit else Drop(f"over the limit of its {self.of}")
 
     def _class(self, row: Response, context: Context) -> str:
+        if self.of == "task":
+            return row.task or ""
         return row.group if self.of == "group" else context.answer(row)
 
     def _limit(self, counts: Collection[int]) -> int:

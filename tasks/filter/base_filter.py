@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 from cohobate.data.contamination import Contamination
 from cohobate.data.records import Response
 from cohobate.params import Section
-from cohobate.scoring.verifiers import Task
+from cohobate.scoring.verifiers import Task, Verifier
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Context:
     """What a filter can read beside the responses."""
 
     task: Task
-    labels: frozenset[str]
-    """Canonical forms of the answers of the labelled rows."""
+    labels: Mapping[str | None, frozenset[str]]
+    """Canonical forms of the answers of the labelled rows, by the rows' task."""
     contamination: Contamination
     """The prompts of every evaluation split."""
     references: Mapping[str, str] = field(default_factory=dict)
@@ -56,10 +56,14 @@ class Context:
     scorer: Callable[[], Path] = Path
     """Returns the folder of the model that `filter.scorer` names."""
 
+    def verifier(self, row: Response) -> Verifier:
+        """Return the verifier of a row's task."""
+        return self.task.verifier_of(row.task)
+
     def answer(self, row: Response) -> str:
         """Return a row's answer in the form in which answers are compared."""
         text = row.full_answer
-        return self.task.verifier.canonical(text) or text
+        return self.verifier(row).canonical(text) or text
 
 
 class Filter(Section):
@@ -70,6 +74,9 @@ class Filter(Section):
     """
 
     type: str
+    tasks: tuple[str, ...] = ()
+    """Sources whose rows are judged, of `collect.sources`; the rows of the others are kept. All
+    rows where none is named."""
     any_target: ClassVar[bool] = False
     """Whether auxiliary targets are judged too."""
 

@@ -92,13 +92,10 @@ class InvalidAnswerFilter(Filter):
 
     def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
         """Check each answer's form with the task's verifier."""
-        verifier, drop = (
-            context.task.verifier,
-            Drop(f"no valid answer ({context.task.verifier.type})"),
-        )
         for row in rows:
-            valid = row.is_raw_text or verifier.admissible(row.full_answer, context.labels)
-            yield KEEP if valid else drop
+            verifier, labels = context.verifier(row), context.labels.get(row.task, frozenset())
+            valid = row.is_raw_text or verifier.admissible(row.full_answer, labels)
+            yield KEEP if valid else Drop(f"no valid answer ({verifier.type})")
 
 
 AnyFilter = Annotated[

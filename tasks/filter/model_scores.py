@@ -55,7 +55,7 @@ class JudgeFilter(Filter):
         reference = context.references.get(row.id)
         if reference is None:
             return None
-        return 10 if context.task.verifier.correct(row.full_answer, reference) else 1
+        return 10 if context.verifier(row).correct(row.full_answer, reference) else 1
 
 
 class RewardFilter(Filter):

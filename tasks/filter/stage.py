@@ -16,13 +16,13 @@ A row of dropped.jsonl:
 """
 
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from cohobate.data.contamination import Contamination
+from cohobate.data.contamination import index_by_task
 from cohobate.data.records import (
     DEV,
     FILTER,
@@ -77,7 +77,7 @@ def run(filter: FilterParams, task: Task) -> None:
             where=str(GENERATE),
             fix="cohobate run --stage generate",
         )
-    funnel = Funnel(rows, bytearray(row.target is not None for row in rows))
+    funnel = Funnel.of(rows)
     filters = (filter.contaminated, *filter.filters)
     dropped = chain.from_iterable(funnel.apply(one, context) for one in filters)
     write_rows(FILTER / "dropped.jsonl", dropped)
@@ -100,7 +100,20 @@ class Funnel:
     rows: RowView[Response]
     auxiliary: bytearray
     """For each row, whether it is an auxiliary target; these follow the answer of their prompt."""
+    tasks: "array[int]"
+    """For each row, the number of its task among `task_names`."""
+    task_names: list[str | None]
     steps: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, rows: RowView[Response]) -> "Funnel":
+        """Return a funnel that no filter was applied to."""
+        numbers: dict[str | None, int] = {}
+        auxiliary, tasks = bytearray(), array("H")
+        for row in rows:
+            auxiliary.append(row.target is not None)
+            tasks.append(numbers.setdefault(row.task, len(numbers)))
+        return cls(rows, auxiliary, tasks, [*numbers])
 
     def apply(self, filter: Filter, context: Context) -> Iterator[Dropped]:
         """Apply one more filter; yield the rows that it drops."""
@@ -118,17 +131,22 @@ class Funnel:
                 drops.clear()
         yield from self._dropped(filter, drops)
         dropped = {"dropped": seen - len(kept), "reasons": dict(reasons)}
-        self.steps.append({"filter": filter.type, "seen": seen, **dropped})
+        named = {"filter": filter.type} | ({"tasks": [*filter.tasks]} if filter.tasks else {})
+        self.steps.append({**named, "seen": seen, **dropped})
         self.rows = self.rows.only(kept)
         self.auxiliary = bytearray(self.auxiliary[position] for position in kept)
+        self.tasks = array("H", (self.tasks[position] for position in kept))
 
     def _verdicts(self, filter: Filter, context: Context) -> Iterator[Verdict]:
         """Yield the verdict on every row; an auxiliary target is dropped with its answer."""
-        judged = self.rows if filter.any_target else self._answers()
-        verdicts = filter.verdicts(judged, context)
+        judged = self._judged(filter)
+        rows = (
+            self.rows if all(judged) else self.rows.only(n for n, one in enumerate(judged) if one)
+        )
+        verdicts = filter.verdicts(rows, context)
         answer: Verdict = KEEP
-        for auxiliary in self.auxiliary:
-            own = KEEP if auxiliary and not filter.any_target else next(verdicts)
+        for auxiliary, is_judged in zip(self.auxiliary, judged, strict=True):
+            own = next(verdicts) if is_judged else KEEP
             if not auxiliary:
                 answer = own
             yield Drop("its answer is dropped") if auxiliary and isinstance(answer, Drop) else own
@@ -139,24 +157,31 @@ class Funnel:
             why = {"reason": drop.reason, "score": drop.score}
             yield Dropped(**row.model_dump(), filter=filter.type, **why)
 
-    def _answers(self) -> RowView[Response]:
-        """Return the rows without the auxiliary targets."""
-        if not any(self.auxiliary):
-            return self.rows
-        return self.rows.only(n for n, auxiliary in enumerate(self.auxiliary) if not auxiliary)
+    def _judged(self, filter: Filter) -> bytearray:
+        """Return for each row whether the filter judges it."""
+        named = [not filter.tasks or name in filter.tasks for name in self.task_names]
+        return bytearray(
+            named[task] and (filter.any_target or not auxiliary)
+            for task, auxiliary in zip(self.tasks, self.auxiliary, strict=True)
+        )
 
 
 def _context(filter: FilterParams, task: Task) -> Context:
-    # raw text is no answer that others could be compared with
-    rows = (row for row in read_rows(LABELLED, Row) if not row.is_raw_text)
-    references = {row.id: row.full_answer for row in rows if row.answer is not None}
+    references: dict[str, str] = {}
+    answers: defaultdict[str | None, list[str]] = defaultdict(list)
+    for row in read_rows(LABELLED, Row):
+        # raw text is no answer that others could be compared with
+        if row.answer is not None and not row.is_raw_text:
+            references[row.id] = row.full_answer
+            answers[row.task].append(row.full_answer)
     splits = (path for path in (DEV, TEST, OOD) if path.exists())
-    prompts = (row.source_text for path in splits for row in read_rows(path, Row))
+    evaluation = (row for path in splits for row in read_rows(path, Row))
+    prompts = ((row.task, row.source_text) for row in evaluation)
     contaminated = filter.contaminated
     return Context(
         task,
-        task.labels(references.values()),
-        Contamination(prompts, contaminated.words, contaminated.similarity),
+        {name: task.labels(texts, name) for name, texts in answers.items()},
+        index_by_task(prompts, contaminated.words, contaminated.similarity),
         references,
         lambda: hub.resolve_path(filter.scorer),
     )

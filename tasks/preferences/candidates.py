@@ -85,7 +85,7 @@ class BestVersusWorst(PairSource):
             first = samples[0]
             if first.id not in contaminated and len(texts) > 1:
                 answers = [Candidate.of(row, "teacher") for row in samples]
-                yield Candidates(first.id, first.prompt, first.prefix, first.group, answers)
+                yield candidates_of(first, answers)
 
 
 class TeacherVersusStudent(PairSource):
@@ -121,7 +121,7 @@ class TeacherVersusStudent(PairSource):
             for row, own in zip(window, self._answers(model, tokenizer, window), strict=True):
                 if own.full_text != row.full_answer:
                     answers = [Candidate.of(row, origin), Candidate.generated(own)]
-                    yield Candidates(row.id, row.prompt, row.prefix, row.group, answers)
+                    yield candidates_of(row, answers)
 
     def _answers(self, model: "PreTrainedModel", tokenizer: Any, rows: list[Row]) -> list[Answer]:
         from cohobate.generation import decoding
@@ -132,6 +132,13 @@ class TeacherVersusStudent(PairSource):
         )
         answers = dict(generated)
         return [answers[n] for n in range(len(rows))]
+
+
+def candidates_of(row: Row, answers: list[Candidate]) -> Candidates:
+    """Return the answers to the prompt of a row."""
+    return Candidates(
+        row.id, row.prompt, row.prefix, row.group, answers, task=row.task, weight=row.weight
+    )
 
 
 def _by_prompt(responses: RowView[Response]) -> RowView[Response]:

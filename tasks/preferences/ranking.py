@@ -62,6 +62,8 @@ class Candidates(NamedTuple):
     prefix: str | None
     group: str
     answers: list[Candidate]
+    task: str | None = None
+    weight: float | None = None
 
 
 Scores = list[float] | None
@@ -86,12 +88,14 @@ class RankingContext:
         reference = self.references.get(candidates.id)
         if reference is None:
             return None
-        correct = self.task.verifier.correct
+        correct = self.task.verifier_of(candidates.task).correct
         return [float(correct(answer.full_text, reference)) for answer in candidates.answers]
 
-    def canonical(self, answer: Candidate) -> str:
-        """Return an answer in the form in which answers are compared."""
-        return self.task.verifier.canonical(answer.full_text) or answer.full_text
+    def canonical(self, candidates: Candidates) -> list[str]:
+        """Return the answers in the form in which answers are compared."""
+        verifier = self.task.verifier_of(candidates.task)
+        texts = [answer.full_text for answer in candidates.answers]
+        return [verifier.canonical(text) or text for text in texts]
 
 
 class VerifierRanking(Section):
@@ -113,7 +117,7 @@ class VoteRanking(Section):
         """Return a function that scores by the share of samples."""
 
         def shares(candidates: Candidates) -> list[float]:
-            forms = [context.canonical(answer) for answer in candidates.answers]
+            forms = context.canonical(candidates)
             votes = Counter(forms)
             return [votes[form] / len(forms) for form in forms]
 
@@ -130,8 +134,10 @@ class OriginRanking(Section):
         trust = {"ground_truth": 1.0, "teacher": 1.0, "student": 0.0}
 
         def scores(candidates: Candidates) -> list[float]:
-            right = {context.canonical(a) for a in candidates.answers if trust[a.origin]}
-            return [float(context.canonical(answer) in right) for answer in candidates.answers]
+            forms = context.canonical(candidates)
+            pairs = zip(candidates.answers, forms, strict=True)
+            right = {form for answer, form in pairs if trust[answer.origin]}
+            return [float(form in right) for form in forms]
 
         return lambda window: [scores(candidates) for candidates in window]
 

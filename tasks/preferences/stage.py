@@ -161,4 +161,6 @@ def _best_and_worst(
         rejected_origin=rejected.origin,
         margin=round(margin, 4),
         group=candidates.group,
+        task=candidates.task,
+        weight=candidates.weight,
     )

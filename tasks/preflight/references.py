@@ -44,17 +44,64 @@ def check_references(document: Mapping[str, Any]) -> None:
                 check_phase(key, match[2], document.get(owner, {}), owner)
             else:
                 check_teacher(key, match[2], teachers)
+    _check_tasks(document)
     for teacher in (document.get("generate") or {}).get("backends") or ():
         check_teacher("generate.backends", teacher, teachers)
     for address in document.get("resources") or ():
-        _check_address(address, phases, teachers)
+        _check_address(address, phases, teachers, _sources(document))
 
 
-def _check_address(address: str, phases: Collection[str], teachers: Collection[str]) -> None:
+def _sources(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the section `collect.sources`: the tasks of the round."""
+    sources: Mapping[str, Any] = (document.get("collect") or {}).get("sources") or {}
+    return sources
+
+
+def _check_tasks(document: Mapping[str, Any]) -> None:
+    """Refuse the name of a task that is no source of `collect.sources`."""
+    sources = _sources(document)
+    for key, name in _task_names(document):
+        _check_name(key, name, sources, "task", "collect.sources")
+    evaluate = document.get("evaluate") or {}
+    if (evaluate.get("gate") or {}).get("each_task") and not sources:
+        raise UserError(
+            "evaluate.gate.each_task asks something of each task, and the round has one source",
+            where="params.yaml, evaluate.gate.each_task",
+            fix="give several sources in collect.sources, or remove each_task",
+        )
+
+
+def _task_names(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each key of params.yaml that names a task, and the name."""
+    lists = {"filter.filters": (document.get("filter") or {}).get("filters")}
+    lists["evaluate.metrics"] = (document.get("evaluate") or {}).get("metrics")
+    for name in (document.get("task") or {}).get("tasks") or ():
+        yield "task.tasks", name
+    for key, items in lists.items():
+        for number, item in enumerate(items or ()):
+            for name in item.get("tasks") or ():
+                yield f"{key}.{number}.tasks", name
+    phases = {"adapt": document.get("adapt") or {}}
+    for section in ("assist", "train"):
+        named = (document.get(section) or {}).items()
+        phases |= {f"{section}.{name}": phase or {} for name, phase in named}
+    for key, phase in phases.items():
+        mixing = phase.get("mixing")
+        weights = mixing.get("weights") if isinstance(mixing, Mapping) else None
+        for name in weights or ():
+            yield f"{key}.mixing.weights", name
+        for name in phase.get("task_weights") or ():
+            yield f"{key}.task_weights", name
+
+
+def _check_address(
+    address: str, phases: Collection[str], teachers: Collection[str], sources: Collection[str]
+) -> None:
     """Refuse resources of a stage that does not exist."""
     stage = address.partition("@")[0]
     known = {name: [name] for name in stage_names()}
     known |= {name: [name, *(f"{name}@{one}" for one in teachers)] for name in _OF_TEACHERS}
+    known["sources"] = ["sources", *(f"sources@{name}" for name in sources)]
     known["train"] = ["train", *(f"train@{phase}" for phase in phases)]
     if address not in known.get(stage, ()):
         names = [one for some in known.values() for one in some]
@@ -81,7 +128,7 @@ def _check_name(key: str, name: str, names: Collection[str], kind: str, section:
             f"{key} names the {kind} {name!r}, and section {section} has no such {kind}"
             f"{nearest(name, names)}",
             where=f"params.yaml, {key}",
-            fix=f"name one of {', '.join(names)}",
+            fix=f"name one of {', '.join(names)}" if names else f"give some in {section}",
         )
 
 

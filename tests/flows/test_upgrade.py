@@ -65,6 +65,7 @@ def test_it_has_the_names_of_this_version_afterwards_and_its_comments(root: Path
     assert document["train"]["kd"]["from"] == "init_student"
     assert document["train"]["kd"]["rows"] == "data/curriculum/train.jsonl"
     assert document["challenge"] == {"champion": "models/init_student"}
+    assert document["collect"]["sources"] == {}
     assert document["evaluate"]["precision"] == "bfloat16"  # what was forced stays so
     assert "order is curriculum" in changes
     assert any(change.startswith("mine.student (kd)") or "hard_examples.student (kd)" in change

@@ -19,6 +19,7 @@ from tasks.evaluate.mistakes import CLUSTERS, ERRORS
 from tasks.evaluate.robustness import ROBUSTNESS
 from tasks.evaluate.router import ROUTED, ROUTER
 from tasks.evaluate.tables import GROUPS, LOSSES, RELIABILITY, SAMPLES
+from tasks.evaluate.task_scores import TASKS
 from tasks.evaluate.write_results import ARMS, METRICS
 
 TIMINGS = REPORTS / "timings.json"
@@ -43,6 +44,11 @@ class RoundFiles:
         """A row of figures for each model."""
         arms: Table = self._needed(ARMS)
         return arms
+
+    @property
+    def tasks(self) -> Table:
+        """Scores of each task, then their macro mean; empty where the round has one source."""
+        return self._json(TASKS) or []
 
     @property
     def samples(self) -> Table:

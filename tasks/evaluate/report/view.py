@@ -5,7 +5,7 @@ from typing import Any
 
 from cohobate.evaluation import number_text
 from cohobate.evaluation.score_text import ScoreText
-from tasks.evaluate.report import behaviour_view, plots
+from tasks.evaluate.report import behaviour_view, plots, task_view
 from tasks.evaluate.report.comparison import compared
 from tasks.evaluate.report.round_files import RoundFiles, Table
 
@@ -42,6 +42,7 @@ def view(files: RoundFiles, against: str = "") -> dict[str, Any]:
         "verdict": verdict(metrics),
         "gate": gate(metrics),
         "arms": arms,
+        "tasks": task_view.tasks(files.tasks, metrics, by_role),
         "by_role": by_role,
         "unequal": unequal_updates(by_role),
         "scores": plots.scores(arms, text),
@@ -96,6 +97,7 @@ def gate(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the conditions of the gate, and whether each is met."""
     conditions, gain = metrics["gate"], metrics["gain_over_baseline"]
     retention = metrics["retention"]
+    each = conditions.get("each_task")
     return [
         {
             "met": conditions["gain"],
@@ -109,6 +111,7 @@ def gate(metrics: dict[str, Any]) -> list[dict[str, Any]]:
             "required": f"at least {number_text.points(conditions['min_retention'])} %",
             "value": "unknown" if retention is None else f"{number_text.points(retention)} %",
         },
+        *([task_view.condition(each)] if each else []),
     ]
 
 

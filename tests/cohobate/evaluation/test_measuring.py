@@ -15,7 +15,7 @@ from cohobate.evaluation.forgetting import Forgetting
 from cohobate.evaluation.timing import Timing
 from cohobate.fast.frozen import PACKED_BYTES
 from cohobate.fast.packed_linear import pack, packed_bytes
-from cohobate.scoring.verifiers import Exact, Label
+from cohobate.scoring.verifiers import Exact, Label, Task
 from tasks.evaluate.fidelity import AnswerTexts, LiveFidelity, StoredFidelity
 from tasks.evaluate.metrics import LabelAccuracy, Perplexity
 
@@ -165,7 +165,7 @@ def test_metrics_for_which_the_model_reads(model: Any, tokenizer: Any) -> None:
     rows = [row.model_copy(update={"answer": f" {label}"}) for row, label in zip(
         ROWS, ("animal", "plant", "person", "animal"), strict=True)]  # fmt: skip
     texts, logprobs = texts_of(tokenizer, rows), AnswerLogprobs(model, tokenizer)
-    label, exact = Label(type="label"), Exact(type="exact")
+    label, exact = Task(verifier=Label(type="label")), Task(verifier=Exact(type="exact"))
     lost = []
     right = 0
     firsts = sorted({text.completion_ids[0] for text in texts})

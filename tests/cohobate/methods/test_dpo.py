@@ -64,6 +64,20 @@ def margin(folder: Path) -> float:
     return float(torch.stack(gaps).mean())
 
 
+def test_a_task_weighs_in_the_loss_and_is_drawn_at_its_rate(round_so_far) -> None:
+    tasks = ["words"] * 8 + ["sums"] * 2
+    named = [one.model_copy(update={"task": t}) for one, t in zip(pairs(), tasks, strict=True)]
+    write_rows(PAIRS, named)
+    losses = {}
+    for name, weights in {"alike": {}, "half": {"words": 0.5, "sums": 0.5}}.items():
+        of = {"updates": 1, "mixing": "equal", "task_weights": weights}
+        run(name, phase(**DPO | of), seeds=[1])
+        losses[name] = [float(line["loss"]) for line in history(name, 1)]
+    assert losses["half"][0] == pytest.approx(losses["alike"][0] / 2, rel=1e-5)
+    with pytest.raises(UserError, match="'sum'; did you mean 'sums'"):
+        run("odd", phase(**DPO | {"task_weights": {"sum": 2.0}}), seeds=[1])
+
+
 def test_a_phase_learns_to_prefer_and_gives_the_same_bytes(paired) -> None:
     runs = []
     for _ in range(2):

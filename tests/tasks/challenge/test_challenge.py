@@ -9,13 +9,14 @@ import pytest
 
 from cohobate.data.records import DEV, VERDICT, Row, row_id, write_json, write_rows
 from cohobate.errors import UserError
+from cohobate.evaluation.gate import Gate, TaskGate
 from cohobate.evaluation.timing import Timing
 from cohobate.generation.requests import Decoding
 from cohobate.scoring.metrics import Perplexity, TokenF1, VerifierAccuracy
 from cohobate.scoring.verifiers import Label, Task
 from tasks.challenge.guards import Guards
 from tasks.challenge.latency import COUNTED, LATENCY, Latency, objection
-from tasks.challenge.stage import ChallengeParams, judge, run
+from tasks.challenge.stage import ChallengeParams, TaskConditions, judge, run
 
 ALIKE = {"parameters": 100.0, "flops_per_token": 10.0, "blocks": 5.0, "bits_per_byte": 4.0}
 LABELS = Task(verifier=Label(type="label"))
@@ -37,7 +38,7 @@ def verdict(
 
 def run_stage(*, metric=ACCURACY, decoding=EIGHT, **params) -> dict:
     challenge = ChallengeParams(threads=1, **params)
-    run(challenge, LABELS, [1], student="kd", metric=metric, decoding=decoding)
+    run(challenge, LABELS, [1], student="kd", metric=metric, decoding=decoding, gate=Gate())
     return json.loads(VERDICT.read_text())
 
 
@@ -49,6 +50,25 @@ def test_a_clear_gain_promotes_the_best_seed() -> None:
     for name, score in result["intervals"].items():
         assert score["low"] < result[name] == score["mean"] < score["high"]
     assert result["challenger"] == pytest.approx(np.mean([*result["by_seed"].values()]), abs=1e-6)
+
+
+def test_each_task_has_to_pass_the_gate_against_the_champion() -> None:
+    rows = np.random.default_rng(0).random(800)
+    # the new student gains on the words and loses on the sums
+    better = np.where(np.arange(800) < 500, 0.85, 0.5)
+    scores = {"1": (rows < better).astype(float), "champion": (rows < 0.6).astype(float)}
+    figures = {"1": ALIKE, "champion": ALIKE}
+    tasks = ["words"] * 500 + ["sums"] * 300
+    free = judge(ChallengeParams(), scores, figures, None, TaskConditions(tasks))
+    assert free["promote"] and set(free["tasks"]) == {"words", "sums"}
+    assert free["tasks"]["words"]["gain"]["low"] > 0 > free["tasks"]["sums"]["gain"]["high"]
+    gate = Gate(each_task=TaskGate(min_gain=-0.02))
+    held = judge(ChallengeParams(), scores, figures, None, TaskConditions(tasks, gate))
+    assert not held["promote"] and held["why"].endswith("the task sums does not pass the gate")
+    loose = Gate(each_task=TaskGate(min_gain=-0.5, min_retention=0.5))
+    assert judge(ChallengeParams(), scores, figures, None, TaskConditions(tasks, loose))["promote"]
+    one = TaskConditions([None] * 800)
+    assert "tasks" not in judge(ChallengeParams(), scores, figures, None, one)
 
 
 @pytest.mark.parametrize("share", [0.6, 0.605, 0.5])

@@ -27,7 +27,7 @@ from cohobate.data.records import (
 from cohobate.evaluation.footprint import Footprint
 from cohobate.generation.requests import Answer
 from cohobate.models.checkpoints import PROVENANCE
-from cohobate.scoring.verifiers import Label
+from cohobate.scoring.verifiers import Label, Task
 from tasks.evaluate.arms import Arm, arms_on_disk
 from tasks.evaluate.cost import TOKEN_COUNTS
 from tasks.evaluate.fidelity import Fidelity, TokenAgreement
@@ -38,6 +38,7 @@ from tasks.evaluate.statistics import ModelResults
 from tasks.evaluate.write_results import write_results
 
 LABELS = ["animal", "artifact", "person", "plant", "act", "food", "location", "state", "body"]
+TASK = Task(verifier=Label(type="label"))
 KINDS = ["small rodent", "tool for cutting", "ruler", "flowering shrub", "sudden movement"]
 PLACES = ["of the tropics", "with long ears", "used in court", "of the rose family", "at sea"]
 
@@ -58,6 +59,8 @@ class SimulatedRound:
     updates: int = 40
     behind: int = 0
     """Updates of earlier rounds."""
+    tasks: tuple[str, ...] = ()
+    """Names of the sources, of which rows are in turn; none: one source."""
     prompt: str = "Definition: a {kind} {place}, number {n}\nCategory:"
     """Text with the places `kind`, `place` and `n`."""
 
@@ -71,7 +74,7 @@ class SimulatedRound:
         self._answer(arms, rows, params)
         self._perturbed(rows, params)
         write_json(TOKEN_COUNTS, TOKENS)
-        write_results(params, Label(type="label"), arms, rows, self.results(arms))
+        write_results(params, TASK, arms, rows, self.results(arms))
 
     def test_rows(self) -> list[Row]:
         """Return the test rows."""
@@ -84,6 +87,7 @@ class SimulatedRound:
                 Row(
                     id=row_id(prompt), prompt=prompt, answer=f" {label}", group=label,
                     origin="ground_truth",
+                    task=self.tasks[n % len(self.tasks)] if self.tasks else None,
                 )
             )  # fmt: skip
         return rows
@@ -156,9 +160,7 @@ class SimulatedRound:
                     self._one_answer(chance, own, luck, row)
                     for luck, row in zip(ease, rows, strict=True)
                 ]
-                kept: list[Prediction] = list(
-                    scored(rows, answers, params.answer_metrics, Label(type="label"))
-                )
+                kept: list[Prediction] = list(scored(rows, answers, params.answer_metrics, TASK))
                 write(arm, seed, kept)
 
     def _one_answer(self, chance: random.Random, worth: float, luck: float, row: Row) -> Answer:

@@ -93,6 +93,23 @@ def test_every_section_is_there(project: Path) -> None:
     assert not page.open
 
 
+def test_several_sources_have_a_table_by_task(project: Path) -> None:
+    each = {"gate": {"each_task": {"min_gain": 0.0, "min_retention": 0.99}}}
+    params = EvaluateParams.model_validate(PARAMS.model_dump(by_alias=True) | each)
+    SimulatedRound(tasks=("nouns", "sums", "<b>odd</b>")).lay_out(params)
+    page = Page(render().read_text())
+    assert "tasks" in page.ids and not page.open
+    for words in ("Scores by task", "macro mean", "<b>odd</b>", "does not pass", "every task"):
+        assert words in page.text, words
+    for line in read("data/evaluate/tasks.json"):
+        score = line["arms"]["kd"]["score"]
+        assert f"[{100 * score['low']:.1f}, {100 * score['high']:.1f}]" in page.text
+    markdown = Path("reports/report.md").read_text()
+    assert "## Scores by task" in markdown and "| macro mean | 400 |" in markdown
+    _, single = rendered()
+    assert "tasks" not in single.ids and "macro mean" not in single.text
+
+
 def test_the_page_needs_nothing_from_elsewhere(project: Path) -> None:
     source, page = rendered(seeds=(1,))
     assert page.fetched == []

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from cohobate.data.records import Row
 from cohobate.errors import UserError
+from cohobate.evaluation.gate import Gate, ScoreComparison, TaskGate
 from cohobate.scoring.metrics import ExactMatch, TokenF1, VerifierAccuracy
-from cohobate.scoring.verifiers import Exact, Label
+from cohobate.scoring.verifiers import Exact, Label, Task
 from tasks.evaluate.arms import arms_on_disk
-from tasks.evaluate.gate import Gate
 from tasks.evaluate.predictions import Prediction, Predictions
 from tasks.evaluate.settings import EvaluateParams
 from tests.tasks.evaluate.simulated_round import SimulatedRound, read
@@ -169,10 +170,51 @@ def test_metrics_of_an_answer() -> None:
 
 def test_gate_asks_for_both() -> None:
     gate = Gate(min_gain=0.01, min_retention=0.9)
-    assert gate.judge(0.02, 0.95)["passed"]
-    assert not gate.judge(0.01, 0.95)["passed"]
-    assert not gate.judge(0.02, 0.89)["passed"]
-    assert not gate.judge(0.02, None)["passed"]
+    assert gate.judge(ScoreComparison(0.02, 0.95))["passed"]
+    assert not gate.judge(ScoreComparison(0.01, 0.95))["passed"]
+    assert not gate.judge(ScoreComparison(0.02, 0.89))["passed"]
+    assert not gate.judge(ScoreComparison(0.02, None))["passed"]
+
+
+def test_each_task_may_have_to_pass_the_gate() -> None:
+    gate = Gate(min_gain=0.0, min_retention=0.5, each_task=TaskGate(min_gain=-0.02))
+    whole, good, bad = (
+        ScoreComparison(0.05, 0.9),
+        ScoreComparison(-0.01, 0.9),
+        ScoreComparison(-0.03, None),
+    )
+    assert gate.judge(whole, {"a": good, "b": good})["passed"]
+    judged = gate.judge(whole, {"a": good, "b": bad})
+    assert not judged["passed"] and judged["gain"] and judged["retention"]
+    assert judged["each_task"]["passed"] == {"a": True, "b": False}
+    assert not gate.judge(whole, None)["passed"], "there is no task to pass it"
+
+
+def test_scores_of_each_task_and_their_macro_mean(project: Path) -> None:
+    each = {"gate": {"each_task": {"min_gain": -0.9}}}
+    params = EvaluateParams.model_validate({"bootstrap": 1000, **each})
+    SimulatedRound(tasks=("nouns", "nouns", "nouns", "sums")).lay_out(params)
+    metrics = read("reports/metrics.json")
+    tasks, macro = metrics["tasks"], metrics["macro_mean"]
+    assert {name: of["test_rows"] for name, of in tasks.items()} == {"nouns": 300, "sums": 100}
+    for role in ("teacher", "initial", "baseline", "student"):
+        scores = [of[role]["score"] for of in tasks.values()]
+        assert macro[role]["score"] == pytest.approx(sum(scores) / 2, abs=2e-6)
+        assert metrics[role]["score"] == pytest.approx((3 * scores[0] + scores[1]) / 4, abs=2e-6)
+        assert macro[role]["low"] <= macro[role]["score"] <= macro[role]["high"]
+    # a small task has wide intervals, and weighs as much in the macro mean
+    widths = [of["student"]["high"] - of["student"]["low"] for of in (*tasks.values(), macro)]
+    assert widths[0] < widths[2] < widths[1]
+    assert metrics["gate"]["each_task"]["passed"] == {"nouns": True, "sums": True}
+    lines = read("data/evaluate/tasks.json")
+    assert [line["task"] for line in lines] == ["nouns", "sums", "macro mean"]
+    assert set(lines[0]["arms"]) == {"teacher", "initial", "baseline", "kd"}
+
+
+def test_a_round_with_one_source_has_no_scores_by_task(project: Path) -> None:
+    metrics = metrics_of(project)
+    assert {"tasks", "macro_mean"}.isdisjoint(metrics)
+    assert not Path("data/evaluate/tasks.json").exists()
 
 
 def prediction(answer: str, confidence: float | None, score: float) -> Prediction:
@@ -183,9 +225,11 @@ def prediction(answer: str, confidence: float | None, score: float) -> Predictio
 def test_calibration_error_and_agreement_by_hand() -> None:
     teacher = [prediction("a", 0.9, 1), prediction("b", 0.9, 1), prediction("c", 0.4, 0)]
     student = [prediction(" A", 0.8, 1), prediction("x", 0.6, 0), prediction("c", None, 0)]
+    rows = [Row(id="x", prompt="p")] * 3
+    task = Task(verifier=Exact(type="exact"))
     predictions = Predictions({"teacher": {0: teacher}, "kd": {1: student}})
     # two bins: [0, .5) holds 0.4 against 0; [.5, 1] holds mean 0.9 against 1 twice
     error = predictions.calibration_error("teacher", "verifier", bins=2)
     assert error == pytest.approx((0.4 + 2 * 0.1) / 3)
     assert predictions.calibration_error("kd", "verifier", bins=2) is None
-    assert predictions.same_answer("kd", "teacher", Exact(type="exact")) == pytest.approx(2 / 3)
+    assert predictions.same_answer("kd", "teacher", rows, task) == pytest.approx(2 / 3)

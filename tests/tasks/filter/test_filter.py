@@ -65,6 +65,31 @@ def responses() -> list[Response]:
     ]
 
 
+def test_filters_verifiers_and_labels_are_those_of_each_task(project):
+    two = Task(verifier={"type": "label"}, tasks={"sums": {"verifier": {"type": "numeric"}}})
+    labelled = [row("a rodent", " animal"), row("an oak", " plant")]
+    labelled = [one.model_copy(update={"task": "nouns"}) for one in labelled]
+    write_rows(LABELLED, labelled)
+    rows = [response(n, task="nouns") for n in range(4)]
+    rows += [response(n, f" so it is {n}", task="sums") for n in range(4, 8)]
+    rows += [response(8, " 12", task="nouns"), response(9, " animal", task="sums")]
+    rows.append(response(10, " animal", task="nouns", finish="length"))
+    rows.append(response(11, " 5", task="sums", finish="length"))
+    write_rows(GENERATE / "main/responses.jsonl", rows)
+    filters = [{"type": "unfinished", "tasks": ["sums"]}, {"type": "inadmissible"}]
+    run(validated(FilterParams, {"filters": filters}, "filter"), two)
+    dropped = {d.id: d.reason for d in read_rows(FILTER / "dropped.jsonl", Dropped)}
+    assert dropped == {
+        rows[8].id: "no valid answer (label)",
+        rows[9].id: "no valid answer (numeric)",
+        rows[11].id: "cut off at the length limit",
+    }
+    steps = json.loads((FILTER / "funnel.json").read_text())
+    assert [step.get("tasks") for step in steps] == [None, ["sums"], None]
+    kept = list(read_rows(FILTER / "kept.jsonl", Response))
+    assert [one.task for one in kept] == ["nouns"] * 4 + ["sums"] * 4 + ["nouns"]
+
+
 def filtered(filters=FILTERS, **more) -> dict:
     run(validated(FilterParams, {"filters": filters, **more}, "filter"), TASK)
     return json.loads((FILTER / "summary.json").read_text())

@@ -21,7 +21,7 @@ def response(answer: str = " animal", prompt="a prompt", **more) -> Response:
 
 def context(verifier: str = "label", labels=("animal", "plant"), evaluation=EVALUATION) -> Context:
     task = Task(verifier={"type": verifier})
-    return Context(task, task.labels(labels), Contamination(evaluation))
+    return Context(task, {None: task.labels(labels)}, Contamination(evaluation))
 
 
 def judged(spelt: dict, rows: list[Response], known: Context | None = None) -> list[str]:

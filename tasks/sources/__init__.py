@@ -1,0 +1,1 @@
+"""Fingerprints of the data of several sources."""
