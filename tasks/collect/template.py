@@ -54,7 +54,7 @@ class PromptTemplate(Section):
         whole = self.prompt.strip()[1:-1]
         turns = turns_in(columns.get(whole)) if self.prompt.strip() == f"{{{whole}}}" else None
         if turns is not None:
-            return conversation(turns, self.system or "", tools_in(columns))
+            return conversation(turns, self.system or "", self._tools(columns))
         text = _filled(self._without_empty(columns), columns)
         if text is None:
             raise UnusableRecordError("a column of the prompt is empty")
@@ -83,7 +83,12 @@ class PromptTemplate(Section):
             return text
         system = [Message(role="system", content=self.system)] if self.system else []
         first, *others = [*system, Message(role="user", content=text)]
-        return (first.model_copy(update={"tools": tools_in(columns)}), *others)
+        return (first.model_copy(update={"tools": self._tools(columns)}), *others)
+
+    def _tools(self, columns: Mapping[str, Any]) -> str | None:
+        """Return the tools of a record; a column that the template fills in is none."""
+        named = {*columns_in(self.prompt), *columns_in(self.answer)}
+        return tools_in({name: value for name, value in columns.items() if name not in named})
 
     def _answer(self, columns: Mapping[str, Any]) -> str | None:
         known = dict.fromkeys(columns_in(self.answer)) | dict(columns)

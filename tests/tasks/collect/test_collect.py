@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -236,12 +237,13 @@ def test_conversations_become_rows(project):
 
 
 class Bucket(BaseHTTPRequestHandler):
-    """An S3 bucket with one object, as far as reading it goes."""
+    """An S3 bucket as far as reading it goes: its objects have one content."""
 
     content = b""
+    keys = ("data.jsonl", "folder/b.jsonl", "folder/a.jsonl", "folder/notes.md")
 
     def do_HEAD(self) -> None:
-        exists = self.path == "/bucket/data.jsonl"
+        exists = self.path.removeprefix("/bucket/") in self.keys
         byte_range = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         first, last = map(int, byte_range.groups()) if byte_range else (0, len(self.content))
         body = self.content[first : last + 1] if exists else b""
@@ -254,7 +256,19 @@ class Bucket(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def do_GET(self) -> None:
-        self.do_HEAD()
+        query = parse_qs(urlsplit(self.path).query)
+        if "list-type" not in query:
+            self.do_HEAD()
+            return
+        (prefix,) = query.get("prefix", [""])
+        keys = [key for key in self.keys if key.startswith(prefix)]
+        size = f"<Size>{len(self.content)}</Size>"
+        entries = "".join(f"<Contents><Key>{key}</Key>{size}</Contents>" for key in keys)
+        body = f"<ListBucketResult>{entries}</ListBucketResult>".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -286,6 +300,15 @@ def test_a_file_on_s3_is_read_as_one_on_disk_is(project, bucket):
     assert here == there
     with pytest.raises(UserError, match="file not found"):
         collect("s3://bucket/other.jsonl")
+
+
+def test_a_folder_on_s3_is_read_file_after_file(project, bucket, capsys):
+    bucket.content = b"".join(json.dumps(record(n)).encode() + b"\n" for n in range(60))
+    summary = collect("s3://bucket/folder")
+    assert (summary["read"], summary["set aside: duplicate prompt"]) == (120, 60)
+    assert {row["file"] for row in quarantine()} == {"s3://bucket/folder/b.jsonl"}
+    assert "1 files are no data files: notes.md" in capsys.readouterr().err
+    assert collect("s3://bucket/folder", pattern="a*")["read"] == 60
 
 
 GOOD = b"".join(json.dumps(record(n)).encode() + b"\n" for n in range(40))

@@ -38,6 +38,12 @@ def test_a_column_can_hold_a_conversation():
     assert offered == (hello.model_copy(update={"tools": tools}),)
 
 
+def test_a_column_of_tools_that_is_filled_in_is_text():
+    template = PromptTemplate(prompt="What are {tools} for?", chat=True)
+    (turn,) = template.render({"tools": "hammers"}).prompt
+    assert (turn.content, turn.tools) == ("What are hammers for?", None)
+
+
 @pytest.mark.parametrize("chat", [False, True])
 def test_reasoning_in_an_answer_is_kept_apart(chat):
     template = PromptTemplate(prompt="{text}", chat=chat)
