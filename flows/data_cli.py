@@ -111,12 +111,12 @@ def _as_json(
             {
                 "format": format_name,
                 "row": row.model_dump(mode="json", exclude_none=True),
-                "tokens": shown.tokens,
-                "learnt_tokens": shown.learnt,
-                "text": shown.marked,
-                "refusal": shown.refusal,
+                "tokens": rendered_row.tokens,
+                "learnt_tokens": rendered_row.learnt,
+                "text": rendered_row.marked_text,
+                "refusal": rendered_row.refusal,
             }
-            for (format_name, row), shown in zip(preview.first_rows, rows, strict=False)
+            for (format_name, row), rendered_row in zip(preview.first_rows, rows, strict=False)
         ],
     }
 

@@ -66,7 +66,7 @@ class SourcePreview:
     def refuse(self, record: "QuarantinedRecord") -> None:
         """Add a record that cannot be used."""
         self.reasons[record.reason] += 1
-        self.examples.setdefault(record.reason, record.shown)
+        self.examples.setdefault(record.reason, record.description)
 
 
 class RenderedRow(NamedTuple):
@@ -79,7 +79,7 @@ class RenderedRow(NamedTuple):
     refusal: str = ""
 
     @property
-    def marked(self) -> str:
+    def marked_text(self) -> str:
         """The text with the learnt tokens in double brackets."""
         return "".join(f"[[{text}]]" if learnt else text for text, learnt in self.pieces)
 
@@ -125,7 +125,7 @@ def _format_of(collect: "CollectParams", record: "SourceRecord") -> str:
         return "raw text"
     if collect.template:
         return "collect.template"
-    return KnownFormat().recognise(record.columns).format
+    return KnownFormat().recognise(record.columns).name
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", rows: Sequence["Row"]) -> list[RenderedRow]:

@@ -69,19 +69,19 @@ def data_files(path: str, pattern: str = "") -> list[str]:
             "the folder holds a data set that save_to_disk wrote",
             "collect.source: {type: datasets, path: ...}",
         )
-    wanted = _pattern(pattern)
-    chosen = sorted(name for name in names if wanted.fullmatch(name) and _is_data(name))
-    if not chosen:
-        shown = ", ".join(sorted(names)[:_SHOWN]) or "nothing"
+    matcher = _pattern(pattern)
+    files = sorted(name for name in names if matcher.fullmatch(name) and _is_data(name))
+    if not files:
+        examples = ", ".join(sorted(names)[:_SHOWN]) or "nothing"
         raise UnreadableError(
             f"no data file in the folder{f' matches {pattern!r}' if pattern else ''} (it holds "
-            f"{shown})",
+            f"{examples})",
             "name a folder with .jsonl, .json, .csv or .parquet files",
         )
     others = [name for name in names if not _is_data(name)]
     if others and not pattern:
         say(f"{path}: {len(others)} files are no data files: {', '.join(sorted(others)[:_SHOWN])}")
-    return [f"{path.rstrip('/')}/{name}" for name in chosen]
+    return [f"{path.rstrip('/')}/{name}" for name in files]
 
 
 def part_of(name: str) -> str:
@@ -99,15 +99,15 @@ def _names(path: str) -> list[str] | None:
     """Return the files below a folder, hidden ones left out; None where it is no folder."""
     if path.startswith(REMOTE):
         root = path.removeprefix(REMOTE).rstrip("/")
-        return _shown(name.removeprefix(f"{root}/") for name in s3_store().find(path))
+        return _visible(name.removeprefix(f"{root}/") for name in s3_store().find(path))
     folder = Path(path)
     if not folder.is_dir():
         return None
     files = (file for file in folder.rglob("*") if file.is_file())
-    return _shown(file.relative_to(folder).as_posix() for file in files)
+    return _visible(file.relative_to(folder).as_posix() for file in files)
 
 
-def _shown(names: Iterable[str]) -> list[str]:
+def _visible(names: Iterable[str]) -> list[str]:
     # _SUCCESS and _metadata are Spark's
     return [n for n in names if not any(p.startswith((".", "_")) for p in PurePosixPath(n).parts)]
 

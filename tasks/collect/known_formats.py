@@ -47,10 +47,10 @@ _ANSWERS = ("output", "response", "answer", "completion", "chosen")
 _BESIDE = ("context", "passage", "choices", "options", "answers")
 
 
-class Recognised(NamedTuple):
+class RecognisedFormat(NamedTuple):
     """The format of a record, and the function that reads it."""
 
-    format: str
+    name: str
     read: Callable[[], RowContent]
 
 
@@ -70,7 +70,7 @@ class KnownFormat(Section):
         """
         return self.recognise(columns).read()
 
-    def recognise(self, columns: Columns) -> Recognised:
+    def recognise(self, columns: Columns) -> RecognisedFormat:
         """Return the format of a record.
 
         Raises:
@@ -81,8 +81,8 @@ class KnownFormat(Section):
             if present.get(name) not in EMPTY:
                 raise UnusableRecordError(f"column {name!r} is not supported (it can be empty)")
         for recognise in _FORMATS:
-            if (recognised := recognise(present)) is not None:
-                return recognised
+            if (match := recognise(present)) is not None:
+                return match
         shown = ", ".join(sorted(columns))[:200]
         raise UnusableRecordError(f"unknown format (columns: {shown}); set collect.template")
 
@@ -93,11 +93,11 @@ def tools_in(columns: Columns) -> str | None:
     Raises:
         UnusableRecordError: they are no schemas.
     """
-    found = (schemas(name, columns.get(name)) for name in _TOOLS)
-    return next((tools for tools in found if tools), None)
+    arrays = (schemas(name, columns.get(name)) for name in _TOOLS)
+    return next((tools for tools in arrays if tools), None)
 
 
-def _chat(columns: Columns) -> Recognised | None:
+def _chat(columns: Columns) -> RecognisedFormat | None:
     for name in _TURNS:
         turns = turns_in(columns.get(name))
         if turns is None and name in columns and name in _TURNS[:2]:
@@ -105,17 +105,17 @@ def _chat(columns: Columns) -> Recognised | None:
         if turns is not None:
             chosen = columns.get("chosen")
             replies = [chosen] if isinstance(chosen, dict) else openai_files.reply(columns)
-            return Recognised(_style(turns), partial(_conversation, columns, turns + replies))
+            return RecognisedFormat(_style(turns), partial(_conversation, columns, turns + replies))
     return None
 
 
-def _ultrachat(columns: Columns) -> Recognised | None:
+def _ultrachat(columns: Columns) -> RecognisedFormat | None:
     data = columns.get("data")
     if not isinstance(data, list) or not data or not all(isinstance(turn, str) for turn in data):
         return None
     roles = ("user", "assistant")
     turns = [{"role": roles[n % 2], "content": text} for n, text in enumerate(data)]
-    return Recognised("UltraChat", partial(_conversation, columns, turns))
+    return RecognisedFormat("UltraChat", partial(_conversation, columns, turns))
 
 
 def _style(turns: list[Any]) -> str:
@@ -128,31 +128,35 @@ def _style(turns: list[Any]) -> str:
     return "chat" if first.get("role") is not None or not first else "pairs"
 
 
-def _batch(columns: Columns) -> Recognised | None:
+def _batch(columns: Columns) -> RecognisedFormat | None:
     if openai_files.is_batch(columns):
-        return Recognised("OpenAI batch", lambda: _conversation(*openai_files.exchange(columns)))
+        return RecognisedFormat(
+            "OpenAI batch", lambda: _conversation(*openai_files.exchange(columns))
+        )
     return None
 
 
-def _openai_preference(columns: Columns) -> Recognised | None:
+def _openai_preference(columns: Columns) -> RecognisedFormat | None:
     request = columns.get("input")
     if not isinstance(request, dict) or "messages" not in request:
         return None
     preferred = _turns(columns.get("preferred_output") or [], "preferred_output")
     turns = _turns(request["messages"], "input.messages") + preferred
-    return Recognised("OpenAI preference", partial(_conversation, request, turns))
+    return RecognisedFormat("OpenAI preference", partial(_conversation, request, turns))
 
 
-def _prompt(columns: Columns) -> Recognised | None:
+def _prompt(columns: Columns) -> RecognisedFormat | None:
     if "prompt" not in columns:
         return None
     answer = next((name for name in ("completion", "chosen") if name in columns), None)
     if answer is None and any(name in columns for name in _ANSWERS):
-        return Recognised("prompt and response", lambda: _user(columns, _text(columns, "prompt")))
+        return RecognisedFormat(
+            "prompt and response", lambda: _user(columns, _text(columns, "prompt"))
+        )
     if answer is None:
-        return Recognised("prompt", partial(_prompted, columns, None))
+        return RecognisedFormat("prompt", partial(_prompted, columns, None))
     name = "prompt and completion" if answer == "completion" else "preference"
-    return Recognised(name, partial(_prompted, columns, answer))
+    return RecognisedFormat(name, partial(_prompted, columns, answer))
 
 
 def _prompted(columns: Columns, answer: str | None) -> RowContent:
@@ -173,10 +177,10 @@ def _prompted(columns: Columns, answer: str | None) -> RowContent:
     return RowContent.of_text(text, _text(columns, answer) if answer else None)
 
 
-def _instruction(columns: Columns) -> Recognised | None:
+def _instruction(columns: Columns) -> RecognisedFormat | None:
     if "instruction" not in columns:
         return None
-    return Recognised("Alpaca", partial(_instructed, columns))
+    return RecognisedFormat("Alpaca", partial(_instructed, columns))
 
 
 def _instructed(columns: Columns) -> RowContent:
@@ -193,37 +197,37 @@ def _instructed(columns: Columns) -> RowContent:
     return _user(columns, "\n".join(parts), history)
 
 
-def _calls(columns: Columns) -> Recognised | None:
+def _calls(columns: Columns) -> RecognisedFormat | None:
     if columns.get("tools") in EMPTY or not {"query", "answers"} <= columns.keys():
         return None
     turn = {"role": "tool_calls", "content": columns["answers"]}
     request = [{"role": "user", "content": columns["query"]}]
-    return Recognised("xLAM", partial(_conversation, columns, [*request, turn]))
+    return RecognisedFormat("xLAM", partial(_conversation, columns, [*request, turn]))
 
 
-def _question(columns: Columns) -> Recognised | None:
+def _question(columns: Columns) -> RecognisedFormat | None:
     name = next((name for name in ("question", "query") if columns.get(name)), None)
     if name is None or not any(answer in columns for answer in _ANSWERS):
         return None
     if beside := [other for other in _BESIDE if columns.get(other) not in EMPTY]:
         raise UnusableRecordError(f"a question with {beside[0]!r}: set collect.template")
-    return Recognised("question and answer", lambda: _user(columns, _text(columns, name)))
+    return RecognisedFormat("question and answer", lambda: _user(columns, _text(columns, name)))
 
 
-def _chosen(columns: Columns) -> Recognised | None:
+def _chosen(columns: Columns) -> RecognisedFormat | None:
     if "chosen" not in columns:
         return None
     turns = _turns(columns["chosen"], "chosen")
-    return Recognised("preference", partial(_conversation, columns, turns))
+    return RecognisedFormat("preference", partial(_conversation, columns, turns))
 
 
-def _raw_text(columns: Columns) -> Recognised | None:
+def _raw_text(columns: Columns) -> RecognisedFormat | None:
     if "text" not in columns:
         return None
-    return Recognised("text", lambda: RowContent(_text(columns, "text")))
+    return RecognisedFormat("text", lambda: RowContent(_text(columns, "text")))
 
 
-_FORMATS: tuple[Callable[[Columns], Recognised | None], ...] = (
+_FORMATS: tuple[Callable[[Columns], RecognisedFormat | None], ...] = (
     *(_batch, _chat, _ultrachat, _openai_preference, _prompt, _instruction, _calls, _question),
     *(_chosen, _raw_text),
 )

@@ -111,7 +111,7 @@ class RowSpool:
                     )
                     if isinstance(rows, QuarantinedRecord):
                         spooled.reasons[rows.reason] += 1
-                        spooled.examples.setdefault(rows.reason, rows.shown)
+                        spooled.examples.setdefault(rows.reason, rows.description)
                         yield rows.model_copy(update={"record": spooled.read})
                         continue
                     for row in rows:

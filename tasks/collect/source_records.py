@@ -64,7 +64,7 @@ class QuarantinedRecord(BaseModel):
     """The beginning of the record."""
 
     @property
-    def shown(self) -> str:
+    def description(self) -> str:
         """The place of the record and its beginning, on one line."""
         return f"{self.file}, line {self.line}: {' '.join(self.text.split())}"
 

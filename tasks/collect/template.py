@@ -87,8 +87,10 @@ class PromptTemplate(Section):
 
     def _tools(self, columns: Mapping[str, Any]) -> str | None:
         """Return the tools of a record; a column that the template fills in is none."""
-        named = {*columns_in(self.prompt), *columns_in(self.answer)}
-        return tools_in({name: value for name, value in columns.items() if name not in named})
+        text_columns = {*columns_in(self.prompt), *columns_in(self.answer)}
+        return tools_in(
+            {name: value for name, value in columns.items() if name not in text_columns}
+        )
 
     def _answer(self, columns: Mapping[str, Any]) -> str | None:
         known = dict.fromkeys(columns_in(self.answer)) | dict(columns)

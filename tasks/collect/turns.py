@@ -102,8 +102,9 @@ def _read(number: int, turn: Mapping[str, Any]) -> Iterator[Message]:
 
 
 def _refuse_keys(place: str, turn: Mapping[str, Any], role: _Role) -> None:
-    for key in _SPECIAL & turn.keys():
-        if turn[key] in EMPTY:
+    # in the order of the turn: of several reasons the same one in every run
+    for key in turn:
+        if key not in _SPECIAL or turn[key] in EMPTY:
             continue
         if key in _MORE_THAN_TEXT:
             raise UnusableRecordError(f"{place} has {key!r} (remove the key to keep the row)")
@@ -158,13 +159,13 @@ def _call_turn(place: str, turn: Mapping[str, Any], text_key: str | None) -> Mes
 
 
 def _assistant(turn: Mapping[str, Any], content: str, reasoning: str, calls: Any) -> Message:
-    excluded = any(turn[mark] in (0, False) for mark in _MARKS & turn.keys())
+    is_excluded = any(turn[mark] in (0, False) for mark in _MARKS & turn.keys())
     return Message(
         role="assistant",
         content=content,
         reasoning=reasoning or None,
         tool_calls=calls or None,
-        learn=False if excluded else None,
+        learn=False if is_excluded else None,
     )
 
 

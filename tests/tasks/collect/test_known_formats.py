@@ -165,7 +165,7 @@ def test_calls_as_an_answer_column():
     ],
 )
 def test_the_name_of_a_format(columns, name):
-    assert KnownFormat().recognise(columns).format == name
+    assert KnownFormat().recognise(columns).name == name
 
 
 def batch_line(message: dict, finish: str = "stop", status: int = 200, **others) -> dict:
