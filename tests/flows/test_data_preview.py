@@ -54,7 +54,9 @@ def test_what_a_file_would_become(folder: Path, checkpoint: Path) -> None:
     first, second = figures["rows"]
     assert first["text"] == "<|user|>a<|end|><|assistant|>[[b<|end|>]]"
     assert second["text"].count("[[") == 2 and second["row"]["learn"] == "all"
-    assert figures["tokens"]["rows"] == 5 and figures["tokens"]["longest"] == second["tokens"]
+    assert figures["tokens"]["rows"] == 4 and figures["tokens"]["longest"] == second["tokens"]
+    (refusal,) = figures["tokens"]["refused"]
+    assert refusal.startswith("the chat template leaves the tools out; fix: ")
 
 
 def test_the_answer_alone_is_marked_by_default(folder: Path, checkpoint: Path) -> None:
