@@ -6,6 +6,7 @@ cohobate data chats.jsonl
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from cohobate.data.records import Row
     from cohobate.data.tokenized import Encoded
+    from tasks.collect.row_spool import SpooledSource
     from tasks.collect.source_records import QuarantinedRecord, SourceRecord
     from tasks.collect.stage import CollectParams
 
@@ -60,8 +62,6 @@ class SourcePreview:
             "with reasoning": any([row.reasoning, *(turn.reasoning for turn in turns)]),
         }
         self.counts.update(name for name, holds in traits.items() if holds)
-        if len(self.first_rows) < MEASURED:
-            self.first_rows.append((format_name, row))
 
     def refuse(self, record: "QuarantinedRecord") -> None:
         """Add a record that cannot be used."""
@@ -85,47 +85,61 @@ class RenderedRow(NamedTuple):
 
 
 def read_source(collect: "CollectParams", anywhere: bool = False) -> SourcePreview:
-    """Read a source to its end.
+    """Read the sources to their end.
 
     Args:
-        collect: source, template, and what is learnt.
+        collect: sources, templates, and what is learnt.
         anywhere: whether files outside the project are read too.
 
     Raises:
-        UserError: the source cannot be read.
+        UserError: a source cannot be read.
     """
+    preview, ids = SourcePreview(), set[int]()
+    sources = collect.spooled()
+    # of several sources the first rows take turns
+    first_rows: list[list[tuple[str, Row]]] = [[] for _ in sources]
+    for spooled, first in zip(sources, first_rows, strict=True):
+        task = f"{spooled.task}: " if spooled.task else ""
+        for record, rows in _read(spooled, anywhere, preview):
+            name = task + _format_of(spooled.maker, record)
+            for row in rows:
+                preview.add(name, row)
+                number = int(row.id, 16)
+                if number in ids:
+                    preview.counts["that repeat a prompt"] += 1
+                ids.add(number)
+                if len(first) < MEASURED // len(sources):
+                    first.append((name, row))
+    preview.first_rows = [one for group in zip_longest(*first_rows) for one in group if one]
+    return preview
+
+
+def _read(
+    spooled: "SpooledSource", anywhere: bool, preview: SourcePreview
+) -> Iterator[tuple["SourceRecord", list["Row"]]]:
+    """Yield the usable records of a source with their rows; the others go to the preview."""
     from tasks.collect.source_records import QuarantinedRecord, UnusableRecordError
 
-    preview, ids = SourcePreview(), set[int]()
-    source: Any = collect.source
+    source: Any = spooled.source
     for record in source.source_records(inside=False) if anywhere else source.source_records():
         preview.records += 1
         if isinstance(record, QuarantinedRecord):
             preview.refuse(record)
             continue
         try:
-            rows = collect.rows(record)
-            format_name = _format_of(collect, record)
+            rows = [row for _, row in spooled.maker.rows(record)]
         except UnusableRecordError as error:
             preview.refuse(record.quarantined(record.file or source.file, str(error)))
             continue
-        for _, row in rows:
-            preview.add(format_name, row)
-            number = int(row.id, 16)
-            if number in ids:
-                preview.counts["that repeat a prompt"] += 1
-            ids.add(number)
-    return preview
+        yield record, rows
 
 
-def _format_of(collect: "CollectParams", record: "SourceRecord") -> str:
+def _format_of(form: Any, record: "SourceRecord") -> str:
     from tasks.collect.known_formats import KnownFormat
 
-    if collect.text:
+    if form.is_raw_text:
         return "raw text"
-    if collect.template:
-        return "collect.template"
-    return KnownFormat().recognise(record.columns).name
+    return "template" if form.template else KnownFormat().recognise(record.columns).name
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", rows: Sequence["Row"]) -> list[RenderedRow]:
@@ -189,12 +203,6 @@ def settings_of(path: str, template: str, options: dict[str, str]) -> "CollectPa
         raise UserError("no file is named", fix="cohobate data FILE, or run it in a project")
     if not path:
         collect = dict(params.value_at(params.load(), ["collect"]))
-        if collect.get("sources"):
-            raise UserError(
-                "the project has several sources: name the file of one",
-                where="params.yaml, collect.sources",
-                fix="cohobate data FILE",
-            )
     else:
         folder, pattern = split_glob(path)
         source = {"type": "files", "path": folder, "pattern": pattern}

@@ -75,7 +75,7 @@ def test_columns_of_no_known_format_need_a_template(folder: Path, checkpoint: Pa
     template = '{"prompt": "Q: {frage}\\nA:", "answer": " {antwort}"}'
     figures = preview(folder, checkpoint, "own.csv", "--template", template)
     assert figures["rows"][0]["text"] == "Q: Warum?\nA:[[ Darum.<|end|>]]"
-    assert figures["formats"] == {"collect.template": 1}
+    assert figures["formats"] == {"template": 1}
 
 
 def test_a_wrong_name_is_said_without_a_traceback(tmp_path: Path) -> None:
@@ -96,3 +96,22 @@ def test_without_a_file_it_is_the_source_of_the_project(folder: Path, checkpoint
     figures = json.loads(done.stdout)
     assert figures["model"] == str(checkpoint) and figures["usable"] == 5
     assert figures["counts"]["learnt at several turns"] == 1
+
+
+def test_several_sources_take_turns(folder: Path, checkpoint: Path) -> None:
+    (folder / "math.csv").write_text("question,answer\n1 + 1?,2\n2 + 2?,4\n")
+    (folder / "params.yaml").write_text(
+        "collect:\n"
+        "  source: {type: several, path: data/sources}\n"
+        "  sources:\n"
+        "    chat: {source: {type: files, path: chats.jsonl}, learn: all}\n"
+        "    math: {source: {type: files, path: math.csv}}\n"
+        f"teachers: {{main: {{model: {checkpoint}}}}}\n"
+    )
+    figures = preview(folder, checkpoint, "--rows", "3")
+    assert figures["formats"] == {
+        "chat: chat": 4,
+        "chat: ShareGPT": 1,
+        "math: question and answer": 2,
+    }
+    assert [row["format"].partition(":")[0] for row in figures["rows"]] == ["chat", "math", "chat"]
