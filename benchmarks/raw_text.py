@@ -7,7 +7,8 @@ the modules, documentation and licences of site-packages, a document a file. Bot
 same rows of at most 3,000 characters, 8 rows an update, with the packaged model cut to five layers,
 every weight trained, one thread, each in a process of its own, in turns; the median counts. TRL
 packs the rows into sequences of as many tokens as an update of ours has. Capture runs over 1 MB and
-over all of the text: its peak memory must not grow with the text.
+over all of the text, with a random teacher of the packaged model's vocabulary and a width of 64:
+its peak memory must not grow with the text.
 """
 
 import argparse
@@ -140,8 +141,22 @@ def learnt(side: str, updates: int) -> dict[str, float]:
     return {"tokens_per_second": tokens / seconds, "peak_mb": status("VmHWM")}
 
 
+def narrow_teacher() -> tuple[Any, Any]:
+    """Return a random model that reads the packaged model's tokens, and its tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from cohobate.models import checkpoints, hub
+
+    tokenizer = checkpoints.load_tokenizer(hub.resolve(hub.PACKAGED))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=1,
+        num_attention_heads=4, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval(), tokenizer
+
+
 def captured(size: int) -> dict[str, float]:
-    """Capture so many bytes of text with the student as teacher, in this process."""
+    """Capture so many bytes of text in this process."""
     from cohobate.data.records import Response, write_rows
     from cohobate.models import checkpoints
     from cohobate.teachers.signal_store.capture import capture_signals
@@ -149,9 +164,7 @@ def captured(size: int) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        model, tokenizer = student()
-        checkpoints.save(model, tokenizer, folder / "teacher", {})
-        del model
+        checkpoints.save(*narrow_teacher(), folder / "teacher", {})
         rows = (Response(**r.model_dump(), teacher="main", finish="stop") for r in rows_of(size))
         path = folder / "rows.jsonl"
         unique = {row.id: row for row in rows}
