@@ -17,7 +17,6 @@ from cohobate import params
 from flows import overrides, recipes
 from tests import tiny_models, tiny_project
 from tests.loopback_teacher import LoopbackTeacher
-from tests.odd_replies import ODD
 from tests.tiny_project import ROOT
 
 LAYERS = 30
@@ -62,8 +61,6 @@ class Round:
     """Whether there are unlabelled prompts, of which the hardest are found."""
     served: bool = False
     """Whether the teacher is a service: `ENDPOINT` in the settings stands for its address."""
-    replies: str = ""
-    """The kind of its replies (tests/odd_replies.py); empty: plain ones."""
 
 
 _NEEDED = {"two-tasks": "reasoning_gym"}
@@ -90,7 +87,7 @@ _CUT = (
     "init_student.vocabulary=used",
     "init_student.rows=data/collect/labelled.jsonl",
 )
-_API = (
+API = (
     f"teachers.main={{model: large-1, endpoint: ENDPOINT, {_TERMS}}}",
     "adapt={type: none}",
     "generate.backend={type: openai, price: {input: 0.15, output: 0.60}, cap: 20.0}",
@@ -168,18 +165,8 @@ VARIANTS = [
     ),
     Round("onnx", settings=("export.forms=[{type: onnx}]",), forms=("onnx",), needs="onnxruntime"),
     Round("int8", settings=("export.forms=[{type: int8}]",), forms=("int8",), needs="torchao"),
-    Round("API", "recipes/sequence-kd.yaml", _API, served=True),
-    Round("API in batches", "recipes/sequence-kd.yaml", (*_API, _BATCHES), served=True),
-    *(
-        Round(
-            f"reasoning in {place}",
-            "recipes/sequence-kd.yaml",
-            (*_API, "evaluate.decoding.max_tokens=24"),
-            served=True,
-            replies=replies,
-        )
-        for place, replies in (("a field", "reasoning_content"), ("the text", "think tags"))
-    ),
+    Round("API", "recipes/sequence-kd.yaml", API, served=True),
+    Round("API in batches", "recipes/sequence-kd.yaml", (*API, _BATCHES), served=True),
 ]
 
 
@@ -218,8 +205,7 @@ def service(what: Round) -> Iterator[list[str]]:
     if not what.served:
         yield [*what.settings]
         return
-    odd = ODD[what.replies].make if what.replies else None
-    with LoopbackTeacher(odd=odd) as teacher:
+    with LoopbackTeacher(times=0) as teacher:
         yield [setting.replace("ENDPOINT", teacher.url) for setting in what.settings]
 
 
@@ -285,11 +271,6 @@ def check(folder: Path, what: Round) -> None:
         record = json.loads((folder / "models/export" / form / "provenance.json").read_text())
         assert record["source"]["provenance"]["phase"] == student
         assert record["rescored"]["dev_rows"]
-    if what.replies:
-        with (folder / "data/curriculum/train.jsonl").open() as lines:
-            rows = [json.loads(line) for line in lines]
-        assert {row["reasoning"] for row in rows} == {"Hm."}
-        assert not any("Hm." in row["answer"] for row in rows)
     for name in document["train"]:
         assert (folder / "models/train" / name / "summary.json").is_file(), name
 
