@@ -115,7 +115,9 @@ def main() -> int:
                 "TRL's": trls(tokenizer, rows),
             }
         )
-        targets[f"{name}: ours against TRL"] = (mine / peer, ">=", 1.0)
+        # of several learnt turns each is rendered twice, to be proved: TRL trusts the marks
+        bound = 1.0 if exchanges == 1 else 0.7
+        targets[f"{name}: ours against TRL"] = (mine / peer, ">=", bound)
     targets["short conversations a second"] = (lines[0]["ours, a second"], ">=", 5000.0)
     return tell(chosen, lines, targets)
 
