@@ -220,7 +220,7 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
             own = "{type: files, path: rows.jsonl, group: answer}"
             shortened.append(f"collect.sources.{name}.source={own}")
         elif source["source"]["type"] == "reasoning_gym":
-            shortened.append(f"collect.sources.{name}.source.rows=160")
+            shortened.append(f"collect.sources.{name}.source.rows=240")
     for name, phase in document["train"].items():
         shortened += [f"train.{name}.updates={UPDATES}", f"train.{name}.batch_size=8"]
         if phase.get("student_text", {}).get("held_out"):
