@@ -198,7 +198,7 @@ def test_pairs_are_read_as_pairs(paired) -> None:
 
 
 def test_no_pair_that_is_short_enough_is_a_readable_error(paired) -> None:
-    with pytest.raises(UserError, match="no pair"):
+    with pytest.raises(UserError, match="none is left"):
         run("here", phase(**DPO | {"max_tokens": 3}), seeds=[1])
 
 

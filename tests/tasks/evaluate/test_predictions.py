@@ -5,9 +5,8 @@ import pytest
 from cohobate.data.messages import Message, ToolCall
 from cohobate.data.records import Row
 from cohobate.generation.requests import Answer
-from cohobate.params import validated
 from cohobate.scoring.metrics import ExactMatch, VerifierAccuracy
-from cohobate.scoring.verifiers import Verifier
+from cohobate.scoring.verifiers import Task
 from tasks.evaluate.predictions import Prediction, scored
 from tasks.evaluate.run_models import _answered, _own_texts
 
@@ -21,7 +20,7 @@ ROWS = [
 
 
 def predictions(verifier: str, row: Row, answer: Answer) -> Prediction:
-    (one,) = scored([row], [answer], METRICS, validated(Verifier, {"type": verifier}, "verifier"))
+    (one,) = scored([row], [answer], METRICS, Task(verifier={"type": verifier}))
     return one
 
 
