@@ -37,8 +37,10 @@ class IfdFilter(Filter):
         scores = array("d", (round(ifd, 4) for ifd in ifds))
         below = sorted((score for score in scores if score < self.max_ifd), reverse=True)
         lowest = below[max(1, round(self.keep_share * len(below))) - 1] if below else 0.0
-        for score in scores:
-            if score >= self.max_ifd:
+        for row, score in zip(rows, scores, strict=True):
+            if row.is_raw_text:  # there is no prompt that could help
+                yield KEEP
+            elif score >= self.max_ifd:
                 yield Drop("the prompt does not help (IFD)", score)
             else:
                 yield KEEP if score >= lowest else Drop("not selected (low IFD)", score)
