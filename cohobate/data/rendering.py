@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from cohobate.data.messages import Conversation, Message, prompt_text, tool_names, tools_of
 from cohobate.data.reasoning import inline
 from cohobate.data.records import Row
+from cohobate.data.trl_templates import training_template
 from cohobate.errors import UserError
 
 if TYPE_CHECKING:
@@ -263,11 +264,8 @@ def _forms(tokenizer: "PreTrainedTokenizerBase") -> Iterator[_Form]:
     reasoning: tuple[Any, ...] = ("field", "text", "always")
     options = list(product((False, True), reasoning))
     yield from (_Form(None, where, as_text) for as_text, where in options)
-    # imported only where the tokenizer's own template does not do: it takes seconds
-    from trl.chat_template_utils import get_training_chat_template
-
     with suppress(Exception):  # TRL has none for it, or the template raises on TRL's probe
-        if template := get_training_chat_template(tokenizer):
+        if template := training_template(tokenizer):
             yield from [_Form(template, where, as_text) for as_text, where in options]
 
 

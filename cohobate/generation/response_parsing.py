@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from cohobate.data.tool_calls import tool_call
+from cohobate.data.trl_templates import without_settings
 from cohobate.generation.requests import Answer, Completion, Request
 from cohobate.models.chat_templates import default_template
 
@@ -54,12 +55,8 @@ def _response_template(chat_template: str) -> dict[str, Any] | None:
     """Return TRL's response template for a chat template; None where it has none."""
     from trl import chat_template_utils
 
-    names = [name for name in vars(chat_template_utils) if name.endswith("_chat_template")]
-    templates = [getattr(chat_template_utils, name) for name in names]
-    texts = [text for text in templates if isinstance(text, str) and text]
-    # settings of this project stand before the template's own text (cohobate.models.chat_templates)
-    own = max((t for t in texts if chat_template.endswith(t)), key=len, default=chat_template)
     # not the tokenizer itself: what is set on it would be saved with the student
+    own = without_settings(chat_template)
     holder = SimpleNamespace(chat_template=own, response_template=None)
     with suppress(ValueError):  # a chat template that TRL does not know
         chat_template_utils.add_response_schema(holder)

@@ -202,6 +202,15 @@ def test_a_prompt_that_ends_the_thinking_refuses_reasoning() -> None:
     assert text == "Yes.<|im_end|>"
 
 
+def test_settings_of_a_template_do_not_hide_its_training_template() -> None:
+    tokenizer = tokenizer_of(TEMPLATES["qwen3"])
+    TemplateSettings(system="into_first_user").write_into(tokenizer)
+    prompt = (Message(role="system", content="Be brief."), *DIALOGUE)
+    row = Row(id="a", prompt=prompt, answer="No.", learn="all")
+    first, second = learnt(tokenizer, row)
+    assert "Yes, one." in first and "No." in second
+
+
 def test_what_an_assistant_says_unasked_is_not_learnt() -> None:
     tokenizer = tokenizer_of(TEMPLATES["qwen2_5"])
     prompt = (assistant("Welcome."), user("One?"))
