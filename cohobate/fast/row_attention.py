@@ -129,7 +129,8 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, before: int, scale: float
     shared = heads // key_heads
     mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(before)
     if keys > _WHOLE:
-        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        # under autocast rotary embeddings leave queries and keys in float32, and values in bfloat16
+        query, key, value = (x.to(value.dtype).transpose(1, 2) for x in (query, key, value))
         key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
         return out.transpose(1, 2)

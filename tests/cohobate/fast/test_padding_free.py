@@ -322,6 +322,22 @@ def test_long_rows_are_compared_blockwise(dtype: torch.dtype, monkeypatch: Any) 
         torch.testing.assert_close(widths(model, rows())[0], whole_ND, atol=0.05, rtol=1e-5)
 
 
+@pytest.mark.parametrize("whole", [4, 192], ids=["blockwise", "one matrix"])
+def test_rows_of_any_length_are_trained_under_autocast(
+    whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_attention, "_WHOLE", whole)
+    model, ids_BS = made(ARCHITECTURES["llama"], "sdpa").train(), rows()
+    positions_N = torch.tensor([30, LENGTH + 30, 2 * LENGTH + 38])
+    with torch.autocast("cpu", torch.bfloat16):
+        # rotary embeddings leave queries and keys in float32 there, and values in bfloat16
+        hidden_ND = hidden_of(model, ids_BS, positions_N)
+    hidden_ND.float().square().sum().backward()
+    whole_BSD = model.model(ids_BS).last_hidden_state
+    reference_ND = whole_BSD.flatten(0, 1)[positions_N]
+    torch.testing.assert_close(hidden_ND.float(), reference_ND, rtol=0.1, atol=0.1)
+
+
 def test_row_attention_without_rows_is_sdpa() -> None:
     batch = PackedBatch.of(rows(), LENGTHS, 192)
     query = torch.randn(1, 2, batch.ids_AW.shape[1], 8)

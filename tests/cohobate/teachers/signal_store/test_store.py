@@ -180,7 +180,7 @@ def test_other_token_ids_are_refused_with_the_row(tmp_path, tokenizer) -> None:
     write(tmp_path / "main", tokenizer)
     rows = examples()
     rows[1] = replace(rows[1], ids=rows[1].ids + 1)
-    with pytest.raises(UserError, match=r"have changed since the capture: row 1/main/0\n"):
+    with pytest.raises(UserError, match=r"have changed since the capture: row 1/main/0; "):
         SignalStore(tmp_path / "main").attach(rows, tokenizer)
 
 
