@@ -127,7 +127,7 @@ class TokenLogprobs(Protocol):
         """Return the log-probability of each answer token, in nats."""
 
 
-class LikelihoodScore(Section):
+class LikelihoodScore(TaskMetric):
     """Base class of the metrics of the likelihood of reference answers, or of raw text.
 
     Lower is better. Where one decides, a gain is the share by which it is lower, and retention is
