@@ -102,7 +102,7 @@ def test_a_round_that_is_asked_to_stop_leaves_no_process_behind(
 ) -> None:
     (root.parent / "mode").write_text("slow 600")
     process = start(root, "cohobate", "run")  # with a server and a Ray of its own
-    wait_for(lambda: "train" in ran(root), 120)
+    wait_for(lambda: "train" in ran(root), 300)
     its_own = psutil.Process(process.pid).children(recursive=True)
     assert any("prefect.server" in " ".join(child.cmdline()) for child in its_own)
     process.send_signal(signal_)
@@ -120,7 +120,7 @@ def outage(root: Path, server: Server, after: float) -> None:
     """Kill the server -9 while a round runs, and start it again; the round must end well."""
     (root.parent / "mode").write_text("slow 6")
     process = start(root, "cohobate", "run", "--json", PREFECT_API_URL=server.url)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while "train" not in ran(root):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
@@ -201,7 +201,7 @@ def flow_states(root: Path) -> list[str]:
 def test_a_round_killed_with_its_runner_is_noticed_and_resumed(up: Path) -> None:
     (up.parent / "mode").write_text("slow 600")
     assert finished(start(up, "cohobate", "trigger", "on-demand"))[0] == 0
-    wait_for(lambda: "train" in ran(up), 120)
+    wait_for(lambda: "train" in ran(up), 300)
     runner = psutil.Process(services(up).pids["worker"])
     for process in [runner, *runner.children(recursive=True)]:
         process.kill()
@@ -241,7 +241,7 @@ def stages_on_ray() -> list[psutil.Process]:
 def test_a_round_that_is_cancelled_stops_its_work_and_is_not_taken_up(up: Path) -> None:
     (up.parent / "mode").write_text("slow 600")
     assert finished(start(up, "cohobate", "trigger", "on-demand"))[0] == 0
-    wait_for(lambda: len(stages_on_ray()) == 2, 120)
+    wait_for(lambda: len(stages_on_ray()) == 2, 300)
     server = services(up).prefect_url
     (flow,) = asked_for(up)
     wish = {"state": {"type": "CANCELLING", "name": "Cancelling"}}  # what the UI's button asks for
