@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cohobate.data.records import GENERATE
+from cohobate.data.records import GENERATE, LABELLED, write_rows
 from tests.loopback_teacher import publish_address, write_prompts
 
 ROOT = Path(__file__).parents[3]
@@ -24,6 +24,8 @@ PARAMS = f"""
 generate:
   backend: {{type: openai, limits: {{at_once: {AT_ONCE}}}}}
   window: 100
+evaluate:
+  decoding: {{max_tokens: 16}}
 """
 
 
@@ -73,10 +75,12 @@ def kills(project, tmp_path, times):
     """Return (answers before the kill, bought twice because of it) for each kill that landed."""
     log, rng, table = tmp_path / "log.jsonl", random.Random(4), []
     write_prompts(PROMPTS)
+    write_rows(LABELLED, [])
     (project / "params.yaml").write_text(PARAMS)
     with counting_service(log) as url:
         publish_address(url)
-        assert start(project).wait(120) == 0
+        first = start(project)
+        assert first.wait(120) == 0, first.stderr.read()
         clean = RESPONSES.read_bytes()
         while len(table) < times:
             shutil.rmtree(project / ".cohobate")
