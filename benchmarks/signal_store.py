@@ -144,7 +144,9 @@ def measure() -> dict[str, Any]:
     head = Head.of(model, len(tokenizer))
     rows = text_windows(tokenizer)
     hidden_ND = hidden_states(model, rows)
-    examples = [Example.answer(f"{n}", np.array(row, np.int32), 1) for n, row in enumerate(rows)]
+    examples = [
+        Example.with_answer(f"{n}", np.array(row, np.int32), 1) for n, row in enumerate(rows)
+    ]
     figures: dict[str, Any] = machine()
     figures |= {"tokens": len(hidden_ND), "vocabulary": len(tokenizer)}
     for name, form in FORMS.items():
@@ -171,7 +173,7 @@ def _write_and_read(
     all_rows = []
     with ShardWriter(scratch / "shard", 0, origin) as writer:
         for turn in range(REPEATS):
-            again = [Example.answer(f"{turn}/{row.key}", row.ids, 1) for row in examples]
+            again = [Example.with_answer(f"{turn}/{row.key}", row.ids, 1) for row in examples]
             writer.add(again, signals)
             all_rows += again
     publish([scratch / "shard"], scratch / "store", origin, *model)

@@ -40,7 +40,7 @@ class Example:
     """Of the loss of the row."""
 
     @classmethod
-    def answer(cls, key: str, ids: np.ndarray, start: int, **fields: Any) -> "Example":
+    def with_answer(cls, key: str, ids: np.ndarray, start: int, **fields: Any) -> "Example":
         """Return an example of which the tokens from `start` on are learnt."""
         return cls(key, ids, ((start, len(ids)),), **fields)
 

@@ -133,8 +133,8 @@ class ConversationRenderer:
         for row, turns in zip(rows, learnt, strict=True):
             last = first + len(turns)
             if turns:
-                said = [_turn(row, n) for n in turns]
-                rendered.append(self._cut(said, starts[first:last], stops[first:last]))
+                learnt_turns = [_turn(row, n) for n in turns]
+                rendered.append(self._cut(learnt_turns, starts[first:last], stops[first:last]))
             else:
                 rendered.append(Rendered((next(questions),)))
             first = last
@@ -197,8 +197,8 @@ class ConversationRenderer:
         lost = []
         if first.role == "system" and not self._drops_system and first.content.strip() not in text:
             lost.append(("the system turn", "teachers.<name>.template: {system: into_first_user}"))
-        said = prompt_text(conversation)  # a turn can have a tool's name in its text
-        if any(text.count(name) <= said.count(name) for name in tool_names(conversation)):
+        turns_text = prompt_text(conversation)  # a turn can have a tool's name in its text
+        if any(text.count(name) <= turns_text.count(name) for name in tool_names(conversation)):
             lost.append(("the tools", "use a model whose chat template takes tools"))
         for part, fix in lost:
             raise UserError(

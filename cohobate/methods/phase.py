@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cohobate.training.history import Update
 
 MODELS_DIR = Path("models")
+_NAME_SOURCES = "name the sources of collect.sources"
 _NOT_DECISIVE = {"checkpoint_every", "replacements"}  # the outcome is the same whatever they are
 
 
@@ -176,19 +177,18 @@ class Phase(Hyperparameters):
     def _check_weights(self, examples: "Sequence[Example]") -> None:
         """Refuse weights of what no row has: a misspelt name would leave its weight at 1."""
         targets = {example.target for example in examples if example.target}
-        if unknown := sorted(set(self.target_weights) - targets):
-            raise UserError(
-                f"no row has a target {unknown[0]!r}{nearest(unknown[0], targets)}",
-                where=f"{self.rows}, and target_weights of the phase",
-                fix="name the targets of cohobate/backends/templates/<template>.yaml, or none",
-            )
         tasks = {example.task for example in examples if example.task}
-        if unknown := sorted(set(self.task_weights) - tasks):
-            raise UserError(
-                f"no row is of the task {unknown[0]!r}{nearest(unknown[0], tasks)}",
-                where=f"{self.rows}, and task_weights of the phase",
-                fix="name the sources of collect.sources",
-            )
+        templates = "name the targets of cohobate/backends/templates/<template>.yaml, or none"
+        for section, weights, names, missing, fix in (
+            ("target_weights", self.target_weights, targets, "no row has a target", templates),
+            ("task_weights", self.task_weights, tasks, "no row is of the task", _NAME_SOURCES),
+        ):
+            if unknown := sorted(set(weights) - names):
+                raise UserError(
+                    f"{missing} {unknown[0]!r}{nearest(unknown[0], names)}",
+                    where=f"{self.rows}, and {section} of the phase",
+                    fix=fix,
+                )
 
 
 class SingleProcess(Phase):

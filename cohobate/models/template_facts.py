@@ -45,7 +45,7 @@ class TemplateFacts(NamedTuple):
 
     end_of_turn: str | None
     """The special token that ends an assistant's turn."""
-    begins: bool
+    begins_with_bos: bool
     """Whether a conversation begins with the token with which the tokenizer begins a text."""
     refused: list[str]
     """Content of rows that it does not render so that it can be learnt, as `content_kinds` names
@@ -58,7 +58,7 @@ class TemplateFacts(NamedTuple):
             notes.append(f"no special token ends a turn: {eos} is put behind each answer")
         elif self.end_of_turn != eos:
             notes.append(f"turns end with {self.end_of_turn}, text with {eos}: either ends answers")
-        if not self.begins:
+        if not self.begins_with_bos:
             notes.append(f"conversations begin without {bos}, text with it")
         return notes
 
@@ -85,12 +85,12 @@ def template_facts(tokenizer: "PreTrainedTokenizerBase") -> TemplateFacts:
     return TemplateFacts(end, not bos, refused)
 
 
-def content_kinds(row: Row, *, generate: bool = False) -> set[str]:
-    """Return what of a row a chat template may not render; of its prompt alone with `generate`."""
+def content_kinds(row: Row, *, prompt_only: bool = False) -> set[str]:
+    """Return what of a row, or of its prompt only, a chat template may not render."""
     if isinstance(row.prompt, str):
         return set()
     kinds = {"tools"} if tool_names(row.prompt) else set()
-    if generate:
+    if prompt_only:
         return kinds
     turns = row.prompt if row.learn == "all" else ()
     kinds |= {"earlier turns"} if any(turn.role == "assistant" for turn in turns) else set()
@@ -99,21 +99,21 @@ def content_kinds(row: Row, *, generate: bool = False) -> set[str]:
     return kinds | ({"reasoning"} if row.reasoning else set())
 
 
-def check_content(row: Row, refused: Sequence[str], model: str, *, generate: bool) -> None:
+def check_content(row: Row, refused: Sequence[str], model: str, *, prompt_only: bool) -> None:
     """Refuse a row with content that a chat template does not render.
 
     Args:
         row: a row of any kind.
         refused: `TemplateFacts.refused`.
         model: name of the model that the template belongs to.
-        generate: the model reads the prompt alone.
+        prompt_only: the model reads the prompt alone, to answer it.
 
     Raises:
         UserError: names the row.
     """
-    if both := sorted(content_kinds(row, generate=generate) & set(refused)):
+    if kinds := sorted(content_kinds(row, prompt_only=prompt_only) & set(refused)):
         raise UserError(
-            f"the chat template of {model} does not render {both[0]}, or not in every turn alike",
+            f"the chat template of {model} does not render {kinds[0]}, or not in every turn alike",
             where=f"row {row.id}, as are all of its kind",
-            fix=_FIXES[both[0]],
+            fix=_FIXES[kinds[0]],
         )

@@ -21,7 +21,7 @@ from cohobate.data.records import Row
 from cohobate.data.tokenized import Encoded
 from cohobate.errors import UserError
 from cohobate.params import Section, ValueOf
-from cohobate.scoring.verifiers import Verifier
+from cohobate.scoring.verifiers import Task, Verifier
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,7 +147,7 @@ class LikelihoodScore(TaskMetric):
         raise NotImplementedError
 
     def measure(
-        self, logprobs: TokenLogprobs, rows: Sequence[Row], texts: Sequence[Encoded], task: Verifier
+        self, logprobs: TokenLogprobs, rows: Sequence[Row], texts: Sequence[Encoded], task: Task
     ) -> float:
         """Return the figure on `rows`, encoded as `texts`."""
         nats = -logprobs.answer_log_probs(texts).sum()
@@ -175,7 +175,7 @@ class Perplexity(LikelihoodScore):
         return min(exp(min(loss, 20.0)), 1e6)
 
     def measure(
-        self, logprobs: TokenLogprobs, rows: Sequence[Row], texts: Sequence[Encoded], task: Verifier
+        self, logprobs: TokenLogprobs, rows: Sequence[Row], texts: Sequence[Encoded], task: Task
     ) -> float:
         """Return the perplexity on `rows`, encoded as `texts`."""
         return self.figure(-float(logprobs.answer_log_probs(texts).mean()))

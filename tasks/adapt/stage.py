@@ -81,12 +81,12 @@ def _check_conversations(item: str, models: dict[str, Any]) -> None:
     )
     for owner, model in models.items():
         turns, content = (model.get(f"refused_{kind}", []) for kind in ("turns", "content"))
-        generate = owner != "the student"
+        prompt_only = owner != "the student"
         for path in (LABELLED, DEV) if turns or content else ():
             for row in read_rows(path, Row):
                 if not isinstance(row.prompt, str):
                     check_turns([(row.id, row.prompt)], turns, owner, wheres[owner])
-                    check_content(row, content, owner, generate=generate)
+                    check_content(row, content, owner, prompt_only=prompt_only)
 
 
 def _describe(item: str, teacher: Teacher, adapt: Tuning) -> None:

@@ -10,7 +10,7 @@ To add a model metric: a class with `measure`, and its name in `Metric` at the b
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from pydantic import Field
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from cohobate.evaluation.answer_logprobs import AnswerLogprobs
 
 
-@runtime_checkable
 class ModelMetric(Protocol):
     """A metric that is computed from the model's log-probabilities of reference answers."""
 

@@ -88,7 +88,7 @@ class EvaluateParams(Section):
     def model_metrics(self) -> tuple[ModelMetric, ...]:
         """The metrics that need the model itself, on a sample of rows."""
         sampled = self.metrics[1:] if self.likelihood_metric else self.metrics
-        return tuple(metric for metric in sampled if isinstance(metric, ModelMetric))
+        return tuple(metric for metric in sampled if not isinstance(metric, AnswerScore))
 
     @property
     def likelihood_metric(self) -> LikelihoodScore | None:

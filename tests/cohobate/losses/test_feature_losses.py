@@ -276,7 +276,7 @@ def test_a_feature_that_does_not_exist_is_refused() -> None:
 
 def test_a_batch_without_any_valid_token_has_no_loss(pair, tokenizer) -> None:
     loss_fn = loss_fn_of(pair, tokenizer, EVERY, [ForwardKL()])
-    masked = [Example.answer("none", np.arange(5, 12, dtype=np.int32), 7)] * 3
+    masked = [Example.with_answer("none", np.arange(5, 12, dtype=np.int32), 7)] * 3
     loss, losses_NF = loss_fn(
         **MicroBatches(masked, [range(3)], 3, loss_fn.target_source)[0], divisor=1
     )

@@ -25,7 +25,7 @@ def answers(seed: int) -> list[Example]:
         prompt = np.random.default_rng(n).integers(5, 50, 3 + n)
         answer = np.random.default_rng([seed, n]).integers(5, 50, 1 + (n + seed) % 4)
         ids = np.concatenate([prompt, answer]).astype(np.int32)
-        examples.append(Example.answer(f"pair-{n}", ids, len(prompt)))
+        examples.append(Example.with_answer(f"pair-{n}", ids, len(prompt)))
     return examples
 
 

@@ -40,7 +40,7 @@ def prompts(rows: int = 6) -> list[Example]:
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 9, rows)
     return [
-        Example.answer(f"row-{n}", rng.integers(5, 50, size).astype(np.int32), int(size) - 2)
+        Example.with_answer(f"row-{n}", rng.integers(5, 50, size).astype(np.int32), int(size) - 2)
         for n, size in enumerate(lengths)
     ]
 

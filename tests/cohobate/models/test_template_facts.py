@@ -38,7 +38,7 @@ def test_content_that_a_template_leaves_out_is_refused_by_row() -> None:
     call = ToolCall(name="weather", arguments="{}")
     row = Row(id="the-row", prompt=question, answer="", tool_calls=(call,), reasoning="Hm.")
     assert content_kinds(row) == {"tools", "calls of tools", "reasoning"}
-    assert content_kinds(row, generate=True) == {"tools"}
+    assert content_kinds(row, prompt_only=True) == {"tools"}
     with pytest.raises(UserError, match=r"(?s)the student does not render tools.*the-row"):
-        check_content(row, ["tools"], "the student", generate=False)
-    check_content(row, ["calls of tools"], "the teacher main", generate=True)
+        check_content(row, ["tools"], "the student", prompt_only=False)
+    check_content(row, ["calls of tools"], "the teacher main", prompt_only=True)

@@ -36,7 +36,7 @@ def examples() -> list[Example]:
     for n, length in enumerate((9, 5, 12, 7, 4, 6)):
         ids = rng.integers(5, 60, length).astype(np.int32)
         kind = ("animal", "plant")[n % 2]
-        rows.append(Example.answer(f"row-{n}", ids, 2, group=kind, by_student=n in (1, 2)))
+        rows.append(Example.with_answer(f"row-{n}", ids, 2, group=kind, by_student=n in (1, 2)))
     return rows
 
 
@@ -349,7 +349,7 @@ def test_micro_batches_add_up_to_the_whole_batch(models, tokenizer) -> None:
 def test_a_batch_without_any_valid_token_has_no_loss(models, tokenizer, name) -> None:
     ensemble, _ = COMBINED[name]
     target_source = live(models, tokenizer, ensemble=ensemble, weights=(0.7, 0.3))
-    masked = [Example.answer("none", np.arange(5, 12, dtype=np.int32), 7, group="plant")]
+    masked = [Example.with_answer("none", np.arange(5, 12, dtype=np.int32), 7, group="plant")]
     batch = MicroBatches(masked, [[0]], 1, target_source)[0]
     loss, losses = CausalLMLoss(models[0], [ReverseKL()], 5, target_source)(**batch, divisor=1)
     grads = torch.autograd.grad(loss, models[0].parameters(), allow_unused=True)

@@ -11,7 +11,7 @@ from cohobate.training.hyperparameters import Hyperparameters
 
 
 def example(length: int, prompt: int = 2, stage: int = 0, key: str = "r") -> Example:
-    return Example.answer(key, np.arange(10, 10 + length, dtype=np.int32), prompt, stage=stage)
+    return Example.with_answer(key, np.arange(10, 10 + length, dtype=np.int32), prompt, stage=stage)
 
 
 def test_every_row_comes_once_in_an_epoch() -> None:

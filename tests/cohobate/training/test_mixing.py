@@ -20,7 +20,7 @@ ROWS = {"large": 80, "small": 20}
 def examples(rows: dict[str, int] = ROWS, stage: int = 0) -> list[Example]:
     rng = np.random.default_rng(0)
     return [
-        Example.answer(
+        Example.with_answer(
             f"{task}-{n}", np.arange(4 + int(rng.integers(12)), dtype=np.int32), 2,
             task=task, stage=stage,
         )

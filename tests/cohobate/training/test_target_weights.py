@@ -21,7 +21,7 @@ def rows(weight: float) -> list[Example]:
     examples = []
     for n in range(6):
         ids = rng.integers(5, 50, 6 if n % 2 else 18).astype(np.int32)
-        one = Example.answer(f"row-{n}", ids, 4)
+        one = Example.with_answer(f"row-{n}", ids, 4)
         examples.append(one if n % 2 else replace(one, target="rationale", weight=weight))
     return examples
 

@@ -24,7 +24,7 @@ def examples(rows: int = 24, words: int = 50) -> list[Example]:
     for n in range(rows):
         length = int(rng.integers(4, 14))
         ids = rng.integers(5, words, length).astype(np.int32)
-        drawn.append(Example.answer(f"row-{n}", ids, int(rng.integers(1, length))))
+        drawn.append(Example.with_answer(f"row-{n}", ids, int(rng.integers(1, length))))
     return drawn
 
 
@@ -130,7 +130,7 @@ def test_accumulated_micro_batches_are_one_large_batch(make_model, tokenizer) ->
 
 
 def test_one_valid_token_is_enough(model) -> None:
-    row = Example.answer("one", np.array([7, 8, 9], dtype=np.int32), 2)
+    row = Example.with_answer("one", np.array([7, 8, 9], dtype=np.int32), 2)
     expected = plain_loss(model, [row])
     history = train(model, [row], settings(updates=1, batch_size=1))
     assert history[0].loss == pytest.approx(expected, rel=1e-5)
@@ -138,7 +138,7 @@ def test_one_valid_token_is_enough(model) -> None:
 
 def test_a_batch_without_any_valid_token_changes_nothing(model) -> None:
     before = digest(model)
-    row = Example.answer("none", np.array([7, 8, 9], dtype=np.int32), 3)
+    row = Example.with_answer("none", np.array([7, 8, 9], dtype=np.int32), 3)
     history = train(model, [row], settings(updates=2, batch_size=2, learning_rate=0.1))
     assert [u.loss for u in history] == [0, 0]
     assert digest(model) == before
@@ -147,7 +147,7 @@ def test_a_batch_without_any_valid_token_changes_nothing(model) -> None:
 def test_masked_rows_do_not_dilute_the_loss(model) -> None:
     rows = examples(4)
     expected = float(hugging_face_loss(model, rows))
-    masked = Example.answer("none", np.arange(5, 15, dtype=np.int32), 10)
+    masked = Example.with_answer("none", np.arange(5, 15, dtype=np.int32), 10)
     history = train(model, [*rows, *[masked] * 4], settings(updates=1))
     assert history[0].loss == pytest.approx(expected, rel=1e-5)
 
@@ -188,7 +188,7 @@ def test_ids_of_mere_padding_are_no_outcomes(make_model, tokenizer) -> None:
 
 def test_a_loss_that_is_not_finite_names_its_rows(model) -> None:
     rows = examples(8, words=50)
-    bad = Example.answer("the-bad-one", np.array([5, 60, 7], dtype=np.int32), 2)
+    bad = Example.with_answer("the-bad-one", np.array([5, 60, 7], dtype=np.int32), 2)
     model.get_input_embeddings().weight.data[60] = torch.nan
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.nan_to_num())  # untied
     with pytest.raises(UserError, match="loss is not finite") as caught:

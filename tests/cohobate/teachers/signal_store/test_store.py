@@ -43,7 +43,7 @@ def examples() -> list[Example]:
     ids = [[5, 6, 7, 8], [9, 5], [6, 7, 8, 9, 5, 6]]
     prompts = [2, 1, 1]
     return [
-        Example.answer(f"{n}/main/0", np.array(i, dtype=np.int32), p)
+        Example.with_answer(f"{n}/main/0", np.array(i, dtype=np.int32), p)
         for n, (i, p) in enumerate(zip(ids, prompts, strict=True))
     ]
 
