@@ -30,6 +30,13 @@ def shard(batch: Sequence[T]) -> list[T]:
     return list(batch[rank() :: world_size()])
 
 
+def unshard(share: list[T]) -> list[T]:
+    """Return the rows of all workers in the order of which `shard` took each worker's share."""
+    shares = all_gather(share)
+    longest = max(map(len, shares))
+    return [rows[n] for n in range(longest) for rows in shares if n < len(rows)]
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Return the sum of a tensor over all workers."""
     if world_size() == 1:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from cohobate.data.records import Row
 from cohobate.losses.divergences import ForwardKL, Hard, Term
-from cohobate.methods.phase import PhaseResult, SingleProcess
+from cohobate.methods.phase import Phase, PhaseResult
 from cohobate.models.layer_choice import Layers
 from cohobate.params import Section
 
@@ -34,7 +34,7 @@ class Peer(Section):
     """Whether it learns from its peers too, or from the rows' answers alone."""
 
 
-class Mutual(SingleProcess):
+class Mutual(Phase):
     """Peers trained at once; the first of them is the student that is published."""
 
     method: Literal["mutual"]

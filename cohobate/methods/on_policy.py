@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from cohobate.data.records import Row
 from cohobate.errors import UserError
 from cohobate.losses.divergences import ReverseKL, Term
-from cohobate.methods.phase import PhaseResult, SingleProcess, checkpoint_path
+from cohobate.methods.phase import Phase, PhaseResult, checkpoint_path
 from cohobate.methods.rollout_settings import ConstantShare, OnPolicySchedule, Sampling
 from cohobate.models.number_formats import NumberFormat
 from cohobate.progress import say
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cohobate.teachers.target_sources import LiveSource
 
 
-class OnPolicy(SingleProcess):
+class OnPolicy(Phase):
     """Divergences from a live teacher, on the student's own answers and on those of the rows."""
 
     method: Literal["on_policy"]
@@ -54,6 +54,8 @@ class OnPolicy(SingleProcess):
         whole = self.adapter.type == "full" and self.quantisation.type == "none"
         if self.sampling.writer.type == "vllm" and not whole:
             raise ValueError("writer vllm needs adapter: {type: full} and no quantisation")
+        if self.sampling.writer.type == "vllm" and self.workers > 1:
+            raise ValueError("writer vllm is for one worker: leave out writer, or workers: 1")
         if any(term.type == "hard" for term in self.terms):
             raise ValueError(
                 "a hard term would train the student on its own answers: give divergences alone"

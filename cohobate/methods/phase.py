@@ -191,16 +191,6 @@ class Phase(Hyperparameters):
                 )
 
 
-class SingleProcess(Phase):
-    """A phase that is trained by one process."""
-
-    @model_validator(mode="after")
-    def _one_worker(self) -> "SingleProcess":
-        if self.workers > 1:
-            raise ValueError("only sft, kd and dpo train with several workers: workers must be 1")
-        return self
-
-
 def checkpoint_path(path: Path, seed: int) -> Path:
     """Return the checkpoint at a path: a phase of training has one for each seed."""
     return path / f"seed-{seed}" if path.parts[:2] in (TRAIN.parts, ASSIST.parts) else path

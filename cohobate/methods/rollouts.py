@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from cohobate import processes
 from cohobate.data.examples import Example
 from cohobate.generation.requests import Completion, Request
 from cohobate.losses.divergences import Hard
@@ -59,6 +60,10 @@ class StudentRollouts:
 
     def rows(self, update: int, planned: list[Example]) -> list[Example] | None:
         """Return the rows of the update (counted from 0); None to keep the planned ones.
+
+        Rows are those of all workers. Each worker generates the answers to its share of the
+        prompts, with random numbers of each row, and all of them get all answers: rows and replay
+        buffer do not depend on the number of workers.
 
         With `mix_given` every other prompt comes twice, with the given answer and with the
         student's, so that the update has as many rows as any other.
@@ -106,11 +111,12 @@ class StudentRollouts:
     def generate(self, rows: Sequence[Example], seed: str) -> list[Example]:
         """Return `rows` with answers of the student; the same `seed` gives the same answers."""
         requests = [
-            Request(row.ids[: row.prompt_length].tolist(), f"{seed}/{row.key}") for row in rows
+            Request(row.ids[: row.prompt_length].tolist(), f"{seed}/{row.key}")
+            for row in processes.shard(rows)
         ]
         training = self.model.training
         self.model.eval()
-        answers = self.generator.generate(requests)
+        answers = processes.unshard(self.generator.generate(requests))
         self.model.train(training)
         return [self._example(row, answer) for row, answer in zip(rows, answers, strict=True)]
 
@@ -135,10 +141,10 @@ class StudentRollouts:
 
     @torch.no_grad()
     def _held_out_loss(self) -> float:
-        rows, size = self.held_out, self.sampling.batching.rows
+        rows, size = processes.shard(self.held_out), self.sampling.batching.rows
         parts = [range(len(rows))[n : n + size] for n in range(0, len(rows), size)]
         data = MicroBatches(rows, parts, size, None)
-        tokens = sum(row.length for row in rows)
+        tokens = sum(row.length for row in self.held_out)
         loss_fn = CausalLMLoss(self.model, [Hard()], vocabulary=self.vocabulary)
         total = 0.0
         training = self.model.training
@@ -149,4 +155,6 @@ class StudentRollouts:
                 # each part is divided by the tokens of all parts: the sum is the mean
                 total += float(loss_fn(**batch, divisor=tokens)[0])
         self.model.train(training)
-        return total
+        # in float64, as the sum above: one worker's loss stays what it is
+        whole = torch.tensor(total, dtype=torch.float64, device=self.model.device)
+        return float(processes.all_reduce_sum(whole))

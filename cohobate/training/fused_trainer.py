@@ -28,7 +28,10 @@ class Rollouts(Protocol):
     """Generates the rows of an update just before it, in place of the planned ones."""
 
     def rows(self, update: int, planned: list[Example]) -> list[Example] | None:
-        """Return the rows of the update (counted from 0); None to keep the planned ones."""
+        """Return the rows of the update (counted from 0); None to keep the planned ones.
+
+        Planned and returned are the rows of all workers, the same in each of them.
+        """
 
     def state(self) -> dict[str, Any]:
         """Return all that the rows of later updates depend on, as JSON values."""
@@ -153,10 +156,10 @@ class FusedTrainer(Trainer):
         first = self.state.global_step * len(planned)
         numbers = range(first, first + len(planned))
         rows = [row for number in numbers for row in self.data.rows(number)]
-        generated = rollouts.rows(self.state.global_step, rows)
+        generated = rollouts.rows(self.state.global_step, processes.unshard(rows))
         if generated is None:
             return planned
-        self.data.replace(numbers, generated)
+        self.data.replace(numbers, processes.shard(generated))
         return [self.data[number] for number in numbers]
 
     def compute_loss(

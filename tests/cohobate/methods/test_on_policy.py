@@ -253,7 +253,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(round_so_far, make_tokenizer
         ({"terms": [{"type": "reverse_kl"}, {"type": "hard"}]}, "its own answers"),
         ({"student_text": {"type": "constant", "share": 2}}, "less than or equal to 1"),
         ({"sampling": {"replay": 3}}, "one update at least"),
-        ({"workers": 2}, "workers must be 1"),
+        ({"workers": 2, "sampling": {"writer": {"type": "vllm"}}}, "writer vllm is for one"),
         ({"student_text": {"type": "constnat"}}, "did you mean 'constant'"),
     ],
 )

@@ -54,6 +54,28 @@ KD = SFT | {
 LIVE = KD | {"targets": str(ADAPT / "main"), "teacher_precision": "float32"}
 PAIRS = "data/preferences/pairs.jsonl"
 DPO = SFT | {"method": "dpo", "rows": PAIRS, "targets": PAIRS, "micro_batch_size": 2}
+ON_POLICY = LIVE | {
+    "method": "on_policy",
+    "terms": [{"type": "reverse_kl"}],
+    "student_text": {
+        "type": "adaptive", "start": 0.7, "step": 0.2, "tolerance": 0.0, "every": 2, "held_out": 3
+    },
+    "sampling": {"decoding": {"max_tokens": 5, "temperature": 1.0}, "replay": 8},
+}  # fmt: skip
+ON_POLICY.pop("teacher_precision")
+MUTUAL = SFT | {
+    "method": "mutual",
+    "peers": [{}, {"jitter": 0.1}, {"keep_layers": [0], "imitates": False}],
+    "keep_peers": True,
+}
+METHODS = {
+    "sft": SFT,
+    "kd": KD,
+    "live teacher": LIVE,
+    "dpo": DPO,
+    "on_policy": ON_POLICY,
+    "mutual": MUTUAL,
+}
 CURVE_TOLERANCE = 2e-4
 """Relative: float32 sums in another order, grown over the updates."""
 
@@ -124,7 +146,7 @@ def together(fields: dict[str, Any], count: int = 2) -> list[str]:
     return [Path(f"said-{rank}").read_text() for rank in range(count)]
 
 
-@pytest.mark.parametrize("fields", [SFT, KD, LIVE, DPO], ids=["sft", "kd", "live teacher", "dpo"])
+@pytest.mark.parametrize("fields", METHODS.values(), ids=METHODS)
 def test_two_workers_learn_what_one_does(start: None, fields: dict[str, Any]) -> None:
     run("it", phase(fields), seeds=[1])
     one = history()
