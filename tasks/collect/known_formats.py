@@ -164,6 +164,7 @@ def _prompted(columns: Columns, answer: str | None) -> RowContent:
         raise UnusableRecordError("the completion is labelled as bad (label: false)")
     prompt, reply = columns["prompt"], columns[answer] if answer else None
     chat = isinstance(reply, list) or _system(columns) or tools_in(columns)
+    chat = chat or _system_turn(columns) is not None
     if not isinstance(prompt, list) and chat:
         prompt = [{"role": "user", "content": _text(columns, "prompt")}]
         if isinstance(reply, str):
@@ -236,10 +237,18 @@ _FORMATS: tuple[Callable[[Columns], RecognisedFormat | None], ...] = (
 
 def _conversation(columns: Columns, turns: list[Any]) -> RowContent:
     """Return a conversation, with the system's turn and the tools of other columns."""
-    names = ("systemInstruction", "system_instruction")  # Vertex
-    system = next((columns[name] for name in names if isinstance(columns.get(name), dict)), None)
-    first = [{**system, "role": "system"}] if system else []
+    system = _system_turn(columns)
+    first = [system] if system else []
     return conversation([*first, *turns], _system(columns), tools_in(columns))
+
+
+def _system_turn(columns: Columns) -> dict[str, Any] | None:
+    """Return the system's turn where its column holds parts: Vertex's, or Anthropic's list."""
+    for name in ("systemInstruction", "system_instruction"):
+        if isinstance(value := columns.get(name), dict):
+            return {**value, "role": "system"}
+    parts = next((columns[name] for name in _SYSTEM if isinstance(columns.get(name), list)), None)
+    return {"role": "system", "content": parts} if parts else None
 
 
 def _user(columns: Columns, text: str, history: list[Any] | None = None) -> RowContent:
@@ -255,7 +264,8 @@ def _user(columns: Columns, text: str, history: list[Any] | None = None) -> RowC
 
 
 def _system(columns: Columns) -> str:
-    return next((text for name in _SYSTEM if (text := _optional(columns, name))), "")
+    texts = (name for name in _SYSTEM if not isinstance(columns.get(name), list))
+    return next((text for name in texts if (text := _optional(columns, name))), "")
 
 
 def _turns(value: Any, name: str) -> list[Any]:

@@ -64,6 +64,9 @@ class CardFiles:
             "licence_tag": licences.pop() if len(licences) == 1 else "other",
             "collected": _read(COLLECT / "summary.json"),
             "rows": _read(FILTER / "summary.json"),
+            "reference_answers": sum(
+                _read(path).get("reference_answers", 0) for path in GENERATE.glob("*/summary.json")
+            ),
             "notice": (COLLECT / NOTICE).exists(),
         }
 

@@ -79,6 +79,8 @@ class Filter(Section):
     rows where none is named."""
     any_target: ClassVar[bool] = False
     """Whether auxiliary targets are judged too."""
+    needs_prompt: ClassVar[bool] = False
+    """Whether an answer is judged by its prompt: raw text has none."""
 
     def verdict(self, row: Response) -> Verdict:
         """Judge one row by itself."""

@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Iterator
 from itertools import islice
 from math import isnan, nan
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,7 @@ class JudgeFilter(Filter):
     """
 
     type: Literal["judge"]
+    needs_prompt: ClassVar[bool] = True
     judge: Judge = Judge()
     min_score: int = Field(6, ge=1, le=10)
     """Lowest score, of 1 to 10."""
@@ -62,6 +63,7 @@ class RewardFilter(Filter):
     """Drop answers with a low reward, by a reward model (a sequence classifier, one output)."""
 
     type: Literal["reward"]
+    needs_prompt: ClassVar[bool] = True
     min_reward: float | None = None
     """Lowest reward."""
     drop_lowest: float | None = Field(None, gt=0, lt=1)

@@ -28,7 +28,7 @@ class SemanticDuplicateFilter(Filter):
     similarity: float = Field(0.9, gt=0, lt=1)
     """Cosine similarity from which two rows are duplicates."""
     of: Text = "prompt"
-    """Which text is embedded."""
+    """Which text is embedded; raw text itself, which has no prompt."""
     threads: int = Field(2, ge=1)
 
     def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
@@ -144,6 +144,8 @@ def _embedded(rows: Rows, of: Text, threads: int) -> "np.ndarray":
     from cohobate.models.sentence_embeddings import embeddings, encoder
 
     def text(row: Response) -> str:
+        if row.is_raw_text:
+            return row.source_text
         texts = {"prompt": prompt_text(row.prompt), "answer": row.full_answer}
         return "\n".join(texts.values()) if of == "both" else texts[of]
 

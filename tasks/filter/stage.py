@@ -143,6 +143,8 @@ class Funnel:
         rows = (
             self.rows if all(judged) else self.rows.only(n for n, one in enumerate(judged) if one)
         )
+        if filter.needs_prompt:
+            _refuse_raw_text(filter, rows)
         verdicts = filter.verdicts(rows, context)
         answer: Verdict = KEEP
         for auxiliary, is_judged in zip(self.auxiliary, judged, strict=True):
@@ -163,6 +165,18 @@ class Funnel:
         return bytearray(
             named[task] and (filter.any_target or not auxiliary)
             for task, auxiliary in zip(self.tasks, self.auxiliary, strict=True)
+        )
+
+
+def _refuse_raw_text(filter: Filter, rows: RowView[Response]) -> None:
+    if raw := next((row for row in rows if row.is_raw_text), None):
+        source = f" of source {raw.task}" if raw.task else ""
+        raise UserError(
+            f"the filter {filter.type} judges an answer by its prompt, and raw text{source} has "
+            "none",
+            where="params.yaml, filter.filters",
+            fix=f"remove it, or name the sources that it judges: {{type: {filter.type}, "
+            "tasks: [...]}",
         )
 
 

@@ -70,6 +70,8 @@ def run(
         summary |= {name: round(value, 4) for name, value in mean.items()}
         summary["number_format"] = resolve(hard_examples.precision, checkpoints.accelerator())
         say(f"the {len(kept)} hardest rows: {summary['mean_regret_of_hardest']:.3f} nats a token")
+    elif hard_examples.rows:
+        say("nothing is selected: no kept row answers an unlabelled prompt")
     write_json(HARD_EXAMPLES / "summary.json", summary)
 
 

@@ -12,6 +12,8 @@ from tasks.collect.source_records import UnusableRecordError
 ASK = {"role": "user", "content": "hi"}
 REPLY = {"role": "assistant", "content": "ho"}
 SYSTEM = {"role": "system", "content": "Be brief."}
+PARTS = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
+"""A system prompt as Anthropic writes it."""
 SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
 
 VERTEX = [
@@ -50,6 +52,8 @@ HISTORY = (*user("a"), Message(role="assistant", content="b"), *user("c"))
         ({"prompt": "hi", "completion": "ho", "system": ""}, ("hi", "ho")),
         ({"messages": [ASK, REPLY], "tools": [], "images": None}, (ASKED, "ho")),
         ({"messages": [ASK, REPLY], "system": "Be brief."}, (BRIEF, "ho")),
+        ({"messages": [ASK, REPLY], "system": PARTS}, (BRIEF, "ho")),
+        ({"prompt": "hi", "completion": "ho", "system": PARTS}, (BRIEF, "ho")),
         ({"conversations": SHAREGPT, "system": "Be brief.", "tools": ""}, (BRIEF, "ho")),
         ({"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": {}}, (ASKED, "ho")),
         ({"messages": json.dumps([ASK, REPLY])}, (ASKED, "ho")),
@@ -106,6 +110,7 @@ def test_formats_are_told_by_their_columns(columns, wanted):
         ({"custom_id": "1", "response": {}, "error": None}, "a batch's output has no prompts"),
         ({"conversations": SHAREGPT, "image": "x.png"}, "column 'image' is not supported"),
         ({"messages": [SYSTEM, ASK], "system": "Be long."}, "a system prompt in a column, and"),
+        ({"messages": [ASK, REPLY], "system": [{"type": "image"}]}, "a part that is not text"),
         ({"instruction": "hi", "output": "ho", "history": "a"}, "not a list of questions"),
         ({"prompt": "hi", "completion": float("nan")}, "column 'completion' holds NaN"),
     ],

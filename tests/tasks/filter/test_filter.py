@@ -65,6 +65,16 @@ def responses() -> list[Response]:
     ]
 
 
+@pytest.mark.parametrize("name", ["judge", "reward"])
+def test_raw_text_is_not_judged_by_its_prompt(project, name):
+    raw = {"prompt": "", "answer": "A text.", "task": "books"}
+    write_rows(GENERATE / "main/responses.jsonl", [response(1, **raw)])
+    options = {"min_reward": 0} if name == "reward" else {}
+    params = validated(FilterParams, {"filters": [{"type": name, **options}]}, "filter")
+    with pytest.raises(UserError, match=f"the filter {name} judges .* raw text of source books"):
+        run(params, Task(verifier={"type": "label"}))
+
+
 def test_filters_verifiers_and_labels_are_those_of_each_task(project):
     two = Task(verifier={"type": "label"}, tasks={"sums": {"verifier": {"type": "numeric"}}})
     labelled = [row("a rodent", " animal"), row("an oak", " plant")]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cohobate.models import sentence_embeddings
 from tasks.filter import semantic
 from tests.tasks.filter.test_filters import judged, response
 
@@ -22,6 +23,19 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rows(*names: str):
     return [response(prompt=name, sample=n) for n, name in enumerate(names)]
+
+
+def test_raw_text_is_embedded_itself(by_hand, monkeypatch):
+    monkeypatch.undo()
+    embedded: list[str] = []
+    monkeypatch.setattr(sentence_embeddings, "encoder", lambda *_: None)
+    monkeypatch.setattr(
+        sentence_embeddings,
+        "embeddings",
+        lambda texts, *_: embedded.extend(texts) or iter(np.zeros((2, 1, 8))),
+    )
+    semantic._embedded([response(prompt="", answer="A text."), *rows("east")], "prompt", 1)
+    assert embedded == ["A text.", "east"]
 
 
 def test_semantic_duplicates_are_those_of_a_row_that_was_kept(monkeypatch):
