@@ -163,8 +163,8 @@ def _prompted(columns: Columns, answer: str | None) -> RowContent:
     if answer == "completion" and columns.get("label") is False:
         raise UnusableRecordError("the completion is labelled as bad (label: false)")
     prompt, reply = columns["prompt"], columns[answer] if answer else None
-    chat = isinstance(reply, list) or _system(columns) or tools_in(columns)
-    chat = chat or _system_turn(columns) is not None
+    of_turns = isinstance(reply, list) or _system_turn(columns) is not None
+    chat = of_turns or _system(columns) or tools_in(columns)
     if not isinstance(prompt, list) and chat:
         prompt = [{"role": "user", "content": _text(columns, "prompt")}]
         if isinstance(reply, str):
