@@ -42,6 +42,7 @@ _TURNS = (
 )
 _SYSTEM = ("system", "system_prompt", "system_message")
 _TOOLS = ("tools", "functions")
+_TEMPLATE_ARGUMENTS = "chat_template_kwargs"
 _MORE_THAN_TEXT = ("image", "images", "video", "videos", "audio", "audios")
 _ANSWERS = ("output", "response", "answer", "completion", "chosen")
 _BESIDE = ("context", "passage", "choices", "options", "answers")
@@ -80,6 +81,11 @@ class KnownFormat(Section):
         for name in _MORE_THAN_TEXT:
             if present.get(name) not in EMPTY:
                 raise UnusableRecordError(f"column {name!r} is not supported (it can be empty)")
+        if present.get(_TEMPLATE_ARGUMENTS) not in EMPTY:
+            raise UnusableRecordError(
+                f"column {_TEMPLATE_ARGUMENTS!r} sets the chat template for one row, which is not "
+                "supported (teachers.<name>.template sets it for all: remove the column)"
+            )
         for recognise in _FORMATS:
             if (match := recognise(present)) is not None:
                 return match

@@ -112,6 +112,10 @@ def test_formats_are_told_by_their_columns(columns, wanted):
         ({"messages": [SYSTEM, ASK], "system": "Be long."}, "a system prompt in a column, and"),
         ({"messages": [ASK, REPLY], "system": [{"type": "image"}]}, "a part that is not text"),
         ({"instruction": "hi", "output": "ho", "history": "a"}, "not a list of questions"),
+        (
+            {"messages": [ASK, REPLY], "chat_template_kwargs": {"enable_thinking": False}},
+            "'chat_template_kwargs' sets the chat template for one row",
+        ),
         ({"prompt": "hi", "completion": float("nan")}, "column 'completion' holds NaN"),
     ],
 )
