@@ -60,6 +60,28 @@ def union(names: list[str]) -> list[str]:
     return list(dict.fromkeys(name for some in all_gather(names) for name in some))
 
 
+def on_all_workers(function: Callable[[], None]) -> None:
+    """Call a function in every worker; where it fails in one, fail in all.
+
+    Raises:
+        UserError: it failed in another worker.
+    """
+    if world_size() == 1:
+        function()
+        return
+    failure: Exception | None = None
+    try:
+        function()
+    except Exception as error:  # whatever it is: the others would wait for this worker
+        failure = error
+    failures = all_gather(None if failure is None else str(failure))
+    if failure is not None:
+        raise failure
+    for number, reason in enumerate(failures):
+        if reason is not None:
+            raise UserError(f"worker {number} failed: {reason}")
+
+
 def on_first_worker(function: Callable[[], T]) -> T:
     """Call a function in the first worker alone; return its result, or raise its error, in all.
 

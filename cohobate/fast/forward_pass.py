@@ -18,6 +18,7 @@ from cohobate.errors import UserError
 from cohobate.fast import last_block, padding_free
 from cohobate.fast.prefix_cache import PrefixCache
 from cohobate.fast.switch import enabled
+from cohobate.models import sharding
 from cohobate.models.layers import blocks_of, body_of, check_positions, heads_of
 
 Part = Literal["hidden", "attention", "values"]
@@ -60,6 +61,17 @@ def forward(
         UserError: the model does not give a part, or a row is longer than the positions that it
             has embeddings of.
     """
+    # a sharded teacher gathers its own weights; a student's are gathered by its loss
+    return sharding.call(model, _forward, model, ids_BS, positions_N, parts, prefix_cache)
+
+
+def _forward(
+    model: PreTrainedModel,
+    ids_BS: Tensor,
+    positions_N: Tensor,
+    parts: frozenset[Part],
+    prefix_cache: PrefixCache | None,
+) -> ForwardOutputs:
     check_positions(model, ids_BS.shape[1])
     if parts:
         return _with_parts(model, ids_BS, positions_N, parts)
@@ -77,6 +89,17 @@ def padded(model: PreTrainedModel, ids_BS: Tensor, positions_N: Tensor) -> Tenso
     """Return what the head reads at the selected tokens, (N, D), by one plain call of the body."""
     hidden_BSD: Tensor = body_of(model)(ids_BS, use_cache=False).last_hidden_state
     return hidden_BSD.flatten(0, 1)[positions_N]
+
+
+def find_fast_paths(model: PreTrainedModel, device: str) -> None:
+    """Try the fast paths on a model that is to be sharded over devices of a kind; keep the outcome.
+
+    Afterwards a trial would not do: one that fails within a forward pass leaves weights gathered,
+    and one that a worker makes alone waits for the others without end.
+    """
+    if enabled():
+        padding_free.find_packing(model, device)
+        last_block.find_selection(model)
 
 
 def has_row_attention(model: PreTrainedModel) -> bool:

@@ -58,6 +58,11 @@ def mlp_at(model: PreTrainedModel, positions_N: Tensor, tokens: int) -> Iterator
         _SELECTION.positions_N = _SELECTION.input_shape = None
 
 
+def find_selection(model: PreTrainedModel) -> None:
+    """Give the last MLP its hooks, where the model allows it, at once."""
+    _is_hooked(model)
+
+
 def all_close(x: Tensor, reference: Tensor) -> bool:
     """Say whether the outputs of two passes of one model differ by no more than rounding."""
     bound = 1e-4 if reference.dtype in {torch.float32, torch.float64} else 3e-2

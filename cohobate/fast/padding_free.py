@@ -63,10 +63,20 @@ def packed_forward(
     return batch.forward(model, mode, positions_N, prefix_cache if cached else None)
 
 
-def packing_mode(model: PreTrainedModel) -> Mode:
+def find_packing(model: PreTrainedModel, device: str) -> None:
+    """Try how a model takes packed rows, prefix caches included, on the kind of device named."""
+    if packing_mode(model, device) == "rows":
+        _takes_prefix(model)
+
+
+def packing_mode(model: PreTrainedModel, device: str | None = None) -> Mode:
     """Return how a model takes packed rows with the attention that it is set to.
 
     It is tried once on a few tokens. Where row attention works, the model is set to it.
+
+    Args:
+        model: on any device.
+        device: the kind on which it will run, where it is not there yet.
     """
     implementation = model.config._attn_implementation
     implementation = "sdpa" if implementation == ROW_ATTENTION else implementation
@@ -75,7 +85,7 @@ def packing_mode(model: PreTrainedModel) -> Mode:
     with _LOCK:  # batches run in threads over one model
         modes = _MODES.setdefault(model, {})
         if implementation not in modes:
-            modes[implementation] = _tried(model, implementation)
+            modes[implementation] = _tried(model, implementation, device or model.device.type)
         if modes[implementation] == "rows":
             _set_row_attention(model)
         return modes[implementation]
@@ -243,7 +253,7 @@ def _set_row_attention(model: PreTrainedModel) -> bool:
     return bool(model.config._attn_implementation == ROW_ATTENTION)
 
 
-def _tried(model: PreTrainedModel, implementation: str) -> Mode:
+def _tried(model: PreTrainedModel, implementation: str, device: str) -> Mode:
     """Find out how a model takes packed rows.
 
     Every layer must attend to all tokens before it, and take position ids. Some models make a bias
@@ -254,7 +264,7 @@ def _tried(model: PreTrainedModel, implementation: str) -> Mode:
     plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
     if not (plain and "position_ids" in takes and has_blocks(model)):
         return "padded"
-    if implementation == "sdpa" and model.device.type == "cpu":
+    if implementation == "sdpa" and device == "cpu":
         if _set_row_attention(model) and _packs_right(model, "rows"):
             return "rows"
         # back to what it was

@@ -216,6 +216,7 @@ class Kd(Phase):
             precision=self.teacher_precision,
             attention="eager" if self.attention == "eager" else "sdpa",
             device=checkpoints.accelerator(),
+            sharded=self.shards,
         )
 
     def needs_live(self, term: str) -> UserError:

@@ -41,6 +41,11 @@ class MutualLoss(ModelLoss):
         self.chunk_tokens, self.vocabulary, self.compiled = chunk_tokens, vocabulary, compiled
 
     @property
+    def models(self) -> list[PreTrainedModel]:
+        """The peers."""
+        return list(self.peers)  # type: ignore[arg-type]
+
+    @property
     def names(self) -> list[str]:
         """Columns of the history: the terms of the first peer's loss."""
         return term_names(self.terms)

@@ -146,7 +146,10 @@ class OnPolicy(Phase):
 
         folder = checkpoint_path(Path(self.targets), seed)
         model, theirs = load_frozen(
-            folder, precision=self.precision, device=checkpoints.accelerator()
+            folder,
+            precision=self.precision,
+            device=checkpoints.accelerator(),
+            sharded=self.shards,
         )
         shared, ids = map_vocabulary(tokenizer, theirs, str(folder))
         # the student may generate any of its ids, and the teacher reads them

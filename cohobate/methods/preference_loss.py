@@ -22,7 +22,8 @@ from cohobate.losses.live_teacher import label_logprobs
 from cohobate.losses.preferences import LossType, PairLogprobs, preference_losses
 from cohobate.losses.targets import Targets
 from cohobate.methods.reference_logprobs import ReferenceLogprobs, pair_batches
-from cohobate.models.lm_head import Head, check_head
+from cohobate.models import sharding
+from cohobate.models.lm_head import check_head
 from cohobate.training.batches import plan_batches
 from cohobate.training.history import Update
 from cohobate.training.hyperparameters import Hyperparameters
@@ -69,7 +70,19 @@ class PreferenceLoss(ModelLoss):
     def before_training(self) -> None:
         """Have the reference's log-probabilities: this model's own, of its initial weights."""
         self.eval()
-        self.reference.load_or_compute(self.answer_logprobs, self.model.device)
+        self.reference.load_or_compute(self.answer_logprobs, self.device)
+        sharding.release(self)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def models(self) -> list[PreTrainedModel]:
+        """The student."""
+        return [self.model]
 
     @property
     def names(self) -> list[str]:
@@ -129,7 +142,7 @@ class PreferenceLoss(ModelLoss):
         self._note(pairs)
         surrogate, _ = fused_head_loss(
             hidden_ND,
-            self._head_of_model(),
+            self.head_of(self.model, self.vocabulary),
             [Hard()],
             # cross-entropy is −log p: a token's weight is minus the gradient of its row's sum
             Targets(labels_N, weight_N=-grad_B[row_N]),
@@ -162,6 +175,9 @@ class PreferenceLoss(ModelLoss):
     @torch.no_grad()
     def answer_logprobs(self, ids_BS: Tensor, positions_N: Tensor, labels_N: Tensor) -> Tensor:
         """Return the log-probability of each row's answer, the sum over its tokens, (B,)."""
+        return sharding.call(self, self._read_answers, ids_BS, positions_N, labels_N)
+
+    def _read_answers(self, ids_BS: Tensor, positions_N: Tensor, labels_N: Tensor) -> Tensor:
         hidden_ND, row_N = self._read(ids_BS, positions_N)
         return self._answer_logprobs(hidden_ND, row_N, labels_N, len(ids_BS))
 
@@ -177,13 +193,9 @@ class PreferenceLoss(ModelLoss):
         device = hidden_ND.device.type
         if torch.is_autocast_enabled(device):  # products as the fused head computes them
             hidden_ND = hidden_ND.to(torch.get_autocast_dtype(device))
-        logp_N = label_logprobs(hidden_ND, self._head_of_model(), labels_N, self.chunk_tokens)
+        head = self.head_of(self.model, self.vocabulary)
+        logp_N = label_logprobs(hidden_ND, head, labels_N, self.chunk_tokens)
         return logp_N.new_zeros(rows).index_add_(0, row_N, logp_N)
-
-    def _head_of_model(self) -> Head:
-        if self._head is None:  # not earlier: moving a model to its device makes new parameters
-            self._head = Head.of(self.model, self.vocabulary)
-        return self._head
 
     @torch.no_grad()
     def _note(self, pairs: PairLogprobs) -> None:

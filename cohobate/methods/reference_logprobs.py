@@ -120,13 +120,16 @@ class ReferenceLogprobs:
     def _compute(self, answer_logprobs: AnswerLogprobs, device: torch.device) -> dict[str, Tensor]:
         own = processes.shard(range(len(self.chosen)))
         data = pair_batches(self.chosen, self.rejected, [own], self.size)
+        first = pair_batches(self.chosen, self.rejected, [range(1)], 1)[0]
         parts: list[Tensor] = []
-        for number in range(len(data)):
-            batch = data[number]
+        # as many passes in all workers, which gather their weights where the model is sharded
+        for number in range(max(processes.all_gather(len(data)))):
+            batch = data[number] if number < len(data) else first
             names = ("ids_BS", "positions_N", "labels_N")
             logp_B = answer_logprobs(*(batch[name].to(device) for name in names))
-            # chosen answers are the first half of each micro-batch
-            parts.append(logp_B.cpu().view(2, -1))
+            if number < len(data):
+                # chosen answers are the first half of each micro-batch
+                parts.append(logp_B.cpu().view(2, -1))
         logp_2N = torch.empty(2, len(self.chosen))
         # each worker computed its own pairs; all of them get the whole
         for pairs, logps in processes.all_gather((own, torch.cat(parts, -1) if parts else None)):

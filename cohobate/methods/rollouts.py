@@ -25,6 +25,7 @@ from cohobate.generation.requests import Completion, Request
 from cohobate.losses.divergences import Hard
 from cohobate.methods.rollout_generators import autocast_for, rollout_generator
 from cohobate.methods.rollout_settings import OnPolicySchedule, Sampling
+from cohobate.models import sharding
 from cohobate.training.batches import MicroBatches
 from cohobate.training.model_loss import CausalLMLoss
 
@@ -116,7 +117,8 @@ class StudentRollouts:
         ]
         training = self.model.training
         self.model.eval()
-        answers = processes.unshard(self.generator.generate(requests))
+        own = sharding.call_whole(self.model, self.generator.generate, requests)
+        answers = processes.unshard(own)
         self.model.train(training)
         return [self._example(row, answer) for row, answer in zip(rows, answers, strict=True)]
 
@@ -136,7 +138,7 @@ class StudentRollouts:
         if not self.schedule.is_due(update):
             return
         if self.held_out:
-            self.losses.append(self._held_out_loss())
+            self.losses.append(sharding.call_whole(self.model, self._held_out_loss))
         self.share = self.schedule.next_share(self.share, self.losses)
 
     @torch.no_grad()

@@ -24,6 +24,7 @@ from cohobate.errors import UserError
 from cohobate.fast.forward_pass import ForwardOutputs, forward
 from cohobate.losses.cross_tokenizer_targets import CrossTokenizerTargets
 from cohobate.losses.uld import align
+from cohobate.models import sharding
 from cohobate.models.lm_head import Head, check_head
 from cohobate.teachers.micro_batch import MicroBatch
 
@@ -67,6 +68,11 @@ class CrossTokenizerSource:
         self.shared_ids = (pairs_J2[:, 0], pairs_J2[:, 1])
         self.aligned_rows: dict[str, AlignedRow] = {}
         self._head: Head | None = None
+
+    @property
+    def live_models(self) -> "list[PreTrainedModel]":
+        """The teacher."""
+        return [self.model]
 
     def attach(self, rows: Sequence[Row], examples: Sequence[Example]) -> None:
         """Encode the rows in the teacher's tokens, and align them with the student's.
@@ -117,11 +123,12 @@ class CrossTokenizerSource:
         inputs, device = batch.teacher_inputs, batch.ids_BS.device
         if self.model.device != device:
             self.model.to(device)  # type: ignore[arg-type]
-        if self._head is None:
-            self._head = Head.of(self.model, len(self.tokenizer))
         # a frozen teacher runs in the format that it was loaded in, whatever the student does
         with torch.autocast(device.type, enabled=False):
             hidden_MD = forward(self.model, inputs["ids_BS"], inputs["positions_M"]).last_hidden_ND
+        # made behind the pass, in which a sharded teacher gathers its weights
+        if self._head is None or sharding.is_sharded(self.model):
+            self._head = Head.of(self.model, len(self.tokenizer))
         student_J, teacher_J = self.shared_ids
         targets = CrossTokenizerTargets(
             hidden_MD,

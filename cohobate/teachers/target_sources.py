@@ -21,6 +21,7 @@ from cohobate.fast.prefix_cache import PrefixCache
 from cohobate.losses.live_teacher import LiveEnsemble, LiveTeacher
 from cohobate.losses.soft_targets import SoftTargets
 from cohobate.losses.top_k import StoredEnsemble, TopK
+from cohobate.models import sharding
 from cohobate.models.lm_head import Head, check_head
 from cohobate.models.vocabularies import ids_within
 from cohobate.teachers.micro_batch import MicroBatch
@@ -41,6 +42,11 @@ class TargetSource(TargetCollator, Protocol):
 
     progressive: "Progressive | None"
     """Schedule of the teacher's share in the target; None: 1 from the start."""
+
+    @property
+    def live_models(self) -> "list[PreTrainedModel]":
+        """The frozen teachers in memory; none with stored signals."""
+        ...
 
     def targets(self, batch: MicroBatch) -> tuple[SoftTargets, ForwardOutputs | None]:
         """Return the soft targets of a micro-batch, and the teacher's outputs for `matching`."""
@@ -70,6 +76,11 @@ class StoredSource:
         self.stores, self.ensemble, self.weights = dict(stores), ensemble, weights
         self.progressive = progressive
         self._index_rows: dict[str, dict[str, int]] = {}
+
+    @property
+    def live_models(self) -> "list[PreTrainedModel]":
+        """None."""
+        return []
 
     def attach(
         self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
@@ -139,6 +150,11 @@ class LiveSource:
         for model in self.models.values():
             check_head(model.eval().requires_grad_(False))
 
+    @property
+    def live_models(self) -> "list[PreTrainedModel]":
+        """The teachers."""
+        return list(self.models.values())
+
     def collate(self, rows: Sequence[Example]) -> dict[str, Any]:
         """Return which teacher each row goes to, where the ensemble chooses by row."""
         return self.ensemble.collate(rows, list(self.models)) if self.ensemble else {}
@@ -172,10 +188,15 @@ class LiveSource:
                 self._prefix_caches[name] = PrefixCache(model, prefix_P)
         ids_BS = self._to_teacher_ids(name, ids_BS)
         parts = self.matching.parts if self.matching else frozenset()
-        positions_N, chosen_N = batch.positions_N, None
+        positions_N, chosen_N, idle = batch.positions_N, None, False
         if chosen_B is not None:
             # the other rows are left out of the pass
             chosen_N, positions_N = chosen_B[batch.row_N], _positions_among(chosen_B, batch)
+            # a pass of a sharded teacher gathers its weights: workers without a row for it run one
+            idle = sharding.is_sharded(model) and not chosen_B.any()
+            if idle:
+                chosen_B = torch.arange(len(ids_BS), device=ids_BS.device) == 0
+                positions_N = positions_N.new_tensor([ids_BS.shape[1] - 1])
             ids_BS = ids_BS[chosen_B]
         if len(ids_BS):
             # a frozen teacher runs in the format that it was loaded in, whatever the student does
@@ -184,7 +205,10 @@ class LiveSource:
         else:
             width = self._heads[name].weight_VD.shape[1]
             outputs = ForwardOutputs(torch.empty(0, width, dtype=model.dtype, device=ids_BS.device))
-        hidden_ND = outputs.last_hidden_ND
+        if sharding.is_sharded(model):
+            # whole since its pass; before, each worker had its share alone
+            self._heads[name] = self._head(name)
+        hidden_ND = outputs.last_hidden_ND[:0] if idle else outputs.last_hidden_ND
         if chosen_N is not None:
             # back to all N tokens: hidden states are in the order of the chosen ones
             all_ND = hidden_ND.new_zeros(len(chosen_N), hidden_ND.shape[-1])

@@ -5,6 +5,7 @@ They lie outside of what any stage writes, below a hash of everything that decid
     .cohobate/training/kd/seed-1/<key>/fit-0-<examples>/update-000400/
         weights.safetensors      trained weights, and buffers
         optimizer.safetensors    the optimizer's moments, `<parameter>.<name>`
+        shard-00001-model-….safetensors, one a worker: its share of both, where they are sharded
         state.json               history, learning rate schedule, random states of each worker
         manifest.json            size and sha256 of each file
 
@@ -21,7 +22,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import count
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from cohobate import sealed_folder
 from cohobate.errors import UserError
 from cohobate.progress import say
+from cohobate.training import shares
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,12 +58,23 @@ class CheckpointDir:
     def save(self, update: int, write: Callable[[Path], None]) -> None:
         """Publish a checkpoint with the files that `write` puts into a folder; delete old ones.
 
+        All workers call it, and `write` is called in each of them.
+
         Raises:
             UserError: the disk is full; the checkpoints before this one are as they were.
         """
-        with sealed_folder.staged(self.folder / f"update-{update:06}") as partial:
-            write(partial)
+        from cohobate import processes
+
+        staged = sealed_folder.staged(self.folder / f"update-{update:06}")
+        with ExitStack() as stack:
+            partial = processes.on_first_worker(lambda: stack.enter_context(staged))
+            processes.on_all_workers(lambda: write(partial))
+            # sealed and renamed by the first worker; the others wait
+            processes.on_first_worker(stack.close)
         # only after the new one is complete: two are left after a kill at any moment
+        processes.on_first_worker(self._delete_old)
+
+    def _delete_old(self) -> None:
         for old in self._newest_first()[KEPT:]:
             shutil.rmtree(old)
 
@@ -164,14 +177,19 @@ def write_state(
     import torch
     from safetensors.torch import save_file
 
+    from cohobate import processes
+
     # safetensors holds flat names of tensors; all that is no tensor goes into state.json
-    weights = {name: tensor.detach().cpu() for name, tensor in _moving(module).items()}
+    moving, state = _moving(module), optimizer.state_dict()
+    shares.write(folder, moving, state["state"])
+    if processes.rank():
+        return
+    weights = {name: tensor.cpu() for name, tensor in shares.whole(moving).items()}
     save_file(weights, folder / WEIGHTS)
-    state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for number, values in state["state"].items():
-        for name, value in values.items():
+        for name, value in shares.whole(values).items():
             key = f"{number}.{name}"
             if isinstance(value, torch.Tensor):
                 tensors[key] = value.cpu()
@@ -194,10 +212,12 @@ def restore_weights(folder: Path, module: "nn.Module") -> None:
     from safetensors.torch import load_file
 
     stored, moving = load_file(folder / WEIGHTS), _moving(module)
-    assert stored.keys() == moving.keys(), "the key of the run stands for the same model"
+    whole = shares.whole(moving)
+    assert stored.keys() == whole.keys(), "the key of the run stands for the same model"
     with torch.no_grad():
-        for name, tensor in moving.items():
+        for name, tensor in whole.items():
             tensor.copy_(stored[name])
+        shares.read_weights(folder, moving)
 
 
 def restore_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:
@@ -210,6 +230,9 @@ def restore_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:
     for key, value in (stored["plain"] | load_file(folder / OPTIMIZER)).items():
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = value
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for number, moments in shares.read_moments(folder, weights).items():
+        state.setdefault(number, {}).update(moments)
     optimizer.load_state_dict({"state": state, "param_groups": stored["groups"]})
     scheduler.load_state_dict(stored["schedule"])
 

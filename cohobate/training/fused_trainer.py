@@ -3,11 +3,13 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -104,7 +106,7 @@ class FusedTrainer(Trainer):
             self.train()
 
     def save_checkpoint(self, update: int) -> None:
-        """Write a checkpoint after this update; the first worker does, the others wait."""
+        """Write a checkpoint after this update; all workers together."""
         extra = {
             "history": [u._asdict() | {"terms": dict(u.terms)} for u in self.history],
             # each worker draws dropout of its own: all states are in the one checkpoint
@@ -114,9 +116,7 @@ class FusedTrainer(Trainer):
         state = (self.loss_fn, self.optimizer, self.lr_scheduler, extra)
         directory = self.checkpoints
         assert directory is not None
-        processes.on_first_worker(
-            lambda: directory.save(update, lambda folder: checkpointing.write_state(folder, *state))
-        )
+        directory.save(update, lambda folder: checkpointing.write_state(folder, *state))
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Return the planned micro-batches in their order, from the first that is not done."""
@@ -177,12 +177,23 @@ class FusedTrainer(Trainer):
         loss = loss * self.accelerator.num_processes  # DDP takes the mean over workers, not the sum
         return (loss, losses_NF) if return_outputs else loss
 
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Sum the gradients of each micro-batch over the workers at once.
+
+        Private in transformers 5.23, which keeps them in each worker until the last micro-batch of
+        an update: a gradient as large as the whole model.
+        """
+        yield
+
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         """Clip the gradient; stop before the step where the loss or the gradient is not finite.
 
         Private in transformers 5.23: it gives its callbacks no norm before the step.
         """
         norm: Tensor = super()._clip_grad_norm(model)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         self._norm = float(norm)
         # the gradient is that of all workers together: all of them get here, and raise
         if not math.isfinite(self._norm):

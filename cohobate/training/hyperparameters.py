@@ -76,6 +76,13 @@ class Hyperparameters(Section):
     """torch.compile for the elementwise part of the loss against a live teacher; same numbers up to
     rounding. auto: on a GPU only. On a CPU compilation takes long at first;
     `benchmarks/kd_step.py --compiled` measures a step both ways."""
+    # left out of params where it is the default: earlier runs resume
+    sharding: Literal["auto", "on", "off"] = Field(
+        "auto", exclude_if=lambda sharding: sharding == "auto"
+    )
+    """on: each of several workers holds a share of weights, gradients and optimiser, of live
+    teachers too, and gathers one block at a time (cohobate/models/sharding.py). off: each has a
+    whole copy. auto: on where workers have GPUs. The numbers are the same up to rounding."""
     max_tokens: int = Field(1024, ge=2)
     """Longest row in tokens, prompt and completion."""
     too_long: TooLong = Field("drop", exclude_if=lambda side: side == "drop")
@@ -97,6 +104,16 @@ class Hyperparameters(Section):
         return self
 
     @model_validator(mode="after")
+    def _can_be_sharded(self) -> "Hyperparameters":
+        if self.sharding != "on":
+            return self
+        if self.optimiser == "adafactor":
+            raise ValueError("adafactor needs whole gradients: use adamw or sgd, or sharding: off")
+        if self.quantisation.type != "none":
+            raise ValueError("quantisation rounds whole weights: sharding must be off")
+        return self
+
+    @model_validator(mode="after")
     def _updates_or_epochs(self) -> "Hyperparameters":
         if (self.updates is None) == (self.epochs is None):
             raise ValueError("give either updates or epochs")
@@ -112,6 +129,15 @@ class Hyperparameters(Section):
     def number_format(self) -> NumberFormat:
         """The number format of the matrix products on this machine."""
         return resolve(self.precision, checkpoints.accelerator())
+
+    @property
+    def shards(self) -> bool:
+        """Whether this process is one of several workers that share the weights."""
+        from cohobate import processes
+
+        can = self.optimiser != "adafactor" and self.quantisation.type == "none"
+        auto = self.sharding == "auto" and can and checkpoints.accelerator() != "cpu"
+        return processes.world_size() > 1 and (self.sharding == "on" or auto)
 
     @property
     def compiled(self) -> bool:

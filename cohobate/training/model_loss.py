@@ -21,6 +21,7 @@ from cohobate.losses.fused_head import fused_head_loss
 from cohobate.losses.live_teacher import label_logprobs
 from cohobate.losses.soft_targets import ResponseTerm
 from cohobate.losses.targets import Targets
+from cohobate.models import sharding
 from cohobate.models.lm_head import Head
 from cohobate.teachers.micro_batch import MicroBatch
 from cohobate.teachers.target_sources import TargetSource
@@ -46,6 +47,27 @@ class ModelLoss(nn.Module):
         if set_to_none and head and head.weight_VD.is_leaf and head.weight_VD.grad is not None:
             head.keep("gradient", head.weight_VD.grad)
         super().zero_grad(set_to_none)
+
+    def head_of(self, model: PreTrainedModel, vocabulary: int | None) -> Head:
+        """Return the head of the only model; one object, which keeps memory between updates."""
+        # not earlier: moving a model to its device makes new parameters
+        if self._head is None:
+            self._head = Head.of(model, vocabulary)
+        if not sharding.is_sharded(model):
+            return self._head
+        # what a head keeps between updates is as large as the whole weight
+        head, self._head = self._head, None
+        return head
+
+    @property
+    def models(self) -> list[PreTrainedModel]:
+        """The models in training."""
+        raise NotImplementedError
+
+    @property
+    def live_models(self) -> list[PreTrainedModel]:
+        """The frozen teachers in memory."""
+        return []
 
     @property
     def names(self) -> list[str]:
@@ -100,6 +122,16 @@ class CausalLMLoss(ModelLoss):
         self.matching = target_source.matching if target_source else None
 
     @property
+    def models(self) -> list[PreTrainedModel]:
+        """The student."""
+        return [self.model]
+
+    @property
+    def live_models(self) -> list[PreTrainedModel]:
+        """The teachers."""
+        return self.target_source.live_models if self.target_source else []
+
+    @property
     def names(self) -> list[str]:
         """Columns of the history: the types of the terms, numbered where one comes again."""
         return term_names([*self.terms, *(self.matching.terms if self.matching else ())])
@@ -120,8 +152,7 @@ class CausalLMLoss(ModelLoss):
 
         Rows are padded on the right: under a causal mask no completion token attends to padding.
         """
-        if self._head is None:  # not earlier: moving a model to its device makes new parameters
-            self._head = Head.of(self.model, self.vocabulary)
+        head = self.head_of(self.model, self.vocabulary)
         # only what features compare is kept of the forward pass
         parts = self.matching.parts if self.matching else frozenset()
         student_outputs = forward(self.model, ids_BS, positions_N, parts)
@@ -132,8 +163,11 @@ class CausalLMLoss(ModelLoss):
         if self.target_source is not None:
             teacher, teacher_outputs = self.target_source.targets(batch)
             targets = targets._replace(teacher=teacher, teacher_share=self._teacher_share(progress))
-            targets = self._with_alphas(targets, hidden_ND, batch)
-        loss, losses_NF = self._response(hidden_ND, targets, divisor)
+            targets = self._with_alphas(targets, hidden_ND, head, batch)
+        loss, losses_NF = self._response(hidden_ND, head, targets, divisor)
+        for teacher in self.live_models:
+            # the fused head has read its head for the forward pass and for the backward pass
+            sharding.release(teacher)
         if self.matching is None:
             return loss, losses_NF
         assert teacher_outputs is not None, "features need a live teacher"
@@ -147,15 +181,14 @@ class CausalLMLoss(ModelLoss):
         return loss, torch.cat([losses_NF, features_NF.detach()], -1)
 
     def _response(
-        self, hidden_ND: Tensor, targets: Targets, divisor: float | Tensor
+        self, hidden_ND: Tensor, head: Head, targets: Targets, divisor: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         if not self.terms:
             # features alone: a zero with a graph, so that backward reaches the model
             return hidden_ND.sum() * 0, hidden_ND.new_empty(len(hidden_ND), 0)
-        assert self._head is not None
         return fused_head_loss(
             hidden_ND,
-            self._head,
+            head,
             self.terms,
             targets,
             divisor=divisor,
@@ -167,19 +200,21 @@ class CausalLMLoss(ModelLoss):
         schedule = self.target_source.progressive if self.target_source else None
         return schedule.teacher_share(progress) if schedule else 1.0
 
-    def _with_alphas(self, targets: Targets, hidden_ND: Tensor, batch: MicroBatch) -> Targets:
+    def _with_alphas(
+        self, targets: Targets, hidden_ND: Tensor, head: Head, batch: MicroBatch
+    ) -> Targets:
         """Give each token its row's α, where a term has one."""
         # α depends on a whole row, which the chunks of the fused head may split: it is computed
         # before
         term = next((t for t in self.terms if isinstance(t, DistiLLM2)), None)
         if term is None:
             return targets
-        assert self._head is not None and targets.by_student_N is not None
+        assert targets.by_student_N is not None
         assert targets.teacher is not None
         chunk = self.chunk_tokens
         alpha_N = term.row_alphas(
             targets.teacher.label_logprobs(batch.labels_N, chunk),
-            label_logprobs(hidden_ND, self._head, batch.labels_N, chunk),
+            label_logprobs(hidden_ND, head, batch.labels_N, chunk),
             batch.row_N,
             targets.by_student_N,
         )

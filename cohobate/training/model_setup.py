@@ -7,10 +7,12 @@ import torch
 from transformers import PreTrainedModel
 
 from cohobate.errors import UserError
-from cohobate.fast.forward_pass import has_row_attention
+from cohobate.fast.forward_pass import find_fast_paths, has_row_attention
 from cohobate.fast.sparse_embedding_gradient import sparse_gradient
+from cohobate.models import checkpoints, sharding
 from cohobate.models.layers import blocks_of
 from cohobate.training.hyperparameters import SHORT_ROW, Freeze, Hyperparameters
+from cohobate.training.model_loss import ModelLoss
 
 
 def freeze(model: PreTrainedModel, frozen: Freeze) -> None:
@@ -73,3 +75,23 @@ def training_setup(
     ):
         yield
     model.eval().requires_grad_(True)
+
+
+@contextmanager
+def sharded_weights(loss_fn: ModelLoss, hyperparameters: Hyperparameters) -> Iterator[None]:
+    """Share the weights of a loss, and those of its teachers, among the workers within the block.
+
+    Afterwards the first worker has the trained weights whole on its CPU; the others have none.
+    """
+    if not hyperparameters.shards:
+        yield
+        return
+    device, half = checkpoints.accelerator(), hyperparameters.number_format == "bfloat16"
+    for model in [*loss_fn.models, *loss_fn.live_models]:
+        find_fast_paths(model, device)
+    for teacher in loss_fn.live_models:
+        sharding.shard(teacher, [teacher])
+    sharding.shard(loss_fn, loss_fn.models, torch.bfloat16 if half else None)
+    yield
+    # not where training failed: a worker that failed alone would wait for the others
+    sharding.restore(loss_fn)

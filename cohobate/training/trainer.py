@@ -29,7 +29,7 @@ from cohobate.training.history import Update
 from cohobate.training.hyperparameters import Hyperparameters
 from cohobate.training.memory import check_training_memory
 from cohobate.training.model_loss import CausalLMLoss, ModelLoss
-from cohobate.training.model_setup import training_setup
+from cohobate.training.model_setup import sharded_weights, training_setup
 
 
 def fit(
@@ -123,18 +123,23 @@ def fit_batches(
         training_setup(model, hyperparameters, longest, seed),
         tempfile.TemporaryDirectory() as scratch,
     ):
+        # first: with them accelerate sets the worker's device, where its share of weights goes
         arguments = training_arguments(hyperparameters, len(curriculum_stages), seed, scratch)
-        trainer = FusedTrainer(
-            loss_fn,
-            arguments,
-            data,
-            label,
-            curriculum_stages,
-            checkpoints=checkpoints,
-            rollouts=rollouts,
-        )
-        trainer.train_remaining()
-    return trainer.history
+        with sharded_weights(loss_fn, hyperparameters):
+            trainer = FusedTrainer(
+                loss_fn,
+                arguments,
+                data,
+                label,
+                curriculum_stages,
+                checkpoints=checkpoints,
+                rollouts=rollouts,
+            )
+            trainer.train_remaining()
+            history = trainer.history
+            # before the weights are made whole: gradients and optimiser go
+            del trainer
+    return history
 
 
 def _check_inputs(
@@ -159,7 +164,7 @@ def _check_inputs(
     if torch.cuda.is_available():
         return  # a GPU refuses by itself, at once
     longest = max(len(example.ids) for example in examples)
-    teachers = list(getattr(target_source, "models", {}).values())
+    teachers = target_source.live_models if target_source else []
     check_training_memory(
         model, hyperparameters, longest, teachers, where=label, workers=processes.world_size()
     )
