@@ -103,7 +103,7 @@ def _memory() -> Iterator[Finding]:
 def _number_formats() -> Iterator[Finding]:
     """Name the number format that `precision: auto` means on each device, and the speeds here."""
     from cohobate.models import checkpoints, number_formats
-    from cohobate.training.memory import available_on
+    from cohobate.training.device_memory import available_on
 
     speeds = ", ".join(f"{s:.0f} in {name}" for name, s in number_formats.gflops().items())
     try:

@@ -14,6 +14,9 @@ class Resources(Section):
     """GPUs, fractions allowed."""
     memory_gb: float = Field(0, ge=0)
     """GiB that Ray sets aside; 0: none."""
+    gpu_memory_gb: float = Field(0, ge=0)
+    """GiB of one GPU, for what fits (`cohobate fits`) where no GPU of the cluster can be looked at; 0:
+    as it is seen, or known by its name. Ray is told nothing of it."""
     custom: dict[str, float] = Field(default_factory=dict)
     """Custom resources of the cluster, such as `{"a100": 1}`."""
     retries: int = Field(1, ge=0, le=10)

@@ -20,8 +20,8 @@ from cohobate import params
 from cohobate.data.records import LABELLED, TEST, UNLABELLED
 from cohobate.dvc_bridge.versioning import StageNode
 from cohobate.models import checkpoints, hub, number_formats
+from cohobate.models.model_size import ModelSize
 from cohobate.teachers.teacher import Teachers
-from cohobate.training.memory import ModelSize
 from flows.split_sizes import split_sizes
 
 LOW, HIGH = 0.5, 1.5
@@ -282,7 +282,7 @@ class Round:
         size = self._teacher(key)
         if size is None:
             raise _UnknownModelError
-        return size if stage == "adapt" else size.with_layers(_depth(student["layers"]))
+        return size if stage == "adapt" else size.with_layers(depth(student["layers"]))
 
     def _rows(self, part: str, path: Path) -> int:
         """Return how many rows a part has: of the file that is there, or by the params."""
@@ -330,7 +330,7 @@ def _size(config: Mapping[str, Any]) -> ModelSize:
     return ModelSize(**(vars(size) | fields))
 
 
-def _depth(layers: Any) -> int:
+def depth(layers: Any) -> int:
     """Return how many layers `init_student.layers` keeps: named ones, evenly spaced ones, a
     number."""
     if isinstance(layers, int):

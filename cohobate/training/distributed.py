@@ -9,6 +9,7 @@ lost all are started again, from the newest training checkpoint
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -174,3 +175,22 @@ def _check_slots(kind: str, workers: int) -> None:
             where="params.yaml, train.<phase>.workers",
             fix="fewer workers, a larger cluster, or resources.train: {cpus: 0}",
         )
+
+
+def gpus_of_cluster() -> dict[str, int]:
+    """Return how many GPUs of each kind the Ray cluster of this process has, by Ray's names.
+
+    Nothing where this process is connected to none, as under `dvc repro`.
+    """
+    if "ray" not in sys.modules:  # importing it takes seconds
+        return {}
+    import ray
+
+    kinds: dict[str, int] = {}
+    for node in ray.nodes() if ray.is_initialized() else ():
+        counts = node["Resources"] if node["Alive"] else {}
+        if gpus := int(counts.get("GPU", 0)):
+            named = (key.partition(":")[2] for key in counts if key.startswith("accelerator_type:"))
+            kind = next(named, "")
+            kinds[kind] = kinds.get(kind, 0) + gpus
+    return kinds

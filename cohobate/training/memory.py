@@ -1,107 +1,52 @@
 """Estimates of the memory that training takes at its peak, from sizes alone: nothing is loaded.
 
-The parts are weights, gradients and the optimiser's moments, activations that the backward pass
-needs, the logits of one chunk, and live teachers. The bytes of an activation and of a logit are
-fitted to runs of SmolLM2's first layers on a CPU, in MiB (teachers unpacked):
-
-    sft, 32 rows at once                        estimated 1580, measured 1160
-    kd or on_policy, live teacher, 16 rows      estimated 2030, measured 1690 and 2020
-    the same with a trimmed vocabulary          estimated 1610, measured 1480
-
-An estimate tells a run that fits from one that cannot. It is not made to fill a machine by.
+An estimate adds up what is allocated at each of four moments of an update, and takes the largest:
+the head's loss, the live teacher's pass, the begin of the backward pass, and the optimiser's step.
+The bytes that a layer keeps for its backward pass are counted, not fitted: they are those of the
+tensors that autograd saves (tests/cohobate/training/test_memory.py counts them again). What the
+memory allocator and the processor's library add is not in it. `python -m benchmarks.memory` holds
+the estimates to measured peaks; docs/memory.md has the table.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cohobate.errors import UserError
 from cohobate.fast.frozen import PACKED_BYTES
-from cohobate.training.hyperparameters import SHORT_ROW, Hyperparameters
+from cohobate.models.model_size import ModelSize, size_of_model
+from cohobate.models.number_formats import resolve
+from cohobate.training.activation_memory import KeptForBackward, forward_bytes, kept_for_backward
+from cohobate.training.device_memory import GIB, available_memory
+from cohobate.training.hyperparameters import Hyperparameters
 
-GIB = 1 << 30
-PROGRAM_BYTES = 700 << 20
+PROGRAM_BYTES = 520 << 20
 """Bytes of Python with torch and transformers, before any model."""
+GPU_CONTEXT_BYTES = 1 << 30
+"""Bytes of a GPU that CUDA's context and libraries take. An estimate, not measured."""
 _MOMENTS = {"adamw": 8, "adafactor": 0, "sgd": 0}  # bytes a trained weight
-_OF_WIDTH, _OF_NEURONS, _OF_MAPS = 40, 16, 8  # bytes an activation that backward needs
-_OF_LOGIT = {False: 12, True: 24}  # bytes a logit of the chunk, without and with a live teacher
+_BLOCKWISE = 32 << 20
+"""Bytes of the elementwise part of the head's loss on a CPU, whatever the vocabulary."""
 
-WEIGHTS, GRADIENTS, ACTIVATIONS, LOGITS, TEACHERS, PROGRAM = (
+WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS, LOGITS, TEACHERS, PROGRAM = (
     "weights",
-    "gradients and optimiser",
+    "gradients",
+    "optimiser",
     "activations",
     "logits",
     "live teachers",
     "the program",
 )
-_TOO_HIGH = 4 / 3
+PARTS = (WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS, LOGITS, TEACHERS, PROGRAM)
+_TOO_HIGH = 1.15
 _FIXES = {
     WEIGHTS: "a smaller student",
-    GRADIENTS: "adapter: {type: lora}, or optimiser: adafactor",
+    GRADIENTS: "adapter: {type: lora}",
+    OPTIMISER: "optimiser: adafactor, or adapter: {type: lora}",
     ACTIVATIONS: "a smaller micro_batch_size",
     LOGITS: "a smaller chunk_tokens",
     TEACHERS: "stored signals, targets: data/capture/<teacher>",
 }
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """The sizes of a model that decide how much memory it takes."""
-
-    parameters: int
-    embeddings: int
-    """Weights in embeddings and head."""
-    layers: int
-    width: int
-    neurons: int
-    """Of the MLP of a layer."""
-    heads: int
-    vocabulary: int
-    keys: int = 0
-    """Width of the keys of a layer, all heads that share none together."""
-
-    @classmethod
-    def of(
-        cls, config: Mapping[str, Any], parameters: int, embeddings: int, layers: int
-    ) -> "ModelSize":
-        """Return the size of a model from its configuration."""
-        width = int(config["hidden_size"])
-        heads = int(config.get("num_attention_heads") or 1)
-        return cls(
-            parameters,
-            embeddings,
-            layers,
-            width,
-            int(config.get("intermediate_size") or 4 * width),
-            heads,
-            int(config["vocab_size"]),
-            # grouped-query attention: fewer heads of keys than of queries, of the same width
-            width * int(config.get("num_key_value_heads") or heads) // heads,
-        )
-
-    def with_layers(self, layers: int) -> "ModelSize":
-        """Return the same model with so many of its layers."""
-        # all layers are of one size
-        body = (self.parameters - self.embeddings) * layers // max(1, self.layers)
-        figures = {"parameters": self.embeddings + body, "layers": layers}
-        return ModelSize(**(vars(self) | figures))
-
-    def inference_bytes(self, bytes_per_weight: int) -> int:
-        """Return the bytes of a frozen model.
-
-        Its linear layers are held twice, the second time packed for products
-        (cohobate/fast/packed_linear.py), unless they are large.
-        """
-        # of a tied matrix the copy as head is packed, the one as embedding is not
-        maps = self.parameters - self.embeddings + self.vocabulary * self.width
-        copy = bytes_per_weight * maps
-        return bytes_per_weight * self.parameters + (copy if copy <= PACKED_BYTES else 0)
-
-    @property
-    def tied(self) -> bool:
-        """Whether embedding and head are one matrix."""
-        return self.embeddings < 2 * self.vocabulary * self.width
 
 
 @dataclass(frozen=True)
@@ -110,22 +55,49 @@ class TeacherSize:
 
     size: ModelSize
     bytes_per_weight: int = 2
+    """0 for weights that are loaded already."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a training runs, as far as its memory depends on it."""
+
+    device: str = "cpu"
+    workers: int = 1
+    sharded: bool = False
+    """Weights, gradients and moments are divided among the workers."""
+
+    @property
+    def shards(self) -> int:
+        """Among how many workers a weight is divided."""
+        return self.workers if self.sharded else 1
+
+
+ALONE = Placement()
 
 
 def trained_parameters(size: ModelSize, hyperparameters: Hyperparameters) -> int:
     """Return the number of weights that get a gradient."""
     active = max(0, size.layers - hyperparameters.freeze.layers)
     if hyperparameters.adapter.type == "lora":
-        # A and B have rank · (inputs + outputs): q, k, v, o of 2 widths each; gate, up and down of
-        # a width and the neurons each
-        a_layer = 11 * size.width + 3 * size.neurons
-        return hyperparameters.adapter.rank * a_layer * active
+        # A and B have rank · (inputs + outputs): q and o of width and queries, k and v of width and
+        # keys; gate, up and down of width and neurons
+        inputs_and_outputs = 2 * (size.width + (size.queries or size.width))
+        inputs_and_outputs += 2 * (size.width + (size.keys or size.width))
+        inputs_and_outputs += 3 * (size.width + size.neurons)
+        return hyperparameters.adapter.rank * inputs_and_outputs * active
+    return sum(_trained_ends(size, hyperparameters)) + size.body * active // max(1, size.layers)
+
+
+def _trained_ends(size: ModelSize, hyperparameters: Hyperparameters) -> tuple[int, int]:
+    """Return how many weights of the embeddings, and of a head of its own, get a gradient."""
+    if hyperparameters.adapter.type == "lora":
+        return 0, 0
+    frozen = hyperparameters.freeze
     # a tied matrix is trained as long as the embeddings are; `freeze.head` is of a second one
     matrix = size.embeddings if size.tied else size.embeddings // 2
-    ends = 0 if hyperparameters.freeze.embeddings else matrix
-    if not size.tied and not hyperparameters.freeze.head:
-        ends += matrix
-    return ends + (size.parameters - size.embeddings) * active // max(1, size.layers)
+    head = 0 if size.tied or frozen.head else matrix
+    return (0 if frozen.embeddings else matrix), head
 
 
 def peak_memory(
@@ -134,58 +106,169 @@ def peak_memory(
     tokens: int,
     teachers: Sequence[TeacherSize] = (),
     *,
-    rows: int | None = None,
+    placement: Placement = ALONE,
+    rows_each: int = 1,
 ) -> dict[str, int]:
-    """Return the bytes of each part, at the peak of one worker.
+    """Return the bytes of each part at the peak of one worker, in the order of `PARTS`.
 
     Args:
         size: of the student.
         hyperparameters: precision, optimiser, adapter, batch size and chunk.
         tokens: of the longest row.
         teachers: frozen models in memory beside it.
-        rows: in memory at once, where that is not `hyperparameters.rows_at_once`.
+        placement: device, and workers.
+        rows_each: rows of the model in one of the batch: 2 where it is a pair.
     """
-    rows = rows or hyperparameters.rows_at_once
-    trainable = trained_parameters(size, hyperparameters)
-    half = hyperparameters.number_format == "bfloat16"
-    body = size.parameters - size.embeddings
-    active = max(0, size.layers - hyperparameters.freeze.layers)
-    # frozen lowest layers have no backward pass, and keep nothing for it
-    a_token = _OF_WIDTH * size.width + _OF_NEURONS * size.neurons
-    if keeps_attention_maps(hyperparameters, tokens):
-        a_token += _OF_MAPS * size.heads * tokens
-    chunk = min(hyperparameters.chunk_tokens, rows * tokens)
-    teacher_bytes = sum(
-        each.size.inference_bytes(each.bytes_per_weight)
-        # float32 activations of one layer at a time: a teacher has no backward pass
-        + rows * tokens * 4 * (2 * each.size.width + 2 * each.size.neurons)
-        for each in teachers
-    )
-    return {
-        PROGRAM: PROGRAM_BYTES,
-        # autocast caches a bfloat16 copy of each linear map
-        WEIGHTS: 4 * size.parameters + (2 * body if half else 0),
-        GRADIENTS: trainable * (4 + _MOMENTS[hyperparameters.optimiser]),
-        ACTIVATIONS: rows * tokens * active * a_token,
-        LOGITS: size.vocabulary * chunk * _OF_LOGIT[bool(teachers)],
-        TEACHERS: teacher_bytes,
-    }
+    share = -(-hyperparameters.batch_size // placement.workers)
+    at_once = min(hyperparameters.rows_at_once, share)
+    update = _Update(
+        size, hyperparameters, tokens, tuple(teachers), placement, at_once * rows_each,
+        accumulates=at_once < share,
+    )  # fmt: skip
+    most = max(update.moments(), key=lambda parts: sum(parts.values()))
+    return {part: most.get(part, 0) for part in PARTS}
 
 
-def keeps_attention_maps(hyperparameters: Hyperparameters, tokens: int) -> bool:
-    """Return whether attention maps stay in memory for the backward pass (on a CPU)."""
-    return hyperparameters.attention == "eager" or (
-        hyperparameters.attention == "auto" and tokens <= SHORT_ROW
-    )
+@dataclass(frozen=True)
+class _Update:
+    """One update of a training, and what is in memory at its moments."""
+
+    size: ModelSize
+    how: Hyperparameters
+    tokens: int
+    teachers: tuple[TeacherSize, ...]
+    placement: Placement
+    rows: int
+    accumulates: bool
+    """Whether gradients of earlier micro-batches are in memory during the forward pass."""
+
+    @property
+    def on_cpu(self) -> bool:
+        return not self.placement.device.startswith("cuda")
+
+    @property
+    def half(self) -> bool:
+        return resolve(self.how.precision, self.placement.device) == "bfloat16"
+
+    @property
+    def _kept(self) -> KeptForBackward:
+        adapter, eager = self.how.adapter, self.how.attention == "eager"
+        rank = adapter.rank if adapter.type == "lora" else 0
+        return kept_for_backward(
+            self.tokens, half=self.half, on_cpu=self.on_cpu, eager=eager, rank=rank
+        )
+
+    @property
+    def active(self) -> int:
+        """Layers that have a backward pass: frozen lowest ones keep nothing for it."""
+        return max(0, self.size.layers - self.how.freeze.layers)
+
+    def moments(self) -> list[dict[str, int]]:
+        """Return the parts at each moment that can be the peak."""
+        trained, wide = trained_parameters(self.size, self.how), self.size.head
+        held = {
+            PROGRAM: PROGRAM_BYTES if self.on_cpu else GPU_CONTEXT_BYTES,
+            WEIGHTS: 4 * self.size.parameters,
+            OPTIMISER: _MOMENTS[self.how.optimiser] * trained,
+            TEACHERS: sum(self._frozen(teacher) for teacher in self.teachers),
+        }
+        # the head's gradient is complete with its loss; the others come with the backward pass
+        of_head = 4 * wide if self._trains_head else 0
+        before = 4 * trained + of_head if self.accumulates else of_head
+        if self.half and self.on_cpu:
+            held[WEIGHTS] += 2 * wide  # the head's cast is kept
+        in_pass = held | {GRADIENTS: before, ACTIVATIONS: self._activations()}
+        # autocast keeps a bfloat16 copy of each linear map until the backward pass has used it
+        in_pass[WEIGHTS] += 2 * self.size.block * self.active if self.half else 0
+        teachers_pass = max([0, *(self._teacher_pass(teacher) for teacher in self.teachers)])
+        layer_back = in_pass[ACTIVATIONS] + self._layer_backward()
+        return [
+            in_pass | {LOGITS: self._logits()},
+            in_pass | {TEACHERS: held[TEACHERS] + teachers_pass},
+            in_pass | {ACTIVATIONS: layer_back},
+            held | {GRADIENTS: 4 * trained, ACTIVATIONS: self._step()},
+        ]
+
+    @property
+    def _trains_head(self) -> bool:
+        embeddings, head = _trained_ends(self.size, self.how)
+        return bool(embeddings if self.size.tied else head)
+
+    def _activations(self) -> int:
+        a_token = self._kept.bytes(self.size, self.tokens)
+        # the last layer's output, and its norm
+        return self.rows * self.tokens * (self.active * a_token + 12 * self.size.width)
+
+    def _layer_backward(self) -> int:
+        """Return what the backward pass of one layer adds to what is kept for it."""
+        number = 2 if self.half else 4
+        mlp = 3 * number * self.size.neurons
+        scores = 8 * self.size.heads * self.tokens if self._kept.scores else 0
+        return self.rows * self.tokens * (8 * self.size.width + max(mlp, scores))
+
+    def _logits(self) -> int:
+        """Return the bytes of the head's loss: logits of one chunk, and what they become."""
+        chunk = min(self.how.chunk_tokens, self.rows * self.tokens)
+        number = 2 if self.half else 4
+        # the selected hidden states, their gradient, and its cast
+        hidden = self.rows * self.tokens * self.size.width * (4 + number + 4 * self.half)
+        live = sum(each.bytes_per_weight or number for each in self.teachers)
+        products = chunk * self.size.vocabulary * (number + live)
+        if self.on_cpu:
+            return hidden + products + _BLOCKWISE
+        # a GPU does what is elementwise over a chunk at once: student, teacher, their logarithms,
+        # a term's gradient, the sum's and an exponential, in float32; stored signals need three
+        elementwise = 4 * (7 if self.teachers else 3) * chunk * self.size.vocabulary
+        cast = number * self.size.head if self.half else 0
+        return hidden + products + elementwise + cast
+
+    def _frozen(self, teacher: TeacherSize) -> int:
+        return frozen_bytes(teacher.size, teacher.bytes_per_weight, on_cpu=self.on_cpu)
+
+    def _teacher_pass(self, teacher: TeacherSize) -> int:
+        """Return what a teacher's forward pass adds: the tensors of one layer at a time."""
+        return (
+            self.rows
+            * self.tokens
+            * forward_bytes(
+                teacher.size, teacher.bytes_per_weight or 4, self.tokens, on_cpu=self.on_cpu
+            )
+        )
+
+    def _step(self) -> int:
+        # Adafactor makes its update of one weight matrix at a time, squared first
+        largest = max(self.size.width * self.size.neurons, self.size.head * self._trains_head)
+        return 8 * largest if self.how.optimiser == "adafactor" else 0
 
 
-def check_memory(label: str, parts: Mapping[str, int], available: int, *, where: str) -> None:
+def frozen_bytes(size: ModelSize, bytes_per_weight: int, *, on_cpu: bool = True) -> int:
+    """Return the bytes of a frozen model.
+
+    On a CPU its linear layers are held twice, the second time packed for products
+    (cohobate/fast/packed_linear.py), unless they are large.
+    """
+    # of a tied matrix the copy as head is packed, the one as embedding is not
+    copy = bytes_per_weight * (size.body + size.head)
+    packed = copy if on_cpu and copy <= PACKED_BYTES else 0
+    return bytes_per_weight * size.parameters + packed
+
+
+def check_memory(
+    label: str, parts: Mapping[str, int], available: int, *, where: str, fix: str = ""
+) -> None:
     """Refuse a run that surely needs more memory than is available.
 
-    An estimate may be a third too high: what is above by less is let through.
+    An estimate may be 15 % too high: what is above by less is let through.
+
+    Args:
+        label: the run, in messages.
+        parts: its estimate.
+        available: bytes.
+        where: the section of params.yaml.
+        fix: a change with which it fits; without it, params that make the largest parts smaller.
 
     Raises:
-        UserError: names the parts, the largest first, and params that make the first two smaller.
+        UserError: names the parts, the largest first, and the fix.
     """
     total = sum(parts.values())
     if total <= _TOO_HIGH * available:
@@ -196,22 +279,8 @@ def check_memory(label: str, parts: Mapping[str, int], available: int, *, where:
         f"{label} needs {total / GIB:.1f} GiB of memory, {available / GIB:.1f} GiB available "
         f"({shares})",
         where=where,
-        fix=" or ".join(_FIXES[part] for part in most[:2]),
+        fix=fix or " or ".join(_FIXES[part] for part in most[:2]),
     )
-
-
-def size_of_model(model: Any) -> ModelSize:
-    """Return the size of a causal LM of transformers."""
-    from cohobate.models.layers import shared_names
-
-    ends = {id(end.weight): end.weight.numel() for end in _ends(model) if end is not None}
-    config = shared_names(model.config.get_text_config())
-    layers = int(config["num_hidden_layers"])
-    return ModelSize.of(config, model.num_parameters(), sum(ends.values()), layers)
-
-
-def _ends(model: Any) -> tuple[Any, Any]:
-    return model.get_input_embeddings(), model.get_output_embeddings()
 
 
 def check_training_memory(
@@ -233,34 +302,7 @@ def check_training_memory(
         return
     size = size_of_model(model)
     sizes = [TeacherSize(size_of_model(teacher), 0) for teacher in teachers]
-    parts = peak_memory(size, hyperparameters, tokens, sizes)
+    parts = peak_memory(size, hyperparameters, tokens, sizes, placement=Placement(workers=workers))
     # all models are loaded: their weights are no longer in what is available
     parts |= {PROGRAM: 0, WEIGHTS: parts[WEIGHTS] - 4 * size.parameters}
     check_memory(f"training on rows of {tokens} tokens", parts, available // workers, where=where)
-
-
-def available_on(device: str) -> int | None:
-    """Return the bytes that are available on `device`; None where that is not known."""
-    if not device.startswith("cuda"):
-        return available_memory()
-    import torch
-
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free)
-
-
-def available_memory(
-    meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")
-) -> int | None:
-    """Return the bytes available to this process; None where the system does not say."""
-    if not meminfo.exists():
-        return None
-    lines = dict(line.split(":") for line in meminfo.read_text().splitlines() if ":" in line)
-    found = int(lines["MemAvailable"].split()[0]) * 1024
-    try:  # a container's own limit; its page cache can be given up
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        stats = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return min(found, limit - used + int(stats["inactive_file"]))
-    except (OSError, ValueError, KeyError):
-        return found

@@ -12,7 +12,7 @@ from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import BYTES, native
 from cohobate.progress import say
-from cohobate.training.memory import GIB, available_on
+from cohobate.training.device_memory import GIB, available_on
 
 _BYTES_STORED = 2 * 2  # bfloat16, in the project and in the cache of versions
 _BYTES_TUNING = 4 + 4  # float32 weights, and gradients of them all

@@ -1,44 +1,37 @@
-"""Memory estimates of each training phase and of each stage of a teacher.
+"""Memory of each training phase and of each stage of a teacher, per device, before anything runs.
 
 Row lengths are not known yet. A phase that does not fit even with short rows is refused here. One
-that does not fit with rows of `max_tokens` gets a warning, and is refused once its rows are known
-(cohobate/training/trainer.py). Nothing is recorded: these are facts of the machine.
+that does not fit with rows of `max_tokens` is told with the smallest change that would fit, and is
+refused once its rows are known (cohobate/training/trainer.py). Nothing is recorded: these are facts
+of the machine.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cohobate.backends.settings import GenerateParams
 from cohobate.backends.transformers import Transformers
-from cohobate.models import checkpoints
+from cohobate.backends.vllm import Vllm
 from cohobate.models.layer_choice import Layers, layer_positions
 from cohobate.models.model_info import ModelInfo
+from cohobate.models.model_size import ModelSize
 from cohobate.models.number_formats import BYTES, resolve
-from cohobate.progress import say
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.training.hyperparameters import Hyperparameters
-from cohobate.training.memory import (
-    ACTIVATIONS,
-    GIB,
-    LOGITS,
-    PROGRAM,
-    PROGRAM_BYTES,
-    WEIGHTS,
-    ModelSize,
-    TeacherSize,
-    available_on,
-    check_memory,
-    peak_memory,
-)
+from cohobate.training.memory import PROGRAM, Placement, TeacherSize, check_memory, peak_memory
+from tasks.preflight.devices import Device
+from tasks.preflight.inference_memory import Parts, of_capture, of_generation, of_vllm
 from tasks.preflight.phases import PHASES
+from tasks.preflight.smallest_change import Training, as_settings, smallest_change
 
 if TYPE_CHECKING:
     from cohobate.methods.phase import Phase
 
 SHORT = 32
 """Tokens of a short row."""
-
-Parts = dict[str, int]
+DeviceOf = Callable[[str, int], Device]
+"""The device of a stage, by its address and its number of workers."""
 
 
 def size_of(outline: ModelInfo, record: Mapping[str, Any] | None = None) -> ModelSize:
@@ -49,73 +42,131 @@ def size_of(outline: ModelInfo, record: Mapping[str, Any] | None = None) -> Mode
     )
 
 
+@dataclass(frozen=True)
+class StageMemory:
+    """What one worker of a stage takes of its device."""
+
+    stage: str
+    """Its address, such as `train@kd`."""
+    parts: Parts
+    """Bytes at the peak, with rows of `max_tokens`."""
+    short: Parts
+    """The same with rows of 32 tokens."""
+    device: Device
+    workers: int = 1
+    fix: str = ""
+    """Options of `cohobate run` with which it fits; empty where it does, or nothing helps."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts together."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether rows of `max_tokens` fit; None where the device's memory is not known."""
+        return None if self.device.available is None else self.total <= self.device.available
+
+    @property
+    def fits_short(self) -> bool:
+        """Whether short rows fit, as far as is known."""
+        return self.device.available is None or sum(self.short.values()) <= self.device.available
+
+    def check(self) -> None:
+        """Refuse a stage that does not fit even with short rows.
+
+        Raises:
+            UserError: with the smallest change that would fit.
+        """
+        if self.device.available is None:
+            return
+        section, _, key = self.stage.partition("@")
+        where = "params.yaml, " + (f"{section}.{key}" if section in PHASES else section)
+        fix = f"cohobate run {self.fix}" if self.fix else ""
+        check_memory(self.stage, self.short, self.device.available, where=where, fix=fix)
+
+
 class Memory:
-    """Memory estimates from the sizes of a round's models."""
+    """Memory of a round's stages, from the sizes of its models."""
 
     def __init__(
         self,
         teachers: Mapping[str, ModelSize],
         student: ModelSize,
         phases: "Mapping[str, Phase]",
-        resources: Mapping[str, Any],
+        device_of: DeviceOf,
     ) -> None:
         self.teachers, self.student, self.phases = teachers, student, phases
-        self.resources = resources
+        self.device_of = device_of
 
-    def check(self, adapt: Any, generate: GenerateParams, capture: CaptureParams) -> None:
-        """Print the estimate of every stage.
-
-        Raises:
-            UserError: a stage does not fit even with short rows.
-        """
-        if isinstance(adapt, Hyperparameters):
-            for key, size in self.teachers.items():
-                self._report(f"adapt@{key}", [peak_memory(size, adapt, n) for n in _lengths(adapt)])
+    def stages(
+        self, adapt: Any, generate: GenerateParams, capture: CaptureParams
+    ) -> Iterator[StageMemory]:
+        """Yield the memory of every stage that a model runs in, in the order of the round."""
         for key, size in self.teachers.items():
-            backend = generate.backend_of(key)
+            if isinstance(adapt, Hyperparameters):
+                yield self._of_tuning(f"adapt@{key}", size, adapt)
+            backend, stage = generate.backend_of(key), f"generate@{key}"
+            device = self.device_of(stage, 1)
             if isinstance(backend, Transformers):
-                self._report(f"generate@{key}", [answered(size, backend)])
-            self._report(f"capture@{key}", [captured(size, capture)])
+                parts = of_generation(size, backend, device)
+                yield StageMemory(stage, parts, parts, device)
+            elif isinstance(backend, Vllm):
+                parts = of_vllm(size, backend, device)
+                yield StageMemory(stage, parts, parts, device)
+            device = self.device_of(f"capture@{key}", 1)
+            parts = of_capture(size, capture, device)
+            yield StageMemory(f"capture@{key}", parts, parts, device)
         for key, phase in self.phases.items():
-            self._report(
-                key.replace(".", "@", 1), [self.of_phase(phase, n) for n in _lengths(phase)]
-            )
+            yield self._of_stage(key, phase)
 
-    def _report(self, stage: str, both: list[Parts]) -> None:
-        """Print the memory for short and for the longest rows; refuse what cannot fit."""
-        name = stage.split("@", maxsplit=1)[0]
-        resources = self.resources.get(stage, self.resources.get(name)) or {}
-        device = checkpoints.accelerator()
-        room, elsewhere = available_on(device), bool(resources.get("gpus")) and device == "cpu"
-        if resources.get("memory_gb") and device == "cpu":
-            room = int(resources["memory_gb"] * GIB)
-        figures = [f"{sum(parts.values()) / GIB:.1f}" for parts in both]
-        longest = f", {figures[-1]} with rows of max_tokens" if len(both) > 1 else ""
-        section, _, key = stage.partition("@")
-        where = "params.yaml, " + (f"{section}.{key}" if section in PHASES else section)
-        if room is None or elsewhere:
-            say(f"{stage}: about {figures[0]} GiB with short rows{longest}")
-            return
-        check_memory(stage, both[0], room, where=where)
-        fits = sum(both[-1].values()) <= room
-        tight = "" if fits else f" ({room / GIB:.1f} GiB available: rows so long do not fit)"
-        say(f"{stage}: about {figures[0]} GiB with short rows{longest}{tight}")
+    def of_phase(self, phase: "Phase", tokens: int, device: Device) -> Parts:
+        """Return the memory of one worker of a phase with rows of `tokens`, by part."""
+        size, placement = self._start(phase), _placement(phase, device)
+        if peers := getattr(phase, "peers", None):
+            sizes = [_kept(size, peer.keep_layers) for peer in peers]
+            each = [peak_memory(one, phase, tokens, placement=placement) for one in sizes]
+            return _sum(each) | {PROGRAM: each[0][PROGRAM]}
+        return peak_memory(
+            _kept(size, phase.keep_layers),
+            phase,
+            tokens,
+            [*self._live_teachers(phase, device)],
+            placement=placement,
+            rows_each=1 + (phase.method == "dpo"),  # type: ignore[attr-defined]
+        )
 
-    def of_phase(self, phase: "Phase", tokens: int) -> Parts:
-        """Return the memory of a phase with rows of `tokens`, for all workers together, by part."""
-        size = self._start(phase)
-        peers = getattr(phase, "peers", None)
-        if peers:
-            return _sum(
-                peak_memory(_kept(size, peer.keep_layers), phase, tokens) for peer in peers
-            ) | {PROGRAM: peak_memory(size, phase, tokens)[PROGRAM]}
-        size = _kept(size, phase.keep_layers)
-        pairs = phase.method == "dpo"  # type: ignore[attr-defined]
-        rows = phase.rows_at_once * (1 + pairs)
-        share = -(-rows // phase.workers) if phase.micro_batch_size is None else rows
-        teachers = list(self._live_teachers(phase))
-        one = peak_memory(size, phase, tokens, teachers, rows=share)
-        return {part: phase.workers * amount for part, amount in one.items()}
+    def _of_tuning(self, stage: str, size: ModelSize, adapt: Hyperparameters) -> StageMemory:
+        def parts(other: Hyperparameters, tokens: int, device: Device) -> Parts:
+            return peak_memory(size, other, tokens, placement=Placement(device.kind))
+
+        return self._with_fix(stage, "adapt", adapt, parts)
+
+    def _of_stage(self, key: str, phase: "Phase") -> StageMemory:
+        return self._with_fix(key.replace(".", "@", 1), key, phase, self.of_phase)
+
+    def _with_fix(
+        self,
+        stage: str,
+        section: str,
+        training: Training,
+        parts: Callable[[Training, int, Device], Parts],
+    ) -> StageMemory:
+        """Return the memory of a training, and the smallest change with which it fits."""
+        workers = getattr(training, "workers", 1)
+        device, tokens = self.device_of(stage, workers), training.max_tokens
+        long, short = (parts(training, n, device) for n in (tokens, min(SHORT, tokens)))
+        estimate = StageMemory(stage, long, short, device, workers)
+        if estimate.fits is not False:
+            return estimate
+
+        def fits(other: Training) -> bool:
+            of_other = self.device_of(stage, getattr(other, "workers", 1))
+            total = sum(parts(other, tokens, of_other).values())
+            return of_other.available is not None and total <= of_other.available
+
+        changes = smallest_change(training, fits, device.count)
+        return replace(estimate, fix=as_settings(section, changes) if changes else "")
 
     def _start(self, phase: "Phase") -> ModelSize:
         stage, _, name = phase.start.partition("/")
@@ -129,46 +180,21 @@ class Memory:
         """Return the phase that writes models/<stage>/<name>, if any."""
         return self.phases.get(f"{stage}.{name.split('/', maxsplit=1)[0]}")
 
-    def _live_teachers(self, phase: "Phase") -> Iterator[TeacherSize]:
+    def _live_teachers(self, phase: "Phase", device: Device) -> Iterator[TeacherSize]:
         """Yield the teachers in memory during the phase."""
         stage, _, name = phase.targets.partition("/")[2].partition("/")
         if not phase.targets.startswith("models/"):
             return
-        formats = phase.number_formats()
-        wide = BYTES[formats.get("teachers", formats["student"])]
+        number = BYTES[resolve(getattr(phase, "teacher_precision", "auto"), device.kind)]
         for key in getattr(phase, "teachers", None) or (name,):
             if phase_of := self._phase(stage, key):
-                yield TeacherSize(self._start(phase_of), wide)
+                yield TeacherSize(self._start(phase_of), number)
             else:
-                yield TeacherSize(self.teachers.get(key, self.student), wide)
+                yield TeacherSize(self.teachers.get(key, self.student), number)
 
 
-def captured(size: ModelSize, capture: CaptureParams) -> Parts:
-    """Return the memory of a forward pass of the teacher, with the logits of one chunk."""
-    a_token = 4 * (4 * size.width + 3 * size.neurons)
-    return {
-        PROGRAM: PROGRAM_BYTES,
-        WEIGHTS: size.inference_bytes(BYTES[resolve(capture.precision, checkpoints.accelerator())]),
-        ACTIVATIONS: capture.threads * capture.batch_tokens * a_token,
-        LOGITS: capture.threads * capture.chunk_tokens * size.vocabulary * 12,
-    }
-
-
-def answered(size: ModelSize, backend: Transformers) -> Parts:
-    """Return the memory of generation: the KV cache of a batch, and the logits of one token."""
-    wide, batch = BYTES[backend.number_format], backend.batching
-    a_token = 2 * wide * size.layers * size.keys + 4 * (4 * size.width + 3 * size.neurons)
-    one = {
-        PROGRAM: PROGRAM_BYTES,
-        WEIGHTS: size.inference_bytes(wide),
-        ACTIVATIONS: backend.threads * batch.tokens * a_token,
-        LOGITS: backend.threads * batch.rows * size.vocabulary * 12,
-    }
-    return {part: backend.workers * amount for part, amount in one.items()}
-
-
-def _lengths(hyperparameters: Hyperparameters) -> tuple[int, int]:
-    return min(SHORT, hyperparameters.max_tokens), hyperparameters.max_tokens
+def _placement(phase: "Phase", device: Device) -> Placement:
+    return Placement(device.kind, phase.workers)
 
 
 def _kept(size: ModelSize, layers: Layers | None) -> ModelSize:
@@ -177,9 +203,5 @@ def _kept(size: ModelSize, layers: Layers | None) -> ModelSize:
     return size.with_layers(len(layer_positions(layers, size.layers, "train.<phase>.keep_layers")))
 
 
-def _sum(parts: "Iterator[Parts]") -> Parts:
-    total: Parts = {}
-    for one in parts:
-        for part, amount in one.items():
-            total[part] = total.get(part, 0) + amount
-    return total
+def _sum(parts: list[Parts]) -> Parts:
+    return {part: sum(one[part] for one in parts) for part in parts[0]}

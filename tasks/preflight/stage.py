@@ -25,7 +25,9 @@ from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher, Teachers
 from tasks.preflight.capacity import check_capacity
 from tasks.preflight.checks import check_signals, check_terms, check_width
-from tasks.preflight.memory import Memory, size_of
+from tasks.preflight.devices import device_of
+from tasks.preflight.memory import Memory, StageMemory, size_of
+from tasks.preflight.memory_table import table_lines
 from tasks.preflight.phases import (
     check_beginnings,
     check_lengths,
@@ -85,14 +87,27 @@ def run(
     check_lengths(phases, record.get("context"))
     check_beginnings(phases, init_student.type)
     teacher_sizes = {key: size_of(outline) for key, outline in outlines.items()}
-    memory = Memory(teacher_sizes, size_of(outline, record), phases, _resources())
-    memory.check(adapt, generate, capture)
+    resources = _resources()
+    memory = Memory(
+        teacher_sizes,
+        size_of(outline, record),
+        phases,
+        lambda stage, workers: device_of(stage, resources, workers),
+    )
+    _check_memory([*memory.stages(adapt, generate, capture)])
     pinned = {key: _pinned(teacher, outlines.get(key)) for key, teacher in teachers.items()}
     write_json(MODELS, {"teachers": pinned, "student": record})
     summary = {f"parameters of {key}": pinned[key]["parameters"] for key in outlines}
     summary |= {"parameters of the student": record["parameters"]}
     write_json(MODELS.with_name("summary.json"), summary | {"vocabulary": len(outline.vocabulary)})
     say(" · ".join(f"{label}: {count / 1e6:.1f}M" for label, count in summary.items()))
+
+
+def _check_memory(stages: list[StageMemory]) -> None:
+    for line in table_lines(stages):
+        say(line)
+    for stage in stages:
+        stage.check()
 
 
 def look_at_teacher(key: str, teacher: Teacher) -> ModelInfo:

@@ -19,8 +19,9 @@ from cohobate.params import validated
 from cohobate.students.initialization import StudentInit
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher
-from cohobate.training.memory import available_memory
-from tasks.preflight import capacity, memory
+from cohobate.training.device_memory import available_memory
+from cohobate.training.memory import PARTS
+from tasks.preflight import capacity, devices, stage
 from tasks.preflight.stage import run
 from tests.cohobate.models.test_chat_templates import STRICT, THINKING
 
@@ -259,10 +260,10 @@ def test_the_gpus_memory_counts_where_models_go_there(
 
 def test_each_stage_is_measured_by_the_gpus_memory(look, monkeypatch):
     room = {"cuda": 900 << 20, "cpu": 1 << 50}
-    monkeypatch.setattr(memory, "available_on", room.__getitem__)
+    monkeypatch.setattr(devices, "available_on", room.__getitem__)
     wide = {"kd": KD | {"batch_size": 200_000}}
     look(train=wide)
-    monkeypatch.setattr(memory.checkpoints, "accelerator", lambda: "cuda")
+    monkeypatch.setattr(checkpoints, "accelerator", lambda: "cuda")
     monkeypatch.setattr(capacity, "available_on", lambda device: 1 << 50)
     with pytest.raises(UserError, match="train@kd needs"):
         look(train=wide)
@@ -386,19 +387,20 @@ KD = {
 
 def test_what_each_stage_takes_is_told(look, monkeypatch):
     messages = []
-    monkeypatch.setattr(memory, "say", messages.append)
+    monkeypatch.setattr(stage, "say", messages.append)
     sft = {k: v for k, v in KD.items() if k != "terms"} | {"method": "sft", "targets": KD["rows"]}
     chain = {"first": sft, "kd": KD}
     chain["next"] = KD | {"from": "train/kd", "targets": "models/train/first"}
     look(train=chain)
-    by_stage = {line.split(":")[0]: line for line in messages}
-    stages = ["generate@main", "capture@main", "train@first", "train@kd", "train@next"]
-    assert list(by_stage) == stages
-    assert "GiB with short rows" in by_stage["train@kd"] and "max_tokens" in by_stage["train@kd"]
+    head = next(n for n, line in enumerate(messages) if line.startswith("GiB a device"))
+    for part in (*PARTS, "total", "available", "device"):
+        assert part in messages[head]
+    stages = [line.split()[0] for line in messages[head + 1 : head + 6]]
+    assert stages == ["generate@main", "capture@main", "train@first", "train@kd", "train@next"]
 
 
 def test_a_phase_that_cannot_fit_is_refused_by_name(look, monkeypatch):
-    monkeypatch.setattr(memory, "available_on", lambda device: 900 << 20)
+    monkeypatch.setattr(devices, "available_on", lambda device: 900 << 20)
     look(train={"kd": KD})
     with pytest.raises(UserError, match="train@kd needs") as caught:
         look(train={"kd": KD | {"batch_size": 200_000}})

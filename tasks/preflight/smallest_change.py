@@ -1,0 +1,105 @@
+"""The smallest change of params.yaml with which a stage fits into memory."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from cohobate.training.hyperparameters import Hyperparameters
+
+Training = TypeVar("Training", bound=Hyperparameters)
+Changes = dict[str, Any]
+"""New values, by the name of the field."""
+
+
+def smallest_change(
+    phase: Training, fits: Callable[[Training], bool], devices: int | None = None
+) -> Changes | None:
+    """Return the first change with which a phase fits; None where none of them does.
+
+    Those come first that leave the result as it is (fewer rows or logits at once), then those that
+    divide the models, then those that train something else. Where no single change is enough, they
+    are added one by one.
+
+    Args:
+        phase: one that does not fit.
+        fits: whether another one would.
+        devices: workers that could train together.
+    """
+    singles = [*_changes(phase, devices)]
+    for change in singles:
+        if fits(_changed(phase, change)):
+            return change
+    together: Changes = {}
+    # of each field its largest change alone
+    for change in {tuple(change): change for change in singles}.values():
+        together = together | change
+        if fits(_changed(phase, together)):
+            return _without_needless(phase, fits, together)
+    return None
+
+
+def as_settings(section: str, changes: Changes) -> str:
+    """Return changes as options of `cohobate run`."""
+    return " ".join(f"--set {_quoted(f'{section}.{key}={v}')}" for key, v in changes.items())
+
+
+def _quoted(setting: str) -> str:
+    return f"'{setting}'" if set(setting) & set(" {[") else setting
+
+
+def _changes(phase: Hyperparameters, devices: int | None) -> Iterator[Changes]:
+    share = -(-phase.batch_size // getattr(phase, "workers", 1))
+    rows = min(phase.rows_at_once, share)
+    while rows > 1:
+        rows //= 2
+        yield {"micro_batch_size": rows}
+    tokens = phase.chunk_tokens
+    while tokens > 64:
+        tokens //= 2
+        yield {"chunk_tokens": tokens}
+    fields = type(phase).model_fields
+    if "activation_checkpointing" in fields:
+        yield {"activation_checkpointing": "true"}
+    if "workers" in fields:
+        yield from _changes_of_phase(phase, devices)
+    if phase.optimiser == "adamw" and phase.adapter.type == "full":
+        yield {"optimiser": "adafactor"}
+    if phase.adapter.type == "full" and phase.quantisation.type == "none":
+        yield {"adapter": "{type: lora}"}
+
+
+def _changes_of_phase(phase: Any, devices: int | None) -> Iterator[Changes]:
+    """Yield what divides the models of a phase, or takes its live teacher away."""
+    workers = phase.workers
+    while devices and 2 * workers <= devices and phase.batch_size % (2 * workers) == 0:
+        workers *= 2
+        yield {"workers": workers}
+    live = phase.method == "kd" and phase.targets.startswith("models/adapt/")
+    if live and not phase.live_terms:
+        yield {"targets": f"data/capture/{phase.targets.rpartition('/')[2]}"}
+
+
+def _changed(phase: Training, changes: Changes) -> Training:
+    """Return a phase with other values, as they would be read from params.yaml."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    values = {name: yaml.load(v) if isinstance(v, str) else v for name, v in changes.items()}
+    fields = phase.model_dump(by_alias=True, exclude_unset=True) | values
+    try:
+        return type(phase).model_validate(fields)
+    except ValidationError:  # settings that exclude each other: as it was, it does not fit
+        return phase
+
+
+def _without_needless(
+    phase: Training, fits: Callable[[Training], bool], changes: Changes
+) -> Changes:
+    """Return changes without those that it fits without."""
+    kept = dict(changes)
+    for name in changes:
+        fewer = {key: value for key, value in kept.items() if key != name}
+        if fewer and fits(_changed(phase, fewer)):
+            kept = fewer
+    return kept
