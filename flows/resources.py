@@ -15,8 +15,8 @@ class Resources(Section):
     memory_gb: float = Field(0, ge=0)
     """GiB that Ray sets aside; 0: none."""
     gpu_memory_gb: float = Field(0, ge=0)
-    """GiB of one GPU, for what fits (`cohobate fits`) where no GPU of the cluster can be looked at; 0:
-    as it is seen, or known by its name. Ray is told nothing of it."""
+    """GiB of one GPU, where the cluster's GPUs cannot be looked at; `cohobate fits` and preflight
+    reckon with them. 0: as seen, or by the GPU's name. Ray does not use it."""
     custom: dict[str, float] = Field(default_factory=dict)
     """Custom resources of the cluster, such as `{"a100": 1}`."""
     retries: int = Field(1, ge=0, le=10)

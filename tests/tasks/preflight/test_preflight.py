@@ -259,7 +259,7 @@ def test_the_gpus_memory_counts_where_models_go_there(
 
 
 def test_each_stage_is_measured_by_the_gpus_memory(look, monkeypatch):
-    room = {"cuda": 900 << 20, "cpu": 1 << 50}
+    room = {"cuda": 2 << 30, "cpu": 1 << 50}
     monkeypatch.setattr(devices, "available_on", room.__getitem__)
     wide = {"kd": KD | {"batch_size": 200_000}}
     look(train=wide)
