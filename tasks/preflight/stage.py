@@ -25,7 +25,7 @@ from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher, Teachers
 from tasks.preflight.capacity import check_capacity
 from tasks.preflight.checks import check_signals, check_terms, check_width
-from tasks.preflight.devices import device_of
+from tasks.preflight.devices import Device, device_of
 from tasks.preflight.memory import Memory, StageMemory, size_of
 from tasks.preflight.memory_table import table_lines
 from tasks.preflight.phases import (
@@ -87,13 +87,7 @@ def run(
     check_lengths(phases, record.get("context"))
     check_beginnings(phases, init_student.type)
     teacher_sizes = {key: size_of(outline) for key, outline in outlines.items()}
-    resources = _resources()
-    memory = Memory(
-        teacher_sizes,
-        size_of(outline, record),
-        phases,
-        lambda stage, workers: device_of(stage, resources, workers),
-    )
+    memory = Memory(teacher_sizes, size_of(outline, record), phases, _device_of)
     _check_memory([*memory.stages(adapt, generate, capture)])
     pinned = {key: _pinned(teacher, outlines.get(key)) for key, teacher in teachers.items()}
     write_json(MODELS, {"teachers": pinned, "student": record})
@@ -133,9 +127,10 @@ def say_template_notes(name: str, outline: ModelInfo) -> None:
             say(f"{name}: its chat template: {note}")
 
 
-def _resources() -> dict[str, Any]:
-    """Return the section `resources`; it is not an input of this stage and is not recorded."""
-    return (load().get("resources") or {}) if PARAMS.exists() else {}
+def _device_of(stage: str, workers: int) -> Device:
+    """Return the device of a stage; `resources` is no input of this one and is not recorded."""
+    resources = (load().get("resources") or {}) if PARAMS.exists() else {}
+    return device_of(stage, resources, workers)
 
 
 def _pinned(teacher: Teacher, outline: ModelInfo | None) -> dict[str, Any]:
