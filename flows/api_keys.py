@@ -26,7 +26,7 @@ def keys_for(node: StageNode, document: Mapping[str, Any]) -> ApiKeys:
     Where the ledger is on S3, `COHOBATE_LEDGER` goes with them.
     """
     match node.name:
-        case "generate":
+        case "generate" | "capture":  # of a local teacher there is no key
             teacher = node.address.partition("@")[2]
         case "evaluate":  # a teacher behind an API also answers the test prompts
             teacher = document["evaluate"]["teacher"]

@@ -8,15 +8,18 @@ import contextlib
 import json
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cohobate import params
 from flows import overrides, recipes
 from tests import tiny_models, tiny_project
+from tests.llama_server import llama_server
 from tests.loopback_teacher import LoopbackTeacher
+from tests.served_model import ServedModel
 from tests.tiny_project import ROOT
 
 LAYERS = 30
@@ -59,8 +62,8 @@ class Round:
     """A module without which the round cannot run."""
     prompts: bool = True
     """Whether there are unlabelled prompts, of which the hardest are found."""
-    served: bool = False
-    """Whether the teacher is a service: `ENDPOINT` in the settings stands for its address."""
+    served: Literal["", "text", "vllm", "sglang", "llama.cpp"] = ""
+    """Which service the teacher is behind: `ENDPOINT` in the settings stands for its address."""
 
 
 _NEEDED = {"two-tasks": "reasoning_gym"}
@@ -101,6 +104,45 @@ _BATCHES = (
 _ASSISTANT = (
     "{method: kd, from: adapt/main, keep_layers: [0, 1, 29], rows: data/curriculum/train.jsonl, "
     "targets: data/capture/main, terms: [{type: forward_kl}], updates: 2, batch_size: 8}"
+)
+
+_SIGNALS = (
+    "adapt={type: none}",
+    "capture.signals={type: top_k, k: 5}",
+    "init_student={type: pretrained, model: small}",
+    "curriculum.difficulty={type: length}",
+)
+_GRAMMAR = 'root ::= " animal" | " plant" | " person"'
+SERVED = [
+    Round(
+        f"signals of a teacher behind {kind}",
+        settings=(
+            f"teachers.main={{model: large-1, endpoint: ENDPOINT, signals: true, scoring: {kind}, "
+            f"top_logprobs: 5, {_TERMS}}}",
+            "generate.backend={type: openai, api: completions}",
+            # answers of its own, and given text
+            "generate.prompts=both",
+            "generate.reference_answers=keep",
+            *_SIGNALS,
+        ),
+        served=kind,
+    )
+    for kind in ("vllm", "sglang")
+]
+SERVED.append(
+    Round(
+        "signals of a teacher behind llama.cpp",
+        settings=(
+            "teachers.main={model: model, endpoint: ENDPOINT, signals: true, top_logprobs: 5, "
+            f"{_TERMS}}}",
+            # an untuned teacher of random weights would write bytes that are no text
+            "generate.backend={type: openai, api: completions, extra: "
+            f"{{grammar: {json.dumps(_GRAMMAR)}}}}}",
+            *_SIGNALS,
+        ),
+        needs="xllamacpp",
+        served="llama.cpp",
+    )
 )
 
 VARIANTS = [
@@ -165,8 +207,9 @@ VARIANTS = [
     ),
     Round("onnx", settings=("export.forms=[{type: onnx}]",), forms=("onnx",), needs="onnxruntime"),
     Round("int8", settings=("export.forms=[{type: int8}]",), forms=("int8",), needs="torchao"),
-    Round("API", "recipes/sequence-kd.yaml", API, served=True),
-    Round("API in batches", "recipes/sequence-kd.yaml", (*API, _BATCHES), served=True),
+    Round("API", "recipes/sequence-kd.yaml", API, served="text"),
+    Round("API in batches", "recipes/sequence-kd.yaml", (*API, _BATCHES), served="text"),
+    *SERVED,
 ]
 
 
@@ -202,11 +245,22 @@ def build(folder: Path, models: Models) -> Path:
 @contextlib.contextmanager
 def service(what: Round) -> Iterator[list[str]]:
     """Run the service that a round's teacher is; yield the settings, with its address."""
-    if not what.served:
-        yield [*what.settings]
-        return
-    with LoopbackTeacher(times=0) as teacher:
-        yield [setting.replace("ENDPOINT", teacher.url) for setting in what.settings]
+    with contextlib.ExitStack() as stack:
+        url = _start(what, stack) if what.served else ""
+        yield [setting.replace("ENDPOINT", url) for setting in what.settings]
+
+
+def _start(what: Round, stack: contextlib.ExitStack) -> str:
+    """Start the service of a round; return its address."""
+    if what.served == "text":
+        return stack.enter_context(LoopbackTeacher(times=0)).url
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="served-")))
+    teacher = Models(folder / "models").folder / "small"
+    if what.served == "llama.cpp":
+        return stack.enter_context(llama_server(teacher, folder / "gguf"))
+    assert what.served
+    words = ("Ġanimal", "Ġplant", "Ġperson")
+    return stack.enter_context(ServedModel(teacher, what.served, words=words)).url
 
 
 def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:

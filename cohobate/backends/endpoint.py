@@ -9,10 +9,10 @@ import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import Field, JsonValue, SecretStr, model_validator
+from pydantic import Field, JsonValue, PrivateAttr, SecretStr, model_validator
 
 from cohobate import sealed_folder
 from cohobate.backends.api_errors import (
@@ -35,18 +35,21 @@ from cohobate.backends.requests import (
     answer_key,
     iterate_stream,
 )
+from cohobate.backends.token_names import signals_of
 from cohobate.data.messages import body_fields
 from cohobate.data.records import ADAPT, ENDPOINT
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Decoding
 from cohobate.params import Section
+from cohobate.teachers.teacher import ServedSignals
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _LIMITS = ("max_tokens", "max_completion_tokens")  # of a request
-_KEPT = 20_000  # characters of a reply without an answer that are kept
+KEPT = 20_000  # characters of a reply without an answer that are kept
+_AS_IDS = {"return_tokens_as_token_ids": True}  # of vLLM: `token_id:123` in place of a text
 
 
 class ServiceAddress(NamedTuple):
@@ -57,6 +60,8 @@ class ServiceAddress(NamedTuple):
     """Name of the environment variable that holds the API key."""
     model: str
     revision: str
+    signals: ServedSignals | None = None
+    """Which log-probabilities are requested; None where the teacher gives text alone."""
 
     def secret(self) -> SecretStr:
         """Return the API key.
@@ -118,7 +123,10 @@ def read_address(checkpoint: Path) -> ServiceAddress:
             fix="cohobate run --set 'generate.backend={type: transformers}'",
         )
     sealed_folder.verify(checkpoint)
-    return ServiceAddress(**json.loads((checkpoint / ENDPOINT).read_bytes()))
+    fields = json.loads((checkpoint / ENDPOINT).read_bytes())
+    if signals := fields.pop("signals", None):
+        fields["signals"] = ServedSignals(**signals)
+    return ServiceAddress(**fields)
 
 
 def check_weights(checkpoint: Path) -> None:
@@ -159,6 +167,8 @@ class Endpoint(Section):
     run_seconds: float | None = Field(None, gt=0)
     """Seconds after which a run ends. Its answers are kept; the service goes on with uploaded
     files, and the next run collects them."""
+    _model: str = PrivateAttr("")
+    """The model whose signals are kept; empty where none are."""
 
     @model_validator(mode="after")
     def _a_cap_needs_a_price(self) -> "Endpoint":
@@ -182,6 +192,17 @@ class Endpoint(Section):
             read_address(checkpoint), Budget(self.cap, history.spent), history.answers > 0
         )
         return lambda requests, decoding: iterate_stream(run.stream(requests, decoding))
+
+    def with_signals(self, address: ServiceAddress, decoding: Decoding) -> Self:
+        """Return the backend that requests a teacher's log-probabilities with its answers."""
+        if address.signals is None or not address.signals.come_with(decoding):
+            return self
+        requested: dict[str, Any] = {"logprobs": True, "top_logprobs": address.signals.top_logprobs}
+        if address.signals.scoring == "vllm":
+            requested["extra"] = _AS_IDS | self.extra
+        backend = self.model_copy(update=requested)
+        backend._model = address.model
+        return backend
 
     def run(
         self, address: ServiceAddress, budget: Budget, answered_before: bool = False
@@ -251,11 +272,11 @@ class Endpoint(Section):
             RefusedError: it holds none, and another attempt would give none either.
             ReplyError: it is an error.
         """
-        sent = content.decode("utf-8", "replace")[:_KEPT]
+        sent = content.decode("utf-8", "replace")[:KEPT]
         try:
             reply = parse_reply(content)
         except ValueError:
-            raise _unreadable(content, sent) from None
+            raise unreadable_reply(content, sent) from None
         # usage that is missing or impossible counts as the most, so that no cap is passed
         most = TokenLimits(most_tokens(request.prompt), self.limit(decoding))
         fields: Mapping[str, Any] = reply if isinstance(reply, dict) else {}
@@ -271,7 +292,9 @@ class Endpoint(Section):
         if choice is None:
             raise RetryableError("the reply contains no choice", cost=cost, reply=sent, whole=True)
         calls = check_choice(choice, request.prompt, self.limit(decoding), cost, sent)
-        tokens = choice.tokens
+        tokens, odd = choice.tokens, ""
+        if self._model:
+            tokens, odd = signals_of(tokens, self._model, fields, self.top_logprobs)
         return Answer(
             choice.content.text,
             "length" if choice.finish == "length" else "stop",
@@ -279,7 +302,7 @@ class Endpoint(Section):
             taken._replace(cost=cost),
             tuple(tokens) if self.top_logprobs and tokens else None,
             choice.content.reasoning or None,
-            choice.note or None,
+            "; ".join(filter(None, [choice.note, odd])) or None,
             tuple(calls) or None,
         )
 
@@ -290,7 +313,7 @@ def redact_url(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
-def _unreadable(content: bytes, sent: str) -> Exception:
+def unreadable_reply(content: bytes, sent: str) -> Exception:
     """Return the exception for a reply with status 200 that is not JSON."""
     if not content.strip():
         return RetryableError("an empty reply", overloaded=True)

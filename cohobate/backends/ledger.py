@@ -24,6 +24,7 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Any
 
 from cohobate.backends.ledger_storage import LedgerStorage
@@ -45,6 +46,9 @@ class Ledger:
         self.replies: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
         """Complete replies without an answer, by key."""
         self._answers: dict[str, Answer] = {}
+        self._tokens: dict[str, bytes] = {}
+        """The tokens of answers that have some, packed: as Python objects, 20 log-probabilities a
+        token take about 3 KB, packed 0.2."""
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -65,7 +69,11 @@ class Ledger:
 
     def __getitem__(self, key: str) -> Answer:
         """Return the answer under `key`."""
-        return self._answers[key]
+        answer = self._answers[key]
+        if key in self._tokens:
+            listed = json.loads(zlib.decompress(self._tokens[key]))
+            answer = answer._replace(tokens=tuple((t, lp, others) for t, lp, others in listed))
+        return answer
 
     def append(self, batch: Outcomes) -> None:
         """Add the outcomes of a batch; when this returns, all of them are on disk, or none.
@@ -86,7 +94,7 @@ class Ledger:
         """Add the entries of stored lines; return where the last complete batch ends."""
         complete, position, damaged = 0, 0, 0
         batch: list[dict[str, Any]] = []
-        for line in blob.splitlines(keepends=True):
+        for line in BytesIO(blob):  # not all lines at once
             position += len(line)
             if (entry := _entry(line)) is None:
                 damaged += 1
@@ -107,13 +115,15 @@ class Ledger:
             return
         usage = Usage(*entry["bought"]) if "bought" in entry else None
         self.spent += usage.cost if usage else 0.0
-        tokens = tuple((t, lp, others) for t, lp, others in entry.get("tokens", ())) or None
         texts = (entry.get("reasoning"), entry.get("note"))
         calls = tuple(ToolCall(**call) for call in entry.get("tool_calls", ())) or None
-        fields = (entry["text"], entry["finish"], entry["logprob"], usage, tokens, *texts, calls)
+        fields = (entry["text"], entry["finish"], entry["logprob"], usage, None, *texts, calls)
         answer = Answer(*fields)
         # the cost above counts either way: both writers paid
-        self._answers.setdefault(entry["key"], answer)
+        if entry["key"] not in self._answers:
+            self._answers[entry["key"]] = answer
+            if tokens := entry.get("tokens"):
+                self._tokens[entry["key"]] = zlib.compress(json.dumps(tokens).encode(), 1)
 
     def _add_failure(self, entry: Mapping[str, Any]) -> None:
         self.spent += entry["cost"]

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from cohobate.backends.api_errors import RefusedError, ReplyError, RetryableError, fix_in_reason
 from cohobate.backends.endpoint import Endpoint, ServiceAddress
-from cohobate.backends.prices import Budget, Price, most_tokens
+from cohobate.backends.prices import Budget, Price, most_tokens_sent
 from cohobate.backends.rate_limit import Limits, RateLimiter
 from cohobate.backends.requests import NoAnswer, Outcomes, State, TeacherRequest
 from cohobate.backends.service_record import ServiceRecord
@@ -199,7 +199,7 @@ class OpenAIRun:
 
         body = self.params.body(self.address.model, request, decoding)
         # `sent` is the time after the wait: requests of one time halve the window once
-        sent = await self.limiter.acquire(most_tokens(request.prompt) + decoding.max_tokens)
+        sent = await self.limiter.acquire(most_tokens_sent(request) + decoding.max_tokens)
         self.record.tries[request.key] += 1
         self.sent[request.key] = max_cost
         try:

@@ -32,7 +32,7 @@ class Price(Section):
 
     def upper_bound(self, request: TeacherRequest, decoding: Decoding, share: float = 1.0) -> float:
         """Return the most that an answer can cost."""
-        return self.of(most_tokens(request.prompt), decoding.max_tokens, share)
+        return self.of(most_tokens_sent(request), decoding.max_tokens, share)
 
     def estimate(self, prompts: Iterable[Prompt], decoding: Decoding, share: float = 1.0) -> str:
         """Return a line with the expected and the highest cost of answers to these prompts."""
@@ -44,6 +44,11 @@ class Price(Section):
             most += self.of(most_tokens(prompt), decoding.max_tokens, share)
         about = self.of(likely, count * decoding.max_tokens, share)
         return f"{count} answers to buy: about {about:.2f} USD, at most {most:.2f}"
+
+
+def most_tokens_sent(request: TeacherRequest) -> int:
+    """Return the most tokens that a request's prompt can have."""
+    return most_tokens(request.prompt) if request.ids is None else len(request.ids)
 
 
 def most_tokens(prompt: Prompt) -> int:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
+from cohobate.backends.token_names import Tokens, add_name, token_name
 from cohobate.data.messages import ToolCall
 from cohobate.data.tool_calls import tool_call
 from cohobate.generation.requests import Usage
@@ -34,7 +35,6 @@ _ANSWER = (
 _TOTAL = ("total_tokens", "totalTokens", "totalTokenCount")
 _CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _HIDDEN = 100_000  # tokens that a service may add to a prompt or think beyond the limit, at most
-Tokens = list[tuple[str, float, dict[str, float]]]
 
 
 class TokenLimits(NamedTuple):
@@ -247,8 +247,10 @@ def _listed_tokens(logprobs: Mapping[str, Any]) -> Iterator[tuple[str, float, di
     # the form of chat; below that of completions
     if logprobs.get("content"):
         for one in logprobs["content"]:
-            others = {t["token"]: float(t["logprob"]) for t in one.get("top_logprobs") or ()}
-            yield str(one["token"]), float(one["logprob"]), others
+            others: dict[str, float] = {}
+            for other in one.get("top_logprobs") or ():
+                add_name(others, token_name(other), float(other["logprob"]))
+            yield token_name(one), float(one["logprob"]), others
         return
     names = logprobs.get("tokens") or []
     places = logprobs.get("top_logprobs") or [{}] * len(names)

@@ -20,6 +20,10 @@ class TeacherRequest(NamedTuple):
     """Names the random numbers of a sampled answer."""
     replies: tuple[str, ...] = ()
     """Replies without an answer that earlier runs paid for; a prompt has two paid attempts."""
+    ids: tuple[int, ...] | None = None
+    """A row as token ids, of a request that scores it (`prompt` is the same as text)."""
+    start: int = 0
+    """The first of these tokens that is scored."""
 
 
 State = Literal["failed", "retried", "refused", "doubtful"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from cohobate.backends.api_errors import fix_in_reason
-from cohobate.backends.endpoint import Endpoint
+from cohobate.backends.endpoint import Endpoint, read_address
 from cohobate.backends.ledger import Ledger
 from cohobate.backends.prices import Price
 from cohobate.backends.prompts import count_prompts, keeps_answer, prompt_rows
@@ -21,7 +21,7 @@ from cohobate.backends.requests import (
 )
 from cohobate.backends.templates import Conversation, Step, Template
 from cohobate.data.messages import Prompt, prompt_key, prompt_text
-from cohobate.data.records import ADAPT, GENERATE, Response, Row
+from cohobate.data.records import ADAPT, ENDPOINT, GENERATE, Response, Row
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Decoding, split_reasoning
 from cohobate.progress import Meter, say
@@ -54,7 +54,9 @@ class TeacherRun:
         self, teacher: str, params: "GenerateParams", template: Template, ledger: Ledger
     ) -> None:
         self.teacher, self.params, self.template, self.ledger = teacher, params, template, ledger
-        self.backend = params.backend_of(teacher)
+        self.backend = generating_backend(teacher, params)
+        self.latest: Conversation | None = None
+        """What the response that was yielded last was made of; None of a reference answer."""
         self.failed: list[FailedPrompt] = []
         self.prompts = self.computed = self.from_ledger = self.unanswered = self.refused = 0
         self.kept = 0
@@ -82,6 +84,7 @@ class TeacherRun:
             samples = range(self.params.samples)
             kept = [row for row in window if keeps_answer(self.params, row)]
             self.kept += len(kept)
+            self.latest = None
             yield from map(self._kept, kept)
             # samples of a prompt are neighbours, in the order of the prompts
             unanswered = [row for row in window if not keeps_answer(self.params, row)]
@@ -90,6 +93,7 @@ class TeacherRun:
             for step in self.template.steps:
                 conversations = self._run_step(step, conversations, meter)
             for conversation in conversations:
+                self.latest = conversation
                 for row in self.template.rows:
                     yield self._counted(
                         row.response(conversation, self.teacher, self.params.reasoning)
@@ -229,6 +233,14 @@ def _refuse_raw_text(rows: Sequence[Row]) -> None:
             where=f"row {raw.id}, and generate.reference_answers",
             fix="cohobate run --set generate.reference_answers=keep",
         )
+
+
+def generating_backend(teacher: str, params: "GenerateParams") -> "Backend":
+    """Return where a teacher's answers are computed, with the log-probabilities that it gives."""
+    backend = params.backend_of(teacher)
+    if isinstance(backend, Endpoint) and (ADAPT / teacher / ENDPOINT).exists():
+        return backend.with_signals(read_address(ADAPT / teacher), params.decoding)
+    return backend
 
 
 def make_request(

@@ -27,9 +27,12 @@ OOD = COLLECT / "ood.jsonl"
 """Rows from another distribution than the training rows; there only when asked for."""
 # preflight, adapt, generate, filter, pair, order, capture, shape, train, evaluate, export
 MODELS = Path("data/preflight/models.json")
+TOKENIZERS = Path("data/preflight/tokenizers")  # of teachers behind endpoints that give signals
 ADAPT = Path("models/adapt")
 ENDPOINT = "endpoint.json"  # below ADAPT / <teacher>: where a teacher is whose weights are not here
 GENERATE = Path("data/generate")
+ANSWER_SIGNALS = Path("data/signals")
+"""Below it, by teacher: the signals that came with its answers; `generate` writes them."""
 FILTER = Path("data/filter")
 PREFERENCES = Path("data/preferences")
 CURRICULUM = Path("data/curriculum")

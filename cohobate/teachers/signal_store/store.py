@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -77,8 +77,8 @@ class Origin(BaseModel):
     vocabulary: int
     width: int
     form: Form
-    number_format: NumberFormat
-    """Number format in which the teacher ran."""
+    number_format: NumberFormat | Literal["served"]
+    """Number format in which the teacher ran; `served`: a service's, which it does not say."""
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     shards: int = 0
@@ -172,6 +172,20 @@ class SignalStore:
                 "the same max_tokens and too_long in the phase and in the section capture"
             )
         return [replace(row, signal=n) for row, n in zip(examples, at.tolist(), strict=True)]
+
+    def find(self, examples: Sequence[Example]) -> "np.ndarray[Any, Any]":
+        """Return the row of the index of each example in the teacher's ids; −1 where there is none.
+
+        A row counts where its key and its token ids are the same.
+        """
+        if not len(self._index):
+            return np.full(len(examples), -1)
+        row_keys = np.array([row_hash(row.key) for row in examples], dtype="<u8")
+        hashes = np.array([ids_hash(row.ids.tolist(), row.spans) for row in examples], dtype="<u8")
+        keys = np.ascontiguousarray(self._index["key"])
+        at = np.searchsorted(keys, row_keys).clip(0, len(keys) - 1)
+        same = (keys[at] == row_keys) & (self._index["ids"][at] == hashes)
+        return np.where(same, at, -1)
 
     def _ids_of(self, tokenizer: "PreTrainedTokenizerBase") -> "np.ndarray[Any, Any] | None":
         if template_hash(tokenizer) != self.origin.template:

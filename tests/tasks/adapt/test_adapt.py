@@ -6,13 +6,25 @@ import pytest
 import torch
 
 from cohobate import sealed_folder
+from cohobate.backends.endpoint import read_address
 from cohobate.data.messages import Message
-from cohobate.data.records import ADAPT, DEV, LABELLED, MODELS, Row, row_id, write_json, write_rows
+from cohobate.data.records import (
+    ADAPT,
+    DEV,
+    LABELLED,
+    MODELS,
+    TOKENIZERS,
+    Row,
+    row_id,
+    write_json,
+    write_rows,
+)
 from cohobate.data.tokenized import prompt_ids
 from cohobate.errors import UserError
 from cohobate.methods.teacher_tuning import Tuning
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import resolve
+from cohobate.models.vocabularies import vocabulary_hash
 from cohobate.params import validated
 from cohobate.scoring.metrics import TokenF1, VerifierAccuracy
 from cohobate.scoring.verifiers import Label, Task
@@ -118,6 +130,21 @@ def test_of_a_teacher_behind_an_endpoint_the_address_is_published(project):
     sealed_folder.verify(MAIN)
     with pytest.raises(UserError, match="cannot be tuned"):
         run("main", teacher, validated(Tuning, SFT, "adapt"), TASK, VerifierAccuracy())
+
+
+def test_of_a_served_teacher_with_signals_the_tokenizer_is_published_too(project, tokenizer):
+    teacher = Teacher(
+        model="large-1",
+        endpoint="https://api.example.com/v1",
+        signals=True,
+        scoring="vllm",
+        licence="their terms",
+    )
+    tokenizer.save_pretrained(TOKENIZERS / "main")
+    write_json(MODELS, {"teachers": {"main": {}}})
+    run("main", teacher, validated(Tuning, {"type": "none"}, "adapt"), TASK, VerifierAccuracy())
+    assert read_address(MAIN).signals == (20, "vllm")
+    assert vocabulary_hash(checkpoints.load_tokenizer(MAIN)) == vocabulary_hash(tokenizer)
 
 
 @pytest.mark.parametrize("tuning", [SFT, {"type": "none"}])

