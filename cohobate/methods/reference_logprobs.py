@@ -74,6 +74,9 @@ class ReferenceLogprobs:
             fingerprint(rejected),
             _COMPUTED_BY,
         ]
+        adapter = phase.adapter
+        if adapter.type == "lora" and adapter.base_format != "float32":
+            decided_by.append(adapter.base_format)  # the base's rounding, and no update yet
         text = json.dumps(decided_by, sort_keys=True)
         key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         return cls(REFERENCES / key, chosen, rejected, phase.rows_at_once)

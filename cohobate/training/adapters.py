@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from cohobate.errors import UserError
+from cohobate.models.checkpoints import accelerator
+from cohobate.models.number_formats import NumberFormat, Precision, resolve
 from cohobate.params import Section
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ class Lora(Section):
     """Dropout of the inputs of A."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear maps, such as `[q_proj, v_proj]`; all but the head when not given."""
+    base_precision: Precision = Field("float32", exclude_if=lambda chosen: chosen == "float32")
+    """Number format of the frozen weights. bfloat16 halves their memory, and rounds nothing where
+    the start is stored in it; auto: where the processor is fast in it."""
 
     @contextmanager
     def attach(
@@ -64,6 +69,10 @@ class Lora(Section):
         import torch
         from peft import get_peft_model
 
+        number_format = getattr(torch, self.base_format)
+        # before the updates, which stay float32; not model.to, which rounds rotary frequencies too
+        for weight in model.parameters():
+            weight.data = weight.data.to(number_format)
         # the updates draw from `seed`; the random state that dropout draws from stays as it is
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -76,7 +85,14 @@ class Lora(Section):
         for block in frozen_blocks:
             block.requires_grad_(False)
         yield
+        # the sum of base and update is rounded once, when it is saved
+        model.float()
         adapted.merge_and_unload()
+
+    @property
+    def base_format(self) -> NumberFormat:
+        """The number format of the frozen weights on this machine."""
+        return resolve(self.base_precision, accelerator())
 
     def _config(self) -> Any:
         from peft import LoraConfig

@@ -66,10 +66,13 @@ class Hyperparameters(Section):
     precision: Precision = "auto"
     """Number format of the matrix products; weights, optimiser and softmax are always float32.
     auto: the format in which the processor or GPU is fast (cohobate/models/number_formats.py)."""
-    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
     """auto: sdpa, each row attending to itself alone (cohobate/fast/row_attention.py); where
     the model does not support it, eager on a CPU if rows are short: its backward pass is twice as
-    fast."""
+    fast. flash_attention_2 and 3: their packages, on a GPU (not tested on one)."""
+    activation_checkpointing: bool = Field(False, exclude_if=lambda chosen: not chosen)
+    """Keep one hidden state a block for the backward pass, and compute the rest of the block again
+    there: a fraction of the memory of activations for a third more time. Same numbers."""
     chunk_tokens: int = Field(512, ge=1)
     """Tokens whose logits are in memory at once."""
     compile: Literal["auto", "on", "off"] = "auto"

@@ -46,11 +46,44 @@ def attention_implementation(
             model.set_attn_implementation("sdpa")
             short = longest <= SHORT_ROW and not torch.cuda.is_available()
             name = "eager" if short and not has_row_attention(model) else "sdpa"
-    model.set_attn_implementation(name)
+    try:
+        model.set_attn_implementation(name)
+    except (
+        ImportError,
+        ValueError,
+    ) as error:
+        raise UserError(
+            f"{type(model).__name__} cannot attend by {name}: {str(error).split('. ')[0]}",
+            where="attention of the phase",
+            fix="attention: auto; or uv pip install flash-attn, on a GPU",
+        ) from error
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def checkpointed_activations(
+    model: PreTrainedModel, hyperparameters: Hyperparameters
+) -> Iterator[None]:
+    """Let blocks run again in the backward pass within the block, where the phase says so.
+
+    Raises:
+        UserError: the model cannot.
+    """
+    if not hyperparameters.activation_checkpointing:
+        yield
+        return
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"{type(model).__name__} cannot compute activations again",
+            where="activation_checkpointing of the phase",
+            fix="activation_checkpointing: false, and a smaller micro_batch_size",
+        )
+    model.activation_checkpointing_enable()
+    yield
+    model.activation_checkpointing_disable()
 
 
 @contextmanager
@@ -71,6 +104,7 @@ def training_setup(
         attention_implementation(model, hyperparameters, longest),
         hyperparameters.adapter.attach(model, frozen_blocks, seed),
         hyperparameters.quantisation.prepare(model),
+        checkpointed_activations(model, hyperparameters),
         sparse_gradient(model),
     ):
         yield

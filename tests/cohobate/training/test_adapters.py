@@ -1,5 +1,6 @@
 """LoRA: what it trains, what it merges into, and that the head is never passed over."""
 
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -122,3 +123,35 @@ def test_a_run_with_an_adapter_goes_on_where_it_was(
     with checkpointing.resumable("a/seed-1"):
         history = train(again, examples(), chosen)
     assert len(history) == 4 and digest(again) == digest(clean)
+
+
+def test_a_base_in_bfloat16_is_rounded_by_nothing_but_saving(untied: Any) -> None:
+    for weight in untied.parameters():  # as it is stored by default
+        weight.data = weight.data.bfloat16().float()
+    frequencies = untied.model.rotary_emb.inv_freq.clone()
+    before, dtypes = copy_of(untied), set()
+    adapter = Lora.model_validate(BY_NAME | {"base_precision": "bfloat16"})
+    original = adapter.attach
+
+    def attached(*arguments: Any) -> Any:
+        context = original(*arguments)
+
+        @contextmanager
+        def noting() -> Any:
+            with context:
+                dtypes.update(
+                    ("lora" in name, weight.dtype) for name, weight in untied.named_parameters()
+                )
+                yield
+
+        return noting()
+
+    object.__setattr__(adapter, "attach", attached)
+    history = train(untied, examples(), settings(adapter=adapter, learning_rate=0.02, updates=12))
+    assert dtypes == {(False, torch.bfloat16), (True, torch.float32)}
+    assert history[-1].loss < history[0].loss
+    assert {weight.dtype for weight in untied.parameters()} == {torch.float32}
+    assert {tuple(name.split(".")[-2:-1]) for name in changed(untied, before)} == {
+        (name,) for name in TWO
+    }
+    assert torch.equal(untied.model.rotary_emb.inv_freq, frequencies)

@@ -97,10 +97,23 @@ def test_a_teacher_that_no_row_of_a_worker_goes_to_is_gathered_all_the_same(
     assert max(compare(LIVE | SLOW | routed)) < PARITY
 
 
-def test_low_rank_updates_are_merged_into_whole_weights(
-    start: None, every_weight_is_a_share: None
+LORA = {"type": "lora", "rank": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "within"),
+    [
+        ({"adapter": LORA}, PARITY),
+        ({"activation_checkpointing": True}, PARITY),
+        # hidden states in bfloat16
+        ({"adapter": LORA | {"base_precision": "bfloat16"}}, 0.02),
+    ],
+    ids=["low rank", "activations again", "low rank over bfloat16"],
+)
+def test_what_saves_memory_goes_with_sharded_weights(
+    start: None, every_weight_is_a_share: None, change: dict[str, Any], within: float
 ) -> None:
-    assert max(compare(KD | SLOW | {"adapter": {"type": "lora", "rank": 2}})) < PARITY
+    assert max(compare(KD | SLOW | change)) < within
 
 
 @pytest.mark.slow

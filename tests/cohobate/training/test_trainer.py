@@ -238,3 +238,30 @@ def test_attention_is_what_trains_fastest_and_set_back(
     learns = "sdpa" if attention == "auto" and by_rows else "eager"
     seen = [name for name in seen if name != "row_attention"]  # which is sdpa by rows
     assert seen[-2:] == [learns, "sdpa"] and model.config._attn_implementation == "sdpa"
+
+
+def test_activations_that_are_computed_again_give_the_same_numbers_in_less_memory(
+    make_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    losses, kept = [], []
+    for again in (False, True):
+        saved: list[int] = []
+
+        def count(tensor: torch.Tensor, saved: list[int] = saved) -> torch.Tensor:
+            saved.append(tensor.nbytes)
+            return tensor
+
+        model = make_model(tokenizer)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            history = train(model, examples(), settings(activation_checkpointing=again))
+        assert not model.is_activation_checkpointing
+        losses.append([update.loss for update in history])
+        kept.append(sum(saved))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert kept[1] < kept[0]
+
+
+def test_attention_that_is_not_installed_is_refused(model: Any) -> None:
+    with pytest.raises(UserError, match="cannot attend by flash_attention_2") as caught:
+        train(model, examples(), settings(attention="flash_attention_2"))
+    assert "attention: auto" in caught.value.fix
