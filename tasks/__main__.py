@@ -25,14 +25,14 @@ def run_stage(address: str) -> None:
     Raises:
         UserError: a stage or a parameter that does not exist, or what the stage itself refuses.
     """
+    # read once in a process, at its first product: Ray's workers run several stages
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_SHAPES))
     document = params.load()
     stage_function(address.partition("@")[0])(**arguments(address, document))
 
 
 def main(argv: list[str]) -> int:
     """Run `python -m tasks`; return the exit code: 0 ok, 1 failed, 2 usage."""
-    # read once, at the first product: nothing before this line imports torch
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_SHAPES))
     debug = "--debug" in argv
     addresses = [arg for arg in argv if not arg.startswith("-")]
     if len(addresses) != 1 or "--help" in argv:
