@@ -23,16 +23,16 @@ from cohobate.data.examples import Example
 from cohobate.models import checkpoints, hub
 from cohobate.models.lm_head import Head
 from cohobate.models.vocabularies import template_hash, vocabulary_hash
-from cohobate.teachers.signal_store.capture import uniform_numbers
 from cohobate.teachers.signal_store.form import Signals
 from cohobate.teachers.signal_store.forms import (
     Form,
     StoredDraws,
     StoredHidden,
-    StoredTopK,
 )
 from cohobate.teachers.signal_store.shards import ShardWriter, publish
 from cohobate.teachers.signal_store.store import Origin, SignalStore
+from cohobate.teachers.signal_store.teacher_pass import uniform_numbers
+from cohobate.teachers.signal_store.top_k_form import StoredTopK
 
 ROOT = Path(__file__).parents[1]
 LENGTH, REPEATS, BATCH = 128, 120, 32

@@ -14,6 +14,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from cohobate import params
+from cohobate.data.records import ANSWER_SIGNALS
 from cohobate.dvc_bridge import storage, versioning
 from cohobate.dvc_bridge.leftovers import drop_leftovers
 from cohobate.dvc_bridge.versioning import StageNode
@@ -110,7 +111,8 @@ def distill_round(
     if errors:
         raise errors[0]
     if "evaluate" in results:
-        storage.pull_outputs(root, [node.address for node in nodes if _in_report(node)])
+        read = [node.address for node in nodes if _in_report(node)]
+        storage.pull_outputs(root, read, without=str(ANSWER_SIGNALS))
         render(root)  # no stage: the report also shows this run's times, which no hash may cover
         artifacts.show_report(root)
         artifacts.show_losses(root)

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -35,10 +35,19 @@ def storage_for(teacher: str, chosen: str = "") -> "LedgerStorage":
         chosen: a folder, or `s3://bucket/prefix`; `$COHOBATE_LEDGER` overrules it. Empty:
             `.cohobate/ledger`. A relative folder is one of the project's main worktree.
     """
+    return _storage(chosen, teacher[:_NAME], "jsonl")
+
+
+def signal_storage_for(teacher: str, chosen: str = "") -> "LedgerStorage":
+    """Return the storage of the signals of a teacher's answers, beside its ledger."""
+    return _storage(chosen, f"signals/{teacher[:_NAME]}", "bin")
+
+
+def _storage(chosen: str, name: str, suffix: str) -> "LedgerStorage":
     location = os.environ.get(LEDGER_VARIABLE) or chosen or str(LEDGER)
     if location.startswith("s3://"):
-        return S3Storage(f"{location.rstrip('/')}/{teacher[:_NAME]}")
-    return FileStorage(main_project() / Path(location).expanduser() / f"{teacher[:_NAME]}.jsonl")
+        return S3Storage(f"{location.rstrip('/')}/{name}", suffix)
+    return FileStorage(main_project() / Path(location).expanduser() / f"{name}.{suffix}")
 
 
 class LedgerStorage(ABC):
@@ -64,8 +73,20 @@ class LedgerStorage(ABC):
         """Remove what is stored after offset `end`: an incomplete write."""
 
     @abstractmethod
-    def append(self, data: bytes) -> None:
-        """Add bytes: all of them are stored when this returns, or none."""
+    def append(self, data: bytes) -> tuple[str, int]:
+        """Add bytes: all of them are stored when this returns, or none.
+
+        Returns:
+            The part that has them, and the offset in it at which they begin.
+        """
+
+    @abstractmethod
+    def parts(self) -> Iterator[tuple[str, int]]:
+        """Yield (name, size) of each part of what was appended, in a fixed order."""
+
+    @abstractmethod
+    def read(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Return the bytes of ranges: (part, start, end) each."""
 
 
 class FileStorage(LedgerStorage):
@@ -100,7 +121,7 @@ class FileStorage(LedgerStorage):
         """Truncate the file."""
         self._file.truncate(end)
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes) -> tuple[str, int]:
         """Write at the end, and wait for the disk."""
         end, descriptor = self._file.seek(0, os.SEEK_END), self._file.fileno()
         try:
@@ -118,13 +139,23 @@ class FileStorage(LedgerStorage):
                     fix=f"free space: df -h {self.path.parent}; then repeat the command",
                 ) from None
             raise
+        return "", end
+
+    def parts(self) -> Iterator[tuple[str, int]]:
+        """Yield the whole file as one part without a name."""
+        yield "", self._file.seek(0, os.SEEK_END)
+
+    def read(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Read each range; one that goes beyond the end of the file is shorter."""
+        descriptor = self._file.fileno()
+        return [os.pread(descriptor, end - start, start) for _, start, end in ranges]
 
 
 class S3Storage(LedgerStorage):
     """Objects below an S3 prefix."""
 
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix.removeprefix("s3://")
+    def __init__(self, prefix: str, suffix: str = "jsonl") -> None:
+        self.prefix, self.suffix = prefix.removeprefix("s3://"), suffix
         self.name = self.prefix.rpartition("/")[2]
 
     def __str__(self) -> str:
@@ -151,12 +182,36 @@ class S3Storage(LedgerStorage):
     def cut(self, end: int) -> None:
         """Do nothing: an object with a damaged line stays, its sound lines were read."""
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes) -> tuple[str, int]:
         """Write one object; S3 stores all of it or nothing."""
         # a retry after a lost reply writes the same object again: nothing counts twice
         name = hashlib.blake2b(data, digest_size=16).hexdigest()
+        path = f"{self.prefix}/{name}.{self.suffix}"
         with self._errors_of("write to"):
-            self._store.pipe_file(f"{self.prefix}/{name}.jsonl", data)
+            self._store.pipe_file(path, data)
+        return path, 0
+
+    def parts(self) -> Iterator[tuple[str, int]]:
+        """Yield the objects, in the order of their names.
+
+        Raises:
+            UserError: the store cannot be read.
+        """
+        with self._errors_of("read"):
+            self._store.invalidate_cache()
+            for path, about in sorted(self._store.find(self.prefix, detail=True).items()):
+                yield path, int(about["size"])
+
+    def read(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Read the ranges of objects, many at a time.
+
+        Raises:
+            UserError: the store cannot be read.
+        """
+        paths, starts, ends = (list(column) for column in zip(*ranges, strict=True))
+        with self._errors_of("read"):
+            blobs: list[bytes] = self._store.cat_ranges(paths, starts, ends, on_error="raise")
+        return blobs
 
     @cached_property
     def _store(self) -> Any:

@@ -2,16 +2,20 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cohobate.errors import UserError
-from cohobate.generation.requests import Answer, Batching, Decoding, Request
+from cohobate.generation.requests import Batching, Decoding, Request
 from cohobate.models.number_formats import Precision
+
+if TYPE_CHECKING:
+    from cohobate.backends.loaded_teacher import AnsweredBatch
+    from cohobate.teachers.signal_store.top_k_form import StoredTopK
 
 
 def start_workers(
-    opened: tuple[Path, Precision, Batching], workers: int, gpus: float
-) -> Callable[[list[list[Request]], Decoding], Iterator[list[Answer]]]:
+    opened: "tuple[Path, Precision, Batching, StoredTopK | None]", workers: int, gpus: float
+) -> "Callable[[list[list[Request]], Decoding], Iterator[AnsweredBatch]]":
     """Start the workers; return a function that answers batches and yields them in order.
 
     Args:
@@ -32,7 +36,7 @@ def start_workers(
     started: Any = ray.remote(num_gpus=gpus)(_single_threaded())
     pool = ActorPool([started.remote(*opened) for _ in range(workers)])
 
-    def answers(batches: list[list[Request]], decoding: Decoding) -> Iterator[list[Answer]]:
+    def answers(batches: list[list[Request]], decoding: Decoding) -> "Iterator[AnsweredBatch]":
         try:
             # the pool yields in the order of the batches, whichever worker is done first
             yield from pool.map(
@@ -48,17 +52,17 @@ def start_workers(
 
 
 def _single_threaded() -> type:
-    from cohobate.backends.loaded_teacher import LoadedTeacher
+    from cohobate.backends.loaded_teacher import AnsweredBatch, LoadedTeacher
 
     class Worker(LoadedTeacher):
         """A teacher in a process of its own."""
 
-        def answer(self, batch: Sequence[Request], decoding: Decoding) -> list[Answer]:
+        def answer(self, batch: Sequence[Request], decoding: Decoding) -> AnsweredBatch:
             """Answer one batch with one thread."""
             import torch
 
             torch.set_num_threads(1)
-            written: list[Answer] = super().answer(batch, decoding)
-            return written
+            answered: AnsweredBatch = super().answer(batch, decoding)
+            return answered
 
     return Worker

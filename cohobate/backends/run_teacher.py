@@ -20,6 +20,8 @@ from cohobate.backends.requests import (
     answer_key,
 )
 from cohobate.backends.templates import Conversation, Step, Template
+from cohobate.backends.transformers import Transformers
+from cohobate.backends.vllm import Vllm
 from cohobate.data.messages import Prompt, prompt_key, prompt_text
 from cohobate.data.records import ADAPT, ENDPOINT, GENERATE, Response, Row
 from cohobate.errors import UserError
@@ -29,6 +31,7 @@ from cohobate.progress import Meter, say
 if TYPE_CHECKING:
     from cohobate.backends.backends import Backend
     from cohobate.backends.settings import GenerateParams
+    from cohobate.backends.signal_log import SignalLog
 
 _POOL = 1000  # prompts that `seeds` draws from
 _FEW = 0.05  # share of unanswered prompts up to which a new limit of the length is not worth it
@@ -51,10 +54,15 @@ class TeacherRun:
     """One teacher answers all prompts of a template; the figures of `summary.json` are counted."""
 
     def __init__(
-        self, teacher: str, params: "GenerateParams", template: Template, ledger: Ledger
+        self,
+        teacher: str,
+        params: "GenerateParams",
+        template: Template,
+        ledger: Ledger,
+        signal_log: "SignalLog | None" = None,
     ) -> None:
         self.teacher, self.params, self.template, self.ledger = teacher, params, template, ledger
-        self.backend = generating_backend(teacher, params)
+        self.backend, self.signal_log = generating_backend(teacher, params), signal_log
         self.latest: Conversation | None = None
         """What the response that was yielded last was made of; None of a reference answer."""
         self.failed: list[FailedPrompt] = []
@@ -172,15 +180,19 @@ class TeacherRun:
 
     def _add_answers(self, requests: list[TeacherRequest], meter: Meter) -> dict[str, str]:
         """Add answers to the ledger; return the reasons of requests without one, by key."""
-        history = LedgerTotals(self.ledger.spent, len(self.ledger))
-        self._answer_function = self._answer_function or self.backend.open(
-            ADAPT / self.teacher, history
-        )
+        self._answer_function = self._answer_function or self._open()
         failures = add_answers(
             self.ledger, self._answer_function, requests, self.params.decoding, meter.advance
         )
         self.computed += len(requests) - len(failures)
         return failures
+
+    def _open(self) -> AnswerFunction:
+        checkpoint = ADAPT / self.teacher
+        history = LedgerTotals(self.ledger.spent, len(self.ledger))
+        if self.signal_log and isinstance(self.backend, Transformers | Vllm):
+            return self.backend.open(checkpoint, history, self.signal_log)
+        return self.backend.open(checkpoint, history)
 
     def _make_request(self, conversation: Conversation, prompt: Prompt) -> TeacherRequest:
         return make_request(

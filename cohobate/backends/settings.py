@@ -47,6 +47,11 @@ class GenerateParams(Section):
     template renders reasoning; `evaluate.decoding.max_tokens` has to allow for it. `drop`: the
     student learns the answer alone. Templates can use it as `reasoning`; the ledger always keeps
     it."""
+    signals: Literal["auto", "off"] = "auto"
+    """Distributions of what the teacher generates. `auto`: they are kept in the form of
+    `capture.signals` where that is `top_k` and the teacher has `signals: true` and its weights
+    here; `capture` then runs the teacher for rows without them alone. `off`: `capture` runs it for
+    all rows. Neither changes an answer."""
     ledger: str = ""
     """A folder or `s3://bucket/prefix` for the ledger; `$COHOBATE_LEDGER` overrules it. Empty:
     `.cohobate/ledger` in the repository's main worktree."""

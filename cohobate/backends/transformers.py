@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -16,10 +16,15 @@ from cohobate.backends.requests import (
 )
 from cohobate.data.tokenized import prompt_ids
 from cohobate.generation.decoding import plan_batches
-from cohobate.generation.requests import Answer, Batching, Decoding, Request
+from cohobate.generation.requests import Batching, Decoding, Request
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import NumberFormat, Precision, resolve
 from cohobate.params import Section
+
+if TYPE_CHECKING:
+    from cohobate.backends.loaded_teacher import AnsweredBatch
+    from cohobate.backends.signal_log import SignalLog
+    from cohobate.teachers.signal_store.top_k_form import StoredTopK
 
 
 class Transformers(Section):
@@ -46,8 +51,13 @@ class Transformers(Section):
         device = "cuda" if self.gpus_each else checkpoints.accelerator()
         return resolve(self.precision, device)
 
-    def open(self, checkpoint: Path, history: LedgerTotals = EMPTY_LEDGER) -> AnswerFunction:
-        """Load the teacher; return the function that answers.
+    def open(
+        self,
+        checkpoint: Path,
+        history: LedgerTotals = EMPTY_LEDGER,
+        signal_log: "SignalLog | None" = None,
+    ) -> AnswerFunction:
+        """Load the teacher; return the function that answers, and keeps signals in `signal_log`.
 
         Batches depend on the requests alone, and the requests that an interrupted run left make up
         the remaining batches of the whole run (see `cohobate.generation.decoding.plan_batches`).
@@ -57,7 +67,7 @@ class Transformers(Section):
         """
         check_weights(checkpoint)
         tokenizer = checkpoints.load_tokenizer(checkpoint)
-        generate = self._batch_function(checkpoint)
+        generate = self._batch_function(checkpoint, signal_log.form if signal_log else None)
 
         def answers(requests: Sequence[TeacherRequest], decoding: Decoding) -> Iterator[Outcomes]:
             ids = prompt_ids(tokenizer, [request.prompt for request in requests])
@@ -66,31 +76,34 @@ class Transformers(Section):
             # rows of like length together; `batch` holds positions in `requests`
             batches = plan_batches(prompts, decoding, self.batching)
             generated = generate([[prompts[n] for n in batch] for batch in batches], decoding)
-            for batch, batch_answers in zip(batches, generated, strict=True):
-                yield {requests[n].key: a for n, a in zip(batch, batch_answers, strict=True)}
+            for batch, answered in zip(batches, generated, strict=True):
+                if signal_log and answered.signals:
+                    # on disk before the answers: one in the ledger is not generated again
+                    signal_log.append(answered.signals)
+                yield {requests[n].key: a for n, a in zip(batch, answered.answers, strict=True)}
 
         return answers
 
     def _batch_function(
-        self, checkpoint: Path
-    ) -> Callable[[list[list[Request]], Decoding], Iterator[list[Answer]]]:
+        self, checkpoint: Path, form: "StoredTopK | None"
+    ) -> "Callable[[list[list[Request]], Decoding], Iterator[AnsweredBatch]]":
         """Return the function that answers batches and yields them in their order."""
         if self.workers > 1:
             from cohobate.backends.ray_workers import start_workers
 
-            opened = (checkpoint.resolve(), self.number_format, self.batching)
+            opened = (checkpoint.resolve(), self.number_format, self.batching, form)
             return start_workers(opened, self.workers, self.gpus_each)
         from cohobate.backends.loaded_teacher import LoadedTeacher
         from cohobate.thread_map import thread_map
 
-        teacher = LoadedTeacher(checkpoint, self.number_format, self.batching)
+        teacher = LoadedTeacher(checkpoint, self.number_format, self.batching, form)
 
         def in_this_process(
             batches: list[list[Request]], decoding: Decoding
-        ) -> Iterator[list[Answer]]:
-            for _, answers in thread_map(
+        ) -> "Iterator[AnsweredBatch]":
+            for _, answered in thread_map(
                 lambda b: teacher.answer(b, decoding), batches, self.threads
             ):
-                yield answers
+                yield answered
 
         return in_this_process

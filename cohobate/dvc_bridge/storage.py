@@ -48,13 +48,25 @@ def pull_inputs(root: Path, address: str) -> None:
             retry_download(lambda: repo.pull(targets=paths, force=True))
 
 
-def pull_outputs(root: Path, addresses: list[str]) -> None:
-    """Bring the outputs of stages into the workspace, as dvc.lock records them."""
+def pull_outputs(root: Path, addresses: list[str], *, without: str = "") -> None:
+    """Bring the outputs of stages into the workspace, as dvc.lock records them.
+
+    Args:
+        root: the project.
+        addresses: the stages.
+        without: a folder whose outputs are not brought.
+    """
     with locked_repo(root) as repo:
         stages = [stage for address in addresses for stage in repo.stage.collect(address)]
-        absent = [stage.addressing for stage in stages if not all(o.exists for o in stage.outs)]
+        outs = [out for stage in stages for out in stage.outs if out.use_cache and not out.exists]
+        left_out = str(root.resolve() / without) if without else None
+        absent = [out.fs_path for out in outs if not left_out or left_out not in _above(out)]
         if absent:
             retry_download(lambda: repo.pull(targets=absent, force=True))
+
+
+def _above(out: Any) -> list[str]:
+    return [str(folder) for folder in Path(out.fs_path).resolve().parents]
 
 
 def pull_tracked(root: Path, paths: list[Path]) -> None:

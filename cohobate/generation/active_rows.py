@@ -1,7 +1,8 @@
 """Rows of a batch while they are decoded: their tokens so far, and the choice of the next one."""
 
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 from cohobate.generation.requests import Completion, Decoding, Request
 
@@ -19,7 +20,7 @@ class ActiveRow:
         self.prompt, self.max_tokens = request.ids, max_tokens
         self.generated: list[int] = []
         self.logprobs: list[float] = []
-        self.top: list[tuple[Tensor, Tensor]] = []
+        self.signals: list[Mapping[str, Tensor]] = []
         # of the prompt and sample alone: the batch does not decide what is drawn
         self.rng = random.Random(f"{decoding.seed}/{request.draw}")
 
@@ -30,17 +31,14 @@ class ActiveRow:
     def completion(self, stop: frozenset[int]) -> Completion:
         """Return the generated tokens."""
         mean = sum(self.logprobs) / len(self.logprobs) if self.logprobs else None
-        return Completion(
-            self.generated, "stop" if self._stopped(stop) else "length", mean, self.top
-        )
+        finish: Literal["stop", "length"] = "stop" if self._stopped(stop) else "length"
+        return Completion(self.generated, finish, mean, self.signals)
 
     def _stopped(self, stop: frozenset[int]) -> bool:
         return bool(self.generated) and self.generated[-1] in stop
 
 
-def append_tokens(
-    rows: list[ActiveRow], logits_BV: "Tensor", decoding: Decoding, top_k: int
-) -> None:
+def append_tokens(rows: list[ActiveRow], logits_BV: "Tensor", decoding: Decoding) -> None:
     """Choose the next token of each row and append it."""
     logp_BV = logits_BV.log_softmax(-1)
     if decoding.temperature == 0:
@@ -51,10 +49,12 @@ def append_tokens(
     for row, token, logprob in zip(rows, token_B.tolist(), token_logp, strict=True):
         row.generated.append(token)
         row.logprobs.append(logprob)
-    if top_k:
-        top_BK = logp_BV.topk(top_k, dim=-1)
-        for row, ids_K, logp_K in zip(rows, top_BK.indices, top_BK.values, strict=True):
-            row.top.append((ids_K, logp_K))
+
+
+def append_signals(rows: list[ActiveRow], signals: "Mapping[str, Tensor]") -> None:
+    """Append to each row what was measured of the distribution of its next token."""
+    for row, *values in zip(rows, *(each.unbind() for each in signals.values()), strict=True):
+        row.signals.append(dict(zip(signals, values, strict=True)))
 
 
 def _sampled(logits_BV: "Tensor", decoding: Decoding, draws: list[float]) -> "Tensor":

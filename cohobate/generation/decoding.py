@@ -13,13 +13,13 @@ The output of a batch is a function of that batch alone. `plan_batches` cuts the
 whole batches leaves the others as they are: work resumed in whole batches repeats a clean run.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cohobate.data.messages import Message
 from cohobate.data.reasoning import opens_reasoning
 from cohobate.data.tokenized import closing_ids, prompt_ids
-from cohobate.generation.active_rows import COMPACT_BELOW, ActiveRow, append_tokens
+from cohobate.generation.active_rows import COMPACT_BELOW, ActiveRow, append_signals, append_tokens
 from cohobate.generation.requests import (
     Answer,
     Batching,
@@ -106,7 +106,7 @@ def decode_batch(
     stop: frozenset[int],
     batching: Batching,
     *,
-    top_k: int = 0,
+    measure: "Callable[[Tensor], Mapping[str, Tensor]] | None" = None,
 ) -> list[Completion]:
     """Generate the completions of one batch of requests.
 
@@ -118,7 +118,8 @@ def decode_batch(
         decoding: how the next token is chosen.
         stop: ids that end a completion.
         batching: as for `plan_batches`.
-        top_k: likeliest ids to keep for every generated token.
+        measure: returns what to keep of the distributions of the tokens, from their logits (B, V)
+            at temperature 1 and before any are suppressed; it must leave the logits as they are.
     """
     import torch
 
@@ -136,10 +137,13 @@ def decode_batch(
     bias_V = suppression_bias(model)
 
     def append(part: list[ActiveRow], logits_BV: "Tensor") -> None:
+        if measure is not None and part:
+            # of the model as it is: suppressed ids are so in generation alone
+            append_signals(part, measure(logits_BV))
         if bias_V is not None:
             # the head can have ids of padding, which the logits leave out
             logits_BV = logits_BV + bias_V[: logits_BV.shape[-1]]
-        append_tokens(part, logits_BV, decoding, top_k)
+        append_tokens(part, logits_BV, decoding)
 
     with torch.no_grad():  # in inference mode autocast would cast every weight anew for each token
         if not has_plain_cache(model):

@@ -64,8 +64,9 @@ class Completion(NamedTuple):
     finish: Literal["stop", "length"]
     logprob: float | None
     """Mean log-probability of these ids (nats a token, at temperature 1); None without any."""
-    top: "list[tuple[Tensor, Tensor]]"
-    """For each id, the K likeliest ids and their log-probabilities; empty unless requested."""
+    signals: "list[Mapping[str, Tensor]]"
+    """For each id, what `measure` of `decode_batch` returned of its distribution; empty where
+    nothing is measured."""
 
 
 class Usage(NamedTuple):

@@ -1,6 +1,7 @@
 """Capture the teacher's next-token distributions at every answer token of the kept rows.
 
-In:  models/adapt/<teacher>, data/filter/kept.jsonl
+In:  models/adapt/<teacher>, data/filter/kept.jsonl, and data/signals/<teacher>: the signals that
+     came with the teacher's answers
 Out: data/capture/<teacher>/     a signal store (cohobate/teachers/signal_store/store.py)
      data/capture/<teacher>/summary.json
 
@@ -10,10 +11,10 @@ The stored signals of one row, at the first token of its answer (top_k, K = 3):
     logprobs   -0.0312     -5.03       -4.12
     rest_logprob -4.89                              log of the mass of all other ids
 
-A teacher behind an endpoint gives the distributions that came with its answers
-(data/signals/<teacher>), and scores the other rows where its service can
-(cohobate/backends/served_capture.py). Rows without signals are in data/capture/<teacher>/
-missing.jsonl.
+The signals of rows that came with the answers are copied; the teacher runs for the others alone.
+Where the filter keeps what the teacher generated, no pass is left to run. A teacher behind an
+endpoint scores the other rows where its service can (cohobate/backends/served_capture.py). Its rows
+without signals are in data/capture/<teacher>/missing.jsonl.
 
 Rows are processed in shards. A capture that was killed resumes after its last complete shard, and
 writes the same bytes (cohobate/teachers/signal_store/shards.py).
@@ -27,14 +28,14 @@ from cohobate.teachers.teacher import Teacher
 
 
 def run(item: str, teacher: Annotated[Teacher, EachOf("teachers")], capture: CaptureParams) -> None:
-    """Run the teacher `item` on the kept rows and store its distributions.
+    """Store the distributions of the teacher `item` over the kept rows.
 
     For a teacher with `signals: false`, which provides text alone, nothing is stored.
 
     Raises:
         UserError: there are no rows, or the teacher's checkpoint is damaged.
     """
-    from cohobate.data.records import ADAPT, CAPTURE, FILTER, write_json
+    from cohobate.data.records import ADAPT, ANSWER_SIGNALS, CAPTURE, FILTER, write_json
     from cohobate.progress import say
     from cohobate.teachers.signal_store.capture import capture_signals
 
@@ -45,8 +46,9 @@ def run(item: str, teacher: Annotated[Teacher, EachOf("teachers")], capture: Cap
     if teacher.endpoint:
         write_json(folder / "summary.json", _served(item, teacher, capture))
         return
+    rows, answers = FILTER / "kept.jsonl", ANSWER_SIGNALS / item
     figures = capture_signals(
-        ADAPT / item, FILTER / "kept.jsonl", folder, capture, label=f"capture {item}"
+        ADAPT / item, rows, folder, capture, label=f"capture {item}", answers=answers
     )
     write_json(folder / "summary.json", figures)
     say(f"stored {figures['tokens']} tokens of {figures['rows']} rows")

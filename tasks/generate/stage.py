@@ -13,9 +13,10 @@ Out: data/generate/<teacher>/responses.jsonl, in the order of the prompts:
     {"id": "0b7c51…", "reason": "the reply does not match the pattern of the step", "reply": …,
      "sample": 0, "step": "answer"}
 
-     data/signals/<teacher>: of a teacher behind an endpoint with `signals: true` a signal store
-     (cohobate/teachers/signal_store/store.py) of the log-probabilities that came with its answers,
-     and without_signals.jsonl: the answers that have none, and why
+     data/signals/<teacher>: a signal store (cohobate/teachers/signal_store/store.py) of the answers
+     whose distributions were kept while the teacher generated them, or came from its service with
+     them; its summary.json; and of a service without_signals.jsonl: the answers that have none, and
+     why. `capture` reads the store
 
 Answers are taken from the ledger where it has them (cohobate/backends/ledger.py): a rerun, a crash
 or a longer list of prompts computes only what is missing.
@@ -28,22 +29,34 @@ added to an answered window form batches of their own.
 """
 
 import shutil
+from contextlib import ExitStack
 from typing import Annotated
 
 from cohobate.backends.cost_log import log_cost
 from cohobate.backends.endpoint import identity
 from cohobate.backends.ledger import Ledger
-from cohobate.backends.ledger_storage import storage_for
+from cohobate.backends.ledger_storage import signal_storage_for, storage_for
 from cohobate.backends.prompts import prompt_files
 from cohobate.backends.run_teacher import TeacherRun
 from cohobate.backends.settings import GenerateParams
+from cohobate.backends.signal_log import SignalLog
 from cohobate.backends.templates import template_of
 from cohobate.backends.transformers import Transformers
 from cohobate.backends.vllm import Vllm
-from cohobate.data.records import ANSWER_SIGNALS, GENERATE, LABELLED, write_json, write_rows
+from cohobate.data.records import (
+    ADAPT,
+    ANSWER_SIGNALS,
+    GENERATE,
+    LABELLED,
+    write_json,
+    write_rows,
+)
 from cohobate.errors import UserError
 from cohobate.generation.requests import Decoding
-from cohobate.params import ValueOf
+from cohobate.params import EachOf, ValueOf
+from cohobate.teachers.signal_store.settings import CaptureParams
+from cohobate.teachers.signal_store.top_k_form import StoredTopK
+from cohobate.teachers.teacher import Teacher
 from tasks.generate.reasoning_length import ReasoningLengths, warn_of_labelled
 
 
@@ -51,6 +64,8 @@ def run(
     item: str,
     generate: GenerateParams,
     evaluated: Annotated[Decoding | None, ValueOf("evaluate.decoding")] = None,
+    teacher: Annotated[Teacher | None, EachOf("teachers")] = None,
+    capture: CaptureParams | None = None,
 ) -> None:
     """Generate the answers of the teacher `item`.
 
@@ -69,20 +84,25 @@ def run(
         )
     folder, lengths = GENERATE / item, ReasoningLengths()
     storage = storage_for(identity(item), generate.ledger)
-    signals = ServiceSignals.of(item, generate)
-    with Ledger(storage) as ledger, log_cost(item, ledger):
-        teacher_run = TeacherRun(item, generate, template_of(generate.template), ledger)
+    signals, template = ServiceSignals.of(item, generate), template_of(generate.template)
+    with ExitStack() as stack:
+        ledger = stack.enter_context(Ledger(storage))
+        stack.enter_context(log_cost(item, ledger))
+        signal_log = _signal_log(item, generate, teacher, capture)
+        if signal_log:
+            stack.enter_context(signal_log)
+        teacher_run = TeacherRun(item, generate, template, ledger, signal_log)
         responses = teacher_run.responses()
         if signals:
             responses = signals.collect(responses, teacher_run)
         write_rows(folder / "responses.jsonl", lengths.counted(responses))
+        figures = _write_signals(item, signal_log, capture)
     write_rows(folder / "failed.jsonl", teacher_run.failed)
     teacher_run.check()
     backend, summary = generate.backend_of(item), teacher_run.summary()
     if isinstance(backend, Transformers | Vllm):
         summary["number_format"] = backend.number_format
-    shutil.rmtree(ANSWER_SIGNALS / item, ignore_errors=True)
-    figures = signals.publish() if signals else {"rows": 0, "tokens": 0}
+    figures = signals.publish() if signals else figures
     write_json(ANSWER_SIGNALS / item / "summary.json", figures)
     write_json(folder / "summary.json", summary | lengths.summary())
     if not teacher_run.prompts:
@@ -92,3 +112,30 @@ def run(
     if evaluated:
         warn_of_labelled(LABELLED, evaluated.max_tokens)
         lengths.check(item, evaluated.max_tokens)
+
+
+def _signal_log(
+    item: str, generate: GenerateParams, teacher: Teacher | None, capture: CaptureParams | None
+) -> SignalLog | None:
+    """Return where the signals of the answers are kept; None where nothing gives or needs them."""
+    backend = generate.backend_of(item)
+    if generate.signals == "off" or not (teacher and teacher.signals and capture):
+        return None
+    if not isinstance(backend, Transformers | Vllm) or not isinstance(capture.signals, StoredTopK):
+        return None
+    storage = signal_storage_for(identity(item), generate.ledger)
+    return SignalLog(storage, capture.signals, backend.number_format)
+
+
+def _write_signals(
+    item: str, signal_log: SignalLog | None, capture: CaptureParams | None
+) -> dict[str, float]:
+    """Write the store of the signals that the log has of the answers; return its rows and tokens."""
+    folder = ANSWER_SIGNALS / item
+    shutil.rmtree(folder, ignore_errors=True)
+    if not (signal_log and capture and signal_log.origin is not None):
+        return {"rows": 0, "tokens": 0}
+    from cohobate.backends.answer_signals import write_answer_store
+
+    responses = GENERATE / item / "responses.jsonl"
+    return write_answer_store(signal_log, responses, folder, ADAPT / item, capture.shard_rows)

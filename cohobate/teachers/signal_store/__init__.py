@@ -5,8 +5,10 @@ from cohobate.lazy_names import attach
 _NAMES = {
     "capture": ["capture_signals"],
     "form": ["SignalForm", "Signals"],
-    "forms": ["Form", "StoredTopK", "StoredDraws", "StoredHidden"],
+    "forms": ["Form", "StoredDraws", "StoredHidden"],
     "settings": ["CaptureParams"],
     "store": ["SignalStore", "Origin"],
+    "top_k_form": ["StoredTopK"],
+    "writing": ["write_store"],
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES)

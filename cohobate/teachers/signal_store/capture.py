@@ -1,32 +1,29 @@
-"""Capture: one forward pass of a teacher over rows, written to a signal store.
+"""Capture: a teacher's signals over rows, written to a signal store.
 
-Only the hidden states at completion tokens go through the head. The rows stream: those of one shard
-are in memory, whatever the size of the file.
+Rows whose signals came with the teacher's answers are copied; one forward pass gives those of the
+others, in which only the hidden states at completion tokens go through the head. The rows stream:
+those of one shard are in memory, whatever the size of the file.
 """
 
 import functools
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-import torch
 
-from cohobate.data.examples import Example, completion_positions, examples_of
+from cohobate import sealed_folder
+from cohobate.data.examples import Example, examples_of
 from cohobate.data.records import Response
 from cohobate.data.row_length import LengthLimit
-from cohobate.data.tokenized import encode_all, pad_right
+from cohobate.data.tokenized import encode_all
 from cohobate.errors import UserError
-from cohobate.fast.forward_pass import forward
-from cohobate.fast.frozen import load_frozen
 from cohobate.models import checkpoints
-from cohobate.models.lm_head import Head
-from cohobate.models.number_formats import NumberFormat, resolve
+from cohobate.models.number_formats import resolve
 from cohobate.models.vocabularies import template_hash, vocabulary_hash
 from cohobate.progress import Meter, say
-from cohobate.teachers.signal_store.form import Signals
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.signal_store.shards import (
     WORK,
@@ -36,19 +33,32 @@ from cohobate.teachers.signal_store.shards import (
     publish,
     read_figures,
 )
-from cohobate.teachers.signal_store.store import Origin, row_hash
+from cohobate.teachers.signal_store.store import ABOUT, Origin, SignalStore
+from cohobate.teachers.signal_store.teacher_pass import (
+    CapturedTeacher,
+    batches_by_length,
+    compute_signals,
+)
 from cohobate.thread_map import thread_map
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+WITH_ANSWERS = "rows_with_answers"
+"""Figure of a shard and of the summary: rows whose signals came with the teacher's answers."""
+_COPIED_ROWS = 1024  # in memory at once
 
 
 def capture_signals(
-    teacher: Path, rows: Path, folder: Path, capture: CaptureParams, *, label: str
+    teacher: Path,
+    rows: Path,
+    folder: Path,
+    capture: CaptureParams,
+    *,
+    label: str,
+    answers: Path | None = None,
 ) -> dict[str, float]:
     """Write the signal store of one teacher over the rows of a file.
 
-    Shards that an earlier, killed capture finished are used again.
+    Rows whose signals came with the teacher's answers are copied; the teacher is loaded for the
+    others alone. Shards that an earlier, killed capture finished are used again.
 
     Args:
         teacher: folder of the teacher's checkpoint.
@@ -56,24 +66,22 @@ def capture_signals(
         folder: where the store is published.
         capture: its settings.
         label: name of this run in the progress.
+        answers: a store that `generate` wrote (data/signals/<teacher>), if there is one.
 
     Returns:
-        Key figures: rows, tokens, bytes a token, and the form's statistics.
+        Key figures: rows, tokens, bytes a token, and the form's statistics; with `answers` also the
+        number of rows that were copied from there.
 
     Raises:
         UserError: there are no rows, all are too long, or the checkpoint is damaged.
     """
-    device = checkpoints.accelerator()
-    number_format = resolve(capture.precision, device)
-    model, tokenizer = load_frozen(teacher, precision=number_format, device=device)
-    head = Head.of(model, len(tokenizer))
-    origin = _origin(teacher, head, tokenizer, capture, number_format)
     with rows.open("rb") as file:
         total = sum(1 for _ in file)
     if not total:
         raise UserError("there are no rows to capture", where=str(rows), fix="dvc repro filter")
-    work = WORK / folder.name / capture_key(origin, rows, capture.decided_by())
-    compute = functools.partial(compute_signals, model, head, origin, capture.chunk_tokens)
+    sources = Sources(teacher, capture, answers)
+    origin = sources.origin
+    work = WORK / folder.name / capture_key(origin, rows, capture.decided_by() | sources.key_parts)
     progress, shards, figures = CaptureProgress(label, total), [], []
     limit = LengthLimit(capture.max_tokens, capture.too_long)
     for number, lines in enumerate(line_chunks(rows, capture.shard_rows)):
@@ -81,13 +89,8 @@ def capture_signals(
         shards.append(work / f"shard-{number:05}")
         shard_figures = read_figures(shards[-1])
         if shard_figures is None:
-            parsed = [Response.model_validate_json(line) for line in lines]
-            examples = examples_of(parsed, limit.apply(encode_all(tokenizer, parsed)))
             with ShardWriter(shards[-1], number, origin) as writer:
-                batches = batches_by_length(examples, capture.batch_tokens)
-                for batch, signals in thread_map(compute, batches, capture.threads):
-                    writer.add(batch, signals)
-                    progress.advance(batch)
+                sources.write(_examples(lines, sources, limit), writer, progress)
             shard_figures = writer.figures
         else:
             say(f"shard {number} is complete: its {shard_figures['rows']:.0f} rows are kept")
@@ -96,37 +99,108 @@ def capture_signals(
     limit.report(label)  # of the shards that were computed now
     rows_left = sum(int(each["rows"]) for each in figures)
     limit.refuse_none(rows_left, "params.yaml, capture.max_tokens")
-    publish(shards, folder, origin, tokenizer, head)
+    head = sources.teacher.head if origin.form.needs_head else None
+    publish(shards, folder, origin, sources.tokenizer, head)
     shutil.rmtree(WORK / folder.name)  # the store has links to these bytes, or copies
     progress.finish()
-    return _summary(figures, folder)
+    summary = _summary(figures, folder)
+    if answers is None:
+        return summary
+    copied = sum(int(each[WITH_ANSWERS]) for each in figures)
+    say(f"{label}: the signals of {copied} of {rows_left} rows came with the answers")
+    return summary | {WITH_ANSWERS: copied}
 
 
-def _origin(
-    teacher: Path,
-    head: Head,
-    tokenizer: "PreTrainedTokenizerBase",
-    capture: CaptureParams,
-    number_format: NumberFormat,
-) -> Origin:
-    return Origin(
-        teacher=checkpoints.fingerprint(teacher),
-        tokenizer=vocabulary_hash(tokenizer),
-        template=template_hash(tokenizer),
-        vocabulary=len(head.weight_VD),
-        width=head.weight_VD.shape[1],
-        form=capture.signals.for_vocabulary(len(head.weight_VD)),
-        number_format=number_format,
-        logit_scale=head.scale,
-        logit_softcap=head.softcap,
-    )
+class Sources:
+    """Where the signals of a capture come from: the teacher's answers, else a pass of the teacher.
+
+    Args:
+        teacher: folder of the teacher's checkpoint.
+        capture: settings of the capture.
+        answers: a store that `generate` wrote, if there is one.
+    """
+
+    def __init__(self, teacher: Path, capture: CaptureParams, answers: Path | None) -> None:
+        self.capture = capture
+        number_format = resolve(capture.precision, checkpoints.accelerator())
+        self.teacher = CapturedTeacher(teacher, number_format)
+        self.answers = SignalStore(answers) if answers and (answers / ABOUT).exists() else None
+        if self.answers is not None:
+            self.tokenizer = checkpoints.load_tokenizer(teacher)
+            stored = self.answers.origin
+            form = capture.signals.for_vocabulary(stored.vocabulary)
+            own: dict[str, Any] = {"form": form, "number_format": number_format}
+            own |= {"teacher": checkpoints.fingerprint(teacher)}
+            own |= {"tokenizer": vocabulary_hash(self.tokenizer)}
+            own |= {"template": template_hash(self.tokenizer)}
+            self.origin = stored.model_copy(update=own | {"shards": 0, "rows": 0, "tokens": 0})
+            # another form, number format or teacher: all rows are computed
+            self.answers = self.answers if stored.serves(self.origin) else None
+        if self.answers is None:
+            self.tokenizer = self.teacher.tokenizer
+            self.origin = Origin.of(
+                teacher, self.tokenizer, self.teacher.head, capture.signals, number_format
+            )
+
+    @property
+    def key_parts(self) -> dict[str, str]:
+        """What decides the bytes of a shard, beside the teacher, the rows and the settings."""
+        if self.answers is None:
+            return {}
+        return {"answers": sealed_folder.sha256_of(self.answers.folder / sealed_folder.MANIFEST)}
+
+    def write(
+        self, examples: Sequence[Example], writer: ShardWriter, progress: "CaptureProgress"
+    ) -> None:
+        """Write the signals of some rows: first those that are copied, then those computed."""
+        missing = self._copy(examples, writer, progress)
+        if not missing:
+            return
+        self.teacher.check(self.origin)  # loads it, before threads use it
+        compute = functools.partial(
+            compute_signals,
+            self.teacher.model,
+            self.teacher.head,
+            self.origin,
+            self.capture.chunk_tokens,
+        )
+        batches = batches_by_length(missing, self.capture.batch_tokens)
+        for batch, signals in thread_map(compute, batches, self.capture.threads):
+            writer.add(batch, signals)
+            progress.advance(batch)
+
+    def _copy(
+        self, examples: Sequence[Example], writer: ShardWriter, progress: "CaptureProgress"
+    ) -> list[Example]:
+        """Copy the rows that the answers' store has; return the others."""
+        writer.figures[WITH_ANSWERS] = 0
+        if self.answers is None:
+            return list(examples)
+        stored, size = self.answers.origin.form, self.origin.vocabulary
+        at = self.answers.find(examples)
+        copied = np.flatnonzero(at >= 0)
+        for start in range(0, len(copied), _COPIED_ROWS):
+            part = copied[start : start + _COPIED_ROWS]
+            packed = self.answers.read_packed(at[part].tolist())
+            if stored != self.origin.form:  # else the bytes are the same
+                signals = stored.narrow(stored.unpack(packed, size), self.origin.form)
+                packed = self.origin.form.pack(signals, size)
+            writer.add_packed([examples[n] for n in part], packed)
+            progress.skip(len(part))
+        writer.figures[WITH_ANSWERS] += len(copied)
+        return [row for row, place in zip(examples, at.tolist(), strict=True) if place < 0]
+
+
+def _examples(lines: Sequence[bytes], sources: Sources, limit: LengthLimit) -> list[Example]:
+    rows = [Response.model_validate_json(line) for line in lines]
+    return examples_of(rows, limit.apply(encode_all(sources.tokenizer, rows)))
 
 
 def _summary(figures: Sequence[dict[str, float]], folder: Path) -> dict[str, float]:
     # a shard of which all rows were too long has no figures of the form
     names = dict.fromkeys(name for each in figures for name in each)
     total = {name: sum(each.get(name, 0.0) for each in figures) for name in names}
-    rows, tokens = total.pop("rows"), total.pop("tokens")
+    rows, tokens, _ = (total.pop(name) for name in ("rows", "tokens", WITH_ANSWERS))
     size = sum(path.stat().st_size for path in folder.glob("*.bin"))
     means = {name: round(value / max(tokens, 1), 4) for name, value in total.items()}
     per_token = round(size / max(tokens, 1), 1)
@@ -153,42 +227,3 @@ class CaptureProgress:
     def finish(self) -> None:
         """Report the final count."""
         self._meter.finish()
-
-
-def batches_by_length(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[Example]]:
-    """Yield the rows, longest first, in batches of at most `batch_tokens` tokens with padding."""
-    # longest first: a batch is padded to its first row
-    order = sorted(examples, key=lambda row: (-len(row.ids), row.key))
-    start = 0
-    while start < len(order):
-        size = max(1, batch_tokens // len(order[start].ids))
-        yield order[start : start + size]
-        start += size
-
-
-@torch.inference_mode()
-def compute_signals(
-    model: "PreTrainedModel",
-    head: Head,
-    origin: Origin,
-    chunk_tokens: int,
-    batch: Sequence[Example],
-) -> Signals:
-    """Return the teacher's signals at the completion tokens of a batch, row after row.
-
-    Rows are padded on the right: under a causal mask no completion token attends to padding.
-    """
-    ids_BS = pad_right([row.ids[:-1].tolist() for row in batch], 0).to(model.device)
-    hidden_ND = forward(
-        model, ids_BS, completion_positions(batch, ids_BS.shape[1]).to(model.device)
-    ).last_hidden_ND
-    uniform_NU = torch.from_numpy(uniform_numbers(batch, origin)).to(model.device)
-    chunks = (torch.split(x, chunk_tokens) for x in (hidden_ND, uniform_NU))
-    parts = [origin.form.measure(head, *chunk) for chunk in zip(*chunks, strict=True)]
-    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
-
-
-def uniform_numbers(batch: Sequence[Example], origin: Origin) -> np.ndarray:
-    """Return the uniform numbers that draw a batch's ids, (N, U); each row has its own."""
-    form = origin.form
-    return np.concatenate([form.uniform_numbers(row_hash(row.key), row.length) for row in batch])

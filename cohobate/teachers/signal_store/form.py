@@ -73,6 +73,14 @@ class SignalForm(Section, ABC):
             uniform_NU: numbers in [0, 1) for the draws (`uniform_numbers`).
         """
 
+    def serves(self, other: SignalForm) -> bool:
+        """Say whether signals of another form can be made from these: `narrow` makes them."""
+        return self == other
+
+    def narrow(self, signals: Signals, other: SignalForm) -> Signals:
+        """Return the signals of another form, which these serve, from what `unpack` returned."""
+        return signals
+
     @abstractmethod
     def figures(self, signals: Signals) -> dict[str, Tensor]:
         """Return statistics of each token, (N,) each, whose means the stage reports."""

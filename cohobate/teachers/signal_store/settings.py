@@ -7,7 +7,8 @@ from pydantic import Field
 from cohobate.data.row_length import TooLong
 from cohobate.models.number_formats import Precision
 from cohobate.params import Section
-from cohobate.teachers.signal_store.forms import Form, StoredTopK
+from cohobate.teachers.signal_store.forms import Form
+from cohobate.teachers.signal_store.top_k_form import StoredTopK
 
 
 class CaptureParams(Section):

@@ -25,7 +25,7 @@ from cohobate.data.records import write_json
 from cohobate.errors import UserError
 from cohobate.models.lm_head import Head
 from cohobate.progress import say
-from cohobate.teachers.signal_store.form import Signals
+from cohobate.teachers.signal_store.form import Packed, Signals
 from cohobate.teachers.signal_store.store import (
     ABOUT,
     HEAD,
@@ -99,7 +99,14 @@ class ShardWriter:
             UserError: the teacher's logits are not finite: names the row.
         """
         self._refuse_not_finite(examples, signals)
-        packed = self.origin.form.pack(signals, self.origin.vocabulary)
+        self._write(examples, self.origin.form.pack(signals, self.origin.vocabulary), signals)
+
+    def add_packed(self, examples: Sequence[Example], packed: Packed) -> None:
+        """Append rows whose signals are packed already, in the form of this store."""
+        signals = self.origin.form.unpack(packed, self.origin.vocabulary)
+        self._write(examples, packed, signals)
+
+    def _write(self, examples: Sequence[Example], packed: Packed, signals: Signals) -> None:
         sizes = self.origin.form.draw_sizes(packed.tokens, self.origin.vocabulary)
         draw_starts = np.cumsum([0, *sizes])
         at = 0

@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cohobate.data.examples import Example
 from cohobate.errors import UserError
+from cohobate.models import checkpoints
 from cohobate.models.number_formats import NumberFormat
 from cohobate.models.vocabularies import ids_within, inverse_ids, template_hash, vocabulary_hash
 from cohobate.sealed_folder import verify
@@ -84,6 +85,34 @@ class Origin(BaseModel):
     shards: int = 0
     rows: int = 0
     tokens: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        teacher: Path,
+        tokenizer: "PreTrainedTokenizerBase",
+        head: "Head",
+        form: Form,
+        number_format: NumberFormat,
+    ) -> "Origin":
+        """Return the origin of signals that a checkpoint in `teacher` computes with its head."""
+        return cls(
+            teacher=checkpoints.fingerprint(teacher),
+            tokenizer=vocabulary_hash(tokenizer),
+            template=template_hash(tokenizer),
+            vocabulary=len(head.weight_VD),
+            width=head.weight_VD.shape[1],
+            form=form.for_vocabulary(len(head.weight_VD)),
+            number_format=number_format,
+            logit_scale=head.scale,
+            logit_softcap=head.softcap,
+        )
+
+    def serves(self, other: "Origin") -> bool:
+        """Say whether these signals can stand for those of a capture with another origin."""
+        same = ("format", "teacher", "tokenizer", "vocabulary", "number_format")
+        equal = all(getattr(self, name) == getattr(other, name) for name in same)
+        return equal and self.form.serves(other.form)
 
     @property
     def record(self) -> np.dtype[Any]:
@@ -215,12 +244,13 @@ class SignalStore:
     def read(self, rows: Sequence[int]) -> Signals:
         """Return the signals of rows of the index (`Example.signal`), row after row, on the CPU."""
         form, size = self.origin.form, self.origin.vocabulary
-        signals = form.unpack(self._packed(rows), size)
+        signals = form.unpack(self.read_packed(rows), size)
         if self._teacher_ids is None:
             return signals
         return form.restrict(signals, self._student_ids, len(self._teacher_ids))
 
-    def _packed(self, rows: Sequence[int]) -> Packed:
+    def read_packed(self, rows: Sequence[int]) -> Packed:
+        """Return the bytes of rows of the index, row after row."""
         records = self._index[list(rows)]
         # the slice of each row in the memory map of its shard
         spans = zip(*(records[name].tolist() for name in ("shard", "token", "length")), strict=True)

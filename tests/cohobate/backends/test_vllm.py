@@ -1,15 +1,20 @@
 """vLLM: what it is asked, and how its answers are read; on a GPU, that they are the model's."""
 
+import json
 import shutil
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from cohobate.backends.settings import GenerateParams
 from cohobate.backends.vllm import Vllm
 from cohobate.data.records import (
     ADAPT,
+    ANSWER_SIGNALS,
+    CAPTURE,
+    FILTER,
     GENERATE,
     UNLABELLED,
     Response,
@@ -20,6 +25,10 @@ from cohobate.data.records import (
 )
 from cohobate.errors import UserError
 from cohobate.generation.requests import Decoding
+from cohobate.teachers.signal_store.settings import CaptureParams
+from cohobate.teachers.signal_store.store import SignalStore
+from cohobate.teachers.teacher import Teacher
+from tasks.capture.stage import run as run_capture
 from tasks.generate.stage import run
 from tests.loopback_teacher import publish_address
 
@@ -84,3 +93,93 @@ def test_what_cannot_work_is_refused(ready, monkeypatch):
 def test_greedy_answers_are_the_models_own(ready):
     here = [row.answer for row in answered(GenerateParams().backend)]
     assert [row.answer for row in answered(Vllm(type="vllm"))] == here
+
+
+class Logprob(SimpleNamespace):
+    """The fields of `vllm.logprobs.Logprob`."""
+
+
+@pytest.fixture
+def with_logprobs(monkeypatch, stand_in, tokenizer, model):
+    """Log-probabilities of the tiny model, as vLLM gives them: k or k + 1 a token, by id."""
+    module = sys.modules["vllm"]
+    generate = module.LLM.generate
+
+    def likeliest(self, prompts, samplings, use_tqdm):
+        outputs = generate(self, prompts, samplings, use_tqdm)
+        for prompt, sampling, output in zip(prompts, samplings, outputs, strict=True):
+            (one,), k = output.outputs, sampling["logprobs"]
+            before, ids = prompt["prompt_token_ids"], one.token_ids
+            with torch.no_grad():
+                logp = model(torch.tensor([before + ids])).logits[0, len(before) - 1 : -1]
+            logp = logp.double().log_softmax(-1)
+            one.logprobs = [
+                {n: Logprob(logprob=float(row[n]), rank=1, decoded_token="") for n in
+                 {*row.topk(k).indices.tolist(), drawn}}
+                for row, drawn in zip(logp, ids, strict=True)
+            ]  # fmt: skip
+            yield output
+
+    monkeypatch.setattr(module.LLM, "generate", likeliest)
+    return stand_in
+
+
+def kept_signals(k=24, temperatures=(1.0,)):
+    form = {"type": "top_k", "k": k, "temperatures": temperatures}
+    params = GenerateParams(
+        backend=Vllm(type="vllm", precision="float32"), decoding=Decoding(max_tokens=40)
+    )
+    capture = CaptureParams(signals=form, precision="float32", threads=1)
+    run("main", params, None, Teacher(model="tiny"), capture)
+    shutil.copytree(GENERATE / "main", FILTER, dirs_exist_ok=True)
+    (FILTER / "responses.jsonl").replace(FILTER / "kept.jsonl")
+    return captured(capture)
+
+
+def captured(capture):
+    run_capture("main", Teacher(model="tiny"), capture)
+    summary = json.loads((CAPTURE / "main" / "summary.json").read_text())
+    return SignalStore(CAPTURE / "main"), summary["rows_with_answers"]
+
+
+def test_signals_come_with_its_answers(ready, with_logprobs):
+    store, copied = kept_signals()
+    assert with_logprobs.options["max_logprobs"] == 24
+    assert {sampling["logprobs"] for sampling in with_logprobs.samplings} == {24}
+    assert copied == store.origin.rows == 5
+    with_answers = store.read(range(5))
+    shutil.rmtree(ANSWER_SIGNALS)
+    form = {"type": "top_k", "k": 24}
+    by_pass, copied = captured(CaptureParams(signals=form, precision="float32", threads=1))
+    assert copied == 0
+    for name, bound in (("ids_NK", 0), ("logp_NK", 0.02), ("rest_logprob_NQ", 0.02)):
+        difference = (with_answers[name] - by_pass.read(range(5))[name]).abs().max()
+        assert difference <= bound
+
+
+def test_it_gives_none_at_other_temperatures(ready, with_logprobs):
+    store, copied = kept_signals(temperatures=(1.0, 2.0))
+    assert (store.origin.rows, copied) == (5, 0)
+    assert {sampling["logprobs"] for sampling in with_logprobs.samplings} == {0}
+
+
+@pytest.mark.parametrize("damage", ["fewer", "nan", "positive", "padding"])
+def test_signals_that_cannot_be_right_are_not_kept(ready, with_logprobs, monkeypatch, damage):
+    module = sys.modules["vllm"]
+    generate = module.LLM.generate
+
+    def damaged(self, prompts, samplings, use_tqdm):
+        for n, output in enumerate(generate(self, prompts, samplings, use_tqdm)):
+            first = output.outputs[0].logprobs[0]
+            likeliest = max(first, key=lambda token: first[token].logprob)
+            if n == 2 and damage == "fewer":
+                for token in sorted(first)[:3]:
+                    del first[token]
+            elif n == 2 and damage == "padding":
+                first[100_000] = first.pop(likeliest)
+            elif n == 2:
+                first[likeliest].logprob = float("nan") if damage == "nan" else 0.5
+            yield output
+
+    monkeypatch.setattr(module.LLM, "generate", damaged)
+    assert kept_signals()[1] == 4

@@ -100,17 +100,22 @@ def test_rows_of_unequal_length_read_and_write_side_by_side(model, tokenizer):
 
 def test_log_probabilities_are_the_models_own(model, tokenizer, requests):
     request = requests[0]
+
+    def measure(logits_BV):
+        ids_logp = logits_BV.log_softmax(-1).topk(3)
+        return {"ids_NK": ids_logp.indices, "logp_NK": ids_logp.values}
+
     (written,) = decode_batch(
-        model, [request], Decoding(max_tokens=5), frozenset(), Batching(), top_k=3
+        model, [request], Decoding(max_tokens=5), frozenset(), Batching(), measure=measure
     )
     ids = torch.tensor([request.ids + written.ids])
     logp_SV = model(ids).logits[0].log_softmax(-1)
     steps = [logp_SV[len(request.ids) - 1 + n] for n in range(5)]
     mean = sum(step[token] for step, token in zip(steps, written.ids, strict=True)) / 5
     assert written.logprob == pytest.approx(mean.item(), abs=1e-5)
-    for step, (ids_K, logp_K) in zip(steps, written.top, strict=True):
-        assert torch.allclose(step.topk(3).values, logp_K, atol=1e-5)
-        assert torch.equal(step.topk(3).indices, ids_K)
+    for step, token in zip(steps, written.signals, strict=True):
+        assert torch.allclose(step.topk(3).values, token["logp_NK"], atol=1e-5)
+        assert torch.equal(step.topk(3).indices, token["ids_NK"])
 
 
 def test_a_sample_is_its_own_whatever_the_batch(model, tokenizer, requests):

@@ -55,9 +55,9 @@ def computed(monkeypatch):
     draws = []
     real = loaded_teacher.decode_batch
 
-    def counting(model, requests, decoding, stop, batching):
+    def counting(model, requests, decoding, stop, batching, **options):
         draws.extend(request.draw for request in requests)
-        return real(model, requests, decoding, stop, batching)
+        return real(model, requests, decoding, stop, batching, **options)
 
     monkeypatch.setattr(loaded_teacher, "decode_batch", counting)
     return draws
