@@ -1,7 +1,9 @@
 """A project of an earlier version goes on under the new names; nothing of it is lost."""
 
+import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ruamel.yaml import YAML
@@ -117,3 +119,21 @@ def test_two_sections_of_one_meaning_are_refused(root: Path) -> None:
 def test_sections_of_an_earlier_round_are_read_under_their_new_names() -> None:
     document = renamed(params.load(OLD))
     assert document["init_student"]["layers"] == [0, 1, 2, 3, 29]
+
+
+def test_outputs_that_are_kept_have_the_folder_of_signals(root: Path, monkeypatch) -> None:
+    """It is an output of `generate` that earlier versions did not have."""
+    from cohobate.dvc_bridge import accepted_code, storage, versioning
+    from flows import code_changes, upgrade
+
+    addresses, kept = ["generate@main", "generate@second", "filter"], []
+    stages = [SimpleNamespace(address=address) for address in addresses]
+    monkeypatch.setattr(code_changes, "refresh_fingerprints", lambda _: None)
+    monkeypatch.setattr(versioning, "locked_stages", lambda _: addresses[::2])
+    monkeypatch.setattr(versioning, "stages", lambda _: stages)
+    monkeypatch.setattr(storage, "pull_outputs", lambda _, names: kept.extend(names))
+    monkeypatch.setattr(accepted_code, "accept", lambda *_: None)
+    assert upgrade.keep_all(root) == addresses[::2] == kept
+    (path,) = (root / "data/signals").glob("*/*")
+    assert path == root / "data/signals/main/summary.json"
+    assert json.loads(path.read_text()) == {"rows": 0, "tokens": 0}
