@@ -192,14 +192,15 @@ class S3Storage(LedgerStorage):
         return path, 0
 
     def parts(self) -> Iterator[tuple[str, int]]:
-        """Yield the objects, in the order of their names.
+        """Yield the objects in the order of their writing, as far as S3 knows it.
 
         Raises:
             UserError: the store cannot be read.
         """
         with self._errors_of("read"):
             self._store.invalidate_cache()
-            for path, about in sorted(self._store.find(self.prefix, detail=True).items()):
+            objects = self._store.find(self.prefix, detail=True).items()
+            for path, about in sorted(objects, key=lambda each: (each[1]["LastModified"], each[0])):
                 yield path, int(about["size"])
 
     def read(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:

@@ -106,8 +106,8 @@ class SignalLog:
         for part, size in self.storage.parts():
             if (end := self._scan(part, size)) < size:
                 say(
-                    f"{self.storage}: removed {size - end} bytes from the first batch on that is "
-                    "incomplete or damaged: those signals are captured by a pass of the teacher"
+                    f"{self.storage}: {size - end} bytes at its end are incomplete or damaged: a "
+                    "pass of the teacher captures those signals"
                 )
                 self.storage.cut(end)
         return self

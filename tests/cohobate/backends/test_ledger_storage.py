@@ -6,10 +6,19 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from cohobate.backends.ledger import Ledger
-from cohobate.backends.ledger_storage import LEDGER, LEDGER_VARIABLE, S3Storage, storage_for
+from cohobate.backends.ledger_storage import (
+    LEDGER,
+    LEDGER_VARIABLE,
+    S3Storage,
+    signal_storage_for,
+    storage_for,
+)
 from cohobate.backends.requests import NoAnswer
+from cohobate.backends.signal_log import PackedAnswers, SignalLog
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Usage
+from cohobate.teachers.signal_store.store import Origin
+from cohobate.teachers.signal_store.top_k_form import StoredTopK
 
 TEACHER = "0123456789abcdef" * 4
 
@@ -77,10 +86,18 @@ class Store:
     def invalidate_cache(self):
         pass
 
-    def find(self, prefix):
+    def find(self, prefix, detail=False):
         if self.down:
             raise PermissionError("Access Denied")
-        return [path for path in self.objects if path.startswith(prefix)]
+        paths = [path for path in self.objects if path.startswith(prefix)]
+        times = dict(zip(self.objects, range(len(self.objects)), strict=True))
+        about = {p: {"size": len(self.objects[p]), "LastModified": times[p]} for p in paths}
+        return about if detail else paths
+
+    def cat_ranges(self, paths, starts, ends, on_error):
+        assert on_error == "raise"
+        ranges = zip(paths, starts, ends, strict=True)
+        return [self.objects[path][start:end] for path, start, end in ranges]
 
     def cat_file(self, path):
         return self.objects[path]
@@ -147,3 +164,43 @@ def test_what_was_spent_is_summed_failures_included(project):
     with Ledger(storage_for(TEACHER)) as ledger:
         assert ledger.spent == 0.75 and ledger["a"] == answer
         assert "b" not in ledger and "c" not in ledger
+
+
+@pytest.mark.parametrize("where", ["s3://bucket/ours", ""])
+def test_signals_lie_beside_the_ledger(store, project, where):
+    """Those of the first batch with some ids count, however often they are read."""
+    form = StoredTopK(type="top_k", k=2)
+    origin = Origin(
+        teacher="t", tokenizer="t", template="t", vocabulary=9, width=1, form=form,
+        number_format="float32",
+    )  # fmt: skip
+    size = origin.record.itemsize
+    batches = [
+        PackedAnswers.of(origin.model_dump_json(), digests, records, size)
+        for digests, records in (
+            ([b"a" * 16, b"b" * 16], [b"1" * size, b"2" * 3 * size]),
+            ([b"b" * 16, b"c" * 16], [b"3" * 3 * size, b"4" * size]),
+        )
+    ]
+
+    def opened():
+        return SignalLog(signal_storage_for(TEACHER, where), form, "float32")
+
+    def content(log):
+        at = log.find([bytes([letter]) * 16 for letter in b"abcd"])
+        assert (at < 0).tolist() == [False, False, False, True]
+        return [packed.tokens.tobytes() for packed in log.read(at[:3].tolist())]
+
+    expected = [b"1" * size, b"2" * 3 * size, b"4" * size]
+    with opened() as log:
+        assert log.origin is None and (log.find([b"a" * 16]) < 0).all()
+        for batch in batches:
+            log.append(batch)
+        assert content(log) == expected
+    with opened() as log:
+        assert content(log) == expected
+        assert log.origin == origin
+    with SignalLog(signal_storage_for(TEACHER, where), form, "bfloat16") as log:
+        assert log.origin is None
+    assert (len(store.objects) == 2) == bool(where)
+    assert (LEDGER / "signals").exists() != bool(where)
