@@ -130,7 +130,7 @@ def _signal_log(
 def _write_signals(
     item: str, signal_log: SignalLog | None, capture: CaptureParams | None
 ) -> dict[str, float]:
-    """Write the store of the signals that the log has of the answers; return its rows and tokens."""
+    """Write the store of the answers' signals in the log; return its rows and tokens."""
     folder = ANSWER_SIGNALS / item
     shutil.rmtree(folder, ignore_errors=True)
     if not (signal_log and capture and signal_log.origin is not None):

@@ -17,7 +17,7 @@ from pydantic import Field
 from cohobate.errors import UserError
 from cohobate.teachers.signal_store.form import LossTerm, Packed, SignalForm, Signals
 from cohobate.teachers.signal_store.packing import Array, Draws
-from cohobate.teachers.signal_store.top_k_form import StoredTopK as StoredTopK
+from cohobate.teachers.signal_store.top_k_form import StoredTopK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from cohobate.losses.live_teacher import LiveTeacher
     from cohobate.losses.sampled_ids import SampledIds
     from cohobate.models.lm_head import Head
+
+__all__ = ["Form", "StoredDraws", "StoredHidden", "StoredTopK"]
 
 
 class StoredDraws(SignalForm):
