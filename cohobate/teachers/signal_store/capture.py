@@ -75,10 +75,7 @@ def capture_signals(
     Raises:
         UserError: there are no rows, all are too long, or the checkpoint is damaged.
     """
-    with rows.open("rb") as file:
-        total = sum(1 for _ in file)
-    if not total:
-        raise UserError("there are no rows to capture", where=str(rows), fix="dvc repro filter")
+    total = _count_rows(rows)
     sources = Sources(teacher, capture, answers)
     origin = sources.origin
     work = WORK / folder.name / capture_key(origin, rows, capture.decided_by() | sources.key_parts)
@@ -189,6 +186,14 @@ class Sources:
             progress.skip(len(part))
         writer.figures[WITH_ANSWERS] += len(copied)
         return [row for row, place in zip(examples, at.tolist(), strict=True) if place < 0]
+
+
+def _count_rows(path: Path) -> int:
+    with path.open("rb") as file:
+        rows = sum(1 for _ in file)
+    if not rows:
+        raise UserError("there are no rows to capture", where=str(path), fix="dvc repro filter")
+    return rows
 
 
 def _examples(lines: Sequence[bytes], sources: Sources, limit: LengthLimit) -> list[Example]:
