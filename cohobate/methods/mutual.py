@@ -51,6 +51,8 @@ class Mutual(Phase):
             raise ValueError(f"mutual learns the rows' answers: targets must be {self.rows}")
         if self.keep_layers is not None:
             raise ValueError("each peer has its own keep_layers: the phase itself has none")
+        if self.adapter.type == "lora" and self.adapter.save_adapter:
+            raise ValueError("mutual publishes whole peers: leave out save_adapter")
         kinds = {isinstance(term, Hard) for term in self.terms}
         if kinds != {True, False}:
             raise ValueError(

@@ -74,6 +74,13 @@ class Phase(Hyperparameters):
             raise ValueError(f"batch_size must be a multiple of workers, which are {self.workers}")
         return self
 
+    @model_validator(mode="after")
+    def _adapter_fits_the_start(self) -> "Phase":
+        dropped = self.keep_layers is not None
+        if self.adapter.type == "lora" and self.adapter.save_adapter and dropped:
+            raise ValueError("an adapter is of the whole start: save_adapter goes with all layers")
+        return self
+
     @field_validator("start", "rows", "targets")
     @classmethod
     def _stays_inside(cls, path: str) -> str:

@@ -6,7 +6,7 @@ To add a kind: a class with `publish`, and its name in `Tuning` at the bottom.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cohobate.data.records import LABELLED, Row, read_rows
 from cohobate.errors import UserError
@@ -53,6 +53,12 @@ class SftTuning(Hyperparameters):
     """Number format of the weights on disk."""
     dev_rows: int = Field(500, ge=0)
     """Most dev rows on which the published teacher's answers are scored, for information."""
+
+    @model_validator(mode="after")
+    def _is_published_whole(self) -> "SftTuning":
+        if self.adapter.type == "lora" and self.adapter.save_adapter:
+            raise ValueError("adapt publishes one merged teacher: leave out save_adapter")
+        return self
 
     def publish(
         self, source: Path, teacher: Teacher, folder: Path, provenance: dict[str, Any], label: str

@@ -20,6 +20,7 @@ from cohobate.methods.on_policy import OnPolicy
 from cohobate.methods.phase import MODELS_DIR, Phase, PhaseResult
 from cohobate.methods.sft import Sft
 from cohobate.training import checkpointing
+from cohobate.training.adapters import publish_adapter
 from cohobate.training.history import write_history
 
 Method = Annotated[Sft | Kd | OnPolicy | Dpo | Mutual, Field(discriminator="method")]
@@ -96,6 +97,7 @@ def _train(folder: Path, phase: Phase, seed: int) -> PhaseResult:
             provenance["prompt_prefix"] = prefix
         checkpoints.save(model, tokenizer, checkpoint, provenance, precision=phase.save_precision)
         write_history(checkpoint / "history.csv", trained.history)
+        publish_adapter(model, start, folder / "adapter" / f"seed-{seed}")
         for name, other in trained.extra_models.items():
             beside = folder / name / f"seed-{seed}"
             checkpoints.save(other, tokenizer, beside, provenance, precision=phase.save_precision)

@@ -1,14 +1,18 @@
 """Adapters: what training changes, the weights themselves or low-rank updates of them (LoRA).
 
-Both end as plain weights: what comes after training needs to know of neither.
+Both end as plain weights: what comes after training needs to know of neither. Low-rank updates can
+be published by themselves too, in PEFT's format.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
+from cohobate import sealed_folder
 from cohobate.errors import UserError
 from cohobate.models.checkpoints import accelerator
 from cohobate.models.number_formats import NumberFormat, Precision, resolve
@@ -19,6 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     Blocks = Iterable[nn.Module]
+
+
+_UNMERGED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""PEFT's configuration and the updates of each model whose training keeps them."""
 
 
 class Full(Section):
@@ -51,6 +59,10 @@ class Lora(Section):
     base_precision: Precision = Field("float32", exclude_if=lambda chosen: chosen == "float32")
     """Number format of the frozen weights. bfloat16 halves their memory, and rounds nothing where
     the start is stored in it; auto: where the processor is fast in it."""
+
+    save_adapter: bool = Field(False, exclude_if=lambda chosen: not chosen)
+    """Publish the updates by themselves too, as PEFT reads them:
+    `models/train/<phase>/adapter/seed-<n>`, beside the merged model."""
 
     @contextmanager
     def attach(
@@ -85,6 +97,8 @@ class Lora(Section):
         for block in frozen_blocks:
             block.requires_grad_(False)
         yield
+        if self.save_adapter:
+            _keep_unmerged(model, adapted)
         # the sum of base and update is rounded once, when it is saved
         model.float()
         adapted.merge_and_unload()
@@ -117,6 +131,41 @@ class Lora(Section):
                 where=f"adapter.target_modules: {self.target_modules}",
                 fix="leave them out; or train them whole: adapter: {type: full}",
             )
+
+
+def _keep_unmerged(model: "PreTrainedModel", adapted: Any) -> None:
+    """Keep the low-rank updates of a model until `publish_adapter`."""
+    from peft import get_peft_model_state_dict
+
+    from cohobate import processes
+
+    if processes.rank():  # only the first worker has them whole
+        return
+    # what is not low-rank is not asked for: PEFT would look for the base's configuration on the hub
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    updates = {name: weight.detach().cpu().clone() for name, weight in state.items()}
+    _UNMERGED[model] = (adapted.peft_config["default"], updates)
+
+
+def publish_adapter(model: "PreTrainedModel", base: Path, folder: Path) -> None:
+    """Publish a model's low-rank updates in PEFT's format, where its training kept them.
+
+    Args:
+        model: as its training left it.
+        base: the checkpoint that was trained; the adapter's configuration names it.
+        folder: for the adapter; published whole or not at all.
+    """
+    if model not in _UNMERGED:
+        return
+    from safetensors.torch import save_file
+
+    config, updates = _UNMERGED.pop(model)
+    config.base_model_name_or_path, config.inference_mode = str(base), True
+    # a set of names has another order in each process
+    config.target_modules = sorted(config.target_modules)
+    with sealed_folder.staged(folder) as partial:
+        save_file(updates, partial / "adapter_model.safetensors", {"format": "pt"})
+        config.save_pretrained(partial)
 
 
 Adapter = Annotated[Full | Lora, Field(discriminator="type")]

@@ -130,6 +130,7 @@ def together(fields: dict[str, Any], count: int = 2) -> list[str]:
     Path("join").unlink(missing_ok=True)
     children = []
     for rank in range(count):
+        Path(f"said-{rank}").write_text("killed")
         child = os.fork()
         if child == 0:
             message = ""

@@ -1,7 +1,10 @@
 """Two workers that share weights, gradients and optimiser learn what one does, by every method."""
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,6 +155,33 @@ def test_sharded_workers_go_on_where_they_were(
     share = sorted(newest[-1].glob("shard-*.safetensors"))[1]
     share.write_bytes(share.read_bytes()[:-1])
     assert together(fields | SHARDED) == ["", ""]
+    assert (TRAIN / "it/seed-1/model.safetensors").read_bytes() == clean
+    assert history() == curve
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.faults
+def test_a_worker_that_is_killed_changes_nothing(
+    start: None, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    fields = METHODS[method] | SHARDED
+    assert together(fields) == ["", ""]
+    clean, curve = (TRAIN / "it/seed-1/model.safetensors").read_bytes(), history()
+    shutil.rmtree(TRAIN)
+    shutil.rmtree(checkpointing.TRAINING)
+    original = FusedTrainer.close_update
+
+    def close_update(self: Any, learning_rate: float) -> Any:
+        if processes.rank() and self.state.global_step == 4 and not Path("once").exists():
+            Path("once").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, learning_rate)
+
+    monkeypatch.setattr(FusedTrainer, "close_update", close_update)
+    first, second = together(fields)
+    assert first and second == "killed" and not TRAIN.exists()
+    assert [path.name for path in checkpointing.TRAINING.rglob("update-*")] == ["update-000003"]
+    assert together(fields) == ["", ""]
     assert (TRAIN / "it/seed-1/model.safetensors").read_bytes() == clean
     assert history() == curve
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import TypeAdapter
 
 from cohobate import sealed_folder
@@ -327,3 +328,26 @@ def test_targets_that_cannot_serve_the_terms_are_refused(round_so_far, change, m
 def test_attention_maps_need_eager_attention() -> None:
     with pytest.raises(ParamsError, match="attention: eager"):
         validated(Method, LIVE | {"terms": [{"type": "attention"}]}, "train.kd")
+
+
+def test_low_rank_updates_are_published_as_peft_reads_them(round_so_far) -> None:
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    adapter = {"type": "lora", "rank": 2, "save_adapter": True}
+    run("here", phase(**SFT | {"adapter": adapter, "save_precision": "float32"}), seeds=[1])
+    folder = TRAIN / "here/adapter/seed-1"
+    sealed_folder.verify(folder)
+    base, _ = checkpoints.load(INIT_STUDENT)
+    merged = PeftModel.from_pretrained(base, folder).merge_and_unload().state_dict()
+    published = load_file(TRAIN / "here/seed-1/model.safetensors")
+    assert all(torch.allclose(weight, merged[name]) for name, weight in published.items())
+    config = (folder / "adapter_config.json").read_bytes()
+    run("here", phase(**SFT | {"adapter": adapter}), seeds=[1])
+    assert (folder / "adapter_config.json").read_bytes() == config
+
+
+def test_an_adapter_of_a_part_of_the_start_is_refused() -> None:
+    adapter = {"type": "lora", "rank": 2, "save_adapter": True}
+    with pytest.raises(ParamsError, match="goes with all layers"):
+        validated(Method, SFT | {"adapter": adapter, "keep_layers": [0]}, "train.here")
