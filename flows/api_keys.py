@@ -30,6 +30,11 @@ def keys_for(node: StageNode, document: Mapping[str, Any]) -> ApiKeys:
             teacher = node.address.partition("@")[2]
         case "evaluate":  # a teacher behind an API also answers the test prompts
             teacher = document["evaluate"]["teacher"]
+        case "train" | "assist":  # on_policy has a service score the student's answers
+            phase = document[node.name][node.address.partition("@")[2]]
+            teacher = phase.get("targets", "").removeprefix("models/adapt/")
+            if teacher not in document["teachers"]:
+                return {}
         case _:
             return {}
     name = document["teachers"][teacher].get("key", "")

@@ -198,8 +198,17 @@ def publish_served(
     service: ServedModel, *, scoring: str = "none", top_logprobs: int = 20, model: str = "large-1"
 ) -> None:
     """Write the teacher `main` of the current project as `adapt` does."""
+    publish_address(
+        service.url, service.tokenizer, scoring=scoring, top_logprobs=top_logprobs, model=model
+    )
+
+
+def publish_address(
+    url: str, tokenizer: Any, *, model: str, scoring: str = "none", top_logprobs: int = 20
+) -> None:
+    """Write a teacher of any service."""
     with checkpoints.staged(ADAPT / "main") as partial:
-        service.tokenizer.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
         signals = {"top_logprobs": top_logprobs, "scoring": scoring}
-        address = {"url": service.url, "key": "", "model": model, "revision": ""}
+        address = {"url": url, "key": "", "model": model, "revision": ""}
         write_json(partial / ENDPOINT, address | {"signals": signals})

@@ -133,9 +133,10 @@ SERVED.append(
     Round(
         "signals of a teacher behind llama.cpp",
         settings=(
+            # random weights write some words in other pieces than the tokenizer would, and
+            # without a grammar bytes that are no text
             "teachers.main={model: model, endpoint: ENDPOINT, signals: true, top_logprobs: 5, "
-            f"{_TERMS}}}",
-            # an untuned teacher of random weights would write bytes that are no text
+            f"unscored: 0.9, {_TERMS}}}",
             "generate.backend={type: openai, api: completions, extra: "
             f"{{grammar: {json.dumps(_GRAMMAR)}}}}}",
             *_SIGNALS,

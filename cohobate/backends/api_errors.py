@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _PASSING = (408, 409, 425, 429, 498)  # and every 5xx
+_SCORING = ("prompt_logprobs", "return_logprob", "logprob_start_len", "top_logprobs_num")
 _OVERLOADED = (429, 498, 502, 503, 504, 524, 529)
 
 
@@ -262,7 +263,10 @@ def _fix_without(field: str, message: str) -> str:
     if field in ("max_tokens", "max_completion_tokens"):
         return f"{run} generate.decoding.max_tokens=... (as many as the service allows)"
     if field in ("logprobs", "top_logprobs"):
-        return f"{run} generate.backend.logprobs=false --set generate.backend.top_logprobs=0"
+        without = "generate.backend.logprobs=false --set generate.backend.top_logprobs=0"
+        return f"{run} {without}; with signals: true, lower teachers.*.top_logprobs"
+    if field in _SCORING:
+        return "set teachers.*.scoring to what the service is: vllm, sglang, or none"
     left_out = f"{run} 'generate.backend.extra={{{field}: null}}'   (leaves it out)"
     if field in ("temperature", "top_p"):
         return f"{left_out}; or another value of generate.decoding.{field}"

@@ -71,7 +71,7 @@ class OpenAIRun:
             UserError: the service cannot be used, or deadline or budget are reached; all
                 answers have been yielded by then.
         """
-        if self.params.price:
+        if self.params.price and any(request.prompt for request in requests):
             say(
                 self.price.estimate(
                     (request.prompt for request in requests), self.params.billed(decoding)

@@ -7,7 +7,7 @@ numbers cannot be log-probabilities, has no signals, and the reason is kept.
 # ruff: noqa: N815 (fields carry shape suffixes as tensors do)
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from cohobate.backends.token_names import TokenIds
@@ -15,6 +15,8 @@ from cohobate.teachers.signal_store.packing import SMALLEST
 
 _TOO_MUCH = 1e-3
 """By which a sum of probabilities may exceed 1, or a log-probability 0: services round."""
+_CLOSING = 0.999
+"""Probability of a closing token whose distribution the service leaves out."""
 ServiceToken = tuple[str, float, Mapping[str, float]]
 """A token's name, its log-probability, and those of the likeliest tokens there."""
 
@@ -32,8 +34,16 @@ class RowSignals(NamedTuple):
     rest_S: list[float]
     """Log of the mass of all other ids."""
     closing_assumed: bool = False
-    """Whether the service gave no distribution of the closing token, which then has all the
-    mass: the teacher ended its answer there."""
+    """Whether the service gave no distribution of the closing token, which then has nearly all
+    the mass: the teacher ended its answer there."""
+
+    def at(self, positions: Iterable[int]) -> "RowSignals":
+        """Return the distributions at some of the tokens."""
+        lists = zip(
+            *((self.ids_SK[n], self.logp_SK[n], self.rest_S[n]) for n in positions), strict=True
+        )
+        ids, logps, rest = lists
+        return RowSignals(list(ids), list(logps), list(rest), self.closing_assumed)
 
 
 def row_signals(
@@ -64,7 +74,7 @@ def row_signals(
         places.append(_place(token, number, vocabulary, k))
     closing_assumed = len(tokens) < len(learnt)
     if closing_assumed:
-        places.append(_kept({learnt[-1]: 0.0}, vocabulary.size, k, 0.0))
+        places.append(_kept({learnt[-1]: math.log(_CLOSING)}, vocabulary.size, k))
     ids, logps, rest = zip(*places, strict=True)
     return RowSignals(list(ids), list(logps), list(rest), closing_assumed)
 
@@ -120,19 +130,23 @@ def check_numbers(token: ServiceToken, requested: int) -> None:
         raise NoSignalsError(f"the probabilities at a token sum to {mass:.4f}")
 
 
-def _kept(
-    logprobs: Mapping[int, float], size: int, k: int, mass: float | None = None
-) -> tuple[list[int], list[float], float]:
-    """Return the K likeliest ids; ids that no other has fill up where fewer are known."""
+def _kept(logprobs: Mapping[int, float], size: int, k: int) -> tuple[list[int], list[float], float]:
+    """Return the K likeliest ids; others fill up where fewer are known, out of the rest's mass.
+
+    Each of these has an even share of it: next to nothing would be a statement that the service
+    did not make, and a large reverse KL.
+    """
     k = min(k, size)
     kept = sorted(logprobs, key=lambda token: (-logprobs[token], token))[:k]
     logps = [min(0.0, max(logprobs[token], SMALLEST)) for token in kept]
-    left = 1.0 - sum(map(math.exp, logps)) if mass is None else mass
-    number = size - 1
+    left = max(1.0 - sum(map(math.exp, logps)), math.exp(SMALLEST))
+    share = left / max(size - len(kept), 1)
+    number, known = size - 1, set(kept)
     while len(kept) < k:
         # the highest ids of a vocabulary are the rarest
-        if number not in logprobs:
+        if number not in known:
             kept.append(number)
-            logps.append(SMALLEST)
+            logps.append(max(math.log(share), SMALLEST))
+            left -= share
         number -= 1
     return kept, logps, math.log(max(left, math.exp(SMALLEST)))

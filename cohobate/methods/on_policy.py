@@ -5,18 +5,20 @@ own mistakes (GKD, Agarwal et al. 2023; MiniLLM, Gu et al. 2023). `student_text`
 on-policy updates (λ of GKD, or DistiLLM's adaptive share); the others learn from the rows as they
 are.
 
-The teacher runs on every batch, so `targets` is its checkpoint. Answers are sampled from the
+The teacher runs on every batch, so `targets` is its checkpoint, or its address where a service
+scores text (cohobate/backends/served_source.py). Answers are sampled from the
 student's current weights; the same params give the same bytes.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from cohobate.data.records import Row
+from cohobate.data.records import ENDPOINT, Row
 from cohobate.errors import UserError
 from cohobate.losses.divergences import ReverseKL, Term
 from cohobate.methods.phase import Phase, PhaseResult, checkpoint_path
@@ -27,6 +29,7 @@ from cohobate.progress import say
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from cohobate.backends.served_source import ServedSource
     from cohobate.data.examples import Example
     from cohobate.teachers.target_sources import LiveSource
 
@@ -82,6 +85,7 @@ class OnPolicy(Phase):
         # the adaptive share is decided by rows that are not trained on
         held_out = examples[: self.student_text.held_out]
         examples = examples[len(held_out) :]
+        served = self._served_teacher(tokenizer, seed)
         text = StudentRollouts(
             model,
             tokenizer,
@@ -94,20 +98,41 @@ class OnPolicy(Phase):
             autocast=self.number_format == "bfloat16",
             held_out=held_out,
             vocabulary=len(tokenizer),
+            scorer=served,
         )
-        history = fit(
-            model,
-            examples,
-            self.terms,
-            self,
-            seed=seed,
-            label=label,
-            vocabulary=len(tokenizer),
-            target_source=self.teacher(tokenizer, examples, seed),
-            rollouts=text,
-        )
+        with served or nullcontext():
+            history = fit(
+                model,
+                examples,
+                self.terms,
+                self,
+                seed=seed,
+                label=label,
+                vocabulary=len(tokenizer),
+                target_source=served or self.teacher(tokenizer, examples, seed),
+                rollouts=text,
+            )
+        if served and served.refused:
+            text.counts["rows without signals"] += served.refused
         say(f"{label}: {', '.join(f'{n} {name}' for name, n in sorted(text.counts.items()))}")
         return PhaseResult(history, len(examples), text.counts)
+
+    def _served_teacher(
+        self, tokenizer: "PreTrainedTokenizerBase", seed: int
+    ) -> "ServedSource | None":
+        """Return the teacher as a service that scores rows; None where its weights are here."""
+        folder = checkpoint_path(Path(self.targets), seed)
+        if not (folder / ENDPOINT).exists():
+            return None
+        from cohobate.backends.served_source import ServedSource
+
+        if self.workers > 1:
+            raise UserError(
+                "a teacher behind an endpoint scores the answers of one worker alone",
+                where=f"workers: {self.workers}, targets: {self.targets}",
+                fix="workers: 1, or a teacher whose weights are here",
+            )
+        return ServedSource(folder.name, tokenizer, self.terms)
 
     def number_formats(self) -> dict[str, NumberFormat]:
         """Return in which number format student and teacher run on this machine: the same."""

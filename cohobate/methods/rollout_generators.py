@@ -5,7 +5,7 @@ its params in `cohobate/methods/rollout_settings.py`.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,11 +25,19 @@ SPREAD = 32
 token by token; one pass over all rows of an update costs little more than one over a few."""
 
 
+OnBatch = Callable[[Mapping[int, Completion]], None]
+
+
 class RolloutGenerator(Protocol):
     """Generates answers to prompts with the student's current weights."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Return the completions in the order of the requests."""
+    def generate(
+        self, requests: Sequence[Request], on_batch: OnBatch | None = None
+    ) -> list[Completion]:
+        """Return the completions in the order of the requests.
+
+        `on_batch` gets the completions of each batch as it ends, by their positions.
+        """
         ...
 
 
@@ -59,7 +67,9 @@ class TransformersGenerator:
     ) -> None:
         self.model, self.sampling, self.stop, self.autocast = model, sampling, stop, autocast
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], on_batch: OnBatch | None = None
+    ) -> list[Completion]:
         """Return the completions; prompts of like length are decoded together, in few batches."""
         decoding, batching = self.sampling.decoding, self.sampling.batching
         completions: dict[int, Completion] = {}
@@ -68,7 +78,10 @@ class TransformersGenerator:
                 batch = [requests[n] for n in numbers]
                 decoded = decode_batch(self.model, batch, decoding, self.stop, batching)
                 # batches are sorted by length: `numbers` leads back to the order of the requests
-                completions |= zip(numbers, decoded, strict=True)
+                completed = dict(zip(numbers, decoded, strict=True))
+                if on_batch:
+                    on_batch(completed)
+                completions |= completed
         return [completions[n] for n in range(len(requests))]
 
 
@@ -112,12 +125,14 @@ class VllmGenerator:
                 generation_kwargs={"stop_token_ids": sorted(stop)},
             )
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], on_batch: OnBatch | None = None
+    ) -> list[Completion]:
         """Copy the weights to vLLM, and generate all completions at once."""
         self.engine.sync_weights()
         prompts = [request.ids for request in requests]
         _, generated, logprobs, _ = self.engine.generate(prompts, None, num_generations=1)
-        return [
+        completions = [
             Completion(
                 list(ids),
                 "stop" if ids and ids[-1] in self.stop else "length",
@@ -127,6 +142,9 @@ class VllmGenerator:
             )
             for ids, logs in zip(generated, logprobs, strict=True)
         ]
+        if on_batch:
+            on_batch(dict(enumerate(completions)))
+        return completions
 
 
 def autocast_for(model: "PreTrainedModel", autocast: bool) -> AbstractContextManager[Any]:

@@ -12,9 +12,10 @@ Without a buffer, r < φ always takes new answers (GKD, Agarwal et al. 2023, alg
 
 import random
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from cohobate import processes
 from cohobate.data.examples import Example
 from cohobate.generation.requests import Completion, Request
 from cohobate.losses.divergences import Hard
-from cohobate.methods.rollout_generators import autocast_for, rollout_generator
+from cohobate.methods.rollout_generators import OnBatch, autocast_for, rollout_generator
 from cohobate.methods.rollout_settings import OnPolicySchedule, Sampling
 from cohobate.models import sharding
 from cohobate.training.batches import MicroBatches
@@ -31,6 +32,17 @@ from cohobate.training.model_loss import CausalLMLoss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class RowScorer(Protocol):
+    """Scores rows elsewhere while the student generates others."""
+
+    def submit(self, rows: Sequence[Example]) -> None:
+        """Have rows scored, without waiting for it."""
+
+    def settled(self, rows: Sequence[Example]) -> list[Example]:
+        """Return the rows of an update once all are scored; those without scores are masked."""
+        ...
 
 
 class StudentRollouts:
@@ -49,8 +61,9 @@ class StudentRollouts:
         autocast: bool = False,
         held_out: Sequence[Example] = (),
         vocabulary: int | None = None,
+        scorer: RowScorer | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.scorer = model, scorer
         self.generator = rollout_generator(model, tokenizer, sampling, autocast=autocast)
         self.sampling, self.schedule = sampling, schedule
         self.seed, self.updates, self.mix_given = seed, updates, mix_given
@@ -75,7 +88,7 @@ class StudentRollouts:
         draw = rng.random()
         if draw >= self.share:
             self.counts["updates on given text"] += 1
-            return None
+            return self.scorer.settled(planned) if self.scorer else None
         given = planned[::2] if self.mix_given else []
         full = self.sampling.replay > 0 and len(self.buffer) == self.sampling.replay
         if full and draw >= self.share * (1 - update / self.updates):
@@ -86,7 +99,8 @@ class StudentRollouts:
             self.counts["updates on new text"] += 1
             own = self.generate(given or planned, f"{self.seed}/{update}")
             self.buffer.extend(own)
-        return sorted([*given, *own], key=lambda row: len(row.ids))
+        rows = sorted([*given, *own], key=lambda row: len(row.ids))
+        return self.scorer.settled(rows) if self.scorer else rows
 
     def state(self) -> dict[str, Any]:
         """Return buffer, share, losses and counts, as JSON values.
@@ -117,19 +131,30 @@ class StudentRollouts:
         ]
         training = self.model.training
         self.model.eval()
-        own = sharding.call_whole(self.model, self.generator.generate, requests)
-        answers = processes.unshard(own)
+        on_batch = self._submit_to(self.scorer, rows) if self.scorer else None
+        generate = partial(self.generator.generate, on_batch=on_batch)
+        answers = processes.unshard(sharding.call_whole(self.model, generate, requests))
         self.model.train(training)
         return [self._example(row, answer) for row, answer in zip(rows, answers, strict=True)]
 
+    def _submit_to(self, scorer: RowScorer, rows: Sequence[Example]) -> OnBatch:
+        """Return what has the answers of a batch scored while the next batch is generated."""
+
+        def submit(completions: Mapping[int, Completion]) -> None:
+            scorer.submit([self._with_answer(rows[n], one) for n, one in completions.items()])
+
+        return submit
+
     def _example(self, row: Example, answer: Completion) -> Example:
-        ids = np.concatenate([row.ids[: row.prompt_length], np.array(answer.ids, dtype=np.int32)])
         self.counts["answers"] += 1
         self.counts["tokens of answers"] += len(answer.ids)
-        masked = False
         if answer.finish == "length":
             self.counts["unfinished answers"] += 1
-            masked = self.sampling.unfinished == "mask"
+        return self._with_answer(row, answer)
+
+    def _with_answer(self, row: Example, answer: Completion) -> Example:
+        ids = np.concatenate([row.ids[: row.prompt_length], np.array(answer.ids, dtype=np.int32)])
+        masked = answer.finish == "length" and self.sampling.unfinished == "mask"
         # a masked answer has no learnt token, and no loss
         spans = ((len(ids),) * 2 if masked else (row.prompt_length, len(ids)),)
         return replace(row, ids=ids, spans=spans, by_student=True)

@@ -142,7 +142,15 @@ class StoredFidelity(Section):
         return Fidelity(**totals.agreement().model_dump())
 
     def _rows(self, path: Path, name: str) -> list[Response]:
-        rows = [row for row in read_rows(path, Response) if row.teacher == name]
+        from cohobate.data.examples import row_key
+        from cohobate.teachers.signal_store.missing import missing_keys
+
+        missing = missing_keys(CAPTURE / name)
+        rows = [
+            row
+            for row in read_rows(path, Response)
+            if row.teacher == name and row_key(row) not in missing
+        ]
         random.Random(self.seed).shuffle(rows)
         return rows[: self.rows]
 

@@ -115,11 +115,13 @@ def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: Form) -> 
                 where=where,
                 fix=f"teachers.{name}.signals: true, or train on its answers: method: sft",
             )
-        if folder == "models/adapt" and teachers[name].endpoint:
+        scores = teachers[name].scoring != "none" and phase.method == "on_policy"  # type: ignore[attr-defined]
+        if folder == "models/adapt" and teachers[name].endpoint and not scores:
             raise UserError(
                 f"the teacher {name} is behind an endpoint: its model is not here",
                 where=where,
-                fix=f"targets: data/capture/{name}, which stores its signals",
+                fix=f"targets: data/capture/{name}, which stores its signals; on_policy needs "
+                f"teachers.{name}.scoring: vllm or sglang",
             )
         if folder == "data/capture":
             for term in getattr(phase, "live_terms", ()):

@@ -14,13 +14,17 @@ MISSING = "missing.jsonl"
 """In the folder of a store, beside its summary; a store that has every row has none."""
 
 
+def missing_keys(folder: Path) -> set[str]:
+    """Return the keys of the rows that a store is known to lack."""
+    if not (folder / MISSING).exists():
+        return set()
+    lines = (folder / MISSING).read_text(encoding="utf-8").splitlines()
+    return {json.loads(line)["key"] for line in lines}
+
+
 def without_missing(folders: Iterable[Path], examples: Sequence[Example]) -> list[Example]:
     """Return the examples that every store has; those that one is known to lack are left out."""
-    keys: set[str] = set()
-    for folder in folders:
-        if (folder / MISSING).exists():
-            lines = (folder / MISSING).read_text(encoding="utf-8").splitlines()
-            keys.update(json.loads(line)["key"] for line in lines)
+    keys = {key for folder in folders for key in missing_keys(folder)}
     kept = [example for example in examples if example.key not in keys]
     if len(kept) < len(examples):
         say(f"{len(examples) - len(kept)} of {len(examples)} rows left out: they have no signals")

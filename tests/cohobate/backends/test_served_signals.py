@@ -10,7 +10,7 @@ import pytest
 from cohobate.backends.openai import OpenAI
 from cohobate.backends.served_capture import ServedCapture
 from cohobate.backends.settings import GenerateParams
-from cohobate.data.examples import examples_of
+from cohobate.data.examples import examples_of, row_key
 from cohobate.data.records import (
     ANSWER_SIGNALS,
     CAPTURE,
@@ -31,7 +31,8 @@ from cohobate.teachers.signal_store.missing import without_missing
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.signal_store.store import SignalStore
 from tasks.generate.stage import run
-from tests.served_model import ServedModel, publish_served
+from tests.llama_server import MODEL, llama_server
+from tests.served_model import ServedModel, publish_address, publish_served
 
 WORDS = ("Ġanimal", "Ġplant", "Ġperson")
 RESPONSES = GENERATE / "main" / "responses.jsonl"
@@ -117,6 +118,27 @@ class TestAnswers:
             read(local_capture(checkpoint, tmp_path), rows, tokenizer),
         )
 
+    def test_those_of_llama_cpp_are_those_of_a_pass(
+        self, project: Path, checkpoint: Path, tmp_path: Path, tokenizer: Any
+    ) -> None:
+        pytest.importorskip("xllamacpp")
+        write_unlabelled(4)
+        grammar = 'root ::= " animal" | " plant" | " person"'
+        with llama_server(checkpoint, tmp_path / "gguf") as url:
+            publish_address(url, tokenizer, model=MODEL)
+            run("main", params(extra={"grammar": grammar}))
+            # random weights write some words in other pieces than the tokenizer would
+            figures = capture(unscored=0.9) if keep_all() else {}
+        assert figures["with_answers"] >= 2
+        keys = {json.loads(line)["key"] for line in missing_lines()}
+        rows = [row for row in read_rows(RESPONSES, Response) if row_key(row) not in keys]
+        assert len(rows) == figures["with_answers"]
+        write_rows(KEPT, rows)
+        assert_same(
+            read(STORE, rows, tokenizer),
+            read(local_capture(checkpoint, tmp_path), rows, tokenizer),
+        )
+
     def test_a_service_that_leaves_the_closing_token_out(
         self, project: Path, checkpoint: Path, tmp_path: Path, tokenizer: Any
     ) -> None:
@@ -135,7 +157,7 @@ class TestAnswers:
             at += example.length
             likeliest = top["ids_NK"][at][top["logp_NK"][at].argmax()]
             assert int(likeliest) == tokenizer.eos_token_id
-            assert float(top["logp_NK"][at].max()) == pytest.approx(0, abs=1e-3)
+            assert float(top["logp_NK"][at].max()) == pytest.approx(0, abs=2e-3)
 
     def test_a_smaller_k_is_had_from_what_came(
         self, project: Path, checkpoint: Path, tmp_path: Path, tokenizer: Any
@@ -300,6 +322,10 @@ class TestScoring:
             with pytest.raises(UserError, match="cost cap is reached"):
                 served.write(KEPT, STORE, 0.0)
             assert 1 <= service.sent <= 20 // len(service.bodies[0]["prompt"])
+
+
+def missing_lines() -> list[str]:
+    return (STORE / "missing.jsonl").read_text().splitlines()
 
 
 def manifest() -> str:

@@ -1,0 +1,217 @@
+"""A served teacher as the target source of on-policy training: its service scores the answers.
+
+Rows are sent as soon as they are generated, by a thread of their own: the service scores one batch
+while the student generates the next. An update begins when all of its rows are settled, so that
+nothing depends on timing. Scores go through the teacher's ledger, under its price, cap and limits:
+training that was killed buys none again.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from cohobate.backends.cost_log import log_cost
+from cohobate.backends.endpoint import Endpoint, identity
+from cohobate.backends.ledger import Ledger
+from cohobate.backends.ledger_storage import storage_for
+from cohobate.backends.requests import AnswerFunction, LedgerTotals, TeacherRequest
+from cohobate.backends.row_signals import NoSignalsError, RowSignals
+from cohobate.backends.run_teacher import add_answers, missing_requests
+from cohobate.backends.scoring import SCORED, ScoringBackend
+from cohobate.backends.served_store import ServedVocabulary, as_tensors
+from cohobate.backends.settings import GenerateParams
+from cohobate.data.examples import Example
+from cohobate.data.records import ADAPT
+from cohobate.errors import UserError
+from cohobate.losses.base_divergence import Divergence
+from cohobate.models.vocabularies import vocabulary_hash
+from cohobate.params import load, validated
+from cohobate.progress import say
+from cohobate.teachers.micro_batch import MicroBatch
+from cohobate.teachers.signal_store.forms import StoredTopK
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from cohobate.fast.forward_pass import ForwardOutputs
+    from cohobate.losses.layer_matching import LayerMatching
+    from cohobate.losses.soft_targets import SoftTargets
+    from cohobate.teachers.ensembles import Progressive
+
+_HANDLE = 15  # hex digits of a request's key: they fit into an int64
+
+
+class ServedSource:
+    """Soft targets from a teacher behind an endpoint, for rows that are made while training runs.
+
+    Args:
+        teacher: its key in params.yaml.
+        tokenizer: the student's, which must be the one that stands for the teacher's.
+        terms: those of the loss: each must be one over the likeliest tokens and the rest.
+        generate: where its answers are computed; that of params.yaml when not given.
+
+    Raises:
+        UserError: the service does not score text, or a term or the tokenizer does not fit.
+    """
+
+    matching: "LayerMatching | None" = None
+    progressive: "Progressive | None" = None
+
+    def __init__(
+        self,
+        teacher: str,
+        tokenizer: "PreTrainedTokenizerBase",
+        terms: Sequence[Any],
+        generate: GenerateParams | None = None,
+    ) -> None:
+        self.teacher = teacher
+        self.generate = generate or validated(GenerateParams, load()["generate"], "generate")
+        backend, self.vocabulary = self.generate.backend_of(teacher), ServedVocabulary(teacher)
+        signals = self.vocabulary.address.signals
+        if signals is None or signals.scoring == "none" or not isinstance(backend, Endpoint):
+            raise UserError(
+                f"the service of the teacher {teacher} does not score given text",
+                where=f"params.yaml, teachers.{teacher}",
+                fix=f"teachers.{teacher}: {{signals: true, scoring: vllm}} (or sglang)",
+            )
+        if vocabulary_hash(tokenizer) != vocabulary_hash(self.vocabulary.tokenizer):
+            raise UserError(
+                f"the student has another vocabulary than the teacher {teacher}",
+                where=f"params.yaml, teachers.{teacher}.tokenizer",
+                fix="a student with the teacher's tokenizer, its vocabulary whole",
+            )
+        _check_terms(terms)
+        self._scoring = ScoringBackend.of(backend, ADAPT / teacher)
+        # the token itself is kept too, likely or not: the student generated it
+        self._k = min(self.vocabulary.requested + 1, self.vocabulary.ids.size)
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: dict[str, Future[None]] = {}
+        self._scored: dict[str, RowSignals | str] = {}
+        self._signals: dict[int, RowSignals] = {}
+        self._answer_function: AnswerFunction | None = None
+        self._ledger: Ledger | None = None
+        self.refused = 0
+        """Rows without signals, over all updates."""
+
+    @property
+    def live_models(self) -> "list[PreTrainedModel]":
+        """The frozen teachers in memory: none."""
+        return []
+
+    def __enter__(self) -> "ServedSource":
+        self._ledger = Ledger(storage_for(identity(self.teacher), self.generate.ledger)).__enter__()
+        self._cost_log = log_cost(self.teacher, self._ledger)
+        self._cost_log.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._cost_log.__exit__(None, None, None)
+        if self._ledger is not None:
+            self._ledger.__exit__(*error)
+
+    def submit(self, rows: Sequence[Example]) -> None:
+        """Have rows scored, without waiting for it; rows that are learnt nowhere are left out."""
+        requests = [self._request(row) for row in rows if row.length]
+        new = {r.key: r for r in requests if r.key not in self._pending}
+        if new:
+            scoring = self._pool.submit(self._score, [*new.values()])
+            self._pending |= dict.fromkeys(new, scoring)
+
+    def settled(self, rows: Sequence[Example]) -> list[Example]:
+        """Return the rows of an update once all are scored; those without signals are masked.
+
+        Raises:
+            UserError: the service cannot be used, or the cap is reached.
+        """
+        self.submit(rows)
+        for row in rows:
+            if row.length:
+                self._pending[self._request(row).key].result()
+        self._signals.clear()
+        settled = []
+        for row in rows:
+            key = self._request(row).key
+            scored = self._scored.get(key)
+            if isinstance(scored, RowSignals):
+                self._signals[_handle(key)] = scored.at(row.learnt_positions - row.spans[0][0])
+            elif scored is not None:
+                self.refused += 1
+                say(f"a row is not learnt: the teacher {self.teacher} has no signals: {scored}")
+                row = replace(row, spans=((len(row.ids),) * 2,))  # noqa: PLW2901
+            settled.append(row)
+        # rows of a replay buffer are in the ledger
+        self._pending.clear()
+        self._scored.clear()
+        return settled
+
+    def collate(self, rows: Sequence[Example]) -> dict[str, Any]:
+        """Return which rows these are."""
+        import torch
+
+        return {"served_B": torch.tensor([_handle(self._request(row).key) for row in rows])}
+
+    def targets(self, batch: MicroBatch) -> "tuple[SoftTargets, ForwardOutputs | None]":
+        """Return the service's distributions at the learnt tokens."""
+        from cohobate.losses.top_k import TopK
+
+        numbers = batch.teacher_inputs["served_B"].tolist()
+        signals = as_tensors([self._signals[n] for n in numbers if n in self._signals])
+        moved = {name: tensor.to(batch.ids_BS.device) for name, tensor in signals.items()}
+        # (N, K) also where all rows are masked
+        ids_NK, logp_NK = (moved[name].reshape(-1, self._k) for name in ("ids_NK", "logp_NK"))
+        return TopK(ids_NK, logp_NK, moved["rest_logprob_NQ"]), None
+
+    def _request(self, row: Example) -> TeacherRequest:
+        start = row.spans[0][0] if row.length else row.prompt_length
+        return self._scoring.request(row.ids.tolist(), start, "")
+
+    def _score(self, requests: list[TeacherRequest]) -> None:
+        """Buy what the ledger lacks, and read all; runs in the one thread that uses the ledger."""
+        ledger = self._ledger
+        assert ledger is not None, "used outside of its `with` block"
+        missing = missing_requests(ledger, requests, self.generate.refused)
+        failures: dict[str, str] = {}
+        if missing:
+            self._answer_function = self._answer_function or self._scoring.open(
+                ADAPT / self.teacher, LedgerTotals(ledger.spent, len(ledger))
+            )
+            failures = add_answers(
+                ledger, self._answer_function, [*missing.values()], SCORED, lambda _: None
+            )
+        for request in requests:
+            if request.key in ledger:
+                self._scored[request.key] = self._read(request, ledger)
+            elif request.key in ledger.refusals:
+                self._scored[request.key] = ledger.refusals[request.key]
+            else:
+                raise UserError(
+                    f"a row was not scored: {failures[request.key]}",
+                    where=f"teacher {self.teacher}",
+                    fix="repeat the command when the service works: training goes on from its "
+                    "last checkpoint, and scores that were bought are kept",
+                )
+
+    def _read(self, request: TeacherRequest, ledger: Ledger) -> RowSignals | str:
+        tokens, learnt = ledger[request.key].tokens or (), (request.ids or ())[request.start :]
+        try:
+            return self.vocabulary.row(tokens, learnt, self._k)
+        except NoSignalsError as error:
+            return str(error)
+
+
+def _check_terms(terms: Sequence[Any]) -> None:
+    StoredTopK(type="top_k").check(terms)
+    for term in terms:
+        if isinstance(term, Divergence) and not term.on_stored_signals:
+            raise UserError(
+                f"{term.type} needs all logits of the teacher, and its service has the likeliest",
+                where="terms",
+                fix="another divergence, or a teacher whose weights are here",
+            )
+
+
+def _handle(key: str) -> int:
+    """Return a number that stands for a row in a batch."""
+    return int(key[:_HANDLE], 16)
