@@ -8,6 +8,7 @@ retries it (`max_retries=0`): Prefect alone owns retries. Worker processes are r
 import contextlib
 import ctypes
 import gc
+import json
 import logging
 import math
 import os
@@ -16,17 +17,20 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import SecretStr
+
 from cohobate.dvc_bridge.versioning import Outcome
 from cohobate.errors import UserError, from_os_error
 from cohobate.progress import Event, Say, reporting_to
-from flows import local_ray, ray_address, workspaces
+from cohobate.training.distributed import NODE_LABELS
+from flows import cluster_capacity, local_ray, ray_address, workspaces
 from flows.api_keys import ApiKeys, in_environment
 from flows.resources import Resources
 from flows.workspaces import StageBundle, StageChanges, WorkspaceKind, packed_code
@@ -198,24 +202,17 @@ def stop_all() -> None:
         ray.cancel(_live.pop(), force=True)
 
 
-def check_capacity(needs: dict[str, Resources]) -> None:
+def check_capacity(
+    needs: dict[str, Resources], workers: Mapping[str, int] = MappingProxyType({})
+) -> None:
     """Refuse a round with a stage that fits on no node, which Ray would let wait forever.
 
     Raises:
-        UserError: names the stage and its resources.
+        UserError: names the stage and its resources, or how many workers would fit.
     """
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for address, resources in needs.items():
-        counts = _as_ray_counts(resources)
-        # all on one node: Ray does not split a task over nodes
-        if not any(all(node.get(k, 0) >= v for k, v in counts.items()) for node in nodes):
-            raise UserError(
-                f"no node of the cluster has the resources of {address}: {counts}",
-                where=f"params.yaml, resources.{address.partition('@')[0]}",
-                fix="lower them, or add a node; ray status shows the nodes",
-            )
+    cluster_capacity.check([node for node in ray.nodes() if node["Alive"]], needs, workers)
 
 
 def _submit(
@@ -223,7 +220,7 @@ def _submit(
 ) -> Any:
     import ray
 
-    counts = _as_ray_counts(resources)
+    counts = cluster_capacity.as_ray_counts(resources)
     task = ray.remote(
         num_cpus=counts.pop("CPU", 0),
         num_gpus=counts.pop("GPU", 0),
@@ -232,14 +229,16 @@ def _submit(
         max_retries=0,
         max_calls=0,
         num_returns="streaming",
+        label_selector=resources.labels or None,
     )(_stage_on_node)
-    return task.options(name=address).remote(str(root), address, bundle, dict(keys))
+    variables = dict(keys) | _labels_of_workers(resources)
+    return task.options(name=address).remote(str(root), address, bundle, variables)
 
 
-def _as_ray_counts(resources: Resources) -> dict[str, float]:
-    counts = {"CPU": resources.cpus, "GPU": resources.gpus, **resources.custom}
-    counts["memory"] = resources.memory_gb * 2**30
-    return {name: count for name, count in counts.items() if count}
+def _labels_of_workers(resources: Resources) -> dict[str, SecretStr]:
+    """Return the variable by which workers that a stage starts are placed on the same nodes."""
+    labels = json.dumps(resources.labels, sort_keys=True)
+    return {NODE_LABELS: SecretStr(labels)} if resources.labels else {}
 
 
 def _stage_on_node(

@@ -19,5 +19,8 @@ class Resources(Section):
     reckon with them. 0: as seen, or by the GPU's name. Ray does not use it."""
     custom: dict[str, float] = Field(default_factory=dict)
     """Custom resources of the cluster, such as `{"a100": 1}`."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the nodes that the stage and its workers may run on, as `ray start --labels` or the
+    groups of a Kubernetes cluster give them, such as `{"accelerator": "eight"}`."""
     retries: int = Field(1, ge=0, le=10)
     """How often Prefect runs the stage again after its worker was lost. Errors are not retried."""

@@ -43,15 +43,21 @@ def resources_for(nodes: list[StageNode], document: dict[str, Any]) -> dict[str,
     resources = {}
     for node in nodes:
         entry = entries.get(node.address) or entries.get(node.name)
-        default = Resources(cpus=0 if _starts_workers(node, document) else 1)
+        default = Resources(cpus=0 if _workers(node, document) > 1 else 1)
         resources[node.address] = entry or default
     return resources
 
 
-def _starts_workers(node: StageNode, document: dict[str, Any]) -> bool:
+def workers_of(nodes: list[StageNode], document: dict[str, Any]) -> dict[str, int]:
+    """Return how many workers each stage starts, for those that start several."""
+    counts = {node.address: _workers(node, document) for node in nodes}
+    return {address: count for address, count in counts.items() if count > 1}
+
+
+def _workers(node: StageNode, document: dict[str, Any]) -> int:
     section, item = document.get(node.name), node.address.partition("@")[2]
     section = section.get(item) if item and isinstance(section, dict) else section
-    return isinstance(section, dict) and section.get("workers", 1) > 1
+    return int(section.get("workers", 1)) if isinstance(section, dict) else 1
 
 
 def nearest_upstream(nodes: list[StageNode]) -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ lost all are started again, from the newest training checkpoint
 (cohobate/training/checkpointing.py): Ray's own checkpoints are not used.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -22,6 +23,8 @@ from cohobate.progress import Event, emit, reporting_to
 
 Result = TypeVar("Result")
 
+NODE_LABELS = "COHOBATE_NODE_LABELS"
+"""Environment variable with the labels of the nodes that workers may run on, as JSON."""
 _STARTS = 3
 _PATIENCE = "300"
 """Seconds for workers to start. Ray's default of 60 is short for two that import torch."""
@@ -53,7 +56,10 @@ def run(work: Callable[[], Result], workers: int, replacements: int) -> Result:
             _worker,
             train_loop_config={"root": str(Path.cwd()), "work": work, "send": messages.put},
             scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=on_gpu, resources_per_worker={"CPU": 1}
+                num_workers=workers,
+                use_gpu=on_gpu,
+                resources_per_worker={"CPU": 1},
+                label_selector=json.loads(os.environ.get(NODE_LABELS, "null")),
             ),
             run_config=RunConfig(
                 name="run",

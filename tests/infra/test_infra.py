@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.resources import files
@@ -169,3 +170,81 @@ def test_the_s3_policy_has_the_shape_of_one_and_names_what_s3_can_do() -> None:
         for action in [actions] if isinstance(actions, str) else actions:
             prefix, _, name = action.partition(":")
             assert prefix == "s3" and name in permissions | set(service.operation_names)
+
+
+def groups() -> list[dict[str, Any]]:
+    (ray,) = documents("kubernetes/raycluster.yaml")
+    return [*ray["spec"]["workerGroupSpecs"]]
+
+
+def test_the_ray_cluster_on_kubernetes_is_what_kuberay_asks_for() -> None:
+    schema = json.loads((Path(__file__).parent / "raycluster.schema.json").read_text())
+    (cluster,) = documents("kubernetes/raycluster.yaml")
+    assert refusals(schema, cluster) == []
+    cluster["spec"]["workerGroupSpecs"][0]["maxReplica"] = 4
+    assert "maxReplica" in refusals(schema, cluster)[0]
+
+
+def test_pods_with_several_gpus_have_shared_memory_and_a_network_for_nccl() -> None:
+    several = 0
+    for group in groups():
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        limits = container["resources"]["limits"]
+        if int(limits.get("nvidia.com/gpu", 0)) < 2:
+            continue
+        several += 1
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        memory = volumes[mounts["/dev/shm"]]["emptyDir"]
+        assert memory["medium"] == "Memory"
+        # it counts towards the container's memory
+        assert int(memory["sizeLimit"].removesuffix("Gi")) < int(
+            limits["memory"].removesuffix("Gi")
+        )
+        assert {"NCCL_SOCKET_IFNAME", "NCCL_DEBUG"} <= {one["name"] for one in container["env"]}
+        assert group["labels"]["accelerator"]
+    assert several == 1
+
+
+SBATCH = {"job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "exclusive"}
+SBATCH |= {"time", "signal"}
+
+
+def test_the_slurm_file_has_options_that_slurm_and_ray_know() -> None:
+    text = (INFRA / "slurm.sbatch").read_text()
+    assert text.startswith("#!/bin/bash\n")
+    assert set(re.findall(r"^#SBATCH --([a-z-]+)", text, re.M)) <= SBATCH
+    start = import_module("ray.scripts.scripts").start
+    known = {name for p in start.params if isinstance(p, click.Option) for name in p.opts}
+    symmetric = import_module("ray.scripts.symmetric_run").symmetric_run
+    known |= {name for p in symmetric.params if isinstance(p, click.Option) for name in p.opts}
+    command = text.partition("symmetric-run")[2].partition("\n  -- ")[0]
+    assert "--address" in command and "--min-nodes" in command
+    known_options(command, known)
+    assert not {"--head", "--port", "--block", "--node-ip-address"} & {*command.split()}
+
+
+def test_the_slurm_file_starts_ray_on_every_machine_and_a_round_on_one(tmp_path: Path) -> None:
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    for name, text in {
+        "scontrol": 'printf "node-a\\nnode-b\\n"',
+        "srun": 'printf "%s\\n" "$RAY_ADDRESS" "${#RAY_AUTH_TOKEN}" "$@"',
+    }.items():
+        (binaries / name).write_text(f"#!/bin/sh\n{text}\n")
+        (binaries / name).chmod(0o755)
+    slurm = {"JOB_NODELIST": "node-[a-b]", "JOB_NUM_NODES": "2", "CPUS_PER_TASK": "64"}
+    slurm |= {"GPUS_ON_NODE": "8", "SUBMIT_DIR": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", str(INFRA / "slurm.sbatch"), "--stage", "train"],
+        env={"PATH": f"{binaries}:/usr/bin:/bin", **{f"SLURM_{k}": v for k, v in slurm.items()}},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    address, token, *command = done.stdout.split()
+    assert (address, token) == ("node-a:6379", "32")
+    assert command[1] == "symmetric-run" and command[command.index("--min-nodes") + 1] == "2"
+    assert command[-5:] == ["--", ".venv/bin/cohobate", "run", "--stage", "train"]
+    assert "--num-gpus=8" in command
