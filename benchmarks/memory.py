@@ -45,9 +45,11 @@ CONFIGURATIONS = {
         128, FULL | {"batch_size": 4, "freeze": {"embeddings": False}}
     ),
     "sft, two layers frozen": Configuration(256, FULL | {"batch_size": 8, "freeze": {"layers": 2}}),
-    "sft, adafactor": Configuration(256, FULL | {"batch_size": 2, "optimiser": "adafactor"}),
+    "sft, adafactor": Configuration(256, FULL | {"batch_size": 4, "optimiser": "adafactor"}),
     "lora": Configuration(256, FULL | {"batch_size": 8, "adapter": {"type": "lora"}}),
-    "deep model": Configuration(256, FULL | {"batch_size": 8}, DEEP),
+    "activation checkpointing": Configuration(
+        256, FULL | {"batch_size": 8, "activation_checkpointing": True}, DEEP
+    ),
     "kd, live teacher": Configuration(256, FULL | {"batch_size": 8}, SMALL, DEEP),
     "kd, live teacher, bfloat16": Configuration(128, HALF | {"batch_size": 16}, SMALL, DEEP),
 }
@@ -82,7 +84,7 @@ def measure(name: str) -> dict[str, Any]:
     from cohobate.training.memory import TeacherSize, peak_memory
 
     case = CONFIGURATIONS[name]
-    how = Hyperparameters.model_validate({"updates": 3, "threads": 1} | case.hyperparameters)
+    how = Hyperparameters.model_validate({"updates": 2, "threads": 1} | case.hyperparameters)
     torch.manual_seed(0)
     ids_RS = torch.randint(1, VOCABULARY, (4 * how.batch_size, case.tokens)).int().numpy()
     start = case.tokens // 2
@@ -120,6 +122,7 @@ def main() -> int:
         return 0
     native = machine()["number_format"]
     results, rows = {}, []
+    head = ["MiB", "weights", "gradients", "optimiser", "activations", "logits", "live teachers"]
     for name in options.only:
         if CONFIGURATIONS[name].hyperparameters["precision"] not in {"float32", native}:
             continue
@@ -128,10 +131,9 @@ def main() -> int:
         estimate = sum(parts.values()) - parts["the program"]
         measured = figures["measured"] / 2**20
         results[name] = figures
-        shown = [f"{size:.0f}" for part, size in parts.items() if part != "the program"]
+        shown = [f"{size:.0f}" for part, size in parts.items() if part in head]
         rows.append([name, *shown, f"{estimate:.0f}", f"{measured:.0f}", estimate / measured])
         print(f"  {name}: {estimate:.0f} estimated, {measured:.0f} measured", file=sys.stderr)
-    head = ["MiB", "weights", "gradients", "optimiser", "activations", "logits", "teachers"]
     print(table([*head, "estimate", "measured", "ratio"], rows))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"machine": machine(), "figures": results}, indent=2) + "\n")

@@ -8,16 +8,13 @@ memory allocator and the processor's library add is not in it. `python -m benchm
 the estimates to measured peaks; docs/memory.md has the table.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from cohobate.errors import UserError
 from cohobate.fast.frozen import PACKED_BYTES
-from cohobate.models.model_size import ModelSize, size_of_model
-from cohobate.models.number_formats import resolve
+from cohobate.models.model_size import ModelSize
+from cohobate.models.number_formats import BYTES, resolve
 from cohobate.training.activation_memory import KeptForBackward, forward_bytes, kept_for_backward
-from cohobate.training.device_memory import GIB, available_memory
 from cohobate.training.hyperparameters import Hyperparameters
 
 PROGRAM_BYTES = 520 << 20
@@ -28,8 +25,9 @@ _MOMENTS = {"adamw": 8, "adafactor": 0, "sgd": 0}  # bytes a trained weight
 _BLOCKWISE = 32 << 20
 """Bytes of the elementwise part of the head's loss on a CPU, whatever the vocabulary."""
 
-WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS, LOGITS, TEACHERS, PROGRAM = (
+WEIGHTS, GATHERED, GRADIENTS, OPTIMISER, ACTIVATIONS, LOGITS, TEACHERS, PROGRAM = (
     "weights",
+    "gathered",
     "gradients",
     "optimiser",
     "activations",
@@ -37,16 +35,8 @@ WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS, LOGITS, TEACHERS, PROGRAM = (
     "live teachers",
     "the program",
 )
-PARTS = (WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS, LOGITS, TEACHERS, PROGRAM)
-_TOO_HIGH = 1.15
-_FIXES = {
-    WEIGHTS: "a smaller student",
-    GRADIENTS: "adapter: {type: lora}",
-    OPTIMISER: "optimiser: adafactor, or adapter: {type: lora}",
-    ACTIVATIONS: "a smaller micro_batch_size",
-    LOGITS: "a smaller chunk_tokens",
-    TEACHERS: "stored signals, targets: data/capture/<teacher>",
-}
+PARTS = (WEIGHTS, GATHERED, GRADIENTS, OPTIMISER, ACTIVATIONS, LOGITS, TEACHERS, PROGRAM)
+"""`gathered`: weights that a sharded model has whole for the moment."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +54,14 @@ class Placement:
 
     device: str = "cpu"
     workers: int = 1
-    sharded: bool = False
-    """Weights, gradients and moments are divided among the workers."""
 
-    @property
-    def shards(self) -> int:
-        """Among how many workers a weight is divided."""
-        return self.workers if self.sharded else 1
+    def shards(self, hyperparameters: Hyperparameters) -> int:
+        """Return among how many workers a weight, its gradient and its moments are divided."""
+        can = (
+            hyperparameters.optimiser != "adafactor" and hyperparameters.quantisation.type == "none"
+        )
+        auto = hyperparameters.sharding == "auto" and can and self.device != "cpu"
+        return self.workers if hyperparameters.sharding == "on" or auto else 1
 
 
 ALONE = Placement()
@@ -163,31 +154,77 @@ class _Update:
         """Layers that have a backward pass: frozen lowest ones keep nothing for it."""
         return max(0, self.size.layers - self.how.freeze.layers)
 
+    @property
+    def shards(self) -> int:
+        return self.placement.shards(self.how)
+
     def moments(self) -> list[dict[str, int]]:
         """Return the parts at each moment that can be the peak."""
-        trained, wide = trained_parameters(self.size, self.how), self.size.head
+        trained, shards = trained_parameters(self.size, self.how), self.shards
         held = {
             PROGRAM: PROGRAM_BYTES if self.on_cpu else GPU_CONTEXT_BYTES,
-            WEIGHTS: 4 * self.size.parameters,
-            OPTIMISER: _MOMENTS[self.how.optimiser] * trained,
+            WEIGHTS: self._weights() // shards,
+            GATHERED: self._gathered(),
+            OPTIMISER: _MOMENTS[self.how.optimiser] * trained // shards,
             TEACHERS: sum(self._frozen(teacher) for teacher in self.teachers),
         }
         # the head's gradient is complete with its loss; the others come with the backward pass
-        of_head = 4 * wide if self._trains_head else 0
-        before = 4 * trained + of_head if self.accumulates else of_head
-        if self.half and self.on_cpu:
-            held[WEIGHTS] += 2 * wide  # the head's cast is kept
+        of_head = 4 * self.size.head if self._trains_head else 0
+        before = of_head + (4 * trained // shards if self.accumulates else 0)
+        held[WEIGHTS] += self._cast_head()
         in_pass = held | {GRADIENTS: before, ACTIVATIONS: self._activations()}
-        # autocast keeps a bfloat16 copy of each linear map until the backward pass has used it
-        in_pass[WEIGHTS] += 2 * self.size.block * self.active if self.half else 0
+        in_pass[WEIGHTS] += self._cast_blocks()
         teachers_pass = max([0, *(self._teacher_pass(teacher) for teacher in self.teachers)])
         layer_back = in_pass[ACTIVATIONS] + self._layer_backward()
         return [
             in_pass | {LOGITS: self._logits()},
             in_pass | {TEACHERS: held[TEACHERS] + teachers_pass},
-            in_pass | {ACTIVATIONS: layer_back},
-            held | {GRADIENTS: 4 * trained, ACTIVATIONS: self._step()},
+            in_pass | {ACTIVATIONS: layer_back, GRADIENTS: before + self._whole_gradients()},
+            held | {GRADIENTS: 4 * trained // shards, ACTIVATIONS: self._step(), GATHERED: 0},
         ]
+
+    @property
+    def _base(self) -> int:
+        """Bytes of a weight: float32, but for a frozen one under LoRA."""
+        adapter, device = self.how.adapter, self.placement.device
+        return BYTES[resolve(adapter.base_precision, device)] if adapter.type == "lora" else 4
+
+    @property
+    def _product(self) -> int:
+        """Bytes of a number in products."""
+        return 2 if self.half else 4
+
+    def _weights(self) -> int:
+        updates = trained_parameters(self.size, self.how) if self.how.adapter.type == "lora" else 0
+        return self._base * self.size.parameters + 4 * updates
+
+    def _cast_blocks(self) -> int:
+        """Return what autocast keeps of each linear map until the backward pass has used it.
+
+        Sharded blocks are gathered in bfloat16 already.
+        """
+        casts = self.half and self._base == 4 and self.shards == 1
+        return 2 * self.size.block * self.active if casts else 0
+
+    def _cast_head(self) -> int:
+        """Return what is kept of the head in bfloat16: on a CPU always, elsewhere if frozen."""
+        kept = self.half and self._base == 4 and (self.on_cpu or not self._trains_head)
+        return 2 * self.size.head if kept else 0
+
+    def _gathered(self) -> int:
+        """Return what is whole of a sharded student: the ends, a block, and the one behind it."""
+        if self.shards == 1:
+            return 0
+        of_block = min(self._base, self._product)
+        return self._base * self.size.embeddings + 2 * of_block * self.size.block
+
+    def _whole_gradients(self) -> int:
+        """Return the gradients of a sharded block before they are divided, and as they are sent."""
+        if self.shards == 1:
+            return 0
+        embeddings, head = _trained_ends(self.size, self.how)
+        block = self.size.block if self.how.adapter.type == "full" else 0
+        return max((self._product + 4) * block, 4 * max(embeddings, head))
 
     @property
     def _trains_head(self) -> bool:
@@ -195,21 +232,23 @@ class _Update:
         return bool(embeddings if self.size.tied else head)
 
     def _activations(self) -> int:
-        a_token = self._kept.bytes(self.size, self.tokens)
+        a_token, layers = self._kept.bytes(self.size, self.tokens), self.active
+        if self.how.activation_checkpointing:
+            # each block's input, and all of the one that runs again
+            a_token, layers = 4 * self.size.width * layers + a_token, 1
         # the last layer's output, and its norm
-        return self.rows * self.tokens * (self.active * a_token + 12 * self.size.width)
+        return self.rows * self.tokens * (layers * a_token + 12 * self.size.width)
 
     def _layer_backward(self) -> int:
         """Return what the backward pass of one layer adds to what is kept for it."""
-        number = 2 if self.half else 4
-        mlp = 3 * number * self.size.neurons
+        mlp = 3 * self._product * self.size.neurons
         scores = 8 * self.size.heads * self.tokens if self._kept.scores else 0
         return self.rows * self.tokens * (8 * self.size.width + max(mlp, scores))
 
     def _logits(self) -> int:
         """Return the bytes of the head's loss: logits of one chunk, and what they become."""
         chunk = min(self.how.chunk_tokens, self.rows * self.tokens)
-        number = 2 if self.half else 4
+        number = self._product
         # the selected hidden states, their gradient, and its cast
         hidden = self.rows * self.tokens * self.size.width * (4 + number + 4 * self.half)
         live = sum(each.bytes_per_weight or number for each in self.teachers)
@@ -219,11 +258,15 @@ class _Update:
         # a GPU does what is elementwise over a chunk at once: student, teacher, their logarithms,
         # a term's gradient, the sum's and an exponential, in float32; stored signals need three
         elementwise = 4 * (7 if self.teachers else 3) * chunk * self.size.vocabulary
-        cast = number * self.size.head if self.half else 0
+        cast = 0 if self._cast_head() else number * self.size.head * (self._base == 4)
         return hidden + products + elementwise + cast
 
     def _frozen(self, teacher: TeacherSize) -> int:
-        return frozen_bytes(teacher.size, teacher.bytes_per_weight, on_cpu=self.on_cpu)
+        size, number = teacher.size, teacher.bytes_per_weight
+        if self.shards == 1:
+            return frozen_bytes(size, number, on_cpu=self.on_cpu)
+        # its ends stay whole; of its blocks one and the one behind it are
+        return number * (size.parameters // self.shards + size.embeddings + 2 * size.block)
 
     def _teacher_pass(self, teacher: TeacherSize) -> int:
         """Return what a teacher's forward pass adds: the tensors of one layer at a time."""
@@ -251,58 +294,3 @@ def frozen_bytes(size: ModelSize, bytes_per_weight: int, *, on_cpu: bool = True)
     copy = bytes_per_weight * (size.body + size.head)
     packed = copy if on_cpu and copy <= PACKED_BYTES else 0
     return bytes_per_weight * size.parameters + packed
-
-
-def check_memory(
-    label: str, parts: Mapping[str, int], available: int, *, where: str, fix: str = ""
-) -> None:
-    """Refuse a run that surely needs more memory than is available.
-
-    An estimate may be 15 % too high: what is above by less is let through.
-
-    Args:
-        label: the run, in messages.
-        parts: its estimate.
-        available: bytes.
-        where: the section of params.yaml.
-        fix: a change with which it fits; without it, params that make the largest parts smaller.
-
-    Raises:
-        UserError: names the parts, the largest first, and the fix.
-    """
-    total = sum(parts.values())
-    if total <= _TOO_HIGH * available:
-        return
-    most = sorted((part for part in _FIXES if parts.get(part)), key=lambda part: -parts[part])
-    shares = ", ".join(f"{part} {parts[part] / GIB:.1f}" for part in most)
-    raise UserError(
-        f"{label} needs {total / GIB:.1f} GiB of memory, {available / GIB:.1f} GiB available "
-        f"({shares})",
-        where=where,
-        fix=fix or " or ".join(_FIXES[part] for part in most[:2]),
-    )
-
-
-def check_training_memory(
-    model: Any,
-    hyperparameters: Hyperparameters,
-    tokens: int,
-    teachers: Sequence[Any],
-    *,
-    where: str,
-    workers: int = 1,
-) -> None:
-    """Refuse a run whose models are loaded where memory is short for what training adds.
-
-    Raises:
-        UserError: as `check_memory`.
-    """
-    available = available_memory()
-    if available is None:
-        return
-    size = size_of_model(model)
-    sizes = [TeacherSize(size_of_model(teacher), 0) for teacher in teachers]
-    parts = peak_memory(size, hyperparameters, tokens, sizes, placement=Placement(workers=workers))
-    # all models are loaded: their weights are no longer in what is available
-    parts |= {PROGRAM: 0, WEIGHTS: parts[WEIGHTS] - 4 * size.parameters}
-    check_memory(f"training on rows of {tokens} tokens", parts, available // workers, where=where)

@@ -27,7 +27,7 @@ from cohobate.training.checkpointing import CheckpointDir
 from cohobate.training.fused_trainer import FusedTrainer, Rollouts
 from cohobate.training.history import Update
 from cohobate.training.hyperparameters import Hyperparameters
-from cohobate.training.memory import check_training_memory
+from cohobate.training.memory_check import check_training_memory
 from cohobate.training.model_loss import CausalLMLoss, ModelLoss
 from cohobate.training.model_setup import sharded_weights, training_setup
 

@@ -19,7 +19,8 @@ from cohobate.models.model_size import ModelSize
 from cohobate.models.number_formats import BYTES, resolve
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.training.hyperparameters import Hyperparameters
-from cohobate.training.memory import PROGRAM, Placement, TeacherSize, check_memory, peak_memory
+from cohobate.training.memory import PROGRAM, Placement, TeacherSize, peak_memory
+from cohobate.training.memory_check import check_memory
 from tasks.preflight.devices import Device
 from tasks.preflight.inference_memory import Parts, of_capture, of_generation, of_vllm
 from tasks.preflight.phases import PHASES

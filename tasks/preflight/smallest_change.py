@@ -58,20 +58,22 @@ def _changes(phase: Hyperparameters, devices: int | None) -> Iterator[Changes]:
     while tokens > 64:
         tokens //= 2
         yield {"chunk_tokens": tokens}
-    fields = type(phase).model_fields
-    if "activation_checkpointing" in fields:
+    if not phase.activation_checkpointing:
         yield {"activation_checkpointing": "true"}
-    if "workers" in fields:
+    if "workers" in type(phase).model_fields:
         yield from _changes_of_phase(phase, devices)
-    if phase.optimiser == "adamw" and phase.adapter.type == "full":
+    if phase.optimiser == "adamw" and phase.sharding != "on":
         yield {"optimiser": "adafactor"}
     if phase.adapter.type == "full" and phase.quantisation.type == "none":
         yield {"adapter": "{type: lora}"}
+        yield {"adapter": "{type: lora, base_precision: bfloat16}"}
 
 
 def _changes_of_phase(phase: Any, devices: int | None) -> Iterator[Changes]:
     """Yield what divides the models of a phase, or takes its live teacher away."""
     workers = phase.workers
+    if workers > 1 and phase.sharding != "on":
+        yield {"sharding": "on"}
     while devices and 2 * workers <= devices and phase.batch_size % (2 * workers) == 0:
         workers *= 2
         yield {"workers": workers}

@@ -8,7 +8,7 @@ import torch
 from cohobate.errors import UserError
 from cohobate.losses.divergences import Hard
 from cohobate.models.model_size import ModelSize, size_of_config, size_of_model
-from cohobate.training import memory, trainer
+from cohobate.training import memory_check, trainer
 from cohobate.training.activation_memory import kept_for_backward
 from cohobate.training.hyperparameters import Hyperparameters
 from cohobate.training.memory import (
@@ -22,11 +22,11 @@ from cohobate.training.memory import (
     WEIGHTS,
     Placement,
     TeacherSize,
-    check_memory,
     frozen_bytes,
     peak_memory,
     trained_parameters,
 )
+from cohobate.training.memory_check import check_memory
 from tests.cohobate.methods.test_on_policy import prompts
 
 SMOL = ModelSize(134_515_008, 28_311_552, 30, 576, 1536, 9, 49_152)
@@ -179,11 +179,11 @@ def test_what_does_not_fit_is_refused_with_its_fix() -> None:
 def test_training_stops_before_it_begins_where_memory_is_short(
     model, tokenizer, monkeypatch
 ) -> None:
-    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    monkeypatch.setattr(memory_check, "available_memory", lambda: 1000)
     with pytest.raises(UserError, match="GiB") as caught:
         trainer.fit(model, prompts(), [Hard()], chosen(threads=1), seed=1, label="train kd, seed 1")
     assert caught.value.where == "train kd, seed 1"
-    monkeypatch.setattr(memory, "available_memory", lambda: None)
+    monkeypatch.setattr(memory_check, "available_memory", lambda: None)
     assert trainer.fit(model, prompts(), [Hard()], chosen(threads=1), seed=1, label="it")
 
 
