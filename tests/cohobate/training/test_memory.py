@@ -13,6 +13,7 @@ from cohobate.training.activation_memory import kept_for_backward
 from cohobate.training.hyperparameters import Hyperparameters
 from cohobate.training.memory import (
     ACTIVATIONS,
+    GATHERED,
     GPU_CONTEXT_BYTES,
     GRADIENTS,
     LOGITS,
@@ -82,7 +83,34 @@ def test_a_gpu_computes_in_its_own_format_and_packs_nothing() -> None:
     parts = peak_memory(SMOL, chosen(batch_size=1), 512, teachers, placement=on_gpu)
     assert parts[PROGRAM] == GPU_CONTEXT_BYTES
     assert 2 * SMOL.parameters <= parts[TEACHERS] < 2.2 * SMOL.parameters
-    assert parts[WEIGHTS] == pytest.approx(4 * SMOL.parameters + 2 * SMOL.body)
+    # casts of the linear maps and of the frozen head beside the weights
+    assert parts[WEIGHTS] == pytest.approx(4 * SMOL.parameters + 2 * (SMOL.body + SMOL.head))
+
+
+def test_sharded_workers_hold_a_share_and_gather_a_block() -> None:
+    def parts(workers: int, **fields) -> dict[str, int]:
+        how = chosen(precision="float32", batch_size=8, sharding="on", **fields)
+        return peak_memory(SMOL, how, 64, [TeacherSize(SMOL)], placement=Placement(workers=workers))
+
+    one, four = parts(1), parts(4)
+    assert four[WEIGHTS] == one[WEIGHTS] // 4 and four[OPTIMISER] == one[OPTIMISER] // 4
+    assert one[GATHERED] == 0
+    assert four[GATHERED] == 4 * SMOL.embeddings + 8 * SMOL.block
+    whole = 2 * (SMOL.parameters // 4 + SMOL.embeddings + 2 * SMOL.block)
+    assert whole <= four[TEACHERS] < one[TEACHERS]
+    # auto: on GPUs alone
+    auto = chosen(batch_size=8)
+    assert Placement("cpu", 4).shards(auto) == 1 and Placement("cuda", 4).shards(auto) == 4
+    assert Placement("cuda", 4).shards(chosen(optimiser="adafactor")) == 1
+
+
+def test_computed_activations_and_a_narrow_base_take_their_part_off() -> None:
+    plain = peak_memory(SMOL, chosen(), 512)
+    again = peak_memory(SMOL, chosen(activation_checkpointing=True), 512)
+    assert again[ACTIVATIONS] < plain[ACTIVATIONS] / 5
+    lora = {"type": "lora", "base_precision": "bfloat16"}
+    narrow = peak_memory(SMOL, chosen(adapter=lora), 512)[WEIGHTS]
+    assert 2 * SMOL.parameters < narrow < 2.3 * SMOL.parameters
 
 
 def test_workers_divide_the_rows_of_an_update() -> None:
