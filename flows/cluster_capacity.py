@@ -46,7 +46,7 @@ def check(
 def _has_labels(node: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
     """Say whether a node has the labels; Ray's operators (`in(a,b)`, `!a`) are left to Ray."""
     plain = {key: value for key, value in labels.items() if value.isidentifier()}
-    return plain.items() <= node.get("Labels", {}).items()
+    return bool(plain.items() <= node.get("Labels", {}).items())
 
 
 def _check_workers(
