@@ -101,7 +101,8 @@ def _train(folder: Path, phase: Phase, seed: int) -> PhaseResult:
         for name, other in trained.extra_models.items():
             beside = folder / name / f"seed-{seed}"
             checkpoints.save(other, tokenizer, beside, provenance, precision=phase.save_precision)
-    return trained
+    # they are on disk: a worker sends its result to the process that waits for it
+    return trained._replace(extra_models={})
 
 
 def rows_of(path: Path) -> list[Any]:

@@ -60,7 +60,8 @@ def fit(
         history = fit(model, examples, [Hard()], Hyperparameters(updates=10, batch_size=1))
 
     For distillation give divergences such as `ForwardKL()`, and a `target_source`. Nothing is
-    written to disk, unless the call lies in a `checkpointing.resumable` block.
+    written to disk, unless the call lies in a `checkpointing.resumable` block. Of several workers
+    that share the weights (`sharding`) the first one has the trained model, on its CPU.
 
     Args:
         model: any causal LM of transformers.

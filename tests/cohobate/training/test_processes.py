@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
+from ray import cloudpickle
 
 from cohobate import sealed_folder
 from cohobate.data.records import (
@@ -136,7 +137,8 @@ def together(fields: dict[str, Any], count: int = 2) -> list[str]:
             message = ""
             try:
                 join(rank, count)
-                _train(TRAIN / "it", phase(fields | {"workers": count}), seed=1)
+                result = _train(TRAIN / "it", phase(fields | {"workers": count}), seed=1)
+                cloudpickle.dumps(result)  # as Ray sends it
             except BaseException as error:
                 message = f"{type(error).__name__}: {error}"
             Path(f"said-{rank}").write_text(message)
