@@ -43,12 +43,86 @@ def start_workers(
                 lambda worker, batch: worker.answer.remote(batch, decoding), batches
             )
         except RayActorError as error:
-            raise UserError(
-                f"a worker died while it generated: {str(error).splitlines()[0]}",
-                fix="repeat the command: finished answers are kept",
-            ) from None
+            raise _died(error) from None
 
     return answers
+
+
+class VllmReplicas:
+    """Several vLLM engines behind the method of one: each gets a share of the prompts."""
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self.actors = actors
+
+    def generate(
+        self, prompts: Sequence[Any], samplings: Sequence[Any], *, use_tqdm: bool
+    ) -> list[Any]:
+        """Return an output for each prompt, in their order, as `vllm.LLM.generate` does.
+
+        Raises:
+            UserError: an actor died.
+        """
+        import ray
+        from ray.exceptions import RayActorError
+
+        each = -(-len(prompts) // len(self.actors))
+        shares = [slice(start, start + each) for start in range(0, len(prompts), each)]
+        try:
+            replies = [
+                actor.generate.remote(prompts[share], samplings[share], use_tqdm)
+                for actor, share in zip(self.actors, shares, strict=False)
+            ]
+            return [output for outputs in ray.get(replies) for output in outputs]
+        except RayActorError as error:
+            raise _died(error) from None
+
+
+def start_vllm(options: dict[str, Any], replicas: int, gpus: int) -> VllmReplicas:
+    """Start vLLM engines as Ray actors, each with its GPUs reserved together.
+
+    Args:
+        options: the arguments of `vllm.LLM`.
+        replicas: how many engines.
+        gpus: GPUs of each.
+    """
+    import ray
+    from ray.util import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    if not ray.is_initialized():
+        ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    engine: Any = ray.remote(_VllmEngine)
+    if gpus == 1:
+        actors = [engine.options(num_gpus=1).remote(options) for _ in range(replicas)]
+        return VllmReplicas(actors)
+    actors = []
+    for _ in range(replicas):
+        # all GPUs of an engine or none; vLLM starts its own workers inside the group
+        group = placement_group([{"GPU": 1, "CPU": 1}] * gpus, strategy="PACK")
+        where = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+        placed = engine.options(num_cpus=0, num_gpus=0, scheduling_strategy=where)
+        actors.append(placed.remote(options | {"distributed_executor_backend": "ray"}))
+    return VllmReplicas(actors)
+
+
+class _VllmEngine:
+    """One vLLM engine in a process of its own."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        import vllm
+
+        self.model = vllm.LLM(**options)
+
+    def generate(self, prompts: list[Any], samplings: list[Any], use_tqdm: bool) -> list[Any]:
+        """Return vLLM's outputs."""
+        return list(self.model.generate(prompts, samplings, use_tqdm=use_tqdm))
+
+
+def _died(error: Exception) -> UserError:
+    return UserError(
+        f"a worker died while it generated: {str(error).splitlines()[0]}",
+        fix="repeat the command: finished answers are kept",
+    )
 
 
 def _single_threaded() -> type:

@@ -34,13 +34,18 @@ if TYPE_CHECKING:
 
 
 class Vllm(Section):
-    """vLLM, in this process."""
+    """vLLM, in this process or in several of Ray's."""
 
     type: Literal["vllm"]
     precision: Precision = "auto"
     """Number format of weights and matrix products."""
     gpus: int = Field(1, ge=1)
-    """GPUs that share the model (tensor parallelism)."""
+    """GPUs that share each layer (tensor parallelism)."""
+    stages: int = Field(1, ge=1)
+    """Groups of `gpus` that have some of the layers each (pipeline parallelism)."""
+    replicas: int = Field(1, ge=1)
+    """Copies of the model, each in a Ray actor with `gpus` x `stages` GPUs; prompts are divided
+    among them, and the answers' order stays."""
     memory: float = Field(0.9, gt=0, le=1)
     """Share of each GPU's memory."""
     rows: int = Field(512, ge=1)
@@ -108,15 +113,23 @@ class Vllm(Section):
                 where="params.yaml, generate.backend",
                 fix="uv pip install vllm   (needs a GPU; or choose {type: transformers})",
             ) from None
-        model = vllm.LLM(
-            model=str(checkpoint),
-            dtype=self.number_format,
-            tensor_parallel_size=self.gpus,
-            gpu_memory_utilization=self.memory,
-            seed=0,
-            **({"max_logprobs": k} if k else {}),  # 20 unless it is told
-        )
-        return vllm, model
+        options: dict[str, Any] = {
+            "model": str(checkpoint),
+            "dtype": self.number_format,
+            "tensor_parallel_size": self.gpus,
+            "pipeline_parallel_size": self.stages,
+            "gpu_memory_utilization": self.memory,
+            "seed": 0,
+        }
+        if k:
+            options["max_logprobs"] = k  # 20 unless it is told
+        if self.replicas == 1:
+            return vllm, vllm.LLM(**options)
+        from cohobate.backends.ray_workers import start_vllm
+
+        # workers have other folders
+        options["model"] = str(checkpoint.resolve())
+        return vllm, start_vllm(options, self.replicas, self.gpus * self.stages)
 
     def _signals(
         self, checkpoint: Path, tokenizer: Any, signal_log: "SignalLog | None"

@@ -60,9 +60,9 @@ def of_vllm(size: ModelSize, backend: Vllm, device: Device) -> Parts:
     vLLM fills the share of the GPU that `memory` gives it with further rows.
     """
     number = BYTES[backend.number_format]
-    cache = 2 * number * size.layers * size.keys * _LONG
+    cache, gpus = 2 * number * size.layers * size.keys * _LONG, backend.gpus * backend.stages
     return {
         PROGRAM: GPU_CONTEXT_BYTES,
-        WEIGHTS: number * size.parameters // backend.gpus,
-        ACTIVATIONS: cache // backend.gpus,
+        WEIGHTS: number * size.parameters // gpus,
+        ACTIVATIONS: cache // gpus,
     }

@@ -3,11 +3,13 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
+from cohobate.backends import ray_workers
 from cohobate.backends.settings import GenerateParams
 from cohobate.backends.vllm import Vllm
 from cohobate.data.records import (
@@ -72,7 +74,43 @@ def test_answers_come_without_the_closing_token(ready, stand_in, tokenizer):
     length = len(tokenizer(rows[0].prompt)["input_ids"]) + 1
     assert rows[0].logprob == pytest.approx(-2 / length, abs=1e-6)
     assert stand_in.options["tensor_parallel_size"] == 2
+    assert stand_in.options["pipeline_parallel_size"] == 1
     assert stand_in.samplings == [{"max_tokens": 9, "logprobs": 0, "temperature": 0.0}] * 5
+
+
+class Engine:
+    """An actor's handle, whose calls are answered at once."""
+
+    def __init__(self, name):
+        self.name, self.generate = name, SimpleNamespace(remote=self.answers)
+
+    def answers(self, prompts, samplings, use_tqdm):
+        return [f"{self.name} {prompt} {s}" for prompt, s in zip(prompts, samplings, strict=True)]
+
+
+def test_prompts_are_divided_among_replicas_and_keep_their_order(monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "get", lambda replies: replies)
+    replicas = ray_workers.VllmReplicas([Engine("a"), Engine("b")])
+    outputs = replicas.generate([1, 2, 3], [7, 8, 9], use_tqdm=False)
+    assert outputs == ["a 1 7", "a 2 8", "b 3 9"]
+    assert replicas.generate([1], [7], use_tqdm=False) == ["a 1 7"]
+
+
+def test_replicas_are_started_with_their_gpus(ready, stand_in, monkeypatch, tokenizer):
+    calls = []
+
+    def start(options, replicas, gpus):
+        calls.append((options, replicas, gpus))
+        return sys.modules["vllm"].LLM(**options)
+
+    monkeypatch.setattr(ray_workers, "start_vllm", start)
+    rows = answered(Vllm(type="vllm", gpus=2, stages=2, replicas=3))
+    assert all(row.answer == row.prompt for row in rows)
+    ((options, replicas, gpus),) = calls
+    assert (replicas, gpus, options["pipeline_parallel_size"]) == (3, 4, 2)
+    assert Path(options["model"]).is_absolute()
 
 
 def test_each_sample_has_a_seed_of_its_own(ready, stand_in):
