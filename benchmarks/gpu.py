@@ -184,7 +184,7 @@ def kd_step(setting: Setting, *, sharded: bool = False) -> dict[str, float]:
         student, [ForwardKL()], how.chunk_tokens, source, setting.vocabulary,
         compiled=setting.device == "cuda",
     )  # fmt: skip
-    batch = {"ids_BS": setting.ids_BS, "positions_N": setting.positions_N}
+    batch: dict[str, Any] = {"ids_BS": setting.ids_BS, "positions_N": setting.positions_N}
     batch |= {"labels_N": setting.labels_N, "divisor": len(setting.labels_N)}
     if sharded:
         sharding.shard(teacher, [teacher])
@@ -281,8 +281,8 @@ def one_rank(setting: Setting) -> Iterator[None]:
 
     with tempfile.TemporaryDirectory() as folder:
         backend = "nccl" if setting.device == "cuda" else "gloo"
-        store = dist.FileStore(f"{folder}/store", 1)
-        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        place = f"file://{folder}/store"
+        dist.init_process_group(backend, init_method=place, rank=0, world_size=1)
         try:
             yield
         finally:
