@@ -190,7 +190,7 @@ class Memory:
         for key in getattr(phase, "teachers", None) or (name,):
             if phase_of := self._phase(stage, key):
                 yield TeacherSize(self._start(phase_of), number)
-            else:
+            elif stage != "adapt" or key in self.teachers:  # a served teacher is elsewhere
                 yield TeacherSize(self.teachers.get(key, self.student), number)
 
 

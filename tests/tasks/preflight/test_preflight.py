@@ -507,6 +507,10 @@ def test_what_no_service_gives_is_refused_before_anything_is_bought(look_at_serv
     look_at_served(decoding=sampled, scoring="vllm")
     with pytest.raises(UserError, match="its model is not here"):
         look_at_served(phases={"kd": STORED | {"targets": "models/adapt/main"}})
+    on_policy = {**SFT, "method": "on_policy", "targets": "models/adapt/main"}
+    with pytest.raises(UserError, match="its model is not here"):
+        look_at_served(phases={"kd": on_policy})
+    look_at_served(phases={"kd": on_policy}, scoring="vllm")
 
 
 @pytest.mark.parametrize(
