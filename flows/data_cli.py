@@ -145,12 +145,17 @@ def _show_tokens(model: str, figures: dict[str, Any]) -> None:
 def _show_rows(preview: "SourcePreview", rows: "list[RenderedRow]") -> None:
     from rich.text import Text
 
+    from cohobate.data.messages import prompt_text
+
     for number, row in enumerate(rows, start=1):
         format_name = preview.first_rows[number - 1][0]
         _print(f"\nrow {number}: {format_name}, {row.tokens} tokens, {row.learnt} learnt", "bold")
         if row.refusal:
             _print(row.refusal, style="yellow")
             continue
+        own = preview.first_rows[number - 1][1].teacher_prompt
+        if own is not None:
+            _print(f"the teacher reads: {_shortened(prompt_text(own))}", style="dim")
         text = Text()
         for piece, learnt in row.pieces:
             shown = _shortened(piece)

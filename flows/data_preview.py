@@ -59,6 +59,7 @@ class SourcePreview:
             "learnt at several turns": row.learn == "all" and row.answer is not None,
             "with tools": bool(turns and turns[0].tools),
             "answered by a call": bool(row.tool_calls),
+            "with a prompt of the teacher's own": row.teacher_prompt is not None,
             "with reasoning": any([row.reasoning, *(turn.reasoning for turn in turns)]),
         }
         self.counts.update(name for name, holds in traits.items() if holds)
@@ -144,10 +145,14 @@ def _format_of(form: Any, record: "SourceRecord") -> str:
 
 def render(tokenizer: "PreTrainedTokenizerBase", rows: Sequence["Row"]) -> list[RenderedRow]:
     """Render rows with a tokenizer and its chat template."""
+    from cohobate.data.examples import examples_of
+    from cohobate.data.teacher_prompts import teacher_examples
     from cohobate.data.tokenized import encode_all
 
     try:
         encoded = list(encode_all(tokenizer, rows))
+        # refuses answers that have other tokens behind the teacher's prompt
+        teacher_examples(tokenizer, rows, examples_of(rows, encoded))
     except UserError as error:
         if len(rows) > 1:  # which of them?
             return [one for row in rows for one in render(tokenizer, [row])]

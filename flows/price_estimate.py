@@ -62,4 +62,6 @@ def _test_prompts(evaluate: EvaluateParams, root: Path) -> list[Prompt]:
     """Return the test prompts and their variants, each once, as the ledger stores them."""
     rows = list(read_rows(root / TEST, Row))
     variants = [row for _, row in evaluate.robustness.variants(rows)]
-    return [*dict.fromkeys(row.prompt for row in [*rows, *variants])]
+    own = evaluate.teacher_reads == "teacher_prompt"
+    prompts = (row.prompt_of_teacher if own else row.prompt for row in [*rows, *variants])
+    return [*dict.fromkeys(prompts)]

@@ -6,6 +6,7 @@ cut off, rows made of several steps or of a part of an answer, earlier turns tha
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ import torch
 from cohobate.backends.signal_log import PackedAnswers, SignalLog, ids_digest
 from cohobate.data.examples import Example, examples_of
 from cohobate.data.records import Response
+from cohobate.data.teacher_prompts import as_teacher_reads, teacher_examples
 from cohobate.data.tokenized import Encoded, encode_all
 from cohobate.errors import UserError
 from cohobate.generation.requests import Completion, Request
@@ -151,7 +153,9 @@ def _kept_rows(
         examples = examples_of(rows, _encoded(tokenizer, rows))
         # one span: the answer is all that is learnt
         whole = [e for e in examples if len(e.spans) == 1 and e.spans[0][1] == len(e.ids)]
-        digests = [ids_digest(e.ids.tolist(), e.spans[0][0]) for e in whole]
+        # signals are of the prompt that the teacher read
+        read, whole = _read(tokenizer, rows, whole)
+        digests = [ids_digest(e.ids.tolist(), e.spans[0][0]) for e in read]
         at = log.find(digests)
         candidates = [(e, place) for e, place in zip(whole, at.tolist(), strict=True) if place >= 0]
         packed = log.read([place for _, place in candidates])
@@ -165,6 +169,22 @@ def _kept_rows(
         if kept:
             records = np.concatenate([signals.tokens for _, signals in kept])
             yield [example for example, _ in kept], Packed(records, np.empty(0, np.uint8))
+
+
+def _read(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Response], examples: Sequence[Example]
+) -> tuple[list[Example], list[Example]]:
+    """Return examples as the teacher reads them, and as they are; none of those that it cannot."""
+    try:
+        views, kept = teacher_examples(tokenizer, rows, examples), list(examples)
+    except UserError:
+        views, kept = {}, []
+        for example in examples:
+            # one by one: a filter may drop a row that cannot be aligned
+            with suppress(UserError):
+                views |= teacher_examples(tokenizer, rows, [example])
+                kept.append(example)
+    return [as_teacher_reads(views, example) for example in kept], kept
 
 
 def _encoded(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Response]) -> Iterator[Encoded]:

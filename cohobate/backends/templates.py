@@ -4,7 +4,8 @@ A template is a YAML file in `cohobate/backends/templates`. Its steps run one af
 steps and the rows can use a reply by the name of its step, its parts by the named groups of the
 step's pattern, and the reasoning before it as `reasoning` or `<step>_reasoning`. All texts are
 Jinja, with `prompt`, the replies so far, `pick` (one item of a list, drawn for each prompt and
-sample) and `seeds` (prompts of other rows):
+sample) and `seeds` (prompts of other rows). In the steps `prompt` is the row's `teacher_prompt`,
+where it has one:
 
     steps:
       - messages: [{role: user, content: "{{ prompt }} Think first, then write Answer: ..."}]
@@ -54,8 +55,13 @@ class Conversation:
     answer: Answer | None = None
     """The last reply."""
 
-    def render(self, text: str, pool: Sequence[str]) -> str:
-        """Render a Jinja text with the prompt and the replies so far.
+    def render(self, text: str, pool: Sequence[str], prompt: Prompt | None = None) -> str:
+        """Render a Jinja text with a prompt and the replies so far.
+
+        Args:
+            text: the text.
+            pool: prompts of other rows, for `seeds`.
+            prompt: the text's `prompt`; the row's own when not given.
 
         Raises:
             UserError: the text uses an unknown name, or is not Jinja.
@@ -64,7 +70,8 @@ class Conversation:
 
         # drawn by row and sample: the same texts in every run, so the ledger's keys match
         rng = random.Random(f"{self.row.id}/{self.sample}")
-        known = {**self.replies, "prompt": prompt_text(self.row.prompt), "pick": rng.choice}
+        own = self.row.prompt if prompt is None else prompt
+        known = {**self.replies, "prompt": prompt_text(own), "pick": rng.choice}
         known["seeds"] = lambda count: rng.sample(pool, min(count, len(pool)))
         try:
             return str(_jinja().from_string(text).render(known))
@@ -100,17 +107,17 @@ class Step(Section):
         return pattern
 
     def prompt_for(self, conversation: Conversation, pool: Sequence[str]) -> Prompt:
-        """Return the prompt of this step."""
+        """Return the prompt of this step, made of what the teacher reads of the row."""
+        own = conversation.row.prompt_of_teacher
         if self.text is not None:
-            return conversation.render(self.text, pool)
-        own = conversation.row.prompt
+            return conversation.render(self.text, pool, own)
         # unchanged, text as text: the backend decides how it is sent
         if self.messages == ("turns",):
             return own
         turns: list[Message] = []
         for message in self.messages:
             if isinstance(message, Message):
-                content = conversation.render(message.content, pool)
+                content = conversation.render(message.content, pool, own)
                 turns.append(message.model_copy(update={"content": content}))
             else:
                 turns += [Message(role="user", content=own)] if isinstance(own, str) else own
@@ -166,6 +173,10 @@ class RowText(Section):
         return Response(
             id=conversation.row.id if self.prompt is None else row_id(prompt),
             prompt=prompt,
+            # it belongs to the row's own prompt
+            teacher_prompt=None
+            if self.as_asked or self.prompt is not None
+            else conversation.row.teacher_prompt,
             prefix=self.prefix,
             answer=conversation.render(self.answer, ()),
             reasoning=(conversation.answer.reasoning or None) if kept else None,

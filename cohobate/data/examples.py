@@ -1,6 +1,7 @@
 """Tokenised examples for training, and the positions of their completions in a batch."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from cohobate.data.messages import prompt_key
 from cohobate.data.records import Response, Row
 from cohobate.data.tokenized import Encoded
 
@@ -38,6 +40,8 @@ class Example:
     """Name of an auxiliary target; empty for a prompt's own answer."""
     weight: float = 1.0
     """Of the loss of the row."""
+    teacher_prompt: int = 0
+    """Hash of the prompt that the teacher reads in place of this one; 0: it reads this one."""
 
     @classmethod
     def with_answer(cls, key: str, ids: np.ndarray, start: int, **fields: Any) -> "Example":
@@ -74,6 +78,15 @@ def row_key(row: Row) -> str:
     return row.id
 
 
+def teacher_prompt_hash(row: Row) -> int:
+    """Return a hash of the prompt that only the teacher reads; 0 where the row has none."""
+    if row.teacher_prompt is None:
+        return 0
+    text = json.dumps(prompt_key(row.teacher_prompt), sort_keys=True, ensure_ascii=False)
+    # of 63 bits, and never 0, which stands for none
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1 | 1
+
+
 def examples_of(
     rows: Iterable[Row], encoded: Iterable[Encoded], max_tokens: int | None = None
 ) -> list[Example]:
@@ -92,6 +105,7 @@ def examples_of(
             target=getattr(row, "target", None) or "",
             task=row.task or "",
             weight=1.0 if row.weight is None else row.weight,
+            teacher_prompt=teacher_prompt_hash(row),
         )
         for row, ids in zip(rows, encoded, strict=True)
         if ids.spans and (max_tokens is None or len(ids.ids) <= max_tokens)
@@ -106,6 +120,8 @@ def fingerprint(examples: Sequence[Example]) -> str:
         learnt = row.prompt_length if len(row.spans) == 1 else row.spans
         fields = (row.key, learnt, row.stage, row.signal, len(row.ids))
         digest.update(repr(fields).encode() + row.ids.tobytes())
+        if row.teacher_prompt:
+            digest.update(f"{row.teacher_prompt}".encode())
     return digest.hexdigest()
 
 

@@ -60,6 +60,9 @@ class Row(BaseModel):
     prompt: Prompt
     """Text to be continued as it stands, or a conversation for the model's chat template. Empty:
     the answer is raw text, of which every token is learnt."""
+    teacher_prompt: Prompt | None = None
+    """What the teacher reads in place of `prompt`: with a reference solution, a long instruction or
+    a caption that the student does not see. None: it reads the prompt."""
     prefix: str | None = None
     """Text before the prompt that tells a student which target is wanted, such as `[label] `."""
     answer: str | None = None
@@ -95,6 +98,18 @@ class Row(BaseModel):
     def full_prompt(self) -> Prompt:
         """The prompt behind its prefix: what a student reads."""
         return with_prefix(self.prompt, self.prefix)
+
+    @property
+    def prompt_of_teacher(self) -> Prompt:
+        """The prompt that the teacher reads, without prefix."""
+        return self.prompt if self.teacher_prompt is None else self.teacher_prompt
+
+    def for_teacher(self) -> Self:
+        """Return the row as the teacher reads it: its prompt in place of the student's."""
+        if self.teacher_prompt is None:
+            return self
+        own = {"prompt": self.teacher_prompt, "teacher_prompt": None}
+        return self.model_copy(update=own)
 
     @property
     def full_answer(self) -> str:

@@ -129,7 +129,9 @@ class Kd(Phase):
         if all((folder / "config.json").is_file() for folder in folders.values()):
             if self.crosses_tokenizers:
                 return self._cross_tokenizer(folders, tokenizer, rows, examples)
-            return self._live(folders, model, tokenizer, examples, seed)
+            source = self._live(folders, model, tokenizer, examples, seed)
+            source.attach(rows, examples)
+            return source
         if not all((folder / "signals.json").is_file() for folder in folders.values()):
             raise UserError(
                 "neither teachers' checkpoints nor signal stores",
@@ -265,5 +267,6 @@ class Kd(Phase):
             matching=matching,
             teacher_ids=teacher_ids,
             prefix_P=common_prefix(examples),
+            tokenizers={name: theirs for name, (_, theirs) in loaded.items()},
             **self._ensemble,
         )

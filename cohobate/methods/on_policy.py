@@ -86,6 +86,12 @@ class OnPolicy(Phase):
         held_out = examples[: self.student_text.held_out]
         examples = examples[len(held_out) :]
         served = self._served_teacher(tokenizer, seed)
+        if served and any(example.teacher_prompt for example in examples):
+            raise UserError(
+                "a teacher behind an endpoint scores on-policy answers behind the student's prompt",
+                where=f"{self.rows}, teacher_prompt; targets: {self.targets}",
+                fix="a teacher whose weights are here, or rows without a teacher_prompt",
+            )
         text = StudentRollouts(
             model,
             tokenizer,
@@ -109,7 +115,7 @@ class OnPolicy(Phase):
                 seed=seed,
                 label=label,
                 vocabulary=len(tokenizer),
-                target_source=served or self.teacher(tokenizer, examples, seed),
+                target_source=served or self.teacher(tokenizer, rows, examples, seed),
                 rollouts=text,
             )
         if served and served.refused:
@@ -157,7 +163,11 @@ class OnPolicy(Phase):
         ]
 
     def teacher(
-        self, tokenizer: "PreTrainedTokenizerBase", examples: "Sequence[Example]", seed: int
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[Row],
+        examples: "Sequence[Example]",
+        seed: int,
     ) -> "LiveSource":
         """Load the teacher as a live target source.
 
@@ -187,6 +197,12 @@ class OnPolicy(Phase):
         # None: the teacher numbers its tokens as the student does
         numbers = {} if ids is None else {folder.name: ids}
         prefix_P = common_prefix(examples)
-        return LiveSource(
-            {folder.name: model}, len(tokenizer), teacher_ids=numbers, prefix_P=prefix_P
+        source = LiveSource(
+            {folder.name: model},
+            len(tokenizer),
+            teacher_ids=numbers,
+            prefix_P=prefix_P,
+            tokenizers={folder.name: theirs},
         )
+        source.attach(rows, examples)
+        return source

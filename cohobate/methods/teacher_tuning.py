@@ -3,6 +3,7 @@
 To add a kind: a class with `publish`, and its name in `Tuning` at the bottom.
 """
 
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,7 +75,8 @@ class SftTuning(Hyperparameters):
         from cohobate.losses.divergences import Hard
         from cohobate.training.trainer import fit
 
-        rows = list(read_rows(LABELLED, Row))[: self.rows]
+        # as it will read them
+        rows = [row.for_teacher() for row in islice(read_rows(LABELLED, Row), self.rows)]
         if not rows:
             raise UserError(
                 "no labelled rows to tune the teacher on",

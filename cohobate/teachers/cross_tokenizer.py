@@ -87,8 +87,9 @@ class CrossTokenizerSource:
         """
         keys = {example.key for example in examples}
         rows = [row for row in rows if row_key(row) in keys]
-        encoded = encode_all(self.tokenizer, rows)
-        texts = [learnt_texts(t, rows) for t in (self.student_tokenizer, self.tokenizer)]
+        read = [row.for_teacher() for row in rows]
+        encoded = encode_all(self.tokenizer, read)
+        texts = [learnt_texts(self.student_tokenizer, rows), learnt_texts(self.tokenizer, read)]
         for row, ids, student, teacher in zip(rows, encoded, *texts, strict=True):
             groups = _align(row, (self.student_tokenizer, student), (self.tokenizer, teacher))
             example = Example(row_key(row), np.array(ids.ids, dtype=np.int32), ids.spans)

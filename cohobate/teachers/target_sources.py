@@ -14,7 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cohobate.data.examples import Example, TargetCollator
+from cohobate.data.examples import (
+    Example,
+    TargetCollator,
+    common_prefix,
+    completion_positions,
+)
+from cohobate.data.records import Row
+from cohobate.data.teacher_prompts import as_teacher_reads, teacher_examples
+from cohobate.data.tokenized import pad_right
 from cohobate.errors import UserError
 from cohobate.fast.forward_pass import ForwardOutputs, forward
 from cohobate.fast.prefix_cache import PrefixCache
@@ -143,6 +151,11 @@ class LiveSource:
     otherwise (`map_vocabulary`)."""
     prefix_P: Tensor | None = None
     """Tokens that all rows are expected to begin with: a teacher reads them once."""
+    tokenizers: "Mapping[str, PreTrainedTokenizerBase]" = field(default_factory=dict)
+    """Of each teacher; needed where rows have a prompt that only the teacher reads."""
+    views: dict[str, dict[str, Example]] = field(default_factory=dict)
+    """For each teacher the rows that it reads behind a prompt of its own (`attach`)."""
+    _prefixes: dict[str, Tensor] = field(default_factory=dict)
     _heads: dict[str, Head] = field(default_factory=dict)
     _prefix_caches: dict[str, PrefixCache] = field(default_factory=dict)
 
@@ -155,9 +168,50 @@ class LiveSource:
         """The teachers."""
         return list(self.models.values())
 
+    def attach(self, rows: Sequence[Row], examples: Sequence[Example]) -> None:
+        """Encode the prompts that only the teachers read (`Row.teacher_prompt`).
+
+        Args:
+            rows: all rows.
+            examples: the rows as the student reads them.
+
+        Raises:
+            UserError: an answer has other tokens behind the teacher's prompt; or feature terms
+                compare the two models, whose tokens are not the same then.
+        """
+        for name, tokenizer in self.tokenizers.items():
+            numbers = self._numbers(name)
+            if views := teacher_examples(tokenizer, rows, examples, numbers):
+                self.views[name] = views
+                read = [as_teacher_reads(views, row, numbers) for row in examples]
+                self._prefixes[name] = common_prefix(read)
+        if self.views and self.matching:
+            raise UserError(
+                "feature terms compare states at the same tokens, and the teacher reads a prompt "
+                "of its own",
+                where=f"row {next(iter(next(iter(self.views.values()))))}, teacher_prompt",
+                fix="leave the feature terms out, or the teacher_prompt",
+            )
+
     def collate(self, rows: Sequence[Example]) -> dict[str, Any]:
-        """Return which teacher each row goes to, where the ensemble chooses by row."""
-        return self.ensemble.collate(rows, list(self.models)) if self.ensemble else {}
+        """Return which teacher each row goes to, where the ensemble chooses by row.
+
+        Where a teacher reads prompts of its own, also all rows as it reads them.
+        """
+        routes = self.ensemble.collate(rows, list(self.models)) if self.ensemble else {}
+        if not self.views:
+            return routes
+        return routes | {"views": {name: self._view(name, rows) for name in self.views}}
+
+    def _view(self, name: str, rows: Sequence[Example]) -> dict[str, Tensor]:
+        numbers = self._numbers(name)
+        read = [as_teacher_reads(self.views[name], row, numbers) for row in rows]
+        # the last token predicts none
+        ids_BS = pad_right([row.ids[:-1].tolist() for row in read], 0)
+        return {"ids_BS": ids_BS, "positions_N": completion_positions(read, ids_BS.shape[1])}
+
+    def _numbers(self, name: str) -> "np.ndarray[Any, Any] | None":
+        return self.teacher_ids[name].numpy() if name in self.teacher_ids else None
 
     def targets(self, batch: MicroBatch) -> tuple[SoftTargets, ForwardOutputs | None]:
         """Run the teachers and return their hidden states at the completion tokens."""
@@ -182,11 +236,18 @@ class LiveSource:
             model.to(ids_BS.device)  # type: ignore[arg-type]
         if name not in self._heads:
             self._heads[name] = self._head(name)
-            if self.prefix_P is not None:
-                # made at the first batch, when the model is on its device
+            prefix_P = self._prefixes.get(name)
+            if prefix_P is None and self.prefix_P is not None:
                 prefix_P = self._to_teacher_ids(name, self.prefix_P)
+            if prefix_P is not None:
+                # made at the first batch, when the model is on its device
                 self._prefix_caches[name] = PrefixCache(model, prefix_P)
-        ids_BS = self._to_teacher_ids(name, ids_BS)
+        if view := batch.teacher_inputs.get("views", {}).get(name):
+            # the same rows and completion tokens, each behind the prompt that the teacher reads
+            batch = batch._replace(**view)
+            ids_BS = batch.ids_BS
+        else:
+            ids_BS = self._to_teacher_ids(name, ids_BS)
         parts = self.matching.parts if self.matching else frozenset()
         positions_N, chosen_N, idle = batch.positions_N, None, False
         if chosen_B is not None:

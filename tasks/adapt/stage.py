@@ -95,7 +95,8 @@ def _check_conversations(item: str, models: dict[str, Any]) -> None:
         turns, content = (model.get(f"refused_{kind}", []) for kind in ("turns", "content"))
         prompt_only = owner != "the student"
         for path in (LABELLED, DEV) if turns or content else ():
-            for row in read_rows(path, Row):
+            for read in read_rows(path, Row):
+                row = read.for_teacher() if prompt_only else read
                 if not isinstance(row.prompt, str):
                     check_turns([(row.id, row.prompt)], turns, owner, wheres[owner])
                     check_content(row, content, owner, prompt_only=prompt_only)
@@ -124,7 +125,7 @@ def _dev_score(
     item: str, adapt: Tuning, task: Task, metric: AnswerScore | LikelihoodScore
 ) -> dict[str, Any]:
     """Score the written teacher on dev rows; empty where none has an answer."""
-    answered = (row for row in read_rows(DEV, Row) if row.answer is not None)
+    answered = (row.for_teacher() for row in read_rows(DEV, Row) if row.answer is not None)
     rows = list(islice(answered, adapt.dev_rows))
     if not rows:
         return {}

@@ -1,14 +1,18 @@
 """How the records of a source become rows: prompts, conversations, or raw text."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import model_validator
 
+from cohobate.data.messages import Prompt
 from cohobate.data.records import Row
 from cohobate.params import Section
 from tasks.collect.known_formats import KnownFormat
 from tasks.collect.raw_text import RawText
+from tasks.collect.row_content import RowContent
 from tasks.collect.source_records import SourceRecord
+from tasks.collect.teacher_prompt import TeacherPrompt, own_prompt_of_teacher
 from tasks.collect.template import PromptTemplate
 
 
@@ -22,6 +26,10 @@ class RowForm(Section):
     text: RawText | None = None
     """Instead of a template: the records are documents, whose text is learnt at every token, such
     as `{characters: 3000}`."""
+    teacher_prompt: TeacherPrompt | None = None
+    """What the teacher reads in place of the prompt, such as `{text: "{prompt}\\nReference:
+    {solution}"}`, or `{system: "A long instruction"}` for conversations; the student reads the
+    prompt. Without it a column `teacher_prompt` (text or turns) is that, where there is one."""
     learn: Literal["last", "all"] = "last"
     """Which turns of a conversation are learnt: the assistant's last, or all that it has behind the
     first user's turn. Turns with `weight: 0` (or `train: false`) never are."""
@@ -33,6 +41,8 @@ class RowForm(Section):
     def _prompts_or_raw_text(self) -> "RowForm":
         if self.text and self.template:
             raise ValueError("raw text has no template: give either text or template")
+        if self.text and self.teacher_prompt:
+            raise ValueError("raw text has no prompt that a teacher_prompt could replace")
         return self
 
     def rows(self, source_record: SourceRecord) -> list[tuple[SourceRecord, Row]]:
@@ -48,7 +58,15 @@ class RowForm(Section):
             content = content.without_reasoning()
         if self.learn == "all":
             content = content.with_earlier_turns_learnt()
-        return [(source_record, content.row(source_record.group))]
+        own = self._teacher_prompt(content, source_record.columns)
+        row = content.row(source_record.group)
+        return [(source_record, row.model_copy(update={"teacher_prompt": own}) if own else row)]
+
+    def _teacher_prompt(self, content: RowContent, columns: Mapping[str, Any]) -> Prompt | None:
+        if self.teacher_prompt:
+            return self.teacher_prompt.render(content.prompt, columns)
+        own = own_prompt_of_teacher(content, columns)
+        return None if own == content.prompt else own
 
     @property
     def answer_columns(self) -> frozenset[str]:

@@ -99,8 +99,8 @@ class CollectParams(RowForm):
         form = RowForm.model_fields
         if several and any(getattr(self, name) != form[name].default for name in form):
             raise ValueError(
-                "several sources have a template, text, learn and reasoning each: set them in "
-                "collect.sources.<name>"
+                "several sources have a template, text, teacher_prompt, learn and reasoning each: "
+                "set them in collect.sources.<name>"
             )
         for part in ("labelled", "dev", "test"):
             if not sum(getattr(one.split, part) for one in self.spooled()):

@@ -33,20 +33,24 @@ class LoadedModel:
     params: EvaluateParams
     prefix: str | None = None
     """Text that the model was trained to read before each prompt."""
+    own_prompts: bool = False
+    """Whether it reads the prompts that only a teacher reads, where rows have one."""
 
     @classmethod
-    def of(cls, params: EvaluateParams, folder: Path) -> "LoadedModel":
-        """Load a checkpoint in the number format of the evaluation."""
+    def of(cls, params: EvaluateParams, folder: Path, role: str = "") -> "LoadedModel":
+        """Load a checkpoint in the number format of the evaluation; `role` as in an `Arm`."""
         model, tokenizer = load_frozen(
             folder, precision=params.precision, device=checkpoints.accelerator()
         )
         batch, threads = params.batching.rows, params.threads
         logprobs = AnswerLogprobs(model, tokenizer, batch=batch, threads=threads)
-        return cls(model, tokenizer, logprobs, params, checkpoints.prompt_prefix(folder))
+        own = role == "teacher" and params.teacher_reads == "teacher_prompt"
+        return cls(model, tokenizer, logprobs, params, checkpoints.prompt_prefix(folder), own)
 
     def prefixed(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows with the model's own prefix before each prompt."""
-        return [row.prefixed(self.prefix) for row in rows]
+        """Return the rows as the model reads them: with its own prefix before each prompt."""
+        read = [row.for_teacher() for row in rows] if self.own_prompts else rows
+        return [row.prefixed(self.prefix) for row in read]
 
     def answers(self, rows: Sequence[Row], label: str) -> list[Answer]:
         """Generate an answer to each row; `label` names the work in the progress bar.
@@ -86,6 +90,8 @@ class EndpointTeacher:
 
     def answers(self, rows: Sequence[Row], label: str) -> list[Answer]:
         """Return the service's answer to each row; answers in the ledger are not bought again."""
+        own = self.params.teacher_reads == "teacher_prompt"
+        read = [row.for_teacher() for row in rows] if own else rows
         return unloaded_teacher.buy_answers(
-            self.params.teacher, self.generate, rows, self.params.decoding, label
+            self.params.teacher, self.generate, read, self.params.decoding, label
         )

@@ -66,7 +66,9 @@ class Robustness(Section):
                 # by row: other rows or perturbations change no text
                 rng = random.Random(f"{self.seed}/{name}/{row.id}")
                 prompt = self._changed(row.prompt, perturbation, rng)
-                variants.append((name, row.model_copy(update={"prompt": prompt})))
+                # a teacher reads the perturbed prompt too, and none of its own
+                changed = {"prompt": prompt, "teacher_prompt": None}
+                variants.append((name, row.model_copy(update=changed)))
         return variants + [("out of distribution", row) for row in self._out_of_distribution()]
 
     def chosen(self, rows: Sequence[Row]) -> list[Row]:

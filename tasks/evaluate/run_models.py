@@ -48,7 +48,7 @@ class Evaluator:
         results = {arm.name: ModelResults() for arm in arms}
         teacher, teacher_texts = None, list[Encoded]()
         if teacher_arm.has_weights:
-            teacher = LoadedModel.of(self.params, teacher_arm.checkpoints[0])
+            teacher = LoadedModel.of(self.params, teacher_arm.checkpoints[0], "teacher")
             teacher_texts = self._run_checkpoint(teacher_arm, 0, teacher, results[teacher_arm.name])
         elif self.params.likelihood_metric:
             raise UserError(
@@ -79,7 +79,7 @@ class Evaluator:
     def time(self, arms: Mapping[str, Arm]) -> dict[str, Any]:
         """Measure the models whose weights are here, in turns, on prompts of the test."""
         loaded = {
-            role: LoadedModel.of(self.params, next(iter(arm.checkpoints.values())))
+            role: LoadedModel.of(self.params, next(iter(arm.checkpoints.values())), role)
             for role, arm in arms.items()
         }
         # both in memory at once, and measured in turns: a busy machine slows both alike

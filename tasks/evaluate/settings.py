@@ -1,5 +1,7 @@
 """The section `evaluate` of params.yaml."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from cohobate.evaluation.forgetting import Forgetting
@@ -25,6 +27,10 @@ class EvaluateParams(Section):
 
     teacher: str = "main"
     """Key of the teacher in the section `teachers`."""
+    teacher_reads: Literal["prompt", "teacher_prompt"] = "prompt"
+    """What the teacher reads of test rows with a prompt of its own. `teacher_prompt`: that one, so
+    that its score and distributions are those it teaches with, such as behind a long instruction;
+    one that holds the reference answer says nothing about a score."""
     baseline: str = "baseline"
     """Phase with as many updates as the student's, trained on labels alone."""
     student: str = "kd"

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from cohobate.data.contamination import SIMILARITY, WORDS
+from cohobate.data.messages import prompt_text
 from cohobate.data.records import Response
 from cohobate.data.text_comparison import words_of
 from tasks.filter.agreement import AgreementFilter, VerifierFilter
@@ -37,9 +38,12 @@ class ContaminationFilter(Filter):
     """Jaccard similarity of word bigrams from which prompts are near-duplicates."""
 
     def verdicts(self, rows: Rows, context: Context) -> Iterator[Verdict]:
-        """Compare prompts, and long answers and reasoning, with the evaluation prompts."""
+        """Compare prompts, the teacher's too, and long answers and reasoning."""
         for row in rows:
             reason = context.contamination.reason(row.source_text)
+            if reason is None and row.teacher_prompt is not None:
+                # what the teacher saw of an evaluation prompt can be in its answer
+                reason = context.contamination.reason(prompt_text(row.teacher_prompt))
             for text in () if row.is_raw_text else (row.answer, row.reasoning):
                 if reason is None and text and len(words_of(text)) >= self.words:
                     reason = context.contamination.reason(text)

@@ -98,5 +98,7 @@ def _prompts(rows: list[Response]) -> Iterator[Row]:
     collected = read_rows(UNLABELLED, Row) if rows else ()
     by_id = {row.id: row for row in collected if row.id in ids}
     for row in rows:
-        generated = row.model_dump(include={"id", "prompt", "group", "task", "weight"})
+        generated = row.model_dump(
+            include={"id", "prompt", "teacher_prompt", "group", "task", "weight"}
+        )
         yield by_id.get(row.id) or Row(**generated)

@@ -8,18 +8,20 @@ those of one shard are in memory, whatever the size of the file.
 import functools
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cohobate import sealed_folder
-from cohobate.data.examples import Example, examples_of
+from cohobate.data.examples import Example, common_prefix, examples_of
 from cohobate.data.records import Response
 from cohobate.data.row_length import LengthLimit
+from cohobate.data.teacher_prompts import as_teacher_reads, teacher_examples
 from cohobate.data.tokenized import encode_all
 from cohobate.errors import UserError
+from cohobate.fast.prefix_cache import PrefixCache
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import resolve
 from cohobate.models.vocabularies import template_hash, vocabulary_hash
@@ -87,7 +89,7 @@ def capture_signals(
         shard_figures = read_figures(shards[-1])
         if shard_figures is None:
             with ShardWriter(shards[-1], number, origin) as writer:
-                sources.write(_examples(lines, sources, limit), writer, progress)
+                sources.write(*_examples(lines, sources, limit), writer, progress)
             shard_figures = writer.figures
         else:
             say(f"shard {number} is complete: its {shard_figures['rows']:.0f} rows are kept")
@@ -147,9 +149,21 @@ class Sources:
         return {"answers": sealed_folder.sha256_of(self.answers.folder / sealed_folder.MANIFEST)}
 
     def write(
-        self, examples: Sequence[Example], writer: ShardWriter, progress: "CaptureProgress"
+        self,
+        examples: Sequence[Example],
+        views: Mapping[str, Example],
+        writer: ShardWriter,
+        progress: "CaptureProgress",
     ) -> None:
-        """Write the signals of some rows: first those that are copied, then those computed."""
+        """Write the signals of some rows: first those that are copied, then those computed.
+
+        Args:
+            examples: the rows.
+            views: those that the teacher reads behind a prompt of its own, by key; what it computes
+                there is stored as the row's.
+            writer: of the shard.
+            progress: is told of the rows.
+        """
         missing = self._copy(examples, writer, progress)
         if not missing:
             return
@@ -161,9 +175,14 @@ class Sources:
             self.origin,
             self.capture.chunk_tokens,
         )
-        batches = batches_by_length(missing, self.capture.batch_tokens)
+        of_row = {example.key: example for example in missing}
+        read = [as_teacher_reads(views, example) for example in missing]
+        if views:  # a long prompt that all of them begin with is read once
+            cache = PrefixCache(self.teacher.model, common_prefix(read))
+            compute = functools.partial(compute, prefix_cache=cache)
+        batches = batches_by_length(read, self.capture.batch_tokens)
         for batch, signals in thread_map(compute, batches, self.capture.threads):
-            writer.add(batch, signals)
+            writer.add([of_row[one.key] for one in batch], signals)
             progress.advance(batch)
 
     def _copy(
@@ -196,9 +215,13 @@ def _count_rows(path: Path) -> int:
     return rows
 
 
-def _examples(lines: Sequence[bytes], sources: Sources, limit: LengthLimit) -> list[Example]:
+def _examples(
+    lines: Sequence[bytes], sources: Sources, limit: LengthLimit
+) -> tuple[list[Example], dict[str, Example]]:
+    """Return rows, and those with a `teacher_prompt` as the teacher reads them."""
     rows = [Response.model_validate_json(line) for line in lines]
-    return examples_of(rows, limit.apply(encode_all(sources.tokenizer, rows)))
+    examples = examples_of(rows, limit.apply(encode_all(sources.tokenizer, rows)))
+    return examples, teacher_examples(sources.tokenizer, rows, examples)
 
 
 def _summary(figures: Sequence[dict[str, float]], folder: Path) -> dict[str, float]:

@@ -111,7 +111,8 @@ class ShardWriter:
         draw_starts = np.cumsum([0, *sizes])
         at = 0
         for row in examples:
-            hashes = (row_hash(row.key), ids_hash(row.ids.tolist(), row.spans))
+            ids = ids_hash(row.ids.tolist(), row.spans, row.teacher_prompt)
+            hashes = (row_hash(row.key), ids)
             # where the row begins in the shard: its first token, and its first byte of draws
             starts = (self._token + at, self._draw + int(draw_starts[at]))
             self._rows.append((*hashes, self.number, row.length, *starts))

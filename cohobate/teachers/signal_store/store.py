@@ -125,11 +125,18 @@ def row_hash(key: str) -> int:
     return _hash64(key.encode())
 
 
-def ids_hash(ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> int:
-    """Return the hash of the token ids that a signal was computed on, and of the learnt spans."""
+def ids_hash(ids: Sequence[int], spans: Sequence[tuple[int, int]], teacher_prompt: int = 0) -> int:
+    """Return the hash of the token ids that a signal was computed on, and of the learnt spans.
+
+    Args:
+        ids: as the student reads them, in the teacher's numbers.
+        spans: where the learnt tokens are.
+        teacher_prompt: `Example.teacher_prompt`, where the teacher read another prompt.
+    """
     # an answer alone counts as its start: the form of stores from before there were several spans
     learnt = [spans[-1][0]] if len(spans) == 1 else [n for span in spans for n in span]
-    return _hash64(np.array([*learnt, *ids], dtype="<i4").tobytes())
+    data = np.array([*learnt, *ids], dtype="<i4").tobytes()
+    return _hash64(data + (teacher_prompt.to_bytes(8, "little") if teacher_prompt else b""))
 
 
 class SignalStore:
@@ -210,7 +217,8 @@ class SignalStore:
         if not len(self._index):
             return np.full(len(examples), -1)
         row_keys = np.array([row_hash(row.key) for row in examples], dtype="<u8")
-        hashes = np.array([ids_hash(row.ids.tolist(), row.spans) for row in examples], dtype="<u8")
+        own = [ids_hash(row.ids.tolist(), row.spans, row.teacher_prompt) for row in examples]
+        hashes = np.array(own, dtype="<u8")
         keys = np.ascontiguousarray(self._index["key"])
         at = np.searchsorted(keys, row_keys).clip(0, len(keys) - 1)
         same = (keys[at] == row_keys) & (self._index["ids"][at] == hashes)
@@ -231,7 +239,7 @@ class SignalStore:
 
     def _hash_of(self, row: Example) -> int:
         ids = row.ids if self._teacher_ids is None else self._teacher_ids[row.ids]
-        return ids_hash(ids.tolist(), row.spans)
+        return ids_hash(ids.tolist(), row.spans, row.teacher_prompt)
 
     def check_terms(self, terms: Sequence[LossTerm]) -> None:
         """Check that every term of a loss can be computed from signals of this form.

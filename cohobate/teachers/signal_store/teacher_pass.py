@@ -13,6 +13,7 @@ from cohobate.data.tokenized import pad_right
 from cohobate.errors import UserError
 from cohobate.fast.forward_pass import forward
 from cohobate.fast.frozen import load_frozen
+from cohobate.fast.prefix_cache import PrefixCache
 from cohobate.models import checkpoints
 from cohobate.models.lm_head import Head
 from cohobate.models.number_formats import NumberFormat
@@ -82,15 +83,16 @@ def compute_signals(
     origin: Origin,
     chunk_tokens: int,
     batch: Sequence[Example],
+    *,
+    prefix_cache: PrefixCache | None = None,
 ) -> Signals:
     """Return the teacher's signals at the completion tokens of a batch, row after row.
 
     Rows are padded on the right: under a causal mask no completion token attends to padding.
     """
     ids_BS = pad_right([row.ids[:-1].tolist() for row in batch], 0).to(model.device)
-    hidden_ND = forward(
-        model, ids_BS, completion_positions(batch, ids_BS.shape[1]).to(model.device)
-    ).last_hidden_ND
+    positions_N = completion_positions(batch, ids_BS.shape[1]).to(model.device)
+    hidden_ND = forward(model, ids_BS, positions_N, prefix_cache=prefix_cache).last_hidden_ND
     uniform_NU = torch.from_numpy(uniform_numbers(batch, origin)).to(model.device)
     chunks = (torch.split(x, chunk_tokens) for x in (hidden_ND, uniform_NU))
     parts = [origin.form.measure(head, *chunk) for chunk in zip(*chunks, strict=True)]

@@ -354,3 +354,20 @@ def test_a_conversation_has_them_with_its_reasoning_and_without_it_none(
     with_reasoning = [chat[0].model_copy(update={"reasoning": "Hm."})]
     (at,) = find(examples_of(with_reasoning, encode_all(tokenizer, with_reasoning)))
     assert at < 0
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_they_are_of_the_prompt_that_the_teacher_reads(teacher, tokenizer, monkeypatch, known):
+    if known:  # the log has signals behind the students' prompts
+        generated()
+    rows = [row for row in read_rows(UNLABELLED, Row) if isinstance(row.prompt, str)]
+    own = [row.model_copy(update={"teacher_prompt": f"animal {row.prompt}"}) for row in rows]
+    write_rows(UNLABELLED, own)
+    summary = generated()
+    kept = [row for row in read_rows(RESPONSES, Response) if finished(row)]
+    assert 5 < summary["rows"] == len(kept) and all(row.teacher_prompt for row in kept)
+    shutil.move(SIGNALS, "aside")
+    expected = read(captured(keep=finished)[0], tokenizer, kept)
+    shutil.move("aside", SIGNALS)
+    no_pass(monkeypatch)
+    assert_alike(read(captured(keep=finished)[0], tokenizer, kept), expected, 0.02)
