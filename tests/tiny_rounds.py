@@ -269,6 +269,8 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
     with overrides.temporarily(folder, settings, what.recipe or None):
         document = params.load(folder / params.PARAMS)
     shortened = []
+    if document["collect"]["split"]["test"] > SMALL["collect.split"]["test"]:
+        shortened.append(f"collect.split={_SPLIT}")
     for name, source in document["collect"]["sources"].items():
         shortened.append(f"collect.sources.{name}.split={_SPLIT}")
         if source["source"]["type"] == "wordnet":

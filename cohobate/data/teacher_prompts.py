@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cohobate.data.examples import Example, examples_of, row_key
+from cohobate.data.examples import Example, completion_positions, examples_of, row_key
 from cohobate.data.records import Row
-from cohobate.data.tokenized import encode_all
+from cohobate.data.tokenized import encode_all, pad_right
 from cohobate.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 
@@ -87,6 +88,19 @@ def as_teacher_reads(
         return replace(example, ids=_renumbered(example.ids, teacher_ids))
     view = views[example.key]
     return with_rollout(view, example, teacher_ids) if example.by_student else view
+
+
+def view_batch(
+    views: Mapping[str, Example], rows: Sequence[Example], teacher_ids: np.ndarray | None = None
+) -> "dict[str, Tensor]":
+    """Return `ids_BS` and `positions_N` of a micro-batch as the teacher reads it.
+
+    Arguments are those of `as_teacher_reads`. Completion tokens are in the order of the student's.
+    """
+    read = [as_teacher_reads(views, row, teacher_ids) for row in rows]
+    # the last token predicts none
+    ids_BS = pad_right([row.ids[:-1].tolist() for row in read], 0)
+    return {"ids_BS": ids_BS, "positions_N": completion_positions(read, ids_BS.shape[1])}
 
 
 def _answered(row: Row) -> Row:

@@ -91,7 +91,7 @@ def _encode_chunk(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> 
     firsts = [one.pieces[0] for one in rendered]
     starts = _tokenised_prompts(tokenizer, firsts, text)
     rest = [piece for one in rendered for piece in one.pieces[1:]]
-    pieces = iter(_tokenised_behind(tokenizer, rest))
+    pieces = iter(tokens_behind(tokenizer, rest))
     for row, one, start in zip(rows, rendered, starts, strict=True):
         prompt = [_start_id(tokenizer)] if row.is_raw_text else start
         if not prompt:
@@ -197,10 +197,8 @@ def _tokenised_prompts(
     return token_ids
 
 
-def _tokenised_behind(
-    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]
-) -> list[list[int]]:
-    """Tokenise texts that follow others."""
+def tokens_behind(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of texts that follow others, as answers do."""
     anchor = _anchor(tokenizer)
     if not anchor:
         return _tokenised(tokenizer, texts, special=False)

@@ -120,9 +120,10 @@ class Targets(NamedTuple):
         for term in terms:
             if isinstance(term, Uld) and not teacher.other_tokenizer:
                 raise UserError(
-                    "uld needs a live teacher of its own tokenizer",
+                    "uld needs a teacher that is aligned by its own tokenizer",
                     where="terms",
-                    fix="targets: models/adapt/<teacher>",
+                    fix="targets: models/adapt/<teacher>, or data/capture/<teacher> of the form "
+                    "top_k or hidden",
                 )
             if not isinstance(term, Uld | Hard) and teacher.other_tokenizer:
                 raise UserError(

@@ -41,10 +41,7 @@ class AlignedText(NamedTuple):
     @property
     def last_N(self) -> Tensor:  # noqa: N802
         """Whether a token is the last one of its group."""
-        from torch.nn.functional import pad
-
-        # a token is the last where the next one is in another group, or there is none
-        return pad(self.group_N[1:] != self.group_N[:-1], (0, 1), value=True)
+        return last_of_groups(self.group_N)
 
     def group_probabilities(self) -> Tensor:
         """Return the distribution of each group, (G, V)."""
@@ -54,6 +51,14 @@ class AlignedText(NamedTuple):
         before_G = label_N.new_zeros(int(last_N.sum())).index_add(0, self.group_N, label_N)
         p_GV: Tensor = (self.logp_NV[last_N] + before_G[:, None]).exp()
         return p_GV
+
+
+def last_of_groups(group_N: Tensor) -> Tensor:
+    """Return whether each token is the last one of its group, (N,)."""
+    from torch.nn.functional import pad
+
+    # a token is the last where the next one is in another group, or there is none
+    return pad(group_N[1:] != group_N[:-1], (0, 1), value=True)[: len(group_N)]
 
 
 class Uld(Section):
@@ -95,13 +100,14 @@ class Uld(Section):
         q_GV, p_GV = student.group_probabilities(), teacher.group_probabilities()
         if self.shared == "sorted":
             return by_rank(q_GV, p_GV)
-        shared_G = self._jensen_shannon(p_GV[:, shared_ids[1]], q_GV[:, shared_ids[0]])
+        shared_G = self.jensen_shannon(p_GV[:, shared_ids[1]], q_GV[:, shared_ids[0]])
         # w: the shared part of the teacher's vocabulary
         share = len(shared_ids[0]) / p_GV.shape[-1]
         rest = (_without(x, ids) for x, ids in zip((q_GV, p_GV), shared_ids, strict=True))
         return share * shared_G + (1 - share) * by_rank(*rest)
 
-    def _jensen_shannon(self, p_GJ: Tensor, q_GJ: Tensor) -> Tensor:
+    def jensen_shannon(self, p_GJ: Tensor, q_GJ: Tensor) -> Tensor:
+        """Return the divergence of probabilities that need not sum to 1, (G,)."""
         logp_GJ, logq_GJ = (x.clamp_min(TINY).log() for x in (p_GJ, q_GJ))
         if self.beta in (0, 1):
             return kl(logq_GJ, logp_GJ) if self.beta else kl(logp_GJ, logq_GJ)

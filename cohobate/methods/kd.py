@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from cohobate.data.examples import Example
-    from cohobate.teachers.cross_tokenizer import CrossTokenizerSource
+    from cohobate.teachers.cross_tokenizer import (
+        CrossTokenizerSource,
+        StoredCrossTokenizerSource,
+    )
     from cohobate.teachers.target_sources import LiveSource, StoredSource
 
 Share = Annotated[float, Field(gt=0)]
@@ -57,7 +60,7 @@ class Kd(Phase):
     @property
     def live_terms(self) -> tuple[str, ...]:
         """The terms that need a live teacher."""
-        return tuple(term.type for term in self.terms if isinstance(term, Feature | Uld))
+        return tuple(term.type for term in self.features)
 
     @property
     def crosses_tokenizers(self) -> bool:
@@ -118,7 +121,7 @@ class Kd(Phase):
         rows: Sequence[Row],
         examples: "Sequence[Example]",
         seed: int,
-    ) -> "StoredSource | LiveSource | CrossTokenizerSource":
+    ) -> "StoredSource | LiveSource | CrossTokenizerSource | StoredCrossTokenizerSource":
         """Open the targets of one seed.
 
         Raises:
@@ -139,6 +142,8 @@ class Kd(Phase):
                 fix="targets: models/adapt/<teacher>, models/train/<phase> or "
                 "data/capture/<teacher>; the folder above and `teachers` for several",
             )
+        if self.crosses_tokenizers:
+            return self._stored_cross_tokenizer(folders, tokenizer, rows, examples)
         return self._stored(folders, tokenizer, examples)
 
     def number_formats(self) -> dict[str, NumberFormat]:
@@ -203,6 +208,29 @@ class Kd(Phase):
     ) -> "CrossTokenizerSource":
         from cohobate.teachers.cross_tokenizer import CrossTokenizerSource
 
+        teacher, theirs = self._load(self._crossed_folder(folders))
+        source = CrossTokenizerSource(teacher, theirs, tokenizer)
+        source.attach(rows, examples)
+        return source
+
+    def _stored_cross_tokenizer(
+        self,
+        folders: Mapping[str, Path],
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[Row],
+        examples: "Sequence[Example]",
+    ) -> "StoredCrossTokenizerSource":
+        from cohobate.teachers.cross_tokenizer import StoredCrossTokenizerSource
+        from cohobate.teachers.signal_store.store import SignalStore
+
+        store = SignalStore(self._crossed_folder(folders))
+        store.check_terms(self.responses)
+        source = StoredCrossTokenizerSource(store, tokenizer)
+        source.attach(rows, examples)
+        return source
+
+    def _crossed_folder(self, folders: Mapping[str, Path]) -> Path:
+        """Return the folder of the one teacher, of another tokenizer."""
         # other divergences need one vocabulary
         others = [t.type for t in self.terms if not isinstance(t, Uld | Hard)]
         if others or len(folders) > 1 or self.progressive:
@@ -211,10 +239,7 @@ class Kd(Phase):
                 where=", ".join([*others, *map(str, folders.values())]),
             )
         (folder,) = folders.values()
-        teacher, theirs = self._load(folder)
-        source = CrossTokenizerSource(teacher, theirs, tokenizer)
-        source.attach(rows, examples)
-        return source
+        return folder
 
     def _load(self, folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         return load_frozen(

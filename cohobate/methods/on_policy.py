@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from cohobate.data.records import ENDPOINT, Row
 from cohobate.errors import UserError
 from cohobate.losses.divergences import ReverseKL, Term
+from cohobate.losses.uld import Uld
 from cohobate.methods.phase import Phase, PhaseResult, checkpoint_path
 from cohobate.methods.rollout_settings import ConstantShare, OnPolicySchedule, Sampling
 from cohobate.models.number_formats import NumberFormat
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from cohobate.backends.served_source import ServedSource
     from cohobate.data.examples import Example
+    from cohobate.teachers.cross_tokenizer import CrossTokenizerSource
     from cohobate.teachers.target_sources import LiveSource
 
 
@@ -38,8 +40,11 @@ class OnPolicy(Phase):
     """Divergences from a live teacher, on the student's own answers and on those of the rows."""
 
     method: Literal["on_policy"]
-    terms: tuple[Term, ...] = Field((ReverseKL(),), min_length=1)
-    """What the loss is made of; on the student's text and on the given alike."""
+    terms: tuple[
+        Annotated[Term | Uld, Field(discriminator="type")], ...  # type: ignore[valid-type]
+    ] = Field((ReverseKL(),), min_length=1)
+    """What the loss is made of; on the student's text and on the given alike. `uld` alone: the
+    teacher has another tokenizer, and reads the student's text in its own tokens."""
     student_text: OnPolicySchedule = ConstantShare()
     """Which share of the updates learns from the student's own text."""
     sampling: Sampling = Sampling()
@@ -63,7 +68,19 @@ class OnPolicy(Phase):
             raise ValueError(
                 "a hard term would train the student on its own answers: give divergences alone"
             )
+        others = [term.type for term in self.terms if not isinstance(term, Uld)]
+        if self.crosses_tokenizers and others:
+            raise ValueError(
+                f"uld compares models of two tokenizers, and {others[0]} needs one: give uld alone"
+            )
+        if self.crosses_tokenizers and self.too_long != "drop":
+            raise ValueError("uld aligns whole rows with the teacher's: too_long must be drop")
         return self
+
+    @property
+    def crosses_tokenizers(self) -> bool:
+        """Whether the teacher may have another tokenizer than the student: `uld` aligns the two."""
+        return any(isinstance(term, Uld) for term in self.terms)
 
     def train(
         self,
@@ -74,7 +91,7 @@ class OnPolicy(Phase):
         seed: int,
         label: str,
     ) -> PhaseResult:
-        """Train against the teacher at `targets`, which must share the student's vocabulary."""
+        """Train against the teacher at `targets`; only `uld` does with another vocabulary."""
         from cohobate.methods.rollouts import StudentRollouts
         from cohobate.training.trainer import fit
 
@@ -168,7 +185,7 @@ class OnPolicy(Phase):
         rows: Sequence[Row],
         examples: "Sequence[Example]",
         seed: int,
-    ) -> "LiveSource":
+    ) -> "LiveSource | CrossTokenizerSource":
         """Load the teacher as a live target source.
 
         Raises:
@@ -177,6 +194,7 @@ class OnPolicy(Phase):
         from cohobate.data.examples import common_prefix
         from cohobate.fast.frozen import load_frozen
         from cohobate.models import checkpoints
+        from cohobate.teachers.cross_tokenizer import CrossTokenizerSource
         from cohobate.teachers.target_sources import LiveSource, map_vocabulary
 
         folder = checkpoint_path(Path(self.targets), seed)
@@ -186,6 +204,10 @@ class OnPolicy(Phase):
             device=checkpoints.accelerator(),
             sharded=self.shards,
         )
+        if self.crosses_tokenizers:
+            crossed = CrossTokenizerSource(model, theirs, tokenizer)
+            crossed.attach(rows, examples, rollouts=True)
+            return crossed
         shared, ids = map_vocabulary(tokenizer, theirs, str(folder))
         # the student may generate any of its ids, and the teacher reads them
         if shared < len(tokenizer):

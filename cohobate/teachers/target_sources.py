@@ -14,15 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cohobate.data.examples import (
-    Example,
-    TargetCollator,
-    common_prefix,
-    completion_positions,
-)
+from cohobate.data.examples import Example, TargetCollator, common_prefix
 from cohobate.data.records import Row
-from cohobate.data.teacher_prompts import as_teacher_reads, teacher_examples
-from cohobate.data.tokenized import pad_right
+from cohobate.data.teacher_prompts import as_teacher_reads, teacher_examples, view_batch
 from cohobate.errors import UserError
 from cohobate.fast.forward_pass import ForwardOutputs, forward
 from cohobate.fast.prefix_cache import PrefixCache
@@ -201,14 +195,8 @@ class LiveSource:
         routes = self.ensemble.collate(rows, list(self.models)) if self.ensemble else {}
         if not self.views:
             return routes
-        return routes | {"views": {name: self._view(name, rows) for name in self.views}}
-
-    def _view(self, name: str, rows: Sequence[Example]) -> dict[str, Tensor]:
-        numbers = self._numbers(name)
-        read = [as_teacher_reads(self.views[name], row, numbers) for row in rows]
-        # the last token predicts none
-        ids_BS = pad_right([row.ids[:-1].tolist() for row in read], 0)
-        return {"ids_BS": ids_BS, "positions_N": completion_positions(read, ids_BS.shape[1])}
+        views = self.views.items()
+        return routes | {"views": {n: view_batch(v, rows, self._numbers(n)) for n, v in views}}
 
     def _numbers(self, name: str) -> "np.ndarray[Any, Any] | None":
         return self.teacher_ids[name].numpy() if name in self.teacher_ids else None

@@ -17,13 +17,16 @@ PHASES = ("train", "assist")
 """The sections with phases; also the folders of their models."""
 
 
-def check_phases(phases: Mapping[str, "Phase"], teachers: Teachers, form: Form) -> None:
+def check_phases(
+    phases: Mapping[str, "Phase"], teachers: Teachers, form: Form, *, keep_tokenizer: bool = False
+) -> None:
     """Refuse phases with an unknown start or in a cycle, and targets that no stage writes.
 
     Args:
         phases: by their keys in params.yaml: `train.kd`, `assist.first`.
         teachers: the section `teachers`.
         form: of the stored signals.
+        keep_tokenizer: whether stores have their teacher's tokenizer.
 
     Raises:
         UserError: naming the phase and its fix.
@@ -31,6 +34,13 @@ def check_phases(phases: Mapping[str, "Phase"], teachers: Teachers, form: Form) 
     for key, phase in phases.items():
         _check_start(key, phase, phases, teachers)
         _check_targets(key, phase, teachers, form)
+        stored = any(folder == "data/capture" for folder, _ in _teachers_of(phase))
+        if stored and phase.crosses_tokenizers and not keep_tokenizer:
+            raise UserError(
+                "uld from stored signals needs the teacher's tokenizer in the store",
+                where=f"params.yaml, {key}.terms",
+                fix="cohobate run --set capture.keep_tokenizer=true",
+            )
     for key in phases:
         _check_cycle([key], phases)
 

@@ -67,7 +67,7 @@ def run(
     check_phase("evaluate.baseline", baseline, train)
     phases = {f"assist.{key}": phase for key, phase in assist.items()}
     phases |= {f"train.{key}": phase for key, phase in train.items()}
-    check_phases(phases, teachers, capture.signals)
+    check_phases(phases, teachers, capture.signals, keep_tokenizer=capture.keep_tokenizer)
     for key, teacher in teachers.items():
         check_terms(key, teacher)
     init_student.teacher_of(teachers)

@@ -10,6 +10,9 @@ from cohobate.params import Section
 from cohobate.teachers.signal_store.forms import Form
 from cohobate.teachers.signal_store.top_k_form import StoredTopK
 
+_NOT_DECISIVE = {"threads", "signals", "precision", "keep_tokenizer"}
+"""Of the bytes of a shard; form and number format are in `Origin`."""
+
 
 class CaptureParams(Section):
     """The section `capture` of params.yaml."""
@@ -18,6 +21,8 @@ class CaptureParams(Section):
     """Form in which each distribution is stored: `{type: top_k, k: 32}`, `{type: sampled, draws:
     64}` or `{type: hidden}` (cohobate/teachers/signal_store/forms.py says which losses each
     allows)."""
+    keep_tokenizer: bool = False
+    """Keep the teacher's tokenizer in the store: a student of another one needs it (`uld`)."""
     max_tokens: int | None = Field(None, ge=2)
     """Longest row in tokens, prompt and answer; all are captured whole when not given. Phases that
     learn the signals of cut rows need the same `max_tokens` and `too_long`."""
@@ -37,7 +42,7 @@ class CaptureParams(Section):
 
     def decided_by(self) -> dict[str, Any]:
         """Return what of this, beside form and number format, decides the bytes of a shard."""
-        decided = self.model_dump(mode="json", exclude={"threads", "signals", "precision"})
+        decided = self.model_dump(mode="json", exclude=_NOT_DECISIVE)
         if self.max_tokens is None:  # shards from before there was a limit stay in use
             del decided["max_tokens"], decided["too_long"]
         return decided

@@ -159,8 +159,12 @@ def publish(
     origin: Origin,
     tokenizer: "PreTrainedTokenizerBase",
     head: Head | None = None,
+    *,
+    keep_tokenizer: bool = False,
 ) -> None:
     """Publish complete shards as a store at `folder`; `head` for a form that needs it.
+
+    With `keep_tokenizer` the store has the tokenizer's files.
 
     Raises:
         UserError: two shards have the same row.
@@ -178,6 +182,8 @@ def publish(
         strings = {number: token for token, number in tokenizer.get_vocab().items()}
         tokens = [strings.get(number) for number in range(origin.vocabulary)]
         (partial / VOCABULARY).write_text(json.dumps(tokens, ensure_ascii=False))
+        if keep_tokenizer:
+            tokenizer.save_pretrained(partial)
         if origin.form.needs_head:
             assert head is not None
             _save_head(head, partial / HEAD)

@@ -120,7 +120,7 @@ def test_one_tokenizer_twice_gives_no_loss_where_the_models_are_one() -> None:
 
 def test_stored_signals_are_refused() -> None:
     stored = TopK(torch.tensor([[1]]), torch.zeros(1, 1), torch.zeros(1, 1))
-    with pytest.raises(UserError, match="uld needs a live teacher"):
+    with pytest.raises(UserError, match="aligned by its own tokenizer"):
         fused_head_loss(
             random(1, 3, seed=0),
             Head(random(11, 3, seed=1)),
