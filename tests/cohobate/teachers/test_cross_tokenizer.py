@@ -95,8 +95,37 @@ def phase(**changes: Any) -> Any:
     return TypeAdapter(Method).validate_python(PHASE | changes)
 
 
-@pytest.fixture
-def tokenizers(make_tokenizer: Any) -> tuple[Any, Any]:
+def of_gemmas_kind(make_tokenizer: Any) -> Any:
+    """Build a tokenizer as Gemma's is: `▁` for blanks, bytes where a character has no token."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
+    from tokenizers import pre_tokenizers as pre
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre.Split(" ", "merged_with_previous")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    names = [*SPECIAL, "<unk>", *(f"<0x{n:02X}>" for n in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=names, show_progress=False)
+    letters = "abcdefghijklmnopqrstuvwxyz CD:0123456789"
+    backend.train_from_iterator(
+        [" animal plant person Definition: a small thing", letters], trainer
+    )
+    plain = make_tokenizer()
+    options = {"eos_token": plain.eos_token, "pad_token": plain.pad_token, "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=plain.chat_template, **options
+    )
+    assert isinstance(backend.get_added_tokens_decoder()[0], AddedToken)
+    return tokenizer
+
+
+@pytest.fixture(params=["bytes", "gemma"])
+def tokenizers(make_tokenizer: Any, request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    if request.param == "gemma":
+        return make_tokenizer(), of_gemmas_kind(make_tokenizer)
     return make_tokenizer(), make_tokenizer(vocabulary=280, special=SPECIAL[::-1])
 
 
@@ -110,7 +139,7 @@ def ready(project: Any, make_model: Any, tokenizers: tuple[Any, Any]) -> tuple[A
 
 
 @pytest.mark.parametrize("own_prompts", [False, True])
-@pytest.mark.parametrize("form", [{"type": "hidden"}, {"type": "top_k", "k": 280}])
+@pytest.mark.parametrize("form", [{"type": "hidden"}, {"type": "top_k", "k": 500}])
 def test_a_store_gives_the_loss_of_the_live_teacher(
     ready: Any, form: dict[str, Any], own_prompts: bool
 ) -> None:
