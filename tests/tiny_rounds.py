@@ -271,6 +271,9 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
     shortened = []
     if document["collect"]["split"]["test"] > SMALL["collect.split"]["test"]:
         shortened.append(f"collect.split={_SPLIT}")
+    if document["collect"].get("teacher_prompt"):
+        # the tiny models read 256 tokens, of a few letters each
+        shortened.append('collect.teacher_prompt.text="Definitions.\\n{prompt}"')
     for name, source in document["collect"]["sources"].items():
         shortened.append(f"collect.sources.{name}.split={_SPLIT}")
         if source["source"]["type"] == "wordnet":

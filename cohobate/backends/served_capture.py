@@ -31,6 +31,7 @@ from cohobate.data.examples import Example, examples_of
 from cohobate.data.messages import Message, prompt_text
 from cohobate.data.records import ADAPT, ANSWER_SIGNALS, Response, write_rows
 from cohobate.data.row_length import LengthLimit
+from cohobate.data.teacher_prompts import as_teacher_reads, teacher_examples
 from cohobate.data.tokenized import encode_all, prompt_ids
 from cohobate.errors import UserError
 from cohobate.progress import Meter, say
@@ -48,6 +49,8 @@ class KeptRow(NamedTuple):
 
     response: Response
     example: Example
+    read: Example
+    """As the teacher reads it: behind its `teacher_prompt`, where the row has one."""
 
 
 class ServedCapture:
@@ -105,10 +108,13 @@ class ServedCapture:
             for number, lines in enumerate(line_chunks(rows, self.capture.shard_rows)):
                 parsed = [Response.model_validate_json(line) for line in lines]
                 encoded = list(limit.apply(encode_all(self.vocabulary.tokenizer, parsed)))
+                examples = [examples_of([r], [ids]) for r, ids in zip(parsed, encoded, strict=True)]
+                every = [example for own in examples for example in own]
+                views = teacher_examples(self.vocabulary.tokenizer, parsed, every)
                 kept = [
-                    KeptRow(row, example)
-                    for row, ids in zip(parsed, encoded, strict=True)
-                    for example in examples_of([row], [ids])
+                    KeptRow(row, example, as_teacher_reads(views, example))
+                    for row, own in zip(parsed, examples, strict=True)
+                    for example in own
                 ]
                 shards.append(work / f"served-{number:05}")
                 with ShardWriter(shards[-1], number, self.origin) as writer:
@@ -116,7 +122,8 @@ class ServedCapture:
                 figures.append(writer.figures)
         limit.report(f"capture {self.teacher}")
         self._check(unscored, rows)
-        publish(shards, folder, self.origin, self.vocabulary.tokenizer)
+        tokenizer, kept = self.vocabulary.tokenizer, self.capture.keep_tokenizer
+        publish(shards, folder, self.origin, tokenizer, keep_tokenizer=kept)
         shutil.rmtree(work)
         write_rows(folder / MISSING, self.missing)
         return self._summary(figures, folder)
@@ -151,7 +158,7 @@ class ServedCapture:
                 try:
                     if request.key not in ledger:
                         raise NoSignalsError(failures[request.key])
-                    scored.append((row.example, self._signals(row.example, request, ledger)))
+                    scored.append((row.example, self._signals(row.read, request, ledger)))
                 except NoSignalsError as error:
                     self.missing.append(MissingRow(key=row.example.key, reason=str(error)))
             if scored:
@@ -167,17 +174,17 @@ class ServedCapture:
         """
         tokenizer = self.vocabulary.tokenizer
         turns = {
-            n: (Message(role="user", content=str(row.response.full_prompt)),)
+            n: (Message(role="user", content=str(row.response.for_teacher().full_prompt)),)
             for n, row in enumerate(rows)
             if self._chat and tokenizer.chat_template and _is_whole_text(row)
         }
         rendered = dict(zip(turns, prompt_ids(tokenizer, [*turns.values()]), strict=True))
         requests = []
         for n, row in enumerate(rows):
-            ids, start = row.example.ids.tolist(), row.example.spans[0][0]
+            ids, start = row.read.ids.tolist(), row.read.spans[0][0]
             if n in rendered:
                 ids, start = rendered[n] + ids[start:], len(rendered[n])
-            text = prompt_text(row.response.prompt) + (row.response.answer or "")
+            text = prompt_text(row.response.prompt_of_teacher) + (row.response.answer or "")
             requests.append(scoring.request(ids, start, text))
         return requests
 
@@ -252,5 +259,6 @@ def form_error(teacher: str) -> UserError:
 
 def _is_whole_text(row: KeptRow) -> bool:
     """Return whether a row is a prompt of text and its whole answer, not cut and not raw text."""
-    text = isinstance(row.response.prompt, str) and not row.response.is_raw_text
+    prompt = row.response.prompt_of_teacher
+    text = isinstance(prompt, str) and not row.response.is_raw_text
     return text and len(row.example.spans) == 1

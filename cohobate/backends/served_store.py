@@ -178,7 +178,7 @@ def _tokens_of(response: Response, run: TeacherRun) -> tuple[ServiceToken, ...] 
         return "a reference answer: the teacher did not generate it"
     answer = conversation.answer
     sent = conversation.first_prompt
-    if len(run.template.steps) > 1 or sent != response.prompt or response.prefix:
+    if len(run.template.steps) > 1 or sent != response.prompt_of_teacher or response.prefix:
         return "the row's prompt is not the one that was sent"
     if answer.reasoning and not response.reasoning:
         return "the reasoning before the answer is left out of the row"

@@ -94,7 +94,7 @@ def test_a_capture_killed_twice_ends_in_the_same_bytes(rows, monkeypatch) -> Non
 def test_a_damaged_shard_is_made_anew(rows, monkeypatch) -> None:
     expected = captured()
     with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
-        patched.setattr(capture, "publish", lambda *_: 1 / 0)
+        patched.setattr(capture, "publish", lambda *_, **__: 1 / 0)
         captured()
     assert len(whole_shards()) == 6
     (whole_shards()[2].parent / "tokens-00002.bin").write_bytes(b"torn")
@@ -102,7 +102,7 @@ def test_a_damaged_shard_is_made_anew(rows, monkeypatch) -> None:
 
 
 def test_other_params_do_not_go_on_with_these_shards(rows, monkeypatch) -> None:
-    monkeypatch.setattr(capture, "publish", lambda *_: 1 / 0)
+    monkeypatch.setattr(capture, "publish", lambda *_, **__: 1 / 0)
     for changes in ({}, {"batch_tokens": 41}, {"signals": PARAMS["signals"] | {"seed": 1}}):
         with pytest.raises(ZeroDivisionError):
             captured(**changes)
