@@ -122,8 +122,8 @@ class ServedCapture:
                 figures.append(writer.figures)
         limit.report(f"capture {self.teacher}")
         self._check(unscored, rows)
-        tokenizer, kept = self.vocabulary.tokenizer, self.capture.keep_tokenizer
-        publish(shards, folder, self.origin, tokenizer, keep_tokenizer=kept)
+        tokenizer, keep = self.vocabulary.tokenizer, self.capture.keep_tokenizer
+        publish(shards, folder, self.origin, tokenizer, keep_tokenizer=keep)
         shutil.rmtree(work)
         write_rows(folder / MISSING, self.missing)
         return self._summary(figures, folder)
