@@ -99,8 +99,7 @@ def capture_signals(
     rows_left = sum(int(each["rows"]) for each in figures)
     limit.refuse_none(rows_left, "params.yaml, capture.max_tokens")
     head = sources.teacher.head if origin.form.needs_head else None
-    kept = capture.keep_tokenizer
-    publish(shards, folder, origin, sources.tokenizer, head, keep_tokenizer=kept)
+    publish(shards, folder, origin, sources.tokenizer, head, keep_tokenizer=capture.keep_tokenizer)
     shutil.rmtree(WORK / folder.name)  # the store has links to these bytes, or copies
     progress.finish()
     summary = _summary(figures, folder)
