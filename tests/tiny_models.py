@@ -50,3 +50,21 @@ def make_model(tokenizer: Any, *, seed: int = 0, layers: int = 4, **config: Any)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **(options | config))).eval()
+
+
+def make_encoder(tokenizer: Any, *, seed: int = 0, layers: int = 2, **config: Any) -> Any:
+    """Build a BERT without a head, with random weights, the same for the same arguments."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    options = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return BertModel(BertConfig(num_hidden_layers=layers, **(options | config))).eval()

@@ -71,7 +71,8 @@ RECIPES = [
     Round(
         Path(recipe).stem,
         recipe,
-        prompts=Path(recipe).stem != "raw-text",
+        # the tiny teacher's own answers are no labels: a classifier finds none of them hard
+        prompts=Path(recipe).stem not in ("raw-text", "classifier"),
         needs=_NEEDED.get(Path(recipe).stem, ""),
     )
     for recipe in recipes.listed(ROOT)
@@ -225,6 +226,8 @@ class Models:
         self._save("small", tokenizer, layers=2, seed=2)
         other = tiny_models.make_tokenizer(vocabulary=280, special=tiny_models.SPECIAL[::-1])
         self._save("another-tokenizer", other, layers=2, seed=3)
+        tiny_models.make_encoder(tokenizer).save_pretrained(self.folder / "encoder")
+        tokenizer.save_pretrained(self.folder / "encoder")
 
     def _save(self, name: str, tokenizer: Any, **options: Any) -> None:
         tiny_models.make_model(tokenizer, **options).save_pretrained(self.folder / name)
@@ -281,6 +284,10 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
             shortened.append(f"collect.sources.{name}.source={own}")
         elif source["source"]["type"] == "reasoning_gym":
             shortened.append(f"collect.sources.{name}.source.rows=240")
+    if document["init_student"]["type"] == "classifier":
+        # the recipe's encoder is fetched from PyPI; and this teacher's answers are no labels
+        shortened += ["init_student.model=encoder", "generate.prompts=both"]
+        shortened += ["generate.reference_answers=keep", "curriculum.difficulty={type: length}"]
     for name, phase in document["train"].items():
         shortened += [f"train.{name}.updates={UPDATES}", f"train.{name}.batch_size=8"]
         if phase.get("student_text", {}).get("held_out"):

@@ -59,7 +59,7 @@ def _flops(model: "PreTrainedModel", context: int) -> int:
         ids = torch.zeros((1, context), dtype=torch.long, device=model.device)
         counting = FlopCounterMode(display=False)
         with torch.inference_mode(), unpacked(model), counting as counter:
-            model(input_ids=ids, use_cache=False)
+            model(input_ids=ids, **({"use_cache": False} if model.can_generate() else {}))
     finally:
         model.set_attn_implementation(used)
     return int(counter.get_total_flops())

@@ -1,7 +1,8 @@
 """Latency, throughput, memory and energy of several models, measured in turns in one run.
 
 These figures vary from run to run: they go to `reports/timings.json`, which nothing hashes. All
-models do the same work: prefill a prompt and generate a fixed number of tokens.
+models do the same work: prefill a prompt and generate a fixed number of tokens. A classifier reads
+the prompt once, and its whole answer counts as that many tokens.
 """
 
 import time
@@ -112,11 +113,17 @@ class Timing(Section):
 
 
 def _generate(model: "PreTrainedModel", prompts_BS: "Tensor", new_tokens: int) -> None:
-    """Generate `new_tokens` after each prompt, greedily and past any end of sequence."""
+    """Generate `new_tokens` after each prompt, greedily and past any end of sequence.
+
+    A classifier's answer is whole after one pass.
+    """
     import torch
 
     with torch.inference_mode():
         ids_BS, past = prompts_BS.to(model.device), None
+        if not model.can_generate():
+            model(input_ids=ids_BS).logits.cpu()
+            return
         for _ in range(new_tokens):
             out = model(input_ids=ids_BS, past_key_values=past, use_cache=True, logits_to_keep=1)
             ids_BS, past = out.logits[:, -1:].argmax(-1), out.past_key_values

@@ -106,6 +106,7 @@ def has_row_attention(model: PreTrainedModel) -> bool:
     """Say whether packed rows of a model in training attend row by row, as the model is set now."""
     return (
         enabled()
+        and model.can_generate()
         and not padding_free.has_dropout(model)
         and padding_free.packing_mode(model) == "rows"
     )

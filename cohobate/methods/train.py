@@ -13,6 +13,7 @@ from pydantic import Field
 
 from cohobate.data.records import TRAIN, read_rows, row_kind, write_json
 from cohobate.errors import UserError
+from cohobate.methods.classify import Classify
 from cohobate.methods.dpo import Dpo
 from cohobate.methods.kd import Kd
 from cohobate.methods.mutual import Mutual
@@ -23,7 +24,7 @@ from cohobate.training import checkpointing
 from cohobate.training.adapters import publish_adapter
 from cohobate.training.history import write_history
 
-Method = Annotated[Sft | Kd | OnPolicy | Dpo | Mutual, Field(discriminator="method")]
+Method = Annotated[Sft | Kd | OnPolicy | Dpo | Mutual | Classify, Field(discriminator="method")]
 
 
 def train_seeds(folder: Path, phase: Method, seeds: list[int]) -> None:

@@ -60,12 +60,11 @@ def load(
 
 def _pretrained(folder: Path, precision: NumberFormat, attention: str) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     options |= {"dtype": getattr(torch, precision), "attn_implementation": attention}
     try:
-        model_and_report: tuple[Any, Any] = AutoModelForCausalLM.from_pretrained(
+        model_and_report: tuple[Any, Any] = auto_class(folder).from_pretrained(
             folder, output_loading_info=True, **options
         )
     except ValueError as error:
@@ -74,6 +73,21 @@ def _pretrained(folder: Path, precision: NumberFormat, attention: str) -> tuple[
         # older families (GPT-J, BLOOM) have no other
         return _pretrained(folder, precision, "eager")
     return model_and_report
+
+
+def auto_class(folder: Path) -> Any:
+    """Return the class of transformers that opens a folder: of a causal LM, or a classifier."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if is_classifier(folder) else AutoModelForCausalLM
+
+
+def is_classifier(folder: Path) -> bool:
+    """Say whether a model folder holds a classifier of texts, by its configuration."""
+    path = folder / "config.json"
+    config = json.loads(path.read_bytes()) if path.exists() else {}
+    names = config.get("architectures") or [""]
+    return str(names[0]).endswith("ForSequenceClassification")
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

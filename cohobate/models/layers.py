@@ -55,7 +55,7 @@ def shared_names(config: Any) -> dict[str, Any]:
 
 
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the stack of blocks of a causal LM.
+    """Return the stack of blocks of a causal LM or of a classifier.
 
     Raises:
         UserError: there is more than one such stack, or none.
@@ -71,7 +71,12 @@ def has_blocks(model: PreTrainedModel) -> bool:
 
 
 def _stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
-    return [m for m in body_of(model).children() if isinstance(m, nn.ModuleList)]
+    stacks = [m for m in body_of(model).children() if isinstance(m, nn.ModuleList)]
+    if stacks or model.can_generate():
+        return stacks
+    # encoders hold their blocks one module deeper: bert.encoder.layer
+    parts = [part for child in body_of(model).children() for part in child.children()]
+    return [part for part in parts if isinstance(part, nn.ModuleList)]
 
 
 def heads_of(model: PreTrainedModel) -> int:

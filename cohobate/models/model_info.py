@@ -131,7 +131,7 @@ class ModelInfo:
             "architecture": (self.config.get("architectures") or ["unknown"])[0],
             "context": self.config.get("max_position_embeddings"),
             "eos": self.eos,
-            "eos_id": self.vocabulary[self.eos],
+            "eos_id": self.vocabulary.get(self.eos),
             "fingerprint": self.fingerprint,
             "layers": self.depth,
             "padded_ids": self.rows - len(self.vocabulary),
@@ -146,17 +146,23 @@ class ModelInfo:
         }
 
 
-def read_model_info(folder: Path) -> ModelInfo:
+def read_model_info(folder: Path, *, encoder: bool = False) -> ModelInfo:
     """Read the facts about the model of a folder.
+
+    Args:
+        folder: in Hugging Face format.
+        encoder: whether an encoder is wanted, not a causal language model.
 
     Raises:
         UserError: naming the file that is missing or damaged.
     """
     check_folder(folder)
-    config = _config(folder)
+    config = _config(folder, encoder)
     tokenizer = checkpoints.load_tokenizer(folder)
     vocabulary = tokenizer.get_vocab()
-    if tokenizer.eos_token not in vocabulary:
+    # an encoder generates nothing that had to end: the token behind its texts stands there
+    eos = (tokenizer.sep_token or tokenizer.eos_token) if encoder else tokenizer.eos_token
+    if eos not in vocabulary and not encoder:
         raise UserError(
             "the tokenizer names no end-of-sequence token: no answer could ever end",
             where=str(folder / "tokenizer_config.json"),
@@ -167,17 +173,17 @@ def read_model_info(folder: Path) -> ModelInfo:
         config=config,
         shapes=_stored(folder),
         vocabulary=vocabulary,
-        eos=tokenizer.eos_token,
+        eos=eos or "",
         template=default_template(tokenizer).strip(),
         tokenizer=tokenizer,
     )
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """Return the configuration of a causal LM under the names that all architectures share.
+def _config(folder: Path, wants_encoder: bool) -> dict[str, Any]:
+    """Return the configuration of a model under the names that all architectures share.
 
     Raises:
-        UserError: transformers does not know the architecture, or it is no causal LM.
+        UserError: transformers does not know the architecture, or it is none of this kind.
     """
     from transformers import AutoConfig
     from transformers.models.auto import modeling_auto
@@ -197,19 +203,39 @@ def _config(folder: Path) -> dict[str, Any]:
     name = (config.architectures or ["unknown"])[0]
     masked = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     encoder = masked and not getattr(config, "is_decoder", False)
+    if wants_encoder:
+        _check_encoder(config, name, encoder, folder)
+        return shared_names(config) | {"architectures": config.architectures}
     other = _HEADS_OF_OTHER_TASKS.search(name)
     causal = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if config.is_encoder_decoder or encoder or other or not causal:
         type_of_model = (
             "an encoder-decoder" if config.is_encoder_decoder else "no causal language model"
         )
+        fix = "use a causal language model, such as a Llama, Qwen, Gemma or GPT-2"
+        if encoder and not config.is_encoder_decoder:
+            fix += "; an encoder can be a student that classifies: init_student: {type: classifier}"
         raise UserError(
             f"{name} (model_type {kind}) is {type_of_model}: it can be neither teacher nor student",
             where=str(folder),
-            fix="use a causal language model, such as a Llama, Qwen, Gemma or GPT-2",
+            fix=fix,
         )
     text = config.get_text_config(decoder=True)
     return shared_names(text) | {"architectures": config.architectures}
+
+
+def _check_encoder(config: Any, name: str, encoder: bool, folder: Path) -> None:
+    """Refuse a model that is no encoder, or that has no class for classification."""
+    from transformers.models.auto import modeling_auto
+
+    classes = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    if config.is_encoder_decoder or not encoder or config.model_type not in classes:
+        raise UserError(
+            f"{name} (model_type {config.model_type}) is no encoder: it cannot be a classifier",
+            where=str(folder),
+            fix="init_student.model: all-minilm-l6-v2, or another BERT, RoBERTa, DistilBERT or "
+            "ModernBERT; a causal model is a student by init_student: {type: pretrained}",
+        )
 
 
 def _stored(folder: Path) -> dict[str, tuple[int, ...]]:

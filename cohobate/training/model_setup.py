@@ -27,7 +27,7 @@ def freeze(model: PreTrainedModel, frozen: Freeze) -> None:
         raise UserError(f"cannot freeze {frozen.layers} blocks: the model has {len(blocks)}")
     if frozen.embeddings:
         model.get_input_embeddings().requires_grad_(False)
-    if frozen.head:
+    if frozen.head and model.get_output_embeddings() is not None:
         model.get_output_embeddings().requires_grad_(False)
     for block in blocks[: frozen.layers]:
         block.requires_grad_(False)

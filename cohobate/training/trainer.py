@@ -161,7 +161,8 @@ def _check_inputs(
         raise UserError(
             "a soft term needs a teacher's signals", where=label, fix="targets: data/capture/…"
         )
-    check_head(model)
+    if model.can_generate():  # a classifier's head is a part of its own forward pass
+        check_head(model)
     if torch.cuda.is_available():
         return  # a GPU refuses by itself, at once
     longest = max(len(example.ids) for example in examples)

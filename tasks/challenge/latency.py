@@ -49,18 +49,16 @@ class Latency(Section):
         import torch
 
         from cohobate.data.messages import with_prefix
-        from cohobate.data.tokenized import prompt_ids
-        from cohobate.fast.frozen import load_frozen
+        from cohobate.evaluation.model_under_test import open_model
         from cohobate.models import checkpoints
 
         torch.set_num_threads(threads)
         device = checkpoints.accelerator()
         models, inputs = {}, {}
         for name, folder in folders.items():
-            models[name], tokenizer = load_frozen(folder, precision=precision, device=device)
-            prefix = checkpoints.prompt_prefix(folder)
-            first = [with_prefix(prompt, prefix) for prompt in prompts[: self.timing.batch]]
-            inputs[name] = prompt_ids(tokenizer, first)
+            tested = open_model(folder, precision)
+            first = [with_prefix(prompt, tested.prefix) for prompt in prompts[: self.timing.batch]]
+            models[name], inputs[name] = tested.model, tested.prompt_ids(first)
         timings = self.timing.measure(models, inputs)
         times = {f"{name}_ms": timings["models"][name]["latency_ms_p50"] for name in folders}
         ratio = round(times["challenger_ms"] / times["champion_ms"], 4)

@@ -30,8 +30,7 @@ from cohobate.evaluation.bootstrap import ArmIntervals, Bootstrap, LikelihoodBoo
 from cohobate.evaluation.footprint import footprint
 from cohobate.evaluation.forgetting import Forgetting
 from cohobate.evaluation.gate import Gate, ScoreComparison
-from cohobate.fast.frozen import load_frozen
-from cohobate.generation.decoding import generate_answers
+from cohobate.evaluation.model_under_test import ModelUnderTest, open_model
 from cohobate.generation.requests import Batching, Decoding
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision, resolve
@@ -50,7 +49,6 @@ from tasks.challenge.latency import Latency, timed_apart
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _CONTEXT = 64
 """Context length at which FLOPs are counted."""
@@ -218,17 +216,14 @@ class _Model:
 
     params: ChallengeParams
     folder: Path
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
+    tested: ModelUnderTest
     rows: list[Row]
 
     @classmethod
     def load(cls, params: ChallengeParams, folder: Path, rows: list[Row]) -> "_Model":
         """Load a checkpoint."""
-        device = checkpoints.accelerator()
-        model, tokenizer = load_frozen(folder, precision=params.precision, device=device)
-        prefix = checkpoints.prompt_prefix(folder)
-        return cls(params, folder, model, tokenizer, [row.prefixed(prefix) for row in rows])
+        tested = open_model(folder, params.precision)
+        return cls(params, folder, tested, tested.prefixed(rows))
 
     def scores(
         self, decoding: Decoding, metric: AnswerScore, task: Task, name: str
@@ -239,11 +234,9 @@ class _Model:
         rows, params = self.rows, self.params
         refuse_raw_text(rows, metric.type, "dev")
         prompts = [row.full_prompt for row in rows]
-        generated = generate_answers(
-            self.model, self.tokenizer, prompts, decoding, params.batching, threads=params.threads
-        )
+        answered = self.tested.answers(prompts, decoding, params.batching, threads=params.threads)
         scores = np.zeros(len(rows))
-        for position, answer in track(generated, total=len(rows), label=f"{name} on dev rows"):
+        for position, answer in track(answered, total=len(rows), label=f"{name} on dev rows"):
             row = rows[position]
             verifier = task.verifier_of(row.task)
             scores[position] = metric.score(answer.full_text, row.full_answer, verifier)
@@ -255,20 +248,29 @@ class _Model:
         from cohobate.generation.likelihood import Likelihood
 
         params = self.params
-        likelihood = Likelihood(self.model, self.tokenizer, params.batching, params.threads)
+        tested = self.tested
+        likelihood = Likelihood(tested.model, tested.tokenizer, params.batching, params.threads)
         return TextLosses.of(likelihood, self.rows, metric).shares_R
 
     def guarded_figures(self) -> dict[str, float]:
-        """Return the figures that `challenge.guards` limits."""
-        from cohobate.evaluation.answer_logprobs import AnswerLogprobs
+        """Return the figures that `challenge.guards` limits, as far as the model has them."""
         from cohobate.models.layers import blocks_of
 
-        logprobs = AnswerLogprobs(self.model, self.tokenizer, threads=self.params.threads)
-        general = self.params.general.measure(logprobs, self.params.general.passages())
-        size = footprint(self.model, self.folder, _CONTEXT)
+        model = self.tested.model
+        size = footprint(model, self.folder, _CONTEXT)
         return {
             "parameters": float(size.parameters),
             "flops_per_token": float(size.flops_per_token),
-            "blocks": float(len(blocks_of(self.model))),
-            "bits_per_byte": general["bits_per_byte"],
+            "blocks": float(len(blocks_of(model))),
+            **self._general_loss(),
         }
+
+    def _general_loss(self) -> dict[str, float]:
+        """Return the loss on general text, by which forgetting is limited; none of a classifier."""
+        from cohobate.evaluation.answer_logprobs import AnswerLogprobs
+
+        if not self.tested.scores_tokens:
+            return {}
+        threads, general = self.params.threads, self.params.general
+        logprobs = AnswerLogprobs(self.tested.model, self.tested.tokenizer, threads=threads)
+        return {"bits_per_byte": general.measure(logprobs, general.passages())["bits_per_byte"]}

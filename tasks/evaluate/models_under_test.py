@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cohobate.backends import unloaded_teacher
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import Row
+from cohobate.errors import UserError
 from cohobate.evaluation.answer_logprobs import AnswerLogprobs
+from cohobate.evaluation.model_under_test import ModelUnderTest, open_model
 from cohobate.evaluation.text_losses import TextLosses
-from cohobate.fast.frozen import load_frozen
-from cohobate.generation.decoding import generate_answers
 from cohobate.generation.likelihood import Likelihood
 from cohobate.generation.requests import Answer
-from cohobate.models import checkpoints
 from cohobate.progress import track
 from cohobate.scoring.metrics import LikelihoodScore
 from tasks.evaluate.settings import EvaluateParams
@@ -25,59 +25,85 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory, and the log-probabilities that it gives to answers."""
+    """A model in memory, and the settings by which it is evaluated."""
 
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
-    logprobs: AnswerLogprobs
+    tested: ModelUnderTest
     params: EvaluateParams
-    prefix: str | None = None
-    """Text that the model was trained to read before each prompt."""
     own_prompts: bool = False
     """Whether it reads the prompts that only a teacher reads, where rows have one."""
 
     @classmethod
     def of(cls, params: EvaluateParams, folder: Path, role: str = "") -> "LoadedModel":
         """Load a checkpoint in the number format of the evaluation; `role` as in an `Arm`."""
-        model, tokenizer = load_frozen(
-            folder, precision=params.precision, device=checkpoints.accelerator()
-        )
-        batch, threads = params.batching.rows, params.threads
-        logprobs = AnswerLogprobs(model, tokenizer, batch=batch, threads=threads)
         own = role == "teacher" and params.teacher_reads == "teacher_prompt"
-        return cls(model, tokenizer, logprobs, params, checkpoints.prompt_prefix(folder), own)
+        return cls(open_model(folder, params.precision), params, own)
+
+    @property
+    def model(self) -> "PreTrainedModel":
+        """The model itself."""
+        return self.tested.model
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Its tokenizer."""
+        return self.tested.tokenizer
+
+    @cached_property
+    def logprobs(self) -> AnswerLogprobs:
+        """The log-probabilities that it gives to the tokens of answers."""
+        batch, threads = self.params.batching.rows, self.params.threads
+        return AnswerLogprobs(self.model, self.tokenizer, batch=batch, threads=threads)
+
+    @property
+    def scores_tokens(self) -> bool:
+        """Whether it gives probabilities of the tokens of a text: not a classifier."""
+        return self.tested.scores_tokens
 
     def prefixed(self, rows: Sequence[Row]) -> list[Row]:
         """Return the rows as the model reads them: with its own prefix before each prompt."""
         read = [row.for_teacher() for row in rows] if self.own_prompts else rows
-        return [row.prefixed(self.prefix) for row in read]
+        return self.tested.prefixed(read)
+
+    def prompt_ids(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Return the token ids of the rows' prompts; of raw text, those of the text."""
+        rows = self.prefixed(rows)
+        prompts = [row.source_text if row.is_raw_text else row.full_prompt for row in rows]
+        return self.tested.prompt_ids(prompts)
 
     def answers(self, rows: Sequence[Row], label: str) -> list[Answer]:
-        """Generate an answer to each row; `label` names the work in the progress bar.
+        """Return an answer to each row; `label` names the work in the progress bar.
 
         Raw text has no prompt: its answer is empty.
         """
         places = [place for place, row in enumerate(rows) if not row.is_raw_text]
         answers = [Answer("", "stop", None)] * len(rows)
-        generated = self._generate([rows[place] for place in places], label) if places else []
-        for place, answer in zip(places, generated, strict=True):
+        own = self._answers([rows[place] for place in places], label) if places else []
+        for place, answer in zip(places, own, strict=True):
             answers[place] = answer
         return answers
 
     def losses(self, rows: Sequence[Row], metric: LikelihoodScore) -> TextLosses:
-        """Return the losses of the rows' reference answers."""
+        """Return the losses of the rows' reference answers.
+
+        Raises:
+            UserError: the model gives no likelihood of a text.
+        """
+        if not self.scores_tokens:
+            raise UserError(
+                f"a classifier gives labels, and no {metric.type} of a text",
+                where="params.yaml, evaluate.metrics",
+                fix="cohobate run --set 'evaluate.metrics=[{type: verifier}]'",
+            )
         params = self.params
         likelihood = Likelihood(self.model, self.tokenizer, params.batching, params.threads)
         return TextLosses.of(likelihood, self.prefixed(rows), metric)
 
-    def _generate(self, rows: Sequence[Row], label: str) -> list[Answer]:
+    def _answers(self, rows: Sequence[Row], label: str) -> list[Answer]:
         prompts = [row.full_prompt for row in self.prefixed(rows)]
         decoding, batching = self.params.decoding, self.params.batching
-        generated = generate_answers(
-            self.model, self.tokenizer, prompts, decoding, batching, threads=self.params.threads
-        )
+        answered = self.tested.answers(prompts, decoding, batching, threads=self.params.threads)
         # answers come batch by batch, rows of like length first
-        by_position = dict(track(generated, total=len(prompts), label=label))
+        by_position = dict(track(answered, total=len(prompts), label=label))
         return [by_position[position] for position in range(len(prompts))]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.reasoning import inline_cut
 from cohobate.data.records import Row, write_rows
-from cohobate.data.tokenized import Encoded, encode_all, prompt_ids
+from cohobate.data.tokenized import Encoded, encode_all
 from cohobate.errors import UserError
 from cohobate.evaluation.footprint import footprint
 from cohobate.generation.requests import Answer
@@ -63,7 +63,7 @@ class Evaluator:
             for seed, folder in arm.checkpoints.items():
                 student = LoadedModel.of(self.params, folder)
                 texts = self._run_checkpoint(arm, seed, student, results[arm.name])
-                if teacher and _same_vocabulary(teacher, student) and teacher_texts:
+                if teacher and teacher_texts and _compares(teacher, student):
                     # the untrained student's own answers say nothing about fidelity
                     own = [] if arm.role == "initial" or self._is_raw else texts
                     results[arm.name].fidelity[seed] = self.params.fidelity.compare(
@@ -84,7 +84,7 @@ class Evaluator:
         }
         # both in memory at once, and measured in turns: a busy machine slows both alike
         rows = self.rows[: self.params.timing.batch]
-        prompts = {role: _prompt_ids(model, model.prefixed(rows)) for role, model in loaded.items()}
+        prompts = {role: model.prompt_ids(rows) for role, model in loaded.items()}
         models = {role: model.model for role, model in loaded.items()}
         timings = self.params.timing.measure(models, prompts)
         return {**timings, "precision": self.params.number_format}
@@ -122,6 +122,19 @@ class Evaluator:
             write_token_counts(model.tokenizer, _answered(self.rows, predicted))
         if arm.role in PERTURBED_ROLES and self.variants:
             results.variants[seed] = self._variant_answers(arm, model, predicted)
+        return self._token_figures(arm, seed, model, predicted, results)
+
+    def _token_figures(
+        self,
+        arm: Arm,
+        seed: int,
+        model: LoadedModel,
+        predicted: Sequence[Prediction],
+        results: ModelResults,
+    ) -> list[Encoded]:
+        """Measure what needs probabilities of tokens; return the own answers to the sample."""
+        if not model.scores_tokens:
+            return []
         rows = model.prefixed([self.rows[n] for n in self.sample])
         texts = _own_texts(model, rows, [predicted[n] for n in self.sample])
         references = list(encode_all(model.tokenizer, rows))
@@ -209,14 +222,8 @@ class Evaluator:
 
 def _mean_length(model: LoadedModel, rows: Sequence[Row]) -> int:
     """Return the mean length of a prompt, in the tokens of a model."""
-    lengths = [len(ids) for ids in _prompt_ids(model, model.prefixed(rows))]
+    lengths = [len(ids) for ids in model.prompt_ids(rows)]
     return max(1, round(sum(lengths) / len(lengths)))
-
-
-def _prompt_ids(model: LoadedModel, rows: Sequence[Row]) -> list[list[int]]:
-    """Return the token ids of prompts; of raw text, those of the text."""
-    prompts = [row.source_text if row.is_raw_text else row.full_prompt for row in rows]
-    return prompt_ids(model.tokenizer, prompts)
 
 
 def _own_texts(
@@ -256,5 +263,8 @@ def _own_answer(own: Prediction) -> dict[str, str | None]:
     return fields
 
 
-def _same_vocabulary(one: LoadedModel, other: LoadedModel) -> bool:
+def _compares(one: LoadedModel, other: LoadedModel) -> bool:
+    """Say whether the token distributions of two models are over one vocabulary."""
+    if not (one.scores_tokens and other.scores_tokens):
+        return False
     return bool(one.tokenizer.get_vocab() == other.tokenizer.get_vocab())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cohobate.data.messages import prompt_text
 from cohobate.data.records import COLLECT, EVALUATE, FILTER, GENERATE, MODELS, Row
 from cohobate.evaluation.score_text import ScoreText
+from cohobate.models import checkpoints
 from tasks.export.form import Form
 from tasks.export.student import Student, lineage
 
@@ -101,6 +102,10 @@ def write_model_card(folder: Path, exported: Exported, student: Student, files: 
         **exported._asdict(),
         "example": {"prompt": prompt_text(row.full_prompt), "answer": row.full_answer},
         "prefix": row.prefix,
+        "usage": exported.form.usage_of(folder),
+        "pipeline_tag": (
+            "text-classification" if checkpoints.is_classifier(folder) else "text-generation"
+        ),
         "bases": [t["model"] for t in files.teachers.values() if t["model"].count("/") == 1],
         "student": student.row,
         "evaluated": files.evaluated,

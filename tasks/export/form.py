@@ -43,6 +43,8 @@ class Form(Section, ABC):
 
     reader: ClassVar[str]
     """The software that loads it."""
+    writes_classifiers: ClassVar[bool] = False
+    """Whether a classifier can be written in this form."""
 
     @property
     @abstractmethod
@@ -53,6 +55,10 @@ class Form(Section, ABC):
     @abstractmethod
     def usage(self) -> str:
         """How to run it, in Markdown, for the model card."""
+
+    def usage_of(self, folder: Path) -> str:
+        """Return how to run what was written to `folder`, in Markdown."""
+        return self.usage
 
     def for_restored(self) -> Self:
         """Return it with room for a student that got a vocabulary back, unless room was given.

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from cohobate.data.records import Row
-from cohobate.fast.frozen import load_frozen
-from cohobate.generation.decoding import generate_answers
+from cohobate.evaluation.model_under_test import open_model
 from cohobate.generation.requests import Decoding
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision
@@ -22,6 +21,7 @@ class Safetensors(Form):
     tolerance: Tolerance = Tolerance(score=0, agreement=1, loss=0.001)
 
     reader: ClassVar[str] = "transformers"
+    writes_classifiers: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -32,6 +32,10 @@ class Safetensors(Form):
     def usage(self) -> str:
         """Return a few lines of transformers."""
         return pipeline_usage("auto")
+
+    def usage_of(self, folder: Path) -> str:
+        """Return a few lines of transformers, of the pipeline that fits the model."""
+        return classifier_usage() if checkpoints.is_classifier(folder) else self.usage
 
     def write(self, student: Path, folder: Path) -> None:
         """Copy the checkpoint's files; the same bytes take no second place in DVC's cache."""
@@ -58,22 +62,27 @@ def pipeline_usage(dtype: str, packages: str = "") -> str:
     )
 
 
+def classifier_usage() -> str:
+    """Return a few lines of transformers for the model card of a classifier."""
+    return (
+        "```python\nfrom transformers import pipeline\n\n"
+        'classifier = pipeline("text-classification", ".")\n'
+        'print(classifier(prompt))   # [{"label": ..., "score": ...}]\n'
+        "```"
+    )
+
+
 def read_losses(
     folder: Path, precision: Precision, rows: Sequence[Row], threads: int
 ) -> list[float]:
-    """Return a checkpoint's mean loss on each row's answer, in nats a token."""
-    from cohobate.generation.likelihood import Likelihood
-
-    return [*Likelihood.of(folder, precision, threads).answer_losses(rows)]
+    """Return a checkpoint's mean loss on each row's answer, in nats a token, or of its label."""
+    return [*open_model(folder, precision).answer_losses(rows, threads=threads)]
 
 
 def greedy_answers(folder: Path, precision: Precision, questions: Questions) -> list[str]:
     """Return the greedy answers of a checkpoint."""
-    device = checkpoints.accelerator()
-    loaded = load_frozen(folder, precision=precision, device=device)
+    tested = open_model(folder, precision)
     decoding = Decoding(max_tokens=questions.max_tokens)
     # batches are by length: answers come in another order than prompts
-    answers = dict(
-        generate_answers(*loaded, questions.prompts, decoding, threads=questions.threads)
-    )
+    answers = dict(tested.answers(questions.prompts, decoding, threads=questions.threads))
     return [answers[position].full_text for position in range(len(questions.prompts))]

@@ -106,6 +106,7 @@ def run(
     tokens = _token_counts(next(iter(student.by_seed.values())), rows)
     check = Check(rows, questions, tokens, metric, task)
     seed, original = _chosen(export, student, check)
+    _refuse_forms(export, student.by_seed[seed])
     shutil.rmtree(EXPORT, ignore_errors=True)
     summary: dict[str, Any] = {"phase": student.phase, "seed": seed, "dev_rows": len(rows)}
     summary["original score"] = round(check.score(*original), 6)
@@ -160,7 +161,24 @@ def _chosen(export: ExportParams, student: Student, check: Check) -> tuple[int, 
     return best, originals[best]
 
 
+def _refuse_forms(export: ExportParams, folder: Path) -> None:
+    """Refuse forms in which a classifier cannot be written.
+
+    Raises:
+        UserError: names the form.
+    """
+    for form in export.forms:
+        if checkpoints.is_classifier(folder) and not form.writes_classifiers:
+            raise UserError(
+                f"a classifier cannot be exported as {form.type}",
+                where="params.yaml, export.forms",
+                fix="cohobate run --set 'export.forms=[{type: safetensors}]'",
+            )
+
+
 def _token_counts(folder: Path, rows: Sequence[Row]) -> list[int]:
+    if checkpoints.is_classifier(folder):
+        return [1] * len(rows)  # an answer is one label
     tokenizer = checkpoints.load_tokenizer(folder)
     return [len(text.completion_ids) for text in encode_all(tokenizer, rows)]
 

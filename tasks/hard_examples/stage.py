@@ -15,6 +15,7 @@ are never used, as that would train on the evaluation.
 
 import json
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -59,6 +60,9 @@ def run(
     """Score the rows with the best seed of the phase `student`; write the hardest prompts."""
     rows = _unlabelled_rows() if hard_examples.rows else []
     regrets = _regrets(hard_examples, student, rows) if rows else []
+    # a classifier cannot learn an answer that is none of its labels, whose loss is infinite
+    rows = [row for row, regret in zip(rows, regrets, strict=True) if isfinite(regret)]
+    regrets = [regret for regret in regrets if isfinite(regret)]
     hardest: dict[str, tuple[float, Response]] = {}
     for regret, row in sorted(zip(regrets, rows, strict=True), key=lambda pair: -pair[0]):
         hardest.setdefault(row.id, (regret, row))
@@ -76,12 +80,16 @@ def run(
 
 
 def _regrets(hard_examples: HardExamplesParams, phase: str, rows: list[Response]) -> list[float]:
-    from cohobate.generation.likelihood import Likelihood
+    from cohobate.evaluation.model_under_test import open_model
 
     seed = json.loads(VERDICT.read_text())["seed"]
     folder = TRAIN / phase / f"seed-{seed}"
-    student = Likelihood.of(folder, hard_examples.precision, hard_examples.threads)
-    losses = track(student.answer_losses(rows), total=len(rows), label="the student reads")
+    student = open_model(folder, hard_examples.precision)
+    losses = track(
+        student.answer_losses(rows, threads=hard_examples.threads),
+        total=len(rows),
+        label="the student reads",
+    )
     return [round(loss + (row.logprob or 0.0), 6) for loss, row in zip(losses, rows, strict=True)]
 
 

@@ -1,7 +1,7 @@
 """Make the initial student: its checkpoint before training.
 
 In:  data/preflight/models.json; models/adapt/<teacher> where its tuned layers are copied; the rows
-     by which layers are selected, where they are selected by rows
+     by which layers are selected, or whose answers are the labels of a classifier
 Out: models/init_student, a checkpoint (cohobate/models/checkpoints.py), and its summary.json:
 
     {"layers": 4, "parameters": 42472512, "parameters_of_embeddings": 28311552,
@@ -15,11 +15,13 @@ from cohobate.data.records import INIT_STUDENT, MODELS, write_json
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from cohobate.progress import say
-from cohobate.students.initialization import PinnedModels, StudentInit
+from cohobate.scoring.verifiers import Task
+from cohobate.students.base_initialization import PinnedModels
+from cohobate.students.initialization import StudentInit
 from cohobate.teachers.teacher import Teachers
 
 
-def run(init_student: StudentInit, teachers: Teachers) -> None:
+def run(init_student: StudentInit, teachers: Teachers, task: Task) -> None:
     """Build the student and write its checkpoint.
 
     Raises:
@@ -29,7 +31,8 @@ def run(init_student: StudentInit, teachers: Teachers) -> None:
     if init_student.needs_rows and not Path(init_student.rows).is_file():
         fix = "init_student.rows: data/collect/labelled.jsonl, or data/filter/kept.jsonl"
         raise UserError("file not found", where=init_student.rows, fix=fix)
-    model, tokenizer = init_student.build(teachers, PinnedModels(pins["teachers"], pins["student"]))
+    pinned = PinnedModels(pins["teachers"], pins["student"])
+    model, tokenizer = init_student.build(teachers, pinned, task)
     tokenizer = init_student.trim_vocabulary(model, tokenizer)
     provenance = {
         "init_student": init_student.model_dump(mode="json"),

@@ -27,6 +27,7 @@ from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher, Teachers
 from tasks.preflight.capacity import check_capacity
 from tasks.preflight.checks import check_signals, check_terms, check_width
+from tasks.preflight.classifiers import check_student_kind
 from tasks.preflight.devices import Device, device_of
 from tasks.preflight.memory import Memory, StageMemory, size_of
 from tasks.preflight.memory_table import table_lines
@@ -68,6 +69,7 @@ def run(
     phases = {f"assist.{key}": phase for key, phase in assist.items()}
     phases |= {f"train.{key}": phase for key, phase in train.items()}
     check_phases(phases, teachers, capture.signals, keep_tokenizer=capture.keep_tokenizer)
+    check_student_kind(init_student.type, phases, _document())
     for key, teacher in teachers.items():
         check_terms(key, teacher)
     init_student.teacher_of(teachers)
@@ -82,9 +84,8 @@ def run(
     check_width("student", outline)
     if init_student.type == "pretrained":
         say_template_notes("the student", outline)
-    for key, teacher in teachers.items():
-        if key in outlines and teacher.signals and shares_vocabulary(key, phases):
-            check_signals(key, outlines[key], outline)
+    if init_student.type != "classifier":
+        _check_vocabularies(teachers, outlines, outline, phases)
     check_served(teachers, init_student, phases, generate, capture)
     sizes = [outline.parameters() for outline in outlines.values()]
     check_capacity([*sizes, record["parameters"]])
@@ -99,6 +100,17 @@ def run(
     summary |= {"parameters of the student": record["parameters"]}
     write_json(MODELS.with_name("summary.json"), summary | {"vocabulary": len(outline.vocabulary)})
     say(" · ".join(f"{label}: {count / 1e6:.1f}M" for label, count in summary.items()))
+
+
+def _check_vocabularies(
+    teachers: Teachers,
+    outlines: dict[str, ModelInfo],
+    student: ModelInfo,
+    phases: dict[str, Method],
+) -> None:
+    for key, teacher in teachers.items():
+        if key in outlines and teacher.signals and shares_vocabulary(key, phases):
+            check_signals(key, outlines[key], student)
 
 
 def _check_memory(stages: list[StageMemory]) -> None:
@@ -133,8 +145,12 @@ def say_template_notes(name: str, outline: ModelInfo) -> None:
 
 def _device_of(stage: str, workers: int) -> Device:
     """Return the device of a stage; `resources` is no input of this one and is not recorded."""
-    resources = (load().get("resources") or {}) if PARAMS.exists() else {}
-    return device_of(stage, resources, workers)
+    return device_of(stage, _document().get("resources") or {}, workers)
+
+
+def _document() -> dict[str, Any]:
+    """Return params.yaml, for what is not an input of this stage and is not recorded."""
+    return load() if PARAMS.exists() else {}
 
 
 def _pinned(teacher: Teacher, outline: ModelInfo | None) -> dict[str, Any]:

@@ -12,11 +12,14 @@ from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from cohobate.models.layer_choice import Uniform
 from cohobate.params import ParamsError, validated
+from cohobate.scoring.verifiers import Label, Task
 from cohobate.students.initialization import StudentInit
 from cohobate.students.layer_cutting import keep_layers, layer_stack
 from cohobate.teachers.teacher import Teacher
 from tasks.init_student.stage import run
 from tests.tasks.preflight.test_preflight import run_stage as preflight
+
+TASK = Task(verifier=Label(type="label"))
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def build(project, checkpoint, make_model, tokenizer):
     def built(**shape: Any):
         student = validated(StudentInit, shape, "init_student")
         preflight(teachers, student)
-        run(student, teachers)
+        run(student, teachers, TASK)
         return checkpoints.load(INIT_STUDENT)
 
     return built
@@ -135,7 +138,7 @@ def test_a_model_that_changed_since_preflight_is_refused(build, checkpoint, make
     teachers = {"main": Teacher(model=str(checkpoint))}
     shape = validated(StudentInit, {"type": "teacher_layers", "layers": [0]}, "init_student")
     with pytest.raises(UserError, match="another one than preflight saw"):
-        run(shape, teachers)
+        run(shape, teachers, TASK)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,166 @@
+"""Models under test: what every stage needs of a student, whichever kind it is.
+
+A causal LM generates its answer, a classifier's answer is its likeliest label. Both give a text and
+its probability. Stages load a student by `open_model`; what differs between the kinds is here.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from cohobate.data.messages import Prompt
+from cohobate.data.records import Row
+from cohobate.data.tokenized import encode_all, prompt_ids
+from cohobate.fast.frozen import load_frozen
+from cohobate.generation.requests import Answer, Batching, Decoding
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_BATCHING = Batching()
+
+
+@dataclass(frozen=True)
+class ModelUnderTest(ABC):
+    """A checkpoint in memory, and its tokenizer."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    prefix: str | None = None
+    """Text that the model was trained to read before each prompt."""
+    scores_tokens: ClassVar[bool] = True
+    """Whether it gives probabilities of the tokens of a text."""
+
+    def prefixed(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows with the model's own prefix before each prompt."""
+        return [row.prefixed(self.prefix) for row in rows]
+
+    @abstractmethod
+    def prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Return the token ids of prompts as the model reads them."""
+
+    @abstractmethod
+    def answers(
+        self,
+        prompts: Sequence[Prompt],
+        decoding: Decoding,
+        batching: Batching = _BATCHING,
+        *,
+        threads: int = 1,
+    ) -> Iterator[tuple[int, Answer]]:
+        """Yield the position of each prompt and the answer to it, batch by batch."""
+
+    @abstractmethod
+    def answer_losses(
+        self, rows: Sequence[Row], batching: Batching = _BATCHING, *, threads: int = 1
+    ) -> Iterator[float]:
+        """Yield the mean loss of each row's answer, in nats for each of its units.
+
+        Infinite where the model cannot give the answer.
+        """
+
+    @abstractmethod
+    def answer_units(self, rows: Sequence[Row]) -> list[int]:
+        """Return over how many units each row's loss is a mean: tokens, or one label."""
+
+
+class CausalModel(ModelUnderTest):
+    """A causal language model: it generates its answer."""
+
+    def prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Return the ids: text as it stands, conversations through the chat template."""
+        return prompt_ids(self.tokenizer, prompts)
+
+    def answers(
+        self,
+        prompts: Sequence[Prompt],
+        decoding: Decoding,
+        batching: Batching = _BATCHING,
+        *,
+        threads: int = 1,
+    ) -> Iterator[tuple[int, Answer]]:
+        """Generate the answers."""
+        from cohobate.generation.decoding import generate_answers
+
+        return generate_answers(
+            self.model, self.tokenizer, prompts, decoding, batching, threads=threads
+        )
+
+    def answer_losses(
+        self, rows: Sequence[Row], batching: Batching = _BATCHING, *, threads: int = 1
+    ) -> Iterator[float]:
+        """Yield the mean loss of each answer's tokens, closing token included."""
+        from cohobate.generation.likelihood import Likelihood
+
+        return Likelihood(self.model, self.tokenizer, batching, threads).answer_losses(rows)
+
+    def answer_units(self, rows: Sequence[Row]) -> list[int]:
+        """Return the number of tokens of each answer, closing token included."""
+        return [len(text.completion_ids) for text in encode_all(self.tokenizer, rows)]
+
+
+class ClassifierModel(ModelUnderTest):
+    """A classifier: its answer is its likeliest label, in one pass over the prompt's text."""
+
+    scores_tokens: ClassVar[bool] = False
+
+    def prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Return the ids of the prompts' texts."""
+        from cohobate.generation.classification import classifier_ids
+
+        return classifier_ids(self.tokenizer, prompts)
+
+    def answers(
+        self,
+        prompts: Sequence[Prompt],
+        decoding: Decoding,
+        batching: Batching = _BATCHING,
+        *,
+        threads: int = 1,
+    ) -> Iterator[tuple[int, Answer]]:
+        """Yield the likeliest label of each prompt, with its log-probability; never sampled."""
+        from cohobate.generation.classification import label_logprobs
+        from cohobate.scoring.labels import LabelSet
+
+        names = LabelSet.of_config(self.model.config).names
+        scored = label_logprobs(self.model, self.tokenizer, prompts, batching, threads=threads)
+        for position, logp_C in scored:
+            best = int(logp_C.argmax())
+            yield position, Answer(names[best], "stop", float(logp_C[best]))
+
+    def answer_losses(
+        self, rows: Sequence[Row], batching: Batching = _BATCHING, *, threads: int = 1
+    ) -> Iterator[float]:
+        """Yield the loss of each row's label; infinite where its answer is none."""
+        from cohobate.generation.classification import label_logprobs
+        from cohobate.scoring.labels import LabelSet
+
+        labels = LabelSet.of_config(self.model.config)
+        prompts = [row.full_prompt for row in rows]
+        scored = label_logprobs(self.model, self.tokenizer, prompts, batching, threads=threads)
+        losses = [inf] * len(rows)
+        for position, logp_C in scored:
+            index = labels.index(rows[position].full_answer)
+            if index is not None:
+                losses[position] = -float(logp_C[index])
+        yield from losses
+
+    def answer_units(self, rows: Sequence[Row]) -> list[int]:
+        """Return 1 for each row: an answer is one label."""
+        return [1] * len(rows)
+
+
+def open_model(folder: Path, precision: Precision) -> ModelUnderTest:
+    """Load the checkpoint of a student, or of a teacher, on the device on which it answers fastest.
+
+    Raises:
+        UserError: the folder is damaged, or does not hold every weight of the model.
+    """
+    model, tokenizer = load_frozen(folder, precision=precision, device=checkpoints.accelerator())
+    kind = CausalModel if model.can_generate() else ClassifierModel
+    return kind(model, tokenizer, checkpoints.prompt_prefix(folder))

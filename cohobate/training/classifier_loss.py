@@ -1,0 +1,80 @@
+"""The loss of a classifier: cross-entropy with labels, and a teacher's distribution over them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from cohobate.training.model_loss import NOTHING, ModelLoss
+
+NO_LABEL = -1
+"""Stands for the label of a row whose answer is none."""
+
+
+class ClassifierLoss(ModelLoss):
+    """A classifier and its loss on rows whose one learnt token is the place of their label.
+
+    The loss of a row is (1 − soft) · CE(label) + soft · T² · KL(teacher ‖ student), both softmaxes
+    at T (Hinton, Vinyals & Dean 2015, section 2). A row without a label has the second term alone.
+
+    Args:
+        model: the student, of transformers' AutoModelForSequenceClassification.
+        soft: share of the teacher's distribution; 0 needs none.
+        temperature: T.
+    """
+
+    def __init__(self, model: PreTrainedModel, soft: float = 0.0, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.model, self.soft, self.temperature = model, soft, temperature
+
+    @property
+    def models(self) -> list[PreTrainedModel]:
+        """The student."""
+        return [self.model]
+
+    @property
+    def names(self) -> list[str]:
+        """Columns of the history."""
+        return [*(["hard"] if self.soft < 1 else []), *(["soft"] if self.soft else [])]
+
+    def forward(
+        self,
+        *,
+        ids_BS: Tensor,
+        positions_N: Tensor,
+        labels_N: Tensor,
+        divisor: float | Tensor,
+        weight_N: Tensor | None = None,
+        teacher_inputs: Mapping[str, Any] = NOTHING,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Return Σ losses / divisor, and the losses of each row and term, (N, F), detached.
+
+        N is B: a row has one label. `positions_N` are the last tokens of the texts.
+        """
+        width = ids_BS.shape[1]
+        places_S = torch.arange(width, device=ids_BS.device)
+        # rows are padded on the right, and an encoder would attend to padding
+        mask_BS = places_S <= (positions_N % width)[:, None]
+        logits_BC = self.model(input_ids=ids_BS, attention_mask=mask_BS.long()).logits.float()
+        terms = []
+        if self.soft < 1:
+            hard_B = F.cross_entropy(logits_BC, labels_N, ignore_index=NO_LABEL, reduction="none")
+            terms.append((1 - self.soft) * hard_B)
+        if self.soft:
+            terms.append(self.soft * self._soft(logits_BC, teacher_inputs["labels_BC"]))
+        losses_NF = torch.stack(terms, -1)
+        if weight_N is not None:
+            losses_NF = losses_NF * weight_N[:, None]
+        return losses_NF.sum() / divisor, losses_NF.detach()
+
+    def _soft(self, logits_BC: Tensor, logp_BC: Tensor) -> Tensor:
+        """Return T² · KL(teacher ‖ student) of each row, (B,)."""
+        t = self.temperature
+        teacher_BC = (logp_BC / t).log_softmax(-1)
+        student_BC = (logits_BC / t).log_softmax(-1)
+        divergence_B = F.kl_div(student_BC, teacher_BC, log_target=True, reduction="none").sum(-1)
+        return t * t * divergence_B

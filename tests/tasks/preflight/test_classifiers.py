@@ -1,0 +1,73 @@
+"""What does not fit the kind of the student is refused before any work."""
+
+from typing import Any, get_args
+
+import pytest
+
+from cohobate import params
+from cohobate.errors import UserError
+from cohobate.methods.train import Method
+from tasks.preflight.classifiers import FORMS, check_student_kind
+
+ROWS = "data/collect/labelled.jsonl"
+
+
+def phases(**methods: Any) -> dict[str, Any]:
+    common = {"from": "init_student", "rows": ROWS, "targets": ROWS, "updates": 1}
+    return {
+        f"train.{name}": params.validated(Method, common | fields, f"train.{name}")
+        for name, fields in methods.items()
+    }
+
+
+CLASSIFY = {"method": "classify"}
+
+
+def test_a_round_of_classifiers_is_let_through() -> None:
+    document = {"evaluate": {"metrics": [{"type": "verifier"}]}}
+    check_student_kind("classifier", phases(one=CLASSIFY, two=CLASSIFY), document)
+    tuned = {"method": "sft", "from": "adapt/main"}  # an assistant of the teacher's kind
+    check_student_kind("classifier", phases(one=CLASSIFY, helper=tuned), document)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "says"),
+    [
+        ("classifier", {"method": "sft"}, "learns the tokens"),
+        ("teacher_layers", CLASSIFY, "starts from a model that generates"),
+        ("classifier", CLASSIFY | {"from": "adapt/main"}, "starts from a model that generates"),
+    ],
+)
+def test_a_method_of_another_kind_is_refused(kind: str, method: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says) as raised:
+        check_student_kind(kind, phases(one=method), {})
+    assert "method" in raised.value.where
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"evaluate": {"metrics": [{"type": "perplexity"}]}},
+        {"evaluate": {"harness": {"tasks": ["hellaswag"]}}},
+        {"export": {"forms": [{"type": "safetensors"}, {"type": "gguf"}]}},
+        {"curriculum": {"scorer": "models/init_student"}},
+        {"collect": {"sources": {"a": {}, "b": {}}}},
+    ],
+)
+def test_a_setting_that_needs_text_is_refused_with_a_fix(document: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="the student is a classifier") as raised:
+        check_student_kind("classifier", phases(one=CLASSIFY), document)
+    assert raised.value.fix
+    check_student_kind("teacher_layers", {}, document)
+
+
+def test_the_forms_are_those_that_export_writes() -> None:
+    from tasks.export.stage import AnyForm
+
+    kinds = get_args(get_args(AnyForm)[0])
+    able = {
+        kind.model_fields["type"].annotation.__args__[0]
+        for kind in kinds
+        if kind.writes_classifiers
+    }
+    assert able == FORMS
