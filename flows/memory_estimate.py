@@ -15,7 +15,7 @@ from cohobate.students.initialization import StudentInit
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teachers
 from cohobate.training.device_memory import GIB
-from flows.time_estimate import depth
+from flows.planned_sizes import depth
 from tasks.preflight.devices import Device, device_of, entry_of
 from tasks.preflight.memory import Memory, StageMemory, size_of
 

@@ -5,7 +5,6 @@ may not be known yet, so the estimate is a range of half to one and a half times
 """
 
 import json
-import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
@@ -19,9 +18,10 @@ from typing import Any
 from cohobate import params
 from cohobate.data.records import LABELLED, TEST, UNLABELLED
 from cohobate.dvc_bridge.versioning import StageNode
-from cohobate.models import checkpoints, hub, number_formats
+from cohobate.models import checkpoints, number_formats
 from cohobate.models.model_size import ModelSize
 from cohobate.teachers.teacher import Teachers
+from flows.planned_sizes import UnknownModelError, body, config_of, depth, head, size_of
 from flows.split_sizes import split_sizes
 
 LOW, HIGH = 0.5, 1.5
@@ -34,16 +34,8 @@ _BESIDE = 400.0
 _EACH_STAGE = 5.0  # seconds: imports, hashes, copies
 _LETTERS = 4.5  # characters a token
 _PROMPT, _ANSWER = 22, 3  # tokens of a row that is not there yet
+_COPIED = 0.05  # of a pass: to copy signals that came with the answers
 _GENERAL = 1500  # tokens of the text on which forgetting is measured
-_PACKAGED = {  # config.json of the packaged teacher, before it is fetched
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_hidden_layers": 30,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "tie_word_embeddings": True,
-}
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ def estimate_time(
         # measuring a machine takes time itself: not for what is short on any
         if _seconds(nodes, known, changed, SLOWEST) < SHORT or checkpoints.accelerator() != "cpu":
             return []
-    except _UnknownModelError:
+    except UnknownModelError:
         return []
     machine = Machine.here()
     total = _seconds(nodes, known, changed, machine)
@@ -150,10 +142,6 @@ def _halved(document: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return halved
 
 
-class _UnknownModelError(Exception):
-    """A model is not here yet."""
-
-
 class Round:
     """The work of a round's stages, by its params and by the rows and models that are there."""
 
@@ -199,11 +187,17 @@ class Round:
 
     def _capture(self, section: Mapping[str, Any], key: str) -> Work:
         size = self._teacher(key)
-        if size is None:
+        if size is None or not self.document["teachers"][key].get("signals", True):
             return Work(0)
-        rows = self._responses()
-        read = rows * (self.row * 2 * _body(size) + _ANSWER * 2 * _head(size))
+        copied = self._responses(kept=0) if self._signals_come(section) else 0
+        rows = self._responses() - (1 - _COPIED) * copied
+        read = rows * (self.row * 2 * body(size) + _ANSWER * 2 * head(size))
         return Work(read / 1e9, _threads(section))
+
+    def _signals_come(self, capture: Mapping[str, Any]) -> bool:
+        """Whether the signals come with the answers that `generate` computes."""
+        form, kept = capture.get("signals") or {}, self.document["generate"].get("signals")
+        return bool(form.get("type", "top_k") == "top_k" and kept != "off")
 
     def _train(self, section: Mapping[str, Any], key: str) -> Work:
         phase = section[key]
@@ -213,7 +207,7 @@ class Round:
         gflop = self._training(self._start(phase["from"]), phase, rows)
         if phase["targets"].startswith("models/"):
             teacher = self._start(phase["targets"].removeprefix("models/"))
-            gflop += rows * self.row * 2 * (_body(teacher) + _head(teacher)) / 1e9
+            gflop += rows * self.row * 2 * (body(teacher) + head(teacher)) / 1e9
         if phase["method"] == "on_policy":
             gflop += self._answers(self._start(phase["from"]), rows, 16)
         if phase["method"] == "dpo":
@@ -232,11 +226,11 @@ class Round:
         teacher = self._teacher(section.get("teacher", "main"))
         long = (section.get("decoding") or {}).get("max_tokens", 8)
         gflop = sum(
-            self._answers(size, rows, long) + read * 2 * _body(size) / 1e9
+            self._answers(size, rows, long) + read * 2 * body(size) / 1e9
             for size in [*sizes, *([teacher] if teacher else [])]
         )
         if teacher:  # it reads what each student wrote
-            gflop += len(sizes) * read * 2 * _body(teacher) / 1e9
+            gflop += len(sizes) * read * 2 * body(teacher) / 1e9
         return Work(gflop, _threads(section))
 
     def _challenge(self, section: Mapping[str, Any], key: str) -> Work:
@@ -253,22 +247,22 @@ class Round:
         frozen = how.get("freeze") or {}
         active = max(0, size.layers - frozen.get("layers", 0)) / max(1, size.layers)
         # 2 FLOP a weight and token forward, and 4 back: gradients of inputs and of weights
-        body = self.row * (2 + 4 * active) * _body(size)
+        layers = self.row * (2 + 4 * active) * body(size)
         # the head reads answers alone; frozen, it needs no gradient of its weight
-        head = _ANSWER * (4 if frozen.get("embeddings", True) else 6) * _head(size)
-        return float(rows * (body + head) / 1e9)
+        answers = _ANSWER * (4 if frozen.get("embeddings", True) else 6) * head(size)
+        return float(rows * (layers + answers) / 1e9)
 
     def _answers(self, size: ModelSize, rows: float, longest: int = _ANSWER) -> float:
         """Return the GFLOP of answers: prompts are read, and tokens written one by one."""
         written = min(longest, 256)
-        return rows * 2 * ((self.prompt + written) * _body(size) + written * _head(size)) / 1e9
+        return rows * 2 * ((self.prompt + written) * body(size) + written * head(size)) / 1e9
 
     def _teacher(self, key: str) -> ModelSize | None:
         """Return a teacher's size; None of one whose weights are not here."""
         teachers = params.validated(Teachers, self.document["teachers"], "teachers")
         if key not in teachers or teachers[key].endpoint:
             return None
-        return _size(_config(teachers[key].model, self.root))
+        return size_of(config_of(teachers[key].model, self.root))
 
     def _start(self, start: str) -> ModelSize:
         """Return the size of the model at a path below models/."""
@@ -276,12 +270,12 @@ class Round:
         if stage == "train" and (phase := self.document["train"].get(name.split("/")[0])):
             return self._start(phase["from"])
         student = self.document["init_student"]
-        if student["type"] == "pretrained" and stage != "adapt":
-            return _size(_config(student["model"], self.root))
+        if student["type"] in ("pretrained", "classifier") and stage != "adapt":
+            return size_of(config_of(student["model"], self.root))
         key = name if stage == "adapt" else student.get("teacher", "main")
         size = self._teacher(key)
         if size is None:
-            raise _UnknownModelError
+            raise UnknownModelError
         return size if stage == "adapt" else size.with_layers(depth(student["layers"]))
 
     def _rows(self, part: str, path: Path) -> int:
@@ -299,51 +293,6 @@ class Round:
             prompts = [json.loads(line)["prompt"] for line in islice(lines, 200)]
         letters = sum(len(p if isinstance(p, str) else json.dumps(p)) for p in prompts)
         return letters / _LETTERS / len(prompts) if prompts else _PROMPT
-
-
-def _config(model: str, root: Path) -> Mapping[str, Any]:
-    """Return a model's configuration, of small files that are here; nothing is fetched.
-
-    Raises:
-        _UnknownModelError: it is not here.
-    """
-    path = (root / Path(model).expanduser()) / "config.json"
-    if path.is_file():
-        config: dict[str, Any] = json.loads(path.read_text())
-        text: dict[str, Any] = config.get("text_config", config)
-        return text
-    if model == hub.PACKAGED:
-        return _PACKAGED
-    raise _UnknownModelError
-
-
-def _size(config: Mapping[str, Any]) -> ModelSize:
-    """Return the size of a model like Llama, by its configuration."""
-    try:
-        size = ModelSize.of(config, 0, 0, int(config["num_hidden_layers"]))
-    except (KeyError, ValueError) as error:
-        raise _UnknownModelError from error
-    embeddings = size.vocabulary * size.width * (1 if config.get("tie_word_embeddings") else 2)
-    # q and o of width × width, k and v of width × keys; gate, up and down of the MLP
-    layer = 2 * size.width * (size.width + size.keys) + 3 * size.width * size.neurons
-    fields = {"embeddings": embeddings, "parameters": embeddings + size.layers * layer}
-    return ModelSize(**(vars(size) | fields))
-
-
-def depth(layers: Any) -> int:
-    """Return how many layers `init_student.layers` keeps: named ones, evenly spaced ones, a
-    number."""
-    if isinstance(layers, int):
-        return layers
-    return math.prod(layers.values()) if isinstance(layers, Mapping) else len(layers)
-
-
-def _body(size: ModelSize) -> int:
-    return size.parameters - size.embeddings
-
-
-def _head(size: ModelSize) -> int:
-    return size.vocabulary * size.width
 
 
 def _threads(section: Mapping[str, Any]) -> int:

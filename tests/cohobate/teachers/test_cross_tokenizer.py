@@ -1,8 +1,8 @@
 """A teacher of another tokenizer: from a store, and over the student's own text."""
 
 import csv
-import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -188,10 +188,21 @@ def test_preflight_says_that_the_tokenizer_is_needed() -> None:
 def test_the_student_learns_on_its_own_text(ready: Any) -> None:
     own = TypeAdapter(Method).validate_python(OWN | {"updates": 40})
     run("own", own, seeds=[1])
-    values = losses("own")
-    assert np.mean(values[-8:]) < 0.8 * np.mean(values[:8])
-    notes = json.loads((TRAIN / "own/summary.json").read_text())
-    assert notes["answers, seed 1"] == 200 if "answers, seed 1" in notes else True
+    # its own texts change from update to update: compared on the same given ones
+    assert given_loss(TRAIN / "own/seed-1") < 0.95 * given_loss(INIT_STUDENT)
+
+
+def given_loss(folder: Path) -> float:
+    """The loss of a student over the kept answers."""
+    (student, ours), (teacher, theirs) = checkpoints.load(folder), checkpoints.load(ADAPT / "main")
+    rows = kept()
+    examples = examples_of(rows, encode_all(ours, rows))
+    source = CrossTokenizerSource(teacher, theirs, ours)
+    source.attach(rows, examples)
+    batch = MicroBatches(examples, [range(len(rows))], len(rows), source)[0]
+    return float(
+        CausalLMLoss(student, [Uld(type="uld")], 7, source)(**batch, divisor=1)[0].detach()
+    )
 
 
 def test_given_and_own_text_may_be_mixed(ready: Any) -> None:

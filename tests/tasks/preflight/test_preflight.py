@@ -140,7 +140,7 @@ def test_uld_needs_no_common_vocabulary(look, publish, make_tokenizer):
     with pytest.raises(UserError, match="different vocabularies"):
         look(other, train={"uld": uld, "kd": beside})
     stored = uld | {"targets": "data/capture/main"}
-    with pytest.raises(UserError, match="uld needs a live teacher"):
+    with pytest.raises(UserError, match="needs the teacher's tokenizer in the store"):
         look(other, train={"uld": stored})
     address = {"endpoint": "http://127.0.0.1:1/v1", "signals": False}
     with pytest.raises(UserError, match="provides text only"):
