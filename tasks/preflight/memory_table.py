@@ -28,14 +28,18 @@ def verdict(stage: StageMemory) -> str:
     """Say of a stage that does not fit what would make it fit."""
     assert stage.device.available is not None
     short = sum(stage.short.values())
-    if stage.short == stage.parts:
-        message = "does not fit"
-    elif short <= stage.device.available:
-        message = f"fits with short rows ({short / GIB:.1f} GiB), not with rows of max_tokens"
-    else:
-        message = f"does not fit, not even with short rows ({short / GIB:.1f} GiB)"
     fix = f"cohobate run {stage.fix}" if stage.fix else "a smaller model, or a larger device"
-    return f"{stage.stage}: {message}; fix: {fix}"
+    if stage.short == stage.parts:
+        return f"{stage.stage}: does not fit; fix: {fix}"
+    if short <= stage.device.available:
+        # most data have no such rows: nothing is wrong yet
+        return (
+            f"{stage.stage}: short rows fit ({short / GIB:.1f} GiB), rows of max_tokens do not; "
+            f"where there are such: {fix}"
+        )
+    return (
+        f"{stage.stage}: does not fit, not even with short rows ({short / GIB:.1f} GiB); fix: {fix}"
+    )
 
 
 def _row(stage: StageMemory) -> list[str]:

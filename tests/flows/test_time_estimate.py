@@ -11,7 +11,7 @@ from cohobate import params
 from cohobate.data.records import UNLABELLED, Row, row_id, write_rows
 from cohobate.dvc_bridge import versioning
 from cohobate.models import checkpoints
-from flows import recipes
+from flows import planned_sizes, recipes
 from flows.overrides import temporarily
 from flows.time_estimate import Machine, Round, estimate_time
 

@@ -92,7 +92,7 @@ def test_a_tuning_has_its_change_too() -> None:
     adapt = stages(phase(), total - GIB, adapt=tuning)["adapt@main"]
     assert adapt.fix == "--set adapt.micro_batch_size=4"
     lines = [*table_lines([dataclasses.replace(adapt, fix="")])]
-    assert "with short rows" in lines[-1]
+    assert "short rows fit" in lines[-1]
 
 
 @pytest.fixture
