@@ -203,7 +203,11 @@ VARIANTS = [
     Round("low-rank adapters", settings=("train.kd.adapter={type: lora}",)),
     Round(
         "gguf",
-        settings=("export.forms=[{type: safetensors}, {type: gguf}]",),
+        # 8 dev rows, and a student of a few updates that hardly prefers an answer: some turn
+        settings=(
+            "export.forms=[{type: safetensors}, {type: gguf, tolerance: {score: 0.2, "
+            "agreement: 0.5, loss: 0.05}}]",
+        ),
         forms=("safetensors", "gguf-q8_0"),
         needs="xllamacpp",
     ),
