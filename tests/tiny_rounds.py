@@ -66,6 +66,8 @@ class Round:
     """Which service the teacher is behind: `ENDPOINT` in the settings stands for its address."""
 
 
+_TOLERANCE = "tolerance: {score: 0.3, agreement: 0.5, loss: 0.05}"
+"""Of 8 dev rows, and of a student of a few updates that hardly prefers any answer."""
 _NEEDED = {"two-tasks": "reasoning_gym"}
 RECIPES = [
     Round(
@@ -203,16 +205,22 @@ VARIANTS = [
     Round("low-rank adapters", settings=("train.kd.adapter={type: lora}",)),
     Round(
         "gguf",
-        # 8 dev rows, and a student of a few updates that hardly prefers an answer: some turn
-        settings=(
-            "export.forms=[{type: safetensors}, {type: gguf, tolerance: {score: 0.2, "
-            "agreement: 0.5, loss: 0.05}}]",
-        ),
+        settings=(f"export.forms=[{{type: safetensors}}, {{type: gguf, {_TOLERANCE}}}]",),
         forms=("safetensors", "gguf-q8_0"),
         needs="xllamacpp",
     ),
-    Round("onnx", settings=("export.forms=[{type: onnx}]",), forms=("onnx",), needs="onnxruntime"),
-    Round("int8", settings=("export.forms=[{type: int8}]",), forms=("int8",), needs="torchao"),
+    Round(
+        "onnx",
+        settings=(f"export.forms=[{{type: onnx, {_TOLERANCE}}}]",),
+        forms=("onnx",),
+        needs="onnxruntime",
+    ),
+    Round(
+        "int8",
+        settings=(f"export.forms=[{{type: int8, {_TOLERANCE}}}]",),
+        forms=("int8",),
+        needs="torchao",
+    ),
     Round("API", "recipes/sequence-kd.yaml", API, served="text"),
     Round("API in batches", "recipes/sequence-kd.yaml", (*API, _BATCHES), served="text"),
     *SERVED,
