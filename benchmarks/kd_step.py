@@ -154,6 +154,7 @@ def cohobate(
         """A target source whose signals are in memory already."""
 
         matching = progressive = None
+        live_models: tuple[Any, ...] = ()
 
         def __init__(self) -> None:
             ids_NK = torch.rand(tokens, vocabulary).topk(TOP_K).indices
