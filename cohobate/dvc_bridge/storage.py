@@ -59,14 +59,15 @@ def pull_outputs(root: Path, addresses: list[str], *, without: str = "") -> None
     with locked_repo(root) as repo:
         stages = [stage for address in addresses for stage in repo.stage.collect(address)]
         outs = [out for stage in stages for out in stage.outs if out.use_cache and not out.exists]
-        left_out = str(root.resolve() / without) if without else None
-        absent = [out.fs_path for out in outs if not left_out or left_out not in _above(out)]
+        # absolute: DVC takes a path as from this process's folder, and a round has one of its own
+        paths = [root.resolve() / out.def_path for out in outs]
+        absent = [
+            str(path)
+            for path in paths
+            if not without or root.resolve() / without not in path.parents
+        ]
         if absent:
             retry_download(lambda: repo.pull(targets=absent, force=True))
-
-
-def _above(out: Any) -> list[str]:
-    return [str(folder) for folder in Path(out.fs_path).resolve().parents]
 
 
 def pull_tracked(root: Path, paths: list[Path]) -> None:
