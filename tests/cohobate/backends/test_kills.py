@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[3]
 RESPONSES = GENERATE / "main" / "responses.jsonl"
 AT_ONCE, PROMPTS = 8, 160
 PARAMS = f"""
+teachers:
+  main: {{model: loopback, signals: false}}
+capture: {{}}
 generate:
   backend: {{type: openai, limits: {{at_once: {AT_ONCE}}}}}
   window: 100
