@@ -18,7 +18,7 @@ from cohobate.backends.signal_log import PackedAnswers, SignalLog, ids_digest
 from cohobate.data.examples import Example, examples_of
 from cohobate.data.records import Response
 from cohobate.data.teacher_prompts import as_teacher_reads, teacher_examples
-from cohobate.data.tokenized import Encoded, encode_all
+from cohobate.data.tokenized import encode_renderable
 from cohobate.errors import UserError
 from cohobate.generation.requests import Completion, Request
 from cohobate.models import checkpoints
@@ -150,7 +150,7 @@ def _kept_rows(
     written: set[int] = set()
     for lines in line_chunks(responses, _ROWS):
         rows = [Response.model_validate_json(line) for line in lines]
-        examples = examples_of(rows, _encoded(tokenizer, rows))
+        examples = examples_of(rows, encode_renderable(tokenizer, rows))
         # one span: the answer is all that is learnt
         whole = [e for e in examples if len(e.spans) == 1 and e.spans[0][1] == len(e.ids)]
         # signals are of the prompt that the teacher read
@@ -185,15 +185,3 @@ def _read(
                 views |= teacher_examples(tokenizer, rows, [example])
                 kept.append(example)
     return [as_teacher_reads(views, example) for example in kept], kept
-
-
-def _encoded(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Response]) -> Iterator[Encoded]:
-    """Yield the ids of each row; none of a row that cannot be rendered, which a filter may drop."""
-    try:
-        yield from list(encode_all(tokenizer, rows))
-    except UserError:
-        for row in rows:
-            try:
-                yield from list(encode_all(tokenizer, [row]))
-            except UserError:
-                yield Encoded([], ())

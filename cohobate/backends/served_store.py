@@ -19,8 +19,7 @@ from cohobate.backends.run_teacher import TeacherRun
 from cohobate.backends.settings import GenerateParams
 from cohobate.backends.token_names import TokenIds
 from cohobate.data.records import ADAPT, ANSWER_SIGNALS, ENDPOINT, Response, write_rows
-from cohobate.data.tokenized import Encoded, encode_all
-from cohobate.errors import UserError
+from cohobate.data.tokenized import encode_renderable
 from cohobate.models import checkpoints
 from cohobate.models.vocabularies import template_hash, vocabulary_hash
 from cohobate.progress import say
@@ -146,7 +145,7 @@ class ServiceSignals:
 
         rows = [response for response, _ in self._rows]
         matched: list[tuple[Example, RowSignals]] = []
-        encoded = _encoded(self.vocabulary.tokenizer, rows)
+        encoded = encode_renderable(self.vocabulary.tokenizer, rows)
         for (response, tokens), ids in zip(self._rows, encoded, strict=True):
             # a template can make several rows of one key: the filter leaves one of them
             if (key := row_key(response)) in self._keys:
@@ -185,18 +184,6 @@ def _tokens_of(response: Response, run: TeacherRun) -> tuple[ServiceToken, ...] 
     if answer.finish != "stop":
         return "the answer is cut off"
     return answer.tokens or answer.note or "the service gave no log-probabilities"
-
-
-def _encoded(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Response]) -> Iterator[Encoded]:
-    """Yield the ids of each row; none of one that cannot be rendered, which a filter may drop."""
-    try:
-        yield from list(encode_all(tokenizer, rows))
-    except UserError:
-        for row in rows:
-            try:
-                yield from list(encode_all(tokenizer, [row]))
-            except UserError:
-                yield Encoded([], ())
 
 
 def as_tensors(rows: Sequence[RowSignals]) -> "Signals":

@@ -73,6 +73,21 @@ def encode_all(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> Ite
         yield from _encode_chunk(tokenizer, chunk)
 
 
+def encode_renderable(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]
+) -> Iterator[Encoded]:
+    """Yield the ids of `rows` in their order; no ids for a row that cannot be rendered."""
+    try:
+        yield from list(encode_all(tokenizer, rows))
+    except UserError:
+        # which of them?
+        for row in rows:
+            try:
+                yield from list(encode_all(tokenizer, [row]))
+            except UserError:
+                yield Encoded([], ())
+
+
 def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     start = characters = 0
     for number, row in enumerate(rows):
