@@ -35,7 +35,7 @@ def verdict(stage: StageMemory) -> str:
         # most data have no such rows: nothing is wrong yet
         return (
             f"{stage.stage}: short rows fit ({short / GIB:.1f} GiB), rows of max_tokens do not; "
-            f"where there are such: {fix}"
+            f"where there are such, fix: {fix}"
         )
     return (
         f"{stage.stage}: does not fit, not even with short rows ({short / GIB:.1f} GiB); fix: {fix}"

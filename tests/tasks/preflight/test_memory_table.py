@@ -61,7 +61,7 @@ def test_fewer_rows_at_once_come_before_another_training() -> None:
     (kd,) = [one for one in stages(phase(), 40 * GIB).values() if one.stage == "train@kd"]
     assert kd.fits is False
     assert kd.fix.startswith("--set train.kd.micro_batch_size=")
-    assert "such: cohobate run --set" in verdict(kd)
+    assert "such, fix: cohobate run --set" in verdict(kd)
     rows = int(kd.fix.rpartition("=")[2])
     assert stages(phase(micro_batch_size=rows), 40 * GIB)["train@kd"].fits
     assert not stages(phase(micro_batch_size=2 * rows), 40 * GIB)["train@kd"].fits
