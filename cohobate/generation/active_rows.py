@@ -9,6 +9,8 @@ from cohobate.generation.requests import Completion, Decoding, Request
 if TYPE_CHECKING:
     from torch import Tensor
 
+_LIKELIEST = 128
+"""Ids among which a draw is looked for first."""
 COMPACT_BELOW = 0.75
 """Finished rows leave the batch once no more than this share of it is active."""
 
@@ -64,13 +66,49 @@ def _sampled(logits_BV: "Tensor", decoding: Decoding, draws: list[float]) -> "Te
     """
     import torch
 
-    falling = (logits_BV.double() / decoding.temperature).softmax(-1).sort(dim=-1, descending=True)
-    # the ids before it have top_p already; the one that crosses it stays in
-    outside_BV = falling.values.cumsum(-1) - falling.values >= decoding.top_p
-    mass_BV = falling.values.masked_fill(outside_BV, 0.0).cumsum(-1)
+    p_BV = (logits_BV.double() / decoding.temperature).softmax(-1)
     drawn_B1 = torch.tensor(draws, dtype=torch.float64, device=logits_BV.device)[:, None]
+    total_B1 = p_BV.sum(-1, keepdim=True)
+    # nearly every draw falls among the likeliest ids: sorting all ids takes ten times as long
+    likeliest = p_BV.topk(min(_LIKELIEST, p_BV.shape[-1]))
+    token_B, is_inside_B = _among(*likeliest, total_B1, drawn_B1, decoding.top_p)
+    beyond = (~is_inside_B).nonzero()[:, 0]
+    if len(beyond):
+        everything = p_BV[beyond].sort(dim=-1, descending=True)
+        rest_B, _ = _among(*everything, total_B1[beyond], drawn_B1[beyond], decoding.top_p)
+        token_B[beyond] = rest_B
+    return token_B
+
+
+def _among(
+    falling_p_BK: "Tensor",
+    ids_BK: "Tensor",
+    total_B1: "Tensor",
+    drawn_B1: "Tensor",
+    top_p: float,
+) -> "tuple[Tensor, Tensor]":
+    """Return the sampled ids (B,), and for each whether it is certain from these ids alone.
+
+    Args:
+        falling_p_BK: probabilities of the likeliest ids, or of all, falling, (B, K).
+        ids_BK: the ids.
+        total_B1: the mass of all ids.
+        drawn_B1: random numbers from 0 to 1.
+        top_p: share of the mass from which to sample.
+    """
+    import torch
+
+    up_to_BK = falling_p_BK.cumsum(-1)
+    # the ids before it have top_p already; the one that crosses it stays in
+    outside_BK = up_to_BK - falling_p_BK >= top_p
+    mass_BK = falling_p_BK.masked_fill(outside_BK, 0.0).cumsum(-1)
+    is_cut_B = outside_BK[:, -1]
+    # all that is left: known where top_p cuts within these ids, or cuts nothing
+    left_B1 = torch.where(is_cut_B[:, None], mass_BK[:, -1:], total_B1)
     # drawn · Σ of what is left stands in for a normalisation; right: no draw hits an id of no mass
-    rank_B1 = torch.searchsorted(mass_BV, drawn_B1 * mass_BV[:, -1:], right=True)
+    rank_B1 = torch.searchsorted(mass_BK, drawn_B1 * left_B1, right=True)
+    is_known_B = is_cut_B if top_p < 1 else torch.ones_like(is_cut_B)
+    is_inside_B = is_known_B & (rank_B1[:, 0] < mass_BK.shape[-1])
     # rounding must not point behind the last id that is left
-    last_B1 = (~outside_BV).sum(-1, keepdim=True) - 1
-    return falling.indices.gather(1, torch.minimum(rank_B1, last_B1))[:, 0]
+    last_B1 = (~outside_BK).sum(-1, keepdim=True) - 1
+    return ids_BK.gather(1, torch.minimum(rank_B1, last_B1))[:, 0], is_inside_B

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
+from cohobate.generation import active_rows
 from cohobate.generation.decoding import decode_batch, generate_answers, plan_batches, stop_ids
 from cohobate.generation.requests import Batching, Decoding, Request
 
@@ -185,3 +186,19 @@ def test_answers_are_text_without_the_closing_token(model, tokenizer, prompts):
     )
     ids = written.ids[:-1] if written.finish == "stop" else written.ids
     assert answers[5].text == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 1.0), (1.0, 0.9), (1.5, 0.6)])
+def test_a_draw_is_found_among_the_likeliest_ids_or_among_all(temperature, top_p):
+    """As by sorting the whole vocabulary: flat rows, on which the likeliest ids are few, too."""
+    generator = torch.Generator().manual_seed(3)
+    widths_B1 = torch.tensor([[0.2], [1.0], [4.0], [12.0]]).repeat(8, 1)
+    logits_BV = torch.randn(32, 2000, generator=generator) * widths_B1
+    draws = torch.rand(32, generator=generator).tolist()
+    decoding = Decoding(max_tokens=1, temperature=temperature, top_p=top_p)
+    sampled_B = active_rows._sampled(logits_BV, decoding, draws)
+    for logits_V, draw, sampled in zip(logits_BV, draws, sampled_B.tolist(), strict=True):
+        p, ids = (logits_V.double() / temperature).softmax(-1).sort(descending=True)
+        kept = p[p.cumsum(-1) - p < top_p]
+        place = int((kept.cumsum(-1) <= draw * kept.sum()).sum())
+        assert sampled == int(ids[min(place, len(kept) - 1)])
