@@ -11,11 +11,14 @@ loss, weights      largest relative difference of an update's loss, and largest 
 state              bytes of weights, gradients and moments in a worker at the optimiser's step, live
                    teachers included: at most .6 of one process at 2 workers, .35 at 4. They are
                    counted tensor by tensor, and are what shards.
+load               highest memory of a worker's own (no pages of files, which all have in common)
+                   from before models are loaded to the first update, as a share of one process:
+                   its share of the weights, and one block whole.
 peak               resident memory of the process at its highest, above what it is before models
-                   are loaded: that of loading (a whole model in each worker), of one gathered block
-                   and of activations is in it. Printed alone.
-tokens/s           of all workers together, in wall time: two of them need two idle cores. At least
-                   1.6 times one process with `--check --idle`.
+                   are loaded: with the pages of files, gathered blocks and activations. Printed
+                   alone.
+speed              tokens a second of all workers together, in wall time: two of them need two idle
+                   cores. At least 1.6 times one process with `--check --idle`.
 
 The models are Llamas with random weights and a vocabulary of bytes, made on the spot.
 """
@@ -26,6 +29,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -55,6 +59,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "method": "kd", "targets": "models/adapt/main", "terms": TERMS,
         "teacher_precision": "float32",
     },
+    "features": {
+        "method": "kd", "targets": "models/adapt/main", "teacher_precision": "float32",
+        "terms": [*TERMS, {"type": "hidden_mse", "layers": "last"}],
+    },
     "on_policy": {
         "method": "on_policy", "targets": "models/adapt/main",
         "sampling": {"decoding": {"max_tokens": 16, "temperature": 1.0}},
@@ -64,6 +72,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 PARITY = 1e-5
 STATE = {2: 0.6, 4: 0.35}
+LOAD = {2: 0.7, 4: 0.5}
 SPEED = 1.6
 
 
@@ -89,7 +98,7 @@ def prepare() -> None:
     for folder, layers in (("adapt/main", 12), ("init_student", 6)):
         # small weights: random teachers of large ones are nearly deterministic
         model = make_model(tokenizer, seed=layers, layers=layers, **SIZE, initializer_range=0.05)
-        checkpoints.save(model, tokenizer, Path("models") / folder, {})
+        checkpoints.save(model, tokenizer, Path("models", folder), {}, precision="bfloat16")
     signals = {"type": "top_k", "k": 64}
     capture(
         "main", Teacher(model="tiny"),
@@ -110,24 +119,37 @@ def work(fields: dict[str, Any], rank: int, count: int) -> None:
         dist.init_process_group("gloo", init_method=place, rank=rank, world_size=count)
     figures: dict[str, float] = {"state_mb": 0.0}
     close, train = FusedTrainer.close_update, FusedTrainer.train
+    loaded = threading.Event()
 
     def closing(self: Any, learning_rate: float) -> Any:
         figures["state_mb"] = max(figures["state_mb"], _state_bytes(self) / 2**20)
         return close(self, learning_rate)
 
     def training(self: Any, **options: Any) -> Any:
+        loaded.set()
         began = time.perf_counter()
         done = train(self, **options)
         figures["tokens_per_second"] = self._tokens_read * count / (time.perf_counter() - began)
         return done
 
     FusedTrainer.close_update, FusedTrainer.train = closing, training  # type: ignore[method-assign]
-    rest = at_rest()
     phase = TypeAdapter(Method).validate_python(fields | {"workers": count})
+    rest = at_rest()
+    watch = threading.Thread(target=_watch_load, args=(figures, loaded), daemon=True)
+    watch.start()
     trained = _train(Path("models/train/it"), phase, seed=1)  # type: ignore[arg-type]
+    watch.join()
     figures["peak_mb"] = status("VmHWM") - rest
     losses = [update.loss for update in trained.history]
     Path(f"worker-{rank}.json").write_text(json.dumps({"losses": losses, **figures}))
+
+
+def _watch_load(figures: dict[str, float], loaded: threading.Event) -> None:
+    """Note the highest memory of this process's own until models are loaded."""
+    rest = highest = status("RssAnon")
+    while not loaded.wait(0.002):
+        highest = max(highest, status("RssAnon"))
+    figures["load_mb"] = highest - rest
 
 
 def _state_bytes(trainer: Any) -> int:
@@ -163,7 +185,8 @@ def measure(folder: Path, method: str, count: int, updates: int) -> dict[str, An
     if any(codes):
         raise SystemExit(f"{method} with {count} workers failed")
     every = [json.loads((folder / f"worker-{n}.json").read_bytes()) for n in range(count)]
-    highest = {name: max(one[name] for one in every) for name in ("state_mb", "peak_mb")}
+    names = ("state_mb", "load_mb", "peak_mb")
+    highest = {name: max(one[name] for one in every) for name in names}
     weights = load_file(folder / "models/train/it/seed-1/model.safetensors")
     return every[0] | highest | {"weights": weights}
 
@@ -176,6 +199,7 @@ def compare(one: dict[str, Any], many: dict[str, Any]) -> dict[str, float]:
         "loss": max(abs(a - b) / abs(a) for a, b in losses),
         "weights": max(float((a - b).abs().max()) for a, b in weights),
         "state": many["state_mb"] / one["state_mb"],
+        "load": many["load_mb"] / one["load_mb"],
         "peak": many["peak_mb"] / one["peak_mb"],
         "speed": many["tokens_per_second"] / one["tokens_per_second"],
     }
@@ -209,11 +233,12 @@ def main() -> int:
                 figures = compare(one, many)
                 good = max(figures["loss"], figures["weights"]) <= PARITY
                 good &= figures["state"] <= STATE.get(count, 1)
+                good &= figures["load"] <= LOAD.get(count, 1)
                 good &= not (chosen.idle and count == 2 and figures["speed"] < SPEED)
                 lines.append({"method": method, "workers": count} | figures | {"holds": good})
                 print(f"  {lines[-1]}", file=sys.stderr, flush=True)
         os.chdir(out.root)
-    head = ["method", "workers", "loss", "weights", "state", "peak", "speed", "holds"]
+    head = ["method", "workers", "loss", "weights", "state", "load", "peak", "speed", "holds"]
     exact = [f"{line[name]:.1e}" if name in ("loss", "weights") else line[name]
              for line in lines for name in head]  # fmt: skip
     print(table(head, [exact[n : n + len(head)] for n in range(0, len(exact), len(head))]))

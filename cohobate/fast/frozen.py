@@ -28,8 +28,8 @@ def load_frozen(
         precision: of its weights, chosen for `device`.
         attention: as transformers names it.
         device: where it will run.
-        sharded: leave it on the CPU, and unpacked: it is then shared among workers
-            (cohobate/models/sharding.py), and no device has to hold all of it.
+        sharded: leave it in its files, and unpacked: it is then shared among workers
+            (cohobate/models/sharding.py), and none has to hold all of it.
 
     Raises:
         UserError: the folder is damaged, or does not hold every weight of the model.
@@ -39,7 +39,7 @@ def load_frozen(
     number_format = resolve(precision, device)
     place = "cpu" if sharded else device
     model, tokenizer = checkpoints.load(
-        folder, precision=number_format, attention=attention, device=place
+        folder, precision=number_format, attention=attention, device=place, mapped=sharded
     )
     if not sharded:
         pack(model, PACKED_BYTES)

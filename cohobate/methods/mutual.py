@@ -117,8 +117,11 @@ class Mutual(Phase):
 def _jitter(model: "PreTrainedModel", size: float, seed: int) -> None:
     import torch
 
+    from cohobate.models.mapped_weights import settle
+
     if not size:
         return
+    settle(model)  # noise as in one process: drawn for whole float32 weights
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():

@@ -113,7 +113,7 @@ class Phase(Hyperparameters):
         from cohobate.models.layer_choice import layer_positions
         from cohobate.students.layer_cutting import keep_layers, layer_stack
 
-        model, tokenizer = checkpoints.load(self.start_folder(seed))
+        model, tokenizer = checkpoints.load(self.start_folder(seed), mapped=self.shards)
         if layers is not None:
             depth = len(layer_stack(model))
             # positions count in the checkpoint that is loaded, which may have lost layers before

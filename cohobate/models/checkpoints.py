@@ -36,24 +36,40 @@ def load(
     precision: Precision = "float32",
     attention: Literal["eager", "sdpa"] = "sdpa",
     device: str = "cpu",
+    mapped: bool = False,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Load a verified checkpoint, its weights cast to `precision`, ready for inference.
+
+    Args:
+        folder: the checkpoint.
+        precision: of the weights, chosen for `device`.
+        attention: as transformers names it.
+        device: where the model goes.
+        mapped: leave the weights in their files until they are sharded
+            (cohobate/models/mapped_weights.py); of files with several number formats they are read.
 
     Raises:
         UserError: the folder is damaged, or does not hold every weight of the model.
     """
+    import torch
     from transformers.utils import logging
+
+    from cohobate.models.mapped_weights import note_format, stored_format
 
     # other folders, such as those of the hub, have no manifest
     if (folder / MANIFEST).exists():
         verify(folder)
     logging.disable_progress_bar()
+    number_format = resolve(precision, device)
     try:
-        model, loaded = _pretrained(folder, resolve(precision, device), attention)
+        stored = stored_format(folder) if mapped else None
+        model, loaded = _pretrained(folder, stored or number_format, attention)
     except Exception as error:  # safetensors, json and transformers each raise their own
         raise UserError(f"cannot load the model: {error}", where=str(folder)) from error
     if absent := sorted(loaded["missing_keys"]) + sorted(map(str, loaded["mismatched_keys"])):
         raise UserError(f"weights are missing or misshapen: {absent[:3]}", where=str(folder))
+    if stored:
+        note_format(model, getattr(torch, number_format))
     model = model.eval().to(device)
     return model, load_tokenizer(folder)
 

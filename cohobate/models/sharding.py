@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cohobate import processes
 from cohobate.models.checkpoints import accelerator
 from cohobate.models.layers import blocks_of, has_blocks
+from cohobate.models.mapped_weights import settle
 
 T = TypeVar("T")
 
@@ -52,8 +53,10 @@ def shard(root: nn.Module, models: Sequence[Any], number_format: torch.dtype | N
     )
     blocks = [block for model in models if has_blocks(model) for block in blocks_of(model)]
     for block in blocks:
+        settle(block)  # no more than one is whole in this worker
         options: dict[str, Any] = {"mp_policy": policy} if number_format else {}
         fully_shard(block, mesh=mesh, reshard_after_forward=True, **options)
+    settle(root)
     fully_shard(root, mesh=mesh, reshard_after_forward=False)
     # a second forward method, for what reads the weights beside the root's own forward pass
     root.call_sharded = _call  # type: ignore[assignment]

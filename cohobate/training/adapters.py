@@ -81,12 +81,12 @@ class Lora(Section):
         import torch
         from peft import get_peft_model
 
-        number_format = getattr(torch, self.base_format)
-        # before the updates, which stay float32; not model.to, which rounds rotary frequencies too
-        for weight in model.parameters():
-            weight.data = weight.data.to(number_format)
+        from cohobate.models.mapped_weights import cast, shown_as_cast
+
+        # before the updates, which stay float32
+        cast(model, getattr(torch, self.base_format))
         # the updates draw from `seed`; the random state that dropout draws from stays as it is
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), shown_as_cast(model):
             torch.manual_seed(seed)
             try:
                 adapted: Any = get_peft_model(model, self._config())

@@ -75,12 +75,22 @@ def check_training_memory(
     Raises:
         UserError: as `check_memory`.
     """
+    from cohobate.models.mapped_weights import is_mapped
+
     available = available_memory()
     if available is None:
         return
     size = size_of_model(model)
-    sizes = [TeacherSize(size_of_model(teacher), 0) for teacher in teachers]
+    sizes = [TeacherSize(size_of_model(teacher), _unread(teacher)) for teacher in teachers]
     parts = peak_memory(size, hyperparameters, tokens, sizes, placement=Placement(workers=workers))
-    # all models are loaded: their weights are no longer in what is available
-    parts |= {PROGRAM: 0, WEIGHTS: max(0, parts[WEIGHTS] - 4 * size.parameters)}
+    # models that are loaded: their weights are no longer in what is available
+    loaded = 0 if is_mapped(model) else 4 * size.parameters
+    parts |= {PROGRAM: 0, WEIGHTS: max(0, parts[WEIGHTS] - loaded)}
     check_memory(f"training on rows of {tokens} tokens", parts, available // workers, where=where)
+
+
+def _unread(model: Any) -> int:
+    """Return the bytes of a weight that is still in its file; 0 of one that is loaded."""
+    from cohobate.models.mapped_weights import format_of, is_mapped
+
+    return format_of(model).itemsize if is_mapped(model) else 0

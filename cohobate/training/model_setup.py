@@ -11,6 +11,7 @@ from cohobate.fast.forward_pass import find_fast_paths, has_row_attention
 from cohobate.fast.sparse_embedding_gradient import sparse_gradient
 from cohobate.models import checkpoints, sharding
 from cohobate.models.layers import blocks_of
+from cohobate.models.mapped_weights import is_mapped
 from cohobate.training.hyperparameters import SHORT_ROW, Freeze, Hyperparameters
 from cohobate.training.model_loss import ModelLoss
 
@@ -98,7 +99,8 @@ def training_setup(
         longest: tokens of the longest row.
         seed: of an adapter's initial values.
     """
-    freeze(model.float(), hyperparameters.freeze)
+    # what is still in its files becomes float32 as it is sharded
+    freeze(model if is_mapped(model) else model.float(), hyperparameters.freeze)
     frozen_blocks = blocks_of(model)[: hyperparameters.freeze.layers]
     with (
         attention_implementation(model, hyperparameters, longest),

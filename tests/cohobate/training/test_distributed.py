@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -24,11 +25,14 @@ from tasks.train.stage import run
 from tests.cohobate.training.test_processes import (
     CURVE_TOLERANCE,
     KD,
+    METHODS,
     difference,
+    history,
     phase,
     start,
     together,
 )
+from tests.cohobate.training.test_sharded import PARITY, distance, weights
 
 __all__ = ["start"]  # a fixture
 
@@ -90,13 +94,58 @@ def test_killed_workers_are_replaced_and_nothing_changes(start: None) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_of_ray_learn_what_one_does(start: None, cluster: None) -> None:
+@pytest.mark.parametrize("sharding", ["off", "on"])
+def test_two_workers_of_ray_learn_what_one_does(start: None, cluster: None, sharding: str) -> None:
     one = train()
     events: list[Any] = []
-    two = train(events.append, workers=2)
+    two = train(events.append, workers=2, sharding=sharding)
     assert difference(one, two, "loss") < CURVE_TOLERANCE
     assert any(isinstance(e, Advance) and e.done == KD["updates"] for e in events)
     assert not (checkpointing.TRAINING / "kd").exists()
+
+
+def killed_once(phases: dict[str, Any]) -> Callable[[], None]:
+    """Return work that trains all phases, and kills its second worker once in each of them."""
+
+    def work() -> None:
+        from cohobate import processes
+        from cohobate.methods.train import _train
+        from cohobate.training.fused_trainer import FusedTrainer
+
+        original = FusedTrainer.close_update
+        for name, one in phases.items():
+            if (TRAIN / name).exists():  # trained before a worker was lost
+                continue
+
+            def close_update(self: Any, learning_rate: float, mark: Path = Path(name)) -> Any:
+                if processes.rank() and self.state.global_step == 4 and not mark.exists():
+                    mark.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(self, learning_rate)
+
+            FusedTrainer.close_update = close_update  # type: ignore[method-assign]
+            _train(TRAIN / name, one, seed=1)
+
+    return work
+
+
+@pytest.mark.faults
+def test_sharded_workers_of_ray_are_killed_in_each_method(start: None, cluster: None) -> None:
+    """One group of workers for all methods: what takes long is to start one."""
+    from cohobate.training import distributed
+
+    slow = {"learning_rate": 0.001, "workers": 2, "sharding": "on"}
+    phases = {name.replace(" ", "-"): phase(fields | slow) for name, fields in METHODS.items()}
+    alone, curves = {}, {}
+    for name, one in phases.items():
+        run(name, one.model_copy(update={"workers": 1}), seeds=[1])
+        alone[name], curves[name] = weights(f"{name}/seed-1"), history(f"{name}/seed-1")
+    shutil.rmtree(TRAIN)
+    distributed.run(killed_once(phases), 2, replacements=len(phases))
+    for name in phases:
+        assert Path(name).exists(), "a worker was killed"
+        assert difference(curves[name], history(f"{name}/seed-1"), "loss") < PARITY, name
+        assert distance(alone[name], weights(f"{name}/seed-1")) < PARITY, name
 
 
 @pytest.mark.slow

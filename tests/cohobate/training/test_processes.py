@@ -105,8 +105,8 @@ def phase(fields: dict[str, Any]) -> Any:
     return TypeAdapter(Method).validate_python(fields)
 
 
-def history() -> list[dict[str, str]]:
-    with (TRAIN / "it/seed-1/history.csv").open(newline="") as lines:
+def history(name: str = "it/seed-1") -> list[dict[str, str]]:
+    with (TRAIN / name / "history.csv").open(newline="") as lines:
         return list(csv.DictReader(lines))
 
 

@@ -159,8 +159,10 @@ def test_sharded_workers_go_on_where_they_were(
     assert history() == curve
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.faults
+@pytest.mark.parametrize(
+    "method",
+    [m if m == "live teacher" else pytest.param(m, marks=pytest.mark.faults) for m in METHODS],
+)
 def test_a_worker_that_is_killed_changes_nothing(
     start: None, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
