@@ -10,7 +10,7 @@ import typer
 from cohobate.errors import UserError, from_os_error
 from cohobate.params import ParamsError
 from cohobate.utf8 import use_utf8
-from flows import data_cli, fits_cli, rounds_cli, services_cli
+from flows import data_cli, fits_cli, rounds_cli, search_cli, services_cli
 from flows.console import (
     Exit,
     Json,
@@ -96,7 +96,9 @@ def run(
         return
     for change in overrides.apply(root, settings or [], recipe):
         err.print(f"params.yaml: {change}", highlight=False)
-    outcome = start_round.run_round(root, stage, err, workspace, rerun_code=rerun_code)
+    outcome = start_round.run_round(
+        root, stage, err, workspace, rerun_code=rerun_code, changes=settings or []
+    )
     if as_json:
         print_json(outcome)
     else:
@@ -256,6 +258,7 @@ def doctor(as_json: Json = False) -> None:
 data_cli.register(app)
 fits_cli.register(app)
 rounds_cli.register(app)
+search_cli.register(app)
 services_cli.register(app)
 
 

@@ -36,7 +36,7 @@ from prefect.exceptions import ObjectNotFound
 from cohobate.errors import UserError
 
 PREFECT_YAML = "infra/prefect.yaml"
-FLOW_OF = {"in-place": "distill-round"}
+FLOW_OF = {"in-place": "distill-round", "search": "search"}
 """Flows of the deployments; all others are of `iterate-rounds`."""
 _AUTOMATIONS = "cohobate: "
 """How the names of the project's automations start."""

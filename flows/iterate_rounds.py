@@ -30,7 +30,7 @@ else:  # the form that the UI shows is made of it
     Params = params_schema.partial_model()
 
 
-@flow(persist_result=False, log_prints=False)
+@flow(flow_run_name="iterate from {base}", persist_result=False, log_prints=False)
 def iterate_rounds(
     root: Path = Path(),
     rounds: int = 1,
@@ -87,7 +87,7 @@ def one_round(
         log.info("init_student differs from the champion's: the student starts from scratch")
     for change in [*requested, *next_round.write_round_params(worktree, last)]:
         log.info("params.yaml: %s", change)
-    distill_round(worktree, workspace=workspace)
+    distill_round.with_options(flow_run_name=name_of(number))(worktree, workspace=workspace)
     record = _conclude(history, number, worktree, last)
     if storage.absent_from_remote(worktree):  # a round that died between a stage and its push
         storage.push(worktree, [node.address for node in versioning.stages(worktree)])

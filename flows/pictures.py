@@ -8,11 +8,23 @@ from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import cycle
+from typing import NamedTuple
 
 from tasks.evaluate.report.charts import Scale
 
 Interval = Mapping[str, float]
 Curve = Sequence[tuple[float, float]]
+
+
+class Mark(NamedTuple):
+    """One point of a picture, whose whole name is seen when it is pointed at."""
+
+    x: float
+    y: float
+    name: str
+    on_front: bool
+
+
 _WIDTH, _LEFT, _TOP, _BOTTOM = 770, 110, 20, 54
 _COLOURS = (
     *("#1f6feb", "#c2410c", "#15803d", "#8a8f98", "#9333ea"),
@@ -70,6 +82,34 @@ def curves(series: Mapping[str, Sequence[Curve]], x_label: str, y_label: str) ->
     return _document(bottom, parts)
 
 
+def trade_off(points: Sequence[Mark], x_label: str, y_label: str) -> str:
+    """Draw points, x on a log scale, and a line through those of the front; return the SVG."""
+    logs = [math.log10(mark.x) for mark in points]
+    x = Scale.around([min(logs) - 0.05, max(logs) + 0.05], tight=True)
+    y = Scale.around([mark.y for mark in points])
+    right, bottom = _WIDTH - 60, _TOP + 360
+    ticks = [(x.at(math.log10(tick)), f"{tick:g}") for tick in _log_ticks(x)]
+    parts = [_x_axis(ticks, right, bottom, x_label), _text(_LEFT, _TOP - 6, y_label, "end")]
+    for tick in y.ticks:
+        at = _down(y.at(tick), bottom)
+        parts.append(f'<line x1="{_LEFT}" x2="{right}" y1="{at}" y2="{at}" stroke="#d8dee4"/>')
+        parts.append(_text(_LEFT - 8, at + 4, f"{tick:g}", "end"))
+    places = [
+        (_across(x.at(math.log10(mark.x)), right), _down(y.at(mark.y), bottom)) for mark in points
+    ]
+    line = " ".join(
+        f"{px},{py}" for mark, (px, py) in zip(points, places, strict=True) if mark.on_front
+    )
+    parts.append(f'<polyline points="{line}" fill="none" stroke="{_COLOURS[0]}"/>')
+    for mark, (px, py) in zip(points, places, strict=True):
+        colour = _COLOURS[0] if mark.on_front else _COLOURS[3]
+        title = f"<title>{escape(mark.name)}</title>"
+        parts.append(f'<circle cx="{px}" cy="{py}" r="5" fill="{colour}">{title}</circle>')
+        if mark.on_front:
+            parts.append(_text(px, py - 10, mark.name.split()[0]))
+    return _svg(bottom, parts)
+
+
 def _thinned(curve: Curve) -> Curve:
     positive = [point for point in curve if point[1] > 0]  # the rest has no logarithm
     width = max(1, math.ceil(len(positive) / _MOST_POINTS))
@@ -103,10 +143,15 @@ def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
 
 
 def _document(bottom: float, parts: Iterable[str]) -> str:
+    """Return the picture as a data URI."""
+    svg = _svg(bottom, parts)
+    return f"data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}"
+
+
+def _svg(bottom: float, parts: Iterable[str]) -> str:
     height = round(bottom + _BOTTOM)
-    svg = (
+    return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
         f'viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" font-size="13" fill="#24292f">'
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>{"".join(parts)}</svg>'
     )
-    return f"data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}"

@@ -66,6 +66,10 @@ class StageFailedError(UserError):
     """The stage failed by an error of its own: a retry would fail again."""
 
 
+class StageStoppedError(StageFailedError):
+    """The stage was stopped with its round; the same command goes on."""
+
+
 class StageLostError(UserError):
     """The worker or node of the stage died: a retry may succeed."""
 
@@ -157,13 +161,14 @@ def run_stage(
 
     Raises:
         StageFailedError: the stage raised; the message is its own, one readable error.
+        StageStoppedError: `stop_all` was called.
         StageLostError: the worker was killed, ran out of memory, or its node went away.
     """
     import ray
     from ray.exceptions import RayError
 
     if not ray.is_initialized():  # else Ray would start a cluster of its own
-        raise StageFailedError(f"{address}: the round was stopped", fix="cohobate run")
+        raise StageStoppedError(f"{address}: the round was stopped", fix="cohobate run")
     bundle = workspaces.make_bundle(root) if workspace == "isolated" else None
     stream = _submit(root, address, resources, bundle, keys)
     # what `stop_all` cancels
@@ -182,7 +187,7 @@ def run_stage(
     except RayError as error:
         # `stop_all` takes a stream out before it cancels it: that is no lost worker
         if stream not in _live:
-            raise StageFailedError(f"{address}: stopped", fix="cohobate run") from None
+            raise StageStoppedError(f"{address}: stopped", fix="cohobate run") from None
         reason = str(error).strip().splitlines()[0]
         raise StageLostError(
             f"{address}: its worker died ({type(error).__name__})",

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,10 +32,12 @@ def run_round(
     workspace: WorkspaceKind = "shared",
     *,
     rerun_code: bool = False,
+    changes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run `distill_round` in this process: with Prefect's server, Ray and a display.
 
-    `rerun_code`: long stages run again even where nothing but their code changed.
+    `rerun_code`: long stages run again even where nothing but their code changed. `changes`: the
+    settings that this run was started with, for its name in the Prefect UI.
 
     Returns:
         `stages` (address -> outcome, seconds), `metrics`, and `gate_passed` (None without metrics).
@@ -60,8 +62,15 @@ def run_round(
     with shown(console, nodes), _started(root, resources_for(nodes, document), workspace):
         from flows.distill_round import distill_round
 
-        results = distill_round(root, only, workspace)
+        name = " ".join([_recipe_of(document), *changes])
+        results = distill_round.with_options(flow_run_name=name)(root, only, workspace)
     return _outcome(root, only, {a: (r.outcome, r.seconds) for a, r in results.items()})
+
+
+def _recipe_of(document: Mapping[str, Any]) -> str:
+    """Return the name of the recipe that params.yaml was last written with."""
+    file = (document.get("recipe") or {}).get("file", "")
+    return Path(file).stem if file else "round"
 
 
 def show_duration(

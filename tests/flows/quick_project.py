@@ -26,8 +26,8 @@ stages:
       deps: [data/collect]
       params: ["train.${key}"]
       outs: ["models/train/${key}"]
-  verdict:
-    cmd: python stand_in.py verdict
+  challenge:
+    cmd: python stand_in.py challenge
     deps: [models/train]
     metrics:
       - reports/metrics.json: {cache: false}
@@ -68,12 +68,17 @@ def write(path, value):
 if stage == "collect":
     write("data/collect/summary.json", {"unused": 10**9})
 if stage == "train":
-    write(f"models/train/{sys.argv[2]}/seed-1/weights.json", sys.argv[2])
-if stage == "verdict":
+    from ruamel.yaml import YAML
+
+    phase = YAML(typ="safe").load(pathlib.Path("params.yaml"))["train"][sys.argv[2]]
+    write(f"models/train/{sys.argv[2]}/seed-1/weights.json", phase["learning_rate"])
+if stage == "challenge":
     gain = {"mean": 0.1, "low": 0.05, "high": 0.2}
+    rate = json.loads(pathlib.Path("models/train/kd/seed-1/weights.json").read_text())
     alike = dict.fromkeys(("parameters", "flops_per_token", "blocks"), 1.0)
     write("reports/challenge.json", {"promote": True, "why": "so", "seed": 1, "champion": 0.4,
-          "challenger": 0.5, "gain": gain, "intervals": {"champion": gain, "challenger": gain},
+          "challenger": round(0.5 + 10 * (rate - 2e-3), 6), "gain": gain,
+          "intervals": {"champion": gain, "challenger": gain},
           "growth": alike})
     arms = dict.fromkeys(("teacher", "initial", "baseline", "student"), {"score": 0.5})
     gate = {"gate": {"passed": True}, "gain_over_baseline": gain}

@@ -155,10 +155,10 @@ def test_the_server_is_killed_in_mid_flow_and_every_state_is_right_in_the_end(
             outage(root, server, rng.uniform(0, 5))
             landed += 1
             assert settled(server.url) == dict.fromkeys(
-                ("collect", "train baseline", "train kd", "verdict", "hard_examples", "the flow"),
+                ("collect", "train baseline", "train kd", "challenge", "hard_examples", "the flow"),
                 "COMPLETED",
             )
-            assert sorted(ran(root)) == ["collect", "hard_examples", "train", "train", "verdict"]
+            assert sorted(ran(root)) == ["challenge", "collect", "hard_examples", "train", "train"]
     print(f"{landed} servers killed in mid-flow, all states right")
 
 
