@@ -103,7 +103,7 @@ class Variants(Section):
 Dimension = Range | AnyOf | Variants
 
 
-class Budget(Section):
+class SearchBudget(Section):
     """When the search ends: at the first limit that is reached."""
 
     trials: int = Field(24, ge=1)
@@ -123,7 +123,7 @@ class Search(Section):
     """A recipe for all trials."""
     settings: Settings = Field(default_factory=dict)
     """Values for all trials, such as fewer rows: `{collect.split.unlabelled: 2000}`."""
-    budget: Budget = Budget()
+    budget: SearchBudget = SearchBudget()
     at_once: int = Field(1, ge=1)
     """Trials at a time. They share the machine's, or the cluster's, processors."""
     sampler: Literal["tpe", "random"] = "tpe"

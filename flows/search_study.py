@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cohobate.errors import UserError
-from flows.search_space import Budget, Search
+from flows.search_space import SearchBudget, Search
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -155,7 +155,7 @@ class SearchStudy:
         before = self._study.user_attrs.get("seconds", 0.0)
         self._study.set_user_attr("seconds", before + seconds)
 
-    def why_no_more(self, budget: Budget, started: int, hours: float) -> str | None:
+    def why_no_more(self, budget: SearchBudget, started: int, hours: float) -> str | None:
         """Return which limit forbids another trial; None where there is room.
 
         Args:
