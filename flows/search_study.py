@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cohobate.errors import UserError
-from flows.search_space import SearchBudget, Search
+from flows.search_space import Search, SearchBudget
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
