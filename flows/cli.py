@@ -10,7 +10,7 @@ import typer
 from cohobate.errors import UserError, from_os_error
 from cohobate.params import ParamsError
 from cohobate.utf8 import use_utf8
-from flows import data_cli, fits_cli, rounds_cli, search_cli, services_cli
+from flows import data_cli, fits_cli, rounds_cli, search_cli, serve_cli, services_cli
 from flows.console import (
     Exit,
     Json,
@@ -259,6 +259,7 @@ data_cli.register(app)
 fits_cli.register(app)
 rounds_cli.register(app)
 search_cli.register(app)
+serve_cli.register(app)
 services_cli.register(app)
 
 

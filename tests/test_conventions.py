@@ -24,7 +24,7 @@ LAYERS = (
     "errors", "utf8", "proxies", "cache", "progress", "params", "packaged", "sealed_folder",
     "terminal", "processes", "thread_map", "lazy_names", "code_fingerprint", "data", "models",
     "fast", "generation", "scoring", "losses", "teachers", "backends", "training", "students",
-    "methods", "evaluation", "dvc_bridge",
+    "methods", "evaluation", "serving", "dvc_bridge",
 )  # fmt: skip
 """Modules and packages of the library, each above those that it may import."""
 STAGES = sorted(path.parent.name for path in (ROOT / "tasks").glob("*/stage.py"))
