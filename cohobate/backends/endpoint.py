@@ -22,9 +22,9 @@ from cohobate.backends.api_errors import (
     ServiceErrors,
     retry_after,
 )
-from cohobate.backends.error_body import ErrorBody, error_body, error_in
+from cohobate.backends.error_body import ErrorBody
 from cohobate.backends.prices import Budget, Price, most_tokens
-from cohobate.backends.replies import TokenLimits, best_choice, parse_reply, token_usage
+from cohobate.backends.replies import TokenLimits, best_choice
 from cohobate.backends.reply_checks import check_choice
 from cohobate.backends.requests import (
     EMPTY_LEDGER,
@@ -35,6 +35,7 @@ from cohobate.backends.requests import (
     answer_key,
     iterate_stream,
 )
+from cohobate.backends.service_reply import read_reply
 from cohobate.backends.token_names import signals_of
 from cohobate.data.messages import body_fields
 from cohobate.data.records import ADAPT, ENDPOINT
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _LIMITS = ("max_tokens", "max_completion_tokens")  # of a request
-KEPT = 20_000  # characters of a reply without an answer that are kept
 _AS_IDS = {"return_tokens_as_token_ids": True}  # of vLLM: `token_id:123` in place of a text
 
 
@@ -272,17 +272,9 @@ class Endpoint(Section):
             RefusedError: it holds none, and another attempt would give none either.
             ReplyError: it is an error.
         """
-        sent = content.decode("utf-8", "replace")[:KEPT]
-        try:
-            reply = parse_reply(content)
-        except ValueError:
-            raise unreadable_reply(content, sent) from None
-        # usage that is missing or impossible counts as the most, so that no cap is passed
         most = TokenLimits(most_tokens(request.prompt), self.limit(decoding))
-        fields: Mapping[str, Any] = reply if isinstance(reply, dict) else {}
-        taken = token_usage(fields, headers, most)
-        cost = (self.price or Price()).of(taken.prompt_tokens, taken.answer_tokens, share)
-        choice, error = best_choice(fields), error_in(reply)
+        fields, sent, usage, error = read_reply(content, most, self.price, share, headers)
+        choice, cost = best_choice(fields), usage.cost
         if error or (choice is None and fields.get("choices") is None):
             # an error without usage or text computed nothing: it is free
             charged = fields.get("usage") or (choice and choice.content.text)
@@ -299,7 +291,7 @@ class Endpoint(Section):
             choice.content.text,
             "length" if choice.finish == "length" else "stop",
             sum(logprob for _, logprob, _ in tokens) / len(tokens) if tokens else None,
-            taken._replace(cost=cost),
+            usage,
             tuple(tokens) if self.top_logprobs and tokens else None,
             choice.content.reasoning or None,
             "; ".join(filter(None, [choice.note, odd])) or None,
@@ -311,15 +303,6 @@ def redact_url(url: str) -> str:
     """Return an address without a password or query, which may contain secrets."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
-
-
-def unreadable_reply(content: bytes, sent: str) -> Exception:
-    """Return the exception for a reply with status 200 that is not JSON."""
-    if not content.strip():
-        return RetryableError("an empty reply", overloaded=True)
-    if (body := error_body(content)).web_page:
-        return ReplyError(body, 0.0, sent)
-    return RetryableError("the reply is not JSON, or incomplete JSON", cost=None, reply=sent)
 
 
 def _whole(value: JsonValue) -> int:

@@ -23,8 +23,7 @@ later run sends the prompt again:
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
-from io import BytesIO
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cohobate.backends.ledger_storage import LedgerStorage
@@ -55,8 +54,9 @@ class Ledger:
 
     def __enter__(self) -> "Ledger":
         self.storage.open()
-        for start, blob in self.storage.blobs():
-            if (complete := self._read(blob)) < len(blob):
+        for start, stream in self.storage.streams():
+            complete, size = self._read(stream)
+            if complete < size:
                 say(f"{self.storage}: removed the last batch, which was not completely written")
                 self.storage.cut(start + complete)
         return self
@@ -90,11 +90,11 @@ class Ledger:
         for entry in entries:
             self._add(entry)
 
-    def _read(self, blob: bytes) -> int:
-        """Add the entries of stored lines; return where the last complete batch ends."""
+    def _read(self, lines: Iterable[bytes]) -> tuple[int, int]:
+        """Add the entries of stored lines; return where the last complete batch ends, and all."""
         complete, position, damaged = 0, 0, 0
         batch: list[dict[str, Any]] = []
-        for line in BytesIO(blob):  # not all lines at once
+        for line in lines:  # one by one: a ledger may be larger than memory
             position += len(line)
             if (entry := _entry(line)) is None:
                 damaged += 1
@@ -107,7 +107,7 @@ class Ledger:
                 batch, complete = [], position
         if damaged and position == complete:  # else the last batch is incomplete, and is cut off
             say(f"{self.storage}: {damaged} damaged lines: their answers are requested again")
-        return complete
+        return complete, position
 
     def _add(self, entry: Mapping[str, Any]) -> None:
         if "key" not in entry:

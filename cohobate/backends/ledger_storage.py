@@ -14,8 +14,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cohobate.errors import UserError
 from cohobate.progress import say
@@ -65,8 +66,8 @@ class LedgerStorage(ABC):
         """Release what `open` acquired."""
 
     @abstractmethod
-    def blobs(self) -> Iterator[tuple[int, bytes]]:
-        """Yield (offset, bytes) of what was appended, in a fixed order."""
+    def streams(self) -> Iterator[tuple[int, BinaryIO]]:
+        """Yield (offset, stream) of what was appended, in a fixed order."""
 
     @abstractmethod
     def cut(self, end: int) -> None:
@@ -112,10 +113,11 @@ class FileStorage(LedgerStorage):
         """Close the file, which releases its lock."""
         self._file.close()
 
-    def blobs(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the whole file."""
-        self._file.seek(0)
-        yield 0, self._file.read()
+    def streams(self) -> Iterator[tuple[int, BinaryIO]]:
+        """Yield the file, which is read in pieces: it may be larger than memory."""
+        # flock's lock is that of the other descriptor: closing this one does not release it
+        with self.path.open("rb") as stream:
+            yield 0, stream
 
     def cut(self, end: int) -> None:
         """Truncate the file."""
@@ -167,7 +169,7 @@ class S3Storage(LedgerStorage):
     def close(self) -> None:
         """Do nothing."""
 
-    def blobs(self) -> Iterator[tuple[int, bytes]]:
+    def streams(self) -> Iterator[tuple[int, BinaryIO]]:
         """Yield object by object, in the order of their names.
 
         Raises:
@@ -177,7 +179,7 @@ class S3Storage(LedgerStorage):
             # s3fs remembers listings, and would miss what other writers added
             self._store.invalidate_cache()
             for path in sorted(self._store.find(self.prefix)):
-                yield 0, self._store.cat_file(path)
+                yield 0, BytesIO(self._store.cat_file(path))
 
     def cut(self, end: int) -> None:
         """Do nothing: an object with a damaged line stays, its sound lines were read."""

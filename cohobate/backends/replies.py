@@ -265,6 +265,7 @@ def _usage(
     groq = reply.get("x_groq")
     places = [reply.get("usage"), *(choice.get("usage") for choice in choices)]
     places += [groq.get("usage") if isinstance(groq, dict) else None, reply.get("usageMetadata")]
+    places.append(reply.get("meta_info"))  # of SGLang's own /generate
     usage = next((usage for usage in places if isinstance(usage, dict) and usage), None)
     # some proxies send the counts as headers, such as x-prompt-tokens
     in_headers = {name.removeprefix("x-").replace("-", "_"): v for name, v in headers.items()}

@@ -17,19 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cohobate.backends.api_errors import RefusedError, ReplyError
-from cohobate.backends.endpoint import (
-    KEPT,
-    NO_HEADERS,
-    Endpoint,
-    read_address,
-    unreadable_reply,
-)
-from cohobate.backends.error_body import error_in
+from cohobate.backends.endpoint import NO_HEADERS, Endpoint, read_address
 from cohobate.backends.openai import OpenAI
-from cohobate.backends.prices import Price
-from cohobate.backends.replies import TokenLimits, parse_reply, token_usage
+from cohobate.backends.replies import TokenLimits
 from cohobate.backends.requests import TeacherRequest, answer_key
 from cohobate.backends.row_signals import NoSignalsError, ServiceToken, check_numbers
+from cohobate.backends.service_reply import read_reply
 from cohobate.backends.token_names import id_name, same_model
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Decoding
@@ -97,25 +90,17 @@ class ScoringBackend(OpenAI):
             RefusedError: they are not what was requested.
             UserError: the service does not score text at all.
         """
-        sent = content.decode("utf-8", "replace")[:KEPT]
-        try:
-            reply = parse_reply(content)
-        except ValueError:
-            raise unreadable_reply(content, sent) from None
-        if error := error_in(reply):
-            raise ReplyError(error, 0.0, sent)
-        fields: Mapping[str, Any] = reply if isinstance(reply, dict) else {}
         assert request.ids is not None
-        usage = fields.get("meta_info") if "usage" not in fields else fields["usage"]
         most = TokenLimits(len(request.ids), 1)
-        taken = token_usage({"usage": usage}, headers, most)
-        cost = (self.price or Price()).of(taken.prompt_tokens, taken.answer_tokens, share)
+        reply = read_reply(content, most, self.price, share, headers)
+        if reply.error:
+            raise ReplyError(reply.error, 0.0, reply.sent)
         try:
-            tokens = self._tokens(fields, request)
+            tokens = self._tokens(reply.fields, request)
         except NoSignalsError as error:
-            raise RefusedError(str(error), cost, sent) from None
+            raise RefusedError(str(error), reply.usage.cost, reply.sent) from None
         mean = sum(logprob for _, logprob, _ in tokens) / len(tokens)
-        return Answer("", "stop", mean, taken._replace(cost=cost), tokens)
+        return Answer("", "stop", mean, reply.usage, tokens)
 
     def _tokens(
         self, reply: Mapping[str, Any], request: TeacherRequest
