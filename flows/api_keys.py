@@ -21,25 +21,28 @@ ApiKeys = Mapping[str, SecretStr]
 
 
 def keys_for(node: StageNode, document: Mapping[str, Any]) -> ApiKeys:
-    """Return the API keys of the teacher that a stage sends requests to, where they are available.
+    """Return the API keys of the teachers that a stage sends requests to, as far as available.
 
     Where the ledger is on S3, `COHOBATE_LEDGER` goes with them.
     """
+    teachers: list[str]
     match node.name:
+        case "preflight":  # asks services that give signals which models they have
+            teachers = [name for name, one in document["teachers"].items() if one.get("signals")]
         case "generate" | "capture":  # of a local teacher there is no key
-            teacher = node.address.partition("@")[2]
+            teachers = [node.address.partition("@")[2]]
         case "evaluate":  # a teacher behind an API also answers the test prompts
-            teacher = document["evaluate"]["teacher"]
+            teachers = [document["evaluate"]["teacher"]]
         case "train" | "assist":  # on_policy has a service score the student's answers
             phase = document[node.name][node.address.partition("@")[2]]
-            teacher = phase.get("targets", "").removeprefix("models/adapt/")
-            if teacher not in document["teachers"]:
+            teachers = [phase.get("targets", "").removeprefix("models/adapt/")]
+            if teachers[0] not in document["teachers"]:
                 return {}
         case _:
             return {}
-    name = document["teachers"][teacher].get("key", "")
-    key = os.environ.get(name) or _of_block(name) if name else None
-    keys = {name: SecretStr(key)} if key else {}
+    names = {document["teachers"][teacher].get("key", "") for teacher in teachers} - {""}
+    values = {name: os.environ.get(name) or _of_block(name) for name in sorted(names)}
+    keys = {name: SecretStr(key) for name, key in values.items() if key}
     if (ledger := os.environ.get(LEDGER_VARIABLE, "")).startswith("s3://"):
         keys[LEDGER_VARIABLE] = SecretStr(ledger)  # other nodes have environments of their own
     return keys

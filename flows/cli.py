@@ -314,6 +314,7 @@ def _show_prices(root: Path) -> None:
     """Print on stderr what the teachers behind endpoints will cost."""
     from cohobate import params
     from cohobate.backends.settings import GenerateParams
+    from cohobate.methods.train import Method
     from cohobate.teachers.teacher import Teachers
     from flows.price_estimate import estimate_prices
     from tasks.evaluate.settings import EvaluateParams
@@ -322,7 +323,14 @@ def _show_prices(root: Path) -> None:
     teachers = params.validated(Teachers, document["teachers"], "teachers")
     generate = params.validated(GenerateParams, document["generate"], "generate")
     evaluate = params.validated(EvaluateParams, document["evaluate"], "evaluate")
-    for line in estimate_prices(teachers, generate, evaluate, root):
+    phases = {
+        f"{section}.{key}": params.validated(Method, phase, f"{section}.{key}")
+        for section in ("assist", "train")
+        for key, phase in document[section].items()
+        if phase["method"] == "on_policy"
+    }
+    seeds = len(document["seeds"])
+    for line in estimate_prices(teachers, generate, evaluate, root, phases=phases, seeds=seeds):
         err.print(line, highlight=False)
 
 

@@ -39,6 +39,8 @@ class ServedModel:
         self.choices = [vocabulary[word] for word in words] + [self.end] if words else None
         self.requests: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
+        self.listed = 0
+        """Requests for the list of models."""
         self._lock = threading.Lock()
 
     def __enter__(self) -> "ServedModel":
@@ -47,13 +49,21 @@ class ServedModel:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                status, reply = outer.reply(self.path, body)
+                self._send(*outer.reply(self.path, body))
+
+            def _send(self, status: int, reply: Any) -> None:
                 content = json.dumps(reply).encode()
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
+
+            def do_GET(self) -> None:
+                owner = {"openai": "system"}.get(outer.kind, outer.kind)
+                models = {"object": "list", "data": [{"id": outer.name, "owned_by": owner}]}
+                outer.listed += 1
+                self._send(200 if self.path == "/v1/models" else 404, models)
 
             def log_message(self, *_: object) -> None:
                 pass

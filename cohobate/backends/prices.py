@@ -1,6 +1,7 @@
 """Prices of answers, estimates before they are bought, and the cap that no run exceeds."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -13,6 +14,19 @@ from cohobate.params import Section
 _MILLION = 1_000_000
 _BYTES_A_TOKEN = 4  # about, of plain English; a token has at least one byte
 _OVERHEAD = 16  # tokens that a chat template adds to each turn, at most
+
+
+class ScoredText(NamedTuple):
+    """A row that a service scores, by the size of its answer in tokens."""
+
+    prompt: Prompt
+    likely_answer: int
+    most_answer: int
+
+    @classmethod
+    def given(cls, prompt: Prompt, answer: str) -> "ScoredText":
+        """Return a row whose answer is known."""
+        return cls(prompt, likely_tokens(answer), most_tokens(answer))
 
 
 class Price(Section):
@@ -44,6 +58,19 @@ class Price(Section):
             most += self.of(most_tokens(prompt), decoding.max_tokens, share)
         about = self.of(likely, count * decoding.max_tokens, share)
         return f"{count} answers to buy: about {about:.2f} USD, at most {most:.2f}"
+
+    def estimate_scoring(self, rows: Iterable[ScoredText]) -> str:
+        """Return a line with the expected and the highest cost of scoring these rows.
+
+        A request has prompt and answer as its prompt, and generates one token.
+        """
+        count = 0
+        about = most = 0.0
+        for row in rows:
+            count += 1
+            about += self.of(likely_tokens(row.prompt) + row.likely_answer, 1)
+            most += self.of(most_tokens(row.prompt) + row.most_answer, 1)
+        return f"{count} rows to score: about {about:.2f} USD, at most {most:.2f}"
 
 
 def most_tokens_sent(request: TeacherRequest) -> int:

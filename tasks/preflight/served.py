@@ -1,15 +1,17 @@
 """Checks of teachers behind endpoints whose token distributions are used.
 
 Their weights are not here: a tokenizer stands for each, the student's or a named one. It is written
-to data/preflight/tokenizers/<teacher>, from where `adapt` takes it.
+to data/preflight/tokenizers/<teacher>, from where `adapt` takes it. Each service is asked for its
+list of models, which costs nothing and says what it can score.
 """
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from cohobate.backends.endpoint import Endpoint
+from cohobate.backends.endpoint import Endpoint, ServiceAddress
+from cohobate.backends.service_kind import service_kind
 from cohobate.backends.settings import GenerateParams
-from cohobate.backends.token_names import TokenIds
+from cohobate.backends.token_names import TokenIds, same_model
 from cohobate.data.records import TOKENIZERS
 from cohobate.errors import UserError
 from cohobate.models import checkpoints, hub
@@ -38,13 +40,14 @@ def check_served(
     """Check each served teacher with signals, and write its tokenizer.
 
     Raises:
-        UserError: a form, a decoding or a tokenizer with which there are no signals.
+        UserError: a form, a decoding, a tokenizer or a service with which there are no signals.
     """
     for key, teacher in teachers.items():
         if teacher.served_signals is None:
             continue
         _check_form(key, teacher, capture)
         _check_requests(key, teacher, generate)
+        _check_service(key, teacher)
         student = init_student.preview_tokenizer(teachers)
         tokenizer = student
         if teacher.tokenizer:
@@ -91,6 +94,36 @@ def _check_requests(key: str, teacher: Teacher, generate: GenerateParams) -> Non
         fix="cohobate run --set generate.decoding.temperature=1 --set generate.decoding.top_p=1; "
         f"or teachers.{key}.scoring: vllm or sglang, where the service is one",
     )
+
+
+def _check_service(key: str, teacher: Teacher) -> None:
+    """Refuse a service that does not score as `scoring` says, or does not have the model."""
+    address = ServiceAddress(teacher.endpoint, teacher.key, teacher.model, teacher.revision)
+    kind = service_kind(address)
+    if not kind.server:
+        what = f"did not say ({kind.problem})" if kind.problem else "does not say"
+        say(f"the teacher {key}: its service {what} which server it is: no check of `scoring`")
+        return
+    if teacher.scoring not in (kind.scoring, "none"):
+        raise UserError(
+            f"the service of the teacher {key} is {kind.server}, which does not score text by "
+            f"requests of the kind {teacher.scoring}",
+            where=f"{teacher.endpoint}, and params.yaml, teachers.{key}.scoring",
+            fix=f"cohobate run --set teachers.{key}.scoring={kind.scoring}",
+        )
+    if kind.scoring != teacher.scoring:
+        say(
+            f"the teacher {key}: its service is {kind.server}, which can score text that it did "
+            f"not generate: --set teachers.{key}.scoring={kind.scoring}"
+        )
+    # SGLang takes any name
+    if kind.server != "SGLang" and not any(same_model(teacher.model, m) for m in kind.models):
+        raise UserError(
+            f"the service of the teacher {key} has no model {teacher.model}: it has "
+            f"{', '.join(kind.models[:5])}",
+            where=f"{teacher.endpoint}, and params.yaml, teachers.{key}.model",
+            fix=f"cohobate run --set teachers.{key}.model={kind.models[0]}",
+        )
 
 
 def _check_tokenizers(

@@ -4,8 +4,10 @@ from cohobate.backends.openai import OpenAI
 from cohobate.backends.openai_batch import OpenAIBatch
 from cohobate.backends.prices import Price
 from cohobate.backends.settings import GenerateParams
-from cohobate.data.records import TEST, UNLABELLED, Row, row_id, write_rows
+from cohobate.data.records import LABELLED, TEST, UNLABELLED, Row, row_id, write_rows
 from cohobate.generation.requests import Decoding
+from cohobate.methods.train import Method
+from cohobate.params import validated
 from cohobate.teachers.teacher import Teacher
 from flows.price_estimate import estimate_prices
 from tasks.evaluate.settings import EvaluateParams
@@ -50,3 +52,44 @@ def test_the_test_that_the_teacher_sits_is_told_too(project):
 
 def test_without_a_price_there_is_no_estimate(project):
     assert "no price is set" in estimates(project, OpenAI(type="openai"))[0]
+
+
+def scored(project, phases, **generate):
+    teacher = Teacher(
+        model="large-1", endpoint="http://127.0.0.1:9/v1", signals=True, scoring="vllm"
+    )
+    section = GenerateParams(
+        backend=OpenAI(type="openai", price=Price(input=1000)),
+        decoding=Decoding(max_tokens=50),
+        **generate,
+    )
+    evaluate = EvaluateParams(student="kd")
+    lines = estimate_prices({"main": teacher}, section, evaluate, project, phases=phases, seeds=2)
+    return list(lines)[1:]
+
+
+def test_scoring_is_priced_beside_generation(project):
+    write_prompts(100)  # of 10 or 11 bytes: 3 tokens likely, 26 or 27 at most
+    fields = {
+        "method": "on_policy",
+        "from": "init_student",
+        "rows": "data/curriculum/train.jsonl",
+        "targets": "models/adapt/main",
+        "updates": 10,
+        "batch_size": 4,
+        "learning_rate": 0.1,
+        "student_text": {"type": "constant", "share": 0.75},
+        "sampling": {"decoding": {"max_tokens": 20}},
+    }
+    phases = {"train.here": validated(Method, fields, "train.here")}
+    capture, phase = scored(project, phases)
+    # all signals come with the answers
+    assert capture == "main, for capture: 0 rows to score: about 0.00 USD, at most 0.00"
+    # 30 answers of the student for each seed, and 10 given ones once: 23 tokens each
+    assert phase.startswith("main, for train.here: 70 rows to score: about 1.61 USD, at most 3.2")
+    rows = [Row(id=row_id(str(n)), prompt=f"N: {n}", answer="twelve bytes") for n in range(5)]
+    write_rows(LABELLED, rows)
+    (kept,) = scored(project, {}, prompts="both", reference_answers="keep")
+    assert kept == f"main, for capture: 5 rows to score: about {5 * 0.004:.2f} USD, at most 0.24"
+    (all_rows,) = scored(project, {}, template="critique")
+    assert all_rows.startswith("main, for capture: 100 rows to score")

@@ -25,6 +25,7 @@ from cohobate.training.memory import PARTS
 from tasks.preflight import capacity, devices, stage
 from tasks.preflight.stage import run
 from tests.cohobate.models.test_chat_templates import STRICT, THINKING
+from tests.served_model import ServedModel
 
 TERMS = {"licence": "Apache-2.0", "outputs_may_train": True}
 ROWS = "data/curriculum/train.jsonl"
@@ -511,6 +512,29 @@ def test_what_no_service_gives_is_refused_before_anything_is_bought(look_at_serv
     with pytest.raises(UserError, match="its model is not here"):
         look_at_served(phases={"kd": on_policy})
     look_at_served(phases={"kd": on_policy}, scoring="vllm")
+
+
+def test_a_service_is_asked_what_it_is_before_anything_is_bought(look_at_served, checkpoint, capfd):
+    with ServedModel(checkpoint, "sglang") as service:
+        look_at_served(endpoint=service.url, scoring="sglang")
+        with pytest.raises(UserError, match="is SGLang, which does not score") as refused:
+            look_at_served(endpoint=service.url, scoring="vllm")
+        assert "teachers.main.scoring=sglang" in refused.value.fix
+        capfd.readouterr()
+        look_at_served(endpoint=service.url)
+        assert "can score text that it did not generate" in capfd.readouterr().err
+    with ServedModel(checkpoint) as service:
+        look_at_served(endpoint=service.url, scoring="vllm")
+        with pytest.raises(UserError, match="no model small-1: it has large-1") as refused:
+            look_at_served(endpoint=service.url, scoring="vllm", model="small-1")
+        assert "teachers.main.model=large-1" in refused.value.fix
+    with ServedModel(checkpoint, "openai") as service:
+        capfd.readouterr()
+        look_at_served(endpoint=service.url, scoring="vllm")
+        assert "does not say which server it is" in capfd.readouterr().err
+        assert service.listed == 1 and service.sent == 0
+    look_at_served(scoring="vllm")  # nothing listens there
+    assert "did not say (" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
