@@ -33,6 +33,7 @@ MAY_IMPORT_RAY = (
     "flows/placement.py",
     "cohobate/training/distributed.py",
     "cohobate/backends/ray_workers.py",
+    "cohobate/teachers/ray_pool.py",
 )
 
 

@@ -19,20 +19,14 @@ from cohobate.backends.requests import AnswerFunction, LedgerTotals, TeacherRequ
 from cohobate.backends.row_signals import NoSignalsError, RowSignals
 from cohobate.backends.run_teacher import add_answers, missing_requests
 from cohobate.backends.scoring import SCORED, ScoringBackend
-from cohobate.backends.served_store import (
-    WITHOUT,
-    MissingRow,
-    ServedVocabulary,
-    as_tensors,
-    likeliest,
-)
+from cohobate.backends.served_rows import as_service_reads, served_views
+from cohobate.backends.served_store import WITHOUT, MissingRow, ServedVocabulary, as_tensors
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.examples import Example, examples_of
-from cohobate.data.messages import Message, prompt_text
+from cohobate.data.messages import prompt_text
 from cohobate.data.records import ADAPT, ANSWER_SIGNALS, Response, write_rows
 from cohobate.data.row_length import LengthLimit
-from cohobate.data.teacher_prompts import as_teacher_reads, teacher_examples
-from cohobate.data.tokenized import encode_all, prompt_ids
+from cohobate.data.tokenized import encode_all
 from cohobate.errors import UserError
 from cohobate.progress import Meter, say
 from cohobate.teachers.signal_store.forms import StoredTopK
@@ -50,7 +44,7 @@ class KeptRow(NamedTuple):
     response: Response
     example: Example
     read: Example
-    """As the teacher reads it: behind its `teacher_prompt`, where the row has one."""
+    """As the service reads it (`served_views`)."""
 
 
 class ServedCapture:
@@ -110,9 +104,9 @@ class ServedCapture:
                 encoded = list(limit.apply(encode_all(self.vocabulary.tokenizer, parsed)))
                 examples = [examples_of([r], [ids]) for r, ids in zip(parsed, encoded, strict=True)]
                 every = [example for own in examples for example in own]
-                views = teacher_examples(self.vocabulary.tokenizer, parsed, every)
+                views = served_views(self.vocabulary.tokenizer, parsed, every, chat=self._chat)
                 kept = [
-                    KeptRow(row, example, as_teacher_reads(views, example))
+                    KeptRow(row, example, as_service_reads(views, example))
                     for row, own in zip(parsed, examples, strict=True)
                     for example in own
                 ]
@@ -137,7 +131,8 @@ class ServedCapture:
         for start in range(0, len(own), _CHUNK):
             examples, at = zip(*own[start : start + _CHUNK], strict=True)
             assert self._store is not None
-            writer.add(examples, likeliest(self._store.read(at), self.k))
+            stored = self._store.read(at)
+            writer.add(examples, self._store.origin.form.narrow(stored, self.origin.form))
         self.with_answers += len(own)
         others = [row for row, at in zip(kept, places, strict=True) if at < 0]
         for start in range(0, len(others), self.generate.window):
@@ -167,25 +162,11 @@ class ServedCapture:
             self.scored += len(scored)
 
     def _requests(self, rows: Sequence[KeptRow], scoring: ScoringBackend) -> list[TeacherRequest]:
-        """Return the requests that score rows, as the teacher would have read them.
-
-        A prompt that is text is a turn of the user where the service generates by its chat
-        template. The student reads it as text: the answers are aligned token by token.
-        """
-        tokenizer = self.vocabulary.tokenizer
-        turns = {
-            n: (Message(role="user", content=str(row.response.for_teacher().full_prompt)),)
-            for n, row in enumerate(rows)
-            if self._chat and tokenizer.chat_template and _is_whole_text(row)
-        }
-        rendered = dict(zip(turns, prompt_ids(tokenizer, [*turns.values()]), strict=True))
+        """Return the requests that score rows, as the service would have read them."""
         requests = []
-        for n, row in enumerate(rows):
-            ids, start = row.read.ids.tolist(), row.read.spans[0][0]
-            if n in rendered:
-                ids, start = rendered[n] + ids[start:], len(rendered[n])
+        for row in rows:
             text = prompt_text(row.response.prompt_of_teacher) + (row.response.answer or "")
-            requests.append(scoring.request(ids, start, text))
+            requests.append(scoring.request(row.read.ids.tolist(), row.read.spans[0][0], text))
         return requests
 
     def _buy(
@@ -255,10 +236,3 @@ def form_error(teacher: str) -> UserError:
         where="params.yaml, capture.signals",
         fix="cohobate run --set 'capture.signals={type: top_k, k: 20}'",
     )
-
-
-def _is_whole_text(row: KeptRow) -> bool:
-    """Return whether a row is a prompt of text and its whole answer, not cut and not raw text."""
-    prompt = row.response.prompt_of_teacher
-    text = isinstance(prompt, str) and not row.response.is_raw_text
-    return text and len(row.example.spans) == 1

@@ -1,11 +1,13 @@
 """A served teacher as the target source of on-policy training: its service scores the answers.
 
-Rows are sent as soon as they are generated, by a thread of their own: the service scores one batch
-while the student generates the next. An update begins when all of its rows are settled, so that
-nothing depends on timing. Scores go through the teacher's ledger, under its price, cap and limits:
-training that was killed buys none again.
+Rows are sent as soon as they are generated, by a thread of their own: the service scores them while
+the student generates others. An update begins when all of its rows are settled, so that nothing
+depends on timing. Scores go through the teacher's ledger, under its price, cap and limits: training
+that was killed buys none again.
 """
 
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -19,10 +21,11 @@ from cohobate.backends.requests import AnswerFunction, LedgerTotals, TeacherRequ
 from cohobate.backends.row_signals import NoSignalsError, RowSignals
 from cohobate.backends.run_teacher import add_answers, missing_requests
 from cohobate.backends.scoring import SCORED, ScoringBackend
+from cohobate.backends.served_rows import as_service_reads, served_views
 from cohobate.backends.served_store import ServedVocabulary, as_tensors
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.examples import Example
-from cohobate.data.records import ADAPT
+from cohobate.data.records import ADAPT, Row
 from cohobate.errors import UserError
 from cohobate.losses.base_divergence import Divergence
 from cohobate.models.vocabularies import vocabulary_hash
@@ -83,9 +86,16 @@ class ServedSource:
             )
         _check_terms(terms)
         self._scoring = ScoringBackend.of(backend, ADAPT / teacher)
+        self._chat = backend.api == "chat"
+        self._views: dict[str, Example] = {}
         # the token itself is kept too, likely or not: the student generated it
         self._k = min(self.vocabulary.requested + 1, self.vocabulary.ids.size)
         self._pool = ThreadPoolExecutor(1)
+        self._lock = threading.Lock()
+        self._waiting: list[TeacherRequest] = []
+        """Requests that the thread has not taken yet."""
+        self._error: UserError | None = None
+        """Of a service that cannot be used."""
         self._pending: dict[str, Future[None]] = {}
         self._scored: dict[str, RowSignals | str] = {}
         self._signals: dict[int, RowSignals] = {}
@@ -93,6 +103,8 @@ class ServedSource:
         self._ledger: Ledger | None = None
         self.refused = 0
         """Rows without signals, over all updates."""
+        self._seconds, self._waited = 0.0, 0.0
+        """In which rows were scored, and in which training waited for it."""
 
     @property
     def live_models(self) -> "list[PreTrainedModel]":
@@ -107,17 +119,35 @@ class ServedSource:
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        say(
+            f"the teacher {self.teacher} scored rows for {self._seconds:.1f} s, of which training "
+            f"waited {self._waited:.1f} s"
+        )
         self._cost_log.__exit__(None, None, None)
         if self._ledger is not None:
             self._ledger.__exit__(*error)
 
+    def attach(self, rows: Sequence[Row], examples: Sequence[Example]) -> None:
+        """Encode the prompts that the service reads and the student does not (`served_views`).
+
+        Args:
+            rows: all rows.
+            examples: the rows as the student reads them.
+
+        Raises:
+            UserError: an answer has other tokens behind the teacher's prompt; names the row.
+        """
+        self._views = served_views(self.vocabulary.tokenizer, rows, examples, chat=self._chat)
+
     def submit(self, rows: Sequence[Example]) -> None:
         """Have rows scored, without waiting for it; rows that are learnt nowhere are left out."""
-        requests = [self._request(row) for row in rows if row.length]
+        requests = [self._request(self._read(row)) for row in rows if row.length]
         new = {r.key: r for r in requests if r.key not in self._pending}
         if new:
-            scoring = self._pool.submit(self._score, [*new.values()])
-            self._pending |= dict.fromkeys(new, scoring)
+            with self._lock:
+                self._waiting += new.values()
+            # what waits by then is sent together: rows that end one by one do not queue up
+            self._pending |= dict.fromkeys(new, self._pool.submit(self._score_waiting))
 
     def settled(self, rows: Sequence[Example]) -> list[Example]:
         """Return the rows of an update once all are scored; those without signals are masked.
@@ -126,16 +156,19 @@ class ServedSource:
             UserError: the service cannot be used, or the cap is reached.
         """
         self.submit(rows)
+        began = time.monotonic()
         for row in rows:
             if row.length:
-                self._pending[self._request(row).key].result()
+                self._pending[self._request(self._read(row)).key].result()
+        self._waited += time.monotonic() - began
         self._signals.clear()
         settled = []
         for row in rows:
-            key = self._request(row).key
+            read = self._read(row)
+            key = self._request(read).key
             scored = self._scored.get(key)
             if isinstance(scored, RowSignals):
-                self._signals[_handle(key)] = scored.at(row.learnt_positions - row.spans[0][0])
+                self._signals[_handle(key)] = scored.at(read.learnt_positions - read.spans[0][0])
             elif scored is not None:
                 self.refused += 1
                 say(f"a row is not learnt: the teacher {self.teacher} has no signals: {scored}")
@@ -150,7 +183,8 @@ class ServedSource:
         """Return which rows these are."""
         import torch
 
-        return {"served_B": torch.tensor([_handle(self._request(row).key) for row in rows])}
+        keys = [self._request(self._read(row)).key for row in rows]
+        return {"served_B": torch.tensor([_handle(key) for key in keys])}
 
     def targets(self, batch: MicroBatch) -> "tuple[SoftTargets, ForwardOutputs | None]":
         """Return the service's distributions at the learnt tokens."""
@@ -163,12 +197,29 @@ class ServedSource:
         ids_NK, logp_NK = (moved[name].reshape(-1, self._k) for name in ("ids_NK", "logp_NK"))
         return TopK(ids_NK, logp_NK, moved["rest_logprob_NQ"]), None
 
-    def _request(self, row: Example) -> TeacherRequest:
-        start = row.spans[0][0] if row.length else row.prompt_length
-        return self._scoring.request(row.ids.tolist(), start, "")
+    def _read(self, row: Example) -> Example:
+        return as_service_reads(self._views, row)
+
+    def _request(self, read: Example) -> TeacherRequest:
+        start = read.spans[0][0] if read.length else read.prompt_length
+        return self._scoring.request(read.ids.tolist(), start, "")
+
+    def _score_waiting(self) -> None:
+        """Score all rows that wait; runs in the one thread that uses the ledger."""
+        with self._lock:
+            requests, self._waiting = self._waiting, []
+        if self._error is not None:  # of earlier requests, these among them perhaps
+            raise self._error
+        began = time.monotonic()
+        try:
+            self._score(requests)
+        except UserError as error:
+            self._error = error
+            raise
+        self._seconds += time.monotonic() - began
 
     def _score(self, requests: list[TeacherRequest]) -> None:
-        """Buy what the ledger lacks, and read all; runs in the one thread that uses the ledger."""
+        """Buy what the ledger lacks, and read all."""
         ledger = self._ledger
         assert ledger is not None, "used outside of its `with` block"
         missing = missing_requests(ledger, requests, self.generate.refused)
@@ -182,7 +233,7 @@ class ServedSource:
             )
         for request in requests:
             if request.key in ledger:
-                self._scored[request.key] = self._read(request, ledger)
+                self._scored[request.key] = self._signals_of(request, ledger)
             elif request.key in ledger.refusals:
                 self._scored[request.key] = ledger.refusals[request.key]
             else:
@@ -193,7 +244,7 @@ class ServedSource:
                     "last checkpoint, and scores that were bought are kept",
                 )
 
-    def _read(self, request: TeacherRequest, ledger: Ledger) -> RowSignals | str:
+    def _signals_of(self, request: TeacherRequest, ledger: Ledger) -> RowSignals | str:
         tokens, learnt = ledger[request.key].tokens or (), (request.ids or ())[request.start :]
         try:
             return self.vocabulary.row(tokens, learnt, self._k)

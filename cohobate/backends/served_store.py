@@ -7,7 +7,7 @@ others (cohobate/backends/served_capture.py).
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,19 +194,6 @@ def as_tensors(rows: Sequence[RowSignals]) -> "Signals":
         "ids_NK": torch.tensor([ids for row in rows for ids in row.ids_SK], dtype=torch.int64),
         "logp_NK": torch.tensor([logp for row in rows for logp in row.logp_SK]),
         "rest_logprob_NQ": torch.tensor([rest for row in rows for rest in row.rest_S])[:, None],
-    }
-
-
-def likeliest(signals: "Mapping[str, Any]", k: int) -> "Signals":
-    """Return the signals with only the K likeliest ids; the others join the bucket."""
-    import torch
-
-    logp_NK, order_NK = signals["logp_NK"].sort(dim=-1, descending=True, stable=True)
-    left_N1 = logp_NK[:, k:].logsumexp(-1, keepdim=True)
-    return {
-        "ids_NK": signals["ids_NK"].gather(-1, order_NK[:, :k]),
-        "logp_NK": logp_NK[:, :k],
-        "rest_logprob_NQ": torch.logaddexp(signals["rest_logprob_NQ"], left_N1),
     }
 
 

@@ -107,6 +107,7 @@ def decode_batch(
     batching: Batching,
     *,
     measure: "Callable[[Tensor], Mapping[str, Tensor]] | None" = None,
+    on_finished: Callable[[int, Completion], None] | None = None,
 ) -> list[Completion]:
     """Generate the completions of one batch of requests.
 
@@ -120,6 +121,7 @@ def decode_batch(
         batching: as for `plan_batches`.
         measure: returns what to keep of the distributions of the tokens, from their logits (B, V)
             at temperature 1 and before any are suppressed; it must leave the logits as they are.
+        on_finished: gets each completion as it ends, by the position of its request.
     """
     import torch
 
@@ -135,6 +137,7 @@ def decode_batch(
     slots = max(1, batching.slots(max(len(row.prompt) for row in active), decoding))
 
     bias_V = suppression_bias(model)
+    positions = {id(row): n for n, row in enumerate(rows)}
 
     def append(part: list[ActiveRow], logits_BV: "Tensor") -> None:
         if measure is not None and part:
@@ -144,6 +147,10 @@ def decode_batch(
             # the head can have ids of padding, which the logits leave out
             logits_BV = logits_BV + bias_V[: logits_BV.shape[-1]]
         append_tokens(part, logits_BV, decoding)
+        if on_finished is not None:
+            for row in part:
+                if row.finished(stop):
+                    on_finished(positions[id(row)], row.completion(stop))
 
     with torch.no_grad():  # in inference mode autocast would cast every weight anew for each token
         if not has_plain_cache(model):

@@ -6,7 +6,8 @@ on-policy updates (λ of GKD, or DistiLLM's adaptive share); the others learn fr
 are.
 
 The teacher runs on every batch, so `targets` is its checkpoint, or its address where a service
-scores text (cohobate/backends/served_source.py). Answers are sampled from the
+scores text (cohobate/backends/served_source.py). Its weights are in this process or in Ray actors
+of their own (cohobate/teachers/pooled_source.py). Answers are sampled from the
 student's current weights; the same params give the same bytes.
 """
 
@@ -26,13 +27,16 @@ from cohobate.methods.phase import Phase, PhaseResult, checkpoint_path
 from cohobate.methods.rollout_settings import ConstantShare, OnPolicySchedule, Sampling
 from cohobate.models.number_formats import NumberFormat
 from cohobate.progress import say
+from cohobate.teachers.ray_pool import TeacherWorkers
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from cohobate.backends.served_source import ServedSource
     from cohobate.data.examples import Example
     from cohobate.teachers.cross_tokenizer import CrossTokenizerSource
+    from cohobate.teachers.pooled_source import PooledSource
     from cohobate.teachers.target_sources import LiveSource
 
 
@@ -48,6 +52,10 @@ class OnPolicy(Phase):
     student_text: OnPolicySchedule = ConstantShare()
     """Which share of the updates learns from the student's own text."""
     sampling: Sampling = Sampling()
+    # left out of params where it is the default: earlier runs resume
+    teacher_workers: TeacherWorkers | None = Field(None, exclude_if=lambda workers: not workers)
+    """Run the teacher in Ray actors of its own, such as `{workers: 2, gpus_each: 1}`: they score
+    answers while the student generates others. Left out: it runs in this process."""
 
     @model_validator(mode="after")
     def _teacher_is_live(self) -> "OnPolicy":
@@ -64,6 +72,8 @@ class OnPolicy(Phase):
             raise ValueError("writer vllm needs adapter: {type: full} and no quantisation")
         if self.sampling.writer.type == "vllm" and self.workers > 1:
             raise ValueError("writer vllm is for one worker: leave out writer, or workers: 1")
+        if self.teacher_workers and (self.workers > 1 or self.crosses_tokenizers):
+            raise ValueError("teacher_workers score for one worker, of the same tokenizer")
         if any(term.type == "hard" for term in self.terms):
             raise ValueError(
                 "a hard term would train the student on its own answers: give divergences alone"
@@ -102,13 +112,9 @@ class OnPolicy(Phase):
         # the adaptive share is decided by rows that are not trained on
         held_out = examples[: self.student_text.held_out]
         examples = examples[len(held_out) :]
-        served = self._served_teacher(tokenizer, seed)
-        if served and any(example.teacher_prompt for example in examples):
-            raise UserError(
-                "a teacher behind an endpoint scores on-policy answers behind the student's prompt",
-                where=f"{self.rows}, teacher_prompt; targets: {self.targets}",
-                fix="a teacher whose weights are here, or rows without a teacher_prompt",
-            )
+        elsewhere = self._teacher_elsewhere(tokenizer, seed)
+        if elsewhere:
+            elsewhere.attach(rows, examples)
         text = StudentRollouts(
             model,
             tokenizer,
@@ -121,9 +127,9 @@ class OnPolicy(Phase):
             autocast=self.number_format == "bfloat16",
             held_out=held_out,
             vocabulary=len(tokenizer),
-            scorer=served,
+            scorer=elsewhere,
         )
-        with served or nullcontext():
+        with elsewhere or nullcontext():
             history = fit(
                 model,
                 examples,
@@ -132,30 +138,66 @@ class OnPolicy(Phase):
                 seed=seed,
                 label=label,
                 vocabulary=len(tokenizer),
-                target_source=served or self.teacher(tokenizer, rows, examples, seed),
+                target_source=elsewhere or self.teacher(tokenizer, rows, examples, seed),
                 rollouts=text,
             )
-        if served and served.refused:
-            text.counts["rows without signals"] += served.refused
+        if elsewhere and elsewhere.refused:
+            text.counts["rows without signals"] += elsewhere.refused
         say(f"{label}: {', '.join(f'{n} {name}' for name, n in sorted(text.counts.items()))}")
         return PhaseResult(history, len(examples), text.counts)
 
-    def _served_teacher(
+    def _teacher_elsewhere(
         self, tokenizer: "PreTrainedTokenizerBase", seed: int
-    ) -> "ServedSource | None":
-        """Return the teacher as a service that scores rows; None where its weights are here."""
+    ) -> "ServedSource | PooledSource | None":
+        """Return the teacher as a service or as actors that score rows; None where it runs here."""
         folder = checkpoint_path(Path(self.targets), seed)
         if not (folder / ENDPOINT).exists():
-            return None
+            return self._pooled_teacher(folder, tokenizer) if self.teacher_workers else None
         from cohobate.backends.served_source import ServedSource
 
-        if self.workers > 1:
+        if self.workers > 1 or self.teacher_workers:
             raise UserError(
                 "a teacher behind an endpoint scores the answers of one worker alone",
                 where=f"workers: {self.workers}, targets: {self.targets}",
-                fix="workers: 1, or a teacher whose weights are here",
+                fix="workers: 1 and no teacher_workers, or a teacher whose weights are here",
             )
         return ServedSource(folder.name, tokenizer, self.terms)
+
+    def _pooled_teacher(self, folder: Path, tokenizer: "PreTrainedTokenizerBase") -> "PooledSource":
+        from cohobate.models import checkpoints
+        from cohobate.teachers.pooled_source import PooledSource
+        from cohobate.teachers.ray_pool import TeacherPool
+
+        assert self.teacher_workers is not None
+        theirs = checkpoints.load_tokenizer(folder)
+        ids = self._teacher_ids(tokenizer, theirs, folder)
+        device = checkpoints.accelerator()
+        number_format = self.teacher_workers.number_format(self.precision, device)
+        pool = TeacherPool(folder, number_format, self.teacher_workers)
+        return PooledSource(pool, theirs, len(tokenizer), ids)
+
+    def _teacher_ids(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        theirs: "PreTrainedTokenizerBase",
+        folder: Path,
+    ) -> "Tensor | None":
+        """Return the teacher's id of each of the student's tokens; None where they are the same.
+
+        Raises:
+            UserError: the teacher lacks tokens of the student's vocabulary.
+        """
+        from cohobate.teachers.target_sources import map_vocabulary
+
+        shared, ids = map_vocabulary(tokenizer, theirs, str(folder))
+        # the student may generate any of its ids, and the teacher reads them
+        if shared < len(tokenizer):
+            raise UserError(
+                f"the student has {len(tokenizer)} token ids, of which the teacher has {shared}",
+                where=f"{folder}, and models/{self.start}",
+                fix="init_student: a student with the teacher's tokenizer",
+            )
+        return ids
 
     def number_formats(self) -> dict[str, NumberFormat]:
         """Return in which number format student and teacher run on this machine: the same."""
@@ -195,7 +237,7 @@ class OnPolicy(Phase):
         from cohobate.fast.frozen import load_frozen
         from cohobate.models import checkpoints
         from cohobate.teachers.cross_tokenizer import CrossTokenizerSource
-        from cohobate.teachers.target_sources import LiveSource, map_vocabulary
+        from cohobate.teachers.target_sources import LiveSource
 
         folder = checkpoint_path(Path(self.targets), seed)
         model, theirs = load_frozen(
@@ -208,14 +250,7 @@ class OnPolicy(Phase):
             crossed = CrossTokenizerSource(model, theirs, tokenizer)
             crossed.attach(rows, examples, rollouts=True)
             return crossed
-        shared, ids = map_vocabulary(tokenizer, theirs, str(folder))
-        # the student may generate any of its ids, and the teacher reads them
-        if shared < len(tokenizer):
-            raise UserError(
-                f"the student has {len(tokenizer)} token ids, of which the teacher has {shared}",
-                where=f"{folder}, and models/{self.start}",
-                fix="init_student: a student with the teacher's tokenizer",
-            )
+        ids = self._teacher_ids(tokenizer, theirs, folder)
         # None: the teacher numbers its tokens as the student does
         numbers = {} if ids is None else {folder.name: ids}
         prefix_P = common_prefix(examples)

@@ -25,18 +25,19 @@ SPREAD = 32
 token by token; one pass over all rows of an update costs little more than one over a few."""
 
 
-OnBatch = Callable[[Mapping[int, Completion]], None]
+OnFinished = Callable[[Mapping[int, Completion]], None]
+"""Gets completions as they end, by the positions of their requests."""
 
 
 class RolloutGenerator(Protocol):
     """Generates answers to prompts with the student's current weights."""
 
     def generate(
-        self, requests: Sequence[Request], on_batch: OnBatch | None = None
+        self, requests: Sequence[Request], on_finished: OnFinished | None = None
     ) -> list[Completion]:
         """Return the completions in the order of the requests.
 
-        `on_batch` gets the completions of each batch as it ends, by their positions.
+        `on_finished` gets each of them as soon as the generator has it.
         """
         ...
 
@@ -68,7 +69,7 @@ class TransformersGenerator:
         self.model, self.sampling, self.stop, self.autocast = model, sampling, stop, autocast
 
     def generate(
-        self, requests: Sequence[Request], on_batch: OnBatch | None = None
+        self, requests: Sequence[Request], on_finished: OnFinished | None = None
     ) -> list[Completion]:
         """Return the completions; prompts of like length are decoded together, in few batches."""
         decoding, batching = self.sampling.decoding, self.sampling.batching
@@ -76,12 +77,12 @@ class TransformersGenerator:
         with autocast_for(self.model, self.autocast), cached_casts(self.model):
             for numbers in plan_batches(requests, decoding, batching, near=SPREAD):
                 batch = [requests[n] for n in numbers]
-                decoded = decode_batch(self.model, batch, decoding, self.stop, batching)
                 # batches are sorted by length: `numbers` leads back to the order of the requests
-                completed = dict(zip(numbers, decoded, strict=True))
-                if on_batch:
-                    on_batch(completed)
-                completions |= completed
+                finished = _by_number(numbers, on_finished) if on_finished else None
+                decoded = decode_batch(
+                    self.model, batch, decoding, self.stop, batching, on_finished=finished
+                )
+                completions |= zip(numbers, decoded, strict=True)
         return [completions[n] for n in range(len(requests))]
 
 
@@ -126,7 +127,7 @@ class VllmGenerator:
             )
 
     def generate(
-        self, requests: Sequence[Request], on_batch: OnBatch | None = None
+        self, requests: Sequence[Request], on_finished: OnFinished | None = None
     ) -> list[Completion]:
         """Copy the weights to vLLM, and generate all completions at once."""
         self.engine.sync_weights()
@@ -142,9 +143,16 @@ class VllmGenerator:
             )
             for ids, logs in zip(generated, logprobs, strict=True)
         ]
-        if on_batch:
-            on_batch(dict(enumerate(completions)))
+        if on_finished:
+            on_finished(dict(enumerate(completions)))
         return completions
+
+
+def _by_number(
+    numbers: Sequence[int], on_finished: OnFinished
+) -> Callable[[int, Completion], None]:
+    """Return what takes a completion of a batch whose requests have these numbers."""
+    return lambda n, completion: on_finished({numbers[n]: completion})
 
 
 def autocast_for(model: "PreTrainedModel", autocast: bool) -> AbstractContextManager[Any]:

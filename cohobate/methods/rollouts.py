@@ -24,7 +24,7 @@ from cohobate import processes
 from cohobate.data.examples import Example
 from cohobate.generation.requests import Completion, Request
 from cohobate.losses.divergences import Hard
-from cohobate.methods.rollout_generators import OnBatch, autocast_for, rollout_generator
+from cohobate.methods.rollout_generators import OnFinished, autocast_for, rollout_generator
 from cohobate.methods.rollout_settings import OnPolicySchedule, Sampling
 from cohobate.models import sharding
 from cohobate.training.batches import MicroBatches
@@ -131,14 +131,14 @@ class StudentRollouts:
         ]
         training = self.model.training
         self.model.eval()
-        on_batch = self._submit_to(self.scorer, rows) if self.scorer else None
-        generate = partial(self.generator.generate, on_batch=on_batch)
+        on_finished = self._submit_to(self.scorer, rows) if self.scorer else None
+        generate = partial(self.generator.generate, on_finished=on_finished)
         answers = processes.unshard(sharding.call_whole(self.model, generate, requests))
         self.model.train(training)
         return [self._example(row, answer) for row, answer in zip(rows, answers, strict=True)]
 
-    def _submit_to(self, scorer: RowScorer, rows: Sequence[Example]) -> OnBatch:
-        """Return what has the answers of a batch scored while the next batch is generated."""
+    def _submit_to(self, scorer: RowScorer, rows: Sequence[Example]) -> OnFinished:
+        """Return what has answers scored while others are still generated."""
 
         def submit(completions: Mapping[int, Completion]) -> None:
             scorer.submit([self._with_answer(rows[n], one) for n, one in completions.items()])

@@ -17,6 +17,7 @@ from cohobate.models.layer_choice import Layers, layer_positions
 from cohobate.models.model_info import ModelInfo
 from cohobate.models.model_size import ModelSize
 from cohobate.models.number_formats import BYTES, resolve
+from cohobate.teachers.ray_pool import TeacherWorkers
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.training.hyperparameters import Hyperparameters
 from cohobate.training.memory import PROGRAM, Placement, TeacherSize, peak_memory
@@ -115,9 +116,10 @@ class Memory:
             elif isinstance(backend, Vllm):
                 parts = of_vllm(size, backend, device)
                 yield StageMemory(stage, parts, parts, device)
-            device = self.device_of(f"capture@{key}", 1)
-            parts = of_capture(size, capture, device)
-            yield StageMemory(f"capture@{key}", parts, parts, device)
+            if copies := _copies(capture.teacher_workers):
+                device = self.device_of(f"capture@{key}", 1)
+                parts = _sum([of_capture(size, capture, device)] * copies)
+                yield StageMemory(f"capture@{key}", parts, parts, device)
         for key, phase in self.phases.items():
             yield self._of_stage(key, phase)
 
@@ -186,12 +188,21 @@ class Memory:
         stage, _, name = phase.targets.partition("/")[2].partition("/")
         if not phase.targets.startswith("models/"):
             return
+        copies = _copies(getattr(phase, "teacher_workers", None))
         number = BYTES[resolve(getattr(phase, "teacher_precision", "auto"), device.kind)]
         for key in getattr(phase, "teachers", None) or (name,):
             if phase_of := self._phase(stage, key):
-                yield TeacherSize(self._start(phase_of), number)
+                yield from [TeacherSize(self._start(phase_of), number)] * copies
             elif stage != "adapt" or key in self.teachers:  # a served teacher is elsewhere
-                yield TeacherSize(self.teachers.get(key, self.student), number)
+                yield from [TeacherSize(self.teachers.get(key, self.student), number)] * copies
+
+
+def _copies(workers: TeacherWorkers | None) -> int:
+    """Return how many copies of a teacher a stage's own machine holds: none where they have GPUs
+    of their own."""
+    if workers is None:
+        return 1
+    return 0 if workers.gpus_each else workers.workers
 
 
 def _placement(phase: "Phase", device: Device) -> Placement:

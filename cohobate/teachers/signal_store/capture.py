@@ -8,9 +8,10 @@ those of one shard are in memory, whatever the size of the file.
 import functools
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from cohobate.models import checkpoints
 from cohobate.models.number_formats import resolve
 from cohobate.models.vocabularies import template_hash, vocabulary_hash
 from cohobate.progress import Meter, say
+from cohobate.teachers.signal_store.form import Signals
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.signal_store.shards import (
     WORK,
@@ -38,10 +40,14 @@ from cohobate.teachers.signal_store.shards import (
 from cohobate.teachers.signal_store.store import ABOUT, Origin, SignalStore
 from cohobate.teachers.signal_store.teacher_pass import (
     CapturedTeacher,
+    ElsewhereTeacher,
     batches_by_length,
     compute_signals,
 )
 from cohobate.thread_map import thread_map
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WITH_ANSWERS = "rows_with_answers"
 """Figure of a shard and of the summary: rows whose signals came with the teacher's answers."""
@@ -78,10 +84,17 @@ def capture_signals(
         UserError: there are no rows, all are too long, or the checkpoint is damaged.
     """
     total = _count_rows(rows)
-    sources = Sources(teacher, capture, answers)
+    with closing(Sources(teacher, capture, answers)) as sources:
+        return _capture(sources, rows, folder, CaptureProgress(label, total))
+
+
+def _capture(
+    sources: "Sources", rows: Path, folder: Path, progress: "CaptureProgress"
+) -> dict[str, float]:
+    label, capture = progress.label, sources.capture
     origin = sources.origin
     work = WORK / folder.name / capture_key(origin, rows, capture.decided_by() | sources.key_parts)
-    progress, shards, figures = CaptureProgress(label, total), [], []
+    shards, figures = [], []
     limit = LengthLimit(capture.max_tokens, capture.too_long)
     for number, lines in enumerate(line_chunks(rows, capture.shard_rows)):
         # the name of a shard is its place in the file: a resumed capture finds it
@@ -103,7 +116,7 @@ def capture_signals(
     shutil.rmtree(WORK / folder.name)  # the store has links to these bytes, or copies
     progress.finish()
     summary = _summary(figures, folder)
-    if answers is None:
+    if not sources.has_answers:
         return summary
     copied = sum(int(each[WITH_ANSWERS]) for each in figures)
     say(f"{label}: the signals of {copied} of {rows_left} rows came with the answers")
@@ -120,9 +133,15 @@ class Sources:
     """
 
     def __init__(self, teacher: Path, capture: CaptureParams, answers: Path | None) -> None:
-        self.capture = capture
-        number_format = resolve(capture.precision, checkpoints.accelerator())
-        self.teacher = CapturedTeacher(teacher, number_format)
+        self.capture, self.has_answers = capture, answers is not None
+        workers, device = capture.teacher_workers, checkpoints.accelerator()
+        self.teacher: CapturedTeacher
+        if workers:
+            number_format = workers.number_format(capture.precision, device)
+            self.teacher = ElsewhereTeacher(teacher, number_format, workers)
+        else:
+            number_format = resolve(capture.precision, device)
+            self.teacher = CapturedTeacher(teacher, number_format)
         self.answers = SignalStore(answers) if answers and (answers / ABOUT).exists() else None
         if self.answers is not None:
             self.tokenizer = checkpoints.load_tokenizer(teacher)
@@ -140,6 +159,10 @@ class Sources:
             self.origin = Origin.of(
                 teacher, self.tokenizer, self.teacher.head, capture.signals, number_format
             )
+
+    def close(self) -> None:
+        """Release the teacher."""
+        self.teacher.close()
 
     @property
     def key_parts(self) -> dict[str, str]:
@@ -168,22 +191,29 @@ class Sources:
         if not missing:
             return
         self.teacher.check(self.origin)  # loads it, before threads use it
-        compute = functools.partial(
-            compute_signals,
-            self.teacher.model,
-            self.teacher.head,
-            self.origin,
-            self.capture.chunk_tokens,
-        )
         of_row = {example.key: example for example in missing}
         read = [as_teacher_reads(views, example) for example in missing]
-        if views:  # a long prompt that all of them begin with is read once
-            cache = PrefixCache(self.teacher.model, common_prefix(read))
-            compute = functools.partial(compute, prefix_cache=cache)
+        # a long prompt that all of them begin with is read once
+        prefix_P = common_prefix(read) if views else None
         batches = batches_by_length(read, self.capture.batch_tokens)
-        for batch, signals in thread_map(compute, batches, self.capture.threads):
+        for batch, signals in self._signals(batches, prefix_P):
             writer.add([of_row[one.key] for one in batch], signals)
             progress.advance(batch)
+
+    def _signals(
+        self, batches: Iterable[list[Example]], prefix_P: "Tensor | None"
+    ) -> Iterator[tuple[list[Example], Signals]]:
+        """Run the teacher over batches, here or in its actors; yield them in their order."""
+        teacher, chunk_tokens = self.teacher, self.capture.chunk_tokens
+        if isinstance(teacher, ElsewhereTeacher):
+            return teacher.pool.map("signals", batches, self.origin, chunk_tokens, prefix_P)
+        compute = functools.partial(
+            compute_signals, teacher.model, teacher.head, self.origin, chunk_tokens
+        )
+        if prefix_P is not None:
+            cache = PrefixCache(teacher.model, prefix_P)
+            compute = functools.partial(compute, prefix_cache=cache)
+        return thread_map(compute, batches, self.capture.threads)
 
     def _copy(
         self, examples: Sequence[Example], writer: ShardWriter, progress: "CaptureProgress"
@@ -239,6 +269,7 @@ class CaptureProgress:
     """Progress of a capture: rows done, and tokens a second."""
 
     def __init__(self, label: str, rows: int) -> None:
+        self.label = label
         self._meter = Meter(label, rows)
         self._start, self._tokens = time.monotonic(), 0
 

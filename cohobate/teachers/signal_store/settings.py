@@ -7,10 +7,11 @@ from pydantic import Field
 from cohobate.data.row_length import TooLong
 from cohobate.models.number_formats import Precision
 from cohobate.params import Section
+from cohobate.teachers.ray_pool import TeacherWorkers
 from cohobate.teachers.signal_store.forms import Form
 from cohobate.teachers.signal_store.top_k_form import StoredTopK
 
-_NOT_DECISIVE = {"threads", "signals", "precision", "keep_tokenizer"}
+_NOT_DECISIVE = {"threads", "signals", "precision", "keep_tokenizer", "teacher_workers"}
 """Of the bytes of a shard; form and number format are in `Origin`."""
 
 
@@ -37,6 +38,9 @@ class CaptureParams(Section):
     """Number format in which the teacher runs; the store records the one that was used."""
     threads: int = Field(2, ge=1)
     """Batches that run at the same time on a CPU. The result does not depend on it."""
+    teacher_workers: TeacherWorkers | None = None
+    """Run the teacher in Ray actors of its own instead of here, such as `{workers: 4, gpus_each:
+    1}`. The result does not depend on how many there are."""
     shard_rows: int = Field(8192, ge=1)
     """Rows of one shard: as many are in memory at once, and a killed capture loses no more."""
 

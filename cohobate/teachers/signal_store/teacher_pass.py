@@ -23,12 +23,15 @@ from cohobate.teachers.signal_store.store import Origin, row_hash
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from cohobate.teachers.ray_pool import TeacherPool, TeacherWorkers
+
 
 class CapturedTeacher:
     """A teacher whose weights are loaded when they are first needed."""
 
     def __init__(self, folder: Path, number_format: NumberFormat) -> None:
         self.folder, self.number_format = folder, number_format
+        self._prefix: tuple[tuple[int, ...], PrefixCache] | None = None
 
     @functools.cached_property
     def _loaded(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -50,6 +53,9 @@ class CapturedTeacher:
         """Its head, over the ids of its tokenizer."""
         return Head.of(self.model, len(self.tokenizer))
 
+    def close(self) -> None:
+        """Release what is not in this process: nothing."""
+
     def check(self, origin: Origin) -> None:
         """Refuse a store whose signals are over another number of ids than this teacher's.
 
@@ -63,6 +69,66 @@ class CapturedTeacher:
                 where=str(self.folder),
                 fix="cohobate run --set generate.signals=off",
             )
+
+    def signals_of(
+        self,
+        origin: Origin,
+        chunk_tokens: int,
+        prefix_P: torch.Tensor | None,
+        batch: Sequence[Example],
+    ) -> Signals:
+        """Return the signals at the learnt tokens of a batch (`compute_signals`).
+
+        `prefix_P`: tokens that all rows begin with, which are read once.
+        """
+        cache = None if prefix_P is None else self._prefix_cache(tuple(prefix_P.tolist()))
+        return compute_signals(
+            self.model, self.head, origin, chunk_tokens, batch, prefix_cache=cache
+        )
+
+    @torch.inference_mode()
+    def hidden_states(self, batch: Sequence[Example]) -> list[torch.Tensor]:
+        """Return the last hidden states at the learnt tokens of each row, (N, D), on the CPU."""
+        states_ND = _hidden_states(self.model, batch).cpu()
+        return list(torch.split(states_ND, [row.length for row in batch]))
+
+    def _prefix_cache(self, prefix: tuple[int, ...]) -> PrefixCache:
+        if self._prefix is None or self._prefix[0] != prefix:
+            self._prefix = prefix, PrefixCache(self.model, torch.tensor(prefix))
+        return self._prefix[1]
+
+
+class ElsewhereTeacher(CapturedTeacher):
+    """A teacher in Ray actors, which are started when they are first needed."""
+
+    def __init__(
+        self, folder: Path, number_format: NumberFormat, workers: "TeacherWorkers"
+    ) -> None:
+        super().__init__(folder, number_format)
+        self.workers = workers
+
+    @functools.cached_property
+    def pool(self) -> "TeacherPool":
+        """The actors."""
+        from cohobate.teachers.ray_pool import TeacherPool
+
+        return TeacherPool(self.folder, self.number_format, self.workers)
+
+    @functools.cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":  # type: ignore[override]
+        """Its tokenizer."""
+        return checkpoints.load_tokenizer(self.folder)
+
+    @functools.cached_property
+    def head(self) -> Head:
+        """Its head, over the ids of its tokenizer."""
+        head: Head = self.pool.result(self.pool.call("head"))
+        return head
+
+    def close(self) -> None:
+        """Stop the actors, if they were started."""
+        if "pool" in self.__dict__:
+            self.pool.__exit__()
 
 
 def batches_by_length(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[Example]]:
@@ -90,13 +156,20 @@ def compute_signals(
 
     Rows are padded on the right: under a causal mask no completion token attends to padding.
     """
-    ids_BS = pad_right([row.ids[:-1].tolist() for row in batch], 0).to(model.device)
-    positions_N = completion_positions(batch, ids_BS.shape[1]).to(model.device)
-    hidden_ND = forward(model, ids_BS, positions_N, prefix_cache=prefix_cache).last_hidden_ND
+    hidden_ND = _hidden_states(model, batch, prefix_cache)
     uniform_NU = torch.from_numpy(uniform_numbers(batch, origin)).to(model.device)
     chunks = (torch.split(x, chunk_tokens) for x in (hidden_ND, uniform_NU))
     parts = [origin.form.measure(head, *chunk) for chunk in zip(*chunks, strict=True)]
     return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+
+
+def _hidden_states(
+    model: "PreTrainedModel", batch: Sequence[Example], prefix_cache: PrefixCache | None = None
+) -> torch.Tensor:
+    """Return the last hidden states at the completion tokens of a batch, row after row, (N, D)."""
+    ids_BS = pad_right([row.ids[:-1].tolist() for row in batch], 0).to(model.device)
+    positions_N = completion_positions(batch, ids_BS.shape[1]).to(model.device)
+    return forward(model, ids_BS, positions_N, prefix_cache=prefix_cache).last_hidden_ND
 
 
 def uniform_numbers(batch: Sequence[Example], origin: Origin) -> np.ndarray:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cohobate.data.records import ADAPT, TRAIN
+from cohobate.backends.served_source import ServedSource
+from cohobate.data.records import ADAPT, LABELLED, TRAIN, Row, read_rows, write_rows
 from cohobate.errors import UserError
 from tasks.train.stage import run
 from tests.cohobate.methods.test_on_policy import ON_POLICY
@@ -65,6 +66,62 @@ def test_a_row_that_is_refused_is_masked_and_counted(teacher: Path) -> None:
         run("here", phase(**FIELDS), seeds=[1])
     summary = json.loads((TRAIN / "here/summary.json").read_text())
     assert summary["rows without signals, seed 1"] == 1
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_the_service_reads_the_teachers_prompt(teacher: Path, share: float) -> None:
+    """With prompts that the teacher alone reads: given answers, and those of the student."""
+    rows = [
+        row.model_copy(update={"teacher_prompt": f"Hint: a thing.\n{row.prompt}"} if n % 3 else {})
+        for n, row in enumerate(read_rows(LABELLED, Row))
+    ]
+    write_rows(LABELLED, rows)
+    fields = FIELDS | {"student_text": {"type": "constant", "share": share}}
+    run("here", phase(**fields), seeds=[1])
+    live = losses()
+    shutil.rmtree(ADAPT / "main")
+    Path("params.yaml").write_text(GENERATE)
+    with ServedModel(teacher) as service:
+        publish_served(service, scoring="vllm", top_logprobs=len(service.tokenizer))
+        run("here", phase(**fields), seeds=[1])
+        assert losses() == pytest.approx(live, rel=0.02)
+        texts = [service.tokenizer.decode(body["prompt"]) for body in service.bodies]
+    hinted = sum(text.startswith("Hint:") for text in texts)
+    assert 0 < hinted < len(texts)
+
+
+def test_a_chat_service_reads_a_text_as_the_users_turn(teacher: Path) -> None:
+    shutil.rmtree(ADAPT / "main")
+    Path("params.yaml").write_text(GENERATE.replace("completions", "chat"))
+    with ServedModel(teacher) as service:
+        publish_served(service, scoring="vllm")
+        run("here", phase(**FIELDS), seeds=[1])
+        texts = [service.tokenizer.decode(body["prompt"]) for body in service.bodies]
+    assert texts and all(text.startswith("<|user|>Definition: ") for text in texts)
+
+
+def test_rows_are_scored_while_others_are_generated(
+    teacher: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Answers are sent as they end: a slow service is waited for a part of its time alone."""
+    shutil.rmtree(ADAPT / "main")
+    Path("params.yaml").write_text(GENERATE)
+    sampling = {"decoding": {"max_tokens": 40, "temperature": 1}}
+    fields = FIELDS | {"student_text": {"type": "constant", "share": 1.0}, "sampling": sampling}
+    submitted: list[int] = []
+    original = ServedSource.submit
+
+    def submit(self: ServedSource, rows: Any) -> None:
+        submitted.append(len(rows))
+        original(self, rows)
+
+    with ServedModel(teacher) as service, pytest.MonkeyPatch.context() as patch:
+        publish_served(service, scoring="vllm")
+        patch.setattr(ServedSource, "submit", submit)
+        run("here", phase(**fields), seeds=[1])
+    # one at a time as they end, and the update's four rows once all are there
+    assert submitted.count(4) >= 4 and submitted.count(1) + submitted.count(2) >= 4
+    assert "of which training waited" in capfd.readouterr().err
 
 
 def test_a_service_that_does_not_score_is_refused_before_training(teacher: Path) -> None:
