@@ -4,15 +4,18 @@ It gives the log-probabilities of what it generates, and scores given text where
 stands for does. `odd` changes replies; requests are counted by path.
 """
 
+import base64
 import json
 import math
 import threading
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from cohobate.backends.token_names import _byte_letters, bytes_name
@@ -63,7 +66,9 @@ class ServedModel:
                 owner = {"openai": "system"}.get(outer.kind, outer.kind)
                 models = {"object": "list", "data": [{"id": outer.name, "owned_by": owner}]}
                 outer.listed += 1
-                self._send(200 if self.path == "/v1/models" else 404, models)
+                paths = {"/inference/v1/generate": {}} if outer.kind == "vllm" else {}
+                pages = {"/v1/models": models, "/openapi.json": {"paths": paths}}
+                self._send(200 if self.path in pages else 404, pages.get(self.path, {}))
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -86,13 +91,16 @@ class ServedModel:
 
     def reply(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         with self._lock, torch.no_grad():
-            scores = path == "/generate" or "prompt_logprobs" in body
+            chosen = path == "/inference/v1/generate"
+            scores = chosen or path == "/generate" or "prompt_logprobs" in body
             self.requests["score" if scores else "generate"] += 1
             self.bodies.append(body)
             if path == "/generate":
                 if self.kind != "sglang":
                     return 404, {"detail": "Not Found"}
                 reply = self._sglang(body)
+            elif chosen:
+                reply = self._candidates(body)
             elif "prompt_logprobs" in body and self.kind == "vllm":
                 reply = self._vllm(body)
             else:
@@ -182,6 +190,21 @@ class ServedModel:
         choice = {"index": 0, "text": "x", "finish_reason": "length", "prompt_logprobs": listed}
         usage = {"prompt_tokens": len(ids), "completion_tokens": 1}
         return {"id": "x", "model": self.name, "choices": [choice], "usage": usage}
+
+    def _candidates(self, body: dict[str, Any]) -> dict[str, Any]:
+        ids, sampling = body["token_ids"], body["sampling_params"]
+        rows, start = sampling["prompt_logprob_token_ids"], sampling["prompt_logprob_start"]
+        assert len(rows) == len(ids) - 1 - start
+        logp_SV = self.logp(ids)
+        scores = np.full((len(rows), max(map(len, rows))), -np.inf, np.float32)
+        for n, row in enumerate(rows):
+            scores[n, : len(row)] = logp_SV[start + n, row]
+        content = BytesIO()
+        np.save(content, scores)
+        matrix = base64.b64encode(content.getvalue()).decode()
+        choice = {"index": 0, "finish_reason": "length", "token_ids": [1]}
+        reply = {"request_id": "x", "model": self.name, "usage": None, "prompt_logprobs": None}
+        return reply | {"choices": [choice], "prompt_token_id_logprobs": matrix}
 
     def _sglang(self, body: dict[str, Any]) -> dict[str, Any]:
         ids, start, count = body["input_ids"], body["logprob_start_len"], body["top_logprobs_num"]

@@ -224,6 +224,10 @@ class Endpoint(Section):
         """Return the path of requests, below the endpoint's address."""
         return "/chat/completions" if self.api == "chat" else "/completions"
 
+    def path_of(self, request: TeacherRequest) -> str:
+        """Return where a request is sent."""
+        return self.path
+
     def body(self, model: str, request: TeacherRequest, decoding: Decoding) -> dict[str, Any]:
         """Return the JSON body of a request."""
         body: dict[str, Any] = {"model": model, "temperature": decoding.temperature}

@@ -204,7 +204,7 @@ class OpenAIRun:
         self.sent[request.key] = max_cost
         try:
             async with asyncio.timeout(self.params.request_seconds):
-                content, headers = await self._post(body)
+                content, headers = await self._post(self.params.path_of(request), body)
             answer = self.params.parse_answer(content, request, decoding, headers=headers)
         except TimeoutError:
             # a service that is slow is overloaded, and may charge for what it did not deliver
@@ -227,10 +227,10 @@ class OpenAIRun:
         self.record.on_answer(request)
         return answer
 
-    async def _post(self, body: dict[str, object]) -> tuple[bytes, Mapping[str, str]]:
+    async def _post(self, path: str, body: dict[str, object]) -> tuple[bytes, Mapping[str, str]]:
         import httpx2
 
-        raw = await self.client.post(self.params.path, body=body, cast_to=httpx2.Response)
+        raw = await self.client.post(path, body=body, cast_to=httpx2.Response)
         return raw.content, raw.headers
 
     def _pause(self, state: "RetryCallState") -> float:

@@ -24,6 +24,9 @@ class TeacherRequest(NamedTuple):
     """A row as token ids, of a request that scores it (`prompt` is the same as text)."""
     start: int = 0
     """The first of these tokens that is scored."""
+    candidates: tuple[tuple[int, ...], ...] = ()
+    """At each scored token the ids whose log-probabilities are requested, its own among them;
+    empty: those of the teacher's likeliest."""
 
 
 State = Literal["failed", "retried", "refused", "doubtful"]

@@ -8,13 +8,22 @@ One request a row: its prompt and answer as the prompt of the request, at most o
                                      top_logprobs_num: K
               meta_info.input_token_logprobs: [[-0.2, 123, null], …], and input_top_logprobs
 
+Of candidates that the student chose, instead of the teacher's likeliest:
+
+    vllm      POST /inference/v1/generate   token_ids, prompt_logprob_token_ids: [[ids], …]
+              prompt_token_id_logprobs: base64 of an array (scored tokens, candidates)
+
 The reply is checked against the ids that were sent. One that does not match is refused and kept in
 the ledger with its reason, so that it is not bought again.
 """
 
+import base64
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from cohobate.backends.api_errors import RefusedError, ReplyError
 from cohobate.backends.endpoint import NO_HEADERS, Endpoint, read_address
@@ -29,6 +38,8 @@ from cohobate.generation.requests import Answer, Decoding
 
 SCORED = Decoding(max_tokens=1)
 """A request generates one token, which is not used: some services refuse none."""
+SCORES_CANDIDATES = "/inference/v1/generate"
+"""Path of vLLM's requests that score ids of one's own choice."""
 _DIGITS = 6  # of a log-probability in the ledger: the store rounds to three
 
 
@@ -51,30 +62,43 @@ class ScoringBackend(OpenAI):
         fields = {name: getattr(backend, name) for name in shared}
         return cls(type="openai", address=read_address(checkpoint), **fields)
 
-    @property
-    def path(self) -> str:
-        """Return where requests are sent: below the endpoint's address, or beside it."""
-        return self._service.path(self.address.url)
+    def path_of(self, request: TeacherRequest) -> str:
+        """Return where a request is sent: below the endpoint's address, or beside it."""
+        return self._service(request).path(self.address.url)
 
-    @property
-    def _service(self) -> "ScoringService":
-        return SERVICES[self.address.signals.scoring]
+    def _service(self, request: TeacherRequest) -> "ScoringService":
+        return CANDIDATES if request.candidates else SERVICES[self.address.signals.scoring]
 
-    def request(self, ids: Sequence[int], start: int, text: str) -> TeacherRequest:
+    def request(
+        self,
+        ids: Sequence[int],
+        start: int,
+        text: str,
+        candidates: Sequence[Sequence[int]] = (),
+    ) -> TeacherRequest:
         """Return the request that scores the tokens of a row.
 
         Args:
             ids: the row as the teacher reads it.
             start: the first token that is scored; at least 1.
             text: the same as text, for estimates of the cost.
+            candidates: at each scored token the ids whose log-probabilities are requested, beside
+                its own; without them those of the teacher's likeliest are.
         """
         signals = self.address.signals
-        parts = ["scoring", signals.scoring, signals.top_logprobs, start, list(ids)]
-        return TeacherRequest(answer_key(*parts), text, "", ids=tuple(ids), start=start)
+        if not candidates:
+            parts = ["scoring", signals.scoring, signals.top_logprobs, start, list(ids)]
+            return TeacherRequest(answer_key(*parts), text, "", ids=tuple(ids), start=start)
+        rows = tuple(
+            tuple(row) if own in row else (*row, own)
+            for row, own in zip(candidates, ids[start:], strict=True)
+        )
+        key = answer_key("scoring", "candidates", start, list(ids), rows)
+        return TeacherRequest(key, text, "", ids=tuple(ids), start=start, candidates=rows)
 
     def body(self, model: str, request: TeacherRequest, decoding: Decoding) -> dict[str, Any]:
         """Return the JSON body of a request."""
-        return self._service.body(model, request, self.address.signals.top_logprobs)
+        return self._service(request).body(model, request, self.address.signals.top_logprobs)
 
     def parse_answer(
         self,
@@ -109,9 +133,9 @@ class ScoringBackend(OpenAI):
         if isinstance(answered, str) and not same_model(self.address.model, answered):
             raise NoSignalsError(f"another model answered: {answered}")
         try:
-            places = self._service.places(reply)
+            places = self._service(request).places(reply, request)
         except (AttributeError, KeyError, IndexError, TypeError, ValueError):
-            raise self._not_scored() from None
+            raise self._not_scored(request) from None
         assert request.ids is not None
         wanted = request.ids[request.start :]
         if len(places) < len(wanted):
@@ -119,16 +143,19 @@ class ScoringBackend(OpenAI):
         # some versions leave the first token of the row out, which nothing predicts
         last = places[len(places) - len(wanted) :]
         k = self.address.signals.top_logprobs
+        counts = [len(row) for row in request.candidates] or [k] * len(wanted)
         try:
             return tuple(
-                _checked(place, token, k) for place, token in zip(last, wanted, strict=True)
+                _checked(place, token, count)
+                for place, token, count in zip(last, wanted, counts, strict=True)
             )
         except (AttributeError, KeyError, TypeError, ValueError):
             raise NoSignalsError("a token's log-probabilities have another form") from None
 
-    def _not_scored(self) -> UserError:
+    def _not_scored(self, request: TeacherRequest) -> UserError:
+        service = self._service(request)
         return UserError(
-            f"the service sent no log-probabilities of given text ({self._service.about})",
+            f"the service sent no log-probabilities of given text ({service.about})",
             where=f"teachers.*.scoring: {self.address.signals.scoring}",
             fix="set teachers.*.scoring to what the service is: vllm, sglang, or none",
         )
@@ -178,7 +205,7 @@ class ScoringService:
         """Return the JSON body of a request."""
         raise NotImplementedError
 
-    def places(self, reply: Mapping[str, Any]) -> list[ScoredPlace]:
+    def places(self, reply: Mapping[str, Any], request: TeacherRequest) -> list[ScoredPlace]:
         """Return what a reply has of each token, the last one at the end."""
         raise NotImplementedError
 
@@ -198,7 +225,7 @@ class VllmScoring(ScoringService):
         once = {"max_tokens": 1, "temperature": 0.0, "add_special_tokens": False}
         return {"model": model, "prompt": ids, "prompt_logprobs": k, **once}
 
-    def places(self, reply: Mapping[str, Any]) -> list[ScoredPlace]:
+    def places(self, reply: Mapping[str, Any], request: TeacherRequest) -> list[ScoredPlace]:
         """Return what a reply has of each token: a map from ids, the token's own among them."""
         choice = reply["choices"][0]
         listed = choice["prompt_logprobs"]
@@ -229,7 +256,7 @@ class SglangScoring(ScoringService):
             "top_logprobs_num": k,
         }
 
-    def places(self, reply: Mapping[str, Any]) -> list[ScoredPlace]:
+    def places(self, reply: Mapping[str, Any], request: TeacherRequest) -> list[ScoredPlace]:
         """Return what a reply has of each token: lists of [log-probability, id, text]."""
         meta = reply["meta_info"]
         own, top = meta["input_token_logprobs"], meta["input_top_logprobs"]
@@ -239,4 +266,42 @@ class SglangScoring(ScoringService):
         ]
 
 
+class VllmCandidates(ScoringService):
+    """`prompt_logprob_token_ids` of vLLM's own `/inference/v1/generate`.
+
+    The reply has a float32 array in the format of numpy as base64: a row a scored token, a column a
+    candidate. vLLM serves it with `--enable-scale-out` and its second model runner.
+    """
+
+    about = "prompt_token_id_logprobs"
+
+    def path(self, url: str) -> str:
+        """Return where requests are sent: beside /v1."""
+        return url.rstrip("/").removesuffix("/v1") + SCORES_CANDIDATES
+
+    def body(self, model: str, request: TeacherRequest, k: int) -> dict[str, Any]:
+        """Return the JSON body of a request."""
+        sampling = {
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "prompt_logprob_token_ids": [list(row) for row in request.candidates],
+            # row i scores the token behind this one
+            "prompt_logprob_start": request.start - 1,
+        }
+        ids = list(request.ids or ())
+        return {"model": model, "token_ids": ids, "sampling_params": sampling}
+
+    def places(self, reply: Mapping[str, Any], request: TeacherRequest) -> list[ScoredPlace]:
+        """Return what a reply has of each token: the columns of its row that are no padding."""
+        data = base64.b64decode(reply["prompt_token_id_logprobs"], validate=True)
+        scores = np.load(BytesIO(data), allow_pickle=False)
+        if scores.ndim != 2 or len(scores) != len(request.candidates):
+            raise NoSignalsError(
+                f"scores of the shape {scores.shape} came for {len(request.candidates)} tokens"
+            )
+        pairs = zip(request.candidates, scores.tolist(), strict=True)
+        return [ScoredPlace(list(zip(ids, row, strict=False))) for ids, row in pairs]
+
+
+CANDIDATES = VllmCandidates()
 SERVICES: Mapping[str, ScoringService] = {"vllm": VllmScoring(), "sglang": SglangScoring()}

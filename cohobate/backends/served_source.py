@@ -52,6 +52,7 @@ class ServedSource:
         teacher: its key in params.yaml.
         tokenizer: the student's, which must be the one that stands for the teacher's.
         terms: those of the loss: each must be one over the likeliest tokens and the rest.
+        candidates: ids that the student chooses at each token of its answers (`submit`).
         generate: where its answers are computed; that of params.yaml when not given.
 
     Raises:
@@ -66,6 +67,7 @@ class ServedSource:
         teacher: str,
         tokenizer: "PreTrainedTokenizerBase",
         terms: Sequence[Any],
+        candidates: int = 0,
         generate: GenerateParams | None = None,
     ) -> None:
         self.teacher = teacher
@@ -89,7 +91,10 @@ class ServedSource:
         self._chat = backend.api == "chat"
         self._views: dict[str, Example] = {}
         # the token itself is kept too, likely or not: the student generated it
-        self._k = min(self.vocabulary.requested + 1, self.vocabulary.ids.size)
+        most = max(self.vocabulary.requested, candidates)
+        self._k = min(most + 1, self.vocabulary.ids.size)
+        self._candidates: dict[str, Sequence[Sequence[int]]] = {}
+        """Of rows as the service reads them, by the keys of requests without candidates."""
         self._pool = ThreadPoolExecutor(1)
         self._lock = threading.Lock()
         self._waiting: list[TeacherRequest] = []
@@ -139,8 +144,20 @@ class ServedSource:
         """
         self._views = served_views(self.vocabulary.tokenizer, rows, examples, chat=self._chat)
 
-    def submit(self, rows: Sequence[Example]) -> None:
-        """Have rows scored, without waiting for it; rows that are learnt nowhere are left out."""
+    def submit(
+        self,
+        rows: Sequence[Example],
+        candidates: Sequence[Sequence[Sequence[int]]] = (),
+    ) -> None:
+        """Have rows scored, without waiting for it; rows that are learnt nowhere are left out.
+
+        Args:
+            rows: as the student reads them.
+            candidates: for each row the ids, at each token of its answer, whose log-probabilities
+                are requested. Without them those of the teacher's likeliest ids are.
+        """
+        for row, chosen in zip(rows, candidates, strict=False):
+            self._candidates[self._plain_request(self._read(row)).key] = chosen
         requests = [self._request(self._read(row)) for row in rows if row.length]
         new = {r.key: r for r in requests if r.key not in self._pending}
         if new:
@@ -176,6 +193,8 @@ class ServedSource:
             settled.append(row)
         # rows of a replay buffer are in the ledger
         self._pending.clear()
+        kept = {self._plain_request(self._read(row)).key for row in rows}
+        self._candidates = {key: c for key, c in self._candidates.items() if key in kept}
         self._scored.clear()
         return settled
 
@@ -201,6 +220,12 @@ class ServedSource:
         return as_service_reads(self._views, row)
 
     def _request(self, read: Example) -> TeacherRequest:
+        plain = self._plain_request(read)
+        if not (chosen := self._candidates.get(plain.key)):
+            return plain
+        return self._scoring.request(plain.ids or (), plain.start, "", chosen)
+
+    def _plain_request(self, read: Example) -> TeacherRequest:
         start = read.spans[0][0] if read.length else read.prompt_length
         return self._scoring.request(read.ids.tolist(), start, "")
 
@@ -247,7 +272,9 @@ class ServedSource:
     def _signals_of(self, request: TeacherRequest, ledger: Ledger) -> RowSignals | str:
         tokens, learnt = ledger[request.key].tokens or (), (request.ids or ())[request.start :]
         try:
-            return self.vocabulary.row(tokens, learnt, self._k)
+            # their number was checked when they were bought
+            requested = 1 if request.candidates else None
+            return self.vocabulary.row(tokens, learnt, self._k, requested)
         except NoSignalsError as error:
             return str(error)
 

@@ -74,9 +74,16 @@ class ServedVocabulary:
             number_format="served",
         )
 
-    def row(self, tokens: Sequence[ServiceToken], learnt: Sequence[int], k: int) -> RowSignals:
+    def row(
+        self,
+        tokens: Sequence[ServiceToken],
+        learnt: Sequence[int],
+        k: int,
+        requested: int | None = None,
+    ) -> RowSignals:
         """Return the signals of a row (`row_signals`)."""
-        return row_signals(tokens, learnt, self.ids, self.requested, k)
+        count = self.requested if requested is None else requested
+        return row_signals(tokens, learnt, self.ids, count, k)
 
 
 class ServiceSignals:

@@ -36,7 +36,7 @@ class ServiceKind(NamedTuple):
 def service_kind(address: ServiceAddress) -> ServiceKind:
     """Return what the service at an address says of itself; its `problem` where it says nothing."""
     try:
-        return _parsed(asyncio.run(_listed(address)))
+        return _parsed(asyncio.run(_fetched(address, "/models")))
     except UserError as error:
         return ServiceKind(problem=error.what)
     except Exception as error:  # the client's errors, those of JSON and of the network
@@ -44,11 +44,25 @@ def service_kind(address: ServiceAddress) -> ServiceKind:
         return ServiceKind(problem=message or type(error).__name__)
 
 
-async def _listed(address: ServiceAddress) -> bytes:
+def serves_path(address: ServiceAddress, path: str) -> bool | None:
+    """Return whether a service has a path, by its `/openapi.json`; None where it has no such page.
+
+    Args:
+        address: of its API; the page is beside /v1.
+        path: such as `/inference/v1/generate`.
+    """
+    page = address.url.rstrip("/").removesuffix("/v1") + "/openapi.json"
+    try:
+        return path in json.loads(asyncio.run(_fetched(address, page)))["paths"]
+    except Exception:  # the client's errors, those of JSON and of the network
+        return None
+
+
+async def _fetched(address: ServiceAddress, path: str) -> bytes:
     import httpx2
 
     async with address.client() as client, asyncio.timeout(_SECONDS):
-        raw = await client.get("/models", cast_to=httpx2.Response)
+        raw = await client.get(path, cast_to=httpx2.Response)
         content: bytes = raw.content
         return content
 

@@ -136,21 +136,9 @@ def decode_batch(
         return [row.completion(stop) for row in rows]
     slots = max(1, batching.slots(max(len(row.prompt) for row in active), decoding))
 
-    bias_V = suppression_bias(model)
-    positions = {id(row): n for n, row in enumerate(rows)}
-
-    def append(part: list[ActiveRow], logits_BV: "Tensor") -> None:
-        if measure is not None and part:
-            # of the model as it is: suppressed ids are so in generation alone
-            append_signals(part, measure(logits_BV))
-        if bias_V is not None:
-            # the head can have ids of padding, which the logits leave out
-            logits_BV = logits_BV + bias_V[: logits_BV.shape[-1]]
-        append_tokens(part, logits_BV, decoding)
-        if on_finished is not None:
-            for row in part:
-                if row.finished(stop):
-                    on_finished(positions[id(row)], row.completion(stop))
+    append = _token_appender(
+        suppression_bias(model), decoding, measure, _reporter(rows, stop, on_finished)
+    )
 
     with torch.no_grad():  # in inference mode autocast would cast every weight anew for each token
         if not has_plain_cache(model):
@@ -163,6 +151,43 @@ def decode_batch(
             for start in range(0, len(active), slots):
                 _decode(model, active[start : start + slots], stop, append)
     return [row.completion(stop) for row in rows]
+
+
+def _reporter(
+    rows: Sequence[ActiveRow],
+    stop: frozenset[int],
+    on_finished: Callable[[int, Completion], None] | None,
+) -> Callable[[list[ActiveRow]], None]:
+    """Return what passes the completions of those rows of a part that have ended on."""
+    positions = {id(row): n for n, row in enumerate(rows)}
+
+    def report(part: list[ActiveRow]) -> None:
+        for row in part:
+            if on_finished is not None and row.finished(stop):
+                on_finished(positions[id(row)], row.completion(stop))
+
+    return report
+
+
+def _token_appender(
+    bias_V: "Tensor | None",
+    decoding: Decoding,
+    measure: "Callable[[Tensor], Mapping[str, Tensor]] | None",
+    report: Callable[[list[ActiveRow]], None],
+) -> "Callable[[list[ActiveRow], Tensor], None]":
+    """Return what chooses the next token of some rows by their logits (B, V), and appends it."""
+
+    def append(part: list[ActiveRow], logits_BV: "Tensor") -> None:
+        if measure is not None and part:
+            # of the model as it is: suppressed ids are so in generation alone
+            append_signals(part, measure(logits_BV))
+        if bias_V is not None:
+            # the head can have ids of padding, which the logits leave out
+            logits_BV = logits_BV + bias_V[: logits_BV.shape[-1]]
+        append_tokens(part, logits_BV, decoding)
+        report(part)
+
+    return append
 
 
 def stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:

@@ -27,7 +27,7 @@ from cohobate.methods.phase import Phase, PhaseResult, checkpoint_path
 from cohobate.methods.rollout_settings import ConstantShare, OnPolicySchedule, Sampling
 from cohobate.models.number_formats import NumberFormat
 from cohobate.progress import say
-from cohobate.teachers.ray_pool import TeacherWorkers
+from cohobate.teachers.teacher_workers import TeacherWorkers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,6 +74,12 @@ class OnPolicy(Phase):
             raise ValueError("writer vllm is for one worker: leave out writer, or workers: 1")
         if self.teacher_workers and (self.workers > 1 or self.crosses_tokenizers):
             raise ValueError("teacher_workers score for one worker, of the same tokenizer")
+        chooses = self.sampling.candidates
+        if chooses and (self.sampling.replay or self.sampling.writer.type == "vllm"):
+            raise ValueError(
+                "sampling.candidates are the student's at the time of its answer: they need "
+                "replay: 0 and the writer transformers"
+            )
         if any(term.type == "hard" for term in self.terms):
             raise ValueError(
                 "a hard term would train the student on its own answers: give divergences alone"
@@ -161,7 +167,7 @@ class OnPolicy(Phase):
                 where=f"workers: {self.workers}, targets: {self.targets}",
                 fix="workers: 1 and no teacher_workers, or a teacher whose weights are here",
             )
-        return ServedSource(folder.name, tokenizer, self.terms)
+        return ServedSource(folder.name, tokenizer, self.terms, self.sampling.candidates)
 
     def _pooled_teacher(self, folder: Path, tokenizer: "PreTrainedTokenizerBase") -> "PooledSource":
         from cohobate.models import checkpoints

@@ -48,8 +48,9 @@ def rollout_generator(
     sampling: Sampling,
     *,
     autocast: bool,
+    vocabulary: int | None = None,
 ) -> RolloutGenerator:
-    """Return the generator that `sampling.writer` names.
+    """Return the generator that `sampling.writer` names; `vocabulary` limits its candidates.
 
     Raises:
         UserError: it is vLLM, which is not installed.
@@ -57,16 +58,22 @@ def rollout_generator(
     stop = stop_ids(model, tokenizer)
     if isinstance(sampling.writer, VllmSettings):
         return VllmGenerator(model, tokenizer, sampling, sampling.writer, stop)
-    return TransformersGenerator(model, sampling, stop, autocast)
+    return TransformersGenerator(model, sampling, stop, autocast, vocabulary)
 
 
 class TransformersGenerator:
     """Batched decoding with the model in training; the same requests give the same answers."""
 
     def __init__(
-        self, model: "PreTrainedModel", sampling: Sampling, stop: frozenset[int], autocast: bool
+        self,
+        model: "PreTrainedModel",
+        sampling: Sampling,
+        stop: frozenset[int],
+        autocast: bool,
+        vocabulary: int | None = None,
     ) -> None:
         self.model, self.sampling, self.stop, self.autocast = model, sampling, stop, autocast
+        self.vocabulary = vocabulary
 
     def generate(
         self, requests: Sequence[Request], on_finished: OnFinished | None = None
@@ -80,10 +87,20 @@ class TransformersGenerator:
                 # batches are sorted by length: `numbers` leads back to the order of the requests
                 finished = _by_number(numbers, on_finished) if on_finished else None
                 decoded = decode_batch(
-                    self.model, batch, decoding, self.stop, batching, on_finished=finished
+                    self.model,
+                    batch,
+                    decoding,
+                    self.stop,
+                    batching,
+                    measure=self._candidates if self.sampling.candidates else None,
+                    on_finished=finished,
                 )
                 completions |= zip(numbers, decoded, strict=True)
         return [completions[n] for n in range(len(requests))]
+
+    def _candidates(self, logits_BV: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the likeliest ids at the next token of each row, without those of padding."""
+        return {"ids_K": logits_BV[:, : self.vocabulary].topk(self.sampling.candidates).indices}
 
 
 class VllmGenerator:

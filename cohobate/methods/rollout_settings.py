@@ -86,6 +86,10 @@ class Sampling(Section):
     """What generates the answers."""
     replay: int = Field(0, ge=0)
     """Size of the replay buffer, in answers; 0: no buffer."""
+    # left out of params where it is the default: earlier runs resume
+    candidates: int = Field(0, ge=0, exclude_if=lambda count: not count)
+    """K: request from a teacher behind vLLM (`scoring: vllm`) the log-probabilities of the
+    student's K likeliest ids at each token of its answers. 0: those of the teacher's likeliest."""
     unfinished: Literal["learn", "mask"] = "learn"
     """Answers that reach `max_tokens`. learn: all their tokens carry a loss (the teacher's
     distribution shows where to end). mask: none does. They are counted either way."""

@@ -37,8 +37,15 @@ if TYPE_CHECKING:
 class RowScorer(Protocol):
     """Scores rows elsewhere while the student generates others."""
 
-    def submit(self, rows: Sequence[Example]) -> None:
-        """Have rows scored, without waiting for it."""
+    def submit(
+        self,
+        rows: Sequence[Example],
+        candidates: Sequence[Sequence[Sequence[int]]] = (),
+    ) -> None:
+        """Have rows scored, without waiting for it.
+
+        `candidates`: for each row the student's likeliest ids at each token of its answer.
+        """
 
     def settled(self, rows: Sequence[Example]) -> list[Example]:
         """Return the rows of an update once all are scored; those without scores are masked."""
@@ -64,7 +71,9 @@ class StudentRollouts:
         scorer: RowScorer | None = None,
     ) -> None:
         self.model, self.scorer = model, scorer
-        self.generator = rollout_generator(model, tokenizer, sampling, autocast=autocast)
+        self.generator = rollout_generator(
+            model, tokenizer, sampling, autocast=autocast, vocabulary=vocabulary
+        )
         self.sampling, self.schedule = sampling, schedule
         self.seed, self.updates, self.mix_given = seed, updates, mix_given
         self.autocast, self.held_out, self.vocabulary = autocast, list(held_out), vocabulary
@@ -141,7 +150,12 @@ class StudentRollouts:
         """Return what has answers scored while others are still generated."""
 
         def submit(completions: Mapping[int, Completion]) -> None:
-            scorer.submit([self._with_answer(rows[n], one) for n, one in completions.items()])
+            answered = [self._with_answer(rows[n], one) for n, one in completions.items()]
+            if self.sampling.candidates:
+                ids = [[s["ids_K"].tolist() for s in one.signals] for one in completions.values()]
+                scorer.submit(answered, ids)
+            else:
+                scorer.submit(answered)
 
         return submit
 

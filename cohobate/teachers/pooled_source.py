@@ -83,8 +83,15 @@ class PooledSource:
         """
         self._views = teacher_examples(self.tokenizer, rows, examples, self._numbers)
 
-    def submit(self, rows: Sequence[Example]) -> None:
-        """Have rows scored, without waiting for it; rows that are learnt nowhere are left out."""
+    def submit(
+        self,
+        rows: Sequence[Example],
+        candidates: Sequence[Sequence[Sequence[int]]] = (),
+    ) -> None:
+        """Have rows scored, without waiting for it; rows that are learnt nowhere are left out.
+
+        `candidates` are not used: the whole distribution comes back.
+        """
         for row in rows:
             if row.length:
                 read = self._read(row)

@@ -13,11 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import Field
-
 from cohobate.errors import UserError
-from cohobate.models.number_formats import NumberFormat, Precision, resolve
-from cohobate.params import Section
+from cohobate.models.number_formats import NumberFormat
+from cohobate.teachers.signal_store.teacher_pass import CapturedTeacher
+from cohobate.teachers.teacher_workers import TeacherWorkers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,24 +30,6 @@ T = TypeVar("T")
 
 _NODE_LABELS = "COHOBATE_NODE_LABELS"  # as cohobate/training/distributed.py has it
 _AHEAD = 2  # batches that wait for each actor
-
-
-class TeacherWorkers(Section):
-    """Ray actors that have the teacher's weights, each of them all."""
-
-    workers: int = Field(1, ge=1)
-    """Actors. They are started with the stage, and stopped with it."""
-    gpus_each: float = Field(0, ge=0)
-    """GPUs of each; 0: they run on CPUs."""
-
-    def number_format(self, precision: Precision, device: str) -> NumberFormat:
-        """Return the number format in which the teacher runs.
-
-        Args:
-            precision: the setting.
-            device: kind of this process's own device.
-        """
-        return resolve(precision, "cuda" if self.gpus_each else device)
 
 
 class TeacherPool:
@@ -137,8 +118,6 @@ class PooledTeacher:
 
     def __init__(self, folder: str, number_format: NumberFormat) -> None:
         import torch
-
-        from cohobate.teachers.signal_store.teacher_pass import CapturedTeacher
 
         torch.set_num_threads(1)
         self.teacher = CapturedTeacher(Path(folder), number_format)

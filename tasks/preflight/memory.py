@@ -17,8 +17,8 @@ from cohobate.models.layer_choice import Layers, layer_positions
 from cohobate.models.model_info import ModelInfo
 from cohobate.models.model_size import ModelSize
 from cohobate.models.number_formats import BYTES, resolve
-from cohobate.teachers.ray_pool import TeacherWorkers
 from cohobate.teachers.signal_store.settings import CaptureParams
+from cohobate.teachers.teacher_workers import TeacherWorkers
 from cohobate.training.hyperparameters import Hyperparameters
 from cohobate.training.memory import PROGRAM, Placement, TeacherSize, peak_memory
 from cohobate.training.memory_check import check_memory

@@ -125,6 +125,14 @@ def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: Form) -> 
                 where=where,
                 fix=f"teachers.{name}.signals: true, or train on its answers: method: sft",
             )
+        chosen = getattr(getattr(phase, "sampling", None), "candidates", 0)
+        if chosen and teachers[name].scoring != "vllm":
+            raise UserError(
+                "sampling.candidates are for a teacher behind vLLM: others send the likeliest ids, "
+                "and one whose weights are here has its whole distribution",
+                where=f"params.yaml, {key}.sampling",
+                fix=f"cohobate run --set {key}.sampling.candidates=0",
+            )
         scores = teachers[name].scoring != "none" and phase.method == "on_policy"  # type: ignore[attr-defined]
         if folder == "models/adapt" and teachers[name].endpoint and not scores:
             raise UserError(

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cohobate.backends.endpoint import Endpoint, ServiceAddress
-from cohobate.backends.service_kind import service_kind
+from cohobate.backends.scoring import SCORES_CANDIDATES
+from cohobate.backends.service_kind import serves_path, service_kind
 from cohobate.backends.settings import GenerateParams
 from cohobate.backends.token_names import TokenIds, same_model
 from cohobate.data.records import TOKENIZERS
@@ -47,7 +48,9 @@ def check_served(
             continue
         _check_form(key, teacher, capture)
         _check_requests(key, teacher, generate)
-        _check_service(key, teacher)
+        address = ServiceAddress(teacher.endpoint, teacher.key, teacher.model, teacher.revision)
+        _check_service(key, teacher, address)
+        _check_candidates(key, address, phases)
         student = init_student.preview_tokenizer(teachers)
         tokenizer = student
         if teacher.tokenizer:
@@ -96,9 +99,8 @@ def _check_requests(key: str, teacher: Teacher, generate: GenerateParams) -> Non
     )
 
 
-def _check_service(key: str, teacher: Teacher) -> None:
+def _check_service(key: str, teacher: Teacher, address: ServiceAddress) -> None:
     """Refuse a service that does not score as `scoring` says, or does not have the model."""
-    address = ServiceAddress(teacher.endpoint, teacher.key, teacher.model, teacher.revision)
     kind = service_kind(address)
     if not kind.server:
         what = f"did not say ({kind.problem})" if kind.problem else "does not say"
@@ -124,6 +126,23 @@ def _check_service(key: str, teacher: Teacher) -> None:
             where=f"{teacher.endpoint}, and params.yaml, teachers.{key}.model",
             fix=f"cohobate run --set teachers.{key}.model={kind.models[0]}",
         )
+
+
+def _check_candidates(key: str, address: ServiceAddress, phases: "Mapping[str, Phase]") -> None:
+    """Refuse a vLLM that does not score candidates, where a phase has the student choose them."""
+    for name, phase in phases.items():
+        candidates = getattr(getattr(phase, "sampling", None), "candidates", 0)
+        if not candidates or phase.targets != f"models/adapt/{key}":
+            continue
+        if serves_path(address, SCORES_CANDIDATES) is False:
+            raise UserError(
+                f"the service of the teacher {key} does not score candidates: it has no "
+                f"{SCORES_CANDIDATES}",
+                where=f"{address.url}, and params.yaml, {name}.sampling.candidates",
+                fix=f"VLLM_USE_V2_MODEL_RUNNER=1 vllm serve {address.model} --enable-scale-out "
+                f"--max-logprobs {candidates + 1}; or cohobate run --set "
+                f"{name}.sampling.candidates=0",
+            )
 
 
 def _check_tokenizers(

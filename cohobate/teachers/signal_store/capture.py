@@ -27,6 +27,7 @@ from cohobate.models import checkpoints
 from cohobate.models.number_formats import resolve
 from cohobate.models.vocabularies import template_hash, vocabulary_hash
 from cohobate.progress import Meter, say
+from cohobate.teachers.signal_store.elsewhere import ElsewhereTeacher
 from cohobate.teachers.signal_store.form import Signals
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.signal_store.shards import (
@@ -40,7 +41,6 @@ from cohobate.teachers.signal_store.shards import (
 from cohobate.teachers.signal_store.store import ABOUT, Origin, SignalStore
 from cohobate.teachers.signal_store.teacher_pass import (
     CapturedTeacher,
-    ElsewhereTeacher,
     batches_by_length,
     compute_signals,
 )

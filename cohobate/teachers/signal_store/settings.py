@@ -7,9 +7,9 @@ from pydantic import Field
 from cohobate.data.row_length import TooLong
 from cohobate.models.number_formats import Precision
 from cohobate.params import Section
-from cohobate.teachers.ray_pool import TeacherWorkers
 from cohobate.teachers.signal_store.forms import Form
 from cohobate.teachers.signal_store.top_k_form import StoredTopK
+from cohobate.teachers.teacher_workers import TeacherWorkers
 
 _NOT_DECISIVE = {"threads", "signals", "precision", "keep_tokenizer", "teacher_workers"}
 """Of the bytes of a shard; form and number format are in `Origin`."""

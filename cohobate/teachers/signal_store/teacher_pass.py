@@ -23,8 +23,6 @@ from cohobate.teachers.signal_store.store import Origin, row_hash
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from cohobate.teachers.ray_pool import TeacherPool, TeacherWorkers
-
 
 class CapturedTeacher:
     """A teacher whose weights are loaded when they are first needed."""
@@ -96,39 +94,6 @@ class CapturedTeacher:
         if self._prefix is None or self._prefix[0] != prefix:
             self._prefix = prefix, PrefixCache(self.model, torch.tensor(prefix))
         return self._prefix[1]
-
-
-class ElsewhereTeacher(CapturedTeacher):
-    """A teacher in Ray actors, which are started when they are first needed."""
-
-    def __init__(
-        self, folder: Path, number_format: NumberFormat, workers: "TeacherWorkers"
-    ) -> None:
-        super().__init__(folder, number_format)
-        self.workers = workers
-
-    @functools.cached_property
-    def pool(self) -> "TeacherPool":
-        """The actors."""
-        from cohobate.teachers.ray_pool import TeacherPool
-
-        return TeacherPool(self.folder, self.number_format, self.workers)
-
-    @functools.cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":  # type: ignore[override]
-        """Its tokenizer."""
-        return checkpoints.load_tokenizer(self.folder)
-
-    @functools.cached_property
-    def head(self) -> Head:
-        """Its head, over the ids of its tokenizer."""
-        head: Head = self.pool.result(self.pool.call("head"))
-        return head
-
-    def close(self) -> None:
-        """Stop the actors, if they were started."""
-        if "pool" in self.__dict__:
-            self.pool.__exit__()
 
 
 def batches_by_length(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[Example]]:

@@ -1,11 +1,14 @@
 """On-policy training with a served teacher: its service scores what the student generates."""
 
+import base64
 import json
 import math
 import shutil
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cohobate.backends.served_source import ServedSource
@@ -98,6 +101,62 @@ def test_a_chat_service_reads_a_text_as_the_users_turn(teacher: Path) -> None:
         run("here", phase(**FIELDS), seeds=[1])
         texts = [service.tokenizer.decode(body["prompt"]) for body in service.bodies]
     assert texts and all(text.startswith("<|user|>Definition: ") for text in texts)
+
+
+def test_the_student_chooses_the_candidates(teacher: Path) -> None:
+    """Over its own likeliest ids; as many as there are give the loss of a teacher in memory."""
+    own = {"decoding": {"max_tokens": 6, "temperature": 1}}
+    fields = FIELDS | {"student_text": {"type": "constant", "share": 1.0}}
+    run("here", phase(**fields), seeds=[1])
+    live = losses()
+    shutil.rmtree(ADAPT / "main")
+    Path("params.yaml").write_text(GENERATE)
+    with ServedModel(teacher) as service:
+        everything = own | {"candidates": len(service.tokenizer)}
+        publish_served(service, scoring="vllm", top_logprobs=5)
+        run("here", phase(**fields | {"sampling": everything}), seeds=[1])
+        assert losses() == pytest.approx(live, rel=0.02)
+        sent, first = service.sent, digests(TRAIN / "here")
+        assert service.requests == {"score": sent} and sent > 0
+        run("here", phase(**fields | {"sampling": everything}), seeds=[1])
+        assert service.sent == sent and digests(TRAIN / "here") == first
+        # given text is scored by the teacher's likeliest ids, which are fewer
+        run("here", phase(**FIELDS | {"sampling": own | {"candidates": 8}}), seeds=[1])
+        chosen = [b["sampling_params"]["prompt_logprob_token_ids"] for b in service.bodies[sent:]
+                  if "sampling_params" in b]  # fmt: skip
+        assert chosen and all(len(row) in (8, 9) for rows in chosen for row in rows)
+        assert any("prompt_logprobs" in body for body in service.bodies[sent:])
+    with pytest.raises(ValueError, match="they need replay: 0"):
+        phase(**FIELDS | {"sampling": own | {"candidates": 8, "replay": 8}})
+
+
+@pytest.mark.parametrize("fault", ["rows", "nan", "form"])
+def test_candidates_that_are_not_scored_are_refused(teacher: Path, fault: str) -> None:
+    shutil.rmtree(ADAPT / "main")
+    Path("params.yaml").write_text(GENERATE)
+    replies = iter(range(1000))
+
+    def odd(reply: dict[str, Any], _: str) -> Any:
+        if next(replies) != 2:
+            return reply
+        scores = np.load(BytesIO(base64.b64decode(reply["prompt_token_id_logprobs"])))
+        scores = scores[:-1] if fault == "rows" else scores * math.nan
+        content = BytesIO()
+        np.save(content, scores)
+        matrix = "no array" if fault == "form" else base64.b64encode(content.getvalue()).decode()
+        return reply | {"prompt_token_id_logprobs": matrix}
+
+    fields = FIELDS | {"student_text": {"type": "constant", "share": 1.0}}
+    fields |= {"sampling": {"decoding": {"max_tokens": 6, "temperature": 1}, "candidates": 5}}
+    with ServedModel(teacher, odd=odd) as service:
+        publish_served(service, scoring="vllm", top_logprobs=5)
+        if fault == "form":
+            with pytest.raises(UserError, match="prompt_token_id_logprobs"):
+                run("here", phase(**fields), seeds=[1])
+            return
+        run("here", phase(**fields), seeds=[1])
+    summary = json.loads((TRAIN / "here/summary.json").read_text())
+    assert summary["rows without signals, seed 1"] == 1
 
 
 def test_rows_are_scored_while_others_are_generated(

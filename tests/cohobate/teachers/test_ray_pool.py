@@ -12,9 +12,11 @@ from cohobate import sealed_folder
 from cohobate.data.records import ADAPT, CAPTURE, LABELLED, TRAIN, Row, read_rows, write_rows
 from cohobate.params import ParamsError, validated
 from cohobate.teachers import ray_pool
-from cohobate.teachers.ray_pool import PooledTeacher, TeacherWorkers
+from cohobate.teachers.ray_pool import PooledTeacher
+from cohobate.teachers.signal_store import elsewhere
 from cohobate.teachers.signal_store.capture import capture_signals
 from cohobate.teachers.signal_store.settings import CaptureParams
+from cohobate.teachers.teacher_workers import TeacherWorkers
 from tasks.train.stage import run
 from tests.cohobate.methods.test_on_policy import ON_POLICY
 from tests.tasks.train.test_train import Method, phase, round_so_far
@@ -51,6 +53,7 @@ class PoolHere:
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     PoolHere.sent = []
     monkeypatch.setattr(ray_pool, "TeacherPool", PoolHere)
+    monkeypatch.setattr(elsewhere, "TeacherPool", PoolHere)
 
 
 def losses() -> list[float]:

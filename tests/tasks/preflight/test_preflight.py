@@ -528,6 +528,16 @@ def test_a_service_is_asked_what_it_is_before_anything_is_bought(look_at_served,
         with pytest.raises(UserError, match="no model small-1: it has large-1") as refused:
             look_at_served(endpoint=service.url, scoring="vllm", model="small-1")
         assert "teachers.main.model=large-1" in refused.value.fix
+    phase = {**SFT, "method": "on_policy", "targets": "models/adapt/main"}
+    phases = {"kd": phase | {"sampling": {"candidates": 8}}}
+    with ServedModel(checkpoint) as service:
+        look_at_served(endpoint=service.url, scoring="vllm", phases=phases)
+        service.kind = "openai"  # of another name, and without the path
+        with pytest.raises(UserError, match="does not score candidates") as refused:
+            look_at_served(endpoint=service.url, scoring="vllm", phases=phases)
+        assert "--enable-scale-out --max-logprobs 9" in refused.value.fix
+        with pytest.raises(UserError, match="are for a teacher behind vLLM"):
+            look_at_served(endpoint=service.url, scoring="sglang", phases=phases)
     with ServedModel(checkpoint, "openai") as service:
         capfd.readouterr()
         look_at_served(endpoint=service.url, scoring="vllm")
