@@ -89,11 +89,14 @@ def checksum(files: dict[str, Any]) -> str:
 
 def _seal(partial: Path) -> None:
     files = {}
-    for path in sorted(partial.iterdir()):
+    for path in sorted(path for path in partial.rglob("*") if path.is_file()):
         # some libraries write files that their owner alone may read
         path.chmod(0o644)
         _sync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        files[path.relative_to(partial).as_posix()] = {
+            "bytes": path.stat().st_size,
+            "sha256": sha256_of(path),
+        }
     manifest = {"files": files, "checksum": checksum(files)}
     text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False)
     (partial / MANIFEST).write_text(text + "\n")

@@ -109,7 +109,14 @@ def folder_of(name: str, root: Path) -> Path:
 
 def _open(folder: Path) -> "ModelUnderTest":
     from cohobate.evaluation.model_under_test import open_model
+    from cohobate.models import checkpoints
 
+    if checkpoints.is_embedder(folder):
+        raise UserError(
+            "the model is an embedder, which gives vectors of texts and no answers",
+            where=str(folder),
+            fix="the lines of Python in models/export/<form>/README.md",
+        )
     return open_model(folder, "auto")
 
 

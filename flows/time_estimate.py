@@ -18,7 +18,7 @@ from typing import Any
 from cohobate import params
 from cohobate.data.records import LABELLED, TEST, UNLABELLED
 from cohobate.dvc_bridge.versioning import StageNode
-from cohobate.models import checkpoints, number_formats
+from cohobate.models import checkpoints, hub, number_formats
 from cohobate.models.model_size import ModelSize
 from cohobate.teachers.teacher import Teachers
 from flows.planned_sizes import UnknownModelError, body, config_of, depth, head, size_of
@@ -270,13 +270,16 @@ class Round:
         if stage == "train" and (phase := self.document["train"].get(name.split("/")[0])):
             return self._start(phase["from"])
         student = self.document["init_student"]
-        if student["type"] in ("pretrained", "classifier") and stage != "adapt":
-            return size_of(config_of(student["model"], self.root))
+        if student["type"] in ("pretrained", "classifier", "embedder") and stage != "adapt":
+            whole = size_of(config_of(student.get("model", hub.PACKAGED_ENCODER), self.root))
+            layers = student.get("layers")
+            return whole if layers is None else whole.with_layers(depth(layers))
         key = name if stage == "adapt" else student.get("teacher", "main")
         size = self._teacher(key)
         if size is None:
             raise UnknownModelError
-        return size if stage == "adapt" else size.with_layers(depth(student["layers"]))
+        # a static embedder has no layers
+        return size if stage == "adapt" else size.with_layers(depth(student.get("layers", 0)))
 
     def _rows(self, part: str, path: Path) -> int:
         """Return how many rows a part has: of the file that is there, or by the params."""

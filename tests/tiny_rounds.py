@@ -69,12 +69,13 @@ class Round:
 _TOLERANCE = "tolerance: {score: 0.3, agreement: 0.5, loss: 0.05}"
 """Of 8 dev rows, and of a student of a few updates that hardly prefers any answer."""
 _NEEDED = {"two-tasks": "reasoning_gym"}
+# the tiny teacher's own answers are no labels: a classifier finds none of them hard
+_WITHOUT_PROMPTS = ("raw-text", "classifier", "embedder", "static-embedder")
 RECIPES = [
     Round(
         Path(recipe).stem,
         recipe,
-        # the tiny teacher's own answers are no labels: a classifier finds none of them hard
-        prompts=Path(recipe).stem not in ("raw-text", "classifier"),
+        prompts=Path(recipe).stem not in _WITHOUT_PROMPTS,
         needs=_NEEDED.get(Path(recipe).stem, ""),
     )
     for recipe in recipes.listed(ROOT)
@@ -300,6 +301,14 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
         # the recipe's encoder is fetched from PyPI; and this teacher's answers are no labels
         shortened += ["init_student.model=encoder", "generate.prompts=both"]
         shortened += ["generate.reference_answers=keep", "curriculum.difficulty={type: length}"]
+    if "embedder" in document["init_student"]["type"]:
+        pairs = '{prompt: "{text}", answer: "{answer}", pairs: true}'
+        shortened += ["teachers.main.model=encoder", f"collect.template={pairs}"]
+        shortened += ["collect.source={type: files, path: rows.jsonl, group: answer}"]
+        own = "model=encoder" if document["init_student"]["type"] == "embedder" else "width=8"
+        shortened += [f"init_student.{own}"]
+        if "layers" in document["init_student"]:
+            shortened += ["init_student.layers=[0, 1]"]
     for name, phase in document["train"].items():
         shortened += [f"train.{name}.updates={UPDATES}", f"train.{name}.batch_size=8"]
         if phase.get("student_text", {}).get("held_out"):

@@ -1,15 +1,16 @@
 """Models under test: what every stage needs of a student, whichever kind it is.
 
-A causal LM generates its answer, a classifier's answer is its likeliest label. Both give a text and
-its probability. Stages load a student by `open_model`; what differs between the kinds is here.
+A causal LM generates its answer, a classifier's answer is its likeliest label; both give a text and
+its probability. An embedder's answer is a ranking of documents. Stages load a student by
+`open_model`; what differs between the kinds is here.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from cohobate.data.messages import Prompt
 from cohobate.data.records import Row
@@ -20,7 +21,10 @@ from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from cohobate.generation.retrieval import Corpus
 
 _BATCHING = Batching()
 
@@ -35,6 +39,10 @@ class ModelUnderTest(ABC):
     """Text that the model was trained to read before each prompt."""
     scores_tokens: ClassVar[bool] = True
     """Whether it gives probabilities of the tokens of a text."""
+
+    def with_documents(self, documents: Iterable[str]) -> Self:
+        """Return the model with the documents that it ranks; others than embedders need none."""
+        return self
 
     def prefixed(self, rows: Sequence[Row]) -> list[Row]:
         """Return the rows with the model's own prefix before each prompt."""
@@ -155,6 +163,77 @@ class ClassifierModel(ModelUnderTest):
         return [1] * len(rows)
 
 
+@dataclass(frozen=True)
+class EmbedderModel(ModelUnderTest):
+    """An embedder: its answer to a query is the ranking of the documents nearest to it."""
+
+    documents: tuple[str, ...] = ()
+    scores_tokens: ClassVar[bool] = False
+    _corpora: "dict[tuple[str, ...], Corpus]" = field(default_factory=dict, repr=False)
+
+    def with_documents(self, documents: Iterable[str]) -> Self:
+        """Return the model with other documents; each once."""
+        from cohobate.scoring.rankings import distinct_documents
+
+        return replace(self, documents=distinct_documents(documents))
+
+    def prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Return the ids of the prompts' texts; a text without any has one of padding."""
+        from cohobate.data.messages import prompt_text
+        from cohobate.models.embedders import text_ids
+
+        rows = text_ids(self.model, self.tokenizer, [prompt_text(prompt) for prompt in prompts])
+        return [row or [0] for row in rows]
+
+    def answers(
+        self,
+        prompts: Sequence[Prompt],
+        decoding: Decoding,
+        batching: Batching = _BATCHING,
+        *,
+        threads: int = 1,
+    ) -> Iterator[tuple[int, Answer]]:
+        """Yield the ranking of the documents for each query, one document a line."""
+        from cohobate.scoring.rankings import DEPTH
+
+        for position, nearest in self._corpus(self.documents, threads).nearest(prompts, DEPTH):
+            yield position, Answer("\n".join(nearest), "stop", None)
+
+    def answer_losses(
+        self, rows: Sequence[Row], batching: Batching = _BATCHING, *, threads: int = 1
+    ) -> Iterator[float]:
+        """Yield the loss of each row's document among the documents; among the rows' own where
+        none are given."""
+        from cohobate.generation.retrieval import losses_of
+        from cohobate.scoring.rankings import distinct_documents, document_line
+
+        documents = self.documents or distinct_documents(row.full_answer for row in rows)
+        places = {document: place for place, document in enumerate(documents)}
+        own = [places.get(document_line(row.full_answer), -1) for row in rows]
+        queries = [row.full_prompt for row in rows]
+        yield from losses_of(self._corpus(documents, threads), queries, own)
+
+    def answer_units(self, rows: Sequence[Row]) -> list[int]:
+        """Return 1 for each row: an answer is one document."""
+        return [1] * len(rows)
+
+    def cosines(self, prompts: Sequence[Prompt], threads: int = 1) -> "Tensor":
+        """Return the cosine of each of R queries with each of C documents, (R, C)."""
+        import torch
+
+        corpus = self._corpus(self.documents, threads)
+        return torch.stack([cosines_C for _, cosines_C in corpus.cosines(prompts)])
+
+    def _corpus(self, documents: tuple[str, ...], threads: int) -> "Corpus":
+        """Return the documents with their vectors, which are computed once."""
+        from cohobate.generation.retrieval import Corpus
+
+        if documents not in self._corpora:
+            self._corpora.clear()
+            self._corpora[documents] = Corpus(self.model, self.tokenizer, documents, threads)
+        return self._corpora[documents]
+
+
 def open_model(folder: Path, precision: Precision) -> ModelUnderTest:
     """Load the checkpoint of a student, or of a teacher, on the device on which it answers fastest.
 
@@ -162,5 +241,7 @@ def open_model(folder: Path, precision: Precision) -> ModelUnderTest:
         UserError: the folder is damaged, or does not hold every weight of the model.
     """
     model, tokenizer = load_frozen(folder, precision=precision, device=checkpoints.accelerator())
-    kind = CausalModel if model.can_generate() else ClassifierModel
+    kind: type[ModelUnderTest] = CausalModel if model.can_generate() else ClassifierModel
+    if checkpoints.is_embedder(folder):
+        kind = EmbedderModel
     return kind(model, tokenizer, checkpoints.prompt_prefix(folder))

@@ -1,8 +1,8 @@
 """Latency, throughput, memory and energy of several models, measured in turns in one run.
 
 These figures vary from run to run: they go to `reports/timings.json`, which nothing hashes. All
-models do the same work: prefill a prompt and generate a fixed number of tokens. A classifier reads
-the prompt once, and its whole answer counts as that many tokens.
+models do the same work: prefill a prompt and generate a fixed number of tokens. A classifier or an
+embedder reads the prompt once, and its whole answer counts as that many tokens.
 """
 
 import time
@@ -115,14 +115,14 @@ class Timing(Section):
 def _generate(model: "PreTrainedModel", prompts_BS: "Tensor", new_tokens: int) -> None:
     """Generate `new_tokens` after each prompt, greedily and past any end of sequence.
 
-    A classifier's answer is whole after one pass.
+    The answer of a classifier or an embedder is whole after one pass.
     """
     import torch
 
     with torch.inference_mode():
         ids_BS, past = prompts_BS.to(model.device), None
         if not model.can_generate():
-            model(input_ids=ids_BS).logits.cpu()
+            model(input_ids=ids_BS)[0].cpu()
             return
         for _ in range(new_tokens):
             out = model(input_ids=ids_BS, past_key_values=past, use_cache=True, logits_to_keep=1)

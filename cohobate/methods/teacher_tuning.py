@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from cohobate.data.records import LABELLED, Row, read_rows
 from cohobate.errors import UserError
-from cohobate.models import checkpoints
+from cohobate.models import checkpoints, embedders
 from cohobate.models.chat_templates import PLAIN, default_template
 from cohobate.models.number_formats import NumberFormat, Precision
 from cohobate.params import Section
@@ -35,10 +35,14 @@ class NoTuning(Section):
         self, source: Path, teacher: Teacher, folder: Path, provenance: dict[str, Any], label: str
     ) -> int:
         """Copy the model; return the number of rows it was trained on: none."""
-        template = None
+        template, config = None, None
         if teacher.template != PLAIN:
             template = default_template(teacher.load_tokenizer(source))
-        checkpoints.copy(source, folder, provenance, template)
+        if teacher.kind == "embedder":
+            where = "params.yaml, pooling of a teacher"
+            facts = embedders.pooling_of(teacher.model, source, teacher.pooling, where)
+            config = {checkpoints.SENTENCE_EMBEDDING: facts}
+        checkpoints.copy(source, folder, provenance, template, config)
         return 0
 
 

@@ -15,6 +15,7 @@ from cohobate.data.records import TRAIN, read_rows, row_kind, write_json
 from cohobate.errors import UserError
 from cohobate.methods.classify import Classify
 from cohobate.methods.dpo import Dpo
+from cohobate.methods.embed import Embed
 from cohobate.methods.kd import Kd
 from cohobate.methods.mutual import Mutual
 from cohobate.methods.on_policy import OnPolicy
@@ -24,7 +25,9 @@ from cohobate.training import checkpointing
 from cohobate.training.adapters import publish_adapter
 from cohobate.training.history import write_history
 
-Method = Annotated[Sft | Kd | OnPolicy | Dpo | Mutual | Classify, Field(discriminator="method")]
+Method = Annotated[
+    Sft | Kd | OnPolicy | Dpo | Mutual | Classify | Embed, Field(discriminator="method")
+]
 
 
 def train_seeds(folder: Path, phase: Method, seeds: list[int]) -> None:

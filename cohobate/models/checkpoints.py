@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROVENANCE = "provenance.json"
+SENTENCE_EMBEDDING = "sentence_embedding"
+"""Key of config.json by which a model is an embedder (cohobate/models/embedders.py)."""
 _PARTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 # Where a model was loaded from, and how. Kept, it would give one model several fingerprints.
 _PLACES = ("_name_or_path", "name_or_path", "_model_name_or_path", "_commit_hash")
@@ -37,6 +39,7 @@ def load(
     attention: Literal["eager", "sdpa"] = "sdpa",
     device: str = "cpu",
     mapped: bool = False,
+    embedder: bool = False,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Load a verified checkpoint, its weights cast to `precision`, ready for inference.
 
@@ -47,6 +50,7 @@ def load(
         device: where the model goes.
         mapped: leave the weights in their files until they are sharded
             (cohobate/models/mapped_weights.py); of files with several number formats they are read.
+        embedder: whether an encoder without a head is wanted, whatever the folder is.
 
     Raises:
         UserError: the folder is damaged, or does not hold every weight of the model.
@@ -63,10 +67,12 @@ def load(
     number_format = resolve(precision, device)
     try:
         stored = stored_format(folder) if mapped else None
-        model, loaded = _pretrained(folder, stored or number_format, attention)
+        auto = auto_class(folder, embedder=embedder)
+        model, loaded = _pretrained(auto, folder, stored or number_format, attention)
     except Exception as error:  # safetensors, json and transformers each raise their own
         raise UserError(f"cannot load the model: {error}", where=str(folder)) from error
-    if absent := sorted(loaded["missing_keys"]) + sorted(map(str, loaded["mismatched_keys"])):
+    missing = sorted(set(loaded["missing_keys"]) - _empty_pooler(model, loaded))
+    if absent := missing + sorted(map(str, loaded["mismatched_keys"])):
         raise UserError(f"weights are missing or misshapen: {absent[:3]}", where=str(folder))
     if stored:
         note_format(model, getattr(torch, number_format))
@@ -74,36 +80,64 @@ def load(
     return model, load_tokenizer(folder)
 
 
-def _pretrained(folder: Path, precision: NumberFormat, attention: str) -> tuple[Any, Any]:
+def _pretrained(
+    auto: Any, folder: Path, precision: NumberFormat, attention: str
+) -> tuple[Any, Any]:
     import torch
 
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     options |= {"dtype": getattr(torch, precision), "attn_implementation": attention}
     try:
-        model_and_report: tuple[Any, Any] = auto_class(folder).from_pretrained(
+        model_and_report: tuple[Any, Any] = auto.from_pretrained(
             folder, output_loading_info=True, **options
         )
     except ValueError as error:
         if attention == "eager" or "scaled_dot_product_attention" not in str(error):
             raise
         # older families (GPT-J, BLOOM) have no other
-        return _pretrained(folder, precision, "eager")
+        return _pretrained(auto, folder, precision, "eager")
     return model_and_report
 
 
-def auto_class(folder: Path) -> Any:
-    """Return the class of transformers that opens a folder: of a causal LM, or a classifier."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+def _empty_pooler(model: Any, loaded: Any) -> set[str]:
+    """Zero the pooler of an embedder that is stored without one, and return its weights' names.
 
+    It is a head of BERT's pretraining: nothing reads what it computes.
+    """
+    names = {key for key in loaded["missing_keys"] if key.startswith("pooler.")}
+    for name, weight in model.named_parameters():
+        if name in names:
+            weight.data.zero_()
+    return names
+
+
+def auto_class(folder: Path, *, embedder: bool = False) -> Any:
+    """Return the class of transformers that opens a folder: of a causal LM, a classifier, or an
+    embedder."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if embedder or is_embedder(folder):
+        from cohobate.models.static_embedding import register
+
+        register()
+        return AutoModel
     return AutoModelForSequenceClassification if is_classifier(folder) else AutoModelForCausalLM
 
 
 def is_classifier(folder: Path) -> bool:
     """Say whether a model folder holds a classifier of texts, by its configuration."""
-    path = folder / "config.json"
-    config = json.loads(path.read_bytes()) if path.exists() else {}
-    names = config.get("architectures") or [""]
+    names = _config(folder).get("architectures") or [""]
     return str(names[0]).endswith("ForSequenceClassification")
+
+
+def is_embedder(folder: Path) -> bool:
+    """Say whether a checkpoint holds an encoder whose pooled vectors are its output."""
+    return SENTENCE_EMBEDDING in _config(folder)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    return json.loads(path.read_bytes()) if path.exists() else {}
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -182,14 +216,20 @@ def save(
 
 
 def copy(
-    source: Path, folder: Path, provenance: dict[str, Any], template: str | None = None
+    source: Path,
+    folder: Path,
+    provenance: dict[str, Any],
+    template: str | None = None,
+    config: dict[str, Any] | None = None,
 ) -> str:
     """Publish an unchanged model as a checkpoint of its own; return its fingerprint.
 
-    `template` takes the place of its chat template.
+    `template` takes the place of its chat template, `config` of keys of its config.json.
     """
     with staged(folder) as partial:
         copy_parts(source, partial)
+        if config:
+            _rewrite(partial / "config.json", config)
         if template is not None:
             (partial / "chat_template.jinja").write_text(template)
         write_json(partial / PROVENANCE, provenance)

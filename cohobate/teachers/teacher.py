@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from cohobate.generation.requests import Decoding
 from cohobate.models import checkpoints, hub
 from cohobate.models.chat_templates import PLAIN, TemplateSettings
+from cohobate.models.embedders import Pooling
 from cohobate.params import Section
 
 if TYPE_CHECKING:
@@ -79,6 +80,13 @@ class Teacher(Section):
     unscored: float = Field(0.1, ge=0, le=1)
     """Behind an endpoint: share of the kept rows that may stay without signals. Phases leave these
     rows out; data/capture/<teacher>/missing.jsonl lists them with the reasons."""
+    kind: Literal["causal", "embedder"] = "causal"
+    """`causal`: a model that generates text. `embedder`: an encoder, such as `all-minilm-l6-v2`,
+    whose pooled hidden states are the vector of a text. It generates nothing: `capture` stores the
+    vectors of the rows' texts, from which `method: embed` learns."""
+    pooling: Pooling = "auto"
+    """Of an embedder: how hidden states become one vector: `mean`, `cls` (that of the first token),
+    or `auto`: as the folder of sentence-transformers says, and the mean where it is none."""
     template: TemplateSettings = PLAIN
     """Settings of its chat template, such as `{enable_thinking: false}` or
     `{system: into_first_user}`. A student that takes over its tokenizer has them too."""
@@ -111,6 +119,14 @@ class Teacher(Section):
             )
         if self.key and not self.endpoint:
             raise ValueError("key: only a teacher behind an endpoint has one")
+        return self
+
+    @model_validator(mode="after")
+    def _embedder_makes_sense(self) -> "Teacher":
+        if self.kind == "causal" and self.pooling != "auto":
+            raise ValueError("pooling: only a teacher of kind: embedder has it")
+        if self.kind == "embedder" and (self.endpoint or self.template != PLAIN):
+            raise ValueError("an embedder has its weights here and no chat template")
         return self
 
     @property

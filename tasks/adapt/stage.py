@@ -29,9 +29,7 @@ from cohobate.data.records import (
     read_rows,
     write_json,
 )
-from cohobate.data.tokenized import encode_all
 from cohobate.errors import UserError
-from cohobate.fast.frozen import load_frozen
 from cohobate.generation.requests import Decoding
 from cohobate.methods.teacher_tuning import Tuning
 from cohobate.models import checkpoints
@@ -149,19 +147,14 @@ def _likelihood(item: str, adapt: Tuning, metric: LikelihoodScore, rows: list[Ro
 def _mean_score(
     item: str, adapt: Tuning, task: Task, metric: AnswerScore, rows: list[Row]
 ) -> float:
-    from cohobate.generation.decoding import generate_answers
+    from cohobate.evaluation.model_under_test import open_model
 
     refuse_raw_text(rows, metric.type, "dev")
-    device = checkpoints.accelerator()
-    model, tokenizer = load_frozen(ADAPT / item, precision=adapt.precision, device=device)
+    tested = open_model(ADAPT / item, adapt.precision)
     # with the reasoning and the calls of tools that a row has, and the token that closes it
-    longest = max(len(one.completion_ids) for one in encode_all(tokenizer, rows))
-    generated = generate_answers(
-        model,
-        tokenizer,
-        [r.prompt for r in rows],
-        Decoding(max_tokens=longest),
-        threads=adapt.threads,
+    longest = max(tested.answer_units(rows))
+    generated = tested.with_documents(row.full_answer for row in rows).answers(
+        [r.prompt for r in rows], Decoding(max_tokens=longest), threads=adapt.threads
     )
     total = sum(
         metric.score(answer.full_text, rows[n].full_answer, task.verifier_of(rows[n].task))

@@ -1,8 +1,10 @@
-"""Capture the teacher's next-token distributions at every answer token of the kept rows.
+"""Capture the teacher's next-token distributions at every answer token of the kept rows; of an
+embedder the vectors of their texts.
 
 In:  models/adapt/<teacher>, data/filter/kept.jsonl, and data/signals/<teacher>: the signals that
      came with the teacher's answers
-Out: data/capture/<teacher>/     a signal store (cohobate/teachers/signal_store/store.py)
+Out: data/capture/<teacher>/     a signal store (cohobate/teachers/signal_store/store.py), or a
+                                 vector store (cohobate/teachers/vector_store.py)
      data/capture/<teacher>/summary.json
 
 The stored signals of one row, at the first token of its answer (top_k, K = 3):
@@ -45,6 +47,14 @@ def run(item: str, teacher: Annotated[Teacher, EachOf("teachers")], capture: Cap
         return
     if teacher.endpoint:
         write_json(folder / "summary.json", _served(item, teacher, capture))
+        return
+    if teacher.kind == "embedder":
+        from cohobate.teachers.vector_store import capture_vectors
+
+        label = f"capture {item}"
+        vectors = capture_vectors(ADAPT / item, FILTER / "kept.jsonl", folder, capture, label=label)
+        write_json(folder / "summary.json", vectors)
+        say(f"stored the vectors of {vectors['texts']} texts")
         return
     rows, answers = FILTER / "kept.jsonl", ANSWER_SIGNALS / item
     figures = capture_signals(

@@ -24,8 +24,8 @@ class Guards(Section):
         self, challenger: Mapping[str, float], champion: Mapping[str, float]
     ) -> dict[str, float]:
         """Return the ratios of the figures that both students have."""
-        # a classifier has no loss on general text
-        names = [n for n in type(self).model_fields if n in challenger and n in champion]
+        # a classifier has no loss on general text, a static embedder no blocks
+        names = [n for n in type(self).model_fields if challenger.get(n) and champion.get(n)]
         return {name: round(challenger[name] / champion[name], 6) for name in names}
 
     def broken(self, growth: Mapping[str, float]) -> list[str]:

@@ -234,7 +234,8 @@ class _Model:
         rows, params = self.rows, self.params
         refuse_raw_text(rows, metric.type, "dev")
         prompts = [row.full_prompt for row in rows]
-        answered = self.tested.answers(prompts, decoding, params.batching, threads=params.threads)
+        tested = self.tested.with_documents(row.full_answer for row in rows)
+        answered = tested.answers(prompts, decoding, params.batching, threads=params.threads)
         scores = np.zeros(len(rows))
         for position, answer in track(answered, total=len(rows), label=f"{name} on dev rows"):
             row = rows[position]

@@ -28,6 +28,9 @@ class PromptTemplate(Section):
     optional: tuple[str, ...] = ("input",)
     """Columns of the prompt that can be empty or absent: their line is then left out, with a
     heading above it, such as `### Input:`."""
+    pairs: bool = False
+    """Prompt and answer are a pair, such as a query and its document: a record without one of the
+    two is set aside, with the name of what is missing."""
     chat: bool = False
     """Whether the prompt is a user's turn, rendered with the model's chat template."""
     system: str | None = None
@@ -57,10 +60,15 @@ class PromptTemplate(Section):
             return conversation(turns, self.system or "", self._tools(columns))
         text = _filled(self._without_empty(columns), columns)
         if text is None:
+            if self.pairs:
+                raise _half_missing(self.prompt, columns)
             raise UnusableRecordError("a column of the prompt is empty")
         if len(text) > MAX_CHARACTERS:
             raise UnusableRecordError(f"longer than {MAX_CHARACTERS} characters")
-        return RowContent.of_text(self._turns(text, columns), self._answer(columns))
+        answer = self._answer(columns)
+        if answer is None and self.pairs:
+            raise _half_missing(self.answer, columns)
+        return RowContent.of_text(self._turns(text, columns), answer)
 
     def _without_empty(self, columns: Mapping[str, Any]) -> str:
         """Return the prompt without the lines of optional columns that are empty."""
@@ -95,6 +103,13 @@ class PromptTemplate(Section):
     def _answer(self, columns: Mapping[str, Any]) -> str | None:
         known = dict.fromkeys(columns_in(self.answer)) | dict(columns)
         return _filled(self.answer, known)
+
+
+def _half_missing(template: str, columns: Mapping[str, Any]) -> UnusableRecordError:
+    """Return the error of a pair of which one half is missing; `template` is that half's."""
+    known = dict.fromkeys(columns_in(template)) | dict(columns)
+    empty = [name for name in columns_in(template) if not text_of(known, name).strip()]
+    return UnusableRecordError(f"a pair without its other half: {', '.join(empty)} is empty")
 
 
 def _cut(line: str, names: set[str]) -> str:

@@ -45,6 +45,9 @@ class WordNet(Section):
     """Shortest definition taken."""
     max_characters: int = Field(220, ge=1)
     """Longest definition taken."""
+    examples: bool = False
+    """Whether there is a column `{example}` too: the first sentence in which the noun is used. It
+    is empty where WordNet has none; about one noun in nine has one."""
 
     @property
     def file(self) -> str:
@@ -97,7 +100,7 @@ class WordNet(Section):
 
     def _example(self, number: int, line: bytes) -> SourceRecord | QuarantinedRecord:
         try:
-            category, lemmas, definition = _parsed(line)
+            category, lemmas, definition, example = _parsed(line)
         except (ValueError, IndexError, KeyError):
             return _quarantined(number, "not a line of WordNet's data.noun", line)
         if category == _TOO_GENERAL:
@@ -106,17 +109,20 @@ class WordNet(Section):
             span = f"{self.min_characters} to {self.max_characters}"
             return _quarantined(number, f"definition not of {span} characters", line)
         columns = {"text": definition, "answer": category, "lemma": lemmas[0].replace("_", " ")}
+        if self.examples:
+            columns["example"] = example
         return SourceRecord(number, columns, (definition, *lemmas), group=category)
 
 
-def _parsed(line: bytes) -> tuple[str, list[str], str]:
-    """Return category, lemmas and definition of a line of data.noun (WordNet, wndb(5WN))."""
+def _parsed(line: bytes) -> tuple[str, list[str], str, str]:
+    """Return category, lemmas, definition and first example of a line of data.noun (wndb(5WN))."""
     head, _, gloss = line.decode().partition(" | ")
     fields = head.split(" ")
     words = int(fields[3], 16)
     lemmas = [fields[4 + 2 * word].casefold() for word in range(words)]
-    definition = gloss.partition('; "')[0].strip()
-    return CATEGORIES[int(fields[1])], lemmas, definition
+    definition, _, examples = gloss.partition('; "')
+    example = examples.partition('"')[0].strip()
+    return CATEGORIES[int(fields[1])], lemmas, definition.strip(), example
 
 
 def _quarantined(number: int, reason: str, line: bytes) -> QuarantinedRecord:

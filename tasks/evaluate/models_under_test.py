@@ -11,7 +11,7 @@ from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import Row
 from cohobate.errors import UserError
 from cohobate.evaluation.answer_logprobs import AnswerLogprobs
-from cohobate.evaluation.model_under_test import ModelUnderTest, open_model
+from cohobate.evaluation.model_under_test import EmbedderModel, ModelUnderTest, open_model
 from cohobate.evaluation.text_losses import TextLosses
 from cohobate.generation.likelihood import Likelihood
 from cohobate.generation.requests import Answer
@@ -20,7 +20,11 @@ from cohobate.scoring.metrics import LikelihoodScore
 from tasks.evaluate.settings import EvaluateParams
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_COMPARED = 1000
+"""Test rows whose similarities are compared with the teacher's."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,16 @@ class LoadedModel:
     params: EvaluateParams
     own_prompts: bool = False
     """Whether it reads the prompts that only a teacher reads, where rows have one."""
+    corpus: Sequence[Row] = ()
+    """The test rows, whose answers are the documents that an embedder ranks."""
 
     @classmethod
-    def of(cls, params: EvaluateParams, folder: Path, role: str = "") -> "LoadedModel":
+    def of(
+        cls, params: EvaluateParams, folder: Path, role: str = "", corpus: Sequence[Row] = ()
+    ) -> "LoadedModel":
         """Load a checkpoint in the number format of the evaluation; `role` as in an `Arm`."""
         own = role == "teacher" and params.teacher_reads == "teacher_prompt"
-        return cls(open_model(folder, params.precision), params, own)
+        return cls(open_model(folder, params.precision), params, own, corpus)
 
     @property
     def model(self) -> "PreTrainedModel":
@@ -56,7 +64,7 @@ class LoadedModel:
 
     @property
     def scores_tokens(self) -> bool:
-        """Whether it gives probabilities of the tokens of a text: not a classifier."""
+        """Whether it gives probabilities of the tokens of a text: a causal model alone."""
         return self.tested.scores_tokens
 
     def prefixed(self, rows: Sequence[Row]) -> list[Row]:
@@ -98,10 +106,24 @@ class LoadedModel:
         likelihood = Likelihood(self.model, self.tokenizer, params.batching, params.threads)
         return TextLosses.of(likelihood, self.prefixed(rows), metric)
 
+    def cosines(self, rows: Sequence[Row]) -> "Tensor | None":
+        """Return an embedder's cosines of R queries and the documents, (R, C); else None.
+
+        At most the first thousand of either.
+        """
+        if not isinstance(self.tested, EmbedderModel):
+            return None
+        some = rows[:_COMPARED]
+        tested = self.tested.with_documents(row.full_answer for row in some)
+        prompts = [row.full_prompt for row in self.prefixed(some)]
+        return tested.cosines(prompts, self.params.threads)
+
     def _answers(self, rows: Sequence[Row], label: str) -> list[Answer]:
         prompts = [row.full_prompt for row in self.prefixed(rows)]
         decoding, batching = self.params.decoding, self.params.batching
-        answered = self.tested.answers(prompts, decoding, batching, threads=self.params.threads)
+        # rows out of distribution bring documents of their own
+        tested = self.tested.with_documents(row.full_answer for row in [*self.corpus, *rows])
+        answered = tested.answers(prompts, decoding, batching, threads=self.params.threads)
         # answers come batch by batch, rows of like length first
         by_position = dict(track(answered, total=len(prompts), label=label))
         return [by_position[position] for position in range(len(prompts))]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from math import exp
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +17,9 @@ from cohobate.progress import say
 from cohobate.scoring.metrics import AnswerScore, LikelihoodScore, refuse_raw_text
 from cohobate.scoring.verifiers import Task
 from tasks.evaluate.arms import Arm
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PREDICTIONS = EVALUATE / "predictions"
 
@@ -31,7 +35,8 @@ class Prediction(BaseModel):
     id: str
     """Id of the test row."""
     answer: str
-    """Without its reasoning; calls of tools are text."""
+    """Without its reasoning; calls of tools are text. Of an embedder: the ranking, a document a
+    line."""
     reasoning: str | None = None
     finish: str
     """`stop`, or `length` where the answer was cut off."""
@@ -194,6 +199,24 @@ def with_losses(
         )
         for prediction, nats, size in pairs
     ]
+
+
+def with_similarity(
+    predictions: Sequence[Prediction], teacher_RC: "Tensor", own_RC: "Tensor"
+) -> list[Prediction]:
+    """Return an embedder's predictions with the score `similarity`.
+
+    It is Spearman's correlation of the teacher's and the model's cosines of a query with all
+    documents, −1 to 1. R rows are compared; the rest have none.
+    """
+    from cohobate.generation.retrieval import rank_correlations
+
+    values = rank_correlations(teacher_RC, own_RC)
+    compared = [
+        prediction.model_copy(update={"scores": prediction.scores | {"similarity": value}})
+        for prediction, value in zip(predictions, values, strict=False)
+    ]
+    return [*compared, *predictions[len(values) :]]
 
 
 def _losses(rows: Sequence[Prediction]) -> tuple[Floats, Floats]:

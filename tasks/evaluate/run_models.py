@@ -3,7 +3,8 @@
 import random
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.reasoning import inline_cut
@@ -24,6 +25,9 @@ from tasks.evaluate.settings import EvaluateParams
 from tasks.evaluate.statistics import ModelResults
 from tasks.evaluate.token_counts import write_billed_tokens, write_token_counts
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class Evaluator:
     """Runs all models on the same rows, with the same decoding."""
@@ -35,6 +39,7 @@ class Evaluator:
         rows: list[Row],
         generate: GenerateParams,
     ) -> None:
+        self._teacher_cosines: Tensor | None = None  # of an embedder; the teacher runs first
         self._context = 0  # mean length of a prompt, in tokens of the first model with weights
         self.params, self.task, self.rows, self.generate = params, task, rows, generate
 
@@ -48,7 +53,7 @@ class Evaluator:
         results = {arm.name: ModelResults() for arm in arms}
         teacher, teacher_texts = None, list[Encoded]()
         if teacher_arm.has_weights:
-            teacher = LoadedModel.of(self.params, teacher_arm.checkpoints[0], "teacher")
+            teacher = self._load(teacher_arm.checkpoints[0], "teacher")
             teacher_texts = self._run_checkpoint(teacher_arm, 0, teacher, results[teacher_arm.name])
         elif self.params.likelihood_metric:
             raise UserError(
@@ -61,7 +66,7 @@ class Evaluator:
             self._run_endpoint(teacher_arm, results[teacher_arm.name])
         for arm in student_arms:
             for seed, folder in arm.checkpoints.items():
-                student = LoadedModel.of(self.params, folder)
+                student = self._load(folder)
                 texts = self._run_checkpoint(arm, seed, student, results[arm.name])
                 if teacher and teacher_texts and _compares(teacher, student):
                     # the untrained student's own answers say nothing about fidelity
@@ -79,7 +84,7 @@ class Evaluator:
     def time(self, arms: Mapping[str, Arm]) -> dict[str, Any]:
         """Measure the models whose weights are here, in turns, on prompts of the test."""
         loaded = {
-            role: LoadedModel.of(self.params, next(iter(arm.checkpoints.values())), role)
+            role: self._load(next(iter(arm.checkpoints.values())), role)
             for role, arm in arms.items()
         }
         # both in memory at once, and measured in turns: a busy machine slows both alike
@@ -88,6 +93,9 @@ class Evaluator:
         models = {role: model.model for role, model in loaded.items()}
         timings = self.params.timing.measure(models, prompts)
         return {**timings, "precision": self.params.number_format}
+
+    def _load(self, folder: Path, role: str = "") -> LoadedModel:
+        return LoadedModel.of(self.params, folder, role, self.rows)
 
     @cached_property
     def variants(self) -> list[tuple[str, Row]]:
@@ -118,7 +126,7 @@ class Evaluator:
         # the teacher's where it has weights: one length for the FLOPs of all models
         self._context = self._context or _mean_length(model, self.rows)
         results.footprint = footprint(model.model, arm.checkpoints[seed], self._context)
-        if arm.role == "teacher":
+        if arm.role == "teacher" and model.scores_tokens:
             write_token_counts(model.tokenizer, _answered(self.rows, predicted))
         if arm.role in PERTURBED_ROLES and self.variants:
             results.variants[seed] = self._variant_answers(arm, model, predicted)
@@ -181,9 +189,21 @@ class Evaluator:
             mean = losses.figure(likelihood)
         else:
             mean = sum(row.scores[metrics[0].type] for row in rows) / len(rows)
+            rows = self._with_similarity(rows, model)
         predictions.write(arm, seed, rows)
         say(f"{arm.called(seed)}: {mean:.3f}")
         return rows
+
+    def _with_similarity(
+        self, rows: list[Prediction], model: LoadedModel | None
+    ) -> list[Prediction]:
+        """Add to an embedder's rankings how its similarities agree with the teacher's."""
+        cosines_RC = model.cosines(self.rows) if model else None
+        if cosines_RC is None:
+            return rows
+        if self._teacher_cosines is None:
+            self._teacher_cosines = cosines_RC
+        return predictions.with_similarity(rows, self._teacher_cosines, cosines_RC)
 
     def _variant_answers(
         self, arm: Arm, model: LoadedModel | EndpointTeacher, predicted: Sequence[Prediction]

@@ -103,9 +103,8 @@ def write_model_card(folder: Path, exported: Exported, student: Student, files: 
         "example": {"prompt": prompt_text(row.full_prompt), "answer": row.full_answer},
         "prefix": row.prefix,
         "usage": exported.form.usage_of(folder),
-        "pipeline_tag": (
-            "text-classification" if checkpoints.is_classifier(folder) else "text-generation"
-        ),
+        "pipeline_tag": _pipeline_tag(folder),
+        "embedder": checkpoints.is_embedder(folder),
         "bases": [t["model"] for t in files.teachers.values() if t["model"].count("/") == 1],
         "student": student.row,
         "evaluated": files.evaluated,
@@ -117,6 +116,12 @@ def write_model_card(folder: Path, exported: Exported, student: Student, files: 
         **files.about_data,
     }
     _write(folder / CARD, "model_card.md.j2", fields)
+
+
+def _pipeline_tag(folder: Path) -> str:
+    if checkpoints.is_embedder(folder):
+        return "sentence-similarity"
+    return "text-classification" if checkpoints.is_classifier(folder) else "text-generation"
 
 
 def write_dataset(folder: Path, files: CardFiles) -> None:

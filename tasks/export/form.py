@@ -33,6 +33,8 @@ class Questions(NamedTuple):
     max_tokens: int
     """Maximum number of tokens of an answer, end token included."""
     threads: int
+    documents: Sequence[str] = ()
+    """What an embedder ranks: the answers of the dev rows."""
 
 
 class Form(Section, ABC):
@@ -43,8 +45,12 @@ class Form(Section, ABC):
 
     reader: ClassVar[str]
     """The software that loads it."""
+    writes_generators: ClassVar[bool] = True
+    """Whether a model that generates can be written in this form."""
     writes_classifiers: ClassVar[bool] = False
     """Whether a classifier can be written in this form."""
+    writes_embedders: ClassVar[bool] = False
+    """Whether an embedder can be written in this form."""
 
     @property
     @abstractmethod

@@ -164,7 +164,7 @@ class Check:
             self.score(original.answers, original.losses),
             sum(same) / len(same),
             len(same),
-            sum(path.stat().st_size for path in folder.iterdir()),
+            sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
             fmean(loss for loss, _ in finite) if losses and finite else None,
             fmean(loss for _, loss in finite or pairs),
             isinstance(self.metric, LikelihoodScore),

@@ -1,5 +1,6 @@
 """Safetensors form: a Hugging Face folder with the checkpoint's own weights, byte for byte."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -22,6 +23,7 @@ class Safetensors(Form):
 
     reader: ClassVar[str] = "transformers"
     writes_classifiers: ClassVar[bool] = True
+    writes_embedders: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -35,6 +37,8 @@ class Safetensors(Form):
 
     def usage_of(self, folder: Path) -> str:
         """Return a few lines of transformers, of the pipeline that fits the model."""
+        if checkpoints.is_embedder(folder):
+            return embedder_usage(folder)
         return classifier_usage() if checkpoints.is_classifier(folder) else self.usage
 
     def write(self, student: Path, folder: Path) -> None:
@@ -72,6 +76,33 @@ def classifier_usage() -> str:
     )
 
 
+def embedder_usage(folder: Path) -> str:
+    """Return a few lines of transformers for the model card of an embedder."""
+    config = json.loads((folder / "config.json").read_bytes())
+    if config["model_type"] == "static_embedding":
+        return (
+            "```python\n# pip install sentence-transformers\n"
+            "from sentence_transformers import SentenceTransformer\n"
+            "from sentence_transformers.models import Normalize, StaticEmbedding\n\n"
+            'embedder = SentenceTransformer(modules=[StaticEmbedding.load("."), Normalize()])\n'
+            "vectors = embedder.encode([query, document])\n"
+            "```"
+        )
+    facts = config[checkpoints.SENTENCE_EMBEDDING]
+    mean = "(hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)"
+    vector = mean if facts["pooling"] == "mean" else "hidden[:, 0]"
+    limit = f", truncation=True, max_length={facts['max_tokens']}" if facts["max_tokens"] else ""
+    return (
+        "```python\nimport torch\nfrom transformers import AutoModel, AutoTokenizer\n\n"
+        'tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModel.from_pretrained(".")\n'
+        f'batch = tokenizer([query, document], padding=True{limit}, return_tensors="pt")\n'
+        'hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"]\n'
+        f"vectors = torch.nn.functional.normalize({vector}, dim=-1)\n"
+        "print(vectors @ vectors.T)   # cosines\n"
+        "```"
+    )
+
+
 def read_losses(
     folder: Path, precision: Precision, rows: Sequence[Row], threads: int
 ) -> list[float]:
@@ -81,7 +112,7 @@ def read_losses(
 
 def greedy_answers(folder: Path, precision: Precision, questions: Questions) -> list[str]:
     """Return the greedy answers of a checkpoint."""
-    tested = open_model(folder, precision)
+    tested = open_model(folder, precision).with_documents(questions.documents)
     decoding = Decoding(max_tokens=questions.max_tokens)
     # batches are by length: answers come in another order than prompts
     answers = dict(tested.answers(questions.prompts, decoding, threads=questions.threads))

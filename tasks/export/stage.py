@@ -41,10 +41,13 @@ from tasks.export.push import Push
 from tasks.export.quantised import Int4, Int8
 from tasks.export.rescoring import Check, Original, dev_sample
 from tasks.export.safetensors import Safetensors, greedy_answers, read_losses
+from tasks.export.sentence_transformers import SentenceTransformers
 from tasks.export.student import Choice, Student, evaluated, lineage
 from tasks.export.vocabulary import whole
 
-AnyForm = Annotated[Safetensors | Gguf | Onnx | Int8 | Int4, Field(discriminator="type")]
+AnyForm = Annotated[
+    Safetensors | SentenceTransformers | Gguf | Onnx | Int8 | Int4, Field(discriminator="type")
+]
 
 SHOWN = ("score", "agreement", "log_prob_drift", "bytes")
 """Figures of each form in the summary."""
@@ -101,7 +104,8 @@ def run(
     rows = [row.prefixed(prefix) for row in dev_sample(export.dev_rows)]
     # raw text has no prompt: its beginning is continued
     prompts = [_beginning(row) if row.is_raw_text else row.full_prompt for row in rows]
-    questions = Questions(prompts, max_tokens, export.threads)
+    documents = [row.full_answer for row in rows]
+    questions = Questions(prompts, max_tokens, export.threads, documents)
     number_format = resolve(export.precision, checkpoints.accelerator())
     tokens = _token_counts(next(iter(student.by_seed.values())), rows)
     check = Check(rows, questions, tokens, metric, task)
@@ -162,23 +166,28 @@ def _chosen(export: ExportParams, student: Student, check: Check) -> tuple[int, 
 
 
 def _refuse_forms(export: ExportParams, folder: Path) -> None:
-    """Refuse forms in which a classifier cannot be written.
+    """Refuse forms in which a classifier or an embedder cannot be written, or a model of text.
 
     Raises:
         UserError: names the form.
     """
     for form in export.forms:
-        if checkpoints.is_classifier(folder) and not form.writes_classifiers:
+        kind, can = "a model that generates", form.writes_generators
+        if checkpoints.is_classifier(folder):
+            kind, can = "a classifier", form.writes_classifiers
+        elif checkpoints.is_embedder(folder):
+            kind, can = "an embedder", form.writes_embedders
+        if not can:
             raise UserError(
-                f"a classifier cannot be exported as {form.type}",
+                f"{kind} cannot be exported as {form.type}",
                 where="params.yaml, export.forms",
                 fix="cohobate run --set 'export.forms=[{type: safetensors}]'",
             )
 
 
 def _token_counts(folder: Path, rows: Sequence[Row]) -> list[int]:
-    if checkpoints.is_classifier(folder):
-        return [1] * len(rows)  # an answer is one label
+    if checkpoints.is_classifier(folder) or checkpoints.is_embedder(folder):
+        return [1] * len(rows)  # an answer is one label, or one document
     tokenizer = checkpoints.load_tokenizer(folder)
     return [len(text.completion_ids) for text in encode_all(tokenizer, rows)]
 

@@ -136,7 +136,7 @@ class Memory:
             tokens,
             [*self._live_teachers(phase, device)],
             placement=placement,
-            rows_each=1 + (phase.method == "dpo"),  # type: ignore[attr-defined]
+            rows_each=1 + (phase.method in ("dpo", "embed")),  # type: ignore[attr-defined]
         )
 
     def _of_tuning(self, stage: str, size: ModelSize, adapt: Hyperparameters) -> StageMemory:

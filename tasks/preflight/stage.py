@@ -10,6 +10,7 @@ Out: data/preflight/models.json, facts and fingerprints: later stages refuse oth
      data/preflight/tokenizers/<teacher>, of teachers behind endpoints that give signals
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from cohobate.backends.settings import GenerateParams
@@ -18,6 +19,7 @@ from cohobate.errors import UserError
 from cohobate.methods.teacher_tuning import Tuning
 from cohobate.methods.train import Method
 from cohobate.models import checkpoints, hub
+from cohobate.models.embedders import pooling_of
 from cohobate.models.model_info import ModelInfo, read_model_info
 from cohobate.models.number_formats import describe
 from cohobate.params import PARAMS, ValueOf, load
@@ -29,6 +31,7 @@ from tasks.preflight.capacity import check_capacity
 from tasks.preflight.checks import check_signals, check_terms, check_width
 from tasks.preflight.classifiers import check_student_kind
 from tasks.preflight.devices import Device, device_of
+from tasks.preflight.embedders import KINDS, check_embedders
 from tasks.preflight.memory import Memory, StageMemory, size_of
 from tasks.preflight.memory_table import table_lines
 from tasks.preflight.phases import (
@@ -69,6 +72,7 @@ def run(
     phases = {f"assist.{key}": phase for key, phase in assist.items()}
     phases |= {f"train.{key}": phase for key, phase in train.items()}
     check_phases(phases, teachers, capture.signals, keep_tokenizer=capture.keep_tokenizer)
+    check_embedders(init_student.type, teachers, phases, _document())
     check_student_kind(init_student.type, phases, _document())
     for key, teacher in teachers.items():
         check_terms(key, teacher)
@@ -84,7 +88,7 @@ def run(
     check_width("student", outline)
     if init_student.type == "pretrained":
         say_template_notes("the student", outline)
-    if init_student.type != "classifier":
+    if init_student.type not in ("classifier", *KINDS):
         _check_vocabularies(teachers, outlines, outline, phases)
     check_served(teachers, init_student, phases, generate, capture)
     sizes = [outline.parameters() for outline in outlines.values()]
@@ -93,7 +97,7 @@ def run(
     check_beginnings(phases, init_student.type)
     teacher_sizes = {key: size_of(outline) for key, outline in outlines.items()}
     memory = Memory(teacher_sizes, size_of(outline, record), phases, _device_of)
-    _check_memory([*memory.stages(adapt, generate, capture)])
+    _check_memory(memory.stages(adapt, generate, capture), teachers)
     pinned = {key: _pinned(teacher, outlines.get(key)) for key, teacher in teachers.items()}
     write_json(MODELS, {"teachers": pinned, "student": record})
     summary = {f"parameters of {key}": pinned[key]["parameters"] for key in outlines}
@@ -113,16 +117,25 @@ def _check_vocabularies(
             check_signals(key, outlines[key], student)
 
 
-def _check_memory(stages: list[StageMemory]) -> None:
-    for line in table_lines(stages):
+def _check_memory(stages: Iterable[StageMemory], teachers: Teachers) -> None:
+    embedders = {key for key, teacher in teachers.items() if teacher.kind == "embedder"}
+    # an embedder generates nothing
+    silent = {f"generate@{key}" for key in embedders}
+    needed = [stage for stage in stages if stage.stage not in silent]
+    for line in table_lines(needed):
         say(line)
-    for stage in stages:
+    for stage in needed:
         stage.check()
 
 
 def look_at_teacher(key: str, teacher: Teacher) -> ModelInfo:
     """Return a teacher's facts with its chat template applied; print notes on the template."""
-    outline = read_model_info(hub.resolve(teacher.model, teacher.revision))
+    folder, is_encoder = hub.resolve(teacher.model, teacher.revision), teacher.kind == "embedder"
+    outline = read_model_info(folder, encoder=is_encoder)
+    if is_encoder:
+        where = f"params.yaml, teachers.{key}.pooling"
+        pooling_of(teacher.model, folder, teacher.pooling, where)
+        return outline
     where = f"params.yaml, teachers.{key}.template"
     for note in teacher.template.check(f"the teacher {key}", outline.template, where):
         say(note)

@@ -125,3 +125,16 @@ def test_only_optional_columns_may_be_empty_and_never_all():
 def test_a_malformed_template_is_refused(prompt):
     with pytest.raises(ValidationError):
         PromptTemplate(prompt=prompt)
+
+
+def test_a_pair_without_its_other_half_is_set_aside_by_name():
+    template = PromptTemplate(prompt="{query}", answer="{document}", pairs=True)
+    whole = template.render({"query": "a", "document": "b"})
+    assert (whole.prompt, whole.answer) == ("a", "b")
+    for columns, missing in [
+        ({"query": "a"}, "document"),
+        ({"query": "a", "document": " "}, "document"),
+        ({"query": None, "document": "b"}, "query"),
+    ]:
+        with pytest.raises(UnusableRecordError, match=f"other half: {missing} is empty"):
+            template.render(columns)

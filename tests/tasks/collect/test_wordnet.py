@@ -135,3 +135,9 @@ def test_a_damaged_cache_is_fetched_anew(commands):
     path.write_text("damaged")
     assert wordnet_release.database().read_text() == DATA
     assert commands[0] == ["npm", "npm"]
+
+
+def test_the_first_example_is_a_column_where_it_is_wanted(project):
+    records = list(WordNet(type="wordnet", path="data.noun", examples=True).source_records())
+    columns = [record.columns for record in records if isinstance(record, SourceRecord)]
+    assert [column["example"] for column in columns] == ["a vole", ""]
