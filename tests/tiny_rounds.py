@@ -165,6 +165,18 @@ VARIANTS = [
         ),
     ),
     Round("hidden signals", settings=("capture.signals={type: hidden}",)),
+    Round(
+        "signals of labels",
+        "recipes/classifier.yaml",
+        settings=(
+            "teachers.main.signals=true",
+            "capture.signals={type: labels}",
+            "train.classifier.targets=data/capture/main",
+            "train.classifier.soft=0.5",
+            "train.classifier.temperature=2.0",
+        ),
+        prompts=False,
+    ),
     Round("sampled signals", settings=("capture.signals={type: sampled, draws: 8}", _FORWARD)),
     Round("pretrained student", settings=("init_student={type: pretrained, model: small}",)),
     Round("random student", settings=("init_student={type: random, layers: 2}",)),

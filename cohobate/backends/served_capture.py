@@ -20,7 +20,7 @@ from cohobate.backends.row_signals import NoSignalsError, RowSignals
 from cohobate.backends.run_teacher import add_answers, missing_requests
 from cohobate.backends.scoring import SCORED, ScoringBackend
 from cohobate.backends.served_rows import as_service_reads, served_views
-from cohobate.backends.served_store import WITHOUT, MissingRow, ServedVocabulary, as_tensors
+from cohobate.backends.served_store import WITHOUT, ServedVocabulary, as_tensors
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.examples import Example, examples_of
 from cohobate.data.messages import prompt_text
@@ -30,7 +30,7 @@ from cohobate.data.tokenized import encode_all
 from cohobate.errors import UserError
 from cohobate.progress import Meter, say
 from cohobate.teachers.signal_store.forms import StoredTopK
-from cohobate.teachers.signal_store.missing import MISSING
+from cohobate.teachers.signal_store.missing import MISSING, MissingRow
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.signal_store.shards import WORK, ShardWriter, line_chunks, publish
 from cohobate.teachers.signal_store.store import ABOUT, SignalStore

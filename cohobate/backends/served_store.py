@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
 from cohobate.backends.endpoint import identity, read_address
 from cohobate.backends.row_signals import NoSignalsError, RowSignals, ServiceToken, row_signals
 from cohobate.backends.run_teacher import TeacherRun
@@ -24,6 +22,7 @@ from cohobate.models import checkpoints
 from cohobate.models.vocabularies import template_hash, vocabulary_hash
 from cohobate.progress import say
 from cohobate.teachers.signal_store.forms import StoredTopK
+from cohobate.teachers.signal_store.missing import MissingRow
 from cohobate.teachers.signal_store.store import Origin
 
 if TYPE_CHECKING:
@@ -36,15 +35,6 @@ WITHOUT = "without_signals.jsonl"
 """In data/signals/<teacher>: the answers without signals, and why."""
 _WORK = Path(".cohobate/generate")
 _CHUNK = 1024  # rows that are tokenised, matched and written together
-
-
-class MissingRow(BaseModel):
-    """A row without signals."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    key: str
-    """`row_key` of the row."""
-    reason: str
 
 
 class ServedVocabulary:

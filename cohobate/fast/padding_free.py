@@ -36,6 +36,7 @@ _WORTH_OF_MASK = 64
 """Tokens that packing must save on a CPU under a mask: what the mask costs beside its products."""
 _MODES: WeakKeyDictionary[Any, dict[str, Mode]] = WeakKeyDictionary()
 _PREFIXES: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+_MASKS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _LOCK = Lock()
 
 
@@ -211,10 +212,7 @@ class PackedBatch:
             prefix_cache: holds the `cached` tokens.
             row_index: one of this batch, where the caller wants to know whether it was used.
         """
-        mask = self.mask()
-        if model.config._attn_implementation == "eager":  # it adds the mask to the scores
-            zero = torch.zeros((), dtype=model.dtype, device=mask.device)
-            mask = torch.where(mask, zero, torch.finfo(model.dtype).min)
+        mask = as_attention_mask(model, self.mask())
         options: dict[str, Any] = {"attention_mask": mask, "position_ids": self.position_AW}
         if mode == "rows":
             options["row_index"] = row_index or self.row_index()
@@ -226,6 +224,15 @@ class PackedBatch:
             out = body_of(model)(self.ids_AW, use_cache=False, **options)
         hidden_AWD: Tensor = out.last_hidden_state
         return hidden_AWD.flatten(0, 1).index_select(0, place_N)
+
+
+def as_attention_mask(model: PreTrainedModel, mask: Tensor) -> Tensor:
+    """Return a mask of booleans in the form that a model's attention takes."""
+    if model.config._attn_implementation != "eager":
+        return mask
+    # it adds the mask to the scores
+    zero = torch.zeros((), dtype=model.dtype, device=mask.device)
+    return torch.where(mask, zero, torch.finfo(model.dtype).min)
 
 
 def _spread(own: list[int], count: int, prefix: int) -> tuple[list[tuple[int, int]], list[int]]:
@@ -278,6 +285,17 @@ def _takes_prefix(model: PreTrainedModel) -> bool:
         if model not in _PREFIXES:
             _PREFIXES[model] = _packs_right(model, "rows", cached=1)
         return _PREFIXES[model]
+
+
+def takes_mask(model: PreTrainedModel) -> bool:
+    """Say whether a model attends as a mask over the sequence says, with position ids beside it."""
+    mode = packing_mode(model)
+    if mode != "rows":
+        return mode == "mask"
+    with _LOCK:  # row attention works: what the model makes of a mask is not known yet
+        if model not in _MASKS:
+            _MASKS[model] = _packs_right(model, "mask")
+        return _MASKS[model]
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         CrossTokenizerSource,
         StoredCrossTokenizerSource,
     )
+    from cohobate.teachers.label_source import StoredLabelSource
     from cohobate.teachers.target_sources import LiveSource, StoredSource
 
 Share = Annotated[float, Field(gt=0)]
@@ -89,6 +90,7 @@ class Kd(Phase):
         label: str,
     ) -> PhaseResult:
         """Train against the teacher or teachers in `targets`: checkpoints, or signal stores."""
+        from cohobate.teachers.label_source import StoredLabelSource
         from cohobate.teachers.signal_store.missing import without_missing
         from cohobate.teachers.target_sources import LiveSource
         from cohobate.training.trainer import fit
@@ -98,6 +100,8 @@ class Kd(Phase):
             self.teacher_folders(seed).values(), self.examples(tokenizer, rows)
         )
         target_source = self.target_source(model, tokenizer, rows, examples, seed)
+        if isinstance(target_source, StoredLabelSource):
+            examples = target_source.attach(rows, examples, tokenizer)
         history = fit(
             model,
             examples,
@@ -121,13 +125,20 @@ class Kd(Phase):
         rows: Sequence[Row],
         examples: "Sequence[Example]",
         seed: int,
-    ) -> "StoredSource | LiveSource | CrossTokenizerSource | StoredCrossTokenizerSource":
+    ) -> (
+        "StoredSource | StoredLabelSource | LiveSource | CrossTokenizerSource"
+        " | StoredCrossTokenizerSource"
+    ):
         """Open the targets of one seed.
 
         Raises:
             UserError: they do not fit the student or the rows, or the terms need others.
         """
+        from cohobate.teachers.signal_store.label_store import is_label_store
+
         folders = self.teacher_folders(seed)
+        if any(map(is_label_store, folders.values())):
+            return self._stored_labels(folders)
         # a model has config.json, a signal store has signals.json
         if all((folder / "config.json").is_file() for folder in folders.values()):
             if self.crosses_tokenizers:
@@ -187,6 +198,24 @@ class Kd(Phase):
         source = StoredSource(stores, **self._ensemble)
         source.attach(examples, tokenizer)
         return source
+
+    def _stored_labels(self, folders: Mapping[str, Path]) -> "StoredLabelSource":
+        """Return the source of one teacher's distributions over labels."""
+        from cohobate.teachers.label_source import StoredLabelSource
+        from cohobate.teachers.signal_store.label_store import LabelStore
+
+        for term in self.live_terms:
+            raise self.needs_live(term)
+        if len(folders) > 1 or self.crosses_tokenizers:
+            raise UserError(
+                "signals of labels are of one teacher, and need no uld",
+                where=", ".join(map(str, folders.values())),
+                fix="targets: data/capture/<teacher>, without `teachers`; "
+                "terms: [{type: forward_kl}]",
+            )
+        (folder,) = folders.values()
+        temperatures = [getattr(term, "softmax_temperature", 1.0) for term in self.responses]
+        return StoredLabelSource(LabelStore(folder), temperatures, self.progressive)
 
     @property
     def _mean_of_logits(self) -> bool:

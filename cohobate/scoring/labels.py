@@ -1,4 +1,4 @@
-"""The labels of a classification: the distinct answers of the labelled rows."""
+"""The labels of a classification: the distinct answers of the labelled rows, and their texts."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -11,6 +11,8 @@ from cohobate.data.records import Row
 from cohobate.errors import UserError
 from cohobate.scoring.verifiers import Verifier
 
+NO_LABEL = -1
+"""Stands for the label of a row whose answer is none."""
 _VERIFIER = "label_verifier"
 """The key of config.json that says how answers are compared with a classifier's labels."""
 
@@ -66,3 +68,30 @@ class LabelSet:
     def _places(self) -> dict[str | None, int]:
         # labels of a classifier from elsewhere need not be written in the canonical form
         return {self.verifier.canonical(name): n for n, name in enumerate(self.names)}
+
+
+@dataclass(frozen=True)
+class LabelTexts:
+    """Labels, and how each is written as an answer: what a model that generates gives."""
+
+    labels: LabelSet
+    texts: tuple[str, ...]
+    """To the letter, such as ` animal`: of each label the answer that most rows have."""
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Row], verifier: Verifier, where: str) -> "LabelTexts":
+        """Return the labels of the rows' answers with their texts.
+
+        Raises:
+            UserError: the answers are no closed set.
+        """
+        answered = [row for row in rows if row.answer is not None]
+        labels = LabelSet.of_rows(answered, verifier, where)
+        counts: list[Counter[str]] = [Counter() for _ in labels.names]
+        for row in answered:
+            index = labels.index(row.full_answer)
+            if index is not None and row.answer:
+                counts[index][row.answer] += 1
+        # of texts that are as common, the first in the alphabet
+        texts = [min(each.items(), key=lambda item: (-item[1], item[0]))[0] for each in counts]
+        return cls(labels, tuple(texts))

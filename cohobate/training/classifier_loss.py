@@ -8,10 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from cohobate.scoring.labels import NO_LABEL
 from cohobate.training.model_loss import NOTHING, ModelLoss
-
-NO_LABEL = -1
-"""Stands for the label of a row whose answer is none."""
 
 
 class ClassifierLoss(ModelLoss):

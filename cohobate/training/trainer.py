@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cohobate import processes
-from cohobate.data.examples import Example, fingerprint
+from cohobate.data.examples import Example, TargetCollator, fingerprint
 from cohobate.errors import UserError
 from cohobate.losses.divergences import Hard
 from cohobate.losses.soft_targets import ResponseTerm
@@ -44,6 +44,7 @@ def fit(
     vocabulary: int | None = None,
     rollouts: Rollouts | None = None,
     loss_fn: ModelLoss | None = None,
+    collator: TargetCollator | None = None,
 ) -> list[Update]:
     """Train a causal LM in place (as float32, left in eval mode); return the history of updates.
 
@@ -75,21 +76,19 @@ def fit(
         vocabulary: number of real ids (`len(tokenizer)`) where the head is padded to be wider.
         rollouts: generates the rows of each update just before it, for on-policy training.
         loss_fn: computes the loss, in place of `terms`, `target_source` and `vocabulary`.
+        collator: gives what `loss_fn` needs of a micro-batch's rows beside their ids.
 
     Raises:
         UserError: no example, no `target_source`, too little memory, or a head that is more than
             linear; or a loss or gradient that is not finite, with the rows' keys.
     """
-    has_loss = loss_fn is not None
-    _check_inputs(
-        model, examples, terms, hyperparameters, target_source, has_loss=has_loss, label=label
-    )
-    data, curriculum_stages = _plan_data(examples, hyperparameters, seed, target_source)
-    chunk, compiled = hyperparameters.chunk_tokens, hyperparameters.compiled
+    settings, has_loss = hyperparameters, loss_fn is not None
+    _check_inputs(model, examples, terms, settings, target_source, has_loss=has_loss, label=label)
+    data, curriculum_stages = _plan_data(examples, settings, seed, collator or target_source)
+    chunk, plan = hyperparameters.chunk_tokens, (hyperparameters, curriculum_stages)
     loss_fn = loss_fn or CausalLMLoss(
-        model, terms, chunk, target_source, vocabulary, compiled=compiled
+        model, terms, chunk, target_source, vocabulary, compiled=hyperparameters.compiled
     )
-    plan = (hyperparameters, curriculum_stages)
     return fit_batches(model, data, loss_fn, *plan, seed=seed, label=label, rollouts=rollouts)
 
 
@@ -176,7 +175,7 @@ def _plan_data(
     examples: Sequence[Example],
     hyperparameters: Hyperparameters,
     seed: int,
-    target_source: TargetSource | None,
+    target_source: TargetCollator | None,
 ) -> tuple[MicroBatches, list[int]]:
     """Return this worker's micro-batches of all updates, and the updates' curriculum stages."""
     batches = plan_batches(examples, hyperparameters, seed)

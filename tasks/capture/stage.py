@@ -18,6 +18,10 @@ Where the filter keeps what the teacher generated, no pass is left to run. A tea
 endpoint scores the other rows where its service can (cohobate/backends/served_capture.py). Its rows
 without signals are in data/capture/<teacher>/missing.jsonl.
 
+With `signals: {type: labels}` the store has the distribution over the task's labels for each
+prompt of the kept rows (cohobate/teachers/signal_store/label_store.py); the labels are those of
+data/collect/labelled.jsonl, and votes are counted in data/generate/<teacher>.
+
 Rows are processed in shards. A capture that was killed resumes after its last complete shard, and
 writes the same bytes (cohobate/teachers/signal_store/shards.py).
 """
@@ -25,14 +29,21 @@ writes the same bytes (cohobate/teachers/signal_store/shards.py).
 from typing import Annotated, Any
 
 from cohobate.params import EachOf, load, validated
+from cohobate.scoring.verifiers import Task
+from cohobate.teachers.signal_store.label_form import StoredLabels
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher
 
 
-def run(item: str, teacher: Annotated[Teacher, EachOf("teachers")], capture: CaptureParams) -> None:
+def run(
+    item: str,
+    teacher: Annotated[Teacher, EachOf("teachers")],
+    capture: CaptureParams,
+    task: Task | None = None,
+) -> None:
     """Store the distributions of the teacher `item` over the kept rows.
 
-    For a teacher with `signals: false`, which provides text alone, nothing is stored.
+    For a teacher with `signals: false`, which provides text alone, nothing is stored but votes.
 
     Raises:
         UserError: there are no rows, or the teacher's checkpoint is damaged.
@@ -41,7 +52,11 @@ def run(item: str, teacher: Annotated[Teacher, EachOf("teachers")], capture: Cap
     from cohobate.progress import say
     from cohobate.teachers.signal_store.capture import capture_signals
 
-    folder = CAPTURE / item
+    folder, form = CAPTURE / item, capture.signals
+    if isinstance(form, StoredLabels) and (teacher.signals or form.by == "votes"):
+        assert task is not None, "the labels are compared by the task's verifier"
+        write_json(folder / "summary.json", _labels(item, capture, task))
+        return
     if not teacher.signals:
         write_json(folder / "summary.json", {"stored": "nothing: signals is false"})
         return
@@ -62,6 +77,20 @@ def run(item: str, teacher: Annotated[Teacher, EachOf("teachers")], capture: Cap
     )
     write_json(folder / "summary.json", figures)
     say(f"stored {figures['tokens']} tokens of {figures['rows']} rows")
+
+
+def _labels(item: str, capture: CaptureParams, task: Task) -> dict[str, Any]:
+    """Store the teacher's distributions over the task's labels."""
+    from cohobate.data.records import CAPTURE, FILTER, LABELLED, Row, read_rows
+    from cohobate.progress import say
+    from cohobate.scoring.labels import LabelTexts
+    from cohobate.teachers.signal_store.label_capture import capture_labels
+
+    labels = LabelTexts.of_rows(read_rows(LABELLED, Row), task.verifier, str(LABELLED))
+    figures = capture_labels(item, FILTER / "kept.jsonl", CAPTURE / item, capture, labels)
+    count = len(labels.texts)
+    say(f"stored the distributions of {figures['rows']} prompts over {count} labels")
+    return {"labels": count} | figures
 
 
 def _served(item: str, teacher: Teacher, capture: CaptureParams) -> dict[str, Any]:

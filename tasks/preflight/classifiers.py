@@ -43,9 +43,9 @@ def check_student_kind(
     for key, phase in phases.items():
         of_student = _is_of_student(phase, phases)
         _check_method(key, phase, is_classifier=kind == "classifier" and of_student)
-    if kind == "classifier":
-        for what, where, fix in _misfits(document):
-            raise UserError(what, where=f"params.yaml, {where}", fix=fix)
+    problems = [*_misfits(document)] if kind == "classifier" else []
+    for what, where, fix in [*problems, *_misfits_of_labels(document)]:
+        raise UserError(what, where=f"params.yaml, {where}", fix=fix)
 
 
 def _is_of_student(phase: "Phase", phases: Mapping[str, "Phase"]) -> bool:
@@ -70,6 +70,26 @@ def _check_method(key: str, phase: "Phase", *, is_classifier: bool) -> None:
             where=f"params.yaml, {key}.method",
             fix="init_student: {type: classifier, rows: data/collect/labelled.jsonl} and "
             "from: init_student; or method: sft",
+        )
+
+
+def _misfits_of_labels(document: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield what does not fit stored signals of the form labels."""
+    signals = (document.get("capture") or {}).get("signals") or {}
+    if signals.get("type") != "labels":
+        return
+    fidelity = (document.get("evaluate") or {}).get("fidelity") or {}
+    if fidelity.get("type") == "stored":
+        yield (
+            "stored signals of labels have no distributions of tokens to compare with",
+            "evaluate.fidelity",
+            "cohobate run --set 'evaluate.fidelity={type: live}'",
+        )
+    if (document.get("collect") or {}).get("sources"):
+        yield (
+            "signals of labels are over the labels of one task: the round has several",
+            "capture.signals",
+            "cohobate run --set 'capture.signals={type: top_k, k: 32}'",
         )
 
 

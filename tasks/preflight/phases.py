@@ -7,7 +7,8 @@ from cohobate.errors import UserError
 from cohobate.losses.base_divergence import Divergence
 from cohobate.params import Section, nearest
 from cohobate.progress import say
-from cohobate.teachers.signal_store.forms import Form
+from cohobate.teachers.signal_store.label_form import StoredLabels
+from cohobate.teachers.signal_store.settings import AnySignals
 from cohobate.teachers.teacher import Teachers
 
 if TYPE_CHECKING:
@@ -18,7 +19,11 @@ PHASES = ("train", "assist")
 
 
 def check_phases(
-    phases: Mapping[str, "Phase"], teachers: Teachers, form: Form, *, keep_tokenizer: bool = False
+    phases: Mapping[str, "Phase"],
+    teachers: Teachers,
+    form: AnySignals,
+    *,
+    keep_tokenizer: bool = False,
 ) -> None:
     """Refuse phases with an unknown start or in a cycle, and targets that no stage writes.
 
@@ -35,7 +40,8 @@ def check_phases(
         _check_start(key, phase, phases, teachers)
         _check_targets(key, phase, teachers, form)
         stored = any(folder == "data/capture" for folder, _ in _teachers_of(phase))
-        if stored and phase.crosses_tokenizers and not keep_tokenizer:
+        tokens = not isinstance(form, StoredLabels)
+        if stored and phase.crosses_tokenizers and tokens and not keep_tokenizer:
             raise UserError(
                 "uld from stored signals needs the teacher's tokenizer in the store",
                 where=f"params.yaml, {key}.terms",
@@ -113,13 +119,14 @@ def _teachers_of(phase: "Phase") -> Iterator[tuple[str, str]]:
             yield folder, name
 
 
-def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: Form) -> None:
+def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: AnySignals) -> None:
     for folder, name in _teachers_of(phase):
         where = f"params.yaml, {key}.targets"
         if name not in teachers:
             raise UserError(f"no teacher is called {name!r}{nearest(name, teachers)}", where=where)
         crossed = phase.crosses_tokenizers and not teachers[name].endpoint
-        if not teachers[name].signals and not crossed:
+        voted = isinstance(form, StoredLabels) and form.by == "votes" and folder == "data/capture"
+        if not teachers[name].signals and not crossed and not voted:
             raise UserError(
                 f"the teacher {name} provides text only",
                 where=where,
@@ -147,7 +154,19 @@ def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: Form) -> 
             _check_form(key, phase, form)
 
 
-def _check_form(key: str, phase: "Phase", form: Form) -> None:
+def _check_form(key: str, phase: "Phase", form: AnySignals) -> None:
+    method: str = phase.method  # type: ignore[attr-defined]
+    labels, learns_labels = isinstance(form, StoredLabels), method == "classify"
+    if labels != learns_labels and not (labels and method == "kd"):
+        learnt = "labels" if learns_labels else "tokens"
+        form_of = "{type: labels}" if learns_labels else "{type: top_k, k: 32}"
+        raise UserError(
+            f"{method} learns distributions over {learnt}, and capture stores {form.type}",
+            where=f"params.yaml, {key}.targets, and capture.signals",
+            fix=f"cohobate run --set 'capture.signals={form_of}'",
+        )
+    if isinstance(form, StoredLabels):
+        return
     try:
         form.check(getattr(phase, "responses", ()))
     except UserError as error:

@@ -21,6 +21,7 @@ from cohobate.models.vocabularies import template_hash
 from cohobate.progress import say
 from cohobate.students.initialization import StudentInit
 from cohobate.teachers.signal_store.forms import StoredTopK
+from cohobate.teachers.signal_store.label_form import StoredLabels
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher, Teachers
 from tasks.preflight.phases import shares_vocabulary
@@ -71,6 +72,15 @@ def _check_form(key: str, teacher: Teacher, capture: CaptureParams) -> None:
     from cohobate.backends.served_capture import form_error
 
     form = capture.signals
+    if isinstance(form, StoredLabels):
+        raise UserError(
+            f"the teacher {key} is behind an endpoint: the likelihoods of labels need its weights, "
+            "and votes need its text alone",
+            where="params.yaml, capture.signals",
+            fix="cohobate run --set 'capture.signals={type: labels, by: votes}' "
+            f"--set teachers.{key}.signals=false --set generate.samples=8 "
+            "--set generate.decoding.temperature=1",
+        )
     if not isinstance(form, StoredTopK) or form.temperatures != (1.0,):
         raise form_error(key)
     if form.k > teacher.top_logprobs:

@@ -88,7 +88,7 @@ def run(
     check_width("student", outline)
     if init_student.type == "pretrained":
         say_template_notes("the student", outline)
-    if init_student.type not in ("classifier", *KINDS):
+    if init_student.type not in ("classifier", *KINDS) and capture.signals.type != "labels":
         _check_vocabularies(teachers, outlines, outline, phases)
     check_served(teachers, init_student, phases, generate, capture)
     sizes = [outline.parameters() for outline in outlines.values()]
@@ -112,6 +112,7 @@ def _check_vocabularies(
     student: ModelInfo,
     phases: dict[str, Method],
 ) -> None:
+    """Check teachers whose distributions over tokens are used."""
     for key, teacher in teachers.items():
         if key in outlines and teacher.signals and shares_vocabulary(key, phases):
             check_signals(key, outlines[key], student)

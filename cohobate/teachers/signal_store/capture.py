@@ -146,7 +146,7 @@ class Sources:
         if self.answers is not None:
             self.tokenizer = checkpoints.load_tokenizer(teacher)
             stored = self.answers.origin
-            form = capture.signals.for_vocabulary(stored.vocabulary)
+            form = capture.token_form.for_vocabulary(stored.vocabulary)
             own: dict[str, Any] = {"form": form, "number_format": number_format}
             own |= {"teacher": checkpoints.fingerprint(teacher)}
             own |= {"tokenizer": vocabulary_hash(self.tokenizer)}
@@ -157,7 +157,7 @@ class Sources:
         if self.answers is None:
             self.tokenizer = self.teacher.tokenizer
             self.origin = Origin.of(
-                teacher, self.tokenizer, self.teacher.head, capture.signals, number_format
+                teacher, self.tokenizer, self.teacher.head, capture.token_form, number_format
             )
 
     def close(self) -> None:

@@ -7,11 +7,22 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from cohobate.data.examples import Example
 from cohobate.progress import say
 
 MISSING = "missing.jsonl"
 """In the folder of a store, beside its summary; a store that has every row has none."""
+
+
+class MissingRow(BaseModel):
+    """A row without signals."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    key: str
+    """`row_key` of the row; of a store of label distributions its id."""
+    reason: str
 
 
 def missing_keys(folder: Path) -> set[str]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 
 from cohobate import sealed_folder
 from cohobate.code_fingerprint import fingerprints
@@ -41,15 +42,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WORK = Path(".cohobate/capture")
-_FIGURES = "figures.json"
+FIGURES = "figures.json"
+"""In the folder of a shard: its rows and tokens, and sums of statistics."""
 
 
-def capture_key(origin: Origin, rows: Path, decided_by: dict[str, Any]) -> str:
-    """Return the key of a capture: a hash of the teacher, the rows, the params and the code."""
+def capture_key(
+    origin: BaseModel,
+    rows: Path,
+    decided_by: dict[str, Any],
+    module: str = "cohobate.teachers.signal_store.capture",
+) -> str:
+    """Return the key of a capture: a hash of the teacher, the rows, the params and the code.
+
+    Args:
+        origin: what the signals are captured with.
+        rows: a file, which counts by its content.
+        decided_by: the settings that decide the bytes.
+        module: whose code writes the shards.
+    """
     with rows.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     # comments and docstrings do not count: an edit of them leaves the finished shards in use
-    code = fingerprints("cohobate.teachers.signal_store.capture", Path(__file__).parents[3])
+    code = fingerprints(module, Path(__file__).parents[3])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parts = [origin.model_dump(mode="json"), content, decided_by, code, device, torch.__version__]
     text = json.dumps(parts, sort_keys=True)
@@ -72,7 +86,7 @@ def read_figures(shard: Path) -> dict[str, float] | None:
     except UserError as error:
         say(f"{shard} is damaged and written again: {error.what}")
         return None
-    figures: dict[str, float] = json.loads((shard / _FIGURES).read_bytes())
+    figures: dict[str, float] = json.loads((shard / FIGURES).read_bytes())
     return figures
 
 
@@ -149,7 +163,7 @@ class ShardWriter:
                 Path(self._draws.name).unlink()
             np.save(self._folder / INDEX, np.array(self._rows, dtype=ROW))
             self.figures |= {"rows": len(self._rows), "tokens": self._token}
-            write_json(self._folder / _FIGURES, self.figures)
+            write_json(self._folder / FIGURES, self.figures)
         self._staged.__exit__(kind, error, trace)
 
 

@@ -161,6 +161,12 @@ class SignalStore:
             raise UserError("there is no signal store", where=str(folder), fix="dvc repro capture")
         verify(folder)
         about = json.loads((folder / ABOUT).read_text())
+        if about["form"]["type"] == "labels":
+            raise UserError(
+                "the store has distributions over labels, and those over tokens are needed",
+                where=str(folder),
+                fix="cohobate run --set 'capture.signals={type: top_k, k: 32}'",
+            )
         if about["format"] != FORMAT:
             message = f"the store has format {about['format']}, format {FORMAT} is needed"
             raise UserError(message, where=str(folder), fix="dvc repro capture")

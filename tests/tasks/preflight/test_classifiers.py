@@ -71,3 +71,54 @@ def test_the_forms_are_those_that_export_writes() -> None:
         if kind.writes_classifiers
     }
     assert able == FORMS
+
+
+LABELS = {"capture": {"signals": {"type": "labels"}}}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        LABELS | {"evaluate": {"fidelity": {"type": "stored"}}},
+        LABELS | {"collect": {"sources": {"a": {}, "b": {}}}},
+    ],
+)
+def test_what_signals_of_labels_lack_is_refused(document: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as raised:
+        check_student_kind("teacher_layers", {}, document)
+    assert raised.value.fix
+
+
+@pytest.mark.parametrize(
+    ("signals", "method", "says"),
+    [
+        ({"type": "top_k"}, CLASSIFY, "classify learns distributions over labels"),
+        ({"type": "hidden"}, CLASSIFY, "capture stores hidden"),
+    ],
+)
+def test_signals_of_another_form_than_the_method_learns_are_refused(
+    signals: dict[str, Any], method: dict[str, Any], says: str
+) -> None:
+    from cohobate.teachers.signal_store.settings import CaptureParams
+    from cohobate.teachers.teacher import Teacher
+    from tasks.preflight.phases import check_phases
+
+    form = params.validated(CaptureParams, {"signals": signals}, "capture").signals
+    some = phases(one=method | {"targets": "data/capture/main"})
+    with pytest.raises(UserError, match=says) as raised:
+        check_phases(some, {"main": Teacher(model="tiny")}, form)
+    assert "capture.signals" in raised.value.fix
+
+
+def test_a_causal_student_may_learn_signals_of_labels_with_any_tokenizer() -> None:
+    from cohobate.teachers.signal_store.label_form import StoredLabels
+    from cohobate.teachers.teacher import Teacher
+    from tasks.preflight.phases import check_phases
+
+    kd = {"method": "kd", "terms": [{"type": "forward_kl"}], "targets": "data/capture/main"}
+    form = StoredLabels(type="labels", by="votes")
+    # text alone is enough for votes
+    check_phases(phases(one=kd), {"main": Teacher(model="tiny", signals=False)}, form)
+    with pytest.raises(UserError, match="provides text only"):
+        likelihood = StoredLabels(type="labels")
+        check_phases(phases(one=kd), {"main": Teacher(model="tiny", signals=False)}, likelihood)
