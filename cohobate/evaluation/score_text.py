@@ -1,8 +1,9 @@
 """Scores as text for people: percent of a score, or a perplexity or bits per byte as it is."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cohobate.evaluation.number_text import figure, points
+from cohobate.evaluation.number_text import figure, points, short, signed
 
 METRICS = {
     "verifier": "accuracy by the task's verifier",
@@ -14,6 +15,10 @@ METRICS = {
     "perplexity": "perplexity",
     "bits_per_byte": "bits per byte",
 }
+PERPLEXITY_CAP = 1e6
+"""Perplexities are written up to here: the metric itself goes no further."""
+_TIMES_HIGHER = 10
+"""From this multiple on a loss is written as one: a percentage would say nothing."""
 LIKELIHOODS = ("perplexity", "bits_per_byte")
 """Metrics of which lower is better; a gain is the share by which the figure is lower."""
 
@@ -37,7 +42,16 @@ class ScoreText:
 
     def score(self, value: float) -> str:
         """Write a score, without its unit."""
-        return figure(float(value)) if self.lower_is_better else points(value)
+        if self.lower_is_better:
+            return ">1,000,000" if value >= PERPLEXITY_CAP else figure(float(value))
+        return points(value)
+
+    def gain(self, gain: Mapping[str, float]) -> str:
+        """Write a gain with its interval: `+8.4 [+7.1, +9.7]`."""
+        if self.lower_is_better and gain["mean"] < -_TIMES_HIGHER:
+            return f"{short(1 - gain['mean'])} times as high"
+        mean, low, high = (signed(gain[end]) for end in ("mean", "low", "high"))
+        return f"{mean} [{low}, {high}]"
 
     @property
     def unit(self) -> str:

@@ -27,7 +27,8 @@ def write_token_counts(tokenizer: "PreTrainedTokenizerBase", requests: Iterable[
         requests: test prompts with the teacher's answers, as typical requests.
     """
     paths = sorted(GENERATE.glob("*/responses.jsonl"))
-    taught = _tokens(tokenizer, (row for path in paths for row in read_rows(path, Response)))
+    responses = (row for path in paths for row in read_rows(path, Response))
+    taught = _tokens(tokenizer, (row for row in responses if row.origin != "ground_truth"))
     requested = _tokens(tokenizer, requests)
     mean = {
         name: round(requested[name] / requested["rows"], 4) for name in requested if name != "rows"

@@ -1,12 +1,16 @@
 """Charts of the report: figures as positions in percent of a side."""
 
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from cohobate.evaluation import number_text
 from cohobate.evaluation.score_text import ScoreText
 from tasks.evaluate.report.charts import Scale, boundaries, polyline, thinned
 from tasks.evaluate.report.round_files import Table
 
+_ORDERS = 50
+"""From this ratio of the largest to the smallest on, a linear axis would show one of them alone."""
 FIRST = 0.05
 """Share of the first updates whose loss can lie above the panel: it would flatten the rest."""
 
@@ -14,22 +18,38 @@ FIRST = 0.05
 def scores(arms: Table, text: ScoreText) -> dict[str, Any]:
     """Return each arm's score and interval on one axis, with the teacher's as a mark."""
     ends = [arm["score"][end] for arm in arms for end in ("low", "high")]
-    if text.lower_is_better:
-        scale, factor = Scale.around(ends), 1
-    else:
-        scale, factor = Scale.around([0.0, 1.0] if max(ends) - min(ends) > 0.6 else ends), 100
+    axis = _axis(ends, text)
     return {
-        "ticks": [(scale.at(tick), f"{factor * tick:g}") for tick in scale.ticks],
-        "teacher": scale.at(next(a["score"]["mean"] for a in arms if a["role"] == "teacher")),
+        "ticks": axis.ticks,
+        "teacher": axis.at(next(a["score"]["mean"] for a in arms if a["role"] == "teacher")),
         "rows": [
             {
                 "arm": arm,
-                **{end: scale.at(arm["score"][end]) for end in ("mean", "low", "high")},
-                "seeds": [scale.at(s) for s in arm["by_seed"].values()] if _several(arm) else [],
+                **{end: axis.at(arm["score"][end]) for end in ("mean", "low", "high")},
+                "seeds": [axis.at(s) for s in arm["by_seed"].values()] if _several(arm) else [],
             }
             for arm in arms
         ],
     }
+
+
+class _Axis(NamedTuple):
+    ticks: list[tuple[float, str]]
+    at: Callable[[float], float]
+
+
+def _axis(ends: Sequence[float], text: ScoreText) -> _Axis:
+    """Return the axis of the scores; logarithmic where perplexities are orders apart."""
+    if text.lower_is_better and max(ends) > _ORDERS * min(ends) > 0:
+        logs = Scale.around([math.log10(end) for end in ends])
+        powers = range(math.ceil(logs.low), math.floor(logs.high) + 1)
+        ticks = [(logs.at(power), number_text.count(10**power)) for power in powers]
+        return _Axis(ticks, lambda score: logs.at(math.log10(score)))
+    if text.lower_is_better:
+        scale, factor = Scale.around(ends), 1
+    else:
+        scale, factor = Scale.around([0.0, 1.0] if max(ends) - min(ends) > 0.6 else ends), 100
+    return _Axis([(scale.at(tick), f"{factor * tick:g}") for tick in scale.ticks], scale.at)
 
 
 def _several(arm: dict[str, Any]) -> bool:

@@ -13,8 +13,9 @@ import pytest
 from cohobate.data.records import write_json
 from cohobate.errors import UserError
 from cohobate.evaluation import number_text
+from cohobate.evaluation.score_text import ScoreText
 from tasks.evaluate.perturbations import Case, Typos
-from tasks.evaluate.report import render
+from tasks.evaluate.report import plots, render
 from tasks.evaluate.report.charts import Scale, thinned
 from tasks.evaluate.report.view import training_seconds
 from tasks.evaluate.robustness import Robustness
@@ -339,3 +340,20 @@ def test_lock_entries_without_a_hash_are_left_out(project: Path) -> None:
     lock["stages"]["collect"]["outs"].append({"path": "s3://bucket/x", "etag": "1"})
     write_json(Path("dvc.lock"), lock)
     assert "s3://bucket" not in Page(render().read_text()).text
+
+
+def test_perplexities_that_are_orders_apart_have_a_logarithmic_axis() -> None:
+    def arm(role: str, mean: float) -> dict:
+        return {
+            "role": role,
+            "by_seed": {"1": mean},
+            "score": dict.fromkeys(("low", "mean", "high"), mean),
+        }
+
+    arms = [arm("teacher", 65.0), arm("initial", 1e6), arm("student", 270.0)]
+    chart = plots.scores(arms, ScoreText("perplexity"))
+    places = [row["mean"] for row in chart["rows"]]
+    assert places[2] - places[0] > 10 and chart["teacher"] == places[0]
+    assert (100.0, "1,000,000") in chart["ticks"]
+    near = plots.scores([arm("teacher", 1.3), arm("student", 1.8)], ScoreText("bits_per_byte"))
+    assert "1.4" in [label for _, label in near["ticks"]]
