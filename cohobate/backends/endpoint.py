@@ -233,7 +233,7 @@ class Endpoint(Section):
         body: dict[str, Any] = {"model": model, "temperature": decoding.temperature}
         body[self.max_tokens_key] = decoding.max_tokens
         if decoding.temperature > 0:
-            body |= {"top_p": decoding.top_p, "seed": request_seed(request, decoding)}
+            body |= {"top_p": decoding.top_p, "seed": request_seed(request.draw, decoding)}
         if self.api == "chat":
             # a text is one turn of the user
             body |= body_fields(request.prompt)
@@ -313,9 +313,14 @@ def _whole(value: JsonValue) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
-def request_seed(request: TeacherRequest, decoding: Decoding) -> int:
-    """Return the seed of a sampled answer; it depends on no other request."""
-    digest = hashlib.blake2b(f"{decoding.seed}/{request.draw}".encode(), digest_size=4).digest()
+def request_seed(draw: str, decoding: Decoding) -> int:
+    """Return the seed of a sampled answer; it depends on no other request.
+
+    Args:
+        draw: of its request: what names its random numbers.
+        decoding: with a seed of its own.
+    """
+    digest = hashlib.blake2b(f"{decoding.seed}/{draw}".encode(), digest_size=4).digest()
     # below 2³¹: a signed 32-bit integer holds it
     return int.from_bytes(digest) // 2
 

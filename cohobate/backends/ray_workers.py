@@ -51,8 +51,8 @@ def start_workers(
 class VllmReplicas:
     """Several vLLM engines behind the method of one: each gets a share of the prompts."""
 
-    def __init__(self, actors: Sequence[Any]) -> None:
-        self.actors = actors
+    def __init__(self, actors: Sequence[Any], groups: Sequence[Any] = ()) -> None:
+        self.actors, self.groups = actors, groups
 
     def generate(
         self, prompts: Sequence[Any], samplings: Sequence[Any], *, use_tqdm: bool
@@ -76,6 +76,16 @@ class VllmReplicas:
         except RayActorError as error:
             raise _died(error) from None
 
+    def close(self) -> None:
+        """End the actors, and give their GPUs back to the cluster."""
+        import ray
+        from ray.util import remove_placement_group
+
+        for actor in self.actors:
+            ray.kill(actor)
+        for group in self.groups:
+            remove_placement_group(group)
+
 
 def start_vllm(options: dict[str, Any], replicas: int, gpus: int) -> VllmReplicas:
     """Start vLLM engines as Ray actors, each with its GPUs reserved together.
@@ -95,14 +105,15 @@ def start_vllm(options: dict[str, Any], replicas: int, gpus: int) -> VllmReplica
     if gpus == 1:
         actors = [engine.options(num_gpus=1).remote(options) for _ in range(replicas)]
         return VllmReplicas(actors)
-    actors = []
+    actors, groups = [], []
     for _ in range(replicas):
         # all GPUs of an engine or none; vLLM starts its own workers inside the group
         group = placement_group([{"GPU": 1, "CPU": 1}] * gpus, strategy="PACK")
         where = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
         placed = engine.options(num_cpus=0, num_gpus=0, scheduling_strategy=where)
         actors.append(placed.remote(options | {"distributed_executor_backend": "ray"}))
-    return VllmReplicas(actors)
+        groups.append(group)
+    return VllmReplicas(actors, groups)
 
 
 class _VllmEngine:

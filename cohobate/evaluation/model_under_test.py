@@ -3,20 +3,26 @@
 A causal LM generates its answer, a classifier's answer is its likeliest label; both give a text and
 its probability. An embedder's answer is a ranking of documents. Stages load a student by
 `open_model`; what differs between the kinds is here.
+
+Where vLLM generates the answers it holds the model alone: the weights are loaded here only once
+something else is asked of the model, after `close`.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from cohobate.backends.answer_backend import LOADED, AnswerBackend
+from cohobate.backends.vllm import Vllm
 from cohobate.data.messages import Prompt
 from cohobate.data.records import Row
 from cohobate.data.tokenized import encode_all, prompt_ids
 from cohobate.fast.frozen import load_frozen
-from cohobate.generation.requests import Answer, Batching, Decoding
+from cohobate.generation.requests import Answer, Batching, Decoding, Request
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision
 
@@ -24,21 +30,47 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from cohobate.backends.vllm_engine import VllmEngine
     from cohobate.generation.retrieval import Corpus
 
 _BATCHING = Batching()
 
 
-@dataclass(frozen=True)
 class ModelUnderTest(ABC):
-    """A checkpoint in memory, and its tokenizer."""
+    """A checkpoint, and its tokenizer.
 
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
-    prefix: str | None = None
-    """Text that the model was trained to read before each prompt."""
+    Args:
+        folder: the checkpoint.
+        precision: number format of its weights.
+        backend: what generates its answers.
+    """
+
     scores_tokens: ClassVar[bool] = True
     """Whether it gives probabilities of the tokens of a text."""
+
+    def __init__(self, folder: Path, precision: Precision, backend: AnswerBackend = LOADED) -> None:
+        self.folder, self.precision, self.backend = folder, precision, backend
+        self.prefix = checkpoints.prompt_prefix(folder)
+        """Text that the model was trained to read before each prompt."""
+
+    @cached_property
+    def _loaded(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        return load_frozen(self.folder, precision=self.precision, device=checkpoints.accelerator())
+
+    @property
+    def model(self) -> "PreTrainedModel":
+        """The model, on the device on which it answers fastest."""
+        return self._loaded[0]
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Its tokenizer; the weights are not loaded for it where vLLM has them."""
+        if isinstance(self.backend, Vllm):
+            return checkpoints.load_tokenizer(self.folder)
+        return self._loaded[1]
+
+    def close(self) -> None:  # noqa: B027
+        """Stop what generates its answers beside the model, if anything does; the model stays."""
 
     def with_documents(self, documents: Iterable[str]) -> Self:
         """Return the model with the documents that it ranks; others than embedders need none."""
@@ -93,11 +125,38 @@ class CausalModel(ModelUnderTest):
         threads: int = 1,
     ) -> Iterator[tuple[int, Answer]]:
         """Generate the answers."""
+        if isinstance(self.backend, Vllm):
+            return self._answers_of_vllm(prompts, decoding)
         from cohobate.generation.decoding import generate_answers
 
         return generate_answers(
             self.model, self.tokenizer, prompts, decoding, batching, threads=threads
         )
+
+    def close(self) -> None:
+        """Stop vLLM, if it runs: what it has of the GPU's memory is then the model's."""
+        if engine := vars(self).pop("_engine", None):
+            engine.close()
+
+    @cached_property
+    def _engine(self) -> "VllmEngine":
+        assert isinstance(self.backend, Vllm)
+        return self.backend.model_copy(update={"precision": self.precision}).start(self.folder)
+
+    def _answers_of_vllm(
+        self, prompts: Sequence[Prompt], decoding: Decoding
+    ) -> Iterator[tuple[int, Answer]]:
+        """Yield the answers in the order of the prompts, `backend.rows` at a time."""
+        from cohobate.generation.decoding import to_answer
+
+        assert isinstance(self.backend, Vllm)
+        for start in range(0, len(prompts), self.backend.rows):
+            chunk = prompts[start : start + self.backend.rows]
+            pairs = enumerate(zip(chunk, self.prompt_ids(chunk), strict=True), start)
+            requests = [Request.of(prompt, ids, str(n)) for n, (prompt, ids) in pairs]
+            completions = self._engine.complete(requests, decoding)
+            for n, pair in enumerate(zip(completions, requests, strict=True), start):
+                yield n, to_answer(self.tokenizer, *pair)
 
     def answer_losses(
         self, rows: Sequence[Row], batching: Batching = _BATCHING, *, threads: int = 1
@@ -163,19 +222,23 @@ class ClassifierModel(ModelUnderTest):
         return [1] * len(rows)
 
 
-@dataclass(frozen=True)
 class EmbedderModel(ModelUnderTest):
     """An embedder: its answer to a query is the ranking of the documents nearest to it."""
 
-    documents: tuple[str, ...] = ()
     scores_tokens: ClassVar[bool] = False
-    _corpora: "dict[tuple[str, ...], Corpus]" = field(default_factory=dict, repr=False)
+    documents: tuple[str, ...] = ()
+
+    def __init__(self, folder: Path, precision: Precision) -> None:
+        super().__init__(folder, precision)
+        self._corpora: dict[tuple[str, ...], Corpus] = {}
 
     def with_documents(self, documents: Iterable[str]) -> Self:
         """Return the model with other documents; each once."""
         from cohobate.scoring.rankings import distinct_documents
 
-        return replace(self, documents=distinct_documents(documents))
+        other = copy.copy(self)
+        other.documents = distinct_documents(documents)
+        return other
 
     def prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return the ids of the prompts' texts; a text without any has one of padding."""
@@ -234,14 +297,27 @@ class EmbedderModel(ModelUnderTest):
         return self._corpora[documents]
 
 
-def open_model(folder: Path, precision: Precision) -> ModelUnderTest:
+def open_model(
+    folder: Path, precision: Precision, backend: AnswerBackend = LOADED
+) -> ModelUnderTest:
     """Load the checkpoint of a student, or of a teacher, on the device on which it answers fastest.
+
+    Args:
+        folder: the checkpoint.
+        precision: number format of its weights.
+        backend: what generates its answers. Where that is vLLM, nothing is loaded yet. A
+            classifier's answers and an embedder's are their own either way.
 
     Raises:
         UserError: the folder is damaged, or does not hold every weight of the model.
     """
-    model, tokenizer = load_frozen(folder, precision=precision, device=checkpoints.accelerator())
-    kind: type[ModelUnderTest] = CausalModel if model.can_generate() else ClassifierModel
+    tested: ModelUnderTest
     if checkpoints.is_embedder(folder):
-        kind = EmbedderModel
-    return kind(model, tokenizer, checkpoints.prompt_prefix(folder))
+        tested = EmbedderModel(folder, precision)
+    elif checkpoints.is_classifier(folder):
+        tested = ClassifierModel(folder, precision)
+    else:
+        tested = CausalModel(folder, precision, backend)
+    if not isinstance(tested.backend, Vllm):
+        _ = tested.model  # a damaged folder is refused now
+    return tested

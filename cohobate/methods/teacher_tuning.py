@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from cohobate.backends.answer_backend import LOADED, AnswerBackend
 from cohobate.data.records import LABELLED, Row, read_rows
 from cohobate.errors import UserError
 from cohobate.models import checkpoints, embedders
@@ -26,6 +27,9 @@ class NoTuning(Section):
     type: Literal["none"]
     dev_rows: int = Field(500, ge=0)
     """Most dev rows on which the published teacher's answers are scored, for information."""
+    dev_backend: AnswerBackend = Field(LOADED, exclude_if=lambda backend: backend == LOADED)
+    """What generates these answers: the loaded model, or `{type: vllm}`, for a teacher that is
+    larger than a GPU."""
     precision: Precision = "auto"
     """Number format in which it generates these answers."""
     threads: int = Field(2, ge=1)
@@ -58,6 +62,8 @@ class SftTuning(Hyperparameters):
     """Number format of the weights on disk."""
     dev_rows: int = Field(500, ge=0)
     """Most dev rows on which the published teacher's answers are scored, for information."""
+    dev_backend: AnswerBackend = Field(LOADED, exclude_if=lambda backend: backend == LOADED)
+    """What generates these answers: the loaded model, or `{type: vllm}`."""
 
     @model_validator(mode="after")
     def _is_published_whole(self) -> "SftTuning":

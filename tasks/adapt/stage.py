@@ -30,6 +30,7 @@ from cohobate.data.records import (
     write_json,
 )
 from cohobate.errors import UserError
+from cohobate.evaluation.model_under_test import open_model
 from cohobate.generation.requests import Decoding
 from cohobate.methods.teacher_tuning import Tuning
 from cohobate.models import checkpoints
@@ -147,17 +148,16 @@ def _likelihood(item: str, adapt: Tuning, metric: LikelihoodScore, rows: list[Ro
 def _mean_score(
     item: str, adapt: Tuning, task: Task, metric: AnswerScore, rows: list[Row]
 ) -> float:
-    from cohobate.evaluation.model_under_test import open_model
-
     refuse_raw_text(rows, metric.type, "dev")
-    tested = open_model(ADAPT / item, adapt.precision)
+    teacher = open_model(ADAPT / item, adapt.precision, adapt.dev_backend)
     # with the reasoning and the calls of tools that a row has, and the token that closes it
-    longest = max(tested.answer_units(rows))
-    generated = tested.with_documents(row.full_answer for row in rows).answers(
+    longest = max(teacher.answer_units(rows))
+    generated = teacher.with_documents(row.full_answer for row in rows).answers(
         [r.prompt for r in rows], Decoding(max_tokens=longest), threads=adapt.threads
     )
     total = sum(
         metric.score(answer.full_text, rows[n].full_answer, task.verifier_of(rows[n].task))
         for n, answer in track(generated, total=len(rows), label=f"{item} on dev rows")
     )
+    teacher.close()
     return total / len(rows)

@@ -26,15 +26,16 @@ from pydantic import Field
 
 from cohobate.data.records import DEV, TRAIN, VERDICT, Row, read_rows, write_json
 from cohobate.errors import UserError
+from cohobate.evaluation.answering import Answering
 from cohobate.evaluation.bootstrap import ArmIntervals, Bootstrap, LikelihoodBootstrap
 from cohobate.evaluation.footprint import footprint
 from cohobate.evaluation.forgetting import Forgetting
 from cohobate.evaluation.gate import Gate, ScoreComparison
 from cohobate.evaluation.model_under_test import ModelUnderTest, open_model
-from cohobate.generation.requests import Batching, Decoding
+from cohobate.generation.requests import Decoding
 from cohobate.models import checkpoints
-from cohobate.models.number_formats import Precision, resolve
-from cohobate.params import Section, ValueOf
+from cohobate.models.number_formats import resolve
+from cohobate.params import ValueOf
 from cohobate.progress import say, track
 from cohobate.scoring.metrics import (
     AnswerScore,
@@ -55,7 +56,7 @@ _CONTEXT = 64
 _NO_CONDITIONS = Gate()
 
 
-class ChallengeParams(Section):
+class ChallengeParams(Answering):
     """The champion, and the conditions of a promotion."""
 
     champion: str = "models/init_student"
@@ -68,11 +69,6 @@ class ChallengeParams(Section):
     """Limit on latency, which `iterate_rounds` checks."""
     general: Forgetting = Forgetting()
     """General text, for the guard on forgetting."""
-    batching: Batching = Batching()
-    precision: Precision = "auto"
-    """Number format of both models."""
-    threads: int = Field(2, ge=1)
-    """CPU threads."""
 
 
 def run(
@@ -222,7 +218,7 @@ class _Model:
     @classmethod
     def load(cls, params: ChallengeParams, folder: Path, rows: list[Row]) -> "_Model":
         """Load a checkpoint."""
-        tested = open_model(folder, params.precision)
+        tested = open_model(folder, params.precision, params.backend)
         return cls(params, folder, tested, tested.prefixed(rows))
 
     def scores(
@@ -241,6 +237,7 @@ class _Model:
             row = rows[position]
             verifier = task.verifier_of(row.task)
             scores[position] = metric.score(answer.full_text, row.full_answer, verifier)
+        self.tested.close()
         return scores
 
     def loss_shares(self, metric: LikelihoodScore) -> "NDArray[np.float64]":

@@ -28,11 +28,18 @@ class Arm:
     role: Role
     checkpoints: dict[int, Path]
     """By seed; the teacher and the initial student have one checkpoint, with key 0."""
+    answers_only: bool = False
+    """Whether only its answers are evaluated, although its weights are here."""
+
+    @property
+    def is_served(self) -> bool:
+        """Whether it is behind an endpoint: there is only an address."""
+        return any((folder / ENDPOINT).exists() for folder in self.checkpoints.values())
 
     @property
     def has_weights(self) -> bool:
-        """Whether the weights are here; a teacher behind an endpoint has only an address."""
-        return not any((folder / ENDPOINT).exists() for folder in self.checkpoints.values())
+        """Whether the weights are loaded for what needs them."""
+        return not self.answers_only and not self.is_served
 
     @property
     def updates(self) -> int:

@@ -44,7 +44,7 @@ class LoadedModel:
     ) -> "LoadedModel":
         """Load a checkpoint in the number format of the evaluation; `role` as in an `Arm`."""
         own = role == "teacher" and params.teacher_reads == "teacher_prompt"
-        return cls(open_model(folder, params.precision), params, own, corpus)
+        return cls(open_model(folder, params.precision, params.backend), params, own, corpus)
 
     @property
     def model(self) -> "PreTrainedModel":
@@ -89,6 +89,10 @@ class LoadedModel:
         for place, answer in zip(places, own, strict=True):
             answers[place] = answer
         return answers
+
+    def close(self) -> None:
+        """Stop what generates the answers beside the model, if anything does."""
+        self.tested.close()
 
     def losses(self, rows: Sequence[Row], metric: LikelihoodScore) -> TextLosses:
         """Return the losses of the rows' reference answers.

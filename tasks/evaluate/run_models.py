@@ -63,23 +63,34 @@ class Evaluator:
                 "weights are here",
             )
         else:
-            self._run_endpoint(teacher_arm, results[teacher_arm.name])
+            self._run_answers(teacher_arm, results[teacher_arm.name])
         for arm in student_arms:
-            for seed, folder in arm.checkpoints.items():
-                student = self._load(folder)
-                texts = self._run_checkpoint(arm, seed, student, results[arm.name])
-                if teacher and teacher_texts and _compares(teacher, student):
-                    # the untrained student's own answers say nothing about fidelity
-                    own = [] if arm.role == "initial" or self._is_raw else texts
-                    results[arm.name].fidelity[seed] = self.params.fidelity.compare(
-                        teacher.logprobs,
-                        student.logprobs,
-                        AnswerTexts(teacher_texts, _join_prompts_and_answers(texts, teacher_texts)),
-                        AnswerTexts(_join_prompts_and_answers(teacher_texts[: len(own)], own), own),
-                        self.params.teacher,
-                    )
+            for seed in arm.checkpoints:
+                self._run_student(arm, seed, teacher, teacher_texts, results[arm.name])
         self._write_variants({arm.role: results[arm.name] for arm in arms})
         return results
+
+    def _run_student(
+        self,
+        arm: Arm,
+        seed: int,
+        teacher: LoadedModel | None,
+        teacher_texts: Sequence[Encoded],
+        results: ModelResults,
+    ) -> None:
+        """Run one student and compare it with the teacher; it is no longer in memory afterwards."""
+        student = self._load(arm.checkpoints[seed])
+        texts = self._run_checkpoint(arm, seed, student, results)
+        if teacher and teacher_texts and _compares(teacher, student):
+            # the untrained student's own answers say nothing about fidelity
+            own = [] if arm.role == "initial" or self._is_raw else texts
+            results.fidelity[seed] = self.params.fidelity.compare(
+                teacher.logprobs,
+                student.logprobs,
+                AnswerTexts(teacher_texts, _join_prompts_and_answers(texts, teacher_texts)),
+                AnswerTexts(_join_prompts_and_answers(teacher_texts[: len(own)], own), own),
+                self.params.teacher,
+            )
 
     def time(self, arms: Mapping[str, Arm]) -> dict[str, Any]:
         """Measure the models whose weights are here, in turns, on prompts of the test."""
@@ -122,14 +133,19 @@ class Evaluator:
     ) -> list[Encoded]:
         """Run one checkpoint; return its own answers to the sample, encoded."""
         answers = model.answers(self.rows, f"{arm.called(seed)}: answering")
+        varied = arm.role in PERTURBED_ROLES and bool(self.variants)
+        if not varied:
+            model.close()
         predicted = self._predictions(arm, seed, answers, model)
+        if varied:
+            results.variants[seed] = self._variant_answers(arm, model, predicted)
+            # what follows loads the weights: nothing else may hold the device's memory then
+            model.close()
         # the teacher's where it has weights: one length for the FLOPs of all models
         self._context = self._context or _mean_length(model, self.rows)
         results.footprint = footprint(model.model, arm.checkpoints[seed], self._context)
         if arm.role == "teacher" and model.scores_tokens:
             write_token_counts(model.tokenizer, _answered(self.rows, predicted))
-        if arm.role in PERTURBED_ROLES and self.variants:
-            results.variants[seed] = self._variant_answers(arm, model, predicted)
         return self._token_figures(arm, seed, model, predicted, results)
 
     def _token_figures(
@@ -169,13 +185,19 @@ class Evaluator:
                 figures[metric.type] = round(figure, 6)
         return figures
 
-    def _run_endpoint(self, arm: Arm, results: ModelResults) -> None:
-        """Evaluate the answers of a teacher without weights."""
-        teacher = EndpointTeacher(self.params, self.generate)
+    def _run_answers(self, arm: Arm, results: ModelResults) -> None:
+        """Evaluate the answers alone of a teacher whose weights are not loaded."""
+        teacher: EndpointTeacher | LoadedModel = EndpointTeacher(self.params, self.generate)
+        if not arm.is_served:
+            teacher = self._load(arm.checkpoints[0], "teacher")
         answers = teacher.answers(self.rows, f"{arm.name}: answering")
         predicted = self._predictions(arm, 0, answers)
         results.variants[0] = self._variant_answers(arm, teacher, predicted)
-        write_billed_tokens(self.generate.backend_of(self.params.teacher), answers)
+        if isinstance(teacher, LoadedModel):
+            teacher.close()
+            write_token_counts(teacher.tokenizer, _answered(self.rows, predicted))
+        else:
+            write_billed_tokens(self.generate.backend_of(self.params.teacher), answers)
 
     def _predictions(
         self, arm: Arm, seed: int, answers: Sequence[Answer], model: LoadedModel | None = None

@@ -4,13 +4,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from cohobate.evaluation.answering import Answering
 from cohobate.evaluation.forgetting import Forgetting
 from cohobate.evaluation.gate import Gate
 from cohobate.evaluation.timing import Timing
-from cohobate.generation.requests import Batching, Decoding
+from cohobate.generation.requests import Decoding
 from cohobate.models import checkpoints
-from cohobate.models.number_formats import NumberFormat, Precision, resolve
-from cohobate.params import Section
+from cohobate.models.number_formats import NumberFormat, resolve
 from cohobate.scoring.metrics import AnswerScore, LikelihoodScore, VerifierAccuracy
 from tasks.evaluate.cost import Prices
 from tasks.evaluate.fidelity import AnyFidelity, LiveFidelity
@@ -22,7 +22,7 @@ from tasks.evaluate.robustness import Robustness
 from tasks.evaluate.router import Router
 
 
-class EvaluateParams(Section):
+class EvaluateParams(Answering):
     """Which models are compared, on what, and what counts as a pass."""
 
     teacher: str = "main"
@@ -31,6 +31,10 @@ class EvaluateParams(Section):
     """What the teacher reads of test rows with a prompt of its own. `teacher_prompt`: that one, so
     that its score and distributions are those it teaches with, such as behind a long instruction;
     one that holds the reference answer says nothing about a score."""
+    teacher_figures: Literal["all", "answers"] = "all"
+    """`answers`: only the teacher's answers are evaluated, as of one behind an endpoint, and with
+    `backend: {type: vllm}` its weights are never loaded in one process. For a teacher that is
+    larger than a GPU. Fidelity, its likelihoods, size and speed are then left out."""
     baseline: str = "baseline"
     """Phase with as many updates as the student's, trained on labels alone."""
     student: str = "kd"
@@ -42,10 +46,6 @@ class EvaluateParams(Section):
     decoding: Decoding = Decoding(max_tokens=8)
     """Decoding of every model, here and in `challenge`: greedy unless a temperature is given.
     `export` uses its `max_tokens`."""
-    batching: Batching = Batching()
-    """Rows and tokens of a batch."""
-    precision: Precision = "auto"
-    """Number format of the models."""
     bootstrap: int = Field(10_000, ge=100)
     """Bootstrap draws for an interval."""
     calibration_bins: int = Field(15, ge=2)
@@ -71,8 +71,6 @@ class EvaluateParams(Section):
     """Sample rows of each kind in the report."""
     seed: int = 0
     """Seed of the bootstrap and of the choice of sample rows."""
-    threads: int = Field(2, ge=1)
-    """CPU threads. Another number can change the last digits."""
     timing: Timing = Timing()
     """Latency and throughput."""
     harness: Harness = Harness()
@@ -107,6 +105,10 @@ class EvaluateParams(Section):
         if getattr(self.metrics[0], "tasks", ()):
             raise ValueError(
                 "the first metric decides, on the rows of every task: it cannot name tasks"
+            )
+        if self.teacher_figures == "answers" and self.likelihood_metric:
+            raise ValueError(
+                f"{self.metrics[0].type} needs the teacher's weights: teacher_figures must be all"
             )
         if self.gate.each_task and self.likelihood_metric:
             raise ValueError(

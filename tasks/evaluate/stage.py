@@ -18,8 +18,11 @@ Out, hashed: reports/metrics.json, and below data/evaluate
 Out, not hashed: reports/timings.json, cost.json (measured), report.html, report.md (rendered).
 
 Of a teacher behind an endpoint only the answers are evaluated. They are bought through the ledger
-of `generate`, within its budget. What needs the weights is left out, and the report says so.
+of `generate`, within its budget. What needs the weights is left out, and the report says so. The
+same holds of a teacher whose answers alone are evaluated (`teacher_figures`), which vLLM generates.
 """
+
+from dataclasses import replace
 
 from cohobate.backends.settings import GenerateParams
 from cohobate.scoring.verifiers import Task
@@ -39,6 +42,7 @@ def run(evaluate: EvaluateParams, task: Task, seeds: list[int], generate: Genera
 
     torch.set_num_threads(evaluate.threads)
     arms = arms_on_disk(evaluate.teacher, evaluate.baseline, evaluate.student, seeds)
+    arms[0] = replace(arms[0], answers_only=evaluate.teacher_figures == "answers")
     by_answer = evaluate.answer_metrics[0].type if evaluate.answer_metrics else ""
     rows = test_rows(by_answer, evaluate.likelihood_metric is not None)
     evaluator = Evaluator(evaluate, task, rows, generate)
