@@ -25,7 +25,7 @@ from flows.api_keys import keys_for
 from flows.events import StageStarted, event_handler
 from flows.placement import StageLostError, StageResult
 from flows.resources import Resources
-from flows.selection import nearest_upstream, resources_for, select_stages, workers_of
+from flows.selection import engines_of, nearest_upstream, resources_for, select_stages, workers_of
 from flows.workspaces import WorkspaceKind
 from tasks.evaluate.report import render
 
@@ -101,7 +101,12 @@ def distill_round(
     nodes = select_stages(graph, only)
     resources = resources_for(nodes, document)
     with placement.ray_cluster(root, resources, workspace):
-        placement.check_capacity(resources, workers_of(nodes, document))
+        placement.check_capacity(
+            resources,
+            workers_of(nodes, document),
+            engines_of(nodes, document),
+            document["resources"] or {},
+        )
         try:
             results, errors = _gather(_submit(root, nodes, resources, workspace))
         except BaseException:  # Ctrl-C, or cancelled in the UI: the remote work must stop too

@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from cohobate.progress import Event, Say, reporting_to
 from cohobate.training.distributed import NODE_LABELS
 from flows import cluster_capacity, local_ray, ray_address, workspaces
 from flows.api_keys import ApiKeys, in_environment
+from flows.cluster_capacity import Engines
 from flows.resources import Resources
 from flows.workspaces import StageBundle, StageChanges, WorkspaceKind, packed_code
 
@@ -208,7 +209,10 @@ def stop_all() -> None:
 
 
 def check_capacity(
-    needs: dict[str, Resources], workers: Mapping[str, int] = MappingProxyType({})
+    needs: dict[str, Resources],
+    workers: Mapping[str, int] = MappingProxyType({}),
+    engines: Mapping[str, Engines] = MappingProxyType({}),
+    entries: Collection[str] = (),
 ) -> None:
     """Refuse a round with a stage that fits on no node, which Ray would let wait forever.
 
@@ -217,7 +221,8 @@ def check_capacity(
     """
     import ray
 
-    cluster_capacity.check([node for node in ray.nodes() if node["Alive"]], needs, workers)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    cluster_capacity.check(alive, needs, workers, engines, entries)
 
 
 def _submit(

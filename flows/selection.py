@@ -5,6 +5,7 @@ from typing import Any
 from cohobate import params
 from cohobate.dvc_bridge.versioning import StageNode
 from cohobate.errors import UserError
+from flows.cluster_capacity import Engines
 from flows.resources import Resources
 
 
@@ -52,6 +53,40 @@ def workers_of(nodes: list[StageNode], document: dict[str, Any]) -> dict[str, in
     """Return how many workers each stage starts, for those that start several."""
     counts = {node.address: _workers(node, document) for node in nodes}
     return {address: count for address, count in counts.items() if count > 1}
+
+
+def engines_of(nodes: list[StageNode], document: dict[str, Any]) -> dict[str, Engines]:
+    """Return the copies of a model on GPUs that each stage starts, for those that start some."""
+    engines = {}
+    for node in nodes:
+        section: Any = document.get(node.name) or {}
+        item = node.address.partition("@")[2]
+        for key in _BACKENDS.get(node.name, ()):
+            where, backend = f"{node.name}.{key}", section.get(key)
+            if key == "backend" and item in (section.get("backends") or {}):
+                where, backend = f"{node.name}.backends.{item}", section["backends"][item]
+            if isinstance(backend, dict) and (started := _engines(backend, where)):
+                engines[node.address] = started
+    return engines
+
+
+def _engines(backend: dict[str, Any], where: str) -> Engines | None:
+    if backend.get("type") == "vllm":
+        gpus, count = backend.get("gpus", 1) * backend.get("stages", 1), backend.get("replicas", 1)
+        return Engines(where, count, gpus, count > 1, f"{where}.replicas")
+    workers, gpus = backend.get("workers", 1), backend.get("gpus_each", 0)
+    if backend.get("type") == "transformers" and workers > 1 and gpus:
+        return Engines(where, workers, gpus, True, f"{where}.workers")
+    return None
+
+
+_BACKENDS = {
+    "adapt": ("dev_backend",),
+    "generate": ("backend",),
+    "evaluate": ("backend",),
+    "challenge": ("backend",),
+}
+"""Settings of what generates answers, by the section."""
 
 
 def _workers(node: StageNode, document: dict[str, Any]) -> int:
