@@ -1,17 +1,24 @@
 """What one large GPU does, in ten minutes: a 7B teacher and a 0.5B student of random weights.
 
-    python -m benchmarks.gpu [--minutes 10] [--only PART ...] [--tiny]
+    python -m benchmarks.gpu [--minutes 10] [--only PART ...] [--small] [--here]
 
 Parts: the dense peak of the chip in bfloat16; a bare forward pass of the teacher; capture beside
 it; a step of KD from the live teacher, plain and by FSDP with one rank; generation by this library
-and by vLLM, where it is installed. Each part runs by itself: where one fails, its error takes the
-place of its figures. `--tiny` runs all of it on a CPU, with models of a few thousand weights: a
-test of the script, whose figures mean nothing. This script was never run on a GPU.
+and by vLLM, where it is installed. Each part is a process of its own with a limit of time: where
+one fails, hangs or is killed, the error takes the place of its figures, and its log lies beside the
+JSON. What is measured is written after each part, and printed also where the script is stopped
+(Ctrl-C, or `timeout`). `--here` runs the parts in one process, which saves some seconds each.
+`--small` runs all of it on a CPU, with models of a few thousand weights: a test, whose
+figures mean nothing. This script was never run on a GPU.
 """
 
 import argparse
+import contextlib
 import gc
 import json
+import os
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,22 +34,24 @@ SHAPES = {
     "teacher": {"width": 3584, "neurons": 18944, "layers": 28, "heads": 28, "keys": 4},
 }
 """Of Qwen2.5 0.5B and 7B, as Llamas."""
-TINY = {"width": 32, "neurons": 64, "layers": 2, "heads": 2, "keys": 1}
+FEW = {"width": 32, "neurons": 64, "layers": 2, "heads": 2, "keys": 1}
 VOCABULARY = 151_936
 TOP_K = 64
+LIMIT = 240
+"""Seconds after which a part is ended; vLLM's start is the longest."""
 
 
 class Setting:
     """Device, shapes and a batch, the same for every part."""
 
-    def __init__(self, *, tiny: bool) -> None:
+    def __init__(self, *, small: bool) -> None:
         import torch
 
-        self.tiny = tiny
+        self.small = small
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.vocabulary = 300 if tiny else VOCABULARY
-        self.rows, self.tokens = (2, 16) if tiny else (8, 1024)
-        self.steps = 1 if tiny else 5
+        self.vocabulary = 300 if small else VOCABULARY
+        self.rows, self.tokens = (2, 16) if small else (8, 1024)
+        self.steps = 1 if small else 5
         torch.manual_seed(0)
         self.ids_BS = torch.randint(self.vocabulary, (self.rows, self.tokens), device=self.device)
         half = self.tokens // 2
@@ -57,7 +66,7 @@ class Setting:
         """Return the configuration of the student or the teacher."""
         from transformers import LlamaConfig
 
-        shapes = TINY | {"tied": name == "student"} if self.tiny else SHAPES[name]
+        shapes = FEW | {"tied": name == "student"} if self.small else SHAPES[name]
         return LlamaConfig(
             vocab_size=self.vocabulary,
             hidden_size=shapes["width"],
@@ -66,6 +75,7 @@ class Setting:
             num_attention_heads=shapes["heads"],
             num_key_value_heads=shapes["keys"],
             tie_word_embeddings=shapes.get("tied", False),
+            architectures=["LlamaForCausalLM"],  # vLLM goes by it
             max_position_embeddings=4096,
         )
 
@@ -112,7 +122,7 @@ def dense(setting: Setting) -> dict[str, float]:
     """Measure a large product in bfloat16: what the chip reaches at best."""
     import torch
 
-    size = 64 if setting.tiny else 8192
+    size = 64 if setting.small else 8192
     factor = torch.randn(size, size, device=setting.device, dtype=torch.bfloat16)
     seconds = setting.seconds(lambda: factor @ factor)
     setting.peak = 2 * size**3 / seconds
@@ -155,7 +165,21 @@ def capture(setting: Setting) -> dict[str, float]:
 
 
 def kd_step(setting: Setting, *, sharded: bool = False) -> dict[str, float]:
-    """Measure an update of the student against the live teacher; its memory beside the estimate."""
+    """Measure an update of the student against the live teacher; its memory beside the estimate.
+
+    Where the loss cannot be compiled, it is measured as it is.
+    """
+    compiled = setting.device == "cuda"
+    try:
+        return _kd_step(setting, sharded=sharded, compiled=compiled)
+    except Exception as error:
+        if not compiled:
+            raise
+        print(f"not compiled: {error}", file=sys.stderr)
+    return _kd_step(setting, sharded=sharded, compiled=False) | {"compiled": 0.0}
+
+
+def _kd_step(setting: Setting, *, sharded: bool, compiled: bool) -> dict[str, float]:
     import torch
 
     from cohobate.losses.divergences import ForwardKL
@@ -182,7 +206,7 @@ def kd_step(setting: Setting, *, sharded: bool = False) -> dict[str, float]:
     source = LiveSource({"main": teacher}, setting.vocabulary)
     loss_fn = CausalLMLoss(
         student, [ForwardKL()], how.chunk_tokens, source, setting.vocabulary,
-        compiled=setting.device == "cuda",
+        compiled=compiled,
     )  # fmt: skip
     batch: dict[str, Any] = {"ids_BS": setting.ids_BS, "positions_N": setting.positions_N}
     batch |= {"labels_N": setting.labels_N, "divisor": len(setting.labels_N)}
@@ -217,7 +241,7 @@ def generate(setting: Setting) -> dict[str, float]:
     from cohobate.generation.requests import Batching, Decoding, Request
 
     student = setting.model("student", frozen=True)
-    new = 4 if setting.tiny else 128
+    new = 4 if setting.small else 128
     half = setting.tokens // 2
     requests = [Request([int(i) for i in row[:half]]) for row in setting.ids_BS.tolist()]
     batching, decoding = Batching(rows=setting.rows), Decoding(max_tokens=new)
@@ -231,7 +255,7 @@ def generate_vllm(setting: Setting) -> dict[str, float]:
     """Measure vLLM's generation by the teacher's shapes, where it is installed."""
     import vllm
 
-    new, half = 4 if setting.tiny else 128, setting.tokens // 2
+    new, half = 4 if setting.small else 128, setting.tokens // 2
     prompts = [{"prompt_token_ids": row[:half]} for row in setting.ids_BS.tolist()]
     with tempfile.TemporaryDirectory() as folder:
         setting.config("teacher").save_pretrained(folder)
@@ -242,7 +266,7 @@ def generate_vllm(setting: Setting) -> dict[str, float]:
         sampling = vllm.SamplingParams(
             max_tokens=new, temperature=0, ignore_eos=True, detokenize=False, logprobs=0
         )
-        many = prompts * (1 if setting.tiny else 16)
+        many = prompts * (1 if setting.small else 16)
         seconds = setting.seconds(lambda: model.generate(many, sampling, use_tqdm=False))
     return {"tokens_per_second": len(many) * new / seconds}
 
@@ -290,7 +314,7 @@ def one_rank(setting: Setting) -> Iterator[None]:
 
 
 def run(part: str, setting: Setting) -> dict[str, Any]:
-    """Return the figures of a part, or its error: the other parts go on."""
+    """Return the figures of a part in this process, or its error: the other parts go on."""
     import torch
 
     try:
@@ -305,33 +329,99 @@ def run(part: str, setting: Setting) -> dict[str, Any]:
             torch.cuda.empty_cache()
 
 
+def run_apart(part: str, options: argparse.Namespace, peak: float, seconds: float) -> Any:
+    """Return the figures of a part in a process of its own, or why there are none."""
+    logs = options.out.with_suffix("")
+    logs.mkdir(parents=True, exist_ok=True)
+    figures, log = (logs / f"{part.replace(' ', '-')}.{kind}" for kind in ("json", "log"))
+    figures.unlink(missing_ok=True)
+    small = ["--small"] if options.small else []
+    command = [sys.executable, "-m", "benchmarks.gpu", "--part", part, "--peak", str(peak), *small]
+    with log.open("wb") as written:
+        process = subprocess.Popen(
+            [*command, "--out", str(figures.absolute())], cwd=Path(__file__).parents[1],
+            stdout=written, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            code: int | str = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = f"more than {seconds:.0f} s"
+        finally:
+            # what the part itself started has the GPU's memory too
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if figures.exists():
+        return json.loads(figures.read_text())
+    lines = log.read_text(errors="replace").strip().splitlines() or ["nothing printed"]
+    return {"error": f"ended with {code}: {lines[-1][:200]}"}
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=10, help="for all parts together")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS])
+    parser.add_argument("--small", action="store_true", help="all of it on a CPU, in a minute")
+    parser.add_argument("--here", action="store_true", help="all parts in this process")
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/gpu.json"))
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--peak", type=float, default=0.0, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the parts, write the JSON after each, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10, help="no part starts after these")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS])
-    parser.add_argument("--tiny", action="store_true", help="all of it on a CPU, in seconds")
-    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/gpu.json"))
-    options = parser.parse_args(arguments)
-    setting, end = Setting(tiny=options.tiny), time.monotonic() + 60 * options.minutes
+    options = parsed(arguments)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.part:
+        setting = Setting(small=options.small)
+        setting.peak = options.peak
+        options.out.write_text(json.dumps(run(options.part, setting)))
+        return 0
+    # `timeout` ends it by SIGTERM: what there is then is printed all the same
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    results: dict[str, Any] = {"small": options.small, "parts": {}}
+    try:
+        measure_all(options, results)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        show(results)
+    return 0
+
+
+def measure_all(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Fill in the figures of the parts, one after the other."""
     from cohobate.models.number_formats import device_name
 
-    results: dict[str, Any] = {"device": device_name(setting.device), "tiny": options.tiny}
-    results["parts"] = parts = {}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    end, setting = time.monotonic() + 60 * options.minutes, Setting(small=options.small)
+    results["device"], parts = device_name(setting.device), results["parts"]
     for part in options.only:
-        late = time.monotonic() > end
-        parts[part] = {"error": "no time left"} if late else run(part, setting)
+        left = end - time.monotonic()
+        if left <= 0:
+            parts[part] = {"error": "no time left"}
+        elif options.here:
+            parts[part] = run(part, setting)
+        else:
+            parts[part] = run_apart(part, options, setting.peak, min(left, LIMIT))
+            if "tflops" in (dense := parts[part]) and part == "dense peak":
+                setting.peak = dense["tflops"] * 1e12
         print(f"  {part}: {parts[part]}", file=sys.stderr, flush=True)
         options.out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the table."""
     rows = [
         [part, *(f"{x:.4g}" if (x := figures.get(name)) is not None else "-" for name in COLUMNS),
          figures.get("error", "")]
-        for part, figures in parts.items()
+        for part, figures in results["parts"].items()
     ]  # fmt: skip
-    print(f"{results['device']}{' (tiny: the figures mean nothing)' if options.tiny else ''}")
+    note = " (small: the figures mean nothing)" if results["small"] else ""
+    print(f"{results.get('device', 'no device')}{note}")
     print(table(["part", *COLUMNS, "error"], rows))
-    return 0
 
 
 if __name__ == "__main__":
