@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,18 +50,39 @@ def timed(step: Callable[[], Any], steps: int) -> dict[str, float]:
 
 def in_own_process(script: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Run a script of this folder with one thread, and return the JSON of its last line."""
+    (figures,) = in_own_processes(script, arguments, 1)
+    return figures
+
+
+def in_own_processes(script: str, arguments: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """Run a script in several processes that `join_workers` joins; return the JSON of each."""
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     quiet = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore"}
     quiet |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, script, *arguments],
-        env=os.environ | threads | quiet | {"PYTHONPATH": str(root)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    root, started = Path(__file__).parents[1], []
+    with tempfile.TemporaryDirectory() as folder:
+        for rank in range(count):
+            place: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
+            place |= {"LOCAL_WORLD_SIZE": count, "WORKERS_JOIN": f"file://{folder}/join"}
+            places = {name: str(n) for name, n in place.items()} if count > 1 else {}
+            environment = os.environ | threads | quiet | places | {"PYTHONPATH": str(root)}
+            command = [sys.executable, script, *arguments]
+            started.append(
+                subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+            )
+        outputs = [process.communicate()[0] for process in started]
+    if failed := [process.returncode for process in started if process.returncode]:
+        raise SystemExit(f"{script} {' '.join(arguments)} failed with {failed[0]}")
+    return [dict(json.loads(output.splitlines()[-1])) for output in outputs]
+
+
+def join_workers() -> None:
+    """Join the processes that `in_own_processes` started together; nothing where it is one."""
+    import torch.distributed as dist
+
+    if place := os.environ.get("WORKERS_JOIN"):
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group("gloo", init_method=place, rank=rank, world_size=size)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

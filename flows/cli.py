@@ -93,6 +93,7 @@ def run(
             _show_plan(planned, as_json)
             _show_prices(root)
             start_round.show_duration(root, stage, err, planned)
+            start_round.show_memory(root, err, planned)
         return
     for change in overrides.apply(root, settings or [], recipe):
         err.print(f"params.yaml: {change}", highlight=False)

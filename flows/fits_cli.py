@@ -10,7 +10,7 @@ from cohobate.errors import UserError
 from flows.console import Exit, Json, out, plain, print_json, project_root
 
 if TYPE_CHECKING:
-    from tasks.preflight.memory import StageMemory
+    from tasks.preflight.stage_memory import StageMemory
 
 ConfigFile = Annotated[
     str,

@@ -1,6 +1,7 @@
 """Memory of the stages of params.yaml, from configurations of models that are here already."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from cohobate.students.initialization import StudentInit
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teachers
 from cohobate.training.device_memory import GIB
-from flows.planned_sizes import depth
+from flows import planned_sizes
 from tasks.preflight.devices import Device, device_of, entry_of
-from tasks.preflight.memory import Memory, StageMemory, size_of
+from tasks.preflight.memory import Memory, size_of
+from tasks.preflight.stage_memory import StageMemory
 
 
 def estimate_memory(
@@ -43,7 +45,10 @@ def estimate_memory(
     document = params.load(root / params.PARAMS)
     teachers = params.validated(Teachers, document["teachers"], "teachers")
     local = {key: one for key, one in teachers.items() if not one.endpoint}
-    sizes = {key: size_of_config(teacher or _folder(one.model, root)) for key, one in local.items()}
+    sizes = {
+        key: size_of_config(teacher) if teacher else _size(one.model, root)
+        for key, one in local.items()
+    }
     init = params.validated(StudentInit, document["init_student"], "init_student")
     phases: dict[str, Any] = {}
     for section in ("assist", "train"):
@@ -68,6 +73,7 @@ def estimate_memory(
             params.validated(Tuning, document["adapt"], "adapt"),
             params.validated(GenerateParams, document["generate"], "generate"),
             params.validated(CaptureParams, document["capture"], "capture"),
+            document,
         )
     ]
 
@@ -81,13 +87,27 @@ def _student(
 ) -> ModelSize:
     """Return the size of the initial student, as `init_student` will make it."""
     if init.type == "pretrained":
-        return size_of_config(_folder(init.model, root))
-    if init.type == "teacher_layers" and teacher:
-        return sizes[init.teacher].with_layers(depth(init.layers))
+        return _size(init.model, root)
+    if init.type in ("classifier", "embedder"):
+        return replace(_size(init.model, root), generates=False)
+    if init.type == "teacher_layers" and (teacher or init.width is None):
+        return sizes[init.teacher].with_layers(planned_sizes.depth(init.layers))
     from cohobate.models.model_info import read_model_info
 
     of_teacher = read_model_info(_folder(teachers[init.teacher].model, root))
     return size_of(*init.preview(of_teacher))
+
+
+def _size(model: str, root: Path) -> ModelSize:
+    """Return the size of a model that params.yaml names; a packaged one need not be fetched.
+
+    Raises:
+        UserError: it is not on this machine.
+    """
+    try:
+        return planned_sizes.size_of(planned_sizes.packaged_config(model))
+    except planned_sizes.UnknownModelError:
+        return size_of_config(_folder(model, root))
 
 
 def _folder(model: str, root: Path) -> Path:

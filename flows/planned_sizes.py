@@ -45,9 +45,18 @@ def config_of(model: str, root: Path) -> Mapping[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text())
         text: dict[str, Any] = config.get("text_config", config)
         return text
-    if model in _PACKAGED:
-        return _PACKAGED[model]
-    raise UnknownModelError
+    return packaged_config(model)
+
+
+def packaged_config(model: str) -> Mapping[str, Any]:
+    """Return the configuration of a model that comes from PyPI, fetched or not.
+
+    Raises:
+        UnknownModelError: it is none of these.
+    """
+    if model not in _PACKAGED:
+        raise UnknownModelError
+    return _PACKAGED[model]
 
 
 def size_of(config: Mapping[str, Any]) -> ModelSize:

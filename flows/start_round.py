@@ -18,6 +18,7 @@ from cohobate.dvc_bridge.versioning import StageNode
 from cohobate.errors import UserError
 from flows import params_schema
 from flows.code_changes import check_reruns, refresh_fingerprints
+from flows.console import plain
 from flows.plan import Planned, plan
 from flows.resources import Resources
 from flows.selection import resources_for, select_stages
@@ -83,6 +84,23 @@ def show_duration(
     changed = {stage.address for stage in planned if stage.state != "up to date"}
     for line in estimate_time(nodes, params.load(root / params.PARAMS), changed, root):
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def show_memory(root: Path, console: Console, planned: Sequence[Planned]) -> None:
+    """Print what the stages that are not up to date need of their devices, and what would fit."""
+    from flows.memory_estimate import estimate_memory
+    from tasks.preflight.memory_table import table_lines
+
+    changed = {stage.address for stage in planned if stage.state != "up to date"}
+    if not changed:
+        return
+    try:
+        estimates = [one for one in estimate_memory(root) if one.stage in changed]
+    except UserError as error:  # a model that is not here yet: the round fetches it
+        console.print(f"memory: unknown before the round: {error.what}", highlight=False)
+        return
+    for line in table_lines(estimates):
+        console.print(plain(line), highlight=False, soft_wrap=True)
 
 
 def _outcome(root: Path, only: str | None, stages: dict[str, tuple[str, float]]) -> dict[str, Any]:

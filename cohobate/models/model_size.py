@@ -1,8 +1,8 @@
-"""Sizes of a causal language model, from its configuration alone: no weights are loaded."""
+"""Sizes of a model, from its configuration alone: no weights are loaded."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class ModelSize:
     """Width of the keys of a layer, all heads that share none together."""
     queries: int = 0
     """Width of the queries of a layer, all heads together; `width` where it is 0."""
+    generates: bool = True
+    """Whether it is a causal LM; else an encoder with a head over labels, not over a vocabulary."""
 
     @classmethod
     def of(
@@ -60,31 +62,31 @@ class ModelSize:
 
     @property
     def head(self) -> int:
-        """Weights of the head."""
-        return self.vocabulary * self.width
+        """Weights of the head over the vocabulary; of a classifier none."""
+        return self.vocabulary * self.width if self.generates else 0
 
     @property
     def tied(self) -> bool:
-        """Whether embedding and head are one matrix."""
-        return self.embeddings < 2 * self.head
+        """Whether embedding and head are one matrix; of a classifier, that there is no second."""
+        return not self.generates or self.embeddings < 2 * self.head
 
     def with_layers(self, layers: int) -> "ModelSize":
         """Return the same model with so many of its layers."""
         # all layers are of one size
         body = self.body * layers // max(1, self.layers)
-        figures = {"parameters": self.embeddings + body, "layers": layers}
-        return ModelSize(**(vars(self) | figures))
+        return replace(self, parameters=self.embeddings + body, layers=layers)
 
 
 def size_of_model(model: Any) -> ModelSize:
-    """Return the size of a causal LM of transformers."""
+    """Return the size of a model of transformers."""
     from cohobate.models.layers import shared_names
 
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     counts = {id(end.weight): end.weight.numel() for end in ends if end is not None}
     config = shared_names(model.config.get_text_config())
     layers = int(config["num_hidden_layers"])
-    return ModelSize.of(config, model.num_parameters(), sum(counts.values()), layers)
+    size = ModelSize.of(config, model.num_parameters(), sum(counts.values()), layers)
+    return replace(size, generates=bool(model.can_generate()))
 
 
 def size_of_config(path: Path) -> ModelSize:

@@ -1,4 +1,4 @@
-"""Bytes that a layer of a causal LM keeps for its backward pass, and takes in a forward pass.
+"""Bytes that a layer of a causal LM or an encoder keeps for its backward pass, and takes forward.
 
 They are counted, not fitted: tests/cohobate/training/test_memory.py counts what autograd saves.
 """
@@ -45,9 +45,21 @@ _SHORT_ROWS = {False: KeptForBackward(24, 16, 12, 16, 4), True: KeptForBackward(
 _EAGER = {False: KeptForBackward(24, 16, 8, 8, 8), True: KeptForBackward(26, 8, 4, 4, 8)}
 """Of eager attention: scores and their softmax."""
 
+_ENCODER = {
+    False: KeptForBackward(28, 8, 4, 8, 12, 16),
+    True: KeptForBackward(22, 4, 4, 8, 12, 16),
+}
+"""Of BERT with dropout, as it is trained: of the scores, their softmax and what dropout left."""
+
 
 def kept_for_backward(
-    tokens: int, *, half: bool, on_cpu: bool, eager: bool = False, rank: int = 0
+    tokens: int,
+    *,
+    half: bool,
+    on_cpu: bool,
+    eager: bool = False,
+    rank: int = 0,
+    encoder: bool = False,
 ) -> KeptForBackward:
     """Return what a layer keeps in rows of `tokens`.
 
@@ -57,7 +69,11 @@ def kept_for_backward(
         on_cpu: with row attention.
         eager: with eager attention.
         rank: of LoRA's updates; 0 where the weights themselves are trained.
+        encoder: of a classifier's encoder. On a CPU it keeps scores whatever its attention, as
+            that has dropout.
     """
+    if encoder:
+        return _ENCODER[half] if on_cpu or eager else replace(_ENCODER[half], scores=0)
     if eager:
         kept = _EAGER[half]
     elif on_cpu:

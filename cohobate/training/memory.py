@@ -151,7 +151,12 @@ class _Update:
         adapter, eager = self.how.adapter, self.how.attention == "eager"
         rank = adapter.rank if adapter.type == "lora" else 0
         return kept_for_backward(
-            self.tokens, half=self.half, on_cpu=self.on_cpu, eager=eager, rank=rank
+            self.tokens,
+            half=self.half,
+            on_cpu=self.on_cpu,
+            eager=eager,
+            rank=rank,
+            encoder=not self.size.generates,
         )
 
     @property
@@ -176,6 +181,9 @@ class _Update:
         # the head's gradient is complete with its loss; the others come with the backward pass
         of_head = 4 * self.size.head if self._trains_head else 0
         before = of_head + (4 * trained // shards if self.accumulates else 0)
+        # DistributedDataParallel sums gradients in buckets of its own
+        buckets = 4 * trained if self.placement.workers > 1 and shards == 1 else 0
+        before += buckets
         held[WEIGHTS] += self._cast_head()
         in_pass = held | {GRADIENTS: before, ACTIVATIONS: self._activations()}
         in_pass[WEIGHTS] += self._cast_blocks()
@@ -185,7 +193,8 @@ class _Update:
             in_pass | {LOGITS: self._logits()},
             in_pass | {TEACHERS: held[TEACHERS] + teachers_pass},
             in_pass | {ACTIVATIONS: layer_back, GRADIENTS: before + self._whole_gradients()},
-            held | {GRADIENTS: 4 * trained // shards, ACTIVATIONS: self._step(), GATHERED: 0},
+            held
+            | {GRADIENTS: 4 * trained // shards + buckets, ACTIVATIONS: self._step(), GATHERED: 0},
         ]
 
     @property
@@ -252,6 +261,8 @@ class _Update:
 
     def _logits(self) -> int:
         """Return the bytes of the head's loss: logits of one chunk, and what they become."""
+        if not self.size.generates:  # a label a row
+            return 8 * self.rows * self.size.width
         chunk = min(self.how.chunk_tokens, self.rows * self.tokens)
         number = self._product
         # the selected hidden states, their gradient, and its cast

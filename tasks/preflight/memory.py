@@ -7,12 +7,13 @@ of the machine.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cohobate.backends.settings import GenerateParams
 from cohobate.backends.transformers import Transformers
 from cohobate.backends.vllm import Vllm
+from cohobate.evaluation.answering import Answering
 from cohobate.models.layer_choice import Layers, layer_positions
 from cohobate.models.model_info import ModelInfo
 from cohobate.models.model_size import ModelSize
@@ -21,11 +22,25 @@ from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher_workers import TeacherWorkers
 from cohobate.training.hyperparameters import Hyperparameters
 from cohobate.training.memory import PROGRAM, Placement, TeacherSize, peak_memory
-from cohobate.training.memory_check import check_memory
 from tasks.preflight.devices import Device
-from tasks.preflight.inference_memory import Parts, of_capture, of_generation, of_vllm
-from tasks.preflight.phases import PHASES
-from tasks.preflight.smallest_change import Training, as_settings, smallest_change
+from tasks.preflight.embedders import KINDS
+from tasks.preflight.inference_memory import (
+    Parts,
+    answering_of,
+    of_capture,
+    of_evaluation,
+    of_generation,
+    of_vllm,
+)
+from tasks.preflight.smallest_change import (
+    Training,
+    as_settings,
+    batching_of,
+    flow,
+    smallest_change,
+    with_tokens,
+)
+from tasks.preflight.stage_memory import StageMemory, with_smaller_batch
 
 if TYPE_CHECKING:
     from cohobate.methods.phase import Phase
@@ -39,53 +54,10 @@ DeviceOf = Callable[[str, int], Device]
 def size_of(outline: ModelInfo, record: Mapping[str, Any] | None = None) -> ModelSize:
     """Return the size of a model, or of the student made from it by `record`."""
     sizes = record or outline.to_json()
-    return ModelSize.of(
+    size = ModelSize.of(
         outline.config, sizes["parameters"], sizes["parameters_of_embeddings"], sizes["layers"]
     )
-
-
-@dataclass(frozen=True)
-class StageMemory:
-    """What one worker of a stage takes of its device."""
-
-    stage: str
-    """Its address, such as `train@kd`."""
-    parts: Parts
-    """Bytes at the peak, with rows of `max_tokens`."""
-    short: Parts
-    """The same with rows of 32 tokens."""
-    device: Device
-    workers: int = 1
-    fix: str = ""
-    """Options of `cohobate run` with which it fits; empty where it does, or nothing helps."""
-
-    @property
-    def total(self) -> int:
-        """Bytes of all parts together."""
-        return sum(self.parts.values())
-
-    @property
-    def fits(self) -> bool | None:
-        """Whether rows of `max_tokens` fit; None where the device's memory is not known."""
-        return None if self.device.available is None else self.total <= self.device.available
-
-    @property
-    def fits_short(self) -> bool:
-        """Whether short rows fit, as far as is known."""
-        return self.device.available is None or sum(self.short.values()) <= self.device.available
-
-    def check(self) -> None:
-        """Refuse a stage that does not fit even with short rows.
-
-        Raises:
-            UserError: with the smallest change that would fit.
-        """
-        if self.device.available is None:
-            return
-        section, _, key = self.stage.partition("@")
-        where = "params.yaml, " + (f"{section}.{key}" if section in PHASES else section)
-        fix = f"cohobate run {self.fix}" if self.fix else ""
-        check_memory(self.stage, self.short, self.device.available, where=where, fix=fix)
+    return replace(size, generates=sizes.get("type") not in ("classifier", *KINDS))
 
 
 class Memory:
@@ -102,26 +74,114 @@ class Memory:
         self.device_of = device_of
 
     def stages(
-        self, adapt: Any, generate: GenerateParams, capture: CaptureParams
+        self,
+        adapt: Any,
+        generate: GenerateParams,
+        capture: CaptureParams,
+        document: Mapping[str, Any],
     ) -> Iterator[StageMemory]:
-        """Yield the memory of every stage that a model runs in, in the order of the round."""
+        """Yield the memory of every stage that a model runs in, in the order of the round.
+
+        Args:
+            adapt: its section.
+            generate: its section.
+            capture: its section.
+            document: params.yaml, for the sections of stages that compare models.
+        """
         for key, size in self.teachers.items():
             if isinstance(adapt, Hyperparameters):
                 yield self._of_tuning(f"adapt@{key}", size, adapt)
+            elif adapt.dev_rows:
+                yield self._of_dev_answers(f"adapt@{key}", size, adapt)
             backend, stage = generate.backend_of(key), f"generate@{key}"
-            device = self.device_of(stage, 1)
             if isinstance(backend, Transformers):
-                parts = of_generation(size, backend, device)
-                yield StageMemory(stage, parts, parts, device)
+                estimate = self._of_generation(stage, size, backend)
+                # `backends` of single teachers go before what the fix would set
+                yield replace(estimate, fix="") if key in generate.backends else estimate
             elif isinstance(backend, Vllm):
+                device = self.device_of(stage, 1)
                 parts = of_vllm(size, backend, device)
                 yield StageMemory(stage, parts, parts, device)
             if copies := _copies(capture.teacher_workers):
-                device = self.device_of(f"capture@{key}", 1)
-                parts = _sum([of_capture(size, capture, device)] * copies)
-                yield StageMemory(f"capture@{key}", parts, parts, device)
+                yield self._of_capture(f"capture@{key}", size, capture, copies)
         for key, phase in self.phases.items():
             yield self._of_stage(key, phase)
+        yield from self._of_comparisons(document)
+
+    def _of_generation(self, stage: str, size: ModelSize, backend: Transformers) -> StageMemory:
+        device = self.device_of(stage, 1)
+
+        def parts(tokens: int) -> Parts:
+            return of_generation(size, with_tokens(backend, tokens), device)
+
+        most = backend.batching.tokens
+        estimate = StageMemory(stage, parts(most), parts(most), device)
+        written = backend.model_dump(mode="json", exclude_unset=True) | {"type": "transformers"}
+        return with_smaller_batch(
+            estimate, most, parts,
+            lambda n: {"backend": flow(written | {"batching": batching_of(backend, n)})},
+        )  # fmt: skip
+
+    def _of_capture(
+        self, stage: str, size: ModelSize, capture: CaptureParams, copies: int
+    ) -> StageMemory:
+        """Return the memory of so many copies of a teacher that is captured."""
+        device = self.device_of(stage, 1)
+
+        def changes(tokens: int) -> dict[str, int]:
+            return {"batch_tokens": tokens, "chunk_tokens": min(capture.chunk_tokens, tokens)}
+
+        def parts(tokens: int) -> Parts:
+            one = of_capture(size, capture.model_copy(update=changes(tokens)), device)
+            return _sum([one] * copies)
+
+        now = _sum([of_capture(size, capture, device)] * copies)
+        estimate = StageMemory(stage, now, now, device)
+        return with_smaller_batch(estimate, capture.batch_tokens, parts, changes)
+
+    def _of_comparisons(self, document: Mapping[str, Any]) -> Iterator[StageMemory]:
+        """Yield the memory of evaluate and challenge."""
+        students = [_kept(self._start(one), one.keep_layers) for one in self.phases.values()]
+        student = max([self.student, *students], key=lambda size: size.parameters)
+        evaluate = document.get("evaluate") or {}
+        teacher = self.teachers.get(evaluate.get("teacher") or "main")
+        loaded = teacher if evaluate.get("teacher_figures") != "answers" else None
+        # the teacher stays, students come one by one; champion and challenger are both of them
+        evaluated = self._of_answering("evaluate", [*filter(None, [loaded]), student], document)
+        if loaded and evaluated.fits is False and not evaluated.fix:
+            alone = self._of_answering("evaluate", [student], document)
+            if alone.fits:
+                fix = as_settings("evaluate", {"teacher_figures": "answers"})
+                evaluated = replace(evaluated, fix=fix)
+        yield evaluated
+        yield self._of_answering("challenge", [student, student], document)
+
+    def _of_answering(
+        self, stage: str, sizes: list[ModelSize], document: Mapping[str, Any]
+    ) -> StageMemory:
+        """Return the memory of a stage that compares models."""
+        answering, device = answering_of(document, stage), self.device_of(stage, 1)
+
+        def parts(tokens: int, rows_of: int | None = None) -> Parts:
+            return of_evaluation(sizes, with_tokens(answering, tokens), device, rows_of)
+
+        most = answering.batching.tokens
+        estimate = StageMemory(stage, parts(most), parts(most, SHORT), device)
+        return with_smaller_batch(
+            estimate, most, parts, lambda n: {"batching": flow(batching_of(answering, n))}
+        )
+
+    def _of_dev_answers(self, stage: str, size: ModelSize, adapt: Any) -> StageMemory:
+        """Return the memory of a teacher that is not tuned, and answers dev rows."""
+        device = self.device_of(stage, 1)
+        if isinstance(adapt.dev_backend, Vllm):
+            parts = of_vllm(size, adapt.dev_backend, device)
+            return StageMemory(stage, parts, parts, device)
+        answering = Answering(precision=adapt.precision, threads=adapt.threads)
+        long, short = (of_evaluation([size], answering, device, n) for n in (None, SHORT))
+        estimate = StageMemory(stage, long, short, device)
+        fix = "" if estimate.fits is not False else as_settings("adapt", {"dev_rows": 0})
+        return replace(estimate, fix=fix)
 
     def of_phase(self, phase: "Phase", tokens: int, device: Device) -> Parts:
         """Return the memory of one worker of a phase with rows of `tokens`, by part."""

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from cohobate.training.device_memory import GIB
 from cohobate.training.memory import PARTS
-from tasks.preflight.memory import StageMemory
+from tasks.preflight.stage_memory import StageMemory
 
 
 def table_lines(stages: Sequence[StageMemory]) -> Iterator[str]:
-    """Yield the lines of the table: GiB of each part on one device, with rows of `max_tokens`.
+    """Yield the lines of the table: GiB of each part on one device, with the longest rows.
 
     Below a stage that does not fit stands the smallest change with which it does.
     """
@@ -34,7 +34,7 @@ def verdict(stage: StageMemory) -> str:
     if short <= stage.device.available:
         # most data have no such rows: nothing is wrong yet
         return (
-            f"{stage.stage}: short rows fit ({short / GIB:.1f} GiB), rows of max_tokens do not; "
+            f"{stage.stage}: short rows fit ({short / GIB:.1f} GiB), the longest do not; "
             f"where there are such, fix: {fix}"
         )
     return (

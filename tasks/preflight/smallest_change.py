@@ -1,10 +1,11 @@
 """The smallest change of params.yaml with which a stage fits into memory."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, Self, TypeVar
 
 from pydantic import ValidationError
 
+from cohobate.generation.requests import Batching
 from cohobate.training.hyperparameters import Hyperparameters
 
 Training = TypeVar("Training", bound=Hyperparameters)
@@ -42,6 +43,37 @@ def smallest_change(
 def as_settings(section: str, changes: Changes) -> str:
     """Return changes as options of `cohobate run`."""
     return " ".join(f"--set {_quoted(f'{section}.{key}={v}')}" for key, v in changes.items())
+
+
+def flow(values: Mapping[str, Any]) -> str:
+    """Return a mapping as YAML on one line, as `--set` reads it."""
+    items = (f"{key}: {flow(x) if isinstance(x, dict) else x}" for key, x in values.items())
+    return "{" + ", ".join(items) + "}"
+
+
+class Batched(Protocol):
+    """A section with a batch in it."""
+
+    @property
+    def batching(self) -> Batching:
+        """The batch."""
+
+    def model_copy(self, *, update: Mapping[str, Any]) -> Self:
+        """Return it with other values."""
+
+
+BatchedSection = TypeVar("BatchedSection", bound=Batched)
+
+
+def with_tokens(section: BatchedSection, tokens: int) -> BatchedSection:
+    """Return a section with so many tokens in a batch."""
+    batching = section.batching.model_copy(update={"tokens": tokens})
+    return section.model_copy(update={"batching": batching})
+
+
+def batching_of(section: Batched, tokens: int) -> dict[str, Any]:
+    """Return the batch of a section as params.yaml spells it, with so many tokens."""
+    return section.batching.model_dump(exclude_unset=True) | {"tokens": tokens}
 
 
 def _quoted(setting: str) -> str:

@@ -32,7 +32,7 @@ from tasks.preflight.checks import check_signals, check_terms, check_width
 from tasks.preflight.classifiers import check_student_kind
 from tasks.preflight.devices import Device, device_of
 from tasks.preflight.embedders import KINDS, check_embedders
-from tasks.preflight.memory import Memory, StageMemory, size_of
+from tasks.preflight.memory import Memory, size_of
 from tasks.preflight.memory_table import table_lines
 from tasks.preflight.phases import (
     check_beginnings,
@@ -42,6 +42,7 @@ from tasks.preflight.phases import (
 )
 from tasks.preflight.references import check_phase
 from tasks.preflight.served import check_served
+from tasks.preflight.stage_memory import StageMemory
 
 
 def run(
@@ -97,7 +98,7 @@ def run(
     check_beginnings(phases, init_student.type)
     teacher_sizes = {key: size_of(outline) for key, outline in outlines.items()}
     memory = Memory(teacher_sizes, size_of(outline, record), phases, _device_of)
-    _check_memory(memory.stages(adapt, generate, capture), teachers)
+    _check_memory(memory.stages(adapt, generate, capture, _document()), teachers)
     pinned = {key: _pinned(teacher, outlines.get(key)) for key, teacher in teachers.items()}
     write_json(MODELS, {"teachers": pinned, "student": record})
     summary = {f"parameters of {key}": pinned[key]["parameters"] for key in outlines}

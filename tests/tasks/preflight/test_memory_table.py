@@ -1,6 +1,8 @@
 """What fits is told for each device, with the smallest change where something does not."""
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -15,9 +17,10 @@ from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.training.memory import PARTS
 from tasks.preflight import devices
 from tasks.preflight.devices import Device, device_of
-from tasks.preflight.memory import Memory, StageMemory
+from tasks.preflight.memory import Memory
 from tasks.preflight.memory_table import table_lines, verdict
 from tasks.preflight.smallest_change import as_settings, smallest_change
+from tasks.preflight.stage_memory import StageMemory
 
 ROWS = "data/curriculum/train.jsonl"
 KD = {
@@ -33,11 +36,18 @@ def phase(**fields: Any) -> Any:
     return validated(Method, KD | fields, "train.kd")
 
 
-def stages(kd: Any, available: int | None, *, count: int | None = None, adapt: Any = None) -> dict:
+def stages(
+    kd: Any,
+    available: int | None,
+    *,
+    count: int | None = None,
+    adapt: Any = None,
+    document: Mapping[str, Any] = MappingProxyType({}),
+) -> dict:
     device = Device("cuda", available, count)
     memory = Memory({"main": BIG}, SMALL, {"train.kd": kd}, lambda stage, workers: device)
     tuning = adapt or NoTuning(type="none")
-    every = memory.stages(tuning, GenerateParams(), CaptureParams())
+    every = memory.stages(tuning, GenerateParams(), CaptureParams(), document)
     return {one.stage: one for one in every}
 
 
@@ -46,7 +56,7 @@ def test_each_stage_has_a_row_with_its_parts_and_its_total() -> None:
     head, *lines = table_lines([*every.values()])
     assert all(part in head for part in PARTS)
     assert [line.split()[0] for line in lines if line[0] != " "] == [*every]
-    assert f"{every['train@kd'].total / GIB:.1f}" in lines[2]
+    assert f"{every['train@kd'].total / GIB:.1f}" in lines[3]
     assert [*table_lines([])] == []
 
 
@@ -65,6 +75,42 @@ def test_fewer_rows_at_once_come_before_another_training() -> None:
     rows = int(kd.fix.rpartition("=")[2])
     assert stages(phase(micro_batch_size=rows), 40 * GIB)["train@kd"].fits
     assert not stages(phase(micro_batch_size=2 * rows), 40 * GIB)["train@kd"].fits
+
+
+def test_models_that_are_compared_are_in_memory_together() -> None:
+    every = stages(phase(), 80 * GIB)
+    assert [*every] == [
+        "adapt@main", "generate@main", "capture@main", "train@kd", "evaluate", "challenge"
+    ]  # fmt: skip
+    both = BIG.parameters + SMALL.parameters
+    assert every["evaluate"].parts["weights"] == 2 * both
+    assert every["challenge"].parts["weights"] == 4 * SMALL.parameters
+    assert every["adapt@main"].parts["weights"] == 2 * BIG.parameters
+    # KV cache and hidden states of a batch, logits of a token of each row
+    cache = 4 * BIG.layers * BIG.keys
+    assert every["evaluate"].parts["activations"] > 8192 * cache
+    assert every["evaluate"].parts["logits"] >= 24 * 128 * BIG.vocabulary
+
+
+def test_a_smaller_batch_is_the_fix_of_frozen_models() -> None:
+    room = stages(phase(), 1 << 60)["evaluate"].total - GIB
+    evaluate = stages(phase(), room)["evaluate"]
+    assert evaluate.fix.startswith("--set 'evaluate.batching={tokens: ")
+    little = 29 * GIB // 2
+    capture = stages(phase(), little)["capture@main"]
+    assert capture.fix.startswith("--set capture.batch_tokens=")
+    generate = stages(phase(), little)["generate@main"]
+    assert generate.fix.startswith("--set 'generate.backend={type: transformers, batching: {tok")
+    # a teacher that is larger than the device: its answers alone, or none
+    every = stages(phase(), 8 * GIB)
+    assert every["evaluate"].fix == "--set evaluate.teacher_figures=answers"
+    assert every["adapt@main"].fix == "--set adapt.dev_rows=0"
+    answers = {"teacher_figures": "answers"}
+    assert stages(phase(), 8 * GIB, document={"evaluate": answers})["evaluate"].fits
+    # vLLM has one model at a time, and its own share of the GPU
+    by_vllm = {"evaluate": {"backend": {"type": "vllm", "gpus": 2}}}
+    parts = stages(phase(), 80 * GIB, document=by_vllm)["evaluate"].parts
+    assert parts["weights"] == 2 * (BIG.parameters + SMALL.parameters)
 
 
 def test_a_live_teacher_that_is_too_large_is_stored() -> None:

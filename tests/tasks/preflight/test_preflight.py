@@ -397,8 +397,11 @@ def test_what_each_stage_takes_is_told(look, monkeypatch):
     head = next(n for n, line in enumerate(messages) if line.startswith("GiB a device"))
     for part in (*PARTS, "total", "available", "device"):
         assert part in messages[head]
-    stages = [line.split()[0] for line in messages[head + 1 : head + 6]]
-    assert stages == ["generate@main", "capture@main", "train@first", "train@kd", "train@next"]
+    stages = [line.split()[0] for line in messages[head + 1 : head + 9]]
+    assert stages == [
+        "adapt@main", "generate@main", "capture@main", "train@first", "train@kd", "train@next",
+        "evaluate", "challenge",
+    ]  # fmt: skip
 
 
 def test_a_phase_that_cannot_fit_is_refused_by_name(look, monkeypatch):
