@@ -1,7 +1,8 @@
 """Estimates of the memory that training takes at its peak, from sizes alone: nothing is loaded.
 
-An estimate adds up what is allocated at each of four moments of an update, and takes the largest:
-the head's loss, the live teacher's pass, the begin of the backward pass, and the optimiser's step.
+An estimate adds up what is allocated at each of five moments of an update, and takes the largest:
+the head's loss, the live teacher's pass, the begin and the end of the backward pass, and the
+optimiser's step.
 The bytes that a layer keeps for its backward pass are counted, not fitted: they are those of the
 tensors that autograd saves (tests/cohobate/training/test_memory.py counts them again). What the
 heap adds on a CPU is measured (`_HEAP`); what a GPU's allocator adds is not in it. `python -m
@@ -22,9 +23,15 @@ PROGRAM_BYTES = 520 << 20
 GPU_CONTEXT_BYTES = 1 << 30
 """Bytes of a GPU that CUDA's context and libraries take. An estimate, not measured."""
 _MOMENTS = {"adamw": 8, "adafactor": 0, "sgd": 0}  # bytes a trained weight
-_HEAP = 1.15
+_HEAP = 1.25
 """What activations take of a CPU's memory, over the tensors themselves: the heap does not give back
-all that is freed. Measured: 9 to 20 % of all tensors in `python -m benchmarks.memory`."""
+all that is freed. Measured by `python -m benchmarks.memory`: 1.12 with rows of 128 tokens, 1.22 to
+1.27 with longer ones, 1.23 to 1.34 in bfloat16."""
+_HEAP_OF_LORA = 1.4
+"""The same where small tensors of updates lie between large ones. Measured: 1.33 and 1.48."""
+_HEAP_OF_CHECKPOINTING = 2.0
+"""The same where the activations of one block are made again and again, between gradients that
+stay. Measured: 1.7 and 2.8, of activations that are a third of those without it."""
 _BLOCKWISE = 32 << 20
 """Bytes of the elementwise part of the head's loss on a CPU, whatever the vocabulary."""
 
@@ -119,9 +126,8 @@ def peak_memory(
         size, hyperparameters, tokens, tuple(teachers), placement, at_once * rows_each,
         accumulates=at_once < share,
     )  # fmt: skip
-    most = max(update.moments(), key=lambda parts: sum(parts.values()))
-    if update.on_cpu:
-        most |= {part: int(_HEAP * most.get(part, 0)) for part in (ACTIVATIONS, LOGITS)}
+    moments = [update.with_heap(parts) for parts in update.moments()]
+    most = max(moments, key=lambda parts: sum(parts.values()))
     return {part: most.get(part, 0) for part in PARTS}
 
 
@@ -168,6 +174,14 @@ class _Update:
     def shards(self) -> int:
         return self.placement.shards(self.how)
 
+    def with_heap(self, parts: dict[str, int]) -> dict[str, int]:
+        """Return the parts of a moment with what a CPU's heap adds to their tensors."""
+        if not self.on_cpu:
+            return parts
+        share = _HEAP_OF_LORA if self.how.adapter.type == "lora" else _HEAP
+        share = _HEAP_OF_CHECKPOINTING if self.how.activation_checkpointing else share
+        return parts | {part: int(share * parts.get(part, 0)) for part in (ACTIVATIONS, LOGITS)}
+
     def moments(self) -> list[dict[str, int]]:
         """Return the parts at each moment that can be the peak."""
         trained, shards = trained_parameters(self.size, self.how), self.shards
@@ -188,13 +202,19 @@ class _Update:
         in_pass = held | {GRADIENTS: before, ACTIVATIONS: self._activations()}
         in_pass[WEIGHTS] += self._cast_blocks()
         teachers_pass = max([0, *(self._teacher_pass(teacher) for teacher in self.teachers)])
-        layer_back = in_pass[ACTIVATIONS] + self._layer_backward()
+        layer_back, complete = self._layer_backward(), 4 * trained // shards + buckets
+        begin = {ACTIVATIONS: in_pass[ACTIVATIONS] + layer_back}
+        begin |= {GRADIENTS: before + self._whole_gradients()}
+        # of the lowest layer, whose activations are the last ones
+        lowest = 0 if self.how.activation_checkpointing else self._layer()
+        end = {ACTIVATIONS: lowest + layer_back}
+        end |= {GRADIENTS: complete + self._whole_gradients()}
         return [
             in_pass | {LOGITS: self._logits()},
             in_pass | {TEACHERS: held[TEACHERS] + teachers_pass},
-            in_pass | {ACTIVATIONS: layer_back, GRADIENTS: before + self._whole_gradients()},
-            held
-            | {GRADIENTS: 4 * trained // shards + buckets, ACTIVATIONS: self._step(), GATHERED: 0},
+            in_pass | begin,
+            held | end,
+            held | {GRADIENTS: complete, ACTIVATIONS: self._step(), GATHERED: 0},
         ]
 
     @property
@@ -245,19 +265,27 @@ class _Update:
         embeddings, head = _trained_ends(self.size, self.how)
         return bool(embeddings if self.size.tied else head)
 
+    def _layer(self) -> int:
+        """Return what one layer keeps for its backward pass."""
+        return self.rows * self.tokens * self._kept.bytes(self.size, self.tokens)
+
     def _activations(self) -> int:
-        a_token, layers = self._kept.bytes(self.size, self.tokens), self.active
-        if self.how.activation_checkpointing:
-            # each block's input, and all of the one that runs again
-            a_token, layers = 4 * self.size.width * layers + a_token, 1
+        """Return what all layers keep in the forward pass."""
+        kept = self._layer() * self.active
+        if self.how.activation_checkpointing:  # each block's input
+            kept = 4 * self.rows * self.tokens * self.size.width * self.active
         # the last layer's output, and its norm
-        return self.rows * self.tokens * (layers * a_token + 12 * self.size.width)
+        return kept + 12 * self.rows * self.tokens * self.size.width
 
     def _layer_backward(self) -> int:
-        """Return what the backward pass of one layer adds to what is kept for it."""
+        """Return what the backward pass of one layer adds to what is kept for it.
+
+        With activation checkpointing also what it keeps, which is made again.
+        """
         mlp = 3 * self._product * self.size.neurons
         scores = 8 * self.size.heads * self.tokens if self._kept.scores else 0
-        return self.rows * self.tokens * (8 * self.size.width + max(mlp, scores))
+        added = self.rows * self.tokens * (8 * self.size.width + max(mlp, scores))
+        return added + (self._layer() if self.how.activation_checkpointing else 0)
 
     def _logits(self) -> int:
         """Return the bytes of the head's loss: logits of one chunk, and what they become."""
