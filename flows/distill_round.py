@@ -20,7 +20,7 @@ from cohobate.dvc_bridge.leftovers import drop_leftovers
 from cohobate.dvc_bridge.versioning import StageNode
 from cohobate.progress import Advance, Event
 from cohobate.terminal import StageLog
-from flows import artifacts, params_schema, placement, stage_seconds
+from flows import artifacts, cluster_capacity, params_schema, placement, stage_seconds
 from flows.api_keys import keys_for
 from flows.events import StageStarted, event_handler
 from flows.placement import StageLostError, StageResult
@@ -101,7 +101,8 @@ def distill_round(
     nodes = select_stages(graph, only)
     resources = resources_for(nodes, document)
     with placement.ray_cluster(root, resources, workspace):
-        placement.check_capacity(
+        cluster_capacity.check(
+            placement.alive_nodes(),
             resources,
             workers_of(nodes, document),
             engines_of(nodes, document),

@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,6 @@ from cohobate.progress import Event, Say, reporting_to
 from cohobate.training.distributed import NODE_LABELS
 from flows import cluster_capacity, local_ray, ray_address, workspaces
 from flows.api_keys import ApiKeys, in_environment
-from flows.cluster_capacity import Engines
 from flows.resources import Resources
 from flows.workspaces import StageBundle, StageChanges, WorkspaceKind, packed_code
 
@@ -208,21 +207,11 @@ def stop_all() -> None:
         ray.cancel(_live.pop(), force=True)
 
 
-def check_capacity(
-    needs: dict[str, Resources],
-    workers: Mapping[str, int] = MappingProxyType({}),
-    engines: Mapping[str, Engines] = MappingProxyType({}),
-    entries: Collection[str] = (),
-) -> None:
-    """Refuse a round with a stage that fits on no node, which Ray would let wait forever.
-
-    Raises:
-        UserError: names the stage and its resources, or how many workers would fit.
-    """
+def alive_nodes() -> list[dict[str, Any]]:
+    """Return the nodes of the cluster that can take work, as Ray has them."""
     import ray
 
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    cluster_capacity.check(alive, needs, workers, engines, entries)
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _submit(

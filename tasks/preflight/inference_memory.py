@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 from cohobate import params
 from cohobate.backends.transformers import Transformers
 from cohobate.backends.vllm import Vllm
-from cohobate.evaluation.answer_logprobs import CHUNK
 from cohobate.evaluation.answering import Answering
 from cohobate.generation.requests import Batching
 from cohobate.models.model_size import ModelSize
@@ -27,6 +26,9 @@ from tasks.preflight.devices import Device
 Parts = dict[str, int]
 _LONG = 1024
 """Tokens of a row whose attention is reckoned blockwise."""
+_COMPARED = 128
+"""Tokens whose distributions two models are compared at (cohobate/evaluation/answer_logprobs.py,
+which imports torch)."""
 
 
 class Inference(NamedTuple):
@@ -77,7 +79,7 @@ def of_evaluation(
     inference = Inference(number, answering.batching, answering.threads)
     parts = inference.parts(sizes, device, rows_of)
     # log-probabilities of teacher and student over a chunk, and what is compared of them
-    compared = max(24 * CHUNK * one.head // one.width for one in sizes)
+    compared = max(24 * _COMPARED * one.head // one.width for one in sizes)
     parts[LOGITS] = max(parts[LOGITS], compared)
     if not isinstance(answering.backend, Vllm):
         return parts

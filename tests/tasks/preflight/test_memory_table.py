@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cohobate.backends.settings import GenerateParams
+from cohobate.evaluation.answer_logprobs import CHUNK
 from cohobate.methods.teacher_tuning import NoTuning, Tuning
 from cohobate.methods.train import Method
 from cohobate.models import checkpoints
@@ -89,7 +90,7 @@ def test_models_that_are_compared_are_in_memory_together() -> None:
     # KV cache and hidden states of a batch, logits of a token of each row
     cache = 4 * BIG.layers * BIG.keys
     assert every["evaluate"].parts["activations"] > 8192 * cache
-    assert every["evaluate"].parts["logits"] >= 24 * 128 * BIG.vocabulary
+    assert every["evaluate"].parts["logits"] >= 24 * CHUNK * BIG.vocabulary
 
 
 def test_a_smaller_batch_is_the_fix_of_frozen_models() -> None:
