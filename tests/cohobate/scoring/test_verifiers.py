@@ -144,5 +144,5 @@ def test_numeric_finds_any_integer(number):
 
 
 def test_an_unknown_verifier_is_refused_by_name():
-    with pytest.raises(ParamsError, match="'exat' is none of exact, label, numeric"):
+    with pytest.raises(ParamsError, match="'exat' is none of exact, label, ranking"):
         verifier(type="exat")
