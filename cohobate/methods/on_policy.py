@@ -67,9 +67,8 @@ class OnPolicy(Phase):
         # an update that replays draws all its rows from the buffer, without repetition
         if 0 < self.sampling.replay < self.batch_size:
             raise ValueError("sampling.replay must hold the answers of one update at least")
-        whole = self.adapter.type == "full" and self.quantisation.type == "none"
-        if self.sampling.writer.type == "vllm" and not whole:
-            raise ValueError("writer vllm needs adapter: {type: full} and no quantisation")
+        if self.sampling.writer.type == "vllm" and self.quantisation.type != "none":
+            raise ValueError("writer vllm generates with whole weights: leave out quantisation")
         if self.sampling.writer.type == "vllm" and self.workers > 1:
             raise ValueError("writer vllm is for one worker: leave out writer, or workers: 1")
         if self.teacher_workers and (self.workers > 1 or self.crosses_tokenizers):

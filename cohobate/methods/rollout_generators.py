@@ -7,6 +7,7 @@ its params in `cohobate/methods/rollout_settings.py`.
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +17,7 @@ from cohobate.errors import UserError
 from cohobate.generation.decoding import decode_batch, plan_batches, stop_ids
 from cohobate.generation.requests import Completion, Request
 from cohobate.methods.rollout_settings import Sampling, VllmSettings
+from cohobate.training.adapters import merged_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -106,8 +108,8 @@ class TransformersGenerator:
 class VllmGenerator:
     """vLLM on the trainer's own GPU, through TRL's VLLMGeneration.
 
-    The weights are copied to vLLM before each call. vLLM samples from random numbers of its own: a
-    run is reproducible as far as vLLM's batches are.
+    The weights are copied to vLLM before each call, with low-rank updates merged. vLLM samples from
+    random numbers of its own: a run is reproducible as far as vLLM's batches are.
     """
 
     def __init__(
@@ -142,6 +144,8 @@ class VllmGenerator:
                 max_completion_length=decoding.max_tokens,
                 generation_kwargs={"stop_token_ids": sorted(stop)},
             )
+        # TRL looks for PEFT's own model; here the updates lie in the student itself
+        self.engine._iter_named_params = partial(merged_weights, model)
 
     def generate(
         self, requests: Sequence[Request], on_finished: OnFinished | None = None

@@ -19,7 +19,7 @@ from cohobate.models.number_formats import NumberFormat, Precision, resolve
 from cohobate.params import Section
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     Blocks = Iterable[nn.Module]
@@ -131,6 +131,27 @@ class Lora(Section):
                 where=f"adapter.target_modules: {self.target_modules}",
                 fix="leave them out; or train them whole: adapter: {type: full}",
             )
+
+
+def merged_weights(model: "PreTrainedModel") -> "Iterator[tuple[str, Tensor]]":
+    """Yield each weight with its name, as it would be with its low-rank update merged into it.
+
+    One at a time, and the model stays as it is: to merge and to take it back would round the base.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted: dict[str, Any] = {
+        f"{name}.base_layer.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
+    for name, weight in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        value = weight.data
+        if module := adapted.get(name):
+            value = value + module.get_delta_weight("default").data.to(value.dtype)
+        yield name.replace(".base_layer.", "."), value
 
 
 def _keep_unmerged(model: "PreTrainedModel", adapted: Any) -> None:

@@ -20,6 +20,7 @@ from cohobate.methods.rollout_settings import ConstantShare, Sampling
 from cohobate.methods.rollouts import StudentRollouts
 from cohobate.methods.train import Method
 from cohobate.params import ParamsError, validated
+from cohobate.training.adapters import Lora, merged_weights
 from tests.cohobate.methods.test_on_policy import ON_POLICY, prompts
 
 SAMPLING = Sampling.model_validate(
@@ -126,10 +127,36 @@ def test_without_vllm_it_says_what_to_do(model, tokenizer) -> None:
     assert "uv pip install vllm" in refused.value.fix
 
 
-def test_an_adapter_and_vllm_do_not_go_together() -> None:
-    fields = ON_POLICY | {"sampling": {"writer": {"type": "vllm"}}, "adapter": {"type": "lora"}}
-    with pytest.raises(ParamsError, match="writer vllm needs"):
-        validated(Method, fields, "train.kd")
+def test_low_rank_updates_are_part_of_the_weights(model, tokenizer, engine) -> None:
+    text = StudentRollouts(model, tokenizer, SAMPLING, ConstantShare(share=1), seed=1, updates=4)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    lora = Lora(type="lora", rank=4)
+    requests = [Request(row.ids[: row.prompt_length].tolist()) for row in prompts()]
+    with lora.attach(model, [], seed=1):
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_B" in name:
+                    weight.normal_(std=0.3)
+        merged = dict(merged_weights(model))
+        generated = text.generator.generate(requests)
+        model.eval()
+        expected = [greedy(model, tokenizer, row) for row in prompts()]
+        # the base stays to the bit
+        bases = {n.replace(".base_layer.", "."): w for n, w in model.named_parameters()}
+        assert all(torch.equal(bases[name], before[name]) for name in before)
+    pairs = zip(requests, generated, strict=True)
+    assert [[*request.ids, *answer.ids] for request, answer in pairs] == expected
+    assert merged.keys() == before.keys()
+    after = dict(model.named_parameters())
+    assert all(torch.allclose(after[name], merged[name], atol=1e-6) for name in merged)
+    assert any(not torch.equal(before[name], merged[name]) for name in merged)
+
+
+def test_a_quantised_student_and_vllm_do_not_go_together() -> None:
+    whole = ON_POLICY | {"sampling": {"writer": {"type": "vllm"}}}
+    validated(Method, whole | {"adapter": {"type": "lora"}}, "train.kd")
+    with pytest.raises(ParamsError, match="leave out quantisation"):
+        validated(Method, whole | {"quantisation": {"type": "int8"}}, "train.kd")
 
 
 @pytest.mark.gpu
