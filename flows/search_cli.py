@@ -102,6 +102,7 @@ def _say(one: "TrialResult", study: "SearchStudy", search: "Search") -> None:
         f"{one.name}  {score}  {one.figures['seconds']:.0f} s  {plain(search.label(one.drawn))}  "
         f"[dim]{leader}; {len(study.results())} of {search.budget.trials} trials[/]",
         highlight=False,
+        soft_wrap=True,
     )
     if why := one.figures.get("why"):
         err.print(f"      {plain(why.splitlines()[0])}", style="yellow", highlight=False)
