@@ -1,14 +1,19 @@
 """ONNX form: a graph from token ids to logits, for runtimes without Python."""
 
 import logging
+import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from cohobate.data.records import Row
 from cohobate.generation.decoding import suppression_bias
 from cohobate.models import checkpoints
+from tasks.export import onnx_classifier
 from tasks.export.form import Form, Questions, Tolerance, not_installed
 
 if TYPE_CHECKING:
@@ -20,20 +25,27 @@ GRAPH = "model.onnx"
 
 
 class Onnx(Form):
-    """One graph without a cache, in float32: each new token reads the whole text again.
+    """One graph without a cache: each new token reads the whole text again.
 
-    That is dear for long answers, and right for labels and other short ones.
+    That is dear for long answers, and right for labels and other short ones. Of a classifier it is
+    the whole answer: from the ids of a text to the logits of its labels.
     """
 
     type: Literal["onnx"]
+    weights: Literal["float32", "int8"] = Field(
+        "float32", exclude_if=lambda numbers: numbers == "float32"
+    )
+    """`int8`: matrix products in 8 bits, activations quantised as they come (onnxruntime's dynamic
+    quantisation); a quarter of the bytes."""
     tolerance: Tolerance = Tolerance(score=0.01, agreement=0.97)
 
     reader: ClassVar[str] = "onnxruntime"
+    writes_classifiers: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
-        """Return `onnx`."""
-        return self.type
+        """Return `onnx` or `onnx-int8`."""
+        return self.type if self.weights == "float32" else f"{self.type}-{self.weights}"
 
     @property
     def usage(self) -> str:
@@ -52,21 +64,38 @@ class Onnx(Form):
             "The graph keeps no cache: made for short answers."
         )
 
+    def usage_of(self, folder: Path) -> str:
+        """Return a few lines of onnxruntime that fit the model."""
+        return onnx_classifier.USAGE if checkpoints.is_classifier(folder) else self.usage
+
     def write(self, student: Path, folder: Path) -> None:
-        """Trace the model with free batch and length; put the tokenizer beside the graph."""
+        """Trace the model with free batch and length; put the tokenizer beside the graph.
+
+        Of a classifier also the configuration, which has its labels.
+        """
         try:
             import onnxscript  # noqa: F401  what torch.onnx stands on
         except ImportError as error:
             raise not_installed("onnxscript", self.type) from error
         model, tokenizer = checkpoints.load(student)
         tokenizer.save_pretrained(folder)
-        _traced(model).save(str(folder / GRAPH))
+        graph = folder / GRAPH
+        if checkpoints.is_classifier(student):
+            shutil.copyfile(student / "config.json", folder / "config.json")
+            with _quiet():
+                onnx_classifier.traced(model).save(str(graph))
+        else:
+            _traced(model).save(str(graph))
+        if self.weights == "int8":
+            _quantise(graph)
 
     def answers(self, folder: Path, questions: Questions) -> list[str]:
         """Answer prompt after prompt with onnxruntime."""
         from cohobate.data.tokenized import prompt_ids
 
         session = self._session(folder, questions.threads)
+        if checkpoints.is_classifier(folder):
+            return onnx_classifier.answers(session, folder, questions.prompts)
         tokenizer = checkpoints.load_tokenizer(folder)
         return [
             tokenizer.decode(_greedy(session, ids, questions.max_tokens, tokenizer.eos_token_id))
@@ -78,6 +107,8 @@ class Onnx(Form):
         from cohobate.data.tokenized import encode_all
 
         session = self._session(folder, threads)
+        if checkpoints.is_classifier(folder):
+            return onnx_classifier.losses(session, folder, rows)
         tokenizer = checkpoints.load_tokenizer(folder)
         return [_loss(session, text) for text in encode_all(tokenizer, rows)]
 
@@ -117,6 +148,30 @@ def _greedy(session: Any, prompt: list[int], most: int, end: int) -> list[int]:
     return written
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Trace within the block, without gradients and without notes that mean nothing here."""
+    import torch
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of operators that no graph here has
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _quantise(graph: Path) -> None:
+    """Replace a graph in float32 by one with products in 8 bits."""
+    try:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    except ImportError as error:
+        raise not_installed("onnxruntime with onnx", "onnx") from error
+    logging.getLogger().setLevel(max(logging.getLogger().level, logging.ERROR))
+    whole = graph.with_name("float32.onnx")
+    graph.rename(whole)
+    quantize_dynamic(whole, graph, weight_type=QuantType.QInt8)
+    whole.unlink()
+
+
 def _traced(model: Any) -> Any:
     import torch
 
@@ -135,9 +190,7 @@ def _traced(model: Any) -> Any:
             return logits_BSV if self.never is None else logits_BSV + self.never
 
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of operators that no graph here has
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")
+    with _quiet():
         return torch.onnx.export(
             Logits().eval(),
             (torch.ones(2, 7, dtype=torch.long),),

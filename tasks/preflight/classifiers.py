@@ -12,7 +12,7 @@ from cohobate.errors import UserError
 if TYPE_CHECKING:
     from cohobate.methods.phase import Phase
 
-FORMS = frozenset({"safetensors"})
+FORMS = frozenset({"safetensors", "onnx"})
 """The export forms of a classifier."""
 _CLASSIFY = "method: classify, with targets: the same file as rows"
 _REASONS = {

@@ -15,7 +15,7 @@ from cohobate.data.records import Row
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from tasks.export.form import Form, Questions
-from tasks.export.safetensors import greedy_answers
+from tasks.export.safetensors import greedy_answers, read_losses
 from tasks.export.stage import AnyForm
 
 WORDS = ["a small", " animal", " plant", "Definition:", " person", "q", " zz", "naïve 漢字", "1 23"]
@@ -210,3 +210,57 @@ def test_losses_are_those_of_the_original_where_a_runtime_gives_them(
         assert losses is None
     else:
         assert losses == pytest.approx(read_losses(checkpoint, "float32", rows, 1), abs=1e-4)
+
+
+@pytest.mark.slow  # torch.onnx takes long to import
+class TestClassifier:
+    @pytest.fixture
+    def classifier(self, tokenizer: Any, tmp_path: Path, one_thread: None) -> Path:
+        from transformers import AutoModelForSequenceClassification
+
+        from cohobate.scoring.labels import LabelSet
+        from cohobate.scoring.verifiers import Label
+        from tests import tiny_models
+
+        tiny_models.make_encoder(tokenizer).save_pretrained(tmp_path / "encoder")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                tmp_path / "encoder", num_labels=3
+            )
+            torch.nn.init.normal_(model.classifier.weight)
+        LabelSet(("animal", "person", "plant"), Label(type="label")).write_into(model.config)
+        checkpoints.save(model, tokenizer, tmp_path / "student", {})
+        return tmp_path / "student"
+
+    @pytest.mark.parametrize(
+        ("weights", "least", "near"), [("float32", 1.0, 1e-4), ("int8", 0.9, 0.2)]
+    )
+    def test_onnxruntime_gives_the_labels_of_the_original(
+        self, classifier: Path, tmp_path: Path, weights: str, least: float, near: float
+    ) -> None:
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        chosen = form(type="onnx", weights=weights)
+        answers = through(chosen, classifier, tmp_path / "out")
+        assert set(answers) > {"animal"}  # it tells texts apart
+        assert agreement(answers, original(classifier)) >= least
+        rows = [Row(id="0", prompt=p, answer=a) for p in PROMPTS[:6] for a in (" plant", " stone")]
+        losses = chosen.losses(tmp_path / "out", rows, 1)
+        tested = read_losses(classifier, "float32", rows, 1)
+        np.testing.assert_allclose(losses[::2], tested[::2], atol=near)
+        assert np.isinf(losses[1::2]).all()  # a stone is none of the labels
+        assert checkpoints.is_classifier(tmp_path / "out")
+
+    def test_the_graph_reads_a_padded_batch_as_its_card_says(
+        self, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        chosen, out = form(type="onnx"), tmp_path / "out"
+        answers = through(chosen, classifier, out)
+        code = chosen.usage_of(out).removeprefix("```python\n").removesuffix("```")
+        monkeypatch.chdir(out)
+        printed: list[Any] = []
+        exec(code, {"prompts": PROMPTS, "print": printed.append})
+        assert printed == [answers]
