@@ -67,7 +67,23 @@ def engines_of(nodes: list[StageNode], document: dict[str, Any]) -> dict[str, En
                 where, backend = f"{node.name}.backends.{item}", section["backends"][item]
             if isinstance(backend, dict) and (started := _engines(backend, where)):
                 engines[node.address] = started
+        if node.name in ("train", "assist", "capture") and (teachers := _teachers(node, section)):
+            engines[node.address] = teachers
     return engines
+
+
+def _teachers(node: StageNode, section: dict[str, Any]) -> Engines | None:
+    """Return the teacher's copies in Ray actors of a phase, or of a capture."""
+    item = node.address.partition("@")[2]
+    key = "capture" if node.name == "capture" else f"{node.name}.{item}"
+    settings = (section if node.name == "capture" else section.get(item) or {}).get(
+        "teacher_workers"
+    )
+    if not settings or not settings.get("gpus_each"):
+        return None
+    where = f"{key}.teacher_workers"
+    count = settings.get("workers", 1)
+    return Engines(where, count, settings["gpus_each"], True, f"{where}.workers")
 
 
 def _engines(backend: dict[str, Any], where: str) -> Engines | None:

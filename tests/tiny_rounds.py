@@ -116,6 +116,19 @@ _SIGNALS = (
     "init_student={type: pretrained, model: small}",
     "curriculum.difficulty={type: length}",
 )
+_OWN_TEXT = (
+    "train.own={method: on_policy, from: train/kd, rows: data/curriculum/train.jsonl, targets: "
+    "models/adapt/main, terms: [{type: forward_kl}], updates: 2, learning_rate: 0.001, sampling: "
+)
+_DECODING = "decoding: {max_tokens: 4, temperature: 1}"
+_ON_POLICY = {
+    # ids of the student's choice, behind prompts that the teacher alone reads
+    "vllm": (
+        f"{_OWN_TEXT}{{candidates: 4, {_DECODING}}}}}",
+        'collect.teacher_prompt={text: "Definitions. {prompt}"}',
+    ),
+    "sglang": (f"{_OWN_TEXT}{{{_DECODING}}}}}",),
+}
 _GRAMMAR = 'root ::= " animal" | " plant" | " person"'
 SERVED = [
     Round(
@@ -128,6 +141,7 @@ SERVED = [
             "generate.prompts=both",
             "generate.reference_answers=keep",
             *_SIGNALS,
+            *_ON_POLICY[kind],
         ),
         served=kind,
     )

@@ -93,6 +93,21 @@ def test_copies_of_a_model_need_gpus_that_are_there() -> None:
     assert not engines_of(nodes, {"generate": {"backend": {"type": "transformers", "workers": 2}}})
 
 
+def test_teachers_in_actors_need_their_gpus() -> None:
+    document = {
+        "train": {"own": {"teacher_workers": {"workers": 6, "gpus_each": 2}}, "sft": {}},
+        "capture": {"teacher_workers": {"workers": 2}},
+    }
+    names = ("train@own", "train@sft", "capture@main")
+    nodes = [StageNode(name, name.partition("@")[0], (), ()) for name in names]
+    engines = engines_of(nodes, document)
+    assert [*engines] == ["train@own"]
+    with pytest.raises(UserError, match="6 copies of a model with 2 GPUs each") as caught:
+        check(GPUS, {"train@own": Resources()}, {}, engines)
+    fix = "cohobate run --set train.own.teacher_workers.workers=4, or add nodes"
+    assert caught.value.fix == fix
+
+
 def test_stages_that_start_several_workers() -> None:
     document = {"train": {"kd": {"workers": 4}, "sft": {}}, "filter": {"workers": 1}, "seeds": [1]}
     names = ("train@kd", "train@sft", "filter", "collect")
