@@ -77,6 +77,8 @@ class ReferenceLogprobs:
         adapter = phase.adapter
         if adapter.type == "lora" and adapter.base_format != "float32":
             decided_by.append(adapter.base_format)  # the base's rounding, and no update yet
+        if adapter.type == "lora" and adapter.base_precision == "nf4":
+            decided_by.append("nf4")
         text = json.dumps(decided_by, sort_keys=True)
         key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         return cls(REFERENCES / key, chosen, rejected, phase.rows_at_once)

@@ -5,7 +5,7 @@ be published by themselves too, in PEFT's format.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from weakref import WeakKeyDictionary
@@ -56,9 +56,13 @@ class Lora(Section):
     """Dropout of the inputs of A."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear maps, such as `[q_proj, v_proj]`; all but the head when not given."""
-    base_precision: Precision = Field("float32", exclude_if=lambda chosen: chosen == "float32")
+    base_precision: Precision | Literal["nf4"] = Field(
+        "float32", exclude_if=lambda chosen: chosen == "float32"
+    )
     """Number format of the frozen weights. bfloat16 halves their memory, and rounds nothing where
-    the start is stored in it; auto: where the processor is fast in it."""
+    the start is stored in it; auto: where the processor is fast in it. nf4 (QLoRA) holds the linear
+    layers in 4 bits, the rest as auto does, by bitsandbytes (`pip install -e ".[quantised]"`), on a
+    CPU too; the published weights are those that the 4 bits stand for, and the updates."""
 
     save_adapter: bool = Field(False, exclude_if=lambda chosen: not chosen)
     """Publish the updates by themselves too, as PEFT reads them:
@@ -79,12 +83,29 @@ class Lora(Section):
             UserError: no linear map has such a name, or the head or the embeddings have it.
         """
         import torch
-        from peft import get_peft_model
 
-        from cohobate.models.mapped_weights import cast, shown_as_cast
+        from cohobate.models.mapped_weights import cast
+        from cohobate.training.four_bit_base import four_bit_blocks
 
         # before the updates, which stay float32
         cast(model, getattr(torch, self.base_format))
+        four_bit = four_bit_blocks(model) if self.base_precision == "nf4" else nullcontext()
+        with four_bit:
+            adapted = self._adapt(model, frozen_blocks, seed)
+            yield
+        if self.save_adapter:
+            _keep_unmerged(model, adapted)
+        # the sum of base and update is rounded once, when it is saved
+        model.float()
+        adapted.merge_and_unload()
+
+    def _adapt(self, model: "PreTrainedModel", frozen_blocks: "Blocks", seed: int) -> Any:
+        """Give a model its updates; return PEFT's wrapper of it."""
+        import torch
+        from peft import get_peft_model
+
+        from cohobate.models.mapped_weights import shown_as_cast
+
         # the updates draw from `seed`; the random state that dropout draws from stays as it is
         with torch.random.fork_rng(), shown_as_cast(model):
             torch.manual_seed(seed)
@@ -96,17 +117,13 @@ class Lora(Section):
         # peft adapts every block; B is zero at first, so a frozen update merges as no change
         for block in frozen_blocks:
             block.requires_grad_(False)
-        yield
-        if self.save_adapter:
-            _keep_unmerged(model, adapted)
-        # the sum of base and update is rounded once, when it is saved
-        model.float()
-        adapted.merge_and_unload()
+        return adapted
 
     @property
     def base_format(self) -> NumberFormat:
-        """The number format of the frozen weights on this machine."""
-        return resolve(self.base_precision, accelerator())
+        """The number format of the frozen weights on this machine; but for those in 4 bits."""
+        chosen = "auto" if self.base_precision == "nf4" else self.base_precision
+        return resolve(chosen, accelerator())
 
     def _config(self) -> Any:
         from peft import LoraConfig

@@ -41,7 +41,7 @@ def training_arguments(
         adam_beta1=hyperparameters.betas[0],
         adam_beta2=hyperparameters.betas[1],
         max_grad_norm=hyperparameters.clip,
-        optim={"adamw": "adamw_torch_fused"}.get(
+        optim={"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_torch_8bit"}.get(
             hyperparameters.optimiser, hyperparameters.optimiser
         ),
         seed=seed,

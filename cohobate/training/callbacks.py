@@ -50,7 +50,8 @@ class HistoryCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Record the update; its learning rate is that of the step that comes now."""
-        update = self.trainer.close_update(kwargs["optimizer"].param_groups[0]["lr"])
+        # some optimizers have it as a tensor
+        update = self.trainer.close_update(float(kwargs["optimizer"].param_groups[0]["lr"]))
         if self.curves is not None:
             self.curves.add(update)
 

@@ -6,6 +6,7 @@ They lie outside of what any stage writes, below a hash of everything that decid
         weights.safetensors      trained weights, and buffers
         optimizer.safetensors    the optimizer's moments, `<parameter>.<name>`
         shard-00001-model-….safetensors, one a worker: its share of both, where they are sharded
+        moments-00001.safetensors, one a worker, in place of those: moments in 8 bits
         state.json               history, learning rate schedule, random states of each worker
         manifest.json            size and sha256 of each file
 
@@ -178,17 +179,22 @@ def write_state(
     from safetensors.torch import save_file
 
     from cohobate import processes
+    from cohobate.training import eight_bit_adamw
 
     # safetensors holds flat names of tensors; all that is no tensor goes into state.json
     moving, state = _moving(module), optimizer.state_dict()
-    shares.write(folder, moving, state["state"])
+    moments = state["state"]
+    if eight_bit_adamw.is_eight_bit(optimizer):
+        eight_bit_adamw.write(folder, moments)
+        moments = {}
+    shares.write(folder, moving, moments)
     if processes.rank():
         return
     weights = {name: tensor.cpu() for name, tensor in shares.whole(moving).items()}
     save_file(weights, folder / WEIGHTS)
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
-    for number, values in state["state"].items():
+    for number, values in moments.items():
         for name, value in shares.whole(values).items():
             key = f"{number}.{name}"
             if isinstance(value, torch.Tensor):
@@ -197,7 +203,9 @@ def write_state(
                 plain[key] = value
     save_file(tensors, folder / OPTIMIZER)
     rest = {"groups": state["param_groups"], "plain": plain, "schedule": scheduler.state_dict()}
-    (folder / STATE).write_text(json.dumps(extra | {"optimizer": rest}))
+    # learning rates may be tensors
+    text = json.dumps(extra | {"optimizer": rest}, default=lambda tensor: tensor.item())
+    (folder / STATE).write_text(text)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -224,6 +232,8 @@ def restore_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:
     """Load the stored state into the optimizer and the learning rate schedule."""
     from safetensors.torch import load_file
 
+    from cohobate.training import eight_bit_adamw
+
     stored = read_state(folder)["optimizer"]
     # the inverse of `write_state`: "<parameter>.<name>" back to torch's two levels
     state: dict[int, dict[str, Any]] = {}
@@ -233,6 +243,9 @@ def restore_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for number, moments in shares.read_moments(folder, weights).items():
         state.setdefault(number, {}).update(moments)
+    if eight_bit_adamw.is_eight_bit(optimizer):
+        state = eight_bit_adamw.read(folder, weights)
+        eight_bit_adamw.restore_rates(stored, optimizer, scheduler)
     optimizer.load_state_dict({"state": state, "param_groups": stored["groups"]})
     scheduler.load_state_dict(stored["schedule"])
 

@@ -44,8 +44,10 @@ class Hyperparameters(Section):
     mixing: Mixing = Field("proportional", exclude_if=lambda mixing: mixing == "proportional")
     """At what rate rows of each task are drawn, where the round has several sources: in proportion
     to their rows; `equal`; `{temperature: 2}`, between the two; or `{weights: {a: 3, b: 1}}`."""
-    optimiser: Literal["adamw", "adafactor", "sgd"] = "adamw"
-    """adafactor keeps a row and a column in place of AdamW's second moments; sgd keeps nothing."""
+    optimiser: Literal["adamw", "adamw_8bit", "adafactor", "sgd"] = "adamw"
+    """adamw_8bit keeps AdamW's moments in 8 bits, 2 bytes a trained weight in place of 8 (torchao:
+    `pip install -e ".[quantised]"`). adafactor keeps a row and a column in place of AdamW's second
+    moments; sgd keeps nothing."""
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -114,6 +116,8 @@ class Hyperparameters(Section):
             raise ValueError("adafactor needs whole gradients: use adamw or sgd, or sharding: off")
         if self.quantisation.type != "none":
             raise ValueError("quantisation rounds whole weights: sharding must be off")
+        if not self.can_shard:
+            raise ValueError("a base in 4 bits is not divided: sharding must be off")
         return self
 
     @model_validator(mode="after")
@@ -134,12 +138,22 @@ class Hyperparameters(Section):
         return resolve(self.precision, checkpoints.accelerator())
 
     @property
+    def in_4_bits(self) -> bool:
+        """Whether the blocks' frozen weights are in 4 bits."""
+        return self.adapter.type == "lora" and self.adapter.base_precision == "nf4"
+
+    @property
+    def can_shard(self) -> bool:
+        """Whether the weights of this training can be shared among workers."""
+        whole = self.optimiser == "adafactor" or self.quantisation.type != "none"
+        return not (whole or self.in_4_bits)
+
+    @property
     def shards(self) -> bool:
         """Whether this process is one of several workers that share the weights."""
         from cohobate import processes
 
-        can = self.optimiser != "adafactor" and self.quantisation.type == "none"
-        auto = self.sharding == "auto" and can and checkpoints.accelerator() != "cpu"
+        auto = self.sharding == "auto" and self.can_shard and checkpoints.accelerator() != "cpu"
         return processes.world_size() > 1 and (self.sharding == "on" or auto)
 
     @property

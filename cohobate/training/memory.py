@@ -22,7 +22,8 @@ PROGRAM_BYTES = 520 << 20
 """Bytes of Python with torch and transformers, before any model."""
 GPU_CONTEXT_BYTES = 1 << 30
 """Bytes of a GPU that CUDA's context and libraries take. An estimate, not measured."""
-_MOMENTS = {"adamw": 8, "adafactor": 0, "sgd": 0}  # bytes a trained weight
+_MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0, "sgd": 0}  # bytes a trained weight
+_NF4_BYTES = 0.5625  # of a weight in 4 bits, with its part of a float32 scale for each 64
 _HEAP = 1.25
 """What activations take of a CPU's memory, over the tensors themselves: the heap does not give back
 all that is freed. Measured by `python -m benchmarks.memory`: 1.12 with rows of 128 tokens, 1.22 to
@@ -37,16 +38,8 @@ _RETURNED = 32 << 20
 _BLOCKWISE = 32 << 20
 """Bytes of the elementwise part of the head's loss on a CPU, whatever the vocabulary."""
 
-WEIGHTS, GATHERED, GRADIENTS, OPTIMISER, ACTIVATIONS, LOGITS, TEACHERS, PROGRAM = (
-    "weights",
-    "gathered",
-    "gradients",
-    "optimiser",
-    "activations",
-    "logits",
-    "live teachers",
-    "the program",
-)
+WEIGHTS, GATHERED, GRADIENTS, OPTIMISER = "weights", "gathered", "gradients", "optimiser"
+ACTIVATIONS, LOGITS, TEACHERS, PROGRAM = "activations", "logits", "live teachers", "the program"
 PARTS = (WEIGHTS, GATHERED, GRADIENTS, OPTIMISER, ACTIVATIONS, LOGITS, TEACHERS, PROGRAM)
 """`gathered`: weights that a sharded model has whole for the moment."""
 
@@ -69,10 +62,8 @@ class Placement:
 
     def shards(self, hyperparameters: Hyperparameters) -> int:
         """Return among how many workers a weight, its gradient and its moments are divided."""
-        can = (
-            hyperparameters.optimiser != "adafactor" and hyperparameters.quantisation.type == "none"
-        )
-        auto = hyperparameters.sharding == "auto" and can and self.device != "cpu"
+        auto = hyperparameters.sharding == "auto" and self.device != "cpu"
+        auto = auto and hyperparameters.can_shard
         return self.workers if hyperparameters.sharding == "on" or auto else 1
 
 
@@ -221,9 +212,12 @@ class _Update:
 
     @property
     def _base(self) -> int:
-        """Bytes of a weight: float32, but for a frozen one under LoRA."""
+        """Bytes of a weight that is not in 4 bits: float32, but for a frozen one under LoRA."""
         adapter, device = self.how.adapter, self.placement.device
-        return BYTES[resolve(adapter.base_precision, device)] if adapter.type == "lora" else 4
+        if adapter.type != "lora":
+            return 4
+        chosen = "auto" if adapter.base_precision == "nf4" else adapter.base_precision
+        return BYTES[resolve(chosen, device)]
 
     @property
     def _product(self) -> int:
@@ -232,14 +226,16 @@ class _Update:
 
     def _weights(self) -> int:
         updates = trained_parameters(self.size, self.how) if self.how.adapter.type == "lora" else 0
-        return self._base * self.size.parameters + 4 * updates
+        in_4_bits = self.size.body if self.how.in_4_bits else 0
+        others = self.size.parameters - in_4_bits
+        return int(_NF4_BYTES * in_4_bits) + self._base * others + 4 * updates
 
     def _cast_blocks(self) -> int:
         """Return what autocast keeps of each linear map until the backward pass has used it.
 
         Sharded blocks are gathered in bfloat16 already.
         """
-        casts = self.half and self._base == 4 and self.shards == 1
+        casts = self.half and self._base == 4 and self.shards == 1 and not self.how.in_4_bits
         return 2 * self.size.block * self.active if casts else 0
 
     def _cast_head(self) -> int:
@@ -331,9 +327,11 @@ class _Update:
         )
 
     def _step(self) -> int:
-        # Adafactor makes its update of one weight matrix at a time, squared first
+        # Adafactor makes its update of one weight matrix at a time, squared first; AdamW with
+        # moments in 8 bits has both of one matrix in float32 twice
         largest = max(self.size.width * self.size.neurons, self.size.head * self._trains_head)
-        return 8 * largest if self.how.optimiser == "adafactor" else 0
+        of_weight = {"adafactor": 8, "adamw_8bit": 16}.get(self.how.optimiser, 0)
+        return of_weight * largest // self.shards
 
 
 def frozen_bytes(size: ModelSize, bytes_per_weight: int, *, on_cpu: bool = True) -> int:

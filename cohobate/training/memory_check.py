@@ -24,7 +24,7 @@ _TOO_HIGH = 1.15
 _FIXES = {
     WEIGHTS: "a smaller student",
     GRADIENTS: "adapter: {type: lora}",
-    OPTIMISER: "optimiser: adafactor, or adapter: {type: lora}",
+    OPTIMISER: "optimiser: adamw_8bit or adafactor, or adapter: {type: lora}",
     ACTIVATIONS: "a smaller micro_batch_size, or activation_checkpointing: true",
     LOGITS: "a smaller chunk_tokens",
     TEACHERS: "stored signals, targets: data/capture/<teacher>",

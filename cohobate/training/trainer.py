@@ -24,12 +24,14 @@ from cohobate.training import checkpointing
 from cohobate.training.arguments import training_arguments
 from cohobate.training.batches import MicroBatches, plan_batches
 from cohobate.training.checkpointing import CheckpointDir
+from cohobate.training.eight_bit_adamw import as_it_is_written
 from cohobate.training.fused_trainer import FusedTrainer, Rollouts
 from cohobate.training.history import Update
 from cohobate.training.hyperparameters import Hyperparameters
 from cohobate.training.memory_check import check_training_memory
 from cohobate.training.model_loss import CausalLMLoss, ModelLoss
 from cohobate.training.model_setup import sharded_weights, training_setup
+from cohobate.training.packages import check_packages
 
 
 def fit(
@@ -115,6 +117,7 @@ def fit_batches(
         label: as in `fit`.
         rollouts: as in `fit`.
     """
+    check_packages({label: hyperparameters})
     torch.set_num_threads(hyperparameters.threads)
     # of all examples, not of this worker's: workers choose the same attention
     longest = max(len(example.ids) for example in data.examples)
@@ -125,7 +128,7 @@ def fit_batches(
     ):
         # first: with them accelerate sets the worker's device, where its share of weights goes
         arguments = training_arguments(hyperparameters, len(curriculum_stages), seed, scratch)
-        with sharded_weights(loss_fn, hyperparameters):
+        with sharded_weights(loss_fn, hyperparameters), as_it_is_written(hyperparameters):
             trainer = FusedTrainer(
                 loss_fn,
                 arguments,

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from cohobate.generation.requests import Batching
 from cohobate.training.hyperparameters import Hyperparameters
+from cohobate.training.packages import is_installed
 
 Training = TypeVar("Training", bound=Hyperparameters)
 Changes = dict[str, Any]
@@ -94,11 +95,15 @@ def _changes(phase: Hyperparameters, devices: int | None) -> Iterator[Changes]:
         yield {"activation_checkpointing": "true"}
     if "workers" in type(phase).model_fields:
         yield from _changes_of_phase(phase, devices)
+    if phase.optimiser == "adamw" and is_installed("torchao"):
+        yield {"optimiser": "adamw_8bit"}
     if phase.optimiser == "adamw" and phase.sharding != "on":
         yield {"optimiser": "adafactor"}
     if phase.adapter.type == "full" and phase.quantisation.type == "none":
         yield {"adapter": "{type: lora}"}
         yield {"adapter": "{type: lora, base_precision: bfloat16}"}
+        if phase.sharding != "on" and is_installed("bitsandbytes"):
+            yield {"adapter": "{type: lora, base_precision: nf4}"}
 
 
 def _changes_of_phase(phase: Any, devices: int | None) -> Iterator[Changes]:

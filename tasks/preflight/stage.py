@@ -27,6 +27,7 @@ from cohobate.progress import say
 from cohobate.students.initialization import StudentInit
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher, Teachers
+from cohobate.training.packages import check_packages
 from tasks.preflight.capacity import check_capacity
 from tasks.preflight.checks import check_signals, check_terms, check_width
 from tasks.preflight.classifiers import check_student_kind
@@ -70,9 +71,9 @@ def run(
     say(f"number format of {describe(checkpoints.accelerator())}")
     check_phase("evaluate.student", student, train)
     check_phase("evaluate.baseline", baseline, train)
-    phases = {f"assist.{key}": phase for key, phase in assist.items()}
-    phases |= {f"train.{key}": phase for key, phase in train.items()}
+    phases = _named("assist", assist) | _named("train", train)
     check_phases(phases, teachers, capture.signals, keep_tokenizer=capture.keep_tokenizer)
+    check_packages({"adapt": adapt, **phases})
     check_embedders(init_student.type, teachers, phases, _document())
     check_student_kind(init_student.type, phases, _document())
     for key, teacher in teachers.items():
@@ -92,8 +93,7 @@ def run(
     if init_student.type not in ("classifier", *KINDS) and capture.signals.type != "labels":
         _check_vocabularies(teachers, outlines, outline, phases)
     check_served(teachers, init_student, phases, generate, capture)
-    sizes = [outline.parameters() for outline in outlines.values()]
-    check_capacity([*sizes, record["parameters"]])
+    check_capacity([*(teacher.parameters() for teacher in outlines.values()), record["parameters"]])
     check_lengths(phases, record.get("context"))
     check_beginnings(phases, init_student.type)
     teacher_sizes = {key: size_of(outline) for key, outline in outlines.items()}
@@ -105,6 +105,11 @@ def run(
     summary |= {"parameters of the student": record["parameters"]}
     write_json(MODELS.with_name("summary.json"), summary | {"vocabulary": len(outline.vocabulary)})
     say(" · ".join(f"{label}: {count / 1e6:.1f}M" for label, count in summary.items()))
+
+
+def _named(section: str, phases: dict[str, Method]) -> dict[str, Method]:
+    """Return phases by their keys in params.yaml, such as `train.kd`."""
+    return {f"{section}.{key}": phase for key, phase in phases.items()}
 
 
 def _check_vocabularies(
