@@ -24,9 +24,10 @@ class Guards(Section):
         self, challenger: Mapping[str, float], champion: Mapping[str, float]
     ) -> dict[str, float]:
         """Return the ratios of the figures that both students have."""
-        # a classifier has no loss on general text, a static embedder no blocks
-        names = [n for n in type(self).model_fields if challenger.get(n) and champion.get(n)]
-        return {name: round(challenger[name] / champion[name], 6) for name in names}
+        # a classifier has no loss on general text
+        names = [n for n in type(self).model_fields if n in challenger and n in champion]
+        # a static embedder has no blocks and no products: 0 of both is no growth
+        return {name: round((challenger[name] or 1) / (champion[name] or 1), 6) for name in names}
 
     def broken(self, growth: Mapping[str, float]) -> list[str]:
         """Return a message for each ratio above its limit."""

@@ -246,3 +246,15 @@ def test_answers_to_raw_text_cannot_be_scored(project: Path, model, tokenizer) -
         run_stage()
     result = run_stage(metric=Perplexity(type="perplexity"))
     assert result["gain"]["mean"] == 0 and not result["promote"]
+
+
+def test_a_model_without_blocks_does_not_grow() -> None:
+    static = {"parameters": 10.0, "flops_per_token": 0.0, "blocks": 0.0}
+    assert Guards().growth(static, static) == {
+        "parameters": 1.0,
+        "flops_per_token": 1.0,
+        "blocks": 1.0,
+    }
+    encoder = static | {"flops_per_token": 50.0, "blocks": 2.0}
+    assert Guards().broken(Guards().growth(encoder, static))
+    assert not Guards().broken(Guards().growth(static, encoder))
