@@ -18,7 +18,7 @@ ADD = re.compile(
 NEW = re.compile(r"New file `(?P<file>[^`]+)`:\n\n```python\n(?P<code>.*?)```", re.S)
 TRY = re.compile(r"Try it:\n\n```python\n(?P<code>.*?)```", re.S)
 SECTIONS = dict(re.findall(r"^## (Adding .*?)\n(.*?)(?=^## |\Z)", TEXT, re.S | re.M))
-KINDS = ("filter", "divergence", "feature", "metric", "teacher", "stage")
+KINDS = ("filter", "divergence", "feature", "metric", "teacher", "kind of student", "stage")
 IMPORTS = "\nfrom typing import Annotated\nfrom pydantic import Field\n\nfrom cohobate"
 
 
@@ -39,6 +39,8 @@ def apply(project: Path, body: str) -> None:
         assert union, f"{example['file']} has no {example['union']}"
         if after.startswith("Annotated["):
             after = re.sub(r"Annotated\[\s*", f"Annotated[{name} | ", after, count=1)
+        elif after.startswith("("):
+            after = f"({name}, {after[1:]}"
         else:  # one kind so far
             first = re.match(r"\w+", after)[0]
             after = f'Annotated[{first} | {name}, Field(discriminator="type")]\n'

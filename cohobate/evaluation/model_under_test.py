@@ -47,6 +47,12 @@ class ModelUnderTest(ABC):
 
     scores_tokens: ClassVar[bool] = True
     """Whether it gives probabilities of the tokens of a text."""
+    unit: ClassVar[str] = "token"  # what the loss of a row is a mean over
+
+    @classmethod
+    @abstractmethod
+    def fits(cls, folder: Path) -> bool:
+        """Say whether a folder holds a model of this kind, by its configuration."""
 
     def __init__(self, folder: Path, precision: Precision, backend: AnswerBackend = LOADED) -> None:
         self.folder, self.precision, self.backend = folder, precision, backend
@@ -112,6 +118,11 @@ class ModelUnderTest(ABC):
 class CausalModel(ModelUnderTest):
     """A causal language model: it generates its answer."""
 
+    @classmethod
+    def fits(cls, folder: Path) -> bool:
+        """Return True: it is what no other kind claims."""
+        return True
+
     def prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return the ids: text as it stands, conversations through the chat template."""
         return prompt_ids(self.tokenizer, prompts)
@@ -175,6 +186,12 @@ class ClassifierModel(ModelUnderTest):
     """A classifier: its answer is its likeliest label, in one pass over the prompt's text."""
 
     scores_tokens: ClassVar[bool] = False
+    unit: ClassVar[str] = "label"
+
+    @classmethod
+    def fits(cls, folder: Path) -> bool:
+        """Say whether the model is one for the classification of texts."""
+        return checkpoints.is_classifier(folder)
 
     def prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return the ids of the prompts' texts."""
@@ -226,11 +243,17 @@ class EmbedderModel(ModelUnderTest):
     """An embedder: its answer to a query is the ranking of the documents nearest to it."""
 
     scores_tokens: ClassVar[bool] = False
+    unit: ClassVar[str] = "document"
     documents: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, precision: Precision) -> None:
         super().__init__(folder, precision)
         self._corpora: dict[tuple[str, ...], Corpus] = {}
+
+    @classmethod
+    def fits(cls, folder: Path) -> bool:
+        """Say whether the model is one of vectors of texts."""
+        return checkpoints.is_embedder(folder)
 
     def with_documents(self, documents: Iterable[str]) -> Self:
         """Return the model with other documents; each once."""
@@ -297,6 +320,15 @@ class EmbedderModel(ModelUnderTest):
         return self._corpora[documents]
 
 
+KINDS = (EmbedderModel, ClassifierModel, CausalModel)
+"""A folder is of the first kind that it fits."""
+
+
+def kind_of(folder: Path) -> type[ModelUnderTest]:
+    """Return the kind of the model in a folder."""
+    return next(kind for kind in KINDS if kind.fits(folder))
+
+
 def open_model(
     folder: Path, precision: Precision, backend: AnswerBackend = LOADED
 ) -> ModelUnderTest:
@@ -311,13 +343,8 @@ def open_model(
     Raises:
         UserError: the folder is damaged, or does not hold every weight of the model.
     """
-    tested: ModelUnderTest
-    if checkpoints.is_embedder(folder):
-        tested = EmbedderModel(folder, precision)
-    elif checkpoints.is_classifier(folder):
-        tested = ClassifierModel(folder, precision)
-    else:
-        tested = CausalModel(folder, precision, backend)
+    kind = kind_of(folder)
+    tested = kind(folder, precision, **({"backend": backend} if kind is CausalModel else {}))
     if not isinstance(tested.backend, Vllm):
         _ = tested.model  # a damaged folder is refused now
     return tested

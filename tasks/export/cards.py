@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cohobate.data.messages import prompt_text
 from cohobate.data.records import COLLECT, EVALUATE, FILTER, GENERATE, MODELS, Row
+from cohobate.evaluation.model_under_test import kind_of
 from cohobate.evaluation.score_text import ScoreText
 from cohobate.models import checkpoints
 from tasks.export.form import Form
@@ -105,6 +106,7 @@ def write_model_card(folder: Path, exported: Exported, student: Student, files: 
         "usage": exported.form.usage_of(folder),
         "pipeline_tag": _pipeline_tag(folder),
         "embedder": checkpoints.is_embedder(folder),
+        "unit": kind_of(folder).unit,
         "bases": [t["model"] for t in files.teachers.values() if t["model"].count("/") == 1],
         "student": student.row,
         "evaluated": files.evaluated,

@@ -14,6 +14,7 @@ from cohobate.data.reasoning import split
 from cohobate.data.records import DEV, Row, read_rows
 from cohobate.data.tool_calls import calls_in
 from cohobate.errors import UserError
+from cohobate.evaluation.model_under_test import kind_of
 from cohobate.scoring.metrics import AnswerScore, LikelihoodScore
 from cohobate.scoring.verifiers import Task
 from tasks.export.form import Form, Questions
@@ -56,6 +57,8 @@ class Rescored:
     original_loss: float
     by_likelihood: bool = False
     """Whether the score is one of the likelihood, whose drift the loss shows."""
+    unit: str = "token"
+    """What the losses are means over; of a classifier `label`."""
 
     def figures(self) -> dict[str, Any]:
         """Return the figures as they go into files."""
@@ -92,7 +95,7 @@ class Rescored:
             f"the form {form.name} drifts from the original: score {self.score:.4f} against "
             f"{self.original:.4f} (may fall by {allowed.score:g}), the same answer on "
             f"{self.agreement:.2%} of {self.rows} dev rows (at least {allowed.agreement:.2%}), "
-            f"loss on the right answers higher by {self.rise:.4f} nats a token (at most "
+            f"loss on the right answers higher by {self.rise:.4f} nats a {self.unit} (at most "
             f"{allowed.loss:g}); nothing is published",
             where="params.yaml, export.forms",
             fix="take another form, or widen its tolerance there",
@@ -168,6 +171,7 @@ class Check:
             fmean(loss for loss, _ in finite) if losses and finite else None,
             fmean(loss for _, loss in finite or pairs),
             isinstance(self.metric, LikelihoodScore),
+            kind_of(folder).unit,
         )
         figures.refuse_drift(form)
         return figures

@@ -6,8 +6,9 @@ Out: data/hard_examples/hardest.jsonl, the prompts as unlabelled rows, hardest f
      data/hard_examples/summary.json
 
 A row's regret is the student's loss on the teacher's answer less the teacher's own, in nats per
-token (Ankner et al. 2024 prune by such a difference). Rows that are hard for both are likely noise,
-and have low regret. Where the teacher gave no log-probability, the student's loss alone counts.
+token, of a classifier per label (Ankner et al. 2024 prune by such a difference). Rows that are hard
+for both are likely noise, and have low regret. Where the teacher gave no log-probability, the
+student's loss alone counts.
 
 Only unlabelled training rows are selected: labelled prompts are in every round. Dev and test rows
 are never used, as that would train on the evaluation.
@@ -73,7 +74,8 @@ def run(
         mean = {"mean_regret": fmean(regrets), "mean_regret_of_hardest": fmean(r for r, _ in kept)}
         summary |= {name: round(value, 4) for name, value in mean.items()}
         summary["number_format"] = resolve(hard_examples.precision, checkpoints.accelerator())
-        say(f"the {len(kept)} hardest rows: {summary['mean_regret_of_hardest']:.3f} nats a token")
+        hardest_mean = summary["mean_regret_of_hardest"]
+        say(f"the {len(kept)} hardest rows: {hardest_mean:.3f} nats a {_unit(student)}")
     elif hard_examples.rows:
         say("nothing is selected: no kept row answers an unlabelled prompt")
     write_json(HARD_EXAMPLES / "summary.json", summary)
@@ -82,15 +84,26 @@ def run(
 def _regrets(hard_examples: HardExamplesParams, phase: str, rows: list[Response]) -> list[float]:
     from cohobate.evaluation.model_under_test import open_model
 
-    seed = json.loads(VERDICT.read_text())["seed"]
-    folder = TRAIN / phase / f"seed-{seed}"
-    student = open_model(folder, hard_examples.precision)
+    student = open_model(_folder(phase), hard_examples.precision)
     losses = track(
         student.answer_losses(rows, threads=hard_examples.threads),
         total=len(rows),
         label="the student reads",
     )
     return [round(loss + (row.logprob or 0.0), 6) for loss, row in zip(losses, rows, strict=True)]
+
+
+def _folder(phase: str) -> Path:
+    """Return the checkpoint of the best seed."""
+    seed = json.loads(VERDICT.read_text())["seed"]
+    return TRAIN / phase / f"seed-{seed}"
+
+
+def _unit(phase: str) -> str:
+    """Return what the student's losses are means over: tokens, or labels."""
+    from cohobate.evaluation.model_under_test import kind_of
+
+    return kind_of(_folder(phase)).unit
 
 
 def _unlabelled_rows() -> list[Response]:

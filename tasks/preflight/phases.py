@@ -148,6 +148,14 @@ def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: AnySignal
                 fix=f"targets: data/capture/{name}, which stores its signals; on_policy needs "
                 f"teachers.{name}.scoring: vllm or sglang",
             )
+        if folder == "models/adapt" and phase.method == "classify":  # type: ignore[attr-defined]
+            raise UserError(
+                f"the teacher {name} generates: classify learns its distribution over the labels "
+                "from data/capture",
+                where=where,
+                fix=f"cohobate run --set {key}.targets=data/capture/{name} "
+                "--set 'capture.signals={type: labels}'",
+            )
         if folder == "data/capture":
             for term in getattr(phase, "live_terms", ()):
                 raise phase.needs_live(term)  # type: ignore[attr-defined]
@@ -166,6 +174,13 @@ def _check_form(key: str, phase: "Phase", form: AnySignals) -> None:
             fix=f"cohobate run --set 'capture.signals={form_of}'",
         )
     if isinstance(form, StoredLabels):
+        if phase.crosses_tokenizers or getattr(phase, "teachers", None):
+            raise UserError(
+                "signals of labels are of one teacher, and of any tokenizer without uld",
+                where=f"params.yaml, {key}",
+                fix=f"cohobate run --set '{key}.terms=[{{type: forward_kl}}]' "
+                f"--set {key}.teachers=null",
+            )
         return
     try:
         form.check(getattr(phase, "responses", ()))

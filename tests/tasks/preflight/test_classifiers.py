@@ -120,5 +120,28 @@ def test_a_causal_student_may_learn_signals_of_labels_with_any_tokenizer() -> No
     # text alone is enough for votes
     check_phases(phases(one=kd), {"main": Teacher(model="tiny", signals=False)}, form)
     with pytest.raises(UserError, match="provides text only"):
-        likelihood = StoredLabels(type="labels")
+        likelihood = StoredLabels(type="labels")  # of each text, which needs the weights
         check_phases(phases(one=kd), {"main": Teacher(model="tiny", signals=False)}, likelihood)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"terms": [{"type": "uld"}]}, "one teacher, and of any tokenizer"),
+        ({"targets": "data/capture", "teachers": {"main": 1.0}}, "one teacher"),
+        ({"method": "classify", "targets": "models/adapt/main"}, "the teacher main generates"),
+    ],
+)
+def test_what_cannot_learn_signals_of_labels_is_refused(changes: dict[str, Any], says: str) -> None:
+    from cohobate.teachers.signal_store.label_form import StoredLabels
+    from cohobate.teachers.teacher import Teacher
+    from tasks.preflight.phases import check_phases
+
+    kd = {"method": "kd", "terms": [{"type": "forward_kl"}], "targets": "data/capture/main"}
+    fields = kd | changes
+    if fields["method"] == "classify":
+        del fields["terms"]
+    with pytest.raises(UserError, match=says) as raised:
+        form = StoredLabels(type="labels")
+        check_phases(phases(one=fields), {"main": Teacher(model="tiny")}, form, keep_tokenizer=True)
+    assert raised.value.fix
