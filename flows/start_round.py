@@ -63,7 +63,8 @@ def run_round(
     with shown(console, nodes), _started(root, resources_for(nodes, document), workspace):
         from flows.distill_round import distill_round
 
-        name = " ".join([_recipe_of(document), *changes])
+        # Prefect fills in what stands in braces, as in a value of --set
+        name = " ".join([_recipe_of(document), *changes]).replace("{", "{{").replace("}", "}}")
         results = distill_round.with_options(flow_run_name=name)(root, only, workspace)
     return _outcome(root, only, {a: (r.outcome, r.seconds) for a, r in results.items()})
 
