@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from cohobate.data.reasoning import split
 from cohobate.data.tool_calls import calls_in
 from cohobate.params import Section
-from cohobate.scoring.rankings import document_line, ranked_documents
+from cohobate.scoring.rankings import DEPTH, document_line, rank_of, ranked_documents
 
 _NUMBER = re.compile(
     r"(?<![\w.])[-+\u2212]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?"
@@ -60,6 +60,10 @@ class AnswerVerifier(Section):
         """Return whether `answer` agrees with the reference answer."""
         return self.canonical(answer) == self.canonical(reference) is not None
 
+    def shown(self, answer: str, reference: str) -> str:
+        """Return an answer to a prompt with this reference as reports show it."""
+        return answer
+
     def admissible(self, answer: str, labels: Collection[str]) -> bool:
         """Return whether `answer` could be right; `labels` are the known canonical answers."""
         return self.canonical(answer) is not None
@@ -100,6 +104,13 @@ class Ranking(AnswerVerifier):
     def correct(self, answer: str, reference: str) -> bool:
         """Return whether the reference is the first document."""
         return self.canonical(answer) == document_line(reference) != ""
+
+    def shown(self, answer: str, reference: str) -> str:
+        """Return the first document, and the rank of the reference where it is another one."""
+        first, rank = self.canonical(answer) or "", rank_of(reference, answer)
+        if rank == 1:
+            return first
+        return f"{first} [its own document: rank {rank or f'above {DEPTH}'}]"
 
 
 class Numeric(AnswerVerifier):

@@ -18,6 +18,7 @@ from cohobate.data.records import (
     write_json,
     write_rows,
 )
+from cohobate.scoring.verifiers import Ranking
 from tasks.evaluate.mistakes import CLUSTERS, ERRORS, Mistake
 from tasks.evaluate.robustness import (
     PERTURBED_ROLES,
@@ -100,6 +101,9 @@ def _forgetting(
 def _memorisation(
     params: EvaluateParams, statistics: Statistics, training_rows: Sequence[TrainingRow]
 ) -> dict[str, Any]:
+    if isinstance(statistics.task.verifier, Ranking):  # no document is the model's own text
+        MEMORISATION.unlink(missing_ok=True)
+        return {}
     # an answer could copy the other answers alone: there is no answer to raw text
     answers = (row.answer or "" for row in training_rows if not row.is_raw_text)
     training_answers = params.memorisation.index(answers)
@@ -155,8 +159,8 @@ def _mistakes(
             prompt=row.prompt,
             group=row.group,
             reference=row.full_answer,
-            teacher=teacher.answer,
-            student=student.answer,
+            teacher=statistics.shown(row, teacher.answer),
+            student=statistics.shown(row, student.answer),
             confidence=student.confidence,
         )
         for row, teacher, student in answers

@@ -98,6 +98,10 @@ class Statistics:
             **(self.by_task.metrics() if self.by_task else {}),
         }
 
+    def shown(self, row: Row, answer: str) -> str:
+        """Return a model's answer to a test row as the report shows it."""
+        return self.task.verifier_of(row.task).shown(answer, row.full_answer)
+
     def mean_score(self, arm: str, positions: Sequence[int]) -> float:
         """Return an arm's score on some test rows."""
         if self.likelihood:

@@ -130,7 +130,7 @@ def _sample(
         "reference": row.full_answer,
         "answers": {
             arm: {
-                "answer": prediction.answer,
+                "answer": statistics.shown(row, prediction.answer),
                 "score": _score(prediction, statistics),
                 "confidence": prediction.confidence,
                 **({"reasoning": prediction.reasoning} if prediction.reasoning else {}),

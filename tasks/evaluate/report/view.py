@@ -143,7 +143,10 @@ def not_measured(metrics: dict[str, Any], by_role: dict[str, Any], files: RoundF
             "no ratios to these, and no divergence from its token distributions."
         )
     elif student["fidelity"] is None:
-        notes.append("Divergence from the teacher's token distributions: vocabularies differ.")
+        notes.append(
+            "Divergence from the teacher's token distributions: vocabularies differ, or a model "
+            "has none."
+        )
     if student["calibration_error"] is None:
         notes.append("Calibration: the answers have no confidence.")
     if len(files.curriculum) > 1:

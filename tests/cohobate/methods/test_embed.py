@@ -259,6 +259,9 @@ def test_scores_of_a_ranking() -> None:
     assert ndcg.score(ranking, "four", verifier) == mrr.score("", "one", verifier) == 0
     assert verifier.correct(ranking, " one ")
     assert not verifier.correct(ranking, "three")
+    assert verifier.shown(ranking, "one") == "one"
+    assert verifier.shown(ranking, "three") == "one [its own document: rank 3]"
+    assert verifier.shown(ranking, "four") == "one [its own document: rank above 10]"
 
 
 def test_rank_correlations_are_spearmans() -> None:
