@@ -7,7 +7,7 @@ has nothing to do, and the other way round.
 
 from pathlib import Path
 
-from prefect import flow, get_run_logger, task
+from prefect import Flow, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
 from prefect.futures import PrefectFuture
@@ -124,6 +124,13 @@ def distill_round(
         artifacts.show_losses(root)
         artifacts.show_samples(root)
     return results
+
+
+def named_round(name: str) -> Flow[..., dict[str, StageResult]]:
+    """Return the flow of a round whose run has this name in the Prefect UI."""
+    # Prefect fills in what stands in braces, as in values of settings
+    escaped = name.replace("{", "{{").replace("}", "}}")
+    return distill_round.with_options(flow_run_name=escaped)
 
 
 def _in_report(node: StageNode) -> bool:

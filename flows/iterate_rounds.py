@@ -17,7 +17,7 @@ from cohobate.dvc_bridge import storage, versioning
 from cohobate.dvc_bridge.stale_lock import drop_stale_lock
 from cohobate.errors import UserError
 from flows import artifacts, next_round, overrides, params_schema, round_cost
-from flows.distill_round import distill_round
+from flows.distill_round import named_round
 from flows.round_diff import outputs
 from flows.round_history import History, RoundRecord, name_of
 from flows.round_settings import Rounds, Stop
@@ -87,7 +87,7 @@ def one_round(
         log.info("init_student differs from the champion's: the student starts from scratch")
     for change in [*requested, *next_round.write_round_params(worktree, last)]:
         log.info("params.yaml: %s", change)
-    distill_round.with_options(flow_run_name=name_of(number))(worktree, workspace=workspace)
+    named_round(name_of(number))(worktree, workspace=workspace)
     record = _conclude(history, number, worktree, last)
     if storage.absent_from_remote(worktree):  # a round that died between a stage and its push
         storage.push(worktree, [node.address for node in versioning.stages(worktree)])

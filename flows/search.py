@@ -22,7 +22,7 @@ from cohobate.dvc_bridge.stale_lock import drop_stale_lock
 from cohobate.errors import UserError
 from cohobate.evaluation.score_text import ScoreText
 from flows import overrides, placement, search_results, search_space
-from flows.distill_round import distill_round
+from flows.distill_round import named_round
 from flows.git import git
 from flows.search_folders import SearchFolders
 from flows.search_space import Search, Settings
@@ -133,7 +133,7 @@ class _SearchRun:
         try:
             worktree = self._prepared(name, settings)
             label = f"{self.folders.experiment(name)} {self.search.label(trial.params)}"
-            results = distill_round.with_options(flow_run_name=label)(worktree, LAST_STAGE)
+            results = named_round(label)(worktree, LAST_STAGE)
             dev = json.loads((worktree / "reports/challenge.json").read_text())["challenger"]
             figures |= search_results.figures_of(worktree, results)
             self.folders.save(name, self.base, f"{label}\n\ndev {dev:.3f}\n")
@@ -182,7 +182,7 @@ class _SearchRun:
             worktree = worktrees[name] = self._prepared(name, settings)
             label = f"{self.folders.experiment(name)} {self.search.label(best.drawn)}"
             label = label if name == "best" else self.folders.experiment(name)
-            distill_round.with_options(flow_run_name=label)(worktree)
+            named_round(label)(worktree)
             self.folders.save(name, self.base, f"{label}\n")
         test = search_results.compare(worktrees["best"], worktrees["default"])
         search_results.write_test(self.folders.folder, best.number, test)

@@ -61,11 +61,10 @@ def run_round(
     show_duration(root, only, console, planned)
     console.print("starting Prefect and Ray", style="dim")
     with shown(console, nodes), _started(root, resources_for(nodes, document), workspace):
-        from flows.distill_round import distill_round
+        from flows.distill_round import named_round
 
-        # Prefect fills in what stands in braces, as in a value of --set
-        name = " ".join([_recipe_of(document), *changes]).replace("{", "{{").replace("}", "}}")
-        results = distill_round.with_options(flow_run_name=name)(root, only, workspace)
+        name = " ".join([_recipe_of(document), *changes])
+        results = named_round(name)(root, only, workspace)
     return _outcome(root, only, {a: (r.outcome, r.seconds) for a, r in results.items()})
 
 

@@ -19,7 +19,7 @@ from tests.tiny_project import ROOT
 SEARCH = """\
 space:
   train.kd.learning_rate: {low: 1.0e-3, high: 4.0e-3, log: true}
-  train.kd.batch_size: {any_of: [16, 32]}
+  train.kd.freeze: {any_of: [{embeddings: true}, {layers: 1}]}
 budget: {trials: 4}
 at_once: 2
 """
