@@ -311,8 +311,9 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
     with overrides.temporarily(folder, settings, what.recipe or None):
         document = params.load(folder / params.PARAMS)
     shortened = []
-    if document["collect"]["split"]["test"] > SMALL["collect.split"]["test"]:
-        shortened.append(f"collect.split={_SPLIT}")
+    for part, most in SMALL["collect.split"].items():
+        if document["collect"]["split"].get(part, 0) > most:
+            shortened.append(f"collect.split.{part}={most}")
     if document["collect"].get("teacher_prompt"):
         # the tiny models read 256 tokens, of a few letters each
         shortened.append('collect.teacher_prompt.text="Definitions.\\n{prompt}"')

@@ -113,7 +113,7 @@ def greedy(folder: Path, prompts: list[str]) -> list[str]:
     from tasks.export.form import Questions
     from tasks.export.safetensors import greedy_answers
 
-    return greedy_answers(folder, "bfloat16", Questions(prompts, 4, 1))
+    return greedy_answers(folder, "auto", Questions(prompts, 4, 1))
 
 
 def chosen(**fields: Any) -> ExportParams:
