@@ -87,6 +87,12 @@ def write_test(folder: Path, number: int, test: Mapping[str, Any]) -> None:
     (folder / _TEST).write_text(json.dumps({"trial": number, **test}, indent=2) + "\n")
 
 
+def tested(folder: Path) -> int | None:
+    """Return the trial whose test scores are beside the trials; None where there are none."""
+    path = folder / _TEST
+    return json.loads(path.read_text())["trial"] if path.exists() else None
+
+
 def as_values(study: SearchStudy, search: Search, folders: SearchFolders) -> dict[str, Any]:
     """Return a search as JSON values: trials, the best, its test scores, the curve."""
     results, best = study.results(), study.best()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cohobate.errors import UserError
-from flows.search_space import Search, SearchBudget
+from flows.search_space import Search
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -155,15 +155,19 @@ class SearchStudy:
         before = self._study.user_attrs.get("seconds", 0.0)
         self._study.set_user_attr("seconds", before + seconds)
 
-    def why_no_more(self, budget: SearchBudget, started: int, hours: float) -> str | None:
+    def is_over(self) -> bool:
+        """Return whether every trial has ended, and no other may begin."""
+        ended = len(self.results())
+        return not self.unfinished() and self.why_no_more(ended, 0.0) is not None
+
+    def why_no_more(self, started: int, hours: float) -> str | None:
         """Return which limit forbids another trial; None where there is room.
 
         Args:
-            budget: the limits.
             started: trials that have begun or ended.
             hours: hours of the clock of this run alone.
         """
-        spent = self.spent()
+        budget, spent = self._search.budget, self.spent()
         if started >= budget.trials:
             return f"{budget.trials} trials"
         if budget.hours is not None and spent["hours"] + hours >= budget.hours:

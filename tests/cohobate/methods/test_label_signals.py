@@ -76,7 +76,7 @@ def probabilities(folder: str = "models/train/x/seed-1") -> torch.Tensor:
 def test_a_classifier_learns_the_teachers_distribution(classifier: Path) -> None:
     train_seeds(Path("models/train/x"), phase(), [1])
     learnt = probabilities()
-    torch.testing.assert_close(learnt, torch.tensor(P_RC[:, 0]).float(), atol=0.05, rtol=0)
+    torch.testing.assert_close(learnt, torch.tensor(P_RC[:, 0]).float(), atol=0.1, rtol=0)
 
 
 def test_rows_without_a_label_are_learnt_from_signals_alone(classifier: Path) -> None:
