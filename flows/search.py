@@ -65,12 +65,12 @@ def search_params(root: Path = Path(), path: Path = Path("search.yaml")) -> dict
     with folders.exclusive():
         study = open_study(root, path.stem, search)
         best = study.best()
-        if study.is_over() and best and search_results.tested(folders.folder) == best.number:
+        if study.is_over() and best and search_results.tested_trial(folders.folder) == best.number:
             return search_results.as_values(study, search, folders)
         base = study.base(git(root, "rev-parse", "HEAD"))
-        bench = folders.open("base", base)
-        search_space.check(search, bench, path)
-        with placement.ray_cluster(bench, _needs(bench)):
+        base_project = folders.open("base", base)
+        search_space.check(search, base_project, path)
+        with placement.ray_cluster(base_project, _needs(base_project)):
             run = _SearchRun(search, folders, study, base)
             run.trials()
             return run.finish()
@@ -83,9 +83,9 @@ def open_study(root: Path, name: str, search: Search) -> SearchStudy:
     return SearchStudy(folder, search, lower_is_better=ScoreText(metric).lower_is_better)
 
 
-def _needs(bench: Path) -> dict[str, Any]:
-    document = params.load(bench / params.PARAMS)
-    return resources_for(select_stages(versioning.stages(bench), None), document)
+def _needs(base_project: Path) -> dict[str, Any]:
+    document = params.load(base_project / params.PARAMS)
+    return resources_for(select_stages(versioning.stages(base_project), None), document)
 
 
 @dataclass

@@ -87,7 +87,7 @@ def write_test(folder: Path, number: int, test: Mapping[str, Any]) -> None:
     (folder / _TEST).write_text(json.dumps({"trial": number, **test}, indent=2) + "\n")
 
 
-def tested(folder: Path) -> int | None:
+def tested_trial(folder: Path) -> int | None:
     """Return the trial whose test scores are beside the trials; None where there are none."""
     path = folder / _TEST
     return json.loads(path.read_text())["trial"] if path.exists() else None
