@@ -5,9 +5,10 @@ that goes: the terminal or log of `python -m tasks`, or a stream of events to th
 """
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
@@ -68,12 +69,16 @@ def duration(seconds: float) -> str:
 Sink = Callable[[Event], None]
 
 
-def track(items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
-    """Yield `items`, and report after each how many of `total` are done (a few times a second)."""
+def track(items: Iterable[T], *, total: int, label: str, in_batches: bool = False) -> Iterator[T]:
+    """Yield `items`, and report after each how many of `total` are done (a few times a second).
+
+    `in_batches`: the items come a batch at a time, and `advance_early` counts within the batch.
+    """
     meter = Meter(label, total)
-    for item in items:
-        yield item
-        meter.advance()
+    with counting_early(meter) if in_batches else nullcontext():
+        for item in items:
+            yield item
+            meter.advance()
     meter.finish()
 
 
@@ -82,6 +87,7 @@ class Meter:
 
     def __init__(self, label: str, total: int, before: int = 0) -> None:
         self.label, self.total, self.done, self.before = label, total, before, before
+        self._early, self._lock = 0, threading.Lock()
         self._note = ""
         self._start = time.monotonic()
         self._told = 0.0
@@ -95,10 +101,19 @@ class Meter:
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Note `steps` more as done, and how it goes."""
-        self.done += steps
-        self._note = note
-        if time.monotonic() - self._told >= _EVERY_SECONDS:
-            self._tell()
+        with self._lock:
+            self.done += steps
+            self._early = max(0, self._early - steps)
+            self._note = note
+            if time.monotonic() - self._told >= _EVERY_SECONDS:
+                self._tell()
+
+    def advance_early(self, steps: int) -> None:
+        """Show `steps` more as done, which `advance` will count once their batch has ended."""
+        with self._lock:
+            self._early += steps
+            if time.monotonic() - self._told >= _EVERY_SECONDS:
+                self._tell()
 
     def finish(self) -> None:
         """Report the final count, unless the last step has."""
@@ -106,11 +121,29 @@ class Meter:
             self._tell()
 
     def _tell(self) -> None:
-        self._told, self._told_done = time.monotonic(), self.done
+        # a batch is finished when it is saved: until then its last step is not shown as done
+        done = max(self.done, min(self.done + self._early, self.total - 1))
+        self._told, self._told_done = time.monotonic(), done
         elapsed = self._told - self._start
         # totals may be estimates: never show more done than there is
-        total = max(self.total, self.done)
-        emit(Advance(self.label, self.done, total, elapsed, self.before, self._note))
+        total = max(self.total, done)
+        emit(Advance(self.label, done, total, elapsed, self.before, self._note))
+
+
+@contextmanager
+def counting_early(meter: Meter) -> Iterator[None]:
+    """Let `advance_early` count for `meter` in this context, and in threads that run in it."""
+    token = _early_meter.set(meter)
+    try:
+        yield
+    finally:
+        _early_meter.reset(token)
+
+
+def advance_early(steps: int = 1) -> None:
+    """Note steps within a batch: long answers of a large batch take minutes to end together."""
+    if (meter := _early_meter.get()) is not None:
+        meter.advance_early(steps)
 
 
 def say(text: str) -> None:
@@ -140,3 +173,4 @@ def _print(event: Event) -> None:
 
 
 _sink: ContextVar[Sink] = ContextVar("progress_sink", default=_print)
+_early_meter: ContextVar[Meter | None] = ContextVar("early_meter", default=None)

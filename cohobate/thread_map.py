@@ -8,6 +8,7 @@ how many run beside it, so neither do the bytes that a stage writes.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 import torch
@@ -29,7 +30,9 @@ def thread_map(
     with ThreadPoolExecutor(at_once, "batch", torch.set_num_threads, (1,)) as pool:
         try:
             for batch in batches:
-                waiting.append((batch, pool.submit(function, batch)))
+                # in a copy of this context: progress goes to whoever runs the stage
+                run = copy_context().run
+                waiting.append((batch, pool.submit(run, function, batch)))
                 if len(waiting) > at_once:  # one more in the queue, so that no thread waits for us
                     done, result = waiting.popleft()
                     yield done, result.result()

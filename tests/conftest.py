@@ -17,6 +17,12 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with whole rounds first: they wait for Ray and Prefect while others compute."""
+    slow = {item.path for item in items if item.get_closest_marker("round")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def make_tokenizer() -> Callable[..., Any]:
     return tiny_models.make_tokenizer

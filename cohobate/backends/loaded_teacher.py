@@ -11,6 +11,7 @@ from cohobate.generation.decoding import decode_batch, stop_ids, to_answer
 from cohobate.generation.requests import Answer, Batching, Decoding, Request
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import NumberFormat
+from cohobate.progress import advance_early
 from cohobate.teachers.signal_store.top_k_form import StoredTopK
 
 
@@ -44,7 +45,13 @@ class LoadedTeacher:
         """Generate the answers of one batch."""
         measure = self.signals.measure if self.signals else None
         completions = decode_batch(
-            self.model, batch, decoding, self.stop, self.batching, measure=measure
+            self.model,
+            batch,
+            decoding,
+            self.stop,
+            self.batching,
+            measure=measure,
+            on_finished=lambda *_: advance_early(),
         )
         pairs = zip(completions, batch, strict=True)
         answers = [to_answer(self.tokenizer, completion, request) for completion, request in pairs]

@@ -26,7 +26,7 @@ from cohobate.data.messages import Prompt, prompt_key, prompt_text
 from cohobate.data.records import ADAPT, ENDPOINT, GENERATE, Response, Row
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Decoding, split_reasoning
-from cohobate.progress import Meter, say
+from cohobate.progress import Meter, counting_early, say
 
 if TYPE_CHECKING:
     from cohobate.backends.backends import Backend
@@ -181,9 +181,10 @@ class TeacherRun:
     def _add_answers(self, requests: list[TeacherRequest], meter: Meter) -> dict[str, str]:
         """Add answers to the ledger; return the reasons of requests without one, by key."""
         self._answer_function = self._answer_function or self._open()
-        failures = add_answers(
-            self.ledger, self._answer_function, requests, self.params.decoding, meter.advance
-        )
+        with counting_early(meter):
+            failures = add_answers(
+                self.ledger, self._answer_function, requests, self.params.decoding, meter.advance
+            )
         self.computed += len(requests) - len(failures)
         return failures
 

@@ -101,6 +101,8 @@ def reproduce(
             # The graph is read once for all: dvc.yaml and dvc.lock are most of DVC's time.
             (node,) = (n for n in repo.index.stages if _is_stage(n) and n.name == address)
             outs = node.outs
+            # else DVC pulls them, and where the remote has none it refuses, or pushes none
+            cached_again = [out for out in outs if _cache_again(out)]
             inputs = [(outputs_at(repo, dep), dep.fs_path) for dep in node.deps]
         absent = [out for out in outs if not out.exists and not outputs_elsewhere]
         # DVC pulls missing outputs and reports "unchanged"; it cannot pull those that git tracks.
@@ -111,7 +113,7 @@ def reproduce(
                 changed = repo.reproduce([address], single_item=True, **options)
                 if ran:
                     return "ran"
-                if not (changed or absent):
+                if not (changed or absent or cached_again):
                     return "unchanged"
                 with private_calls.locked(repo):
                     outs = _collect(repo, address).outs
@@ -182,6 +184,16 @@ def _entries(root: Path) -> dict[str, Any]:
 def _collect(repo: Any, address: str) -> Any:
     (stage,) = repo.stage.collect(address)
     return stage
+
+
+def _cache_again(out: Any) -> bool:
+    """Put an output that the cache has lost back into it from the workspace; say if it was so."""
+    if not (out.use_cache and out.hash_info and out.exists and out.changed_cache()):
+        return False
+    if out.changed_checksum():  # the workspace has other bytes
+        return False
+    out.commit()
+    return True
 
 
 def _repair(repo: Any, outs: list[Any], below: str = "") -> None:

@@ -29,6 +29,7 @@ from cohobate.generation.requests import (
     split_reasoning,
 )
 from cohobate.generation.response_parsing import parse_calls
+from cohobate.progress import advance_early
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,14 @@ def generate_answers(
     stop = stop_ids(model, tokenizer)
 
     def run(batch: list[int]) -> list[Completion]:
-        return decode_batch(model, [requests[n] for n in batch], decoding, stop, batching)
+        return decode_batch(
+            model,
+            [requests[n] for n in batch],
+            decoding,
+            stop,
+            batching,
+            on_finished=lambda *_: advance_early(),
+        )
 
     batches = plan_batches(requests, decoding, batching)
     for batch, completions in thread_map(run, batches, threads):

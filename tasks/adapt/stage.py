@@ -157,7 +157,9 @@ def _mean_score(
     )
     total = sum(
         metric.score(answer.full_text, rows[n].full_answer, task.verifier_of(rows[n].task))
-        for n, answer in track(generated, total=len(rows), label=f"{item} on dev rows")
+        for n, answer in track(
+            generated, total=len(rows), label=f"{item} on dev rows", in_batches=True
+        )
     )
     teacher.close()
     return total / len(rows)

@@ -233,7 +233,8 @@ class _Model:
         tested = self.tested.with_documents(row.full_answer for row in rows)
         answered = tested.answers(prompts, decoding, params.batching, threads=params.threads)
         scores = np.zeros(len(rows))
-        for position, answer in track(answered, total=len(rows), label=f"{name} on dev rows"):
+        tracked = track(answered, total=len(rows), label=f"{name} on dev rows", in_batches=True)
+        for position, answer in tracked:
             row = rows[position]
             verifier = task.verifier_of(row.task)
             scores[position] = metric.score(answer.full_text, row.full_answer, verifier)

@@ -129,7 +129,7 @@ class LoadedModel:
         tested = self.tested.with_documents(row.full_answer for row in [*self.corpus, *rows])
         answered = tested.answers(prompts, decoding, batching, threads=self.params.threads)
         # answers come batch by batch, rows of like length first
-        by_position = dict(track(answered, total=len(prompts), label=label))
+        by_position = dict(track(answered, total=len(prompts), label=label, in_batches=True))
         return [by_position[position] for position in range(len(prompts))]
 
 

@@ -16,6 +16,8 @@ from flows.search_study import TrialResult
 from tests.flows import quick_project
 from tests.tiny_project import ROOT
 
+pytestmark = pytest.mark.round
+
 SEARCH = """\
 space:
   train.kd.learning_rate: {low: 1.0e-3, high: 4.0e-3, log: true}

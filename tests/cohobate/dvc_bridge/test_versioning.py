@@ -297,6 +297,21 @@ def test_a_file_of_which_no_good_copy_is_left_is_named(with_remote: Path) -> Non
         versioning.reproduce(with_remote, "second", body)
 
 
+def test_an_output_that_cache_and_remote_lost_is_put_back_from_the_workspace(
+    with_remote: Path,
+) -> None:
+    cache = with_remote / ".dvc/cache/files"
+    before = {path for path in cache.rglob("*") if path.is_file()}
+    for lost in (cache, with_remote.parent / "store/files"):
+        shutil.rmtree(lost)
+    for outcome in ("restored", "unchanged"):
+        for address in ("first", "second"):
+            assert versioning.reproduce(with_remote, address, body) == outcome
+    assert {path for path in cache.rglob("*") if path.is_file()} == before
+    storage.push(with_remote, ["first", "second"])
+    assert storage.absent_from_remote(with_remote) == []
+
+
 def test_inputs_are_brought_whether_outputs_hold_them_or_they_hold_outputs(
     with_remote: Path,
 ) -> None:
