@@ -256,6 +256,8 @@ def outputs_at(repo: Any, dep: Any) -> list[Any]:
 def open_repo(root: Path) -> Iterator[Any]:
     """Open the DVC repository; DVC's errors become `UserError`."""
     logging.getLogger("dvc").setLevel(logging.WARNING)
+    # it warns for each file of each killed process, and takes them off its list
+    logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
     os.environ.setdefault("AWS_MAX_ATTEMPTS", S3_ATTEMPTS)
     errors = private_calls.errors()
     try:
