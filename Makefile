@@ -16,7 +16,7 @@ LOCK ?=
 TORCH := $(shell grep -o 'torch==[0-9.]*' pyproject.toml)
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup can-fetch distill test test-slow test-cluster recipes-tiny format lock audit ui
+.PHONY: setup can-fetch distill test test-slow test-cluster recipes-tiny docs pages format lock audit ui
 
 setup: $(VENV)/ready
 
@@ -51,6 +51,12 @@ recipes-tiny: setup  ## every recipe and variant through the flow, on tiny model
 
 test-cluster: setup  ## two Ray nodes without a shared disk, S3 that goes away
 	$(BIN)/pytest -m cluster
+
+docs: setup  ## the site of docs/, in site/
+	$(BIN)/zensical build --clean --strict --config-file mkdocs.yml
+
+pages: setup  ## the pages of docs/ that are made from the code
+	$(BIN)/python docs/pages.py
 
 format: setup
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
