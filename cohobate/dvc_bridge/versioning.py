@@ -94,17 +94,15 @@ def reproduce(
         else:  # a stage of the user's own that is a shell command
             run_shell(stage, dry=dry, run_env=run_env)
 
-    errors = private_calls.errors()
-    deadline = time.monotonic() + BUSY_SECONDS
+    errors, deadline = private_calls.errors(), time.monotonic() + BUSY_SECONDS
     with open_repo(root) as repo, private_calls.command_replaced_by(run_in_process) as run_shell:
         with private_calls.locked(repo):  # another stage may be writing dvc.lock
             # The graph is read once for all: dvc.yaml and dvc.lock are most of DVC's time.
             (node,) = (n for n in repo.index.stages if _is_stage(n) and n.name == address)
-            outs = node.outs
             # else DVC pulls them, and where the remote has none it refuses, or pushes none
-            cached_again = [out for out in outs if _cache_again(out)]
+            cached_again = [out for out in node.outs if _cache_again(out)]
             inputs = [(outputs_at(repo, dep), dep.fs_path) for dep in node.deps]
-        absent = [out for out in outs if not out.exists and not outputs_elsewhere]
+        absent = [out for out in node.outs if not out.exists and not outputs_elsewhere]
         # DVC pulls missing outputs and reports "unchanged"; it cannot pull those that git tracks.
         pull = has_remote(repo) and all(out.use_cache for out in absent)
         while True:
