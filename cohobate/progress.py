@@ -7,7 +7,7 @@ that goes: the terminal or log of `python -m tasks`, or a stream of events to th
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -54,7 +54,17 @@ class Say:
         return self.text
 
 
-Event = Advance | Say
+@dataclass(frozen=True)
+class CurvePoints:
+    """Figures of a training run, for trackers (`flows/tracking/`): no line of any log."""
+
+    run: str
+    """The run that they are of, such as `kd/seed-1`."""
+    points: tuple[tuple[int, Mapping[str, float]], ...]
+    """Updates, each with its figures by name."""
+
+
+Event = Advance | Say | CurvePoints
 
 
 def duration(seconds: float) -> str:
@@ -168,7 +178,7 @@ def reporting_to(sink: Sink) -> Iterator[None]:
 
 def _print(event: Event) -> None:
     """Print what nobody else listens to: messages, and pieces of work that are done."""
-    if isinstance(event, Say) or event.done >= event.total:
+    if isinstance(event, Say) or (isinstance(event, Advance) and event.done >= event.total):
         print(event, file=sys.stderr)
 
 

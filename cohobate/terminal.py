@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from cohobate.progress import Advance, Event, duration, reporting_to
+from cohobate.progress import Advance, CurvePoints, Event, duration, reporting_to
 
 SILENCE = 20.0
 """Seconds without a line after which one says how far the stage is; with `_CHECK` well below 30."""
@@ -39,6 +39,8 @@ class StageLog:
 
     def __call__(self, event: Event) -> None:
         """Take in one event."""
+        if isinstance(event, CurvePoints):
+            return
         if not isinstance(event, Advance):
             self._line(str(event))
             return
@@ -78,6 +80,8 @@ class _OneLine:
 
     def __call__(self, event: Event) -> None:
         """Draw one event."""
+        if isinstance(event, CurvePoints):
+            return
         if isinstance(event, Advance) and event.done < event.total:
             self._draw("", str(event))
         else:

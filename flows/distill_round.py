@@ -6,6 +6,7 @@ has nothing to do, and the other way round.
 """
 
 from pathlib import Path
+from typing import Any
 
 from prefect import Flow, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -26,6 +27,7 @@ from flows.events import StageStarted, event_handler
 from flows.placement import StageLostError, StageResult
 from flows.resources import Resources
 from flows.selection import engines_of, nearest_upstream, resources_for, select_stages, workers_of
+from flows.tracking.round_tracking import tracked
 from flows.workspaces import WorkspaceKind
 from tasks.evaluate.report import render
 
@@ -99,6 +101,21 @@ def distill_round(
             "%s removed: no stage writes it any more; DVC's cache keeps a copy", path
         )
     nodes = select_stages(graph, only)
+    with tracked(root, document, get_run_logger().warning) as tracking:
+        results, errors = _run_stages(root, nodes, document, workspace)
+        versioning.sort_lock(root, graph)  # also of a failed round: its next run may do nothing
+        if errors:
+            raise errors[0]
+        if "evaluate" in results:
+            _publish(root, nodes)
+            tracking.add_scores()
+    return results
+
+
+def _run_stages(
+    root: Path, nodes: list[StageNode], document: dict[str, Any], workspace: WorkspaceKind
+) -> tuple[dict[str, StageResult], list[Exception]]:
+    """Run the stages on the cluster; return results, and the errors of those that failed."""
     resources = resources_for(nodes, document)
     with placement.ray_cluster(root, resources, workspace):
         cluster_capacity.check(
@@ -109,21 +126,20 @@ def distill_round(
             document["resources"] or {},
         )
         try:
-            results, errors = _gather(_submit(root, nodes, resources, workspace))
+            return _gather(_submit(root, nodes, resources, workspace))
         except BaseException:  # Ctrl-C, or cancelled in the UI: the remote work must stop too
             placement.stop_all()
             raise
-    versioning.sort_lock(root, graph)  # also of a round that failed: its next run may do nothing
-    if errors:
-        raise errors[0]
-    if "evaluate" in results:
-        read = [node.address for node in nodes if _in_report(node)]
-        storage.pull_outputs(root, read, without=str(ANSWER_SIGNALS))
-        render(root)  # no stage: the report also shows this run's times, which no hash may cover
-        artifacts.show_report(root)
-        artifacts.show_losses(root)
-        artifacts.show_samples(root)
-    return results
+
+
+def _publish(root: Path, nodes: list[StageNode]) -> None:
+    """Write the report of an evaluated round, and show it in the Prefect UI."""
+    read = [node.address for node in nodes if _in_report(node)]
+    storage.pull_outputs(root, read, without=str(ANSWER_SIGNALS))
+    render(root)  # no stage: the report also shows this run's times, which no hash may cover
+    artifacts.show_report(root)
+    artifacts.show_losses(root)
+    artifacts.show_samples(root)
 
 
 def named_round(name: str) -> Flow[..., dict[str, StageResult]]:

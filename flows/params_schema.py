@@ -8,8 +8,12 @@ from cohobate.params import ParamsError, nearest, validated
 from flows.applied_recipe import AppliedRecipe
 from flows.resources import Resources
 from flows.round_settings import Rounds
+from flows.tracking.trackers import TrackerName
 from flows.upgrade import RENAMED
 from tasks.signatures import Reads, reads_of, stage_function, stage_names
+
+OPTIONAL = ("track",)
+"""Sections that params.yaml need not have."""
 
 
 def sections() -> dict[str, Any]:
@@ -17,6 +21,7 @@ def sections() -> dict[str, Any]:
     reads = [r for stage in stage_names() for r in reads_of(stage_function(stage)).values()]
     found = {r.section: _whole(r) for r in reads if "." not in r.section}
     of_flows = {"resources": dict[str, Resources], "rounds": Rounds, "recipe": AppliedRecipe}
+    of_flows["track"] = tuple[TrackerName, ...]
     return found | of_flows
 
 
@@ -44,6 +49,8 @@ def check(document: dict[str, Any]) -> None:
                 fix="cohobate params --schema",
             )
     for name, annotation in known.items():
+        if name in OPTIONAL and name not in document:
+            continue
         if name not in document:
             raise ParamsError(f"the section {name} is missing", where="params.yaml")
         validated(annotation, document[name], name)
@@ -70,7 +77,7 @@ def json_schema() -> dict[str, Any]:
         "type": "object",
         "additionalProperties": False,
         "properties": {name: schema for (name, _), schema in by_name.items()},
-        "required": sorted(sections()),
+        "required": sorted(sections().keys() - set(OPTIONAL)),
         **shared,
     }
 

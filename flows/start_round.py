@@ -23,6 +23,7 @@ from flows.plan import Planned, plan
 from flows.resources import Resources
 from flows.selection import resources_for, select_stages
 from flows.services import use_services
+from flows.tracking import trackers
 from flows.workspaces import WorkspaceKind
 
 
@@ -45,6 +46,7 @@ def run_round(
     """
     document = params.load(root / params.PARAMS)
     params_schema.check(document)  # before anything is started
+    trackers.check(trackers.named_in(document))
     drop_stale_lock(root)
     graph = versioning.stages(root)
     for path in drop_leftovers(root, graph):

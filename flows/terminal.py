@@ -12,7 +12,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from cohobate.progress import Advance, Say
+from cohobate.progress import Advance, CurvePoints, Say
 from cohobate.terminal import StageLog, capture_terminal
 from flows.events import StageStarted
 from flows.placement import StageResult
@@ -68,6 +68,8 @@ class RoundOnTerminal:
 
     def __call__(self, address: str, event: Any) -> None:
         """Show one event of the stage at `address`."""
+        if isinstance(event, CurvePoints):
+            return
         line = self._lines[address]
         if isinstance(event, StageStarted):
             line.state, line.started = "running", time.monotonic()

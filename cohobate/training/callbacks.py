@@ -14,7 +14,7 @@ from cohobate import processes
 from cohobate.progress import Meter
 from cohobate.training import checkpointing
 from cohobate.training.checkpointing import CheckpointDir
-from cohobate.training.history import TensorBoardCurves, Update
+from cohobate.training.history import TrainingCurves, Update
 
 
 class LoggedTrainer(Protocol):
@@ -36,7 +36,7 @@ class HistoryCallback(TrainerCallback):
 
     def __init__(self, trainer: LoggedTrainer) -> None:
         self.trainer = trainer
-        self.curves: TensorBoardCurves | None = None
+        self.curves: TrainingCurves | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -44,7 +44,7 @@ class HistoryCallback(TrainerCallback):
         """Open the curves."""
         run = checkpointing.current_run()
         if run is not None and processes.rank() == 0:
-            self.curves = TensorBoardCurves(run.name, self.trainer.start + 1)
+            self.curves = TrainingCurves(run.name, self.trainer.start + 1)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

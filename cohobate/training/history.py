@@ -8,14 +8,18 @@ Lines of history.csv, a column for each term of the loss:
 
 import csv
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from cohobate.progress import CurvePoints, emit
+
 TENSORBOARD_DIR = Path("reports/training")
 """TensorBoard's files, a folder for each run; outside of everything that is hashed."""
+_SEND_SECONDS = 1.0
 
 
 class Update(NamedTuple):
@@ -57,12 +61,17 @@ def write_history(path: Path, history: Sequence[Update]) -> None:
             writer.writerow([u.step, *losses, *figures])
 
 
-class TensorBoardCurves:
-    """TensorBoard curves of a run, written as it trains: `tensorboard --logdir reports`."""
+class TrainingCurves:
+    """Curves of a run, as it trains: for TensorBoard (`tensorboard --logdir reports`) and trackers.
+
+    Trackers follow the driver of the round, to which the points go as events.
+    """
 
     def __init__(self, name: str, first: int) -> None:
         from tensorboardX import SummaryWriter
 
+        self._name, self._unsent = name, list[tuple[int, dict[str, float]]]()
+        self._sent = time.monotonic()
         folder = TENSORBOARD_DIR / name.replace("/", "-")
         # a killed run drew points beyond its last checkpoint: they are purged, and drawn again
         self._writer = SummaryWriter(str(folder), purge_step=first)
@@ -72,9 +81,22 @@ class TensorBoardCurves:
         points = {"loss": update.loss, "learning_rate": update.learning_rate}
         points |= {f"terms/{name}": loss for name, loss in update.terms.items()}
         points |= {"gradient_norm": update.gradient_norm, "tokens": update.tokens}
+        self._draw(update.step, points)
+
+    def _draw(self, step: int, points: dict[str, float]) -> None:
         for name, value in points.items():
-            self._writer.add_scalar(name, value, update.step)
+            self._writer.add_scalar(name, value, step)
+        self._unsent.append((step, points))
+        # an event is a message of Ray's, and updates may be many in a second
+        if time.monotonic() - self._sent >= _SEND_SECONDS:
+            self._send()
+
+    def _send(self) -> None:
+        if self._unsent:
+            emit(CurvePoints(self._name, tuple(self._unsent)))
+        self._unsent, self._sent = [], time.monotonic()
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Flush and close the files, and send what was not sent."""
         self._writer.close()
+        self._send()

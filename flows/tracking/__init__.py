@@ -1,0 +1,1 @@
+"""Trackers of a round: TensorBoard, MLflow, Weights & Biases, Trackio."""
