@@ -1,9 +1,10 @@
 """API keys for stages that use a service: from the environment, or from a Prefect Secret block.
 
-`key: EXAMPLE_API_KEY` of a teacher names the environment variable. Where it is not set, the key is
-read from the block `example-api-key` of the Prefect server (`prefect block create secret`, or its
-UI). A key is passed to the worker as an argument that prints as stars, set in the environment while
-the stage runs, and removed again: it is in no params, Ray runtime environment, log or result.
+`key: EXAMPLE_API_KEY` of a teacher or a judge names the environment variable. Where it is not set,
+the key is read from the block `example-api-key` of the Prefect server (`prefect block create
+secret`, or its UI). A key is passed to the worker as an argument that prints as stars, set in the
+environment while the stage runs, and removed again: it is in no params, Ray runtime environment,
+log or result.
 """
 
 import os
@@ -21,7 +22,7 @@ ApiKeys = Mapping[str, SecretStr]
 
 
 def keys_for(node: StageNode, document: Mapping[str, Any]) -> ApiKeys:
-    """Return the API keys of the teachers that a stage sends requests to, as far as available.
+    """Return the API keys of the models that a stage sends requests to, as far as available.
 
     Where the ledger is on S3, `COHOBATE_LEDGER` goes with them.
     """
@@ -36,16 +37,32 @@ def keys_for(node: StageNode, document: Mapping[str, Any]) -> ApiKeys:
         case "train" | "assist":  # on_policy has a service score the student's answers
             phase = document[node.name][node.address.partition("@")[2]]
             teachers = [phase.get("targets", "").removeprefix("models/adapt/")]
-            if teachers[0] not in document["teachers"]:
-                return {}
+            teachers = [name for name in teachers if name in document["teachers"]]
         case _:
-            return {}
-    names = {document["teachers"][teacher].get("key", "") for teacher in teachers} - {""}
+            teachers = []
+    models = [document["teachers"][teacher] for teacher in teachers]
+    models += _judges(node.name, document)
+    if not models:
+        return {}
+    names = {model.get("key", "") for model in models} - {""}
     values = {name: os.environ.get(name) or _of_block(name) for name in sorted(names)}
     keys = {name: SecretStr(key) for name, key in values.items() if key}
     if (ledger := os.environ.get(LEDGER_VARIABLE, "")).startswith("s3://"):
         keys[LEDGER_VARIABLE] = SecretStr(ledger)  # other nodes have environments of their own
     return keys
+
+
+def _judges(stage: str, document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the judges of the metrics that a stage scores by."""
+    metrics = (document.get("evaluate") or {}).get("metrics") or []
+    if stage in ("adapt", "challenge", "export"):  # by the metric that decides
+        metrics = metrics[:1]
+    elif stage not in ("preflight", "evaluate"):
+        return []
+    parts = [*metrics]
+    for metric in metrics:
+        parts += [*(metric.get("metrics") or {}).values(), metric.get("otherwise") or {}]
+    return [part["judge"] for part in parts if part.get("judge")]
 
 
 @contextmanager

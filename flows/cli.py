@@ -312,11 +312,12 @@ def _show_plan(planned: list[Any], as_json: bool) -> None:
 
 
 def _show_prices(root: Path) -> None:
-    """Print on stderr what the teachers behind endpoints will cost."""
+    """Print on stderr what the teachers and judges behind endpoints will cost."""
     from cohobate import params
     from cohobate.backends.settings import GenerateParams
     from cohobate.methods.train import Method
     from cohobate.teachers.teacher import Teachers
+    from flows.judge_estimate import estimate_judges
     from flows.price_estimate import estimate_prices
     from tasks.evaluate.settings import EvaluateParams
 
@@ -332,6 +333,10 @@ def _show_prices(root: Path) -> None:
     }
     seeds = len(document["seeds"])
     for line in estimate_prices(teachers, generate, evaluate, root, phases=phases, seeds=seeds):
+        err.print(line, highlight=False)
+    # of each phase a checkpoint for each seed, beside the teacher and the initial student
+    models = 2 + seeds * len(document["train"])
+    for line in estimate_judges(evaluate, models, root):
         err.print(line, highlight=False)
 
 

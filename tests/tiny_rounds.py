@@ -70,7 +70,7 @@ _TOLERANCE = "tolerance: {score: 0.3, agreement: 0.5, loss: 0.05}"
 """Of 8 dev rows, and of a student of a few updates that hardly prefers any answer."""
 _NEEDED = {"two-tasks": "reasoning_gym"}
 # the tiny teacher's own answers are no labels: a classifier finds none of them hard
-_WITHOUT_PROMPTS = ("raw-text", "classifier", "embedder", "static-embedder")
+_WITHOUT_PROMPTS = ("raw-text", "classifier", "embedder", "static-embedder", "code")
 RECIPES = [
     Round(
         Path(recipe).stem,
@@ -306,6 +306,22 @@ def _start(what: Round, stack: contextlib.ExitStack) -> str:
     return stack.enter_context(ServedModel(teacher, what.served, words=words)).url
 
 
+_OF_RECIPE = {
+    # a judge of random weights, whose replies are no verdicts; the tiny rows have no lemma
+    "judged": [
+        "evaluate.metrics.0.judge.model=small",
+        'collect.template={prompt: "{text}\\nKind:", answer: " {answer}"}',
+    ],
+    # what this teacher generates is no Python
+    "code": [
+        "collect.source.rows=200",
+        "generate.prompts=both",
+        "generate.reference_answers=keep",
+        "curriculum.difficulty={type: length}",
+    ],
+}
+
+
 def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
     """Return a round's settings, and those that make its sources small and its phases short."""
     with overrides.temporarily(folder, settings, what.recipe or None):
@@ -324,6 +340,7 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
             shortened.append(f"collect.sources.{name}.source={own}")
         elif source["source"]["type"] == "reasoning_gym":
             shortened.append(f"collect.sources.{name}.source.rows=240")
+    shortened += _OF_RECIPE.get(Path(what.recipe).stem, [])
     if document["init_student"]["type"] == "classifier":
         # the recipe's encoder is fetched from PyPI; and this teacher's answers are no labels
         shortened += ["init_student.model=encoder", "generate.prompts=both"]

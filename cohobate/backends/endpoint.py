@@ -188,9 +188,15 @@ class Endpoint(Section):
         Raises:
             UserError: the teacher is a model on this machine, or its API key is not set.
         """
-        run = self.run(
-            read_address(checkpoint), Budget(self.cap, history.spent), history.answers > 0
-        )
+        return self.open_address(read_address(checkpoint), history)
+
+    def open_address(self, address: ServiceAddress, history: LedgerTotals) -> AnswerFunction:
+        """Return the function that answers by the service at an address.
+
+        Raises:
+            UserError: its API key is not set.
+        """
+        run = self.run(address, Budget(self.cap, history.spent), history.answers > 0)
         return lambda requests, decoding: iterate_stream(run.stream(requests, decoding))
 
     def with_signals(self, address: ServiceAddress, decoding: Decoding) -> Self:
@@ -328,6 +334,10 @@ def request_seed(draw: str, decoding: Decoding) -> int:
 def identity(teacher: str) -> str:
     """Return the hash that identifies a teacher: of its weights, or of its address."""
     if (ADAPT / teacher / ENDPOINT).exists():
-        address = read_address(ADAPT / teacher)
-        return answer_key("endpoint", address.url, address.model, address.revision)
+        return identity_of(read_address(ADAPT / teacher))
     return sealed_folder.verify(ADAPT / teacher)
+
+
+def identity_of(address: ServiceAddress) -> str:
+    """Return the hash that identifies a model of a service."""
+    return answer_key("endpoint", address.url, address.model, address.revision)

@@ -14,7 +14,15 @@ METRICS = {
     "chrf": "chrF",
     "perplexity": "perplexity",
     "bits_per_byte": "bits per byte",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "format": "share of answers in the form",
+    "win_rate": "win rate by the judge",
+    "rubric": "rating by the judge",
+    "by_task": "the metric of each task",
 }
+NO_SHARE = ("perplexity", "bits_per_byte", "length_words", "length_characters")
+"""Metrics whose figures are no share of 1."""
 PERPLEXITY_CAP = 1e6
 """Perplexities are written up to here: the metric itself goes no further."""
 _TIMES_HIGHER = 10

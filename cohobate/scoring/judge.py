@@ -34,7 +34,7 @@ _COMPARE = (
 )
 _RATE = (
     "You judge an answer to a task. Good is what is {criteria}. {data} Reply with JSON only, a "
-    'whole number from 1 (useless) to 10 (perfect): {{"score": 5}}.'
+    'whole number from 1 (useless) to {scale} (perfect): {{"score": {middle}}}.'
 )
 _FENCE = re.compile(r"\A\s*(?:```(?:json)?\s*)?(\{.*?\})\s*(?:```)?\s*\Z", re.DOTALL)
 
@@ -50,7 +50,7 @@ class RatingReply(BaseModel):
     """Schema of a reply that rates an answer."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    score: int = Field(ge=1, le=10)
+    score: int = Field(ge=1)
 
 
 class Comparison(NamedTuple):
@@ -114,24 +114,40 @@ class Judge(Section):
         return [_outcome(a, b) for a, b in zip(replies[::2], replies[1::2], strict=True)]
 
     def rate(
-        self, answers: Sequence[tuple[Prompt, str]], generate: GenerateReplies
+        self,
+        answers: Sequence[tuple[Prompt, str]],
+        generate: GenerateReplies,
+        scale: int = 10,
+        references: Sequence[str] = (),
     ) -> list[int | None]:
-        """Return a score from 1 to 10 for each (prompt, answer); None for an invalid reply."""
+        """Return a score for each (prompt, answer); None for an invalid reply.
+
+        Args:
+            answers: to be rated.
+            generate: generates the replies.
+            scale: the best score; 1 is the worst.
+            references: of each answer a right one, which the judge reads too.
+        """
+        shown = [[("answer", answer)] for _, answer in answers]
+        for parts, reference in zip(shown, references, strict=False):
+            parts.insert(0, ("reference answer", reference))
         conversations = [
-            self._conversation(_RATE, prompt, [("answer", answer)]) for prompt, answer in answers
+            self._conversation(_RATE, prompt, parts, scale)
+            for (prompt, _), parts in zip(answers, shown, strict=True)
         ]
         ratings = (parse_reply(reply, RatingReply) for reply in generate(conversations))
-        return [rating.score if rating else None for rating in ratings]
+        return [rating.score if rating and rating.score <= scale else None for rating in ratings]
 
     def _conversation(
-        self, task: str, prompt: Prompt, answers: list[tuple[str, str]]
+        self, task: str, prompt: Prompt, answers: list[tuple[str, str]], scale: int = 10
     ) -> tuple[Message, ...]:
         parts = [("task", transcript(prompt)), *answers]
         nonce = nonce_for([text for _, text in parts])
         data = _DATA.format(nonce=nonce)
+        words = {"criteria": self.criteria, "data": data, "scale": scale, "middle": scale // 2}
         blocks = [f"The {name}:\n<{nonce}>\n{text}\n</{nonce}>" for name, text in parts]
         return (
-            Message(role="system", content=task.format(criteria=self.criteria, data=data)),
+            Message(role="system", content=task.format(**words)),
             Message(role="user", content="\n\n".join([*blocks, "Your verdict, as JSON:"])),
         )
 

@@ -1,26 +1,29 @@
 """Metrics of an answer against a reference, from 0 to 1, and metrics of a text's likelihood.
 
 The first metric of `evaluate.metrics` decides which student is better, which seed is exported, and
-what an exported form may lose. Stages that compare answers read it as `DecidingMetric`.
+what an exported form may lose (cohobate/evaluation/deciding_metric.py). Figures of all answers
+together, such as macro-F1, are in answer_figures.py; metrics by a judge in
+cohobate/evaluation/judged_metrics.py.
 
 To add a metric: a class with `score`, and its name in `AnswerMetric` at the bottom; one of a
 likelihood has `size` and `figure`, and its name in `LikelihoodMetric`.
 """
 
+import json
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import exp, log, log2
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, JsonValue, model_validator
 
 from cohobate.data.records import Row
 from cohobate.data.tokenized import Encoded
 from cohobate.errors import UserError
-from cohobate.params import Section, ValueOf
+from cohobate.params import Section
 from cohobate.scoring.rankings import rank_of
 from cohobate.scoring.verifiers import Task, Verifier
 
@@ -47,6 +50,10 @@ class AnswerScore(TaskMetric):
     def score(self, answer: str, reference: str, verifier: Verifier) -> float:
         """Score one answer, from 0 to 1."""
         raise NotImplementedError
+
+    def score_row(self, row: Row, answer: str, task: Task) -> float:
+        """Score one answer to a row."""
+        return self.score(answer, row.full_answer, task.verifier_of(row.task))
 
 
 class VerifierAccuracy(AnswerScore):
@@ -85,17 +92,18 @@ class TokenF1(AnswerScore):
         return 2 * shared / (words.total() + expected.total())
 
 
-class RougeL(AnswerScore):
-    """F-measure of the longest common subsequence of words (Lin 2004), by `rouge-score`."""
+class Rouge(AnswerScore):
+    """F-measure of words in common (Lin 2004), by `rouge-score`: of single words (`rouge_1`), of
+    pairs (`rouge_2`), or of the longest common subsequence (`rouge_l`)."""
 
-    type: Literal["rouge_l"]
+    type: Literal["rouge_1", "rouge_2", "rouge_l"]
     stemmer: bool = False
     """Whether English words are stemmed."""
 
     def score(self, answer: str, reference: str, verifier: Verifier) -> float:
         """Score one answer."""
-        scores = _rouge(self.stemmer).score(reference, answer)
-        return float(scores["rougeL"].fmeasure)
+        name = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}[self.type]
+        return float(_rouge(name, self.stemmer).score(reference, answer)[name].fmeasure)
 
 
 class Bleu(AnswerScore):
@@ -119,6 +127,42 @@ class ChrF(AnswerScore):
     def score(self, answer: str, reference: str, verifier: Verifier) -> float:
         """Score one answer."""
         return float(_sacrebleu("CHRF").sentence_score(answer, [reference]).score) / 100
+
+
+class Format(AnswerScore):
+    """1 where the whole answer has a form: a regular expression, or JSON of a schema."""
+
+    type: Literal["format"]
+    regex: str = ""
+    """Matches the whole answer, without white space at its ends."""
+    json_schema: dict[str, JsonValue] | None = None
+    """JSON Schema (draft 2020-12) of an answer that is JSON; `{}` is any JSON. A fence around it is
+    no JSON."""
+
+    @model_validator(mode="after")
+    def _has_one_form(self) -> "Format":
+        if bool(self.regex) == (self.json_schema is not None):
+            raise ValueError("give either regex or json_schema")
+        try:
+            if self.json_schema is None:
+                re.compile(self.regex)
+            else:
+                _schema(self.json_schema).check_schema(self.json_schema)
+        except re.error as error:
+            raise ValueError(f"regex: not a regular expression: {error}") from None
+        except Exception as error:  # of jsonschema, which is imported where it is needed
+            raise ValueError(f"json_schema: {next(iter(str(error).splitlines()), '')}") from None
+        return self
+
+    def score(self, answer: str, reference: str, verifier: Verifier) -> float:
+        """Score one answer."""
+        if self.json_schema is None:
+            return float(re.fullmatch(self.regex, answer.strip()) is not None)
+        try:
+            value = json.loads(answer)
+        except (ValueError, RecursionError):
+            return 0.0
+        return float(_schema(self.json_schema).is_valid(value))
 
 
 class NDCG(AnswerScore):
@@ -250,10 +294,16 @@ def _squad_words(text: str) -> list[str]:
 
 
 @cache
-def _rouge(stemmer: bool) -> Any:
+def _rouge(name: str, stemmer: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=stemmer)
+    return RougeScorer([name], use_stemmer=stemmer)
+
+
+def _schema(schema: Mapping[str, Any]) -> Any:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(schema)
 
 
 @cache
@@ -265,15 +315,8 @@ def _sacrebleu(name: str) -> Any:
 
 
 AnswerMetric = Annotated[
-    VerifierAccuracy | ExactMatch | TokenF1 | RougeL | Bleu | ChrF | NDCG | MRR,
+    VerifierAccuracy | ExactMatch | TokenF1 | Rouge | Bleu | ChrF | Format | NDCG | MRR,
     Field(discriminator="type"),
 ]
 
 LikelihoodMetric = Perplexity | BitsPerByte
-
-DecidingMetric = Annotated[
-    AnswerMetric | Perplexity | BitsPerByte,
-    Field(discriminator="type"),
-    ValueOf("evaluate.metrics.0"),
-]
-"""The first metric of `evaluate.metrics`, as a parameter of a stage's function."""

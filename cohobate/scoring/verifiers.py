@@ -6,9 +6,11 @@ Two answers agree when their canonical forms do.
 To add one: a class with `canonical`, and its name in `Verifier` at the bottom.
 """
 
+import ast
 import json
 import re
 import threading
+import warnings
 from collections.abc import Collection, Iterable
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -19,6 +21,7 @@ from cohobate.data.reasoning import split
 from cohobate.data.tool_calls import calls_in
 from cohobate.params import Section
 from cohobate.scoring.rankings import DEPTH, document_line, rank_of, ranked_documents
+from cohobate.scoring.sandbox import Sandbox
 
 _NUMBER = re.compile(
     r"(?<![\w.])[-+\u2212]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?"
@@ -198,13 +201,56 @@ class ToolCalls(AnswerVerifier):
         return f"[{', '.join(forms if self.in_order else sorted(forms))}]"
 
 
+class Code(AnswerVerifier):
+    """Runs the Python code of an answer with the row's unit tests, in a sandbox.
+
+    The reference answer is the unit tests, such as `assert double(2) == 4`, or a solution and,
+    below a line `# tests`, its unit tests. An answer is right where both run without an exception.
+    Of an answer with a fenced block the last block is run, else the whole text; what stands below a
+    line `# tests` is left out. There is the standard library alone.
+    """
+
+    type: Literal["code"]
+    sandbox: Sandbox = Sandbox()
+    """Limits of time, memory, processes and files."""
+
+    def canonical(self, answer: str) -> str | None:
+        """Return the code in one spelling, without comments; None where it is not Python."""
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of escapes that are none
+                return ast.unparse(ast.parse(self.code_in(answer))) or None
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None
+
+    def correct(self, answer: str, reference: str) -> bool:
+        """Return whether the answer's code passes the tests of the reference."""
+        return self.verdict(answer, reference) == "passed"
+
+    def verdict(self, answer: str, reference: str) -> str:
+        """Return `passed`, or why an answer does not pass: such as the name of an exception."""
+        if self.canonical(answer) is None:
+            return "SyntaxError"
+        return self.sandbox.run(self.code_in(answer), _TESTS.split(reference, maxsplit=1)[-1])
+
+    def code_in(self, answer: str) -> str:
+        """Return the code of an answer, without tests that stand below it."""
+        text = self.answer_in(answer)
+        blocks = _FENCED.findall(text)
+        return _TESTS.split(blocks[-1] if blocks else text, maxsplit=1)[0].strip()
+
+
+_TESTS = re.compile(r"^[ \t]*# tests[ \t]*$", re.MULTILINE)
+_FENCED = re.compile(r"^```[\w+-]*[ \t]*\n(.*?)(?:^```|\Z)", re.MULTILINE | re.DOTALL)
+
+
 def _number(text: str) -> float | int:
     number = float(text)
     return int(number) if number.is_integer() else number
 
 
 Verifier = Annotated[
-    Exact | Label | Ranking | Numeric | Mathematical | ToolCalls, Field(discriminator="type")
+    Exact | Label | Ranking | Numeric | Mathematical | ToolCalls | Code,
+    Field(discriminator="type"),
 ]
 
 

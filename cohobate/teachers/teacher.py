@@ -100,13 +100,7 @@ class Teacher(Section):
 
     @model_validator(mode="after")
     def _endpoint_makes_sense(self) -> "Teacher":
-        url = urlsplit(self.endpoint)
-        if self.endpoint and (url.scheme not in ("http", "https") or not url.hostname):
-            raise ValueError("endpoint must be an address such as https://api.example.com/v1")
-        if url.username or url.password:
-            raise ValueError("endpoint must not hold a password: name a variable in `key`")
-        if self.key and url.scheme == "http" and url.hostname not in LOOPBACK:
-            raise ValueError("endpoint: a key is not sent over plain http")
+        check_endpoint(self.endpoint, self.key)
         served = {"top_logprobs", "scoring", "tokenizer", "unscored"} & self.model_fields_set
         if served and not (self.endpoint and self.signals):
             raise ValueError(
@@ -117,8 +111,6 @@ class Teacher(Section):
                 "template: a service renders its chat template itself: generate.backend.extra: "
                 "{chat_template_kwargs: {enable_thinking: false}} where it takes that"
             )
-        if self.key and not self.endpoint:
-            raise ValueError("key: only a teacher behind an endpoint has one")
         return self
 
     @model_validator(mode="after")
@@ -149,6 +141,23 @@ class Teacher(Section):
             UserError: the model has changed since.
         """
         return hub.resolve_pinned(self.model, pin)
+
+
+def check_endpoint(endpoint: str, key: str) -> None:
+    """Check the address of a service, and that its key is not sent in the open.
+
+    Raises:
+        ValueError: it is no address, holds a password, or a key would go over plain http.
+    """
+    url = urlsplit(endpoint)
+    if endpoint and (url.scheme not in ("http", "https") or not url.hostname):
+        raise ValueError("endpoint must be an address such as https://api.example.com/v1")
+    if url.username or url.password:
+        raise ValueError("endpoint must not hold a password: name a variable in `key`")
+    if key and url.scheme == "http" and url.hostname not in LOOPBACK:
+        raise ValueError("endpoint: a key is not sent over plain http")
+    if key and not endpoint:
+        raise ValueError("key: only a model behind an endpoint has one")
 
 
 Teachers = dict[Annotated[str, Field(pattern="^[a-z0-9-]{1,64}$")], Teacher]

@@ -16,6 +16,7 @@ and, where it gives log-probabilities (`signals: true`), which ones and the toke
 
 import json
 from itertools import islice
+from statistics import fmean
 from typing import Annotated, Any
 
 from cohobate.data.records import (
@@ -30,6 +31,7 @@ from cohobate.data.records import (
     write_json,
 )
 from cohobate.errors import UserError
+from cohobate.evaluation.deciding_metric import AnswerScorer, DecidingMetric
 from cohobate.evaluation.model_under_test import open_model
 from cohobate.generation.requests import Decoding
 from cohobate.methods.teacher_tuning import Tuning
@@ -39,12 +41,7 @@ from cohobate.models.number_formats import resolve
 from cohobate.models.template_facts import check_content
 from cohobate.params import EachOf
 from cohobate.progress import say, track
-from cohobate.scoring.metrics import (
-    AnswerScore,
-    DecidingMetric,
-    LikelihoodScore,
-    refuse_raw_text,
-)
+from cohobate.scoring.metrics import AnswerScore, LikelihoodScore, refuse_raw_text
 from cohobate.scoring.verifiers import Task
 from cohobate.teachers.teacher import Teacher
 
@@ -155,11 +152,10 @@ def _mean_score(
     generated = teacher.with_documents(row.full_answer for row in rows).answers(
         [r.prompt for r in rows], Decoding(max_tokens=longest), threads=adapt.threads
     )
-    total = sum(
-        metric.score(answer.full_text, rows[n].full_answer, task.verifier_of(rows[n].task))
-        for n, answer in track(
-            generated, total=len(rows), label=f"{item} on dev rows", in_batches=True
-        )
-    )
+    texts = [""] * len(rows)
+    tracked = track(generated, total=len(rows), label=f"{item} on dev rows", in_batches=True)
+    for n, answer in tracked:
+        texts[n] = answer.full_text
     teacher.close()
-    return total / len(rows)
+    # a win rate is over the reference answers: there is no other model yet
+    return fmean(AnswerScorer(metric, task).scores(rows, texts, scored=item))

@@ -28,6 +28,7 @@ from cohobate.data.records import DEV, TRAIN, VERDICT, Row, read_rows, write_jso
 from cohobate.errors import UserError
 from cohobate.evaluation.answering import Answering
 from cohobate.evaluation.bootstrap import ArmIntervals, Bootstrap, LikelihoodBootstrap
+from cohobate.evaluation.deciding_metric import AnswerScorer, DecidingMetric
 from cohobate.evaluation.footprint import footprint
 from cohobate.evaluation.forgetting import Forgetting
 from cohobate.evaluation.gate import Gate, ScoreComparison
@@ -37,12 +38,7 @@ from cohobate.models import checkpoints
 from cohobate.models.number_formats import resolve
 from cohobate.params import ValueOf
 from cohobate.progress import say, track
-from cohobate.scoring.metrics import (
-    AnswerScore,
-    DecidingMetric,
-    LikelihoodScore,
-    refuse_raw_text,
-)
+from cohobate.scoring.metrics import LikelihoodScore, refuse_raw_text
 from cohobate.scoring.verifiers import Task
 from tasks.challenge.guards import Guards
 from tasks.challenge.latency import Latency, timed_apart
@@ -86,23 +82,34 @@ def run(
     Raises:
         UserError: no dev row has an answer.
     """
+    import numpy as np
+
     rows = [row for row in read_rows(DEV, Row) if row.answer is not None]
     if not rows:
         raise UserError("no dev row has an answer", where=str(DEV), fix="give collect.split.dev")
     folders = {str(seed): TRAIN / student / f"seed-{seed}" for seed in seeds}
     folders["champion"] = Path(challenge.champion)
-    scores, figures = {}, {}
+    scores, figures, answers = {}, {}, {}
     likelihood = metric if isinstance(metric, LikelihoodScore) else None
     for name, folder in folders.items():
         model = _Model.load(challenge, folder, rows)
         if isinstance(metric, LikelihoodScore):
             scores[name] = model.loss_shares(metric)
         else:
-            scores[name] = model.scores(decoding, metric, task, name)
+            refuse_raw_text(rows, metric.type, "dev")
+            answers[name] = model.answers(decoding, name)
         figures[name] = model.guarded_figures()
+    scorer = None if isinstance(metric, LikelihoodScore) else AnswerScorer(metric, task)
+    if scorer:
+        scores = {
+            name: np.array(scorer.scores(rows, texts, answers["champion"], name))
+            for name, texts in answers.items()
+        }
     # a likelihood is a figure of all rows together
     tasks = [] if likelihood else [row.task for row in rows]
     verdict = judge(challenge, scores, figures, likelihood, TaskConditions(tasks, gate))
+    if scorer and (judged := scorer.record()):
+        verdict["judged"] = judged
     write_json(VERDICT, verdict)
     if timed_apart(verdict):
         pair = {"champion": folders["champion"], "challenger": folders[str(verdict["seed"])]}
@@ -221,25 +228,19 @@ class _Model:
         tested = open_model(folder, params.precision, params.backend)
         return cls(params, folder, tested, tested.prefixed(rows))
 
-    def scores(
-        self, decoding: Decoding, metric: AnswerScore, task: Task, name: str
-    ) -> "NDArray[np.float64]":
-        """Return the score of the model's answer to each row; `name` is the model's."""
-        import numpy as np
-
+    def answers(self, decoding: Decoding, name: str) -> list[str]:
+        """Return the model's answer to each row; `name` is the model's."""
         rows, params = self.rows, self.params
-        refuse_raw_text(rows, metric.type, "dev")
         prompts = [row.full_prompt for row in rows]
         tested = self.tested.with_documents(row.full_answer for row in rows)
         answered = tested.answers(prompts, decoding, params.batching, threads=params.threads)
-        scores = np.zeros(len(rows))
+        # answers come batch by batch, rows of like length first
+        texts = [""] * len(rows)
         tracked = track(answered, total=len(rows), label=f"{name} on dev rows", in_batches=True)
         for position, answer in tracked:
-            row = rows[position]
-            verifier = task.verifier_of(row.task)
-            scores[position] = metric.score(answer.full_text, row.full_answer, verifier)
+            texts[position] = answer.full_text
         self.tested.close()
-        return scores
+        return texts
 
     def loss_shares(self, metric: LikelihoodScore) -> "NDArray[np.float64]":
         """Return each row's share of the mean loss on the right answers."""

@@ -37,6 +37,7 @@ from cohobate.params import Section
 from cohobate.progress import say
 from tasks.collect.files import ColumnSource, DataFile
 from tasks.collect.hugging_face import HubDataset, SavedDataset
+from tasks.collect.programs import Programs
 from tasks.collect.reasoning import ReasoningGym
 from tasks.collect.replay import Replay
 from tasks.collect.row_form import RowForm
@@ -46,7 +47,8 @@ from tasks.collect.split import SourceSplit, Split, SplitParts, draw_parts
 from tasks.collect.wordnet import WordNet
 
 Source = Annotated[
-    WordNet | DataFile | SavedDataset | HubDataset | ReasoningGym, Field(discriminator="type")
+    WordNet | DataFile | SavedDataset | HubDataset | ReasoningGym | Programs,
+    Field(discriminator="type"),
 ]
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 QUARANTINE = COLLECT / "quarantine.jsonl"

@@ -28,6 +28,9 @@ class Prices(Section):
     """A million prompt tokens of a teacher behind an API; if both are 0: generate.backend.price."""
     teacher_million_out: float = Field(0.0, ge=0)
     """A million generated tokens. 0: the teacher runs on the machine itself."""
+    grams_per_kwh: float | None = Field(None, ge=0)
+    """Carbon intensity of the electricity, in grams of CO2-equivalent a kilowatt-hour, such as 56
+    in France or 480 as a world mean: then carbon stands beside energy, where a meter gives it."""
 
     def completed(self, price: Mapping[str, float] | None) -> "Prices":
         """Return the prices, with those of the teacher's service where none are given here."""
@@ -66,23 +69,39 @@ class Prices(Section):
             # a service charges prompts too: their share of each generated token
             prompts = served["request"]["prompt_tokens"] / answer * self.teacher_million_in
             million["teacher"] = self.teacher_million_out + prompts
+        judged = float(served.get("judged", 0.0))
         saved = (million["teacher"] - million["student"]) / 1e6 if "teacher" in million else 0.0
         # tokens after which the savings equal the cost of the round; never, where serving saves
         # nothing
-        even = (machine_cost + tokens_cost) / saved if saved > 0 else None
+        even = (machine_cost + tokens_cost + judged) / saved if saved > 0 else None
         return {
             "currency": self.currency,
-            "prices": self.model_dump(),
+            "prices": self.model_dump(exclude_none=True),
             "seconds": round(sum(seconds.values()), 1),
             "machine_cost": _money(machine_cost),
             "teacher_tokens": taught,
             "teacher_tokens_cost": _money(tokens_cost),
-            "cost": _money(machine_cost + tokens_cost),
+            "cost": _money(machine_cost + tokens_cost + judged),
+            **({"judges_cost": _money(judged)} if judged else {}),
+            **self._carbon(timings),
             "cost_per_million_tokens": {"teacher": None}
             | {name: _money(cost) for name, cost in million.items()},
             "break_even_tokens": None if even is None else round(even),
             "break_even_requests": None if even is None or not answer else round(even / answer),
             "answer_tokens": answer,
+        }
+
+    def _carbon(self, timings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the grams of a million generated tokens; nothing where no energy is known."""
+        joules = timings.get("energy", {}).get("joules_per_token")
+        if self.grams_per_kwh is None or not joules:
+            return {}
+        # joules a token are joules of a million / 1e6; 3.6e6 joules are a kilowatt-hour
+        return {
+            "grams_per_million_tokens": {
+                name: _money(each * 1e6 / 3.6e6 * self.grams_per_kwh)
+                for name, each in joules.items()
+            }
         }
 
 

@@ -1,9 +1,10 @@
 """Metrics of a model: those of its answers, and those that need the model itself.
 
-Answer metrics score one answer from 0 to 1 (cohobate/scoring/metrics.py); a model's score is the
-mean over the test rows. Model metrics use the log-probabilities of the reference answers on a
-sample of rows, and are reported. Perplexity and bits per byte can also decide, as the first metric:
-then they are computed on all test rows.
+Answer metrics score one answer from 0 to 1 (cohobate/scoring/metrics.py, and
+cohobate/evaluation/judged_metrics.py by a judge); a model's score is the mean over the test rows.
+Figures of all answers together (cohobate/scoring/answer_figures.py), and model metrics, which use
+the log-probabilities of the reference answers on a sample of rows, are reported. Perplexity and
+bits per byte can also decide, as the first metric: then they are computed on all test rows.
 
 To add a model metric: a class with `measure`, and its name in `Metric` at the bottom.
 """
@@ -14,6 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from pydantic import Field
 
+from cohobate.evaluation.deciding_metric import ByTask
+from cohobate.evaluation.judged_metrics import Rubric, WinRate
+from cohobate.scoring.answer_figures import AnswersFigure
 from cohobate.scoring.metrics import AnswerMetric, BitsPerByte, Perplexity, TaskMetric
 from cohobate.scoring.verifiers import Label, Task
 
@@ -81,5 +85,13 @@ class LabelAccuracy(TaskMetric):
 
 
 Metric = Annotated[
-    AnswerMetric | LabelAccuracy | Perplexity | BitsPerByte, Field(discriminator="type")
+    AnswerMetric
+    | WinRate
+    | Rubric
+    | ByTask
+    | AnswersFigure
+    | LabelAccuracy
+    | Perplexity
+    | BitsPerByte,
+    Field(discriminator="type"),
 ]

@@ -85,9 +85,8 @@ def scored(
 ) -> Iterator[Prediction]:
     """Yield the prediction of each row: its answer, scored."""
     for row, answer in zip(rows, answers, strict=True):
-        verifier = task.verifier_of(row.task)
         scores = {
-            metric.type: metric.score(answer.full_text, row.full_answer, verifier)
+            metric.type: metric.score_row(row, answer.full_text, task)
             for metric in metrics
             if metric.scores_task(row.task)
         }

@@ -11,6 +11,7 @@ from cohobate.data.reasoning import inline_cut
 from cohobate.data.records import Row, write_rows
 from cohobate.data.tokenized import Encoded, encode_all
 from cohobate.errors import UserError
+from cohobate.evaluation.deciding_metric import is_judged
 from cohobate.evaluation.footprint import footprint
 from cohobate.generation.requests import Answer
 from cohobate.progress import say
@@ -18,6 +19,7 @@ from cohobate.scoring.verifiers import Task
 from tasks.evaluate import predictions
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.fidelity import AnswerTexts
+from tasks.evaluate.judging import judge_predictions, say_mean, variant_scores
 from tasks.evaluate.models_under_test import EndpointTeacher, LoadedModel
 from tasks.evaluate.predictions import Prediction
 from tasks.evaluate.robustness import PERTURBED, PERTURBED_ROLES, Variant
@@ -67,6 +69,8 @@ class Evaluator:
         for arm in student_arms:
             for seed in arm.checkpoints:
                 self._run_student(arm, seed, teacher, teacher_texts, results[arm.name])
+        teacher = None  # a judge on this machine needs the memory
+        judge_predictions(self.params, self.task, arms, self.rows)
         self._write_variants({arm.role: results[arm.name] for arm in arms})
         return results
 
@@ -203,17 +207,17 @@ class Evaluator:
         self, arm: Arm, seed: int, answers: Sequence[Answer], model: LoadedModel | None = None
     ) -> list[Prediction]:
         """Score the answers of one checkpoint, and write them."""
-        metrics, likelihood = self.params.answer_metrics, self.params.likelihood_metric
+        metrics, likelihood = self.params.plain_metrics, self.params.likelihood_metric
         rows = list(predictions.scored(self.rows, answers, metrics, self.task))
         if likelihood and model:
             losses = model.losses(self.rows, likelihood)
             rows = predictions.with_losses(rows, losses, likelihood)
-            mean = losses.figure(likelihood)
+            say(f"{arm.called(seed)}: {losses.figure(likelihood):.3f}")
         else:
-            mean = sum(row.scores[metrics[0].type] for row in rows) / len(rows)
             rows = self._with_similarity(rows, model)
+            if not is_judged(self.params.answer_metrics[0]):
+                say_mean(arm.called(seed), rows, metrics[0].type)
         predictions.write(arm, seed, rows)
-        say(f"{arm.called(seed)}: {mean:.3f}")
         return rows
 
     def _with_similarity(
@@ -244,21 +248,19 @@ class Evaluator:
         if not self.variants:
             write_rows(PERTURBED, [])
             return
-        metric = self.params.answer_metrics[0]
-        rows = []
-        for position, (name, row) in enumerate(self.variants):
-            verifier = self.task.verifier_of(row.task)
-            answers = {
-                role: [texts[position] for texts in by_role[role].variants.values()]
-                for role in PERTURBED_ROLES
-            }
-            scores = {
-                role: [metric.score(text, row.full_answer, verifier) for text in texts]
-                for role, texts in answers.items()
-            }
-            rows.append(
-                Variant(variant=name, id=row.id, prompt=row.prompt, answers=answers, scores=scores)
+        answers_ZR = {role: [*by_role[role].variants.values()] for role in PERTURBED_ROLES}
+        own = [row for _, row in self.variants]
+        scores_ZR = variant_scores(self.params, self.task, own, answers_ZR)
+        rows = [
+            Variant(
+                variant=name,
+                id=row.id,
+                prompt=row.prompt,
+                answers={role: [texts[n] for texts in seeds] for role, seeds in answers_ZR.items()},
+                scores={role: [each[n] for each in seeds] for role, seeds in scores_ZR.items()},
             )
+            for n, (name, row) in enumerate(self.variants)
+        ]
         write_rows(PERTURBED, rows)
 
 

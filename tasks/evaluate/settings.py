@@ -5,13 +5,17 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cohobate.evaluation.answering import Answering
+from cohobate.evaluation.deciding_metric import is_judged
 from cohobate.evaluation.forgetting import Forgetting
 from cohobate.evaluation.gate import Gate
+from cohobate.evaluation.judged_metrics import JudgedMetric
 from cohobate.evaluation.timing import Timing
 from cohobate.generation.requests import Decoding
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import NumberFormat, resolve
+from cohobate.scoring.answer_figures import FigureOfAnswers
 from cohobate.scoring.metrics import AnswerScore, LikelihoodScore, VerifierAccuracy
+from tasks.evaluate.capabilities import Capability, GroupField
 from tasks.evaluate.cost import Prices
 from tasks.evaluate.fidelity import AnyFidelity, LiveFidelity
 from tasks.evaluate.harness import Harness
@@ -67,6 +71,12 @@ class EvaluateParams(Answering):
     """How the student's mistakes are clustered."""
     prices: Prices = Prices()
     """Prices, for the report alone."""
+    capabilities: dict[str, Capability] = Field(default_factory=dict)
+    """Named parts of the test rows, such as `{reasoning: {tasks: [sums]}, formatting: {metric:
+    format}, long context: {longest: 0.25}}`: a table of what the student keeps of each."""
+    groups: GroupField = ""
+    """A field of the rows, `group` or `task`: the gap between teacher and student on each of its
+    values, with an interval. It shows whether distillation harms some groups more than others."""
     samples: int = Field(4, ge=0)
     """Sample rows of each kind in the report."""
     seed: int = 0
@@ -92,7 +102,27 @@ class EvaluateParams(Answering):
     def model_metrics(self) -> tuple[ModelMetric, ...]:
         """The metrics that need the model itself, on a sample of rows."""
         sampled = self.metrics[1:] if self.likelihood_metric else self.metrics
-        return tuple(metric for metric in sampled if not isinstance(metric, AnswerScore))
+        of_answers = (AnswerScore, FigureOfAnswers)
+        return tuple(metric for metric in sampled if not isinstance(metric, of_answers))
+
+    @property
+    def answer_figures(self) -> tuple[FigureOfAnswers, ...]:
+        """The figures of all answers together."""
+        return tuple(metric for metric in self.metrics if isinstance(metric, FigureOfAnswers))
+
+    @property
+    def plain_metrics(self) -> tuple[AnswerScore, ...]:
+        """The metrics that score one answer without a judge."""
+        return tuple(metric for metric in self.answer_metrics if not is_judged(metric))
+
+    @property
+    def judged_metrics(self) -> dict[str, AnswerScore]:
+        """The metrics by a judge, by their places in params.yaml."""
+        return {
+            f"evaluate.metrics.{place}": metric
+            for place, metric in enumerate(self.metrics)
+            if isinstance(metric, AnswerScore) and is_judged(metric)
+        }
 
     @property
     def likelihood_metric(self) -> LikelihoodScore | None:
@@ -106,9 +136,19 @@ class EvaluateParams(Answering):
             raise ValueError(
                 "the first metric decides, on the rows of every task: it cannot name tasks"
             )
+        names = [metric.type for metric in self.answer_metrics]
+        names += [figure.name for figure in self.answer_figures]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a metric is there twice: {', '.join(sorted(names))}")
+        if isinstance(self.metrics[0], JudgedMetric) and self.metrics[0].rows is not None:
+            raise ValueError("the first metric decides, on all rows: leave out its `rows`")
         if self.teacher_figures == "answers" and self.likelihood_metric:
             raise ValueError(
                 f"{self.metrics[0].type} needs the teacher's weights: teacher_figures must be all"
+            )
+        if (self.capabilities or self.groups) and self.likelihood_metric:
+            raise ValueError(
+                "capabilities and groups compare scores of answers: the first metric must be one"
             )
         if self.gate.each_task and self.likelihood_metric:
             raise ValueError(

@@ -15,6 +15,7 @@ Out, hashed: reports/metrics.json, and below data/evaluate
     errors.jsonl     rows that the teacher answers better than the student
     clusters.json    these rows clustered by topic
     served.json      tokens that the teacher generated, and mean tokens of a request
+    judged.json, capabilities.json, gaps.json, where params.yaml asks for them
 Out, not hashed: reports/timings.json, cost.json (measured), report.html, report.md (rendered).
 
 Of a teacher behind an endpoint only the answers are evaluated. They are bought through the ledger

@@ -8,6 +8,7 @@ from cohobate.data.records import Row
 from cohobate.evaluation.bootstrap import ArmIntervals, Interval
 from cohobate.evaluation.footprint import Footprint
 from cohobate.evaluation.gate import Gate, ScoreComparison
+from cohobate.scoring.answer_figures import FigureOfAnswers
 from cohobate.scoring.metrics import LikelihoodScore
 from cohobate.scoring.verifiers import Task
 from tasks.evaluate.arms import Arm
@@ -54,6 +55,8 @@ class Statistics:
     gate: Gate
     likelihood: LikelihoodScore | None = None
     """The metric that decides, where it is one of a likelihood: lower is better."""
+    figures: Sequence[FigureOfAnswers] = ()
+    """Figures of all answers together, which are reported."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -132,6 +135,7 @@ class Statistics:
             for name in dict.fromkeys(name for p in answers for name in p.scores)
         }
         means |= {self.metric: score.mean} if self.likelihood else {}
+        means |= self._figures(arm)
         return {
             "arm": arm.name,
             "role": arm.role,
@@ -157,6 +161,17 @@ class Statistics:
             "calibration_error": None if error is None else round(error, 6),
             "footprint": results.footprint and results.footprint.model_dump(),
         }
+
+    def _figures(self, arm: Arm) -> dict[str, float]:
+        """Return the figures of all answers of an arm together, means over its seeds."""
+        means = {}
+        for figure in self.figures:
+            seeds = self.predictions.by_arm[arm.name].values()
+            texts = ([p.answer for p in answers] for answers in seeds)
+            values = [figure.measure(self.rows, own, self.task) for own in texts]
+            if known := [value for value in values if value is not None]:
+                means[figure.name] = sum(known) / len(known)
+        return means
 
     def _agreement(self, arm: Arm) -> float | None:
         """Return how often an arm gives the teacher's answer; None where none was generated."""

@@ -10,6 +10,7 @@ from cohobate.scoring.verifiers import Task
 from tasks.evaluate import tables
 from tasks.evaluate.arms import Arm
 from tasks.evaluate.behaviour import write_behaviour
+from tasks.evaluate.capabilities import write_capabilities
 from tasks.evaluate.predictions import Predictions
 from tasks.evaluate.settings import EvaluateParams
 from tasks.evaluate.statistics import ModelResults, Statistics
@@ -48,6 +49,7 @@ def write_results(
         params.calibration_bins,
         params.gate,
         params.likelihood_metric,
+        params.answer_figures,
     )
     write_json(ARMS, statistics.table())
     if statistics.by_task:
@@ -59,6 +61,8 @@ def write_results(
     write_json(tables.SAMPLES, tables.samples(statistics, rows, params.samples, params.seed))
     # one file for `dvc metrics` and the gate: scores and behaviour
     metrics = statistics.metrics() | write_behaviour(params, statistics, rows, results)
+    draws_and_seed = (params.bootstrap, params.seed)
+    metrics |= write_capabilities(params.capabilities, params.groups, statistics, *draws_and_seed)
     metrics["number_format"] = params.number_format
     write_json(METRICS, metrics)
     write_json(EVALUATE / "summary.json", _summary(metrics))

@@ -14,6 +14,7 @@ from cohobate.data.reasoning import split
 from cohobate.data.records import DEV, Row, read_rows
 from cohobate.data.tool_calls import calls_in
 from cohobate.errors import UserError
+from cohobate.evaluation.deciding_metric import AnswerScorer
 from cohobate.evaluation.model_under_test import kind_of
 from cohobate.scoring.metrics import AnswerScore, LikelihoodScore
 from cohobate.scoring.verifiers import Task
@@ -121,20 +122,22 @@ class Check:
     metric: AnswerScore | LikelihoodScore
     task: Task
 
-    def score(self, answers: Sequence[str], losses: Sequence[float]) -> float:
+    def score(
+        self,
+        answers: Sequence[str],
+        losses: Sequence[float],
+        opponents: Sequence[str] | None = None,
+    ) -> float:
         """Return the score by the metric that decides.
 
         Args:
             answers: to the rows.
             losses: mean losses of the right answers, in nats a token.
+            opponents: answers that a win rate compares with; None: the reference answers.
         """
         if isinstance(self.metric, LikelihoodScore):
             return self._likelihood(self.metric, losses)
-        metric, pairs = self.metric, zip(self.rows, answers, strict=True)
-        return fmean(
-            metric.score(text, row.full_answer, self.task.verifier_of(row.task))
-            for row, text in pairs
-        )
+        return fmean(AnswerScorer(self.metric, self.task).scores(self.rows, answers, opponents))
 
     def quality(self, answers: Sequence[str], losses: Sequence[float]) -> float:
         """Return the score, or its negative where lower is better."""
@@ -163,8 +166,8 @@ class Check:
         # infinite where an answer has a token that the form cannot generate
         finite = [pair for pair in pairs if isfinite(pair[0])]
         figures = Rescored(
-            self.score(answers, losses or original.losses),
-            self.score(original.answers, original.losses),
+            self.score(answers, losses or original.losses, original.answers),
+            self.score(original.answers, original.losses, original.answers),
             sum(same) / len(same),
             len(same),
             sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),

@@ -25,12 +25,12 @@ from pydantic import Field, model_validator
 from cohobate.data.records import EXPORT, EXPORTED_DATA, Row, write_json
 from cohobate.data.tokenized import encode_all
 from cohobate.errors import UserError
+from cohobate.evaluation.deciding_metric import DecidingMetric
 from cohobate.evaluation.score_text import ScoreText
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision, resolve
 from cohobate.params import Section, ValueOf
 from cohobate.progress import say
-from cohobate.scoring.metrics import DecidingMetric
 from cohobate.scoring.verifiers import Task
 from cohobate.students.initialization import StudentInit
 from tasks.export.cards import CardFiles, Exported, write_dataset, write_model_card

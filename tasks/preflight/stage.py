@@ -42,6 +42,7 @@ from tasks.preflight.phases import (
     shares_vocabulary,
 )
 from tasks.preflight.references import check_phase
+from tasks.preflight.scoring import check_scoring
 from tasks.preflight.served import check_served
 from tasks.preflight.stage_memory import StageMemory
 
@@ -76,6 +77,7 @@ def run(
     check_packages({"adapt": adapt, **phases})
     check_embedders(init_student.type, teachers, phases, _document())
     check_student_kind(init_student.type, phases, _document())
+    check_scoring(_document())
     for key, teacher in teachers.items():
         check_terms(key, teacher)
     init_student.teacher_of(teachers)

@@ -71,3 +71,21 @@ def test_the_stage_finds_the_key_and_the_worker_forgets_it(
     monkeypatch.delenv(NAME)
     list(placement._stage_on_node(str(tmp_path), "generate@main", None, keys))
     assert NAME not in os.environ
+
+
+def test_the_key_of_a_judge_reaches_the_stages_that_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NAME, KEY)
+    monkeypatch.setenv("COHOBATE_OTHER_KEY", "sk-other")
+    first = {"type": "by_task", "metrics": {"a": {"judge": {"key": NAME}}, "b": {"type": "bleu"}}}
+    second = {"type": "rubric", "judge": {"key": "COHOBATE_OTHER_KEY"}}
+    document = {
+        "teachers": {"main": {}},
+        "evaluate": {"teacher": "main", "metrics": [{"type": "verifier"}, second]},
+    }
+    assert set(api_keys.keys_for(node("evaluate"), document)) == {"COHOBATE_OTHER_KEY"}
+    assert api_keys.keys_for(node("challenge"), document) == {}
+    document["evaluate"]["metrics"] = [first, second]
+    for stage in ("adapt@main", "challenge", "export"):
+        assert set(api_keys.keys_for(node(stage), document)) == {NAME}
+    assert set(api_keys.keys_for(node("preflight"), document)) == {NAME, "COHOBATE_OTHER_KEY"}
+    assert api_keys.keys_for(node("filter"), document) == {}

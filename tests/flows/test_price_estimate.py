@@ -9,6 +9,7 @@ from cohobate.generation.requests import Decoding
 from cohobate.methods.train import Method
 from cohobate.params import validated
 from cohobate.teachers.teacher import Teacher
+from flows.judge_estimate import estimate_judges
 from flows.price_estimate import estimate_prices
 from tasks.evaluate.settings import EvaluateParams
 from tests.loopback_teacher import write_prompts
@@ -93,3 +94,24 @@ def test_scoring_is_priced_beside_generation(project):
     assert kept == f"main, for capture: 5 rows to score: about {5 * 0.004:.2f} USD, at most 0.24"
     (all_rows,) = scored(project, {}, template="critique")
     assert all_rows.startswith("main, for capture: 100 rows to score")
+
+
+def test_judges_are_estimated_by_rows_models_and_orders(project):
+    judge = {"model": "large-1", "endpoint": "http://127.0.0.1:9/v1"}
+    price = {"type": "openai", "price": {"input": 1000, "output": 2000}}
+    win = {"type": "win_rate", "judge": judge | {"backend": price}}
+    rubric = {"type": "rubric", "judge": judge | {"backend": price}, "rows": 2}
+    free = {"type": "by_task", "metrics": {"a": {"type": "rubric", "judge": judge}}}
+    metrics = {"metrics": [win, rubric, free], "decoding": {"max_tokens": 50}}
+    evaluate = validated(EvaluateParams, metrics, "evaluate")
+    first, *_ = estimate_judges(evaluate, 4, project)
+    assert first.endswith("the cost can be estimated once the prompts are collected")
+    write_rows(TEST, [Row(id=row_id(str(n)), prompt=f"Name: {n}", answer="x") for n in range(5)])
+    win_line, rubric_line, free_line = estimate_judges(evaluate, 4, project)
+    # 2 tokens of the prompt, 160 of the wording, 2 answers of 50, and 24 of the reply
+    about = 5 * 3 * 2 * (2 + 160 + 100 + 2 * 24) * 0.001
+    assert win_line.startswith(
+        f"judge large-1 of evaluate.metrics.0: 30 replies to buy: about {about:.2f} USD"
+    )
+    assert "evaluate.metrics.1: 8 replies to buy" in rubric_line
+    assert "no price is set (evaluate.metrics.2.metrics.a.judge.backend.price)" in free_line

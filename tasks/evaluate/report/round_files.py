@@ -14,7 +14,9 @@ from cohobate.data.records import COLLECT, CURRICULUM, FILTER, MODELS, REPORTS
 from cohobate.errors import UserError
 from cohobate.params import validated
 from tasks.evaluate.behaviour import FORGETTING, MEMORISATION
+from tasks.evaluate.capabilities import CAPABILITIES, GAPS
 from tasks.evaluate.cost import TOKEN_COUNTS, Prices
+from tasks.evaluate.judging import JUDGED
 from tasks.evaluate.mistakes import CLUSTERS, ERRORS
 from tasks.evaluate.robustness import ROBUSTNESS
 from tasks.evaluate.router import ROUTED, ROUTER
@@ -127,7 +129,23 @@ class RoundFiles:
             return None
         prices = (self.params.get("evaluate") or {}).get("prices") or {}
         assumed: Prices = validated(Prices, prices, "evaluate.prices")
-        return assumed.cost_of_round(tokens, stages, timings)
+        judged = sum(one.get("cost_usd", 0.0) for one in self.judged.values())
+        return assumed.cost_of_round(tokens | {"judged": judged}, stages, timings)
+
+    @property
+    def judged(self) -> dict[str, Any]:
+        """Outcomes, replies and cost of the metrics by a judge, by their places in params.yaml."""
+        return self._json(JUDGED) or {}
+
+    @property
+    def capabilities(self) -> Table:
+        """Scores by capability, all rows first; empty where none is configured."""
+        return self._json(CAPABILITIES) or []
+
+    @property
+    def gaps(self) -> Table:
+        """The gap between teacher and student by group, the largest first."""
+        return self._json(GAPS) or []
 
     @property
     def curriculum(self) -> Table:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cohobate.evaluation import number_text
-from cohobate.evaluation.score_text import ScoreText
-from tasks.evaluate.report import behaviour_view, plots, task_view
+from cohobate.evaluation.score_text import NO_SHARE, ScoreText
+from tasks.evaluate.report import behaviour_view, plots, scoring_view, task_view
 from tasks.evaluate.report.comparison import compared
 from tasks.evaluate.report.round_files import RoundFiles, Table
 
@@ -39,10 +39,16 @@ def view(files: RoundFiles, against: str = "") -> dict[str, Any]:
     return {
         "metrics": metrics,
         "text": text,
+        "no_share": NO_SHARE,
         "verdict": verdict(metrics),
         "gate": gate(metrics),
         "arms": arms,
         "tasks": task_view.tasks(files.tasks, metrics, by_role),
+        "judged": scoring_view.judged(
+            files.judged, (files.params.get("evaluate") or {}).get("metrics") or []
+        ),
+        "capabilities": files.capabilities,
+        "gaps": files.gaps,
         "by_role": by_role,
         "unequal": unequal_updates(by_role),
         "scores": plots.scores(arms, text),

@@ -17,6 +17,7 @@ from cohobate.data.records import (
 )
 from cohobate.errors import UserError
 from cohobate.params import ParamsError, validated
+from cohobate.scoring.verifiers import Code
 from tasks.collect.stage import CollectParams, run
 
 SIZES = {"labelled": 6, "unlabelled": 30, "dev": 3, "test": 5}
@@ -98,3 +99,16 @@ def test_no_prompt_is_on_both_sides_of_the_border(project):
     Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = collect({"type": "files", "path": "data.jsonl", "split": "part"}, TEMPLATE, ood=20)
     assert summary["ood"] == 20 and summary["set aside: duplicate prompt"] == 5
+
+
+def test_programs_pass_their_own_tests(project):
+    template = {"prompt": "{question}\n", "answer": "{answer}"}
+    collect({"type": "programs", "rows": 200}, template)
+    rows = list(read_rows(LABELLED, Row))
+    code = Code(type="code")
+    assert all(code.correct(row.answer, row.answer) for row in rows[:5])
+    assert not code.correct(rows[0].answer, rows[1].answer)
+    assert len({row.group for row in rows}) > 2
+    first = LABELLED.read_bytes()
+    collect({"type": "programs", "rows": 200}, template)
+    assert LABELLED.read_bytes() == first

@@ -160,7 +160,7 @@ class SimulatedRound:
                     self._one_answer(chance, own, luck, row)
                     for luck, row in zip(ease, rows, strict=True)
                 ]
-                kept: list[Prediction] = list(scored(rows, answers, params.answer_metrics, TASK))
+                kept: list[Prediction] = list(scored(rows, answers, params.plain_metrics, TASK))
                 write(arm, seed, kept)
 
     def _one_answer(self, chance: random.Random, worth: float, luck: float, row: Row) -> Answer:

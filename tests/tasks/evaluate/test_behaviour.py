@@ -8,7 +8,7 @@ import pytest
 from cohobate.data.messages import Message
 from cohobate.data.records import Row
 from cohobate.params import ParamsError, validated
-from cohobate.scoring.metrics import Bleu, ChrF, RougeL
+from cohobate.scoring.metrics import Bleu, ChrF, Rouge
 from cohobate.scoring.verifiers import Label
 from tasks.evaluate.cost import Prices
 from tasks.evaluate.memorisation import Memorisation
@@ -156,7 +156,7 @@ def test_a_teacher_behind_an_api_is_paid_by_the_token() -> None:
 
 def test_metrics_of_longer_answers() -> None:
     label = Label(type="label")
-    rouge, bleu, chrf = RougeL(type="rouge_l"), Bleu(type="bleu"), ChrF(type="chrf")
+    rouge, bleu, chrf = Rouge(type="rouge_l"), Bleu(type="bleu"), ChrF(type="chrf")
     for metric in (rouge, bleu, chrf):
         assert metric.score("the cat sat", "the cat sat", label) == pytest.approx(1)
         assert metric.score("xyz", "the cat sat", label) < 0.1
