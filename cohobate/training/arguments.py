@@ -8,6 +8,13 @@ from transformers import TrainingArguments
 from cohobate import processes
 from cohobate.training.hyperparameters import Hyperparameters
 
+_OPTIMISERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_torch_8bit",
+    "adamw_offloaded": "adamw_torch",  # not used: Trainer gets the class
+}
+"""What transformers calls them, where it has another name."""
+
 
 def training_arguments(
     hyperparameters: Hyperparameters, updates: int, seed: int, scratch: str
@@ -41,9 +48,7 @@ def training_arguments(
         adam_beta1=hyperparameters.betas[0],
         adam_beta2=hyperparameters.betas[1],
         max_grad_norm=hyperparameters.clip,
-        optim={"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_torch_8bit"}.get(
-            hyperparameters.optimiser, hyperparameters.optimiser
-        ),
+        optim=_OPTIMISERS.get(hyperparameters.optimiser, hyperparameters.optimiser),
         seed=seed,
         report_to="none",
         logging_strategy="no",

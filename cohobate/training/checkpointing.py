@@ -6,7 +6,7 @@ They lie outside of what any stage writes, below a hash of everything that decid
         weights.safetensors      trained weights, and buffers
         optimizer.safetensors    the optimizer's moments, `<parameter>.<name>`
         shard-00001-model-….safetensors, one a worker: its share of both, where they are sharded
-        moments-00001.safetensors, one a worker, in place of those: moments in 8 bits
+        moments-00001.safetensors, one a worker, in place of those: in 8 bits, or offloaded
         state.json               history, learning rate schedule, random states of each worker
         manifest.json            size and sha256 of each file
 
@@ -180,11 +180,12 @@ def write_state(
 
     from cohobate import processes
     from cohobate.training import eight_bit_adamw
+    from cohobate.training.offloaded_adamw import is_offloaded
 
     # safetensors holds flat names of tensors; all that is no tensor goes into state.json
     moving, state = _moving(module), optimizer.state_dict()
     moments = state["state"]
-    if eight_bit_adamw.is_eight_bit(optimizer):
+    if eight_bit_adamw.is_eight_bit(optimizer) or is_offloaded(optimizer):
         eight_bit_adamw.write(folder, moments)
         moments = {}
     shares.write(folder, moving, moments)
@@ -233,6 +234,7 @@ def restore_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:
     from safetensors.torch import load_file
 
     from cohobate.training import eight_bit_adamw
+    from cohobate.training.offloaded_adamw import is_offloaded
 
     stored = read_state(folder)["optimizer"]
     # the inverse of `write_state`: "<parameter>.<name>" back to torch's two levels
@@ -246,6 +248,9 @@ def restore_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:
     if eight_bit_adamw.is_eight_bit(optimizer):
         state = eight_bit_adamw.read(folder, weights)
         eight_bit_adamw.restore_rates(stored, optimizer, scheduler)
+    elif is_offloaded(optimizer):
+        shares_here = [getattr(weight, "_local_tensor", weight) for weight in weights]
+        state = eight_bit_adamw.read(folder, shares_here)
     optimizer.load_state_dict({"state": state, "param_groups": stored["groups"]})
     scheduler.load_state_dict(stored["schedule"])
 

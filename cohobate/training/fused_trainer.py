@@ -60,8 +60,9 @@ class FusedTrainer(Trainer):
         *,
         checkpoints: CheckpointDir | None = None,
         rollouts: Rollouts | None = None,
+        optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(loss_fn, arguments, train_dataset=data)
+        super().__init__(loss_fn, arguments, train_dataset=data, optimizer_cls_and_kwargs=optimizer)
         self.remove_callback(PrinterCallback)
         self.add_callback(HistoryCallback(self))
         self.add_callback(CheckpointCallback(self))

@@ -44,10 +44,11 @@ class Hyperparameters(Section):
     mixing: Mixing = Field("proportional", exclude_if=lambda mixing: mixing == "proportional")
     """At what rate rows of each task are drawn, where the round has several sources: in proportion
     to their rows; `equal`; `{temperature: 2}`, between the two; or `{weights: {a: 3, b: 1}}`."""
-    optimiser: Literal["adamw", "adamw_8bit", "adafactor", "sgd"] = "adamw"
+    optimiser: Literal["adamw", "adamw_8bit", "adamw_offloaded", "adafactor", "sgd"] = "adamw"
     """adamw_8bit keeps AdamW's moments in 8 bits, 2 bytes a trained weight in place of 8 (torchao:
-    `pip install -e ".[quantised]"`). adafactor keeps a row and a column in place of AdamW's second
-    moments; sgd keeps nothing."""
+    `pip install -e ".[quantised]"`). adamw_offloaded keeps them in the host's memory and computes
+    the step there (never run on a GPU). adafactor keeps a row and a column in place of AdamW's
+    second moments; sgd keeps nothing."""
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -22,7 +22,7 @@ PROGRAM_BYTES = 520 << 20
 """Bytes of Python with torch and transformers, before any model."""
 GPU_CONTEXT_BYTES = 1 << 30
 """Bytes of a GPU that CUDA's context and libraries take. An estimate, not measured."""
-_MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0, "sgd": 0}  # bytes a trained weight
+_MOMENTS = {"adamw": 8, "adamw_8bit": 2}  # bytes a trained weight
 _NF4_BYTES = 0.5625  # of a weight in 4 bits, with its part of a float32 scale for each 64
 _HEAP = 1.25
 """What activations take of a CPU's memory, over the tensors themselves: the heap does not give back
@@ -178,11 +178,15 @@ class _Update:
     def moments(self) -> list[dict[str, int]]:
         """Return the parts at each moment that can be the peak."""
         trained, shards = trained_parameters(self.size, self.how), self.shards
+        # offloaded moments lie in the host's memory
+        optimiser = self.how.optimiser
+        if optimiser == "adamw_offloaded" and self.on_cpu:
+            optimiser = "adamw"
         held = {
             PROGRAM: PROGRAM_BYTES if self.on_cpu else GPU_CONTEXT_BYTES,
             WEIGHTS: self._weights() // shards,
             GATHERED: self._gathered(),
-            OPTIMISER: _MOMENTS[self.how.optimiser] * trained // shards,
+            OPTIMISER: _MOMENTS.get(optimiser, 0) * trained // shards,
             TEACHERS: sum(self._frozen(teacher) for teacher in self.teachers),
         }
         # the head's gradient is complete with its loss; the others come with the backward pass

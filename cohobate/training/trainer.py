@@ -31,6 +31,7 @@ from cohobate.training.hyperparameters import Hyperparameters
 from cohobate.training.memory_check import check_training_memory
 from cohobate.training.model_loss import CausalLMLoss, ModelLoss
 from cohobate.training.model_setup import sharded_weights, training_setup
+from cohobate.training.offloaded_adamw import offloaded
 from cohobate.training.packages import check_packages
 
 
@@ -137,6 +138,7 @@ def fit_batches(
                 curriculum_stages,
                 checkpoints=checkpoints,
                 rollouts=rollouts,
+                optimizer=offloaded(hyperparameters),
             )
             trainer.train_remaining()
             history = trainer.history

@@ -97,6 +97,8 @@ def _changes(phase: Hyperparameters, devices: int | None) -> Iterator[Changes]:
         yield from _changes_of_phase(phase, devices)
     if phase.optimiser == "adamw" and is_installed("torchao"):
         yield {"optimiser": "adamw_8bit"}
+    if phase.optimiser == "adamw":
+        yield {"optimiser": "adamw_offloaded"}
     if phase.optimiser == "adamw" and phase.sharding != "on":
         yield {"optimiser": "adafactor"}
     if phase.adapter.type == "full" and phase.quantisation.type == "none":
