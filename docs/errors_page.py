@@ -28,6 +28,7 @@ TITLES = {
     "fast": "Models and generation",
     "generation": "Models and generation",
     "models": "Models and generation",
+    "packaged": "Packaged models and data",
     "serving": "Trying a student",
     "students": "Initial students",
     "teachers": "Teachers and signals",

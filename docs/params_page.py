@@ -52,7 +52,7 @@ class _Page:
                 yield f"{self._type(section)[:1].upper()}{self._type(section)[1:]}.\n"
                 yield from self._alternatives(names)
             else:
-                yield f"{self._type(section)}.\n"
+                yield f"A {self._type(section)}.\n"
 
     def _alternatives(self, names: Sequence[str]) -> Iterator[str]:
         fields = [self._definitions[name].get("properties", {}) for name in names]
@@ -97,11 +97,11 @@ class _Page:
                 yield from self._alternatives(names)
 
     def _table(self, fields: Mapping[str, Schema], required: Sequence[str]) -> Iterator[str]:
-        yield "| key | value | default | |"
+        yield "| key | | value | default |"
         yield "|---|---|---|---|"
         for key, field in fields.items():
             default = "" if key in required or "default" not in field else _value(field["default"])
-            cells = f"`{key}`", self._type(field), default, _cell(field.get("description", ""))
+            cells = f"`{key}`", _cell(field.get("description", "")), self._type(field), default
             yield f"| {' | '.join(cells)} |"
         yield ""
 
@@ -127,7 +127,8 @@ class _Page:
         kind = field.get("type", "any value")
         if kind == "array":
             items = field.get("items")
-            return f"list of {self._type(items)}" if items else "list"
+            plural = {"type": "integer"}, {"type": "number"}
+            return f"list of {self._type(items)}{'s' * (items in plural)}" if items else "list"
         if kind == "object":
             values = _by_name(field)
             return f"by name: {self._type(values)}" if values else "mapping"

@@ -20,9 +20,10 @@ cohobate run --recipe recipes/gkd.yaml
 cohobate run --recipe none
 ```
 
-Costs are those on the embedded default task, on two cores. What the methods achieve there is in
-[results](results.md). To add one: a file in `recipes/` whose comment at the top is like the
-others'. `make pages` writes this page from these files.
+Where a column is empty, the setting of `params.yaml` stays. Costs are those on the embedded
+default task, on two cores. What the methods achieve there is in [results](results.md). To add one:
+a file in `recipes/` whose comment at the top is like the others'. `make pages` writes this page
+from these files.
 """
 
 
@@ -46,8 +47,8 @@ def page(folder: Path) -> str:
     recipes = [_read(path) for path in sorted(folder.glob("*.yaml"))]
     lines = [_HEAD, "| recipe | what it does | methods | student |", "|---|---|---|---|"]
     for one in recipes:
-        methods = ", ".join(f"`{method}`" for method in one.methods) or "as `params.yaml`"
-        student = f"`{one.student}`" if one.student else "as `params.yaml`"
+        methods = ", ".join(f"`{method}`" for method in one.methods)
+        student = f"`{one.student}`" if one.student else ""
         lines.append(f"| [{one.name}](#{one.name}) | {one.title} | {methods} | {student} |")
     for one in recipes:
         command = f"```bash\ncohobate run --recipe recipes/{one.name}.yaml\n```\n"
