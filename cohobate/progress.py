@@ -64,7 +64,24 @@ class CurvePoints:
     """Updates, each with its figures by name."""
 
 
-Event = Advance | Say | CurvePoints
+@dataclass(frozen=True)
+class DevScore:
+    """The figure of a check on dev rows that decides, while a phase trains."""
+
+    label: str
+    """Name of the run, such as `train kd, seed 1`."""
+    update: int
+    updates: int
+    """Of the whole run."""
+    value: float
+    text: str
+    """All figures, in a few words."""
+
+    def __str__(self) -> str:
+        return f"{self.label}: update {self.update:,} of {self.updates:,}, on dev {self.text}"
+
+
+Event = Advance | Say | CurvePoints | DevScore
 
 
 def duration(seconds: float) -> str:
@@ -178,7 +195,8 @@ def reporting_to(sink: Sink) -> Iterator[None]:
 
 def _print(event: Event) -> None:
     """Print what nobody else listens to: messages, and pieces of work that are done."""
-    if isinstance(event, Say) or (isinstance(event, Advance) and event.done >= event.total):
+    is_line = isinstance(event, Say | DevScore)
+    if is_line or (isinstance(event, Advance) and event.done >= event.total):
         print(event, file=sys.stderr)
 
 

@@ -25,6 +25,7 @@ def thread_map(
     On an accelerator one at a time: there a batch fills the device, and a queue orders the work.
     """
     at_once = 1 if torch.cuda.is_available() else threads
+    function = _under_autocast(function)
     waiting: deque[tuple[T, Future[R]]] = deque()
     # torch.set_num_threads(1) runs in each thread as it starts
     with ThreadPoolExecutor(at_once, "batch", torch.set_num_threads, (1,)) as pool:
@@ -42,3 +43,17 @@ def thread_map(
             for _, result in waiting:
                 # the caller stopped early: batches that have not begun are not computed
                 result.cancel()
+
+
+def _under_autocast(function: Callable[[T], R]) -> Callable[[T], R]:
+    """Return a function that runs under the autocast of this thread: others have none of it."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.is_autocast_enabled(device):
+        return function
+    dtype = torch.get_autocast_dtype(device)
+
+    def run(batch: T) -> R:
+        with torch.autocast(device, dtype):
+            return function(batch)
+
+    return run

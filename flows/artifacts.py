@@ -84,7 +84,7 @@ def show_report(root: Path) -> None:
 
 
 def show_losses(root: Path) -> None:
-    """Publish the loss curves of all phases and seeds as a picture."""
+    """Publish the loss curves of all phases and seeds as a picture, and the checks on dev rows."""
     losses = {
         phase: [[(line["step"], line["loss"]) for line in curve] for curve in seeds.values()]
         for phase, seeds in RoundFiles(root).losses.items()
@@ -92,6 +92,15 @@ def show_losses(root: Path) -> None:
     if losses:
         picture = pictures.curves(losses, "update", "loss")
         create_image_artifact(picture, "losses", "Training loss at each update, one curve per seed")
+    checks = {
+        phase: [[(float(one.update), one.value) for one in curve] for curve in seeds.values()]
+        for phase, seeds in RoundFiles(root).dev.items()
+    }
+    if checks:
+        picture = pictures.curves(checks, "update", "on dev", linear=True)
+        create_image_artifact(
+            picture, "dev-scores", "Score on dev rows while training, or loss, one curve per seed"
+        )
 
 
 def show_samples(root: Path) -> None:

@@ -8,10 +8,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from cohobate.data.records import DEV
 from cohobate.dvc_bridge import accepted_code, versioning
 from cohobate.errors import UserError
 from cohobate.progress import duration
-from flows.plan import Planned, changed_code, plan
+from flows.plan import DEV_CHECKS, Planned, changed_code, plan
 from flows.stage_seconds import STAGE_SECONDS
 
 LONG = 1800.0
@@ -24,6 +25,15 @@ def refresh_fingerprints(root: Path) -> None:
 
     if any(stage.name == "code" for stage in versioning.stages(root)):
         versioning.reproduce(root, "code", run_stage)
+
+
+def refresh_dev_checks(root: Path) -> None:
+    """Run the stage `dev_checks` in this process, for phases that an earlier version trained."""
+    from tasks.__main__ import run_stage
+
+    known = any(stage.address == DEV_CHECKS for stage in versioning.stages(root))
+    if known and (root / DEV).exists():
+        versioning.reproduce(root, DEV_CHECKS, run_stage)
 
 
 def check_reruns(root: Path, planned: Sequence[Planned]) -> None:
@@ -57,6 +67,7 @@ def accept(root: Path, addresses: Sequence[str]) -> list[str]:
         UserError: a stage is not known, or more than its code changed.
     """
     refresh_fingerprints(root)
+    refresh_dev_checks(root)
     states = {stage.address: stage for stage in plan(root)}
     chosen = [a for a in states if not addresses or {a, a.partition("@")[0]} & set(addresses)]
     known = {name for address in states for name in (address, address.partition("@")[0])}

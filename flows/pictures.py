@@ -55,25 +55,30 @@ def intervals(scores: Mapping[str, Interval], x_label: str) -> str:
     return _document(bottom, parts)
 
 
-def curves(series: Mapping[str, Sequence[Curve]], x_label: str, y_label: str) -> str:
-    """Draw the curves of each name in one colour, y on a log scale; return the data URI."""
+def curves(
+    series: Mapping[str, Sequence[Curve]], x_label: str, y_label: str, *, linear: bool = False
+) -> str:
+    """Draw the curves of each name in one colour; return the data URI.
+
+    y is on a log scale, unless `linear`.
+    """
+    place = float if linear else math.log10
     thin = {name: [_thinned(curve) for curve in some] for name, some in series.items()}
     points = [point for some in thin.values() for curve in some for point in curve]
     x = Scale.around([0.0, *(px for px, _ in points)], tight=True)
-    logs = [math.log10(py) for _, py in points] or [0.0]
-    y = Scale.around([min(logs) - 0.02, max(logs) + 0.02], tight=True)
+    places = [place(py) for _, py in points] or [0.0]
+    y = Scale.around([min(places) - 0.02, max(places) + 0.02], tight=True)
     right, bottom = _WIDTH - 190, _TOP + max(260, 22 * len(series))
     parts = [_x_axis([(x.at(tick), f"{tick:g}") for tick in x.ticks], right, bottom, x_label)]
-    for tick in _log_ticks(y):
-        at = _down(y.at(math.log10(tick)), bottom)
+    for tick in y.ticks if linear else _log_ticks(y):
+        at = _down(y.at(place(tick)), bottom)
         parts.append(f'<line x1="{_LEFT}" x2="{right}" y1="{at}" y2="{at}" stroke="#d8dee4"/>')
         parts.append(_text(_LEFT - 8, at + 4, f"{tick:g}", "end"))
     parts.append(_text(_LEFT, _TOP - 6, y_label, "end"))
     for n, ((name, some), colour) in enumerate(zip(thin.items(), cycle(_COLOURS), strict=False)):
         for curve in some:
             line = " ".join(
-                f"{_across(x.at(px), right)},{_down(y.at(math.log10(py)), bottom)}"
-                for px, py in curve
+                f"{_across(x.at(px), right)},{_down(y.at(place(py)), bottom)}" for px, py in curve
             )
             parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}"/>')
         at = _TOP + 10 + 22 * n

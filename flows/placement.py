@@ -70,6 +70,10 @@ class StageStoppedError(StageFailedError):
     """The stage was stopped with its round; the same command goes on."""
 
 
+class StagePrunedError(StageFailedError):
+    """The stage was ended by who follows its events, such as a search."""
+
+
 class StageLostError(UserError):
     """The worker or node of the stage died: a retry may succeed."""
 
@@ -171,8 +175,7 @@ def run_stage(
         raise StageStoppedError(f"{address}: the round was stopped", fix="cohobate run")
     bundle = workspaces.make_bundle(root) if workspace == "isolated" else None
     stream = _submit(root, address, resources, bundle, keys)
-    # what `stop_all` cancels
-    _live.append(stream)
+    _live.append(stream)  # what `stop_all` cancels
     try:
         for reference in stream:
             message = ray.get(reference)
@@ -184,6 +187,9 @@ def run_stage(
                 raise _stage_failed(address, message)
             on_event(message)
         raise StageLostError(f"{address} ended without a result")
+    except StagePrunedError:
+        ray.cancel(stream, force=True)
+        raise
     except RayError as error:
         # `stop_all` takes a stream out before it cancels it: that is no lost worker
         if stream not in _live:

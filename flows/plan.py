@@ -8,6 +8,7 @@ from typing import Literal
 from cohobate.dvc_bridge import versioning
 from cohobate.dvc_bridge.accepted_code import CODE, locked_code
 
+DEV_CHECKS = "dev_checks"
 State = Literal["up to date", "new", "changed", "code only", "follows"]
 
 
@@ -35,9 +36,12 @@ def plan(root: Path, only: str | None = None) -> list[Planned]:
     planned: dict[str, Planned] = {}
     for node in select_stages(versioning.stages(root), only):
         reasons = [r for r in changed.get(node.address, ()) if not r.startswith(f"{CODE}/")]
+        reasons = [r for r in reasons if not _of_earlier_version(root, node.address, r)]
         modules = code.get(node.address, ())
         upstream = {up: planned[up].state for up in node.upstream if up in planned and up != "code"}
         moved = {up: state for up, state in upstream.items() if state != "up to date"}
+        if moved.get(DEV_CHECKS) == "new":  # of an earlier version, which had no such stage
+            del moved[DEV_CHECKS]
         state: State
         if node.address not in known:
             state, why = "new", ["has not run here"]
@@ -51,6 +55,18 @@ def plan(root: Path, only: str | None = None) -> list[Planned]:
             state, why = "up to date", []
         planned[node.address] = Planned(node.address, state, tuple(why))
     return [*planned.values()]
+
+
+def _of_earlier_version(root: Path, address: str, reason: str) -> bool:
+    """Say whether a reason is only that a phase did not depend on dev rows in earlier versions.
+
+    A phase that has `dev` now has changed params too.
+    """
+    below = f"data/{DEV_CHECKS}/"
+    if not reason.startswith(below):
+        return False
+    deps = (versioning.lock_entry(root, address) or {}).get("deps", [])
+    return not any(dep["path"].startswith(below) for dep in deps)
 
 
 def changed_code(root: Path) -> dict[str, tuple[str, ...]]:

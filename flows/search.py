@@ -25,6 +25,7 @@ from flows import overrides, placement, search_results, search_space
 from flows.distill_round import named_round
 from flows.git import git
 from flows.search_folders import SearchFolders
+from flows.search_pruning import TrialPruning
 from flows.search_space import Search, Settings
 from flows.search_study import SearchStudy, TrialResult, trial_name
 from flows.selection import resources_for, select_stages
@@ -133,15 +134,22 @@ class _SearchRun:
         settings = self.search.settings_of(trial.params)
         figures: dict[str, Any] = {"settings": settings}
         dev = None
+        label = f"{self.folders.experiment(name)} {self.search.label(trial.params)}"
+        pruning = TrialPruning(trial) if self.search.prune else None
         try:
             worktree = self._prepared(name, settings)
-            label = f"{self.folders.experiment(name)} {self.search.label(trial.params)}"
+            if pruning:  # in the context of this trial alone
+                pruning.follow(params.load(worktree / params.PARAMS))
             results = named_round(label)(worktree, LAST_STAGE)
             dev = json.loads((worktree / "reports/challenge.json").read_text())["challenger"]
             figures |= search_results.figures_of(worktree, results)
             self.folders.save(name, self.base, f"{label}\n\ndev {dev:.3f}\n")
         except placement.StageStoppedError:
             raise  # the search was stopped: the trial goes on next time
+        except placement.StagePrunedError:
+            assert pruning is not None
+            figures["pruned"] = pruning.last
+            self.folders.save(f"{name}-pruned", self.base, f"{label}\n\n{pruning}\n", worktree=name)
         except UserError as error:
             figures["why"] = str(error)
         figures["seconds"] = round(time.monotonic() - began, 1)
@@ -160,7 +168,7 @@ class _SearchRun:
 
     def _give_up_on_failures(self) -> None:
         last = self.study.results()[-_FAILURES:]
-        if len(last) == _FAILURES and all(one.dev is None for one in last):
+        if len(last) == _FAILURES and all(one.failed for one in last):
             raise UserError(
                 f"{_FAILURES} trials in a row failed; the last: {last[-1].figures.get('why')}",
                 where=str(self.folders.folder),

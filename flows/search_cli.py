@@ -96,7 +96,7 @@ def apply(
 def _say(one: "TrialResult", study: "SearchStudy", search: "Search") -> None:
     """Print a line about a trial that has ended."""
     best = study.best()
-    score = "failed" if one.dev is None else f"dev {one.dev:.3f}"
+    score = "failed" if one.failed else "pruned" if one.dev is None else f"dev {one.dev:.3f}"
     leader = f"best {best.dev:.3f} ({best.name})" if best else "none yet"
     err.print(
         f"{one.name}  {score}  {one.figures['seconds']:.0f} s  {plain(search.label(one.drawn))}  "
@@ -119,6 +119,8 @@ def _show(values: dict[str, Any], name: str, picture: Path | None) -> None:
         is_best = one["trial"] == values["best"]
         style = "green" if is_best else "" if one["trial"] in front else "dim"
         dev = "failed" if one["dev"] is None else f"{one['dev']:.3f}"
+        if pruned := one.get("pruned"):
+            dev = f"pruned at {pruned['per_cent']:.0f} %, {pruned['dev']:.3f}"
         size = f"{one['parameters'] / 1e6:.1f}M" if "parameters" in one else ""
         row = (f"{one['trial']:04d}", dev, size, f"{one.get('seconds', 0):.0f}")
         table.add_row(*row, plain(one["label"]), style=style)

@@ -62,14 +62,15 @@ class SearchFolders:
         """Return the name of a trial's experiment."""
         return f"{self.name}-{trial}"
 
-    def save(self, trial: str, base: str, message: str) -> str:
-        """Make a trial's worktree the experiment of its name; return the commit."""
-        worktree = self.folder / trial / self.prefix
-        git(worktree, "add", "--all", "--", ".")
-        reports = sorted(str(p.relative_to(worktree)) for p in worktree.glob("reports/*.json"))
-        git(worktree, "add", "--force", "--", *reports)  # .gitignore may have them
-        tree = git(worktree, "write-tree")
-        commit = git(worktree, "commit-tree", tree, "-p", base, given=message)
+    def save(self, trial: str, base: str, message: str, worktree: str = "") -> str:
+        """Make a trial's worktree, or another's, the experiment of its name; return the commit."""
+        folder = self.folder / (worktree or trial) / self.prefix
+        git(folder, "add", "--all", "--", ".")
+        reports = sorted(str(p.relative_to(folder)) for p in folder.glob("reports/*.json"))
+        if reports:
+            git(folder, "add", "--force", "--", *reports)  # .gitignore may have them
+        tree = git(folder, "write-tree")
+        commit = git(folder, "commit-tree", tree, "-p", base, given=message)
         reference = f"refs/exps/{base[:2]}/{base[2:]}/{self.experiment(trial)}"
         git(self.root, "update-ref", reference, commit)
         return commit

@@ -9,12 +9,13 @@ space:
       hard: {train.kd.method: sft, train.kd.targets: data/curriculum/train.jsonl}
 budget: {trials: 24, hours: 2}
 at_once: 2
+prune: {type: median}                        # by train.kd.dev
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +25,7 @@ from flows import overrides
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
+    from optuna.pruners import BasePruner
 
 Settings = dict[str, Any]
 """Values by the dotted key of params.yaml."""
@@ -114,6 +116,45 @@ class SearchBudget(Section):
     """US dollars that the teachers' ledgers may grow by."""
 
 
+class MedianPruning(Section):
+    """A trial ends where its best score on dev so far is below the median of the others then."""
+
+    type: Literal["median"]
+    trials: int = Field(4, ge=1)
+    """Trials that must have ended before."""
+    begin: float = Field(0.25, ge=0, lt=1)
+    """Share of the training before which none ends."""
+
+    def pruner(self) -> "BasePruner":
+        """Return Optuna's; steps are in per cent of the training."""
+        from optuna.pruners import MedianPruner
+
+        return MedianPruner(self.trials, n_warmup_steps=round(100 * self.begin))
+
+
+class HalvingPruning(Section):
+    """Successive halving (Li et al. 2018, ASHA): at each rung the best share of the trials goes on.
+
+    Rungs are at `begin` of the training, at `factor` times as much, and so on.
+    """
+
+    type: Literal["halving"]
+    begin: float = Field(0.25, gt=0, lt=1)
+    """Share of the training at the first rung."""
+    factor: int = Field(2, ge=2)
+    """One of so many trials goes on."""
+
+    def pruner(self) -> "BasePruner":
+        """Return Optuna's; steps are in per cent of the training."""
+        from optuna.pruners import SuccessiveHalvingPruner
+
+        first = max(1, round(100 * self.begin))
+        return SuccessiveHalvingPruner(min_resource=first, reduction_factor=self.factor)
+
+
+Pruning = Annotated[MedianPruning | HalvingPruning, Field(discriminator="type")]
+
+
 class Search(Section):
     """The content of a search's file."""
 
@@ -130,10 +171,13 @@ class Search(Section):
     """How values are chosen: by the trials before (tree-structured Parzen estimator, Bergstra et
     al. 2011), or at random."""
     seed: int = Field(0, ge=0)
+    prune: Pruning | None = None
+    """End poor trials early, by their scores on dev rows while the student trains: `{type: median}`
+    or `{type: halving}`. The student's phase needs `dev`. None when not given."""
 
     def what_is_tried(self) -> str:
         """Return all but the budget as text: trials of another space do not belong together."""
-        kept = self.model_dump(mode="json", by_alias=True, exclude={"budget", "at_once"})
+        kept = self.model_dump(mode="json", by_alias=True, exclude={"budget", "at_once", "prune"})
         return json.dumps(kept, sort_keys=True)
 
     def settings_of(self, drawn: Mapping[str, Any]) -> Settings:
@@ -189,9 +233,22 @@ def check(search: Search, root: Path, path: Path) -> None:
     for key, settings in attempts:
         try:
             with overrides.temporarily(root, as_options(search.settings | settings), search.recipe):
-                pass
+                if search.prune:
+                    _check_dev(params.load(root / params.PARAMS))
         except ParamsError as error:
             raise ParamsError(error.what, where=f"{path}: {key}", fix=error.fix) from None
+
+
+def _check_dev(document: Mapping[str, Any]) -> None:
+    """Refuse to prune trials whose student is not scored while it trains."""
+    student = document["evaluate"]["student"]
+    checks = document["train"][student].get("dev")
+    if not checks or checks.get("by", "score") != "score":
+        problem = "is checked by its loss" if checks else "has no dev"
+        raise ParamsError(
+            f"prune compares scores on dev rows, and the phase {student} {problem}",
+            fix=f"settings: {{train.{student}.dev: {{every: 20}}}} in the search's file",
+        )
 
 
 def as_options(settings: Settings) -> list[str]:

@@ -24,14 +24,20 @@ class TrialResult:
     drawn: Mapping[str, Any]
     """What was drawn of each dimension; empty for params.yaml as it is."""
     dev: float | None
-    """Score on the dev rows, mean over seeds; None where the trial failed."""
+    """Score on the dev rows, mean over seeds; None where the trial failed or was pruned."""
     figures: Mapping[str, Any]
-    """Seconds, money, stages, parameters, FLOPs, or `why` it failed."""
+    """Seconds, money, stages, parameters, FLOPs, or `why` it failed; of a pruned trial `pruned`:
+    its last score on dev, and at how many per cent of its training."""
 
     @property
     def name(self) -> str:
         """Name of its worktree and in its experiment's name."""
         return trial_name(self.number)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has no score, and was not pruned."""
+        return self.dev is None and "pruned" not in self.figures
 
 
 def trial_name(number: int) -> str:
@@ -64,6 +70,9 @@ class SearchStudy:
                 load_if_exists=True,
             )
             self._study.sampler = self._sampler()
+            self._study.pruner = (
+                search.prune.pruner() if search.prune else optuna.pruners.NopPruner()
+            )
         self.lower_is_better = lower_is_better
         direction = "minimize" if lower_is_better else "maximize"
         started = self._study.user_attrs.get("search")
@@ -114,7 +123,9 @@ class SearchStudy:
         from optuna.trial import TrialState
 
         trial.set_user_attr("figures", json.dumps(figures))
-        if dev is None:
+        if "pruned" in figures:
+            self._study.tell(trial, state=TrialState.PRUNED)
+        elif dev is None:
             self._study.tell(trial, state=TrialState.FAIL)
         else:
             self._study.tell(trial, dev)

@@ -142,10 +142,13 @@ def show_verdict(figures: dict[str, Any], console: Console) -> None:
     for column in ("", "score", "of the teacher's"):
         table.add_column(column, justify="left" if not column else "right")
     text = ScoreText(figures["metric"])
-    for name in ("teacher", "initial", "baseline", "student"):
+    for name in ("teacher", "initial", "baseline", "baseline_best", "student"):
+        if name not in figures:  # the baseline keeps no best checkpoint
+            continue
         pair = [figures[name]["score"], figures["teacher"]["score"]]
         above, below = reversed(pair) if text.lower_is_better else pair
-        table.add_row(name, f"{pair[0]:.3f}", f"{above / max(below, 1e-9):.0%}")
+        label = name.replace("_best", ", best on dev")
+        table.add_row(label, f"{pair[0]:.3f}", f"{above / max(below, 1e-9):.0%}")
     gain = figures["gain_over_baseline"]
     passed = figures["gate"]["passed"]
     console.print(table)
@@ -155,6 +158,12 @@ def show_verdict(figures: dict[str, Any], console: Console) -> None:
         f"\\[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]",
         highlight=False,
     )
+    if gain := figures.get("gain_over_baseline_best"):
+        console.print(
+            f"  {100 * gain['mean']:+.1f} {text.gain_unit} over the baseline's best on dev "
+            f"\\[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]",
+            highlight=False,
+        )
 
 
 def configure_prefect(root: Path) -> None:

@@ -12,7 +12,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from cohobate.progress import Advance, CurvePoints, Say
+from cohobate.progress import Advance, CurvePoints, DevScore, Say
 from cohobate.terminal import StageLog, capture_terminal
 from flows.events import StageStarted
 from flows.placement import StageResult
@@ -75,8 +75,8 @@ class RoundOnTerminal:
             line.state, line.started = "running", time.monotonic()
         elif isinstance(event, Advance):
             line.advance = event
-        elif isinstance(event, Say):
-            line.note = event.text
+        elif isinstance(event, Say | DevScore):
+            line.note = str(event)
         elif isinstance(event, StageResult):
             line.state, line.seconds = event.outcome, event.seconds
         else:
@@ -92,7 +92,7 @@ class RoundOnTerminal:
         if isinstance(event, StageStarted):
             write("started")
             self._logs[address] = StageLog(write)
-        elif isinstance(event, Advance | Say):
+        elif isinstance(event, Advance | Say | DevScore):
             if log := self._logs.get(address):
                 log(event)
         else:

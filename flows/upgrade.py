@@ -76,7 +76,7 @@ def keep_all(root: Path) -> list[str]:
         UserError: an output is neither here nor in DVC's cache or remote.
     """
     from cohobate.dvc_bridge import accepted_code, storage, versioning
-    from flows.code_changes import refresh_fingerprints
+    from flows.code_changes import refresh_dev_checks, refresh_fingerprints
 
     refresh_fingerprints(root)
     known = set(versioning.locked_stages(root))
@@ -88,6 +88,7 @@ def keep_all(root: Path) -> list[str]:
         if stage == "generate" and not folder.exists():
             write_json(folder / "summary.json", {"rows": 0, "tokens": 0})
     storage.pull_outputs(root, addresses)
+    refresh_dev_checks(root)
     accepted_code.accept(root, addresses)
     return addresses
 

@@ -37,7 +37,8 @@ class Gate(Section):
     """A significant gain over the baseline, and enough of the teacher's score."""
 
     min_gain: float = 0.0
-    """The lower end of the gain over the baseline must lie above this (share of 1)."""
+    """The lower end of the gain over the baseline must lie above this (share of 1); where the
+    baseline also keeps its best checkpoint on dev, that of the gain over it too."""
     min_retention: float = Field(0.85, ge=0)
     """The student's score must be at least this share of the teacher's."""
     each_task: TaskGate | None = Field(None, exclude_if=lambda gate: gate is None)
@@ -45,17 +46,24 @@ class Gate(Section):
     champion on the dev rows."""
 
     def judge(
-        self, whole: ScoreComparison, tasks: Mapping[str, ScoreComparison] | None = None
+        self,
+        whole: ScoreComparison,
+        tasks: Mapping[str, ScoreComparison] | None = None,
+        gain_over_best: float | None = None,
     ) -> dict[str, Any]:
         """Return whether the gate and each of its conditions is passed, with the conditions.
 
         Args:
             whole: student and baseline, student and teacher, on all rows.
             tasks: the same on the rows of each task.
+            gain_over_best: lower end of the gain over the baseline's best checkpoint on dev; None
+                where the baseline keeps none.
         """
         gained = whole.gain_low > self.min_gain
         retained = whole.retention is not None and whole.retention >= self.min_retention
         conditions = {"gain": gained, "retention": retained}
+        if gain_over_best is not None:
+            conditions["gain_over_best"] = gain_over_best > self.min_gain
         limits = {"min_gain": self.min_gain, "min_retention": self.min_retention}
         each: dict[str, Any] = {}
         if self.each_task:

@@ -14,6 +14,7 @@ from cohobate.models.layer_choice import Layers
 from cohobate.models.number_formats import NumberFormat
 from cohobate.params import nearest
 from cohobate.training.checkpointing import content_hash
+from cohobate.training.dev_checks import DevChecks
 from cohobate.training.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from cohobate.training.history import Update
 
 MODELS_DIR = Path("models")
+BEST = "best"
+"""Folder below a phase's with the checkpoints that are best on dev, where both are kept."""
 _NAME_SOURCES = "name the sources of collect.sources"
 _NOT_DECISIVE = {"checkpoint_every", "replacements"}  # the outcome is the same whatever they are
 
@@ -67,6 +70,10 @@ class Phase(Hyperparameters):
     them where there are more than one; each asks for a CPU slot, or a GPU where there are any."""
     replacements: int = Field(3, ge=0)
     """How often lost workers are replaced; all go on at the newest training checkpoint."""
+    # left out of params where it is not given: earlier runs resume
+    dev: DevChecks | None = Field(None, exclude_if=lambda checks: not checks)
+    """Score the phase on dev rows as it trains, such as `{every: 20, rows: 200, keep: best,
+    patience: 3}`: publish the best checkpoint, or end early. Not when not given."""
 
     @model_validator(mode="after")
     def _shares_are_equal(self) -> "Phase":

@@ -19,24 +19,28 @@ from cohobate.methods.embed import Embed
 from cohobate.methods.kd import Kd
 from cohobate.methods.mutual import Mutual
 from cohobate.methods.on_policy import OnPolicy
-from cohobate.methods.phase import MODELS_DIR, Phase, PhaseResult
+from cohobate.methods.phase import BEST, MODELS_DIR, Phase, PhaseResult
 from cohobate.methods.sft import Sft
 from cohobate.training import checkpointing
 from cohobate.training.adapters import publish_adapter
-from cohobate.training.history import write_history
+from cohobate.training.dev_checks import DevScorer, DevTracker, ModelInTraining, checked
+from cohobate.training.history import write_dev, write_history
 
 Method = Annotated[
     Sft | Kd | OnPolicy | Dpo | Mutual | Classify | Embed, Field(discriminator="method")
 ]
 
 
-def train_seeds(folder: Path, phase: Method, seeds: list[int]) -> None:
+def train_seeds(
+    folder: Path, phase: Method, seeds: list[int], scorer: DevScorer | None = None
+) -> None:
     """Train a phase once for each seed, and write its checkpoints and summary.
 
     Args:
         folder: of the phase's outputs, such as models/train/kd; its name is the phase's.
         phase: its params.
         seeds: of the order of rows, dropout and sampling.
+        scorer: scores the model on dev rows as it trains, where the phase has `dev`.
 
     Raises:
         UserError: no seed; the rows, targets or initial model do not fit; or a loss that is not
@@ -50,7 +54,7 @@ def train_seeds(folder: Path, phase: Method, seeds: list[int]) -> None:
     summary: dict[str, Any] = {"method": phase.method, "from": phase.start}
     losses = []
     for seed in seeds:
-        trained = _train_seed(folder, phase, seed)
+        trained = _train_seed(folder, phase, seed, scorer)
         losses.append(final_loss(trained))
         summary |= {"rows": trained.rows, "updates": len(trained.history)}
         summary |= {f"{name}, seed {seed}": note for name, note in trained.notes.items()}
@@ -62,13 +66,13 @@ def train_seeds(folder: Path, phase: Method, seeds: list[int]) -> None:
     checkpointing.delete_checkpoints(_run_name(folder))
 
 
-def _train_seed(folder: Path, phase: Phase, seed: int) -> PhaseResult:
+def _train_seed(folder: Path, phase: Phase, seed: int, scorer: DevScorer | None) -> PhaseResult:
     """Train one seed, in this process or in the workers that the phase asks for."""
     if phase.workers == 1:
-        return _train(folder, phase, seed)
+        return _train(folder, phase, seed, scorer)
     from cohobate.training import distributed
 
-    work = partial(_train, folder, phase, seed)
+    work = partial(_train, folder, phase, seed, scorer)
     return distributed.run(work, phase.workers, phase.replacements)
 
 
@@ -77,36 +81,71 @@ def _run_name(folder: Path) -> str:
     return folder.name if folder.parent == TRAIN else folder.relative_to(MODELS_DIR).as_posix()
 
 
-def _train(folder: Path, phase: Phase, seed: int) -> PhaseResult:
+def _train(folder: Path, phase: Phase, seed: int, scorer: DevScorer | None = None) -> PhaseResult:
+    label = f"train {folder.name}, seed {seed}"
+    dev = DevTracker(phase.dev, scorer, label) if phase.dev and scorer else None
+    trained = _fit_and_publish(folder, phase, seed, label, dev)
+    if dev and dev.checks.keep == "both":
+        dev.is_over = True
+        _fit_and_publish(folder, phase, seed, label, dev)
+    notes = {**trained.notes, **(dev.notes() if dev else {})}
+    # they are on disk: a worker sends its result to the process that waits for it
+    return trained._replace(notes=notes, extra_models={})
+
+
+def _fit_and_publish(
+    folder: Path, phase: Phase, seed: int, label: str, dev: DevTracker | None
+) -> PhaseResult:
+    """Train one seed and publish it; one that is over is published again, with its best weights."""
     from cohobate import processes
     from cohobate.models import checkpoints
 
-    item, start = folder.name, phase.start_folder(seed)
     model, tokenizer = phase.load_initial_model(seed)
     rows = rows_of(Path(phase.rows))
-    with checkpointing.resumable(f"{_run_name(folder)}/seed-{seed}", *phase.decided_by(seed)):
-        trained = phase.train(model, tokenizer, rows, seed=seed, label=f"train {item}, seed {seed}")
+    decided_by, prefix = phase.decided_by(seed), prefix_of(rows)
+    if dev:
+        autocast = phase.number_format == "bfloat16"
+        start, threads = phase.start_folder(seed), phase.threads
+        dev.trained = ModelInTraining(model, tokenizer, start, prefix, autocast, threads)
+        decided_by.append(dev.scorer.content())
+    with checkpointing.resumable(f"{_run_name(folder)}/seed-{seed}", *decided_by), checked(dev):
+        trained = phase.train(model, tokenizer, rows, seed=seed, label=label)
     # after training the weights are the same in all workers
     if processes.rank() == 0:
-        checkpoint = folder / f"seed-{seed}"
-        provenance = {
-            "phase": item,
-            "seed": seed,
-            "from": checkpoints.fingerprint(start),
-            "updates": checkpoints.updates(start) + len(trained.history),
-            "params": phase.params(),
-            "number_formats": phase.number_formats(),
-        }
-        if prefix := prefix_of(rows):
+        provenance = _provenance(folder.name, phase, seed, len(trained.history), dev)
+        if prefix:
             provenance["prompt_prefix"] = prefix
-        checkpoints.save(model, tokenizer, checkpoint, provenance, precision=phase.save_precision)
+        save = partial(checkpoints.save, precision=phase.save_precision)
+        if dev and dev.is_over:
+            save(model, tokenizer, folder / BEST / f"seed-{seed}", provenance)
+            return trained
+        checkpoint = folder / f"seed-{seed}"
+        save(model, tokenizer, checkpoint, provenance)
         write_history(checkpoint / "history.csv", trained.history)
-        publish_adapter(model, start, folder / "adapter" / f"seed-{seed}")
+        if dev:
+            write_dev(checkpoint / "dev.csv", dev.history)
+        publish_adapter(model, phase.start_folder(seed), folder / "adapter" / f"seed-{seed}")
         for name, other in trained.extra_models.items():
-            beside = folder / name / f"seed-{seed}"
-            checkpoints.save(other, tokenizer, beside, provenance, precision=phase.save_precision)
-    # they are on disk: a worker sends its result to the process that waits for it
-    return trained._replace(extra_models={})
+            save(other, tokenizer, folder / name / f"seed-{seed}", provenance)
+    return trained
+
+
+def _provenance(
+    item: str, phase: Phase, seed: int, updates: int, dev: DevTracker | None
+) -> dict[str, Any]:
+    from cohobate.models import checkpoints
+
+    start = phase.start_folder(seed)
+    if dev and (dev.is_over or dev.checks.keep == "best"):
+        updates = dev.best.update
+    return {
+        "phase": item,
+        "seed": seed,
+        "from": checkpoints.fingerprint(start),
+        "updates": checkpoints.updates(start) + updates,
+        "params": phase.params(),
+        "number_formats": phase.number_formats(),
+    }
 
 
 def rows_of(path: Path) -> list[Any]:

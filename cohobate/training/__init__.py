@@ -6,6 +6,7 @@ _NAMES = {
     "adapters": ["Adapter", "Lora"],
     "batches": ["MicroBatches", "plan_batches"],
     "checkpointing": ["CheckpointDir", "resumable"],
+    "dev_checks": ["DevChecks", "DevScorer", "DevTracker", "checked"],
     "fused_trainer": ["FusedTrainer", "Rollouts"],
     "history": ["Update", "write_history"],
     "hyperparameters": ["Freeze", "Hyperparameters"],

@@ -1,4 +1,4 @@
-"""Trainer callbacks: progress and TensorBoard curves, and checkpoints."""
+"""Trainer callbacks: progress and TensorBoard curves, checks on dev rows, and checkpoints."""
 
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from cohobate import processes
 from cohobate.progress import Meter
 from cohobate.training import checkpointing
 from cohobate.training.checkpointing import CheckpointDir
+from cohobate.training.dev_checks import DevTracker
 from cohobate.training.history import TrainingCurves, Update
 
 
@@ -70,6 +71,40 @@ class HistoryCallback(TrainerCallback):
             self.curves.close()
 
 
+class CheckedTrainer(Protocol):
+    """A trainer as `DevCallback` sees it."""
+
+    checkpoints: CheckpointDir | None
+    """Where checkpoints are kept, if they are."""
+    loss_fn: Any
+    """The module in training."""
+
+
+class DevCallback(TrainerCallback):
+    """Checks the model on dev rows, and ends the training where it gets no better.
+
+    It comes after `HistoryCallback`, and before `CheckpointCallback`, which saves the figures.
+    """
+
+    def __init__(
+        self, trainer: CheckedTrainer, tracker: DevTracker, history: HistoryCallback
+    ) -> None:
+        self.trainer, self.tracker, self.history = trainer, tracker, history
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check where it is due."""
+        if not self.tracker.is_due(state.global_step):
+            return
+        resumes = self.trainer.checkpoints is not None
+        figures = self.tracker.check(state.global_step, self.trainer.loss_fn, resumes=resumes)
+        if self.history.curves is not None:
+            self.history.curves.add_dev(figures)
+        if self.tracker.stops:
+            control.should_training_stop = True
+
+
 class ResumableTrainer(Protocol):
     """A trainer as `CheckpointCallback` sees it."""
 
@@ -123,7 +158,10 @@ class CheckpointCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save a checkpoint where one is due."""
+        """Save a checkpoint where one is due, and where training ends."""
         folder, update = self.trainer.checkpoints, state.global_step
-        if folder is not None and folder.is_due(update, self.trainer.updates):
+        if folder is None:
+            return
+        # control: `DevCallback` ends the training early
+        if folder.is_due(update, self.trainer.updates) or control.should_training_stop:
             self.trainer.save_checkpoint(update)

@@ -66,12 +66,7 @@ class CheckpointDir:
         """
         from cohobate import processes
 
-        staged = sealed_folder.staged(self.folder / f"update-{update:06}")
-        with ExitStack() as stack:
-            partial = processes.on_first_worker(lambda: stack.enter_context(staged))
-            processes.on_all_workers(lambda: write(partial))
-            # sealed and renamed by the first worker; the others wait
-            processes.on_first_worker(stack.close)
+        publish(self.folder / f"update-{update:06}", write)
         # only after the new one is complete: two are left after a kill at any moment
         processes.on_first_worker(self._delete_old)
 
@@ -98,6 +93,22 @@ class CheckpointDir:
         return sorted(self.folder.glob("update-*"), reverse=True)
 
 
+def publish(folder: Path, write: Callable[[Path], None]) -> None:
+    """Publish a folder with the files that `write` puts into it, in each of all workers.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    from cohobate import processes
+
+    staged = sealed_folder.staged(folder)
+    with ExitStack() as stack:
+        partial = processes.on_first_worker(lambda: stack.enter_context(staged))
+        processes.on_all_workers(lambda: write(partial))
+        # sealed and renamed by the first worker; the others wait
+        processes.on_first_worker(stack.close)
+
+
 class TrainingRun:
     """One phase and seed: its name, and a hash of all that decides it.
 
@@ -107,6 +118,11 @@ class TrainingRun:
     def __init__(self, name: str, key: str) -> None:
         self.name, self.key = name, key
         self._fits = count()
+        self._checked = count()
+
+    def best_folder(self) -> Path:
+        """Return where the next training that is checked on dev rows keeps its best weights."""
+        return TRAINING / self.name / self.key / f"best-{next(self._checked)}"
 
     def checkpoint_dir(self, every: int, examples: str) -> CheckpointDir:
         """Return where the next `fit` of this run keeps its checkpoints.
@@ -209,6 +225,19 @@ def write_state(
     (folder / STATE).write_text(text)
 
 
+def write_weights(folder: Path, module: "nn.Module") -> None:
+    """Write the trained weights of a module into an empty folder; all workers together."""
+    from safetensors.torch import save_file
+
+    from cohobate import processes
+
+    moving = _moving(module)
+    shares.write(folder, moving, {})
+    if processes.rank() == 0:
+        weights = {name: tensor.cpu() for name, tensor in shares.whole(moving).items()}
+        save_file(weights, folder / WEIGHTS)
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """Return state.json of a checkpoint: the `extra` of `write_state`, and `optimizer`."""
     state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
@@ -283,6 +312,16 @@ def restore_random(state: dict[str, Any]) -> None:
     torch.set_rng_state(_bytes(state["torch"]))
     if torch.cuda.is_available():
         torch.cuda.set_rng_state_all([_bytes(text) for text in state["cuda"]])
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Put this process's random number generators back as the block ends."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        restore_random(state)
 
 
 def _bytes(text: str) -> "Tensor":

@@ -1,9 +1,11 @@
 """transformers' Trainer for losses that are fused with the head, over planned micro-batches."""
 
 import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from operator import itemgetter
 from typing import Any, Protocol
 
@@ -19,8 +21,9 @@ from cohobate.errors import UserError
 from cohobate.progress import Meter, say
 from cohobate.training import checkpointing
 from cohobate.training.batches import MicroBatches
-from cohobate.training.callbacks import CheckpointCallback, HistoryCallback
+from cohobate.training.callbacks import CheckpointCallback, DevCallback, HistoryCallback
 from cohobate.training.checkpointing import CheckpointDir
+from cohobate.training.dev_checks import DevTracker
 from cohobate.training.history import Update
 from cohobate.training.model_loss import ModelLoss
 from cohobate.training.target_weights import TargetWeights
@@ -61,17 +64,21 @@ class FusedTrainer(Trainer):
         checkpoints: CheckpointDir | None = None,
         rollouts: Rollouts | None = None,
         optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        dev: DevTracker | None = None,
     ) -> None:
         super().__init__(loss_fn, arguments, train_dataset=data, optimizer_cls_and_kwargs=optimizer)
         self.remove_callback(PrinterCallback)
-        self.add_callback(HistoryCallback(self))
+        history = HistoryCallback(self)
+        self.add_callback(history)
+        if dev is not None:
+            self.add_callback(DevCallback(self, dev, history))
         self.add_callback(CheckpointCallback(self))
         self.loss_is_scaled_for_ga = True  # else Trainer divides by the number of micro-batches
         self.loss_fn, self.data, self.label = loss_fn, data, label
         self.curriculum_stages = curriculum_stages
         self.updates = len(curriculum_stages)
         self.target_weights = TargetWeights(data.examples)
-        self.rollouts, self.checkpoints = rollouts, checkpoints
+        self.rollouts, self.checkpoints, self.dev = rollouts, checkpoints, dev
         self._resume()
         self._losses: list[Tensor] = []
         self._losses_NF: list[Tensor] = []
@@ -81,8 +88,16 @@ class FusedTrainer(Trainer):
     def _resume(self) -> None:
         """Read the newest checkpoint, if there is one; weights and optimizer follow later."""
         latest = self.checkpoints.latest if self.checkpoints else lambda: None
-        self.resumed_from = processes.on_first_worker(latest)
-        state = checkpointing.read_state(self.resumed_from) if self.resumed_from else {}
+        state: dict[str, Any] = {}
+        while folder := processes.on_first_worker(latest):
+            state = checkpointing.read_state(folder)
+            if self.dev is None or self.dev.restore(state.get("dev")):
+                break
+            say(f"{self.label}: its best weights so far are damaged: {folder} is not used")
+            processes.on_first_worker(partial(shutil.rmtree, folder))
+            state = {}
+            self.dev.restore(None)
+        self.resumed_from = folder
         self.history = [Update(**update) for update in state.get("history", [])]
         self.start = len(self.history)
         self.meter = Meter(self.label, self.updates, self.start)
@@ -103,7 +118,8 @@ class FusedTrainer(Trainer):
         if self.resumed_from:
             say(f"{self.label}: goes on after update {self.start}")
             checkpointing.restore_weights(self.resumed_from, self.loss_fn)
-        if self.start < self.updates:
+        # `stops`: it ended early, and was killed before it was published
+        if self.start < self.updates and not (self.dev and self.dev.stops):
             self.train()
 
     def save_checkpoint(self, update: int) -> None:
@@ -114,10 +130,14 @@ class FusedTrainer(Trainer):
             "random": processes.all_gather(checkpointing.random_state()),
             "extra_state": self._extra_state_owner.state(),
         }
+        if self.dev:
+            extra["dev"] = self.dev.state()
         state = (self.loss_fn, self.optimizer, self.lr_scheduler, extra)
         directory = self.checkpoints
         assert directory is not None
         directory.save(update, lambda folder: checkpointing.write_state(folder, *state))
+        if self.dev:
+            self.dev.checkpoint_saved()
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Return the planned micro-batches in their order, from the first that is not done."""
@@ -247,5 +267,5 @@ class FusedTrainer(Trainer):
         seconds = max(time.monotonic() - self._began, 1e-9)
         speed = f"{self._tokens_read * processes.world_size() / seconds:,.0f} tokens/s"
         loss = f"loss {update.loss:.3f}" + (f" ({terms})" if terms else "")
-        extra = self.loss_fn.progress_note()
-        return ", ".join([f"stage {update.stage}", loss, *([extra] if extra else []), speed])
+        extra = [self.loss_fn.progress_note(), self.dev.progress_note() if self.dev else ""]
+        return ", ".join([f"stage {update.stage}", loss, *filter(None, extra), speed])

@@ -4,6 +4,11 @@ Lines of history.csv, a column for each term of the loss:
 
     step,loss,forward_kl,hard,gradient_norm,tokens,learning_rate,stage
     1,4.33,3.9,0.43,2.17,96,0.0,0
+
+Lines of dev.csv, of a phase with `dev`, a line for each check:
+
+    update,score,loss,length,finished
+    20,0.61,1.204,2,1
 """
 
 import csv
@@ -16,6 +21,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cohobate.progress import CurvePoints, emit
+from cohobate.training.dev_checks import DevFigures
 
 TENSORBOARD_DIR = Path("reports/training")
 """TensorBoard's files, a folder for each run; outside of everything that is hashed."""
@@ -61,6 +67,15 @@ def write_history(path: Path, history: Sequence[Update]) -> None:
             writer.writerow([u.step, *losses, *figures])
 
 
+def write_dev(path: Path, history: Sequence[DevFigures]) -> None:
+    """Write a line for each check on dev rows as CSV; figures that a check lacks are empty."""
+    with path.open("w", newline="") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(DevFigures._fields)
+        for update, *figures in history:
+            writer.writerow([update, *("" if f is None else f"{f:.6g}" for f in figures)])
+
+
 class TrainingCurves:
     """Curves of a run, as it trains: for TensorBoard (`tensorboard --logdir reports`) and trackers.
 
@@ -95,6 +110,15 @@ class TrainingCurves:
         if self._unsent:
             emit(CurvePoints(self._name, tuple(self._unsent)))
         self._unsent, self._sent = [], time.monotonic()
+
+    def add_dev(self, figures: DevFigures) -> None:
+        """Add a point to each curve of the checks on dev rows."""
+        points = {
+            f"dev/{name}": value
+            for name, value in figures._asdict().items()
+            if name != "update" and value is not None
+        }
+        self._draw(figures.update, points)
 
     def close(self) -> None:
         """Flush and close the files, and send what was not sent."""

@@ -9,6 +9,7 @@ the step. And a killed run resumes from verified checkpoints (cohobate/training/
 
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -24,6 +25,7 @@ from cohobate.training import checkpointing
 from cohobate.training.arguments import training_arguments
 from cohobate.training.batches import MicroBatches, plan_batches
 from cohobate.training.checkpointing import CheckpointDir
+from cohobate.training.dev_checks import current_tracker
 from cohobate.training.eight_bit_adamw import as_it_is_written
 from cohobate.training.fused_trainer import FusedTrainer, Rollouts
 from cohobate.training.history import Update
@@ -123,27 +125,36 @@ def fit_batches(
     # of all examples, not of this worker's: workers choose the same attention
     longest = max(len(example.ids) for example in data.examples)
     checkpoints = _checkpoint_dir(hyperparameters, data.examples, len(curriculum_stages))
+    dev, run = current_tracker(), checkpointing.current_run()
     with (
         training_setup(model, hyperparameters, longest, seed),
         tempfile.TemporaryDirectory() as scratch,
     ):
+        if dev:
+            folder = run.best_folder() if run else Path(scratch) / "best"
+            dev.open(folder, len(curriculum_stages))
         # first: with them accelerate sets the worker's device, where its share of weights goes
         arguments = training_arguments(hyperparameters, len(curriculum_stages), seed, scratch)
         with sharded_weights(loss_fn, hyperparameters), as_it_is_written(hyperparameters):
-            trainer = FusedTrainer(
-                loss_fn,
-                arguments,
-                data,
-                label,
-                curriculum_stages,
-                checkpoints=checkpoints,
-                rollouts=rollouts,
-                optimizer=offloaded(hyperparameters),
-            )
-            trainer.train_remaining()
-            history = trainer.history
-            # before the weights are made whole: gradients and optimiser go
-            del trainer
+            history: list[Update] = []
+            if not (dev and dev.is_over):
+                trainer = FusedTrainer(
+                    loss_fn,
+                    arguments,
+                    data,
+                    label,
+                    curriculum_stages,
+                    checkpoints=checkpoints,
+                    rollouts=rollouts,
+                    optimizer=offloaded(hyperparameters),
+                    dev=dev,
+                )
+                trainer.train_remaining()
+                history = trainer.history
+                # before the weights are made whole: gradients and optimiser go
+                del trainer
+            if dev:
+                dev.finish(loss_fn)
     return history
 
 

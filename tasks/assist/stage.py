@@ -10,6 +10,7 @@ second: 1}`. A phase of `train` cannot have `models/train` as its targets: that 
 from typing import Annotated
 
 from cohobate.data.records import ASSIST
+from cohobate.evaluation.dev_scores import DevRows
 from cohobate.methods.train import Method, train_seeds
 from cohobate.params import EachOf
 
@@ -20,4 +21,5 @@ def run(item: str, phase: Annotated[Method, EachOf("assist")], seeds: list[int])
     Raises:
         UserError: start, rows and targets do not match, or a loss is not finite.
     """
-    train_seeds(ASSIST / item, phase, seeds)
+    dev_rows = DevRows.of_phase("assist", item) if phase.dev else None
+    train_seeds(ASSIST / item, phase, seeds, dev_rows)

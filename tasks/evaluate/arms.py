@@ -2,7 +2,8 @@
 
 Four are always there: the teacher, the student before distillation (`initial`), the baseline with
 as many updates on labels alone, and the distilled student. Every other phase on disk is a further
-arm. An arm has one checkpoint for each seed.
+arm, and so are the best checkpoints of a phase on dev, where it keeps both: `<phase>-best`. An arm
+has one checkpoint for each seed.
 """
 
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from typing import Literal
 
 from cohobate.data.records import ADAPT, ENDPOINT, INIT_STUDENT, TRAIN
 from cohobate.errors import UserError
+from cohobate.methods.phase import BEST
 from cohobate.models import checkpoints
 from cohobate.params import nearest
 from cohobate.progress import say
 
-Role = Literal["teacher", "initial", "baseline", "student", "other"]
+Role = Literal["teacher", "initial", "baseline", "baseline_best", "student", "other"]
 TEACHER, INITIAL = "teacher", "initial"
+BASELINE_BEST: Role = "baseline_best"
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Arm:
     """One group of checkpoints: a model, or a phase's models over the seeds."""
 
     name: str
-    """`teacher`, `initial`, or the phase that trained it."""
+    """`teacher`, `initial`, or the phase that trained it; `<phase>-best`: its best on dev."""
     role: Role
     checkpoints: dict[int, Path]
     """By seed; the teacher and the initial student have one checkpoint, with key 0."""
@@ -63,7 +66,7 @@ class Arm:
 
 
 def arms_on_disk(teacher: str, baseline: str, student: str, seeds: list[int]) -> list[Arm]:
-    """Return teacher, initial, baseline, student, then the other phases by name.
+    """Return teacher, initial, baseline, its best on dev, student, then the other phases by name.
 
     Raises:
         UserError: a checkpoint of one of the four is missing.
@@ -94,9 +97,34 @@ def arms_on_disk(teacher: str, baseline: str, student: str, seeds: list[int]) ->
     return [
         Arm(TEACHER, "teacher", {0: _existing(ADAPT / teacher, "adapt")}),
         Arm(INITIAL, "initial", {0: _existing(INIT_STUDENT, "init_student")}),
-        *(Arm(phase, role, _by_seed(phase, seeds)) for phase, role in roles.items()),
-        *(Arm(phase, "other", _by_seed(phase, seeds)) for phase in others),
+        Arm(baseline, "baseline", _by_seed(baseline, seeds)),
+        *_best_on_dev(baseline, BASELINE_BEST, seeds),
+        Arm(student, "student", _by_seed(student, seeds)),
+        *_best_on_dev(student, "other", seeds),
+        *(
+            arm
+            for phase in others
+            for arm in (
+                Arm(phase, "other", _by_seed(phase, seeds)),
+                *_best_on_dev(phase, "other", seeds),
+            )
+        ),
     ]
+
+
+def _best_on_dev(phase: str, role: Role, seeds: list[int]) -> list[Arm]:
+    """Return the arm of a phase's best checkpoints on dev; none where it does not keep both."""
+    folders = {seed: TRAIN / phase / BEST / f"seed-{seed}" for seed in seeds}
+    if not all(folder.is_dir() for folder in folders.values()):
+        return []
+    name = f"{phase}-{BEST}"
+    if (TRAIN / name).is_dir():
+        raise UserError(
+            f"a phase must not be called {name!r}: so is the best checkpoint of {phase}",
+            where="params.yaml, section train",
+            fix="rename the phase",
+        )
+    return [Arm(name, role, folders)]
 
 
 def _by_seed(phase: str, seeds: list[int]) -> dict[int, Path]:

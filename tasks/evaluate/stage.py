@@ -11,6 +11,7 @@ Out, hashed: reports/metrics.json, and below data/evaluate
     tasks.json       scores of each task and their macro mean, where there are several sources
     harness.json     results of lm-evaluation-harness, where tasks are configured
     groups.csv, intervals.csv, reliability.csv, losses/<phase>-seed-<n>.csv, samples.json
+    dev/<phase>-seed-<n>.csv             checks on dev rows of the phases that have `dev`
     perturbed.jsonl, robustness.json, forgetting.json, memorisation.json, router.csv, router.json
     errors.jsonl     rows that the teacher answers better than the student
     clusters.json    these rows clustered by topic

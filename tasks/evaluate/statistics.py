@@ -11,7 +11,7 @@ from cohobate.evaluation.gate import Gate, ScoreComparison
 from cohobate.scoring.answer_figures import FigureOfAnswers
 from cohobate.scoring.metrics import LikelihoodScore
 from cohobate.scoring.verifiers import Task
-from tasks.evaluate.arms import Arm
+from tasks.evaluate.arms import BASELINE_BEST, Arm
 from tasks.evaluate.fidelity import Fidelity, TokenAgreement
 from tasks.evaluate.predictions import Predictions
 from tasks.evaluate.task_scores import TaskScores
@@ -72,17 +72,19 @@ class Statistics:
         rows = self.table()
         by_role = {row["role"]: row for row in rows if row["role"] != "other"}
         student, teacher = by_role["student"], by_role["teacher"]
-        gain, retention = self.gain(), self.retention()
+        gain, retention, over_best = self.gain(), self.retention(), self.gain_over_best()
         counts = {role: _brief(row) for role, row in by_role.items()}
         others = {row["arm"]: _brief(row) for row in rows if row["role"] == "other"}
         return {
             **counts,
             **({"phases": others} if others else {}),
             "gain_over_baseline": gain.rounded(),
+            **({"gain_over_baseline_best": over_best.rounded()} if over_best else {}),
             "verdict": verdict(gain),
             "gate": self.gate.judge(
                 ScoreComparison(gain.low, retention.mean if retention else None),
                 self.by_task.comparisons() if self.by_task else None,
+                over_best.low if over_best else None,
             ),
             "retention": retention and round(retention.mean, 6),
             "retention_low": retention and round(retention.low, 6),
@@ -115,6 +117,12 @@ class Statistics:
     def gain(self) -> Interval:
         """Return the student's gain over the baseline, paired by test row."""
         return self.bootstrap.difference(self.names["student"], self.names["baseline"])
+
+    def gain_over_best(self) -> Interval | None:
+        """Return the gain over the baseline's best checkpoint on dev; None where it keeps none."""
+        if BASELINE_BEST not in self.names:
+            return None
+        return self.bootstrap.difference(self.names["student"], self.names[BASELINE_BEST])
 
     def retention(self) -> Interval | None:
         """Return the student's score as a share of the teacher's; None where that is 0.

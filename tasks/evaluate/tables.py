@@ -2,6 +2,7 @@
 
 import csv
 import random
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from tasks.evaluate.statistics import Statistics
 GROUPS = EVALUATE / "groups.csv"
 INTERVALS = EVALUATE / "intervals.csv"
 LOSSES = EVALUATE / "losses"
+DEV = EVALUATE / "dev"
+"""Checks on dev rows of the phases that have any."""
 RELIABILITY = EVALUATE / "reliability.csv"
 SAMPLES = EVALUATE / "samples.json"
 CURVE = ["step", "loss", "stage"]
@@ -43,7 +46,8 @@ def write_intervals(statistics: Statistics) -> None:
 
 
 def write_losses(arms: Iterable[Arm]) -> None:
-    """Copy the loss curves out of the checkpoints, a file for each phase and seed."""
+    """Copy the loss curves and the checks on dev rows out of the checkpoints, a file for each phase
+    and seed."""
     for arm in arms:
         for seed, checkpoint in arm.checkpoints.items():
             history = checkpoint / "history.csv"
@@ -52,7 +56,11 @@ def write_losses(arms: Iterable[Arm]) -> None:
             with history.open(newline="") as lines:
                 # terms differ between methods: the plots have the columns that all share
                 steps = [{c: step.get(c, 0) for c in CURVE} for step in csv.DictReader(lines)]
-            _write_csv(LOSSES / f"{arm.name}-seed-{seed}.csv", CURVE, steps)
+            name = f"{arm.name}-seed-{seed}.csv"
+            _write_csv(LOSSES / name, CURVE, steps)
+            if (checks := checkpoint / "dev.csv").exists():
+                (DEV / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(checks, DEV / name)
 
 
 def write_reliability(statistics: Statistics) -> None:

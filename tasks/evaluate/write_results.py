@@ -8,7 +8,7 @@ from cohobate.evaluation.bootstrap import ArmIntervals, Bootstrap, LikelihoodBoo
 from cohobate.progress import say
 from cohobate.scoring.verifiers import Task
 from tasks.evaluate import tables
-from tasks.evaluate.arms import Arm
+from tasks.evaluate.arms import BASELINE_BEST, Arm
 from tasks.evaluate.behaviour import write_behaviour
 from tasks.evaluate.capabilities import write_capabilities
 from tasks.evaluate.predictions import Predictions
@@ -72,6 +72,11 @@ def write_results(
         f"gain over the baseline: {100 * gain['mean']:+.1f} {unit} "
         f"[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
     )
+    if over_best := metrics.get("gain_over_baseline_best"):
+        say(
+            f"over its best checkpoint on dev: {100 * over_best['mean']:+.1f} {unit} "
+            f"[{100 * over_best['low']:+.1f}, {100 * over_best['high']:+.1f}]"
+        )
     for name, figures in _by_task(metrics).items():
         say(f"{name}: {100 * figures['gain_over_baseline']['mean']:+.1f} points")
 
@@ -86,9 +91,9 @@ def _comparison(params: EvaluateParams, predictions: Predictions) -> ArmInterval
 
 def _summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
     gain = metrics["gain_over_baseline"]
-    roles = ("teacher", "initial", "baseline", "student")
+    roles = ("teacher", "initial", "baseline", BASELINE_BEST, "student")
     return {
-        **{role: metrics[role]["score"] for role in roles},
+        **{role: metrics[role]["score"] for role in roles if role in metrics},
         "retention": metrics["retention"],
         "gain": gain["mean"],
         "gain_low": gain["low"],

@@ -25,6 +25,7 @@ LABELS = {
     "teacher": "teacher",
     "initial": "student before distillation",
     "baseline": "baseline: equal updates without a teacher",
+    "baseline_best": "baseline, its best checkpoint on dev",
     "student": "**distilled student**",
 }
 _COSTS = ("responses", "prompt_tokens", "completion_tokens", "tokens", "cost", "energy")

@@ -9,7 +9,7 @@ from cohobate.errors import UserError
 from cohobate.models import checkpoints
 
 Choice = Literal["best_on_dev", "first"]
-ROLES = ("teacher", "initial", "baseline", "student")
+ROLES = ("teacher", "initial", "baseline", "baseline_best", "student")
 
 
 class Student(NamedTuple):
@@ -21,7 +21,8 @@ class Student(NamedTuple):
     row: dict[str, Any]
     """Its row of data/evaluate/arms.json."""
     compared: list[dict[str, Any]]
-    """The rows of teacher, student before distillation, baseline and student, in this order."""
+    """The rows of teacher, student before distillation, baseline, its best checkpoint on dev where
+    it keeps one, and student, in this order."""
 
 
 def evaluated() -> Student:
@@ -40,7 +41,7 @@ def evaluated() -> Student:
     for folder in folders.values():
         if not folder.is_dir():
             raise UserError("a checkpoint is not there", where=str(folder), fix="cohobate run")
-    return Student(row["arm"], folders, row, [by_role[role] for role in ROLES])
+    return Student(row["arm"], folders, row, [by_role[role] for role in ROLES if role in by_role])
 
 
 def lineage(folder: Path) -> dict[str, Any]:

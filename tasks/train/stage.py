@@ -1,8 +1,11 @@
 """Train one phase, once for each seed.
 
-In:  models/<from>, <rows> and <targets> of the phase in params.yaml
+In:  models/<from>, <rows> and <targets> of the phase in params.yaml; where it has `dev`,
+     data/dev_checks/train/<phase>.json
 Out: models/train/<phase>/seed-<n>/             the trained checkpoint
      models/train/<phase>/seed-<n>/history.csv  a line for each update (optimizer step)
+     models/train/<phase>/seed-<n>/dev.csv      a line for each check on dev rows, with `dev`
+     models/train/<phase>/best/seed-<n>/        the best on dev, with `dev: {keep: both}`
      models/train/<phase>/<name>/seed-<n>/      a peer model, where it is kept
      models/train/<phase>/summary.json
 
@@ -17,6 +20,7 @@ Methods of training: cohobate/methods/.
 from typing import Annotated
 
 from cohobate.data.records import TRAIN
+from cohobate.evaluation.dev_scores import DevRows
 from cohobate.methods.train import Method, train_seeds
 from cohobate.params import EachOf
 
@@ -27,4 +31,5 @@ def run(item: str, phase: Annotated[Method, EachOf("train")], seeds: list[int]) 
     Raises:
         UserError: start, rows and targets do not match, or a loss is not finite.
     """
-    train_seeds(TRAIN / item, phase, seeds)
+    dev_rows = DevRows.of_phase("train", item) if phase.dev else None
+    train_seeds(TRAIN / item, phase, seeds, dev_rows)

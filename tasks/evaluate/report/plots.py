@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from cohobate.evaluation import number_text
 from cohobate.evaluation.score_text import ScoreText
 from tasks.evaluate.report.charts import Scale, boundaries, polyline, thinned
-from tasks.evaluate.report.round_files import Table
+from tasks.evaluate.report.round_files import DevCheck, Table
 
 _ORDERS = 50
 """From this ratio of the largest to the smallest on, a linear axis would show one of them alone."""
@@ -68,8 +68,15 @@ def gain(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def losses(losses: dict[str, dict[int, Table]], arms: Table) -> Table:
-    """Return a panel of loss curves for each phase, in the order of the arms."""
+def losses(
+    losses: dict[str, dict[int, Table]],
+    dev: dict[str, dict[int, list[DevCheck]]],
+    arms: Table,
+) -> Table:
+    """Return a panel of loss curves for each phase, in the order of the arms.
+
+    `dev`: the checks on dev rows of the phases that have any; their curve has an axis of its own.
+    """
     tones = {arm["arm"]: (arm["label"], arm["tone"]) for arm in arms}
     panels = []
     for phase in sorted(losses, key=lambda name: list(tones).index(name) if name in tones else 99):
@@ -92,9 +99,29 @@ def losses(losses: dict[str, dict[int, Table]], arms: Table) -> Table:
                 "steps": number_text.count(max(step["step"] for c in seeds.values() for step in c)),
                 "last": ", ".join(f"{loss:.3f}" for loss in last.values()),
                 "seeds": len(seeds),
+                "dev": _dev_curves(dev.get(phase, {}), x),
             }
         )
     return panels
+
+
+def _dev_curves(seeds: dict[int, list[DevCheck]], x: Scale) -> dict[str, Any] | None:
+    """Return the figure on dev rows at each check: its lines, its range and its last values."""
+    curves = [
+        [(float(one.update), one.value) for one in checks if math.isfinite(one.value)]
+        for checks in seeds.values()
+    ]
+    values = [value for curve in curves for _, value in curve]
+    if not values:
+        return None
+    y = Scale.around(values, ticks=4)
+    return {
+        "name": "score" if any(one.is_score for c in seeds.values() for one in c) else "loss",
+        "lines": [polyline(curve, x, y) for curve in curves],
+        "low": f"{min(values):.3g}",
+        "high": f"{max(values):.3g}",
+        "last": ", ".join(f"{curve[-1][1]:.3f}" for curve in curves if curve),
+    }
 
 
 def funnel(funnel: Table) -> Table:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cohobate.data.records import COLLECT, CURRICULUM, FILTER, MODELS, REPORTS
 from cohobate.errors import UserError
@@ -20,13 +20,28 @@ from tasks.evaluate.judging import JUDGED
 from tasks.evaluate.mistakes import CLUSTERS, ERRORS
 from tasks.evaluate.robustness import ROBUSTNESS
 from tasks.evaluate.router import ROUTED, ROUTER
-from tasks.evaluate.tables import GROUPS, LOSSES, RELIABILITY, SAMPLES
+from tasks.evaluate.tables import DEV, GROUPS, LOSSES, RELIABILITY, SAMPLES
 from tasks.evaluate.task_scores import TASKS
 from tasks.evaluate.write_results import ARMS, METRICS
 
 TIMINGS = REPORTS / "timings.json"
 STAGE_SECONDS = REPORTS / "stages.json"
 Table = list[dict[str, Any]]
+
+
+class DevCheck(NamedTuple):
+    """One check on dev rows while a phase trained."""
+
+    update: int
+    value: float
+    """The score, or the loss where nothing is scored; NaN where there is neither."""
+    is_score: bool
+
+    @classmethod
+    def of(cls, line: dict[str, str]) -> "DevCheck":
+        """Read a line of dev.csv."""
+        value = line["score"] or line["loss"] or "nan"
+        return cls(int(line["update"]), float(value), bool(line["score"]))
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,15 @@ class RoundFiles:
             phase, _, seed = path.stem.rpartition("-seed-")
             losses[phase][int(seed)] = [_numbers(line) for line in self._csv(path)]
         return {phase: dict(sorted(seeds.items())) for phase, seeds in losses.items()}
+
+    @property
+    def dev(self) -> dict[str, dict[int, list[DevCheck]]]:
+        """The figure that decides of each check on dev rows while training, by phase and seed."""
+        checks: dict[str, dict[int, list[DevCheck]]] = defaultdict(dict)
+        for path in sorted((self.root / DEV).glob("*.csv")):
+            phase, _, seed = path.stem.rpartition("-seed-")
+            checks[phase][int(seed)] = [*map(DevCheck.of, self._csv(path))]
+        return {phase: dict(sorted(seeds.items())) for phase, seeds in checks.items()}
 
     @property
     def collected(self) -> dict[str, Any]:

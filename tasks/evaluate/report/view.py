@@ -15,6 +15,7 @@ ROLES = {
     "baseline": "Equal-updates baseline",
     "student": "Distilled student",
 }
+_BASELINE_BEST = {"baseline_best": "Baseline, best on dev"}
 KINDS = {
     "won": ("Won by distillation", "the student is right, the baseline is not"),
     "lost": ("Lost by distillation", "the baseline is right, the student is not"),
@@ -55,7 +56,7 @@ def view(files: RoundFiles, against: str = "") -> dict[str, Any]:
         "gain": plots.gain(metrics),
         "efficiency": _efficiency(by_role, files.timings),
         "timings": files.timings,
-        "losses": plots.losses(files.losses, arms),
+        "losses": plots.losses(files.losses, files.dev, arms),
         "collected": _chosen(files.collected, ROWS),
         "funnel": plots.funnel(files.funnel),
         "curriculum": plots.curriculum(files.curriculum),
@@ -111,6 +112,7 @@ def gate(metrics: dict[str, Any]) -> list[dict[str, Any]]:
             "required": f"more than {number_text.points(conditions['min_gain'])}",
             "value": number_text.signed(gain["low"]),
         },
+        *([_over_best(metrics)] if "gain_over_best" in conditions else []),
         {
             "met": conditions["retention"],
             "name": "retention",
@@ -119,6 +121,16 @@ def gate(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         },
         *([task_view.condition(each)] if each else []),
     ]
+
+
+def _over_best(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the condition on the gain over the baseline's best checkpoint on dev."""
+    return {
+        "met": metrics["gate"]["gain_over_best"],
+        "name": "lower end of the gain over the baseline's best on dev",
+        "required": f"more than {number_text.points(metrics['gate']['min_gain'])}",
+        "value": number_text.signed(metrics["gain_over_baseline_best"]["low"]),
+    }
 
 
 def unequal_updates(by_role: dict[str, Any]) -> dict[str, int] | None:
@@ -190,10 +202,11 @@ def _energy_not_known(timings: dict[str, Any] | None) -> list[str]:
 
 
 def _named(arm: dict[str, Any], files: RoundFiles) -> dict[str, Any]:
-    label = ROLES.get(arm["role"], arm["arm"])
+    label = (ROLES | _BASELINE_BEST).get(arm["role"], arm["arm"])
+    tone = "baseline" if arm["role"] in _BASELINE_BEST else arm["role"]
     detail = arm["arm"] if arm["role"] in ("baseline", "student") else ""
     seconds = training_seconds(arm["arm"], files.params.get("train") or {}, files.stage_seconds)
-    display = {"label": label, "detail": detail, "tone": arm["role"], "trained_in": seconds}
+    display = {"label": label, "detail": detail, "tone": tone, "trained_in": seconds}
     return {"gain_over_baseline": None} | arm | display  # older rounds have no gain
 
 

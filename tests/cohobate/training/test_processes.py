@@ -126,7 +126,7 @@ def join(rank: int, count: int) -> None:
     dist.init_process_group("gloo", init_method=place, rank=rank, world_size=count)
 
 
-def together(fields: dict[str, Any], count: int = 2) -> list[str]:
+def together(fields: dict[str, Any], count: int = 2, scorer: Any = None) -> list[str]:
     """Train in forked workers; return what each one's error says, or an empty text."""
     Path("join").unlink(missing_ok=True)
     children = []
@@ -137,7 +137,8 @@ def together(fields: dict[str, Any], count: int = 2) -> list[str]:
             message = ""
             try:
                 join(rank, count)
-                result = _train(TRAIN / "it", phase(fields | {"workers": count}), seed=1)
+                workers = phase(fields | {"workers": count})
+                result = _train(TRAIN / "it", workers, seed=1, scorer=scorer)
                 cloudpickle.dumps(result)  # as Ray sends it
             except BaseException as error:
                 message = f"{type(error).__name__}: {error}"

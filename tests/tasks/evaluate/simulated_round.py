@@ -51,6 +51,8 @@ class SimulatedRound:
     initial: float = 0.02
     baseline: float = 0.59
     student: float = 0.68
+    baseline_best: float | None = None
+    """Of the baseline's best checkpoint on dev, where it keeps one."""
     others: tuple[tuple[str, float], ...] = ()
     spread: float = 0.01
     """Standard deviation from seed to seed."""
@@ -153,6 +155,7 @@ class SimulatedRound:
         ease = [chance.random() for _ in rows]
         worth = {"teacher": self.teacher, "initial": self.initial, **dict(self.others)}
         worth |= {params.baseline: self.baseline, params.student: self.student}
+        worth[f"{params.baseline}-best"] = self.baseline_best or 0.0
         for arm in arms:
             for seed in arm.checkpoints:
                 own = worth[arm.name] + (chance.gauss(0, self.spread) if seed else 0.0)
@@ -187,6 +190,12 @@ class SimulatedRound:
             write_json(TRAIN / phase / "summary.json", {"updates": self.updates})
             for seed in self.seeds:
                 self._history(TRAIN / phase / f"seed-{seed}", start, seed)
+        for seed in self.seeds if self.baseline_best is not None else ():
+            best = TRAIN / "baseline" / "best" / f"seed-{seed}"
+            best.mkdir(parents=True, exist_ok=True)
+            write_json(best / PROVENANCE, {"updates": 20})
+            checks = "update,score,loss,length,finished\n20,0.61,1.2,2,1\n40,0.6,1.3,2,0.99\n"
+            (TRAIN / "baseline" / f"seed-{seed}" / "dev.csv").write_text(checks)
 
     def _history(self, folder: Path, start: float, seed: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)

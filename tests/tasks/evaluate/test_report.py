@@ -145,6 +145,15 @@ def test_each_model_stands_beside_the_baseline_and_the_clock(project: Path) -> N
     assert "51 s" in page.text
 
 
+def test_checks_on_dev_rows_are_drawn(project: Path) -> None:
+    text, page = rendered(baseline_best=0.6)
+    assert 'class="dev"' in text
+    assert "Dotted: score on dev rows, from 0.6 to 0.61; the last is 0.600" in text
+    assert "Baseline, best on dev" in text
+    assert "lower end of the gain over the baseline&#39;s best on dev" in text
+    assert page.text
+
+
 def test_time_of_a_phase_that_did_not_run_here_is_not_known() -> None:
     phases = {
         "warm": {"from": "init_student"},

@@ -47,6 +47,19 @@ def test_a_planted_win_passes_the_gate(project: Path) -> None:
     assert metrics["gain_over_baseline"]["low"] > 0
 
 
+def test_the_baselines_best_on_dev_must_be_beaten_too(project: Path) -> None:
+    metrics = metrics_of(project, student=0.72, baseline=0.55, baseline_best=0.72, rows=300)
+    assert metrics["verdict"] == "yes" and metrics["gate"]["gain"]
+    assert not metrics["gate"]["gain_over_best"] and not metrics["gate"]["passed"]
+    assert metrics["gain_over_baseline_best"]["low"] < 0 < metrics["baseline_best"]["score"]
+    arms = {arm["arm"]: arm for arm in read("data/evaluate/arms.json")}
+    assert [*arms][2:4] == ["baseline", "baseline-best"]
+    assert arms["baseline-best"]["updates"] == 20
+    assert Path("data/evaluate/dev/baseline-seed-1.csv").read_text().startswith("update,score")
+    metrics = metrics_of(project, student=0.72, baseline=0.55, baseline_best=0.56)
+    assert metrics["gate"]["gain_over_best"] and metrics["gate"]["passed"]
+
+
 def test_a_loss_is_called_one(project: Path) -> None:
     metrics = metrics_of(project, student=0.4, baseline=0.6)
     assert metrics["verdict"] == "no"

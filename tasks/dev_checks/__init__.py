@@ -1,0 +1,1 @@
+"""Chooses the dev rows on which phases are scored while they train."""
