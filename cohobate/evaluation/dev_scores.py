@@ -11,6 +11,8 @@ from pydantic import Field
 
 from cohobate.data.records import DEV_CHECKS, Row
 from cohobate.data.tokenized import encode_all
+from cohobate.evaluation.deciding_metric import AnswerScorer, ByTask
+from cohobate.evaluation.judged_metrics import Rubric, WinRate
 from cohobate.evaluation.model_under_test import ModelUnderTest, kind_of
 from cohobate.generation.requests import Answer, Decoding
 from cohobate.params import Section
@@ -40,7 +42,9 @@ class DevRows(Section):
     """The rows on which a phase is scored while it trains, and how: one file of `dev_checks`."""
 
     rows: tuple[Row, ...]
-    metric: AnswerMetric | Perplexity | BitsPerByte = Field(discriminator="type")
+    metric: AnswerMetric | WinRate | Rubric | ByTask | Perplexity | BitsPerByte = Field(
+        discriminator="type"
+    )
     task: Task
     decoding: Decoding
 
@@ -91,22 +95,11 @@ class DevRows(Section):
             if not generates:
                 return figures
             prompts = [row.full_prompt for row in rows]
-            answers = tested.answers(prompts, self.decoding, threads=trained.threads)
-            for n, answer in answers:
-                figures[n] = self._scored(figures[n], rows[n], answer, tested)
-        return figures
-
-    def _scored(
-        self, figures: _RowFigures, row: Row, answer: Answer, tested: ModelUnderTest
-    ) -> _RowFigures:
-        assert not isinstance(self.metric, Perplexity | BitsPerByte)
-        verifier = self.task.verifier_of(row.task)
-        score = self.metric.score(answer.full_text, row.full_answer, verifier)
-        if not tested.scores_tokens:  # a label or a ranking has no length
-            return figures._replace(score=score)
-        text = (answer.reasoning or "") + answer.full_text
-        tokens = len(tested.tokenizer.encode(text, add_special_tokens=False))
-        return figures._replace(score=score, tokens=tokens, ended=answer.finish == "stop")
+            answers = dict(tested.answers(prompts, self.decoding, threads=trained.threads))
+        in_order = [answers[n] for n in range(len(rows))]
+        given = [answer.full_text for answer in in_order]
+        scores = AnswerScorer(self.metric, self.task).scores(rows, given)
+        return [_answered(*parts, tested) for parts in zip(figures, scores, in_order, strict=True)]
 
     def _means(
         self, rows: Sequence[_RowFigures], by: Literal["score", "loss"], update: int
@@ -136,6 +129,17 @@ def _opened(trained: "ModelInTraining") -> ModelUnderTest:
     vars(tested)["_loaded"] = (trained.model, trained.tokenizer)
     tested.prefix = trained.prefix
     return tested
+
+
+def _answered(
+    figures: _RowFigures, score: float, answer: Answer, tested: ModelUnderTest
+) -> _RowFigures:
+    """Return a row's figures with those of its answer."""
+    if not tested.scores_tokens:  # a label or a ranking has no length
+        return figures._replace(score=score)
+    text = (answer.reasoning or "") + answer.full_text
+    tokens = len(tested.tokenizer.encode(text, add_special_tokens=False))
+    return figures._replace(score=score, tokens=tokens, ended=answer.finish == "stop")
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -14,11 +14,13 @@ from itertools import islice
 from typing import Annotated, Any
 
 from cohobate.data.records import DEV, DEV_CHECKS, Row, read_rows, write_json
+from cohobate.errors import UserError
+from cohobate.evaluation.deciding_metric import DecidingMetric, is_judged
 from cohobate.evaluation.dev_scores import DevRows, dev_file
 from cohobate.generation.requests import Decoding
 from cohobate.methods.train import Method
 from cohobate.params import ValueOf
-from cohobate.scoring.metrics import DecidingMetric, LikelihoodScore, refuse_raw_text
+from cohobate.scoring.metrics import LikelihoodScore, refuse_raw_text
 from cohobate.scoring.verifiers import Task
 from cohobate.training.dev_checks import DevChecks, no_dev_rows
 
@@ -34,8 +36,8 @@ def run(
     """Write a file for each phase.
 
     Raises:
-        UserError: a phase is to be scored, and no dev row has an answer; or the rows are raw text,
-            and the metric scores answers.
+        UserError: a phase is to be scored, and no dev row has an answer; the rows are raw text, and
+            the metric scores answers; or a judge decides, who would be asked at each check.
     """
     scored = {}
     for section, phases in (("train", train), ("assist", assist)):
@@ -57,4 +59,10 @@ def _rows(checks: DevChecks, metric: DecidingMetric, phase: str) -> Sequence[Row
         raise no_dev_rows(phase)
     if checks.by == "score" and not isinstance(metric, LikelihoodScore):
         refuse_raw_text(rows, metric.type, "dev")
+        if is_judged(metric):
+            raise UserError(
+                f"{metric.type} needs a judge, which each check would have to wait or pay for",
+                where=f"params.yaml, {phase}.dev",
+                fix=f"cohobate run --set {phase}.dev.by=loss",
+            )
     return rows

@@ -9,13 +9,13 @@ from pydantic import TypeAdapter
 
 from cohobate.data.records import DEV, TRAIN, Row, row_id, write_rows
 from cohobate.errors import UserError
+from cohobate.evaluation.deciding_metric import DecidingMetric
 from cohobate.evaluation.dev_scores import DevRows, dev_file
 from cohobate.generation.requests import Decoding
 from cohobate.methods.train import Method
 from cohobate.models import checkpoints
 from cohobate.params import validated
 from cohobate.progress import DevScore, Say
-from cohobate.scoring.metrics import DecidingMetric
 from cohobate.scoring.verifiers import Task
 from cohobate.training import checkpointing
 from cohobate.training.dev_checks import DevFigures
