@@ -94,6 +94,8 @@ class Exported(NamedTuple):
     """A row of the task, to show what a prompt looks like."""
     text: ScoreText
     """How scores are written."""
+    serving: str = ""
+    """How servers open it, in Markdown."""
 
 
 def write_model_card(folder: Path, exported: Exported, student: Student, files: CardFiles) -> None:

@@ -66,6 +66,16 @@ class Form(Section, ABC):
         """Return how to run what was written to `folder`, in Markdown."""
         return self.usage
 
+    def serving(self, student: Path, folder: Path, example: Row) -> str:
+        """Return how servers open `folder`, in Markdown; write what they need beside it.
+
+        Args:
+            student: the checkpoint that was written.
+            folder: with what was written.
+            example: a row of the task, which says whether prompts are conversations.
+        """
+        return ""
+
     def for_restored(self) -> Self:
         """Return it with room for a student that got a vocabulary back, unless room was given.
 

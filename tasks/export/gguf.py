@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from cohobate.data.records import Row
 from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from tasks.export.form import Form, Questions, Tolerance, not_installed
+from tasks.export.modelfile import MODELFILE, modelfile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +19,21 @@ _ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 """transformers' types of models, and the names of the package `gguf` for them."""
 _ROOM = 2048
 """Tokens of prompt and answer that are read when the file is checked."""
+_SERVING = """\
+llama.cpp, OpenAI's API on port 8080, `/v1/{route}completions`:
+
+```bash
+llama-server -m {file}
+```
+
+Ollama, with the `Modelfile` beside it:
+
+```bash
+ollama create student -f Modelfile
+ollama run student "$PROMPT"
+```
+
+{note}"""
 
 
 class Gguf(Form):
@@ -38,6 +55,21 @@ class Gguf(Form):
     def usage(self) -> str:
         """Return a line of llama.cpp."""
         return f'```bash\nllama-cli -m {FILE} --temp 0 -no-cnv -p "$PROMPT"\n```'
+
+    def serving(self, student: Path, folder: Path, example: Row) -> str:
+        """Write Ollama's Modelfile; return lines of llama.cpp and Ollama."""
+        tokenizer = checkpoints.load_tokenizer(student)
+        config = json.loads((student / "config.json").read_text())
+        chats = not isinstance(example.prompt, str)
+        text, note = modelfile(
+            tokenizer,
+            FILE,
+            chats=chats,
+            prefix=example.prefix or "",
+            context=config["max_position_embeddings"],
+        )
+        (folder / MODELFILE).write_text(text, "utf-8")
+        return _SERVING.format(file=FILE, note=note, route="chat/" if chats else "")
 
     def write(self, student: Path, folder: Path) -> None:
         """Write the tensors under llama.cpp's names.

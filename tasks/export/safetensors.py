@@ -41,6 +41,22 @@ class Safetensors(Form):
             return embedder_usage(folder)
         return classifier_usage() if checkpoints.is_classifier(folder) else self.usage
 
+    def serving(self, student: Path, folder: Path, example: Row) -> str:
+        """Return lines of vLLM for a model that generates, and where llama.cpp and Ollama are."""
+        if checkpoints.is_embedder(folder) or checkpoints.is_classifier(folder):
+            return ""
+        key, route = '"prompt": "..."', ""
+        if not isinstance(example.prompt, str):
+            key, route = '"messages": [{"role": "user", "content": "..."}]', "chat/"
+        request = f'{{"model": "student", {key}, "max_tokens": 16, "temperature": 0}}'
+        return (
+            f"vLLM, OpenAI's API on port 8000, where it has this architecture:\n\n```bash\n"
+            "vllm serve . --served-model-name student\n"
+            f"curl http://127.0.0.1:8000/v1/{route}completions \\\n"
+            f"  -H 'Content-Type: application/json' -d '{request}'\n```\n\n"
+            "llama.cpp and Ollama open the form `gguf` (`export.forms: [{type: gguf}]`)."
+        )
+
     def write(self, student: Path, folder: Path) -> None:
         """Copy the checkpoint's files; the same bytes take no second place in DVC's cache."""
         checkpoints.copy_parts(student, folder)

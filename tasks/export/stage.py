@@ -123,7 +123,8 @@ def run(
             partial = published.enter_context(checkpoints.staged(EXPORT / form.name))
             form.write(source, partial)
             figures = check.rescored(form, partial, original).figures()
-            exported = Exported(form, seed, figures, rows[0], ScoreText(metric.type))
+            serving = form.serving(source, partial, rows[0])
+            exported = Exported(form, seed, figures, rows[0], ScoreText(metric.type), serving)
             write_model_card(partial, exported, student, files)
             record: dict[str, Any] = {"form": form.model_dump(mode="json"), "rescored": figures}
             record["source"] = lineage(student.by_seed[seed])
