@@ -255,7 +255,7 @@ class TrackerProcess:
         while (code := self._process.poll()) is None:
             # what does not work is not waited for
             if not self._works or time.monotonic() > deadline:
-                self._log(f"{self._name} has not taken everything: it has a minute more, by itself")
+                self._log(f"{self._name} has not taken everything: it goes on by itself")
                 return
             time.sleep(0.05)
         if code:

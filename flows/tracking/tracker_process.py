@@ -2,7 +2,7 @@
 
 It reads messages of `RoundTracking` as lines of JSON on stdin, and writes a line to stdout when the
 tracker stops working, and when it works again. It never holds up the round: what a tracker does not
-take waits here. Once stdin is closed it has a minute to send the rest.
+take waits here. Once stdin is closed it has five minutes to send the rest.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from flows.tracking.trackers import TRACKERS
 RETRY_SECONDS = 15.0
 TRIES = 8
 """A message that fails so often is left out: the tracker may refuse this one alone."""
-LAST_SECONDS = 60.0
+LAST_SECONDS = 300.0
 _MOST_WAITING = 20_000
 """Messages that wait for a tracker that is away; of more the oldest are left out."""
 
 
 def main() -> None:
-    """Serve one tracker until stdin is closed and all is sent, or a minute has passed."""
+    """Serve one tracker until stdin is closed and all is sent, or five minutes have passed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the round's: it closes stdin
     sys.modules["torch"] = None  # type: ignore[assignment]  # clients load it: seconds, and memory
     # libraries print: stdout is for lines to the round alone

@@ -123,6 +123,23 @@ def write_model_card(folder: Path, exported: Exported, student: Student, files: 
     _write(folder / CARD, "model_card.md.j2", fields)
 
 
+def write_adapter_card(
+    path: Path, fields: dict[str, Any], exported: Exported, files: CardFiles
+) -> None:
+    """Write README.md of an adapter.
+
+    Args:
+        path: of the card.
+        fields: `repo`, `base_name` and `revision` (both empty where the base goes along).
+        exported: a form of the merged student, with an example of the task.
+        files: of the round.
+    """
+    row = exported.example
+    example = {"prompt": prompt_text(row.full_prompt), "answer": row.full_answer}
+    fields = {**fields, "example": example, "seed": exported.seed, "evaluated": files.evaluated}
+    _write(path, "adapter_card.md.j2", fields | files.about_data)
+
+
 def _pipeline_tag(folder: Path) -> str:
     if checkpoints.is_embedder(folder):
         return "sentence-similarity"

@@ -15,6 +15,7 @@ provenance.json of a form holds what it came to beside the checkpoint that it wa
 """
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +34,7 @@ from cohobate.params import Section, ValueOf
 from cohobate.progress import say
 from cohobate.scoring.verifiers import Task
 from cohobate.students.initialization import StudentInit
+from tasks.export.adapter import adapter_of, write_repository
 from tasks.export.cards import CardFiles, Exported, write_dataset, write_model_card
 from tasks.export.form import Questions
 from tasks.export.gguf import Gguf
@@ -111,6 +113,8 @@ def run(
     check = Check(rows, questions, tokens, metric, task)
     seed, original = _chosen(export, student, check)
     _refuse_forms(export, student.by_seed[seed])
+    sends_adapter = export.push and export.push.adapter
+    adapter = adapter_of(student.by_seed[seed], files, init_student) if sends_adapter else None
     shutil.rmtree(EXPORT, ignore_errors=True)
     summary: dict[str, Any] = {"phase": student.phase, "seed": seed, "dev_rows": len(rows)}
     summary["original score"] = round(check.score(*original), 6)
@@ -136,7 +140,11 @@ def run(
     write_json(EXPORT / "summary.json", summary)
     write_dataset(EXPORTED_DATA, files)
     if export.push:
-        export.push.upload([EXPORT / form.name for form in export.forms])
+        published_forms = [EXPORT / form.name for form in export.forms]
+        with tempfile.TemporaryDirectory() as scratch:
+            if adapter and export.push.adapter:
+                write_repository(adapter, export.push.adapter, Path(scratch), exported, files)
+            export.push.upload(published_forms, EXPORTED_DATA, Path(scratch) if adapter else None)
 
 
 def _chosen(export: ExportParams, student: Student, check: Check) -> tuple[int, Original]:

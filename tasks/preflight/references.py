@@ -45,10 +45,24 @@ def check_references(document: Mapping[str, Any]) -> None:
             else:
                 check_teacher(key, match[2], teachers)
     _check_tasks(document)
+    _check_adapter(document, phases)
     for teacher in (document.get("generate") or {}).get("backends") or ():
         check_teacher("generate.backends", teacher, teachers)
     for address in document.get("resources") or ():
         _check_address(address, phases, teachers, _sources(document))
+
+
+def _check_adapter(document: Mapping[str, Any], phases: Mapping[str, Any]) -> None:
+    """Refuse an adapter that is to be published and that the student's phase does not keep."""
+    push = (document.get("export") or {}).get("push") or {}
+    student = (document.get("evaluate") or {}).get("student")
+    adapter = (phases.get(student) or {}).get("adapter") or {}
+    if push.get("adapter") and not adapter.get("save_adapter"):
+        raise UserError(
+            f"the phase {student!r} keeps no adapter, and export.push.adapter would publish it",
+            where="params.yaml, export.push.adapter",
+            fix=f"cohobate run --set 'train.{student}.adapter={{type: lora, save_adapter: true}}'",
+        )
 
 
 def _sources(document: Mapping[str, Any]) -> Mapping[str, Any]:
