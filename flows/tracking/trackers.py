@@ -169,6 +169,7 @@ class WandbTracker(TrackerClient):
             x_disable_meta=True,
             x_disable_stats=True,
             x_disable_machine_info=True,
+            x_save_requirements=False,
             init_timeout=30,
         )
         project = os.environ.get("WANDB_PROJECT", _PROJECT)
