@@ -33,8 +33,9 @@ def by_dvc(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def by_flow(tmp_path_factory: pytest.TempPathFactory, teacher: Path, prefect_server: str) -> Path:
-    """A project that the flow has run from nothing."""
-    folder = tiny_project.build(tmp_path_factory.mktemp("flow") / "project", teacher)
+    """A project that the flow has run from nothing, and a tracker followed."""
+    settings = {"track": ["tensorboard"]}
+    folder = tiny_project.build(tmp_path_factory.mktemp("flow") / "project", teacher, settings)
     first = outcomes(folder, PREFECT_API_URL=prefect_server)
     assert first.pop("code") == "unchanged"  # it runs before the flow starts
     assert set(first.values()) == {"ran"}
@@ -56,6 +57,16 @@ def idle(results: dict[str, str]) -> bool:
 
 def test_dvc_repro_and_the_flow_write_the_same_lock(by_dvc: Path, by_flow: Path) -> None:
     assert lock(by_dvc) == lock(by_flow)
+
+
+def test_the_tracker_has_the_curves_and_the_figures(by_flow: Path) -> None:
+    rounds = by_flow / "reports/trackers/tensorboard"
+    # the figures lie at the top of the round's folder, each training run below it
+    events = {path.parent.name: path.read_bytes() for path in rounds.rglob("events*")}
+    assert {"round", "kd-seed-1", "baseline-seed-1", "adapt@main"} <= {*events}
+    assert b"terms/forward_kl" in events["kd-seed-1"]
+    for name in (b"filter/kept", b"train.kd/seconds", b"scores/student.score", b"models/train/kd"):
+        assert name in events["round"], name
 
 
 def test_after_the_flow_dvc_has_nothing_to_do(by_flow: Path) -> None:
