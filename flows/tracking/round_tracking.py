@@ -153,13 +153,17 @@ class RoundTracking:
             return
         with _suppressed(self._log):
             files = RoundFiles(self.root)
+            drawn = dict(self._first)
             for phase, seeds in files.losses.items():
                 for seed, lines in seeds.items():
                     # of a phase that was restored, or that went on from a checkpoint
                     curve = f"{phase}/seed-{seed}"
-                    before = self._first.get(curve, math.inf)
-                    missing = [line for line in lines if line["step"] < before]
-                    self.add_points(curve, [(int(line["step"]), _shared(line)) for line in missing])
+                    before = drawn.get(curve, math.inf)
+                    points = [(int(line["step"]), {"loss": line["loss"]}) for line in lines]
+                    for check in files.dev.get(phase, {}).get(seed, ()):
+                        name = "dev/score" if check.is_score else "dev/loss"
+                        points.append((check.update, {name: check.value}))
+                    self.add_points(curve, [one for one in points if one[0] < before])
             self._send("figures", figures=numbers(files.metrics, "scores/"))
 
     def close(self, *, succeeded: bool) -> None:
@@ -179,11 +183,6 @@ class RoundTracking:
     def _send(self, kind: str, **content: Any) -> None:
         for process in self._processes:
             process.send({"kind": kind, **content})
-
-
-def _shared(line: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures that curves of a finished phase have, by the names of live ones."""
-    return {name: line[name] for name in ("loss", "learning_rate") if name in line}
 
 
 def outputs_text(root: Path) -> str:

@@ -119,6 +119,10 @@ def root(tmp_path: Path) -> Path:
         (root / f"data/evaluate/losses/{phase}-seed-1.csv").write_text(
             "step,loss,learning_rate,stage\n1,3.5,0.1,0\n2,2.5,0.1,0\n"
         )
+    (root / "data/evaluate/dev").mkdir()
+    (root / "data/evaluate/dev/baseline-seed-1.csv").write_text(
+        "update,score,loss,length,finished\n2,0.61,1.2,2,1\n"
+    )
     return root
 
 
@@ -156,6 +160,7 @@ def test_every_tracker_gets_the_whole_round(
     # what was not drawn while it trained: a restored phase, and updates before a checkpoint
     restored = {("baseline/seed-1/loss", loss, step) for step, loss in ((1, 3.5), (2, 2.5))}
     assert restored | {("kd/seed-1/loss", 3.5, 1)} < {*metrics}
+    assert ("baseline/seed-1/dev/score", 0.61, 2) in metrics
     assert len(metrics) == len({*metrics})
     assert ("scores/student.score", 0.75, 0) in metrics
     ends = {call[0]: call[1:] for call in done}
