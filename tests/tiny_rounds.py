@@ -309,11 +309,15 @@ def _start(what: Round, stack: contextlib.ExitStack) -> str:
 _OF_RECIPE = {
     # a judge of random weights, whose replies are no verdicts; the tiny rows have no lemma
     "judged": [
+        "generate.decoding.max_tokens=8",
+        "evaluate.decoding.max_tokens=8",
         "evaluate.metrics.0.judge.model=small",
         'collect.template={prompt: "{text}\\nKind:", answer: " {answer}"}',
     ],
     # what this teacher generates is no Python
     "code": [
+        "generate.decoding.max_tokens=8",
+        "evaluate.decoding.max_tokens=8",
         "collect.source.rows=200",
         "generate.prompts=both",
         "generate.reference_answers=keep",

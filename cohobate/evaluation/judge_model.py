@@ -180,6 +180,14 @@ class JudgeRequests:
         failures = add_answers(ledger, answers, requests, decoding, meter.advance)
         meter.finish()
         say(f"judge {self.model.model}: {len(requests) - len(failures)} replies computed")
+        # a refusal stays one, and counts as no verdict; what failed may succeed
+        left = [reason for key, reason in failures.items() if key not in ledger.refusals]
+        if left:
+            raise UserError(
+                f"{len(left)} of {len(requests)} requests failed; the first: {left[0]}",
+                where=f"params.yaml, {self.place}",
+                fix="repeat the command, which sends them again; what was answered is kept",
+            )
 
     def _count(self, ledger: Ledger, key: str) -> None:
         if key in self.keys or key not in ledger:

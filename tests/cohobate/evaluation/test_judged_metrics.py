@@ -112,6 +112,15 @@ def test_a_service_that_fails_at_times_is_asked_again() -> None:
         assert service.sent == 8
 
 
+def test_a_judge_that_is_down_is_no_judge_without_verdicts() -> None:
+    with LoopbackJudge() as service:
+        service.fault, service.times = "500", 100
+        metric = win_rate(service, judge={"backend": PRICE | {"backoff": 0.01, "attempts": 2}})
+        with pytest.raises(UserError, match="the judge: 2 of 2 requests failed") as error:
+            AnswerScorer(metric, TASK).scores(rows_of(1), ["answer 9"])
+        assert error.value.fix.startswith("repeat the command")
+
+
 def test_a_rubric_is_a_mean_rating() -> None:
     with LoopbackJudge() as service:
         judge = {"model": "judge", "endpoint": service.url}

@@ -48,6 +48,8 @@ def test_every_model_is_compared_with_the_same_one(project: Path, against: str) 
         sent = service.sent
         judge_predictions(params, TASK, arms, rows)
         assert service.sent == sent
+        other = {"teacher": [["a", "bb"]], "student": [["bb", "a"]] * 2}
+        variant_scores(params, TASK, rows[:2], other)
     whole = Predictions.read(arms).by_arm
     for arm, seeds in whole.items():
         for seed, own in seeds.items():
@@ -65,7 +67,6 @@ def test_every_model_is_compared_with_the_same_one(project: Path, against: str) 
     assert metrics["metric"] == "win_rate"
     if against == "teacher":
         assert metrics["teacher"] == {"score": 0.5, "low": 0.5, "high": 0.5}
-    variant_scores(params, TASK, rows[:2], {"teacher": [["a", "b"]], "student": [["a", "b"]] * 2})
     record = read("data/evaluate/judged.json")
     assert record["evaluate.metrics.0"]["cost_usd"] > 0
     assert "evaluate.metrics.0, other prompts" in record
