@@ -58,8 +58,9 @@ docs: setup  ## the site of docs/, in site/
 pages: setup  ## the pages of docs/ that are made from the code
 	$(BIN)/python docs/pages.py
 
-format: setup
+format: setup  ## the code's layout, and the pages that are made from it
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+	$(BIN)/python docs/pages.py
 
 # torch stays out: each machine has a build of its own, for its GPU or none.
 COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --generate-hashes --no-annotate \
