@@ -90,6 +90,8 @@ def _student(
         return _size(init.model, root)
     if init.type in ("classifier", "embedder"):
         return replace(_size(init.model, root), generates=False)
+    if init.type == "masked":
+        return replace(size_of(*init.preview(None)), generates=False)
     if init.type == "teacher_layers" and (teacher or init.width is None):
         return sizes[init.teacher].with_layers(planned_sizes.depth(init.layers))
     from cohobate.models.model_info import read_model_info

@@ -14,7 +14,7 @@ from flows.console import err, out, plain, project_root
 
 if TYPE_CHECKING:
     from cohobate.data.messages import Prompt
-    from cohobate.evaluation.model_under_test import ModelUnderTest
+    from cohobate.evaluation.tested_checkpoint import ModelUnderTest
 
 Model = Annotated[
     str,
@@ -111,9 +111,12 @@ def _open(folder: Path) -> "ModelUnderTest":
     from cohobate.evaluation.model_under_test import open_model
     from cohobate.models import checkpoints
 
-    if checkpoints.is_embedder(folder):
+    if checkpoints.is_embedder(folder) or checkpoints.is_masked(folder):
+        kind = "a masked model, which predicts masked tokens"
+        if checkpoints.is_embedder(folder):
+            kind = "an embedder, which gives vectors of texts"
         raise UserError(
-            "the model is an embedder, which gives vectors of texts and no answers",
+            f"the model is {kind} and no answers",
             where=str(folder),
             fix="the lines of Python in models/export/<form>/README.md",
         )

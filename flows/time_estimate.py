@@ -267,11 +267,16 @@ class Round:
     def _start(self, start: str) -> ModelSize:
         """Return the size of the model at a path below models/."""
         stage, _, name = start.partition("/")
-        if stage == "train" and (phase := self.document["train"].get(name.split("/")[0])):
-            return self._start(phase["from"])
+        phases = (self.document.get(stage) or {}) if stage in ("train", "assist") else {}
+        if phase := phases.get(name.split("/")[0]):
+            whole = self._start(phase["from"])
+            layers = phase.get("keep_layers")
+            return whole if layers is None else whole.with_layers(depth(layers))
         student = self.document["init_student"]
-        if student["type"] in ("pretrained", "classifier", "embedder") and stage != "adapt":
-            whole = size_of(config_of(student.get("model", hub.PACKAGED_ENCODER), self.root))
+        own = ("pretrained", "classifier", "embedder", "masked")
+        if student["type"] in own and stage != "adapt":
+            config = config_of(student.get("model", hub.PACKAGED_ENCODER), self.root)
+            whole = size_of({**config, **student.get("sizes", {})})
             layers = student.get("layers")
             return whole if layers is None else whole.with_layers(depth(layers))
         key = name if stage == "adapt" else student.get("teacher", "main")

@@ -29,6 +29,11 @@ def make_tokenizer(**overrides: Any) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **(options | overrides))
 
 
+def make_encoder_tokenizer() -> Any:
+    """Build a tokenizer with a mask token, for encoders."""
+    return make_tokenizer(special=[*SPECIAL, "<|mask|>"], mask_token="<|mask|>")
+
+
 def make_model(tokenizer: Any, *, seed: int = 0, layers: int = 4, **config: Any) -> Any:
     """Build a Llama with random weights, the same for the same arguments."""
     import torch

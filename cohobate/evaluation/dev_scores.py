@@ -15,7 +15,8 @@ from cohobate.data.records import DEV_CHECKS, Row
 from cohobate.data.tokenized import encode_all
 from cohobate.evaluation.deciding_metric import AnswerScorer, ByTask
 from cohobate.evaluation.judged_metrics import Rubric, WinRate
-from cohobate.evaluation.model_under_test import ModelUnderTest, kind_of
+from cohobate.evaluation.model_under_test import kind_of
+from cohobate.evaluation.tested_checkpoint import ModelUnderTest
 from cohobate.generation.requests import Answer, Decoding
 from cohobate.params import Section
 from cohobate.scoring.metrics import AnswerMetric, BitsPerByte, LikelihoodScore, Perplexity

@@ -59,17 +59,24 @@ def label_logprobs(
 
     Prompts come batch by batch, those of like length together.
     """
-    batching = batching or Batching()
     for start in range(0, len(prompts), _WINDOW):
         ids = classifier_ids(tokenizer, prompts[start : start + _WINDOW])
-        batches = list(_batches([len(row) for row in ids], batching))
-        results = thread_map(
-            lambda batch, ids=ids: _forward(model, [ids[n] for n in batch]),  # type: ignore[misc]
-            batches,
-            threads,
-        )
-        for batch, logp_BC in results:
-            yield from ((start + n, logp_C) for n, logp_C in zip(batch, logp_BC, strict=True))
+        for n, logp_C in logprobs_of_ids(model, ids, batching, threads=threads):
+            yield start + n, logp_C
+
+
+def logprobs_of_ids(
+    model: "PreTrainedModel",
+    texts: Sequence[Sequence[int]],
+    batching: Batching | None = None,
+    *,
+    threads: int = 1,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the position of each text, given as token ids, and its log-probabilities, (C,)."""
+    batches = list(_batches([len(row) for row in texts], batching or Batching()))
+    results = thread_map(lambda batch: _forward(model, [texts[n] for n in batch]), batches, threads)
+    for batch, logp_BC in results:
+        yield from zip(batch, logp_BC, strict=True)
 
 
 @torch.inference_mode()

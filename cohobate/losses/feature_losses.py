@@ -31,6 +31,15 @@ class TokenPositions(NamedTuple):
     """Positions, counted through B·S."""
     length: int
     """S."""
+    visible_N: Tensor | None = None  # noqa: N815
+    """How many tokens each of them attends to; None: itself and those before it."""
+
+    @property
+    def visible(self) -> Tensor:
+        """The number of tokens that each token attends to, (N,)."""
+        if self.visible_N is not None:
+            return self.visible_N
+        return self.positions_N % self.length + 1
 
     def tokens(self, x_BSD: Tensor) -> Tensor:
         """Return the selected tokens of a tensor with one vector a token, (N, …) in float32."""
@@ -138,9 +147,8 @@ class Attention(Feature):
         count = 1 if self.heads == "average" else min(student.shape[1], teacher.shape[1])
         q_NHS, p_NHS = (heads_to(positions.queries(x), count) for x in (student, teacher))
         if self.distance == "mse":
-            # a token sees itself and those before it; the maps are zero beyond
-            visible_N1 = positions.positions_N[:, None] % positions.length + 1
-            return ((q_NHS - p_NHS).square().sum(-1) / visible_N1).mean(-1)
+            # the maps are zero beyond what a token attends to
+            return ((q_NHS - p_NHS).square().sum(-1) / positions.visible[:, None]).mean(-1)
         return (p_NHS * (log_of(p_NHS) - log_of(q_NHS))).sum(-1).mean(-1)
 
 

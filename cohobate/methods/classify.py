@@ -3,13 +3,17 @@
 The student is one of `init_student: {type: classifier}`. On a teacher's answers this is
 distillation by hard labels; on the labelled rows it is plain fine-tuning, the baseline. With stored
 signals of the form labels, or a trained classifier, as targets it is distillation by soft labels.
+Where the classifier is in memory, hidden states and attention can be compared too: the task stage
+of TinyBERT (Jiao et al. 2020, section 3).
+
+A phase that starts from a masked model gives it a head over the labels in its configuration.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -18,14 +22,19 @@ from cohobate.data.records import Row
 from cohobate.data.row_length import LengthLimit
 from cohobate.data.tokenized import Encoded
 from cohobate.errors import UserError
+from cohobate.methods.encoder_teacher import AnyEncoderFeature, EncoderTeacher, attends_eagerly
+from cohobate.methods.label_targets import ClassifierTeacher, LabelTargets
 from cohobate.methods.phase import Phase, PhaseResult, checkpoint_path
+from cohobate.methods.word_replacement import WordReplacement
+from cohobate.models import checkpoints
+from cohobate.models.number_formats import NumberFormat, Precision, resolve
 from cohobate.scoring.labels import NO_LABEL, LabelSet
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from cohobate.data.examples import Example
+    from cohobate.training.classifier_loss import ClassifierLoss
 
 
 class LabelledExamples(NamedTuple):
@@ -36,34 +45,32 @@ class LabelledExamples(NamedTuple):
     """Counts for summary.json."""
 
 
-class LabelTargets:
-    """The teacher's distributions of a phase's rows, collated for each micro-batch."""
-
-    def __init__(self, keys: Sequence[str], logp_RC: "Tensor") -> None:
-        """Take the rows' keys, and their log-probabilities over the labels."""
-        self._place = {key: n for n, key in enumerate(keys)}
-        self._logp_RC = logp_RC
-
-    def collate(self, rows: "Sequence[Example]") -> "dict[str, Tensor]":
-        """Return `labels_BC`: log-probabilities of the labels, a row of the batch each."""
-        return {"labels_BC": self._logp_RC[[self._place[row.key] for row in rows]]}
-
-
 class Classify(Phase):
     """Cross-entropy on the labels that the rows' answers name, and a teacher's distribution.
 
     `targets` are the rows' own file (hard labels), `data/capture/<teacher>` with signals of the
-    form labels, or the checkpoint of a classifier: `models/train/<phase>`, `models/assist/<phase>`.
+    form labels, or the checkpoint of a classifier: `models/train/<phase>`, `models/assist/<phase>`,
+    `models/adapt/<teacher>` of kind classifier.
     """
 
     method: Literal["classify"]
-    # both are left out of params where they are the default: earlier runs resume
+    # what is left out of params where it is the default: earlier runs resume
     soft: float | None = Field(None, gt=0, le=1, exclude_if=lambda share: share is None)
     """Share of the teacher's distribution in the loss, (1 − soft) · CE + soft · T² · KL: 1 when not
     given, where `targets` has distributions. Below 1, rows whose answer is no label have the second
     term alone."""
     temperature: float = Field(1.0, gt=0, exclude_if=lambda temperature: temperature == 1)
     """T of both softmaxes of the second term."""
+    features: tuple[Annotated[AnyEncoderFeature, Field(discriminator="type")], ...] = Field(
+        (), exclude_if=lambda features: not features
+    )
+    """Terms that compare the hidden states or attention of student and teacher, where `targets` is
+    a classifier of the student's tokenizer; a mean over the tokens of a row."""
+    augment: WordReplacement | None = Field(None, exclude_if=lambda augment: augment is None)
+    """Copies of the rows with words replaced by those of the nearest embeddings: the teacher's
+    where it is in memory, else the student's own."""
+    teacher_precision: Precision = Field("auto", exclude_if=lambda precision: precision == "auto")
+    """Number format of a teacher whose features are compared."""
 
     @property
     def share(self) -> float:
@@ -86,6 +93,21 @@ class Classify(Phase):
         return self
 
     @model_validator(mode="after")
+    def _features_have_a_teacher(self) -> "Classify":
+        if self.features and not self.targets.startswith("models/"):
+            raise ValueError(
+                f"{self.features[0].type} needs a classifier in memory: "
+                "targets: models/adapt/<teacher>, models/assist/<phase> or models/train/<phase>"
+            )
+        attends_eagerly(self.attention, self.features)
+        if self.augment and self.targets.startswith("data/capture/"):
+            raise ValueError(
+                "the store has no distributions of augmented rows: targets: the rows, or a "
+                "classifier in memory"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_classifier(self) -> "Classify":
         if self.keep_layers is not None or self.adapter.type != "full":
             raise ValueError("classify trains a whole classifier: no keep_layers, and no adapter")
@@ -99,6 +121,26 @@ class Classify(Phase):
     def shards(self) -> bool:
         """Return False: each worker has the whole classifier."""
         return False
+
+    def number_formats(self) -> dict[str, NumberFormat]:
+        """Return in which number format student and teacher run on this machine."""
+        if not self.features:
+            return super().number_formats()
+        teacher = resolve(self.teacher_precision, checkpoints.accelerator())
+        return super().number_formats() | {"teacher": teacher}
+
+    def load_initial_model(self, seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """Load the initial model; a masked one gets a head over the labels that it names.
+
+        Raises:
+            UserError: the checkpoint is damaged, or names no labels.
+        """
+        folder = self.start_folder(seed)
+        if not checkpoints.is_masked(folder):
+            return super().load_initial_model(seed)
+        from cohobate.students.classifiers import classifier_of
+
+        return classifier_of(folder, seed)
 
     def train(
         self,
@@ -115,7 +157,6 @@ class Classify(Phase):
             UserError: the model is no classifier, no row's answer is one of its labels, or the
                 targets have other labels or rows.
         """
-        from cohobate.training.classifier_loss import ClassifierLoss
         from cohobate.training.trainer import fit
 
         if model.can_generate():
@@ -129,17 +170,54 @@ class Classify(Phase):
         data = self.labelled_examples(tokenizer, rows, labels, label)
         if missing:
             data.notes["rows left out: they have no signals"] = missing
+        examples = self._augmented(model, tokenizer, rows, data.examples, seed)
         history = fit(
             model,
-            data.examples,
+            examples,
             [],
             self,
             seed=seed,
             label=label,
-            loss_fn=ClassifierLoss(model, self.share, self.temperature),
-            collator=self._collator(rows, data.examples, labels, seed) if self.share else None,
+            loss_fn=self._loss(model, tokenizer, seed),
+            collator=self._collator(rows, examples, labels, seed) if self.share else None,
         )
+        if self.augment:
+            data.notes["rows with words replaced"] = len(examples) - len(data.examples)
         return PhaseResult(history, len(data.examples), data.notes)
+
+    def _loss(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", seed: int
+    ) -> "ClassifierLoss":
+        from cohobate.training.classifier_loss import ClassifierLoss
+
+        if not self.features:
+            return ClassifierLoss(model, self.share, self.temperature)
+        teacher = EncoderTeacher.load(self, seed, tokenizer)
+        matching = teacher.matching(model, self.features, seed)
+        return ClassifierLoss(model, self.share, self.temperature, teacher.model, matching)
+
+    def _augmented(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[Row],
+        examples: "list[Example]",
+        seed: int,
+    ) -> "list[Example]":
+        """Return the examples with their copies, where the phase makes any."""
+        if self.augment is None:
+            return examples
+        if any(row.teacher_prompt is not None for row in rows):
+            raise UserError(
+                "words are replaced in the student's prompts, and rows have others for the teacher",
+                where=f"{self.rows}, and augment of the phase",
+                fix="leave out augment, or collect.teacher_prompt",
+            )
+        owner = model
+        if self.targets.startswith("models/"):
+            owner = EncoderTeacher.load(self, seed, tokenizer).model
+        table_VD = owner.get_input_embeddings().weight
+        return self.augment.augmented(examples, table_VD, tokenizer, seed)
 
     def _with_targets(self, rows: Sequence[Row]) -> tuple[list[Row], int]:
         """Return the rows that the store does not lack, and how many it does.
@@ -149,9 +227,7 @@ class Classify(Phase):
         """
         from cohobate.teachers.signal_store.label_store import LabelStore
 
-        if not self.targets.startswith("data/"):
-            return [*rows], 0
-        if self.targets == self.rows:
+        if not self.targets.startswith("data/") or self.targets == self.rows:
             return [*rows], 0
         places = LabelStore(Path(self.targets)).places(rows)
         kept = [row for row, place in zip(rows, places, strict=True) if place >= 0]
@@ -168,6 +244,9 @@ class Classify(Phase):
         from cohobate.data.examples import row_key
         from cohobate.teachers.signal_store.label_store import LabelStore
 
+        if self.augment:
+            teacher = self._teacher(labels, seed)
+            return LabelTargets([one.key for one in examples], teacher.of_examples(examples))
         keys = {example.key for example in examples}
         learnt = list({row_key(row): row for row in rows if row_key(row) in keys}.values())
         if self.targets.startswith("data/"):
@@ -175,44 +254,13 @@ class Classify(Phase):
             store.check_labels(labels)
             logp_RC = store.logprobs(store.find(learnt).tolist(), labels)
         else:
-            logp_RC = self._live(learnt, labels, seed)
+            logp_RC = self._teacher(labels, seed).of_rows(learnt)
         return LabelTargets([row_key(row) for row in learnt], logp_RC)
 
-    def _live(self, rows: Sequence[Row], labels: LabelSet, seed: int) -> "Tensor":
-        """Return the log-probabilities that a trained classifier gives, (R, C).
-
-        They are computed once: it reads a row as often as training does otherwise.
-        """
-        import torch
-
-        from cohobate.fast.frozen import load_frozen
-        from cohobate.generation.classification import label_logprobs
-        from cohobate.models import checkpoints
-
+    def _teacher(self, labels: LabelSet, seed: int) -> ClassifierTeacher:
+        """Return the classifier in `targets`; that of an earlier phase is of the same seed."""
         folder = checkpoint_path(Path(self.targets), seed)
-        device = checkpoints.accelerator()
-        teacher, tokenizer = load_frozen(folder, precision=self.precision, device=device)
-        if teacher.can_generate():
-            raise UserError(
-                "the teacher is no classifier: it generates",
-                where=f"targets: {self.targets}",
-                fix="targets: data/capture/<teacher> with capture.signals: {type: labels}",
-            )
-        other = LabelSet.of_config(teacher.config)
-        if set(other.names) != set(labels.names):
-            name = min(set(other.names) ^ set(labels.names))
-            raise UserError(
-                f"teacher and student have different labels: only one of them has {name!r}",
-                where=f"targets: {self.targets}",
-                fix="train both from the labels of the same rows (init_student.rows)",
-            )
-        columns = [other.names.index(name) for name in labels.names]
-        logp_RC = torch.empty(len(rows), len(columns))
-        prefix = checkpoints.prompt_prefix(folder)
-        prompts = [row.for_teacher().prefixed(prefix).full_prompt for row in rows]
-        for n, logp_C in label_logprobs(teacher, tokenizer, prompts, threads=self.threads):
-            logp_RC[n] = logp_C[columns]
-        return logp_RC
+        return ClassifierTeacher(folder, labels, self.precision, self.threads)
 
     def labelled_examples(
         self,

@@ -12,10 +12,12 @@ from pydantic import Field, model_validator
 from cohobate.backends.answer_backend import LOADED, AnswerBackend
 from cohobate.data.records import LABELLED, Row, read_rows
 from cohobate.errors import UserError
+from cohobate.methods.encoder_tuning import publish_classifier, publish_masked
 from cohobate.models import checkpoints, embedders
 from cohobate.models.chat_templates import PLAIN, default_template
 from cohobate.models.number_formats import NumberFormat, Precision
 from cohobate.params import Section
+from cohobate.scoring.verifiers import Task
 from cohobate.teachers.teacher import Teacher
 from cohobate.training import checkpointing
 from cohobate.training.hyperparameters import Hyperparameters
@@ -36,9 +38,28 @@ class NoTuning(Section):
     """CPU threads, for these answers."""
 
     def publish(
-        self, source: Path, teacher: Teacher, folder: Path, provenance: dict[str, Any], label: str
+        self,
+        source: Path,
+        teacher: Teacher,
+        folder: Path,
+        provenance: dict[str, Any],
+        *,
+        label: str,
+        task: Task | None = None,
     ) -> int:
-        """Copy the model; return the number of rows it was trained on: none."""
+        """Copy the model; return the number of rows it was trained on: none.
+
+        Raises:
+            UserError: a teacher of kind classifier has no labels.
+        """
+        if teacher.kind == "masked":
+            return publish_masked(source, folder, provenance, task)
+        if teacher.kind == "classifier" and not checkpoints.is_classifier(source):
+            raise UserError(
+                "the teacher is an encoder without labels: it is no classifier yet",
+                where="params.yaml, adapt.type",
+                fix="adapt: {type: sft, ...} tunes it on the labelled rows",
+            )
         template, config = None, None
         if teacher.template != PLAIN:
             template = default_template(teacher.load_tokenizer(source))
@@ -72,13 +93,34 @@ class SftTuning(Hyperparameters):
         return self
 
     def publish(
-        self, source: Path, teacher: Teacher, folder: Path, provenance: dict[str, Any], label: str
+        self,
+        source: Path,
+        teacher: Teacher,
+        folder: Path,
+        provenance: dict[str, Any],
+        *,
+        label: str,
+        task: Task | None = None,
     ) -> int:
         """Tune the model and publish it; return the number of rows it was trained on.
 
         Raises:
             UserError: no labelled row, all too long, or a loss that is not finite.
         """
+        if teacher.kind == "masked":
+            return publish_masked(source, folder, provenance, task)
+        if teacher.kind == "classifier":
+            assert task is not None, "the labels are compared by the task's verifier"
+            return publish_classifier(
+                source,
+                folder,
+                provenance,
+                self,
+                task,
+                most_rows=self.rows,
+                seed=self.seed,
+                precision=self.save_precision,
+            )
         from cohobate.data.examples import examples_of
         from cohobate.data.row_length import LengthLimit
         from cohobate.data.tokenized import encode_all

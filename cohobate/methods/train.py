@@ -17,6 +17,7 @@ from cohobate.methods.classify import Classify
 from cohobate.methods.dpo import Dpo
 from cohobate.methods.embed import Embed
 from cohobate.methods.kd import Kd
+from cohobate.methods.mlm import Mlm
 from cohobate.methods.mutual import Mutual
 from cohobate.methods.on_policy import OnPolicy
 from cohobate.methods.phase import BEST, MODELS_DIR, Phase, PhaseResult
@@ -27,7 +28,7 @@ from cohobate.training.dev_checks import DevScorer, DevTracker, ModelInTraining,
 from cohobate.training.history import write_dev, write_history
 
 Method = Annotated[
-    Sft | Kd | OnPolicy | Dpo | Mutual | Classify | Embed, Field(discriminator="method")
+    Sft | Kd | OnPolicy | Dpo | Mutual | Classify | Embed | Mlm, Field(discriminator="method")
 ]
 
 

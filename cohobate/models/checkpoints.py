@@ -112,22 +112,38 @@ def _empty_pooler(model: Any, loaded: Any) -> set[str]:
 
 
 def auto_class(folder: Path, *, embedder: bool = False) -> Any:
-    """Return the class of transformers that opens a folder: of a causal LM, a classifier, or an
-    embedder."""
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+    """Return the class of transformers that opens a folder: of a causal LM, a classifier, a masked
+    model, or an embedder."""
+    from transformers import (
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForSequenceClassification,
+    )
 
     if embedder or is_embedder(folder):
         from cohobate.models.static_embedding import register
 
         register()
         return AutoModel
+    if is_masked(folder):
+        return AutoModelForMaskedLM
     return AutoModelForSequenceClassification if is_classifier(folder) else AutoModelForCausalLM
 
 
 def is_classifier(folder: Path) -> bool:
     """Say whether a model folder holds a classifier of texts, by its configuration."""
+    return _architecture(folder).endswith("ForSequenceClassification")
+
+
+def is_masked(folder: Path) -> bool:
+    """Say whether a model folder holds a masked language model, by its configuration."""
+    return _architecture(folder).endswith("ForMaskedLM")
+
+
+def _architecture(folder: Path) -> str:
     names = _config(folder).get("architectures") or [""]
-    return str(names[0]).endswith("ForSequenceClassification")
+    return str(names[0])
 
 
 def is_embedder(folder: Path) -> bool:

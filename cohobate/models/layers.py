@@ -10,6 +10,8 @@ from cohobate.errors import UserError
 
 def body_of(model: Any) -> Any:
     """Return the module whose last hidden state the head reads."""
+    if not model.can_generate():  # an encoder's `decoder` is the matrix of its head (ModernBERT)
+        return model.base_model
     decoder = model.get_decoder()
     if decoder is not model:
         return decoder

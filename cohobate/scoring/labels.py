@@ -53,6 +53,11 @@ class LabelSet:
         written = getattr(config, _VERIFIER, None) or {"type": "label"}
         return cls(names, params.validated(Verifier, written, f"config.json, {_VERIFIER}"))
 
+    @staticmethod
+    def is_in(config: Any) -> bool:
+        """Say whether `write_into` has written labels into a configuration."""
+        return hasattr(config, _VERIFIER)
+
     def write_into(self, config: Any) -> None:
         """Write names and verifier into a classifier's configuration."""
         config.id2label = dict(enumerate(self.names))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cohobate.data.messages import Prompt
 from cohobate.errors import UserError
-from cohobate.evaluation.model_under_test import ModelUnderTest
+from cohobate.evaluation.tested_checkpoint import ModelUnderTest
 from cohobate.generation.requests import Answer, Decoding
 from cohobate.serving.openai_api import Query, Served
 

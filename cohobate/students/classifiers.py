@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from cohobate import packaged
 from cohobate.data.records import Row, read_rows
 from cohobate.errors import UserError
-from cohobate.models import checkpoints, hub, sentence_embeddings
+from cohobate.models import hub, sentence_embeddings
 from cohobate.models.model_info import ModelInfo, read_model_info
 from cohobate.progress import say
 from cohobate.scoring.labels import LabelSet
@@ -82,42 +82,22 @@ class Classifier(Initialization):
         Raises:
             UserError: the rows have no closed set of labels, or the weights are not an encoder's.
         """
-        import torch
-        from transformers import AutoConfig, AutoModelForSequenceClassification
-        from transformers.utils import logging
+        from transformers import AutoConfig
+
+        from cohobate.models.encoder_heads import tokenizer_of, with_label_head
 
         folder = self._pinned_folder(pins)
         assert task is not None, "the labels are compared by the task's verifier"
         labels = LabelSet.of_rows(read_rows(Path(self.rows), Row), task.verifier, self.rows)
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         labels.write_into(config)
-        config.problem_type = "single_label_classification"
         for name in (name for names in _DROPOUTS for name in names):
             if self.dropout is not None and hasattr(config, name):
                 setattr(config, name, self.dropout)
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()  # it reports that the head is new, as it must be
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            model, loaded = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                config=config,
-                local_files_only=True,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # a head that was there is of other labels
-                output_loading_info=True,
-                dtype=torch.float32,
-            )
-        body = [
-            key for key in sorted(loaded["missing_keys"]) if f"{model.base_model_prefix}." in key
-        ]
-        if any(".layer" in key for key in body):
-            raise UserError(f"weights are missing: {body[:3]}", where=str(folder))
-        tokenizer = checkpoints.load_tokenizer(folder)
-        context = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-        tokenizer.model_max_length = min(tokenizer.model_max_length, context)
+        model = with_label_head(folder, config, self.seed)
+        tokenizer = tokenizer_of(folder, config)
         say(f"a classifier of {len(labels.names)} labels: {', '.join(labels.names[:8])}")
-        return model.eval(), tokenizer
+        return model, tokenizer
 
     @property
     def _is_packaged(self) -> bool:
@@ -133,3 +113,23 @@ class Classifier(Initialization):
         if not self._is_packaged:
             return hub.resolve_pinned(self.model, pins.student)
         return sentence_embeddings.encoder()  # fetched by its sha256
+
+
+def classifier_of(folder: Path, seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a masked model as a classifier: its body, and a new head over the labels that it names.
+
+    Raises:
+        UserError: it names no labels.
+    """
+    from transformers import AutoConfig
+
+    from cohobate.models.encoder_heads import tokenizer_of, with_label_head
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if not LabelSet.is_in(config):
+        raise UserError(
+            "the masked model names no labels: which outputs should its head have?",
+            where=str(folder),
+            fix="cohobate run --set init_student.rows=data/collect/labelled.jsonl",
+        )
+    return with_label_head(folder, config, seed), tokenizer_of(folder, config)

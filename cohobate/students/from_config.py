@@ -58,11 +58,26 @@ def _empty(config: Any) -> PreTrainedModel:
 def random_model(
     folder: Path, sizes: Mapping[str, int], seed: int, device: str = "cpu"
 ) -> PreTrainedModel:
-    """Return a model of the architecture in `folder` with other sizes and random weights.
+    """Return a causal LM of the architecture in `folder` with other sizes and random weights.
 
     Raises:
         UserError: the configuration has no such size, or the sizes do not fit each other.
     """
+    return _random(AutoModelForCausalLM, folder, sizes, seed, device)
+
+
+def random_masked_model(
+    folder: Path, sizes: Mapping[str, int], seed: int, device: str = "cpu"
+) -> PreTrainedModel:
+    """Return a masked model of the architecture in `folder`, as `random_model` does."""
+    from transformers import AutoModelForMaskedLM
+
+    return _random(AutoModelForMaskedLM, folder, sizes, seed, device)
+
+
+def _random(
+    auto: Any, folder: Path, sizes: Mapping[str, int], seed: int, device: str
+) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     fields = config.to_dict()
     sizes = {config.attribute_map.get(name, name): value for name, value in sizes.items()}
@@ -78,7 +93,8 @@ def random_model(
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(seed)
             smaller = type(config).from_dict({**kept, **sizes})
-            return AutoModelForCausalLM.from_config(smaller, dtype=torch.float32).eval()
+            model: PreTrainedModel = auto.from_config(smaller, dtype=torch.float32).eval()
+            return model
     except Exception as error:  # each architecture checks its sizes in its own way
         raise UserError(
             f"the sizes do not fit each other: {error}", where="params.yaml, section init_student"

@@ -1,5 +1,5 @@
 """Initial students, one class for each kind: cut from a teacher, pretrained, random, a classifier,
-an embedder.
+a masked model, an embedder.
 
 To add a kind: a class with `preview` (its sizes, before any work) and `build`, and its name in
 `StudentInit` at the bottom.
@@ -21,6 +21,7 @@ from cohobate.scoring.verifiers import Task
 from cohobate.students.base_initialization import Initialization, PinnedModels
 from cohobate.students.classifiers import Classifier
 from cohobate.students.embedders import Embedder, StaticEmbedder
+from cohobate.students.masked import Masked
 from cohobate.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -228,6 +229,6 @@ class RandomWeights(Initialization):
 
 
 StudentInit = Annotated[
-    TeacherLayers | Pretrained | RandomWeights | Classifier | Embedder | StaticEmbedder,
+    TeacherLayers | Pretrained | RandomWeights | Classifier | Masked | Embedder | StaticEmbedder,
     Field(discriminator="type"),
 ]

@@ -80,10 +80,13 @@ class Teacher(Section):
     unscored: float = Field(0.1, ge=0, le=1)
     """Behind an endpoint: share of the kept rows that may stay without signals. Phases leave these
     rows out; data/capture/<teacher>/missing.jsonl lists them with the reasons."""
-    kind: Literal["causal", "embedder"] = "causal"
+    kind: Literal["causal", "embedder", "classifier", "masked"] = "causal"
     """`causal`: a model that generates text. `embedder`: an encoder, such as `all-minilm-l6-v2`,
     whose pooled hidden states are the vector of a text. It generates nothing: `capture` stores the
-    vectors of the rows' texts, from which `method: embed` learns."""
+    vectors of the rows' texts, from which `method: embed` learns. `classifier`: an encoder that
+    `adapt` tunes to the labels of the labelled rows, or that has labels already (`adapt: {type:
+    none}`). `masked`: an encoder that predicts masked tokens; `adapt` leaves its body as it is.
+    Phases have these two in memory: targets: models/adapt/<teacher>."""
     pooling: Pooling = "auto"
     """Of an embedder: how hidden states become one vector: `mean`, `cls` (that of the first token),
     or `auto`: as the folder of sentence-transformers says, and the mean where it is none."""
@@ -94,7 +97,8 @@ class Teacher(Section):
     @model_validator(mode="before")
     @classmethod
     def _an_endpoint_gives_text(cls, fields: Any) -> Any:
-        if isinstance(fields, dict) and fields.get("endpoint"):
+        encoder = ("classifier", "masked")
+        if isinstance(fields, dict) and (fields.get("endpoint") or fields.get("kind") in encoder):
             return {"signals": False, **fields}
         return fields
 
@@ -115,10 +119,16 @@ class Teacher(Section):
 
     @model_validator(mode="after")
     def _embedder_makes_sense(self) -> "Teacher":
-        if self.kind == "causal" and self.pooling != "auto":
+        if self.kind != "embedder" and self.pooling != "auto":
             raise ValueError("pooling: only a teacher of kind: embedder has it")
-        if self.kind == "embedder" and (self.endpoint or self.template != PLAIN):
-            raise ValueError("an embedder has its weights here and no chat template")
+        if self.kind != "causal" and (self.endpoint or self.template != PLAIN):
+            article = "a" if self.kind != "embedder" else "an"
+            raise ValueError(f"{article} {self.kind} has its weights here and no chat template")
+        if self.kind in ("classifier", "masked") and self.signals:
+            raise ValueError(
+                f"a {self.kind} gives no distributions of an answer's tokens to store: leave out "
+                "signals; phases have it in memory: targets: models/adapt/<teacher>"
+            )
         return self
 
     @property

@@ -71,8 +71,10 @@ def run(
         "licence": pin["licence"],
         "adapt": adapt.model_dump(mode="json"),
     }
-    rows = adapt.publish(teacher.folder(pin), teacher, folder, provenance, label=f"adapt {item}")
-    scored = _dev_score(item, adapt, task, metric)
+    source, label = teacher.folder(pin), f"adapt {item}"
+    rows = adapt.publish(source, teacher, folder, provenance, label=label, task=task)
+    # what a masked model predicts is no answer yet
+    scored = {} if teacher.kind == "masked" else _dev_score(item, adapt, task, metric)
     write_json(folder / "summary.json", {"tuned": rows > 0, "rows": rows, **scored})
     if scored:
         say(f"{item}: {scored['dev_score']:.3f} on {scored['dev_rows']} dev rows")

@@ -32,7 +32,8 @@ from cohobate.evaluation.deciding_metric import AnswerScorer, DecidingMetric
 from cohobate.evaluation.footprint import footprint
 from cohobate.evaluation.forgetting import Forgetting
 from cohobate.evaluation.gate import Gate, ScoreComparison
-from cohobate.evaluation.model_under_test import ModelUnderTest, open_model
+from cohobate.evaluation.model_under_test import open_model
+from cohobate.evaluation.tested_checkpoint import ModelUnderTest
 from cohobate.generation.requests import Decoding
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import resolve

@@ -11,7 +11,9 @@ from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import Row
 from cohobate.errors import UserError
 from cohobate.evaluation.answer_logprobs import AnswerLogprobs
-from cohobate.evaluation.model_under_test import EmbedderModel, ModelUnderTest, open_model
+from cohobate.evaluation.embedder_model import EmbedderModel
+from cohobate.evaluation.model_under_test import open_model
+from cohobate.evaluation.tested_checkpoint import ModelUnderTest
 from cohobate.evaluation.text_losses import TextLosses
 from cohobate.generation.likelihood import Likelihood
 from cohobate.generation.requests import Answer
@@ -102,7 +104,7 @@ class LoadedModel:
         """
         if not self.scores_tokens:
             raise UserError(
-                f"a classifier gives labels, and no {metric.type} of a text",
+                f"an encoder gives no {metric.type} of a text",
                 where="params.yaml, evaluate.metrics",
                 fix="cohobate run --set 'evaluate.metrics=[{type: verifier}]'",
             )

@@ -143,6 +143,8 @@ def write_adapter_card(
 def _pipeline_tag(folder: Path) -> str:
     if checkpoints.is_embedder(folder):
         return "sentence-similarity"
+    if checkpoints.is_masked(folder):
+        return "fill-mask"
     return "text-classification" if checkpoints.is_classifier(folder) else "text-generation"
 
 

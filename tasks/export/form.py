@@ -50,6 +50,7 @@ class Form(Section, ABC):
     writes_classifiers: ClassVar[bool] = False
     """Whether a classifier can be written in this form."""
     writes_embedders: ClassVar[bool] = False
+    writes_masked: ClassVar[bool] = False
     """Whether an embedder can be written in this form."""
 
     @property

@@ -24,6 +24,7 @@ class Safetensors(Form):
     reader: ClassVar[str] = "transformers"
     writes_classifiers: ClassVar[bool] = True
     writes_embedders: ClassVar[bool] = True
+    writes_masked: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -39,6 +40,8 @@ class Safetensors(Form):
         """Return a few lines of transformers, of the pipeline that fits the model."""
         if checkpoints.is_embedder(folder):
             return embedder_usage(folder)
+        if checkpoints.is_masked(folder):
+            return masked_usage()
         return classifier_usage() if checkpoints.is_classifier(folder) else self.usage
 
     def serving(self, student: Path, folder: Path, example: Row) -> str:
@@ -88,6 +91,16 @@ def classifier_usage() -> str:
         "```python\nfrom transformers import pipeline\n\n"
         'classifier = pipeline("text-classification", ".")\n'
         'print(classifier(prompt))   # [{"label": ..., "score": ...}]\n'
+        "```"
+    )
+
+
+def masked_usage() -> str:
+    """Return a few lines of transformers for the model card of a masked model."""
+    return (
+        "```python\nfrom transformers import pipeline\n\n"
+        'filler = pipeline("fill-mask", ".")\n'
+        'print(filler(f"{prompt} {filler.tokenizer.mask_token}"))   # the likeliest tokens\n'
         "```"
     )
 

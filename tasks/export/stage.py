@@ -27,6 +27,7 @@ from cohobate.data.records import EXPORT, EXPORTED_DATA, Row, write_json
 from cohobate.data.tokenized import encode_all
 from cohobate.errors import UserError
 from cohobate.evaluation.deciding_metric import DecidingMetric
+from cohobate.evaluation.model_under_test import CausalModel, kind_of
 from cohobate.evaluation.score_text import ScoreText
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision, resolve
@@ -175,7 +176,7 @@ def _chosen(export: ExportParams, student: Student, check: Check) -> tuple[int, 
 
 
 def _refuse_forms(export: ExportParams, folder: Path) -> None:
-    """Refuse forms in which a classifier or an embedder cannot be written, or a model of text.
+    """Refuse forms in which an encoder of its kind cannot be written, or a model of text.
 
     Raises:
         UserError: names the form.
@@ -186,6 +187,8 @@ def _refuse_forms(export: ExportParams, folder: Path) -> None:
             kind, can = "a classifier", form.writes_classifiers
         elif checkpoints.is_embedder(folder):
             kind, can = "an embedder", form.writes_embedders
+        elif checkpoints.is_masked(folder):
+            kind, can = "a masked model", form.writes_masked
         if not can:
             raise UserError(
                 f"{kind} cannot be exported as {form.type}",
@@ -195,8 +198,8 @@ def _refuse_forms(export: ExportParams, folder: Path) -> None:
 
 
 def _token_counts(folder: Path, rows: Sequence[Row]) -> list[int]:
-    if checkpoints.is_classifier(folder) or checkpoints.is_embedder(folder):
-        return [1] * len(rows)  # an answer is one label, or one document
+    if kind_of(folder) is not CausalModel:
+        return [1] * len(rows)  # an answer is one label, one document, or one mask
     tokenizer = checkpoints.load_tokenizer(folder)
     return [len(text.completion_ids) for text in encode_all(tokenizer, rows)]
 

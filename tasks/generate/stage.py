@@ -76,6 +76,9 @@ def run(
     """
     from cohobate.backends.served_store import ServiceSignals
 
+    if teacher and teacher.kind == "masked":
+        _write_nothing(item)
+        return
     if generate.samples > 1 and generate.decoding.temperature == 0:
         raise UserError(
             "several samples of greedy decoding are identical",
@@ -112,6 +115,15 @@ def run(
     if evaluated:
         warn_of_labelled(LABELLED, evaluated.max_tokens)
         lengths.check(item, evaluated.max_tokens)
+
+
+def _write_nothing(item: str) -> None:
+    """Write the outputs of a masked model, which answers nothing."""
+    for name in ("responses", "failed"):
+        write_rows(GENERATE / item / f"{name}.jsonl", [])
+    shutil.rmtree(ANSWER_SIGNALS / item, ignore_errors=True)
+    write_json(ANSWER_SIGNALS / item / "summary.json", {"rows": 0, "tokens": 0})
+    write_json(GENERATE / item / "summary.json", {"responses": 0})
 
 
 def _signal_log(

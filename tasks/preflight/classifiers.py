@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cohobate.errors import UserError
+from tasks.preflight.kinds import CLASSIFIER, MASKED, kind_at, student_kind
 
 if TYPE_CHECKING:
     from cohobate.methods.phase import Phase
@@ -41,30 +42,22 @@ def check_student_kind(
         UserError: naming the setting, why it does not fit, and its fix.
     """
     for key, phase in phases.items():
-        of_student = _is_of_student(phase, phases)
-        _check_method(key, phase, is_classifier=kind == "classifier" and of_student)
-    problems = [*_misfits(document)] if kind == "classifier" else []
+        _check_method(key, phase, kind_at(phase.start, phases, kind, document))
+    named = student_kind(phases, kind, document) == CLASSIFIER
+    problems = [*_misfits(document)] if named or kind == "classifier" else []
     for what, where, fix in [*problems, *_misfits_of_labels(document)]:
         raise UserError(what, where=f"params.yaml, {where}", fix=fix)
 
 
-def _is_of_student(phase: "Phase", phases: Mapping[str, "Phase"]) -> bool:
-    """Say whether a phase goes on with the initial student, not with a teacher."""
-    stage, _, name = phase.start.partition("/")
-    # preflight has refused cycles
-    above = phases.get(f"{stage}.{name.split('/', maxsplit=1)[0]}")
-    return _is_of_student(above, phases) if above else stage != "adapt"
-
-
-def _check_method(key: str, phase: "Phase", *, is_classifier: bool) -> None:
+def _check_method(key: str, phase: "Phase", start: str) -> None:
     method: str = phase.method  # type: ignore[attr-defined]
-    if is_classifier and method != "classify":
+    if start == CLASSIFIER and method not in ("classify", "mlm"):
         raise UserError(
             f"the student is a classifier, which gives labels: {_REASONS[method]}",
             where=f"params.yaml, {key}.method",
             fix=_CLASSIFY,
         )
-    if method == "classify" and not is_classifier:
+    if method == "classify" and start not in (CLASSIFIER, MASKED):
         raise UserError(
             "classify trains a classifier, and this phase starts from a model that generates",
             where=f"params.yaml, {key}.method",

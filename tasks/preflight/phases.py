@@ -126,7 +126,9 @@ def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: AnySignal
             raise UserError(f"no teacher is called {name!r}{nearest(name, teachers)}", where=where)
         crossed = phase.crosses_tokenizers and not teachers[name].endpoint
         voted = isinstance(form, StoredLabels) and form.by == "votes" and folder == "data/capture"
-        if not teachers[name].signals and not crossed and not voted:
+        # a classifier or a masked model is in memory: its phases check what it gives
+        encoder = folder == "models/adapt" and phase.method in ("classify", "mlm")  # type: ignore[attr-defined]
+        if not teachers[name].signals and not crossed and not voted and not encoder:
             raise UserError(
                 f"the teacher {name} provides text only",
                 where=where,
@@ -148,7 +150,8 @@ def _check_targets(key: str, phase: "Phase", teachers: Teachers, form: AnySignal
                 fix=f"targets: data/capture/{name}, which stores its signals; on_policy needs "
                 f"teachers.{name}.scoring: vllm or sglang",
             )
-        if folder == "models/adapt" and phase.method == "classify":  # type: ignore[attr-defined]
+        tuned = teachers[name].kind == "classifier"
+        if folder == "models/adapt" and phase.method == "classify" and not tuned:  # type: ignore[attr-defined]
             raise UserError(
                 f"the teacher {name} generates: classify learns its distribution over the labels "
                 "from data/capture",

@@ -33,6 +33,7 @@ from tasks.preflight.checks import check_signals, check_terms, check_width
 from tasks.preflight.classifiers import check_student_kind
 from tasks.preflight.devices import Device, device_of
 from tasks.preflight.embedders import KINDS, check_embedders
+from tasks.preflight.masked import check_masked
 from tasks.preflight.memory import Memory, size_of
 from tasks.preflight.memory_table import table_lines
 from tasks.preflight.phases import (
@@ -45,6 +46,9 @@ from tasks.preflight.references import check_phase
 from tasks.preflight.scoring import check_scoring
 from tasks.preflight.served import check_served
 from tasks.preflight.stage_memory import StageMemory
+
+_ENCODERS = ("classifier", "masked", *KINDS)
+"""`init_student.type` of students that give no distributions of an answer's tokens."""
 
 
 def run(
@@ -75,9 +79,11 @@ def run(
     phases = _named("assist", assist) | _named("train", train)
     check_phases(phases, teachers, capture.signals, keep_tokenizer=capture.keep_tokenizer)
     check_packages({"adapt": adapt, **phases})
-    check_embedders(init_student.type, teachers, phases, _document())
-    check_student_kind(init_student.type, phases, _document())
-    check_scoring(_document())
+    document = _document()
+    check_embedders(init_student.type, teachers, phases, document)
+    check_student_kind(init_student.type, phases, document)
+    check_masked(init_student.type, teachers, phases, document)
+    check_scoring(document)
     for key, teacher in teachers.items():
         check_terms(key, teacher)
     init_student.teacher_of(teachers)
@@ -92,7 +98,7 @@ def run(
     check_width("student", outline)
     if init_student.type == "pretrained":
         say_template_notes("the student", outline)
-    if init_student.type not in ("classifier", *KINDS) and capture.signals.type != "labels":
+    if init_student.type not in _ENCODERS and capture.signals.type != "labels":
         _check_vocabularies(teachers, outlines, outline, phases)
     check_served(teachers, init_student, phases, generate, capture)
     check_capacity([*(teacher.parameters() for teacher in outlines.values()), record["parameters"]])
@@ -100,12 +106,19 @@ def run(
     check_beginnings(phases, init_student.type)
     teacher_sizes = {key: size_of(outline) for key, outline in outlines.items()}
     memory = Memory(teacher_sizes, size_of(outline, record), phases, _device_of)
-    _check_memory(memory.stages(adapt, generate, capture, _document()), teachers)
+    _check_memory(memory.stages(adapt, generate, capture, document), teachers)
+    _write(teachers, outlines, record, len(outline.vocabulary))
+
+
+def _write(
+    teachers: Teachers, outlines: dict[str, ModelInfo], student: dict[str, Any], vocabulary: int
+) -> None:
+    """Write the pinned models, and their sizes."""
     pinned = {key: _pinned(teacher, outlines.get(key)) for key, teacher in teachers.items()}
-    write_json(MODELS, {"teachers": pinned, "student": record})
+    write_json(MODELS, {"teachers": pinned, "student": student})
     summary = {f"parameters of {key}": pinned[key]["parameters"] for key in outlines}
-    summary |= {"parameters of the student": record["parameters"]}
-    write_json(MODELS.with_name("summary.json"), summary | {"vocabulary": len(outline.vocabulary)})
+    summary |= {"parameters of the student": student["parameters"]}
+    write_json(MODELS.with_name("summary.json"), summary | {"vocabulary": vocabulary})
     say(" · ".join(f"{label}: {count / 1e6:.1f}M" for label, count in summary.items()))
 
 
@@ -127,9 +140,9 @@ def _check_vocabularies(
 
 
 def _check_memory(stages: Iterable[StageMemory], teachers: Teachers) -> None:
-    embedders = {key for key, teacher in teachers.items() if teacher.kind == "embedder"}
-    # an embedder generates nothing
-    silent = {f"generate@{key}" for key in embedders}
+    encoders = {key for key, teacher in teachers.items() if teacher.kind != "causal"}
+    # an encoder generates nothing
+    silent = {f"generate@{key}" for key in encoders}
     needed = [stage for stage in stages if stage.stage not in silent]
     for line in table_lines(needed):
         say(line)
@@ -139,8 +152,10 @@ def _check_memory(stages: Iterable[StageMemory], teachers: Teachers) -> None:
 
 def look_at_teacher(key: str, teacher: Teacher) -> ModelInfo:
     """Return a teacher's facts with its chat template applied; print notes on the template."""
-    folder, is_encoder = hub.resolve(teacher.model, teacher.revision), teacher.kind == "embedder"
+    folder, is_encoder = hub.resolve(teacher.model, teacher.revision), teacher.kind != "causal"
     outline = read_model_info(folder, encoder=is_encoder)
+    if teacher.kind in ("classifier", "masked"):
+        return outline
     if is_encoder:
         where = f"params.yaml, teachers.{key}.pooling"
         pooling_of(teacher.model, folder, teacher.pooling, where)

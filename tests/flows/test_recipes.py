@@ -61,7 +61,8 @@ def test_every_recipe_makes_a_graph_whose_student_exists(repository: Path) -> No
             assert f"train@{document['evaluate']['student']}" in nodes[stage].upstream, recipe
         phases, student = document["train"], document["evaluate"]["student"]
         behind = next_round.updates_of(phases, next_round.chain_of(phases, student))
-        assert behind == phases[document["evaluate"]["baseline"]]["updates"], recipe
+        of_baseline = next_round.chain_of(phases, document["evaluate"]["baseline"])
+        assert behind == next_round.updates_of(phases, of_baseline), recipe
         (repository / "params.yaml").write_bytes(before)
 
 
@@ -75,8 +76,9 @@ def test_preflight_lets_the_phases_of_every_recipe_through(root: Path, recipe: s
     overrides.apply(root, [], recipe)
     document = params.load(root / "params.yaml")
     phases = {
-        f"train.{key}": params.validated(Method, phase, f"train.{key}")
-        for key, phase in document["train"].items()
+        f"{section}.{key}": params.validated(Method, phase, f"{section}.{key}")
+        for section in ("assist", "train")
+        for key, phase in document[section].items()
     }
     teachers = {key: Teacher.model_validate(of) for key, of in document["teachers"].items()}
     check_phases(phases, teachers, CaptureParams.model_validate(document["capture"]).signals)

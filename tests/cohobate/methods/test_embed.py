@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from cohobate import params
 from cohobate.data.records import Response, Row, TrainingRow, row_id, write_rows
 from cohobate.errors import UserError
-from cohobate.evaluation.model_under_test import EmbedderModel, open_model
+from cohobate.evaluation.embedder_model import EmbedderModel
+from cohobate.evaluation.model_under_test import open_model
 from cohobate.generation.requests import Decoding
 from cohobate.generation.retrieval import rank_correlations
 from cohobate.methods.embed import Embed
