@@ -60,6 +60,7 @@ class SourcePreview:
             "with tools": bool(turns and turns[0].tools),
             "answered by a call": bool(row.tool_calls),
             "with a prompt of the teacher's own": row.teacher_prompt is not None,
+            "with pictures": bool(row.images),
             "with reasoning": any([row.reasoning, *(turn.reasoning for turn in turns)]),
         }
         self.counts.update(name for name, holds in traits.items() if holds)
@@ -128,7 +129,7 @@ def _read(
             preview.refuse(record)
             continue
         try:
-            rows = [row for _, row in spooled.maker.rows(record)]
+            rows = [row for _, row in spooled.rows(record, keep_images=False)]
         except UnusableRecordError as error:
             preview.refuse(record.quarantined(record.file or source.file, str(error)))
             continue

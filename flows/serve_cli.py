@@ -110,6 +110,7 @@ def folder_of(name: str, root: Path) -> Path:
 def _open(folder: Path) -> "ModelUnderTest":
     from cohobate.evaluation.model_under_test import open_model
     from cohobate.models import checkpoints
+    from cohobate.models.seeing import is_seeing
 
     if checkpoints.is_embedder(folder) or checkpoints.is_masked(folder):
         kind = "a masked model, which predicts masked tokens"
@@ -119,6 +120,12 @@ def _open(folder: Path) -> "ModelUnderTest":
             f"the model is {kind} and no answers",
             where=str(folder),
             fix="the lines of Python in models/export/<form>/README.md",
+        )
+    if is_seeing(folder):
+        raise UserError(
+            "the model answers prompts with pictures, which are not served",
+            where=str(folder),
+            fix="the lines of Python in models/export/safetensors/README.md",
         )
     return open_model(folder, "auto")
 

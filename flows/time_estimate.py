@@ -204,7 +204,7 @@ class Round:
         rows = phase.get("updates", 100) * phase.get("batch_size", 32)
         if "epochs" in phase:
             rows = phase["epochs"] * self._responses()
-        gflop = self._training(self._start(phase["from"]), phase, rows)
+        gflop = self._training(self._start(phase["from"]), phase, rows, self._patches())
         if phase["targets"].startswith("models/"):
             teacher = self._start(phase["targets"].removeprefix("models/"))
             gflop += rows * self.row * 2 * (body(teacher) + head(teacher)) / 1e9
@@ -242,12 +242,22 @@ class Round:
         answered = (1 + len(section.get("forms", [1]))) * section.get("dev_rows", 500)
         return Work(self._answers(self._start("init_student"), 2 * answered), _threads(section))
 
-    def _training(self, size: ModelSize, how: Mapping[str, Any], rows: float) -> float:
+    def _patches(self) -> int:
+        """Return the tokens of the pictures before a row of a student that sees."""
+        student = self.document["init_student"]
+        if student["type"] != "seeing":
+            return 0
+        vision = student.get("vision") or {}
+        return int(vision.get("image_size", 64) // vision.get("patch_size", 16)) ** 2
+
+    def _training(
+        self, size: ModelSize, how: Mapping[str, Any], rows: float, patches: int = 0
+    ) -> float:
         """Return the GFLOP of learning from rows: forward, and back through what is not frozen."""
         frozen = how.get("freeze") or {}
         active = max(0, size.layers - frozen.get("layers", 0)) / max(1, size.layers)
         # 2 FLOP a weight and token forward, and 4 back: gradients of inputs and of weights
-        layers = self.row * (2 + 4 * active) * body(size)
+        layers = (self.row + patches) * (2 + 4 * active) * body(size)
         # the head reads answers alone; frozen, it needs no gradient of its weight
         answers = _ANSWER * (4 if frozen.get("embeddings", True) else 6) * head(size)
         return float(rows * (layers + answers) / 1e9)

@@ -27,6 +27,8 @@ WorkspaceKind = Literal["shared", "isolated"]
 """`shared`: nodes see the driver's folder. `isolated`: they do not."""
 _CHANGING = ("dvc.lock", "reports")
 _LARGEST = 4 * 2**20
+_READ_PICTURES = ("assist", "train", "challenge", "hard_examples")
+"""Stages that read pictures and do not depend on the whole of data/collect."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,15 @@ def open_workspace(bundle: StageBundle, code: Path, address: str) -> Path:
 
 def stages_with_its_inputs(root: Path, address: str) -> list[str]:
     """Return a stage, and those whose inputs it reads too: `collect` reads the data of all sources,
-    of which the stages `sources` take fingerprints."""
-    sources = params.load(root / params.PARAMS)["collect"].get("sources") or {}
-    return [address, *(f"sources@{name}" for name in sources if address == "collect")]
+    of which the stages `sources` take fingerprints; and where rows have pictures, stages that train
+    or run the student read those of data/collect, as `filter` does."""
+    collect = params.load(root / params.PARAMS)["collect"]
+    sources = collect.get("sources") or {}
+    stages = [address, *(f"sources@{name}" for name in sources if address == "collect")]
+    pictures = any(form.get("images") for form in [collect, *sources.values()])
+    if pictures and address.partition("@")[0] in _READ_PICTURES:
+        stages.append("filter")
+    return stages
 
 
 def collect_changes(root: Path, address: str, bundle: StageBundle) -> StageChanges:

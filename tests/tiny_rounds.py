@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from cohobate import params
 from flows import overrides, recipes
-from tests import tiny_models, tiny_project
+from tests import tiny_models, tiny_pictures, tiny_project
 from tests.llama_server import llama_server
 from tests.loopback_teacher import LoopbackTeacher
 from tests.served_model import ServedModel
@@ -356,6 +356,13 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
     shortened += _small_encoders(document)
     for name in document["assist"]:
         shortened += [f"assist.{name}.updates={UPDATES}", f"assist.{name}.batch_size=8"]
+    if document["init_student"]["type"] == "seeing":
+        # the recipe's pictures are fetched from npm
+        tiny_pictures.folder_of_rows(folder / "seen")
+        shortened += ["collect.source={type: files, path: seen, group: answer}"]
+        shortened += ['collect.teacher_prompt.text="{text}\\nCategory:"']
+        shortened += ["init_student.vision={image_size: 16, patch_size: 8, layers: 1, width: 16}"]
+        shortened += ["init_student.vision.heads=2"]
     for name, phase in document["train"].items():
         shortened += [f"train.{name}.updates={UPDATES}", f"train.{name}.batch_size=8"]
         if phase.get("student_text", {}).get("held_out"):

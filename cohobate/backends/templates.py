@@ -177,6 +177,7 @@ class RowText(Section):
             teacher_prompt=None
             if self.as_asked or self.prompt is not None
             else conversation.row.teacher_prompt,
+            images=None if self.as_asked or self.prompt is not None else conversation.row.images,
             prefix=self.prefix,
             answer=conversation.render(self.answer, ()),
             reasoning=(conversation.answer.reasoning or None) if kept else None,

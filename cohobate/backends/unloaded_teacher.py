@@ -38,6 +38,12 @@ def buy_answers(
         UserError: the service cannot be used, the cap is reached, or more rows stay without an
             answer than `generate.unanswered` allows.
     """
+    if blind := next((row.id for row in rows if row.images), None):
+        raise UserError(
+            f"rows have pictures, which are not sent to the teacher {teacher}",
+            where=f"row {blind}",
+            fix="cohobate run --set evaluate.teacher_reads=teacher_prompt",
+        )
     backend = generate.backend_of(teacher)
     requests = [make_request(backend, decoding, row, row.prompt) for row in rows]
     storage = storage_for(identity(teacher), generate.ledger)

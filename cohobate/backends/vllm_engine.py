@@ -32,6 +32,8 @@ class VllmEngine:
 
         A prompt that fills the model's context gets an empty one that ended by `length`.
         """
+        if any(one.images for one in requests):
+            raise UserError("rows have pictures, and vLLM is given text alone")
         completions = [Completion([], "length", None, [])] * len(requests)
         fitting = [n for n, one in enumerate(requests) if self._has_room(one)]
         if not fitting:

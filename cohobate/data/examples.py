@@ -42,6 +42,8 @@ class Example:
     """Of the loss of the row."""
     teacher_prompt: int = 0
     """Hash of the prompt that the teacher reads in place of this one; 0: it reads this one."""
+    images: tuple[str, ...] = ()
+    """Names of the pictures before the text; their tokens are not among `ids`."""
 
     @classmethod
     def with_answer(cls, key: str, ids: np.ndarray, start: int, **fields: Any) -> "Example":
@@ -106,6 +108,7 @@ def examples_of(
             task=row.task or "",
             weight=1.0 if row.weight is None else row.weight,
             teacher_prompt=teacher_prompt_hash(row),
+            images=row.images or (),
         )
         for row, ids in zip(rows, encoded, strict=True)
         if ids.spans and (max_tokens is None or len(ids.ids) <= max_tokens)
@@ -122,6 +125,8 @@ def fingerprint(examples: Sequence[Example]) -> str:
         digest.update(repr(fields).encode() + row.ids.tobytes())
         if row.teacher_prompt:
             digest.update(f"{row.teacher_prompt}".encode())
+        if row.images:
+            digest.update(repr(row.images).encode())
     return digest.hexdigest()
 
 

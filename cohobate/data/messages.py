@@ -5,7 +5,7 @@ letter: the order of its keys is part of what a chat template renders.
 """
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -78,9 +78,43 @@ class Message(BaseModel):
         return chat
 
 
+class ImagePrompt(str):
+    """A text prompt behind pictures: plain text to all that reads text alone."""
+
+    images: tuple[str, ...]
+    """Names of the pictures (cohobate/data/images.py)."""
+
+    def __new__(cls, text: str, images: tuple[str, ...]) -> Self:
+        """Return the prompt."""
+        prompt = super().__new__(cls, text)
+        prompt.images = images
+        return prompt
+
+    def __getnewargs__(self) -> tuple[str, tuple[str, ...]]:  # type: ignore[override]
+        """Return what `__new__` takes, for copies in other processes."""
+        return str(self), self.images
+
+    def __eq__(self, other: object) -> bool:
+        """Compare pictures too: the same question about two of them is two prompts."""
+        return str.__eq__(self, other) and self.images == images_of(other)  # type: ignore[arg-type]
+
+    def __ne__(self, other: object) -> bool:
+        """Say whether text or pictures differ."""
+        return not self == other
+
+    def __hash__(self) -> int:
+        """Hash text and pictures."""
+        return hash((str(self), self.images))
+
+
 Conversation = tuple[Message, ...]
 Prompt = str | Conversation
 """Text to be continued as it stands, or a conversation for the model's chat template."""
+
+
+def images_of(prompt: object) -> tuple[str, ...]:
+    """Return the names of the pictures before a prompt."""
+    return prompt.images if isinstance(prompt, ImagePrompt) else ()
 
 
 def tools_of(prompt: Prompt) -> list[dict[str, Any]] | None:

@@ -7,18 +7,28 @@ keys: the same rows are the same bytes.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from cohobate.data.messages import Prompt, ToolCall, prompt_key, prompt_text, with_prefix
+from cohobate.data.messages import (
+    ImagePrompt,
+    Prompt,
+    ToolCall,
+    prompt_key,
+    prompt_text,
+    with_prefix,
+)
 from cohobate.data.tool_calls import with_calls
+from cohobate.errors import UserError
 
 # sources, collect
 SOURCES = Path("data/sources")
 COLLECT = Path("data/collect")
+IMAGES = COLLECT / "images"
+"""The pictures of rows, each once; there only where rows have pictures."""
 LABELLED = COLLECT / "labelled.jsonl"
 UNLABELLED = COLLECT / "unlabelled.jsonl"
 DEV = COLLECT / "dev.jsonl"
@@ -57,13 +67,16 @@ class Row(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     id: str
-    """First 16 hex digits of a hash of the prompt, or of raw text."""
+    """First 16 hex digits of a hash of the prompt with its pictures, or of raw text."""
     prompt: Prompt
     """Text to be continued as it stands, or a conversation for the model's chat template. Empty:
     the answer is raw text, of which every token is learnt."""
     teacher_prompt: Prompt | None = None
     """What the teacher reads in place of `prompt`: with a reference solution, a long instruction or
     a caption that the student does not see. None: it reads the prompt."""
+    images: tuple[str, ...] | None = None
+    """Pictures before the text of the prompt: names of files in data/collect/images. A student that
+    sees reads them; a teacher of text reads `teacher_prompt` in place of prompt and pictures."""
     prefix: str | None = None
     """Text before the prompt that tells a student which target is wanted, such as `[label] `."""
     answer: str | None = None
@@ -92,24 +105,49 @@ class Row(BaseModel):
 
     @property
     def source_text(self) -> str:
-        """The text by which rows are compared: that of the prompt, or the raw text."""
+        """The text by which rows are compared: that of the prompt, or the raw text.
+
+        Of a row with pictures, the caption that a teacher reads and the row's id: rows with one
+        question about different pictures are not alike.
+        """
+        if self.images:
+            return f"{prompt_text(self.teacher_prompt or '')}\n{self.id}".lstrip("\n")
         return self.answer or "" if self.is_raw_text else prompt_text(self.prompt)
 
     @property
     def full_prompt(self) -> Prompt:
         """The prompt behind its prefix: what a student reads."""
-        return with_prefix(self.prompt, self.prefix)
+        prompt = with_prefix(self.prompt, self.prefix)
+        if self.images and isinstance(prompt, str):
+            return ImagePrompt(prompt, self.images)
+        return prompt
 
     @property
     def prompt_of_teacher(self) -> Prompt:
-        """The prompt that the teacher reads, without prefix."""
-        return self.prompt if self.teacher_prompt is None else self.teacher_prompt
+        """The prompt that the teacher reads, without prefix.
+
+        Raises:
+            UserError: the row has pictures, and no caption in their place.
+        """
+        return self.for_teacher().prompt
 
     def for_teacher(self) -> Self:
-        """Return the row as the teacher reads it: its prompt in place of the student's."""
+        """Return the row as the teacher reads it: its prompt in place of the student's.
+
+        Raises:
+            UserError: the row has pictures, and no caption in their place.
+        """
         if self.teacher_prompt is None:
+            if self.images:
+                raise UserError(
+                    "the row has pictures, which a teacher of text does not see, and no "
+                    "teacher_prompt in their place",
+                    where=f"row {self.id}",
+                    fix='collect.teacher_prompt: {text: "a template with the caption"}, or a '
+                    "column teacher_prompt",
+                )
             return self
-        own = {"prompt": self.teacher_prompt, "teacher_prompt": None}
+        own = {"prompt": self.teacher_prompt, "teacher_prompt": None, "images": None}
         return self.model_copy(update=own)
 
     @property
@@ -188,15 +226,17 @@ class Pair(BaseModel):
 R = TypeVar("R", bound=BaseModel)
 
 
-def row_id(prompt: Prompt, answer: str | None = None) -> str:
+def row_id(prompt: Prompt, answer: str | None = None, images: Sequence[str] = ()) -> str:
     """Return the id of a row: 16 hex digits of a BLAKE2 hash.
 
     Args:
         prompt: what is hashed.
         answer: is hashed where the prompt is empty: the row is raw text then.
+        images: names of the pictures before the prompt, which are hashes of their content.
     """
     text = prompt if isinstance(prompt, str) else json.dumps(prompt_key(prompt))
     text = text or f"\0{answer or ''}"  # the NUL: a prompt of the same text has another id
+    text = "\0".join([text, *images])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

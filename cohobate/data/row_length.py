@@ -1,7 +1,7 @@
 """Longest row that is learnt or captured, and what becomes of longer ones."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cohobate.data.tokenized import Encoded
@@ -57,7 +57,11 @@ class LengthLimit:
         # the first id that is left has none before it that could predict it
         moved = [(max(1, a - start), min(size, b - start)) for a, b in encoded.spans]
         spans = tuple((a, b) for a, b in moved if a < b)
-        return Encoded(encoded.ids[start : start + size], spans) if spans else _NOTHING
+        return (
+            replace(encoded, ids=encoded.ids[start : start + size], spans=spans)
+            if spans
+            else _NOTHING
+        )
 
     def report(self, label: str) -> None:
         """Log how many rows were cut or left out; `label` names the run."""

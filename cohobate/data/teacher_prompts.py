@@ -37,9 +37,17 @@ def teacher_examples(
         teacher_ids: the teacher's id of each of the student's tokens; None: the same.
 
     Raises:
-        UserError: an answer has other tokens behind the teacher's prompt, or was cut; names the
-            row.
+        UserError: an answer has other tokens behind the teacher's prompt, or was cut; or a row has
+            pictures and no caption for the teacher; names the row.
     """
+    blind = next((one.key for one in examples if one.images and not one.teacher_prompt), None)
+    if blind is not None:
+        raise UserError(
+            "the row has pictures, which a teacher of text does not see, and no teacher_prompt in "
+            "their place",
+            where=f"row {blind}",
+            fix='collect.teacher_prompt: {text: "a template with the caption"}',
+        )
     if not any(example.teacher_prompt for example in examples):
         return {}
     of_student = {example.key: example for example in examples if example.teacher_prompt}

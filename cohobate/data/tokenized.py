@@ -37,12 +37,17 @@ class Encoded:
     spans: tuple[tuple[int, int], ...]
     """Where the learnt tokens are, in ascending order, as [start, end): the answer with the id that
     closes it, behind earlier turns that are learnt. None where the row has no answer."""
+    images: tuple[str, ...] = ()
+    """Names of the pictures before the text. Their tokens are not among the ids: a model that sees
+    puts its own before them (cohobate/models/seeing.py)."""
 
     @classmethod
-    def of(cls, prompt_ids: list[int], completion_ids: list[int]) -> "Encoded":
+    def of(
+        cls, prompt_ids: list[int], completion_ids: list[int], images: tuple[str, ...] = ()
+    ) -> "Encoded":
         """Return a prompt and its answer; an empty one is none."""
         whole = [*prompt_ids, *completion_ids]
-        return cls(whole, ((len(prompt_ids), len(whole)),) if completion_ids else ())
+        return cls(whole, ((len(prompt_ids), len(whole)),) if completion_ids else (), images)
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -116,7 +121,7 @@ def _encode_chunk(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> 
             parts[-1] = [*parts[-1], tokenizer.eos_token_id]
         # pieces are read and learnt in turn: every second pair of bounds is a span
         bounds = list(pairwise(accumulate(map(len, parts), initial=0)))
-        yield Encoded([n for part in parts for n in part], tuple(bounds[1::2]))
+        yield Encoded([n for part in parts for n in part], tuple(bounds[1::2]), row.images or ())
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt]) -> list[list[int]]:

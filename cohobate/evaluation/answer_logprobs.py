@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CHUNK = 128
 """Tokens whose distributions are in memory at once."""
-_Key = tuple[tuple[int, ...], tuple[int, ...]]
+_Key = tuple[tuple[int, ...], tuple[int, ...], tuple[str, ...]]
 
 
 class AnswerLogprobs:
@@ -91,12 +91,12 @@ class AnswerLogprobs:
         firsts = [n * ids_BS.shape[1] + len(x.prompt_ids) - 1 for n, x in enumerate(texts)]
         spans = [torch.arange(a, a + n) for a, n in zip(firsts, lengths, strict=True)]
         with torch.inference_mode():
-            hidden_ND = forward(
-                self.model, ids_BS, torch.cat(spans).to(ids_BS.device)
-            ).last_hidden_ND
+            positions_N = torch.cat(spans).to(ids_BS.device)
+            images = [text.images for text in texts]
+            hidden_ND = forward(self.model, ids_BS, positions_N, images=images).last_hidden_ND
         # clones: a view would keep the hidden states of the whole batch in memory
         return [part.clone() for part in torch.split(hidden_ND, lengths)]
 
 
 def _key(text: Encoded) -> _Key:
-    return tuple(text.prompt_ids), tuple(text.completion_ids)
+    return tuple(text.prompt_ids), tuple(text.completion_ids), text.images

@@ -46,12 +46,14 @@ def _flops(model: "PreTrainedModel", context: int) -> int:
     """Return the FLOPs of the matrix products of one forward pass over `context` tokens.
 
     Attention is counted over the whole square, as dense implementations compute it. Divided by
-    the tokens, that is also the cost of the last token when earlier keys and values are cached.
+    the tokens, that is also the cost of the last token when earlier keys and values are cached. A
+    model that sees reads a picture before them, whose work is counted too.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from cohobate.fast.packed_linear import unpacked
+    from cohobate.models.seeing import blank_inputs
 
     used = model.config._attn_implementation
     model.set_attn_implementation("eager")  # the counter does not see inside fused attention
@@ -59,7 +61,8 @@ def _flops(model: "PreTrainedModel", context: int) -> int:
         ids = torch.zeros((1, context), dtype=torch.long, device=model.device)
         counting = FlopCounterMode(display=False)
         with torch.inference_mode(), unpacked(model), counting as counter:
-            model(input_ids=ids, **({"use_cache": False} if model.can_generate() else {}))
+            inputs = blank_inputs(model, ids)
+            model(**inputs, **({"use_cache": False} if model.can_generate() else {}))
     finally:
         model.set_attn_implementation(used)
     return int(counter.get_total_flops())

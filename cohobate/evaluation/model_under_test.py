@@ -1,8 +1,9 @@
 """Models under test: what every stage needs of a student, whichever kind it is.
 
-A causal LM generates its answer, a classifier's answer is its likeliest label, a masked model's
-what it predicts behind the prompt; each gives a text and its probability. An embedder's answer is a
-ranking of documents. Stages load a student by `open_model`; what differs between the kinds is here.
+A causal LM, one that sees among them, generates its answer, a classifier's answer is its likeliest
+label, a masked model's what it predicts behind the prompt; each gives a text and its probability.
+An embedder's answer is a ranking of documents. Stages load a student by `open_model`; what differs
+between the kinds is here.
 
 Where vLLM generates the answers it holds the model alone: the weights are loaded here only once
 something else is asked of the model, after `close`.
@@ -25,6 +26,7 @@ from cohobate.evaluation.tested_checkpoint import ModelUnderTest
 from cohobate.generation.requests import Answer, Batching, Decoding, Request
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision
+from cohobate.models.seeing import is_seeing
 
 if TYPE_CHECKING:
     from cohobate.backends.vllm_engine import VllmEngine
@@ -174,13 +176,14 @@ def open_model(
         folder: the checkpoint.
         precision: number format of its weights.
         backend: what generates its answers. Where that is vLLM, nothing is loaded yet. A
-            classifier's answers and an embedder's are their own either way.
+            classifier's answers, an embedder's and those of a model that sees are their own.
 
     Raises:
         UserError: the folder is damaged, or does not hold every weight of the model.
     """
     kind = kind_of(folder)
-    tested = kind(folder, precision, **({"backend": backend} if kind is CausalModel else {}))
+    takes_backend = kind is CausalModel and not is_seeing(folder)  # vLLM is given no pictures
+    tested = kind(folder, precision, **({"backend": backend} if takes_backend else {}))
     if not isinstance(tested.backend, Vllm):
         _ = tested.model  # a damaged folder is refused now
     return tested

@@ -115,16 +115,21 @@ class Timing(Section):
 def _generate(model: "PreTrainedModel", prompts_BS: "Tensor", new_tokens: int) -> None:
     """Generate `new_tokens` after each prompt, greedily and past any end of sequence.
 
-    The answer of a classifier or an embedder is whole after one pass.
+    The answer of a classifier or an embedder is whole after one pass; a model that sees has a
+    picture before each prompt.
     """
     import torch
+
+    from cohobate.models.seeing import blank_inputs
 
     with torch.inference_mode():
         ids_BS, past = prompts_BS.to(model.device), None
         if not model.can_generate():
             model(input_ids=ids_BS)[0].cpu()
             return
+        inputs = blank_inputs(model, ids_BS)
         for _ in range(new_tokens):
-            out = model(input_ids=ids_BS, past_key_values=past, use_cache=True, logits_to_keep=1)
+            out = model(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
             ids_BS, past = out.logits[:, -1:].argmax(-1), out.past_key_values
+            inputs = {"input_ids": ids_BS}
         ids_BS.cpu()  # waits for the accelerator to finish

@@ -7,7 +7,7 @@ path is `padded`, one call of the model; `COHOBATE_FAST=off` takes it always.
 
 # ruff: noqa: N815 (fields that are tensors carry shape suffixes too)
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from cohobate.errors import UserError
 from cohobate.fast import last_block, padding_free
 from cohobate.fast.prefix_cache import PrefixCache
 from cohobate.fast.switch import enabled
-from cohobate.models import sharding
+from cohobate.models import seeing, sharding
 from cohobate.models.layers import blocks_of, body_of, check_positions, heads_of
 
 Part = Literal["hidden", "attention", "values"]
@@ -43,6 +43,8 @@ def forward(
     positions_N: Tensor,
     parts: frozenset[Part] = frozenset(),
     prefix_cache: PrefixCache | None = None,
+    *,
+    images: Sequence[tuple[str, ...]] = (),
 ) -> ForwardOutputs:
     """Run a causal LM's body over right-padded rows; return what the head reads at some tokens.
 
@@ -56,11 +58,21 @@ def forward(
         parts: what else is wanted; with any of these the rows are read as they are.
         prefix_cache: keys and values of the tokens that all rows begin with, if they do, of this
             very model; it must not change.
+        images: names of the pictures before each row's text, where rows have any; such rows take
+            the plain path.
 
     Raises:
         UserError: the model does not give a part, or a row is longer than the positions that it
-            has embeddings of.
+            has embeddings of; or rows have pictures, and the model does not see.
     """
+    if any(images):
+        if parts:
+            raise UserError(
+                "hidden states and attention are not compared of rows with pictures",
+                where="terms of the phase",
+                fix="leave the feature terms out",
+            )
+        return ForwardOutputs(seeing.forward(model, ids_BS, positions_N, images))
     # a sharded teacher gathers its own weights; a student's are gathered by its loss
     return sharding.call(model, _forward, model, ids_BS, positions_N, parts, prefix_cache)
 

@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from cohobate.fast.last_block import all_close, mlp_at
 from cohobate.fast.prefix_cache import PrefixCache
 from cohobate.fast.row_attention import ROW_ATTENTION, RowIndex
+from cohobate.models import seeing
 from cohobate.models.layers import blocks_of, body_of, has_blocks
 
 Mode = Literal["rows", "mask", "padded"]
@@ -79,6 +80,8 @@ def packing_mode(model: PreTrainedModel, device: str | None = None) -> Mode:
         model: on any device.
         device: the kind on which it will run, where it is not there yet.
     """
+    if seeing.sees(model):  # its pictures stand before each row
+        return "padded"
     implementation = model.config._attn_implementation
     implementation = "sdpa" if implementation == ROW_ATTENTION else implementation
     if implementation not in {"eager", "sdpa"}:

@@ -19,7 +19,7 @@ class ActiveRow:
     """A request and the tokens generated for it so far."""
 
     def __init__(self, request: Request, max_tokens: int, decoding: Decoding) -> None:
-        self.prompt, self.max_tokens = request.ids, max_tokens
+        self.prompt, self.max_tokens, self.images = request.ids, max_tokens, request.images
         self.generated: list[int] = []
         self.logprobs: list[float] = []
         self.signals: list[Mapping[str, Tensor]] = []

@@ -135,6 +135,7 @@ def decode_batch(
 
     from cohobate.generation.continuous_batching import can_batch_continuously, decode_continuously
     from cohobate.generation.kv_cache import has_plain_cache
+    from cohobate.models import seeing
 
     rows = [
         ActiveRow(request, _max_tokens(model, request, decoding), decoding) for request in requests
@@ -142,7 +143,9 @@ def decode_batch(
     active = [row for row in rows if row.max_tokens > 0]
     if not active:
         return [row.completion(stop) for row in rows]
-    slots = max(1, batching.slots(max(len(row.prompt) for row in active), decoding))
+    longest = max(len(row.prompt) + seeing.image_tokens(model, row.images) for row in active)
+    slots = max(1, batching.slots(longest, decoding))
+    pictures = any(row.images for row in active)
 
     append = _token_appender(
         suppression_bias(model), decoding, measure, _reporter(rows, stop, on_finished)
@@ -153,11 +156,14 @@ def decode_batch(
             # a recurrent state depends on how a prompt is cut: one row after the other
             for row in active:
                 _decode_without_cache(model, row, stop, append)
-        elif decoding.max_tokens > _SHORT and can_batch_continuously(model):
+        elif decoding.max_tokens > _SHORT and not pictures and can_batch_continuously(model):
             decode_continuously(model, active, slots, lambda row: row.finished(stop), append)
         else:
-            for start in range(0, len(active), slots):
-                _decode(model, active[start : start + slots], stop, append)
+            # rows with as many pictures are at one position of the cache
+            for count in sorted({len(row.images) for row in active}):
+                alike = [row for row in active if len(row.images) == count]
+                for start in range(0, len(alike), slots):
+                    _decode(model, alike[start : start + slots], stop, append)
     return [row.completion(stop) for row in rows]
 
 
@@ -225,8 +231,11 @@ def to_answer(
 
 
 def _max_tokens(model: "PreTrainedModel", request: Request, decoding: Decoding) -> int:
+    from cohobate.models import seeing
+
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(decoding.max_tokens, (context or 1 << 62) - len(request.ids))
+    read = len(request.ids) + seeing.image_tokens(model, request.images)
+    return min(decoding.max_tokens, (context or 1 << 62) - read)
 
 
 def _decode(
@@ -239,12 +248,14 @@ def _decode(
     import torch
 
     from cohobate.generation.kv_cache import preallocated_cache
+    from cohobate.models import seeing
 
     cache = preallocated_cache(model)
     read = min(len(row.prompt) for row in rows)  # tokens in the cache after the next pass
     ids_BS = torch.tensor([row.prompt[:read] for row in rows], device=model.device)
+    inputs = seeing.inputs_of(model, ids_BS, [row.images for row in rows])
     while True:
-        out = model(input_ids=ids_BS, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         # only rows whose prompt is read whole have logits of a next token
         ready = [n for n, r in enumerate(rows) if len(r.prompt) <= read and not r.finished(stop)]
         append([rows[n] for n in ready], out.logits[ready, -1].float())
@@ -255,8 +266,8 @@ def _decode(
             rows = [rows[n] for n in alive]
             cache.batch_select_indices(torch.tensor(alive, device=model.device))
         # a longer prompt goes on, a shorter one is followed by its own answer
-        inputs = [r.prompt[read] if len(r.prompt) > read else r.generated[-1] for r in rows]
-        ids_BS = torch.tensor(inputs, device=model.device)[:, None]
+        ids_B = [r.prompt[read] if len(r.prompt) > read else r.generated[-1] for r in rows]
+        inputs = {"input_ids": torch.tensor(ids_B, device=model.device)[:, None]}
         read += 1
 
 

@@ -27,6 +27,8 @@ class Continuation(NamedTuple):
 
     context: list[int]
     continuation: list[int]
+    images: tuple[str, ...] = ()
+    """Names of the pictures before the context."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Likelihood:
         """Yield the mean loss of each answer after its prompt, closing token included, in nats."""
         for window in _windows(rows):
             encoded = encode_all(self.tokenizer, window)
-            yield from self.losses([Continuation(e.prompt_ids, e.completion_ids) for e in encoded])
+            own = [Continuation(e.prompt_ids, e.completion_ids, e.images) for e in encoded]
+            yield from self.losses(own)
 
     def instruction_following_difficulty(self, rows: Iterable[Row]) -> Iterator[float]:
         """Yield IFD scores, ppl(answer | prompt) / ppl(answer): near 1, the prompt did not help.
@@ -95,7 +98,8 @@ class Likelihood:
         most = length or 1 << 62
         # at least one token of the context stays, to predict the first one from
         continuation = each.continuation[: most - 1]
-        return Continuation(each.context[-(most - len(continuation)) :], continuation)
+        context = each.context[-(most - len(continuation)) :]
+        return each._replace(context=context, continuation=continuation)
 
     def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
         batch: list[int] = []
@@ -116,17 +120,18 @@ class Likelihood:
 
         with torch.inference_mode():
             # the last token predicts nothing that is wanted
-            texts = [[*context, *continuation[:-1]] for context, continuation in batch]
+            texts = [[*each.context, *each.continuation[:-1]] for each in batch]
             ids_BS = pad_right(texts, 0).to(self.model.device)
             # a token is predicted one position before its own
             places = [
-                row * ids_BS.shape[1] + len(context) - 1 + n
-                for row, (context, continuation) in enumerate(batch)
-                for n in range(len(continuation))
+                row * ids_BS.shape[1] + len(each.context) - 1 + n
+                for row, each in enumerate(batch)
+                for n in range(len(each.continuation))
             ]
             positions_N = torch.tensor(places, device=ids_BS.device)
             targets_N = torch.tensor([n for each in batch for n in each.continuation])
-            hidden_ND = forward(self.model, ids_BS, positions_N).last_hidden_ND
+            images = [each.images for each in batch]
+            hidden_ND = forward(self.model, ids_BS, positions_N, images=images).last_hidden_ND
             losses_N = self._losses(hidden_ND, targets_N.to(ids_BS.device))
         means = torch.split(losses_N, [len(each.continuation) for each in batch])
         return [float(part.double().mean()) for part in means]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
-from cohobate.data.messages import Prompt, ToolCall
+from cohobate.data.messages import Prompt, ToolCall, images_of
 from cohobate.data.reasoning import split
 from cohobate.data.tool_calls import with_calls
 from cohobate.params import Section
@@ -48,12 +48,14 @@ class Request(NamedTuple):
     """Names the random numbers of a sampled answer, such as `<row id>/<sample>`."""
     tools: str | None = None
     """Tools that the prompt offers: a JSON array of schemas as text."""
+    images: tuple[str, ...] = ()
+    """Names of the pictures before the prompt."""
 
     @classmethod
     def of(cls, prompt: Prompt, ids: list[int], draw: str) -> "Request":
         """Return the request for an answer to a prompt with these token ids."""
         tools = None if isinstance(prompt, str) or not prompt else prompt[0].tools
-        return cls(ids, draw, tools)
+        return cls(ids, draw, tools, images_of(prompt))
 
 
 class Completion(NamedTuple):

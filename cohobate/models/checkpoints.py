@@ -16,6 +16,7 @@ from cohobate import sealed_folder
 from cohobate.data.records import write_json
 from cohobate.data.tokenized import closing_ids
 from cohobate.errors import UserError
+from cohobate.models import seeing
 from cohobate.models.folder_formats import has_weights, weight_files
 from cohobate.models.number_formats import NumberFormat, Precision, resolve
 from cohobate.sealed_folder import MANIFEST, checksum, sha256_of, verify
@@ -77,7 +78,12 @@ def load(
     if stored:
         note_format(model, getattr(torch, number_format))
     model = model.eval().to(device)
-    return model, load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    if seeing.sees(model):
+        # beside the model, so that it goes wherever the model goes
+        model.processor = seeing.load_processor(folder)
+        model.processor.tokenizer = tokenizer
+    return model, tokenizer
 
 
 def _pretrained(
@@ -112,11 +118,12 @@ def _empty_pooler(model: Any, loaded: Any) -> set[str]:
 
 
 def auto_class(folder: Path, *, embedder: bool = False) -> Any:
-    """Return the class of transformers that opens a folder: of a causal LM, a classifier, a masked
-    model, or an embedder."""
+    """Return the class of transformers that opens a folder: of a causal LM, a model that sees, a
+    classifier, a masked model, or an embedder."""
     from transformers import (
         AutoModel,
         AutoModelForCausalLM,
+        AutoModelForImageTextToText,
         AutoModelForMaskedLM,
         AutoModelForSequenceClassification,
     )
@@ -128,6 +135,8 @@ def auto_class(folder: Path, *, embedder: bool = False) -> Any:
         return AutoModel
     if is_masked(folder):
         return AutoModelForMaskedLM
+    if seeing.is_seeing(folder):
+        return AutoModelForImageTextToText
     return AutoModelForSequenceClassification if is_classifier(folder) else AutoModelForCausalLM
 
 
@@ -224,6 +233,8 @@ def save(
     with staged(folder) as partial:
         model.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)
+        if seeing.sees(model):
+            seeing.save_processor(model, tokenizer, partial)
         _rewrite(partial / "config.json", {"dtype": precision})
         for name in ("config.json", "generation_config.json"):
             _end_like(tokenizer, partial / name)

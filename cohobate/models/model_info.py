@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from cohobate.errors import UserError
-from cohobate.models import checkpoints
+from cohobate.models import checkpoints, seeing
 from cohobate.models.chat_templates import TemplateSettings, default_template, refused_turns
 from cohobate.models.folder_formats import check_folder, weight_files
 from cohobate.models.template_facts import TemplateFacts, template_facts
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_VISION = re.compile(r"(?:^|\.)vision_tower\.")
+"""Weights of a model that sees whose layers are not those of its text."""
 _BUFFER = re.compile(r"(\.(attn|attention)\.(masked_)?bias|inv_freq)$")
 """Masks and tables that old checkpoints store beside their weights."""
 _HEADS_OF_OTHER_TASKS = re.compile(
@@ -76,7 +78,7 @@ class ModelInfo:
         chosen = range(self.depth) if layers is None else layers
         count = 0
         for name, shape in self.shapes.items():
-            layer = _LAYER.search(name)
+            layer = None if _VISION.search(name) else _LAYER.search(name)
             count += prod(shape) * (list(chosen).count(int(layer[1])) if layer else 1)
         return count
 
@@ -146,18 +148,19 @@ class ModelInfo:
         }
 
 
-def read_model_info(folder: Path, *, encoder: bool = False) -> ModelInfo:
+def read_model_info(folder: Path, *, encoder: bool = False, student: bool = False) -> ModelInfo:
     """Read the facts about the model of a folder.
 
     Args:
         folder: in Hugging Face format.
         encoder: whether an encoder is wanted, not a causal language model.
+        student: whether it may be a model that sees (cohobate/models/seeing.py).
 
     Raises:
         UserError: naming the file that is missing or damaged.
     """
     check_folder(folder)
-    config = _config(folder, encoder)
+    config = _config(folder, encoder, student=student)
     tokenizer = checkpoints.load_tokenizer(folder)
     vocabulary = tokenizer.get_vocab()
     # an encoder generates nothing that had to end: the token behind its texts stands there
@@ -179,7 +182,7 @@ def read_model_info(folder: Path, *, encoder: bool = False) -> ModelInfo:
     )
 
 
-def _config(folder: Path, wants_encoder: bool) -> dict[str, Any]:
+def _config(folder: Path, wants_encoder: bool, *, student: bool) -> dict[str, Any]:
     """Return the configuration of a model under the names that all architectures share.
 
     Raises:
@@ -208,6 +211,7 @@ def _config(folder: Path, wants_encoder: bool) -> dict[str, Any]:
         return shared_names(config) | {"architectures": config.architectures}
     other = _HEADS_OF_OTHER_TASKS.search(name)
     causal = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    causal = causal or (student and config.model_type == seeing.MODEL_TYPE)
     if config.is_encoder_decoder or encoder or other or not causal:
         type_of_model = (
             "an encoder-decoder" if config.is_encoder_decoder else "no causal language model"
@@ -218,6 +222,8 @@ def _config(folder: Path, wants_encoder: bool) -> dict[str, Any]:
                 "; an encoder can be a student: init_student: {type: classifier}, or an embedder, "
             )
             fix += "and its teacher: teachers.<key>.kind: embedder"
+        if config.model_type == seeing.MODEL_TYPE:
+            fix += "; a model that sees can be a student: init_student: {type: pretrained, ...}"
         raise UserError(
             f"{name} (model_type {kind}) is {type_of_model}: it can be neither teacher nor student",
             where=str(folder),

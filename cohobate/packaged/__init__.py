@@ -22,6 +22,7 @@ SMOLLM2 = "cohobate/packaged/smollm2-135m-instruct.yaml"
 MINILM = "cohobate/packaged/all-minilm-l6-v2.yaml"
 """The encoder of sentence embeddings."""
 WORDNET = "cohobate/packaged/wordnet.yaml"
+EMOJI = "cohobate/packaged/emoji.yaml"
 NO_ROWS = "cohobate/packaged/no-rows.jsonl"
 """No rows. It holds an empty line, as DVC warns of empty files."""
 _ROOT = Path(__file__).parents[2]

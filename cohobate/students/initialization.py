@@ -1,5 +1,5 @@
 """Initial students, one class for each kind: cut from a teacher, pretrained, random, a classifier,
-a masked model, an embedder.
+a masked model, an embedder, one that sees.
 
 To add a kind: a class with `preview` (its sizes, before any work) and `build`, and its name in
 `StudentInit` at the bottom.
@@ -22,6 +22,7 @@ from cohobate.students.base_initialization import Initialization, PinnedModels
 from cohobate.students.classifiers import Classifier
 from cohobate.students.embedders import Embedder, StaticEmbedder
 from cohobate.students.masked import Masked
+from cohobate.students.vision_tower import VisionTower
 from cohobate.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class Pretrained(Initialization):
 
     def preview(self, teacher_info: ModelInfo | None) -> tuple[ModelInfo, dict[str, Any]]:
         """Return the model with its tokenizer and template, and the student's sizes."""
-        info = read_model_info(hub.resolve(self.model, self.revision))
+        info = read_model_info(hub.resolve(self.model, self.revision), student=True)
         for note in self.template.check(
             "the student", info.template, "params.yaml, init_student.template"
         ):
@@ -228,7 +229,56 @@ class RandomWeights(Initialization):
         return model, self.teacher_of(teachers).load_tokenizer(folder)
 
 
+class Seeing(TeacherLayers):
+    """Some of a teacher's layers behind a new vision tower: a student that sees.
+
+    It is LLaVA's form (transformers' AutoModelForImageTextToText) with small sizes; vision tower
+    and projector have random weights. It reads the pictures of a row before its text.
+    """
+
+    type: Literal["seeing"]  # type: ignore[assignment]
+    vision: VisionTower = VisionTower()
+    """Sizes of the vision tower."""
+    image_token: str = ""
+    """Token of the tokenizer that stands for a part of a picture, and that no text has; a special
+    token without another use when not given."""
+    seed: int = 0
+    """Of the random weights."""
+
+    @model_validator(mode="after")
+    def _whole_vocabulary(self) -> "Seeing":
+        if self.vocabulary != "whole":
+            raise ValueError("the vocabulary of a student that sees stays: vocabulary: whole")
+        return self
+
+    def preview(self, teacher_info: ModelInfo | None) -> tuple[ModelInfo, dict[str, Any]]:
+        """Return the model whose tokenizer and template the student has, and its own sizes."""
+        from cohobate.students.seeing import choose_image_token, vision_parameters
+
+        info, record = super().preview(teacher_info)
+        choose_image_token(info.tokenizer, self.image_token)
+        record["parameters"] += vision_parameters(self.vision, int(info.config["hidden_size"]))
+        return info, record
+
+    def build(
+        self, teachers: Mapping[str, Teacher], pins: PinnedModels, task: Task | None = None
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """Cut the teacher, and put a vision tower and a projector before it."""
+        from cohobate.students.seeing import choose_image_token, with_vision
+
+        text, tokenizer = super().build(teachers, pins, task)
+        token = choose_image_token(tokenizer, self.image_token)
+        return with_vision(text, tokenizer, self.vision, token, self.seed), tokenizer
+
+
 StudentInit = Annotated[
-    TeacherLayers | Pretrained | RandomWeights | Classifier | Masked | Embedder | StaticEmbedder,
+    TeacherLayers
+    | Pretrained
+    | RandomWeights
+    | Classifier
+    | Masked
+    | Embedder
+    | StaticEmbedder
+    | Seeing,
     Field(discriminator="type"),
 ]

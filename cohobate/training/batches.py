@@ -129,8 +129,9 @@ class MicroBatches(Dataset[dict[str, Any]]):
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Return a micro-batch: `ids_BS`, `positions_N` (into B·S), `labels_N`.
 
-        With a target source also `by_student_N`, `progress` (0 to 1 over the run) and
-        `teacher_inputs`, as the source collates them.
+        Where rows have pictures also `images`, their names. With a target source also
+        `by_student_N`, `progress` (0 to 1 over the run) and `teacher_inputs`, as the source
+        collates them.
         """
         if number >= len(self.micro):
             raise IndexError(number)
@@ -142,6 +143,9 @@ class MicroBatches(Dataset[dict[str, Any]]):
             "positions_N": completion_positions(rows, ids_BS.shape[1]),
             "labels_N": torch.from_numpy(np.concatenate([row.labels for row in rows])),
         }
+        images = [row.images for row in rows]
+        if any(images):  # names alone: pictures are read when the batch goes through the model
+            batch["images"] = images
         if self.target_source is not None:
             # one flag a completion token, in the order of labels_N
             by_student = [row.by_student for row in rows for _ in range(row.length)]

@@ -147,6 +147,7 @@ class CausalLMLoss(ModelLoss):
         weight_N: Tensor | None = None,
         progress: float = 1.0,
         teacher_inputs: Mapping[str, Any] = NOTHING,
+        images: Sequence[tuple[str, ...]] = (),
     ) -> tuple[Tensor, Tensor]:
         """Return Σ losses / divisor, and the losses of each completion token and term, (N, F).
 
@@ -155,7 +156,7 @@ class CausalLMLoss(ModelLoss):
         head = self.head_of(self.model, self.vocabulary)
         # only what features compare is kept of the forward pass
         parts = self.matching.parts if self.matching else frozenset()
-        student_outputs = forward(self.model, ids_BS, positions_N, parts)
+        student_outputs = forward(self.model, ids_BS, positions_N, parts, images=images)
         hidden_ND = student_outputs.last_hidden_ND
         batch = MicroBatch(ids_BS, positions_N, labels_N, teacher_inputs)
         targets = Targets(labels_N, by_student_N=by_student_N, weight_N=weight_N)

@@ -19,6 +19,7 @@ from cohobate.data.examples import Example, TargetCollator, fingerprint
 from cohobate.errors import UserError
 from cohobate.losses.divergences import Hard
 from cohobate.losses.soft_targets import ResponseTerm
+from cohobate.models import seeing
 from cohobate.models.lm_head import check_head
 from cohobate.teachers.target_sources import TargetSource
 from cohobate.training import checkpointing
@@ -123,7 +124,7 @@ def fit_batches(
     check_packages({label: hyperparameters})
     torch.set_num_threads(hyperparameters.threads)
     # of all examples, not of this worker's: workers choose the same attention
-    longest = max(len(example.ids) for example in data.examples)
+    longest = max(_length(model, example) for example in data.examples)
     checkpoints = _checkpoint_dir(hyperparameters, data.examples, len(curriculum_stages))
     dev, run = current_tracker(), checkpointing.current_run()
     with (
@@ -180,11 +181,16 @@ def _check_inputs(
         check_head(model)
     if torch.cuda.is_available():
         return  # a GPU refuses by itself, at once
-    longest = max(len(example.ids) for example in examples)
+    longest = max(_length(model, example) for example in examples)
     teachers = target_source.live_models if target_source else []
     check_training_memory(
         model, hyperparameters, longest, teachers, where=label, workers=processes.world_size()
     )
+
+
+def _length(model: PreTrainedModel, example: Example) -> int:
+    """Return the tokens of a row, those of its pictures included."""
+    return len(example.ids) + seeing.image_tokens(model, example.images)
 
 
 def _plan_data(

@@ -115,7 +115,7 @@ def run(
     if timed_apart(verdict):
         pair = {"champion": folders["champion"], "challenger": folders[str(verdict["seed"])]}
         # raw text has no prompt: the text stands for one
-        prompts = [row.source_text if row.is_raw_text else row.prompt for row in rows]
+        prompts = [row.source_text if row.is_raw_text else row.full_prompt for row in rows]
         challenge.latency.compare(
             pair, prompts, VERDICT, precision=challenge.precision, threads=challenge.threads
         )

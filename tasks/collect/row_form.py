@@ -30,6 +30,10 @@ class RowForm(Section):
     """What the teacher reads in place of the prompt, such as `{text: "{prompt}\\nReference:
     {solution}"}`, or `{system: "A long instruction"}` for conversations; the student reads the
     prompt. Without it a column `teacher_prompt` (text or turns) is that, where there is one."""
+    images: str | None = None
+    """Column with the pictures before the prompt of a student that sees: paths beside the data
+    file (`cats/1.png`, `pictures.zip/1.png`), bytes as data sets of the hub have them, or a list
+    of these. The teacher of text reads a caption: `teacher_prompt`."""
     learn: Literal["last", "all"] = "last"
     """Which turns of a conversation are learnt: the assistant's last, or all that it has behind the
     first user's turn. Turns with `weight: 0` (or `train: false`) never are."""
@@ -41,6 +45,8 @@ class RowForm(Section):
     def _prompts_or_raw_text(self) -> "RowForm":
         if self.text and self.template:
             raise ValueError("raw text has no template: give either text or template")
+        if self.text and self.images:
+            raise ValueError("raw text has no pictures: images are for prompts")
         if self.text and self.teacher_prompt:
             raise ValueError("raw text has no prompt that a teacher_prompt could replace")
         return self

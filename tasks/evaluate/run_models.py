@@ -236,13 +236,13 @@ class Evaluator:
     ) -> list[str]:
         """Return the answers to the variants; unchanged prompts are not answered again."""
         # a perturbation may change nothing, such as upper case of digits
-        answers = {row.prompt: p.answer for row, p in zip(self.rows, predicted, strict=True)}
-        rows = [row for _, row in self.variants if row.prompt not in answers]
+        answers = {row.full_prompt: p.answer for row, p in zip(self.rows, predicted, strict=True)}
+        rows = [row for _, row in self.variants if row.full_prompt not in answers]
         generated = model.answers(rows, f"{arm.name}: other prompts")
         answers |= {
-            row.prompt: answer.full_text for row, answer in zip(rows, generated, strict=True)
+            row.full_prompt: answer.full_text for row, answer in zip(rows, generated, strict=True)
         }
-        return [answers[row.prompt] for _, row in self.variants]
+        return [answers[row.full_prompt] for _, row in self.variants]
 
     def _write_variants(self, by_role: Mapping[str, ModelResults]) -> None:
         if not self.variants:
@@ -279,7 +279,9 @@ def _own_texts(
     """
     encoded = encode_all(model.tokenizer, _answered(rows, predicted))
     return [
-        text if own.finish == "stop" else Encoded.of(text.prompt_ids, text.completion_ids[:-1])
+        text
+        if own.finish == "stop"
+        else Encoded.of(text.prompt_ids, text.completion_ids[:-1], text.images)
         for text, own in zip(encoded, predicted, strict=True)
     ]
 
@@ -289,7 +291,10 @@ def _join_prompts_and_answers(
 ) -> list[Encoded]:
     """Put one model's answers after the prompts of another, whose prefix may differ."""
     pairs = zip(prompts, answers, strict=True)
-    return [Encoded.of(prompt.prompt_ids, answer.completion_ids) for prompt, answer in pairs]
+    return [
+        Encoded.of(prompt.prompt_ids, answer.completion_ids, prompt.images)
+        for prompt, answer in pairs
+    ]
 
 
 def _answered(rows: Sequence[Row], predicted: Sequence[Prediction]) -> list[Row]:

@@ -133,7 +133,7 @@ def _sample(
 ) -> dict[str, Any]:
     return {
         "kind": kind,
-        **row.model_dump(mode="json", include={"id", "prompt"}),
+        **row.model_dump(mode="json", include={"id", "prompt", "images"}, exclude_none=True),
         "group": _group_of(row),
         "reference": row.full_answer,
         "answers": {

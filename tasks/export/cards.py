@@ -10,10 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cohobate.data.messages import prompt_text
-from cohobate.data.records import COLLECT, EVALUATE, FILTER, GENERATE, MODELS, Row
+from cohobate.data.records import (
+    COLLECT,
+    EVALUATE,
+    FILTER,
+    GENERATE,
+    IMAGES,
+    MODELS,
+    Response,
+    Row,
+    read_rows,
+)
 from cohobate.evaluation.model_under_test import kind_of
 from cohobate.evaluation.score_text import ScoreText
 from cohobate.models import checkpoints
+from cohobate.models.seeing import is_seeing
 from tasks.export.form import Form
 from tasks.export.student import Student, lineage
 
@@ -109,6 +120,7 @@ def write_model_card(folder: Path, exported: Exported, student: Student, files: 
         "usage": exported.form.usage_of(folder),
         "pipeline_tag": _pipeline_tag(folder),
         "embedder": checkpoints.is_embedder(folder),
+        "pictures": len(row.images or ()),
         "unit": kind_of(folder).unit,
         "bases": [t["model"] for t in files.teachers.values() if t["model"].count("/") == 1],
         "student": student.row,
@@ -145,6 +157,8 @@ def _pipeline_tag(folder: Path) -> str:
         return "sentence-similarity"
     if checkpoints.is_masked(folder):
         return "fill-mask"
+    if is_seeing(folder):
+        return "image-text-to-text"
     return "text-classification" if checkpoints.is_classifier(folder) else "text-generation"
 
 
@@ -152,6 +166,11 @@ def write_dataset(folder: Path, files: CardFiles) -> None:
     """Lay the training data of the round, its card and its notice into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(FILTER / "kept.jsonl", folder / DATA)
+    if IMAGES.is_dir():  # those of the training rows alone
+        used = {name for row in read_rows(folder / DATA, Response) for name in row.images or ()}
+        (folder / IMAGES.name).mkdir(exist_ok=True)
+        for name in sorted(used):
+            shutil.copyfile(IMAGES / name, folder / IMAGES.name / name)
     if files.about_data["notice"]:
         shutil.copyfile(COLLECT / NOTICE, folder / NOTICE)
     funnel = _read(FILTER / "funnel.json")

@@ -52,6 +52,8 @@ class Form(Section, ABC):
     writes_embedders: ClassVar[bool] = False
     writes_masked: ClassVar[bool] = False
     """Whether an embedder can be written in this form."""
+    writes_seeing: ClassVar[bool] = False
+    """Whether a model that sees can be written in this form."""
 
     @property
     @abstractmethod

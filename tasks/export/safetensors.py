@@ -10,6 +10,7 @@ from cohobate.evaluation.model_under_test import open_model
 from cohobate.generation.requests import Decoding
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision
+from cohobate.models.seeing import PROCESSOR, is_seeing
 from tasks.export.form import Form, Questions, Tolerance
 
 
@@ -25,6 +26,7 @@ class Safetensors(Form):
     writes_classifiers: ClassVar[bool] = True
     writes_embedders: ClassVar[bool] = True
     writes_masked: ClassVar[bool] = True
+    writes_seeing: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -42,11 +44,15 @@ class Safetensors(Form):
             return embedder_usage(folder)
         if checkpoints.is_masked(folder):
             return masked_usage()
+        if is_seeing(folder):
+            return seeing_usage(folder)
         return classifier_usage() if checkpoints.is_classifier(folder) else self.usage
 
     def serving(self, student: Path, folder: Path, example: Row) -> str:
         """Return lines of vLLM for a model that generates, and where llama.cpp and Ollama are."""
         if checkpoints.is_embedder(folder) or checkpoints.is_classifier(folder):
+            return ""
+        if checkpoints.is_masked(folder) or is_seeing(folder):
             return ""
         key, route = '"prompt": "..."', ""
         if not isinstance(example.prompt, str):
@@ -101,6 +107,22 @@ def masked_usage() -> str:
         "```python\nfrom transformers import pipeline\n\n"
         'filler = pipeline("fill-mask", ".")\n'
         'print(filler(f"{prompt} {filler.tokenizer.mask_token}"))   # the likeliest tokens\n'
+        "```"
+    )
+
+
+def seeing_usage(folder: Path) -> str:
+    """Return a few lines of transformers for the model card of a model that sees."""
+    token = json.loads((folder / PROCESSOR).read_bytes()).get("image_token", "<image>")
+    return (
+        "```python\nfrom PIL import Image\n"
+        "from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
+        'processor = AutoProcessor.from_pretrained(".")\n'
+        'model = AutoModelForImageTextToText.from_pretrained(".", dtype="auto")\n'
+        'picture = Image.open("picture.png").convert("RGB")   # transparent parts: on white\n'
+        f'inputs = processor(images=picture, text="{token}" + prompt, return_tensors="pt")\n'
+        "answer = model.generate(**inputs, max_new_tokens=16, do_sample=False)\n"
+        'print(processor.decode(answer[0, inputs["input_ids"].shape[1]:]))\n'
         "```"
     )
 

@@ -31,6 +31,7 @@ from cohobate.evaluation.model_under_test import CausalModel, kind_of
 from cohobate.evaluation.score_text import ScoreText
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision, resolve
+from cohobate.models.seeing import is_seeing
 from cohobate.params import Section, ValueOf
 from cohobate.progress import say
 from cohobate.scoring.verifiers import Task
@@ -176,7 +177,7 @@ def _chosen(export: ExportParams, student: Student, check: Check) -> tuple[int, 
 
 
 def _refuse_forms(export: ExportParams, folder: Path) -> None:
-    """Refuse forms in which an encoder of its kind cannot be written, or a model of text.
+    """Refuse forms in which the student cannot be written: a model of its kind.
 
     Raises:
         UserError: names the form.
@@ -189,6 +190,8 @@ def _refuse_forms(export: ExportParams, folder: Path) -> None:
             kind, can = "an embedder", form.writes_embedders
         elif checkpoints.is_masked(folder):
             kind, can = "a masked model", form.writes_masked
+        elif is_seeing(folder):
+            kind, can = "a model that sees", form.writes_seeing
         if not can:
             raise UserError(
                 f"{kind} cannot be exported as {form.type}",

@@ -120,6 +120,6 @@ def _prompts(rows: list[Response]) -> Iterator[Row]:
     by_id = {row.id: row for row in collected if row.id in ids}
     for row in rows:
         generated = row.model_dump(
-            include={"id", "prompt", "teacher_prompt", "group", "task", "weight"}
+            include={"id", "prompt", "teacher_prompt", "images", "group", "task", "weight"}
         )
         yield by_id.get(row.id) or Row(**generated)

@@ -49,6 +49,14 @@ def check_student_kind(
         raise UserError(what, where=f"params.yaml, {where}", fix=fix)
 
 
+def is_of_student(phase: "Phase", phases: Mapping[str, "Phase"]) -> bool:
+    """Say whether a phase goes on with the initial student, not with a teacher."""
+    stage, _, name = phase.start.partition("/")
+    # preflight has refused cycles
+    above = phases.get(f"{stage}.{name.split('/', maxsplit=1)[0]}")
+    return is_of_student(above, phases) if above else stage != "adapt"
+
+
 def _check_method(key: str, phase: "Phase", start: str) -> None:
     method: str = phase.method  # type: ignore[attr-defined]
     if start == CLASSIFIER and method not in ("classify", "mlm"):

@@ -44,6 +44,7 @@ from tasks.preflight.phases import (
 )
 from tasks.preflight.references import check_phase
 from tasks.preflight.scoring import check_scoring
+from tasks.preflight.seeing import check_seeing
 from tasks.preflight.served import check_served
 from tasks.preflight.stage_memory import StageMemory
 
@@ -84,6 +85,7 @@ def run(
     check_student_kind(init_student.type, phases, document)
     check_masked(init_student.type, teachers, phases, document)
     check_scoring(document)
+    check_seeing(init_student, phases, document)
     for key, teacher in teachers.items():
         check_terms(key, teacher)
     init_student.teacher_of(teachers)

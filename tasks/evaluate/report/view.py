@@ -5,7 +5,7 @@ from typing import Any
 
 from cohobate.evaluation import number_text
 from cohobate.evaluation.score_text import NO_SHARE, ScoreText
-from tasks.evaluate.report import behaviour_view, plots, scoring_view, task_view
+from tasks.evaluate.report import behaviour_view, pictures, plots, scoring_view, task_view
 from tasks.evaluate.report.comparison import compared
 from tasks.evaluate.report.round_files import RoundFiles, Table
 
@@ -63,7 +63,7 @@ def view(files: RoundFiles, against: str = "") -> dict[str, Any]:
         # a group's gap is shown in points of a score
         "groups": [] if text.lower_is_better else _groups(files.groups),
         "reliability": plots.reliability(files.reliability, arms),
-        "samples": _samples(files.samples, arms) if files.samples else [],
+        "samples": _samples(files, arms) if files.samples else [],
         "roles": ROLES,
         "robustness": behaviour_view.robustness(files.robustness),
         "forgetting": behaviour_view.forgetting(files.forgetting, arms),
@@ -309,7 +309,8 @@ def _groups(groups: Table) -> Table:
     ]
 
 
-def _samples(samples: Table, arms: Table) -> Table:
+def _samples(files: RoundFiles, arms: Table) -> Table:
+    samples = files.samples
     with_role = [arm for arm in arms if arm["role"] != "other"]
     return [
         {
@@ -319,6 +320,7 @@ def _samples(samples: Table, arms: Table) -> Table:
             "rows": [
                 {
                     "prompt": behaviour_view.prompt_text(sample["prompt"]),
+                    "pictures": pictures.inline(files.root, sample.get("images", ())),
                     "reference": sample["reference"],
                     "group": sample["group"],
                     "answers": [(arm, sample["answers"][arm["arm"]]) for arm in with_role],
