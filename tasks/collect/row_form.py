@@ -45,6 +45,8 @@ class RowForm(Section):
     def _prompts_or_raw_text(self) -> "RowForm":
         if self.text and self.template:
             raise ValueError("raw text has no template: give either text or template")
+        if self.template and self.template.is_constant and not self.images:
+            raise ValueError("template.prompt: name at least one column, as in {text}")
         if self.text and self.images:
             raise ValueError("raw text has no pictures: images are for prompts")
         if self.text and self.teacher_prompt:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from string import Formatter
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import ValidationInfo, field_validator
 
 from cohobate.data.messages import Message, Prompt
 from cohobate.params import Section
@@ -19,7 +19,7 @@ class PromptTemplate(Section):
     """Prompt and answer of a record. `{name}` stands for a column, `{{` for a brace."""
 
     prompt: str
-    """Text with columns to fill in. A single `{name}` can also be a column with a conversation,
+    """Text with columns to fill in; behind pictures it may have none. A single `{name}` can also be a column with a conversation,
     such as `messages` or ShareGPT's `conversations`: an assistant's last turn is the answer, and
     a column `tools` holds the tools that it may call."""
     answer: str = " {answer}"
@@ -38,10 +38,16 @@ class PromptTemplate(Section):
 
     @field_validator("prompt", "answer")
     @classmethod
-    def _well_formed(cls, template: str) -> str:
-        if not columns_in(template):
-            raise ValueError("name at least one column, as in {text}")
+    def _well_formed(cls, template: str, info: ValidationInfo) -> str:
+        # behind pictures (`RowForm`) a prompt can be the same text for all records
+        if not columns_in(template) and info.field_name == "answer":
+            raise ValueError("name at least one column, as in {answer}")
         return template
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all records have one prompt."""
+        return not columns_in(self.prompt)
 
     @property
     def answer_columns(self) -> frozenset[str]:

@@ -46,16 +46,16 @@ def test_it_learns_what_only_the_pictures_say_and_resumes_to_the_bit(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = Hyperparameters(
-        updates=60, batch_size=6, learning_rate=5e-3, checkpoint_every=20, precision="float32"
+        updates=40, batch_size=6, learning_rate=1e-2, checkpoint_every=10, precision="float32"
     )
     model, history = train(settings)
-    # three answers are equally frequent: without the pictures the loss of the first of two or three
-    # tokens stays above a third of log 3
-    assert history[-1].loss < 0.1
+    # three answers are equally frequent, and the end follows each: without the pictures the mean
+    # loss stays at half of log 3, which is 0.55
+    assert history[-1].loss < 0.4
     whole = {name: weight.clone() for name, weight in model.state_dict().items()}
     checkpointing.delete_checkpoints("seen")
     monkeypatch.setattr(
-        "cohobate.training.callbacks.CheckpointCallback.on_step_end", _killed_at(41)
+        "cohobate.training.callbacks.CheckpointCallback.on_step_end", _killed_at(31)
     )
     with pytest.raises(KeyboardInterrupt):
         train(settings)

@@ -126,6 +126,11 @@ def test_a_data_file_alone_is_refused_as_dvc_would_not_see_its_pictures(seen: Pa
     assert "collect.source.path=" in raised.value.fix
 
 
+def test_one_prompt_for_all_records_needs_pictures() -> None:
+    with pytest.raises(UserError, match="name at least one column"):
+        collect(images=None)
+
+
 def test_transparent_parts_become_white_and_the_name_is_of_what_came() -> None:
     from PIL import Image
 
