@@ -362,7 +362,8 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
         shortened += ["collect.source={type: files, path: seen, group: answer}"]
         shortened += ['collect.teacher_prompt.text="{text}\\nCategory:"']
         shortened += ["init_student.vision={image_size: 16, patch_size: 8, layers: 1, width: 16}"]
-        shortened += ["init_student.vision.heads=2"]
+        # the tiny teacher's answers are no labels
+        shortened += ["init_student.vision.heads=2", "filter.filters=[{type: exact_duplicates}]"]
     for name, phase in document["train"].items():
         shortened += [f"train.{name}.updates={UPDATES}", f"train.{name}.batch_size=8"]
         if phase.get("student_text", {}).get("held_out"):
