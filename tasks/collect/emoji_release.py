@@ -18,7 +18,7 @@ _PREFIX = "package/"
 _TEXTS = ("emoji.json", "LICENSE")
 
 
-class Release(Section):
+class EmojiRelease(Section):
     """The content of cohobate/packaged/emoji.yaml."""
 
     package: str
@@ -28,9 +28,10 @@ class Release(Section):
     licence: str
 
 
-def read_release() -> Release:
+def read_release() -> EmojiRelease:
     """Return the release that is packaged."""
-    release: Release = params.validated(Release, packaged.read(packaged.EMOJI), packaged.EMOJI)
+    content, path = packaged.read(packaged.EMOJI), packaged.EMOJI
+    release: EmojiRelease = params.validated(EmojiRelease, content, path)
     return release
 
 

@@ -19,9 +19,9 @@ class PromptTemplate(Section):
     """Prompt and answer of a record. `{name}` stands for a column, `{{` for a brace."""
 
     prompt: str
-    """Text with columns to fill in; behind pictures it may have none. A single `{name}` can also be a column with a conversation,
-    such as `messages` or ShareGPT's `conversations`: an assistant's last turn is the answer, and
-    a column `tools` holds the tools that it may call."""
+    """Text with columns to fill in; behind pictures it may have none. A single `{name}` can also be
+    a column with a conversation, such as `messages` or ShareGPT's `conversations`: an assistant's
+    last turn is the answer, and a column `tools` holds the tools that it may call."""
     answer: str = " {answer}"
     """The answer, exactly as it follows the prompt: a leading space is part of it. A record without
     one of its columns is unlabelled."""
