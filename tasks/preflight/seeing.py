@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cohobate.errors import UserError
 from cohobate.models import hub
 from cohobate.models.seeing import is_seeing
-from cohobate.students.initialization import Pretrained, StudentInit
+from cohobate.students.initialization import Pretrained, Seeing, StudentInit
 from tasks.preflight.classifiers import is_of_student
 from tasks.preflight.embedders import Misfit
 
@@ -23,6 +23,7 @@ FORMS = frozenset({"safetensors"})
 _SCORERS = ("filter.scorer", "curriculum.scorer", "preferences.student", "preferences.judge")
 _READING_FILTERS = ("judge", "reward", "ifd", "semantic_duplicates", "diversity")
 """Filters that read the text of a prompt, which says little without its picture."""
+_JUDGED = ("win_rate", "rubric")
 _DIFFICULTIES = ("length", "teacher_loss", "given", "given_label", "random", "rationale_length")
 """Difficulties for which no model reads a prompt."""
 
@@ -54,7 +55,7 @@ def check_seeing(
 def _sees(init_student: StudentInit) -> bool:
     if isinstance(init_student, Pretrained):
         return is_seeing(hub.resolve(init_student.model, init_student.revision))
-    return init_student.type == "seeing"
+    return isinstance(init_student, Seeing)
 
 
 def _row_forms(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -155,6 +156,12 @@ def _stages(document: Mapping[str, Any]) -> Iterator[Misfit]:
             "prompts with pictures are not perturbed: their captions would not change with them",
             "evaluate.robustness.perturbations",
             "cohobate run --set evaluate.robustness.perturbations=[]",
+        )
+    if any(one.get("type") in _JUDGED for one in evaluate.get("metrics") or ()):
+        yield (
+            "a judge reads the text of prompts alone, and rows have pictures",
+            "evaluate.metrics",
+            "cohobate run --set 'evaluate.metrics=[{type: verifier}]'",
         )
     if (evaluate.get("harness") or {}).get("tasks"):
         yield (
