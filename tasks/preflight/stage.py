@@ -80,12 +80,7 @@ def run(
     phases = _named("assist", assist) | _named("train", train)
     check_phases(phases, teachers, capture.signals, keep_tokenizer=capture.keep_tokenizer)
     check_packages({"adapt": adapt, **phases})
-    document = _document()
-    check_embedders(init_student.type, teachers, phases, document)
-    check_student_kind(init_student.type, phases, document)
-    check_masked(init_student.type, teachers, phases, document)
-    check_scoring(document)
-    check_seeing(init_student, phases, document)
+    _check_kinds(init_student, teachers, phases)
     for key, teacher in teachers.items():
         check_terms(key, teacher)
     init_student.teacher_of(teachers)
@@ -122,6 +117,16 @@ def _write(
     summary |= {"parameters of the student": student["parameters"]}
     write_json(MODELS.with_name("summary.json"), summary | {"vocabulary": vocabulary})
     say(" · ".join(f"{label}: {count / 1e6:.1f}M" for label, count in summary.items()))
+
+
+def _check_kinds(init_student: StudentInit, teachers: Teachers, phases: dict[str, Method]) -> None:
+    """Check that phases and other sections fit the kind of the student."""
+    document = _document()
+    check_embedders(init_student.type, teachers, phases, document)
+    check_student_kind(init_student.type, phases, document)
+    check_masked(init_student.type, teachers, phases, document)
+    check_scoring(document)
+    check_seeing(init_student, phases, document)
 
 
 def _named(section: str, phases: dict[str, Method]) -> dict[str, Method]:
