@@ -56,7 +56,7 @@ def _check_adapter(document: Mapping[str, Any], phases: Mapping[str, Any]) -> No
     """Refuse an adapter that is to be published and that the student's phase does not keep."""
     push = (document.get("export") or {}).get("push") or {}
     student = (document.get("evaluate") or {}).get("student")
-    adapter = (phases.get(student) or {}).get("adapter") or {}
+    adapter = (phases.get(str(student)) or {}).get("adapter") or {}
     if push.get("adapter") and not adapter.get("save_adapter"):
         raise UserError(
             f"the phase {student!r} keeps no adapter, and export.push.adapter would publish it",

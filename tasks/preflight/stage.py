@@ -103,7 +103,7 @@ def run(
     check_beginnings(phases, init_student.type)
     teacher_sizes = {key: size_of(outline) for key, outline in outlines.items()}
     memory = Memory(teacher_sizes, size_of(outline, record), phases, _device_of)
-    _check_memory(memory.stages(adapt, generate, capture, document), teachers)
+    _check_memory(memory.stages(adapt, generate, capture, _document()), teachers)
     _write(teachers, outlines, record, len(outline.vocabulary))
 
 
