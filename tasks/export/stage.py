@@ -36,7 +36,7 @@ from cohobate.params import Section, ValueOf
 from cohobate.progress import say
 from cohobate.scoring.verifiers import Task
 from cohobate.students.initialization import StudentInit
-from tasks.export.adapter import adapter_of, write_repository
+from tasks.export.adapter import Adapter, adapter_of, write_repository
 from tasks.export.cards import CardFiles, Exported, write_dataset, write_model_card
 from tasks.export.form import Questions
 from tasks.export.gguf import Gguf
@@ -104,21 +104,14 @@ def run(
     student, files = evaluated(), CardFiles()
     if export.push:
         export.push.refuse(files.teachers, files.gate_passed)
-    prefix = checkpoints.prompt_prefix(next(iter(student.by_seed.values())))
-    rows = [row.prefixed(prefix) for row in dev_sample(export.dev_rows)]
-    # raw text has no prompt: its beginning is continued
-    prompts = [_beginning(row) if row.is_raw_text else row.full_prompt for row in rows]
-    documents = [row.full_answer for row in rows]
-    questions = Questions(prompts, max_tokens, export.threads, documents)
+    check = _check(export, student, metric, max_tokens, task)
     number_format = resolve(export.precision, checkpoints.accelerator())
-    tokens = _token_counts(next(iter(student.by_seed.values())), rows)
-    check = Check(rows, questions, tokens, metric, task)
     seed, original = _chosen(export, student, check)
     _refuse_forms(export, student.by_seed[seed])
     sends_adapter = export.push and export.push.adapter
     adapter = adapter_of(student.by_seed[seed], files, init_student) if sends_adapter else None
     shutil.rmtree(EXPORT, ignore_errors=True)
-    summary: dict[str, Any] = {"phase": student.phase, "seed": seed, "dev_rows": len(rows)}
+    summary: dict[str, Any] = {"phase": student.phase, "seed": seed, "dev_rows": len(check.rows)}
     summary["original score"] = round(check.score(*original), 6)
     with ExitStack() as published:  # all of them at its end, or none
         source, forms = student.by_seed[seed], export.forms
@@ -129,8 +122,8 @@ def run(
             partial = published.enter_context(checkpoints.staged(EXPORT / form.name))
             form.write(source, partial)
             figures = check.rescored(form, partial, original).figures()
-            serving = form.serving(source, partial, rows[0])
-            exported = Exported(form, seed, figures, rows[0], ScoreText(metric.type), serving)
+            serving = form.serving(source, partial, check.rows[0])
+            exported = Exported(form, seed, figures, check.rows[0], ScoreText(metric.type), serving)
             write_model_card(partial, exported, student, files)
             record: dict[str, Any] = {"form": form.model_dump(mode="json"), "rescored": figures}
             record["source"] = lineage(student.by_seed[seed])
@@ -138,15 +131,38 @@ def run(
             write_json(partial / checkpoints.PROVENANCE, record)
             shown_figures = {name: figures[name] for name in SHOWN if figures[name] is not None}
             summary |= {f"{form.name} {name}": figure for name, figure in shown_figures.items()}
-            say(f"{form.name}: the same answer on {figures['agreement']:.1%} of {len(rows)} rows")
+            agreement = f"{figures['agreement']:.1%} of {len(check.rows)} rows"
+            say(f"{form.name}: the same answer on {agreement}")
     write_json(EXPORT / "summary.json", summary)
     write_dataset(EXPORTED_DATA, files)
     if export.push:
-        published_forms = [EXPORT / form.name for form in export.forms]
-        with tempfile.TemporaryDirectory() as scratch:
-            if adapter and export.push.adapter:
-                write_repository(adapter, export.push.adapter, Path(scratch), exported, files)
-            export.push.upload(published_forms, EXPORTED_DATA, Path(scratch) if adapter else None)
+        _publish(
+            export.push, adapter, exported, files, [EXPORT / form.name for form in export.forms]
+        )
+
+
+def _check(
+    export: ExportParams, student: Student, metric: DecidingMetric, max_tokens: int, task: Task
+) -> Check:
+    """Return the dev rows on which each form is checked, with how they are scored."""
+    folder = next(iter(student.by_seed.values()))
+    prefix = checkpoints.prompt_prefix(folder)
+    rows = [row.prefixed(prefix) for row in dev_sample(export.dev_rows)]
+    # raw text has no prompt: its beginning is continued
+    prompts = [_beginning(row) if row.is_raw_text else row.full_prompt for row in rows]
+    documents = [row.full_answer for row in rows]
+    questions = Questions(prompts, max_tokens, export.threads, documents)
+    return Check(rows, questions, _token_counts(folder, rows), metric, task)
+
+
+def _publish(
+    push: Push, adapter: Adapter | None, exported: Exported, files: CardFiles, forms: list[Path]
+) -> None:
+    """Send what was exported to the hub."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if adapter and push.adapter:
+            write_repository(adapter, push.adapter, Path(scratch), exported, files)
+        push.upload(forms, EXPORTED_DATA, Path(scratch) if adapter else None)
 
 
 def _chosen(export: ExportParams, student: Student, check: Check) -> tuple[int, Original]:
