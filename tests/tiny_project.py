@@ -84,13 +84,16 @@ def rows() -> list[dict[str, str]]:
     return [{"text": text, "answer": kind} for text, kind in kinds.items()]
 
 
-def run(folder: Path, *command: str, timeout: int = 900, **env: str) -> subprocess.CompletedProcess:
+def run(
+    folder: Path, *command: str, timeout: int = 900, typed: str | None = None, **env: str
+) -> subprocess.CompletedProcess:
     """Run one of the environment's own commands in a project, as a person would."""
     path = f"{BIN}:{os.environ['PATH']}"
     return subprocess.run(
         [str(BIN / command[0]), *command[1:]],
         cwd=folder,
         env=os.environ | {"PATH": path, "COHOBATE_CACHE": str(folder.parent / "cache")} | env,
+        input=typed,
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -1,6 +1,8 @@
 """`dvc repro` and the flow run a round in the same way: same skips, and the same dvc.lock."""
 
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests import tiny_project
+from tests.flows import quick_project
 from tests.prefect_server import api
-from tests.tiny_project import BIN, outcomes, run
+from tests.tiny_project import BIN, ROOT, outcomes, run
 
 pytestmark = pytest.mark.round
 
@@ -149,3 +152,25 @@ def test_a_failing_stage_is_reported_as_failed(
     states = {task["name"]: task["state_type"] for task in tasks}
     assert states["collect"] == "FAILED"
     assert states["filter"] == "PENDING"  # NotReady: it never ran
+
+
+def quickstart() -> list[list[str]]:
+    """Return the commands of docs/quickstart.md, in order."""
+    page = (ROOT / "docs/quickstart.md").read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```", page, re.M | re.S)
+    return [shlex.split(line) for block in blocks for line in block.splitlines()]
+
+
+def test_the_commands_of_the_quickstart_run_as_written(
+    by_dvc: Path, tmp_path: Path, prefect_server: str
+) -> None:
+    shutil.copytree(ROOT / "recipes", by_dvc / "recipes")
+    (by_dvc / "questions.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n' * 20)
+    rounds = quick_project.build(tmp_path)  # of stages that only write a file
+    first, *commands = quickstart()
+    assert first == ["make", "distill"]  # here `dvc repro` has made what it makes
+    for command in commands:
+        folder = rounds if command[1] in ("iterate", "rounds") else by_dvc
+        done = run(folder, *command, typed="beast a b c\n", PREFECT_API_URL=prefect_server)
+        assert done.returncode in (0, 3), (command, done.stderr)  # tiny models may fail the gate
+    assert (by_dvc / "params.yaml").read_text().count("1.0e-3") == 2  # the baseline's, and now kd's
