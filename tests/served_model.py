@@ -18,11 +18,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cohobate.backends.token_names import _byte_letters, bytes_name
+from cohobate.backends.token_names import bytes_name
 from cohobate.data.messages import Message
 from cohobate.data.records import ADAPT, ENDPOINT, write_json
 from cohobate.data.tokenized import prompt_ids
 from cohobate.models import checkpoints
+from cohobate.models.token_bytes import _byte_letters
 
 Kind = Literal["openai", "vllm", "sglang"]
 

@@ -9,12 +9,12 @@ A name is the most exact that the service gives, and so the ledger keeps it:
 A name that occurs twice in one list stands for different tokens; which is which cannot be known.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+from cohobate.models.token_bytes import ids_by_bytes, is_byte_level
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,7 +25,6 @@ _ID, _BYTES = "token_id:", "bytes:"
 _AGAIN = "\0again:"
 """Stands between a name and its number where it occurs again."""
 _SNAPSHOT = re.compile(r"[-@:](\d[\d.-]*|latest)$")
-_HEX_BYTE = re.compile(r"^<0x([0-9A-F]{2})>$")
 
 
 def id_name(token: int) -> str:
@@ -99,18 +98,11 @@ class TokenIds:
     """The ids of a tokenizer by the names that services give tokens."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        vocabulary = tokenizer.get_vocab()
-        self.size = max(vocabulary.values()) + 1
-        pieces = json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] or {})
-        added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-        self.texts_differ = "ByteLevel" in pieces
+        self.size = max(tokenizer.get_vocab().values()) + 1
+        self.texts_differ = is_byte_level(tokenizer)
         """Whether a token's text tells it from all others. Where it does not, services leave out
         the blank that a token of the SentencePiece kind begins with."""
-        self._by_bytes: dict[bytes, int] = {}
-        # `<0x41>` beside the token of its character: the character is meant
-        for token in sorted(vocabulary, key=lambda t: (bool(_HEX_BYTE.match(t)), vocabulary[t])):
-            data = token.encode() if token in added else _bytes_of(token, self.texts_differ)
-            self._by_bytes.setdefault(data, vocabulary[token])
+        self._by_bytes = ids_by_bytes(tokenizer)
 
     def id_of(self, name: str) -> int | None:
         """Return the id of a name; None where it stands for no token, or for one of several."""
@@ -133,24 +125,3 @@ def _escaped(text: str) -> bytes:
         return bytes.fromhex(text.replace("\\x", ""))
     except ValueError:
         return b""
-
-
-def _bytes_of(token: str, byte_level: bool) -> bytes:
-    """Return the bytes that a token of a vocabulary stands for."""
-    if byte_level:
-        letters = _byte_letters()
-        if all(letter in letters for letter in token):
-            return bytes(letters[letter] for letter in token)
-        return token.encode()
-    if match := _HEX_BYTE.match(token):
-        return bytes([int(match[1], 16)])
-    return token.replace("\u2581", " ").encode()
-
-
-@lru_cache(1)
-def _byte_letters() -> dict[str, int]:
-    """Return the byte of each letter in which byte-level tokenizers write their tokens (GPT-2)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {chr(byte): byte for byte in printable}
-    return letters | {chr(256 + n): byte for n, byte in enumerate(others)}

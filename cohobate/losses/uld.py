@@ -2,10 +2,10 @@
 
 Both token sequences are cut into groups that end at the same characters of the text (`align`). The
 distribution of a group is the one over its last token, times the probabilities of the tokens before
-it (the chain rule), on either side. A token that has the same string in both vocabularies is
-compared with itself, all others by rank.
+it (the chain rule), on either side. A token that stands for the same bytes in both
+vocabularies is compared with itself, and so is what closes an answer; all others by rank.
 
-M is the number of the teacher's tokens, as N is of the student's; J is the number of strings that
+M is the number of the teacher's tokens, as N is of the student's; J is the number of tokens that
 both vocabularies have. V is either side's vocabulary.
 """
 

@@ -27,6 +27,7 @@ from cohobate.data.tokenized import (
 )
 from cohobate.errors import UserError
 from cohobate.losses.uld import align
+from cohobate.models.token_bytes import ids_by_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,16 +60,9 @@ class TokenAlignment:
     _prompts: dict[str, EncodedPrompt] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        teacher_ids = self.tokenizer.get_vocab()
-        # sorted: J has the same order in every run
-        pairs = sorted(
-            (n, teacher_ids[text])
-            for text, n in self.student_tokenizer.get_vocab().items()
-            if text in teacher_ids
-        )
-        pairs_J2 = torch.tensor(pairs).reshape(-1, 2)
+        pairs_J2 = torch.tensor(_shared_tokens(self.student_tokenizer, self.tokenizer))
         self.shared_ids = (pairs_J2[:, 0], pairs_J2[:, 1])
-        """The student's and the teacher's ids of the strings that both have, (J,) each."""
+        """The student's and the teacher's ids of what both vocabularies have, (J,) each."""
         self._closing = closing_ids(self.student_tokenizer) | {
             *self.student_tokenizer.all_special_ids
         }
@@ -168,6 +162,30 @@ class TokenAlignment:
             "group_N": torch.tensor(student_groups, dtype=torch.long),
             "group_M": torch.tensor(teacher_groups, dtype=torch.long),
         }
+
+
+def _shared_tokens(
+    student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase"
+) -> list[tuple[int, int]]:
+    """Return the ids of the tokens that stand for the same bytes, and of those that close answers.
+
+    TRL's GOLD compares the vocabularies' strings: `Ġanimal` is then not `▁animal`, and what ends an
+    answer, the one thing that all answers have, is compared by rank.
+    """
+    teacher_ids = ids_by_bytes(teacher)
+    pairs = {
+        n: teacher_ids[data] for data, n in ids_by_bytes(student).items() if data in teacher_ids
+    }
+    sides = [
+        (tokenizer.eos_token_id, *sorted(closing_ids(tokenizer) - {tokenizer.eos_token_id}))
+        for tokenizer in (student, teacher)
+    ]
+    # ends of sequence, and ends of turn where both have another token for them
+    closing = dict(zip(*sides, strict=False))
+    taken = set(closing.values())
+    pairs = {n: other for n, other in pairs.items() if other not in taken} | closing
+    # sorted: J has the same order in every run
+    return sorted(pairs.items())
 
 
 def _align(

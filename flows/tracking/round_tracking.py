@@ -34,6 +34,8 @@ from tasks.evaluate.report.round_files import RoundFiles
 
 CLOSE_SECONDS = 10.0
 """So long the end of a round waits for its trackers, which then go on by themselves."""
+_NAME_LENGTH = 120
+"""Longest name of a run: Weights & Biases takes 128 characters, a folder 255 bytes."""
 _CODE = Path(flows.__file__).parents[1]
 
 
@@ -115,7 +117,8 @@ class RoundTracking:
             "prefect run": runtime.flow_run.id or "",
         }
         tags = {key: value for key, value in tags.items() if value}
-        self._send("open", run=asdict(TrackedRun(runtime.flow_run.name or "round", kept, tags)))
+        name = (runtime.flow_run.name or "round")[:_NAME_LENGTH]
+        self._send("open", run=asdict(TrackedRun(name, kept, tags)))
 
     def handler(self, also: EventHandler) -> EventHandler:
         """Return a handler of a round's events that tells the trackers, and then `also`."""

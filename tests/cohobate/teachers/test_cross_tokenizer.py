@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from cohobate.data.examples import examples_of
 from cohobate.data.generated_text import text_spans
@@ -233,6 +235,27 @@ def chats() -> list[Response]:
     turns = (Message(role="user", content="a small thing"),)
     row = {"id": "1" * 16, "prompt": turns, "teacher": "main", "finish": "stop"}
     return [Response.model_validate(row | {"answer": "animal ü plant"})]
+
+
+def test_tokens_are_shared_by_their_bytes_and_by_what_they_close() -> None:
+    def tokenizer(words: list[str], decoder: Any, eos: str) -> Any:
+        vocabulary = {word: n for n, word in enumerate([eos, *words])}
+        backend = Tokenizer(models.WordLevel(vocabulary, unk_token=eos))
+        backend.decoder = decoder
+        return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos)
+
+    ours = tokenizer(["Ġanimal", "ü", "Ã¼", "plant"], decoders.ByteLevel(), "<|im_end|>")
+    theirs = tokenizer(["plant", "ü", "▁animal", "▁of"], decoders.Metaspace(), "<eos>")
+    shared = zip(*(ids.tolist() for ids in TokenAlignment(theirs, ours).shared_ids), strict=True)
+    names = {
+        (ours.convert_ids_to_tokens(n), theirs.convert_ids_to_tokens(other)) for n, other in shared
+    }
+    assert names == {
+        ("<|im_end|>", "<eos>"),
+        ("Ġanimal", "▁animal"),
+        ("Ã¼", "ü"),
+        ("plant", "plant"),
+    }
 
 
 def test_masked_and_unfinished_answers(make_model: Any, tokenizers: tuple[Any, Any]) -> None:
