@@ -18,9 +18,15 @@ hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with whole rounds first: they wait for Ray and Prefect while others compute."""
-    slow = {item.path for item in items if item.get_closest_marker("round")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Put files with whole rounds first, for two of several workers; a file is a worker's alone.
+
+    Rounds wait for Ray and Prefect while other tests compute; more than two at once would be slow.
+    """
+    rounds = sorted({item.path for item in items if item.get_closest_marker("round")})
+    for item in items:
+        group = f"rounds {rounds.index(item.path) % 2}" if item.path in rounds else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path not in rounds)
 
 
 @pytest.fixture
