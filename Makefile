@@ -41,7 +41,7 @@ can-fetch:
 
 test: setup  ## everything CI runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## what takes minutes: real models, twenty kills
 	$(BIN)/pytest -m "slow or faults"

@@ -7,6 +7,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests import tiny_models
 
@@ -17,17 +18,34 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with whole rounds first, for two of several workers; a file is a worker's alone.
+ROUNDS = sorted(
+    path.name
+    for path in (Path(__file__).parent / "flows").glob("test_*.py")
+    if "pytestmark = pytest.mark.round" in path.read_text()
+)
+"""Files of whole rounds, which wait for Ray and Prefect while other tests compute."""
 
-    Rounds wait for Ray and Prefect while other tests compute; more than two at once would be slow.
+
+class Scheduling(LoadFileScheduling):
+    """Files go to workers as a whole, and those of rounds to two workers alone.
+
+    More than two rounds at once would be slow: they start a server and a cluster each.
     """
-    rounds = sorted({item.path for item in items if item.get_closest_marker("round")})
-    for item in items:
-        group = f"rounds {rounds.index(item.path) % 2}" if item.path in rounds else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.path not in rounds)
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        name = Path(file).name
+        return f"rounds {ROUNDS.index(name) % 2}" if name in ROUNDS else file
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest may run without the plug-in
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put rounds first, so that no worker is left with them at the end."""
+    items.sort(key=lambda item: item.path.name not in ROUNDS)
 
 
 @pytest.fixture
