@@ -90,7 +90,15 @@ def test_a_changed_param_runs_what_it_touches_and_changed_back_is_restored(
     document = (by_flow / "params.yaml").read_text()
     changed = flow("--set", "train.kd.learning_rate=0.0001")
     ran = {address for address, outcome in changed.items() if outcome == "ran"}
-    assert ran == {"preflight", "train@kd", "evaluate", "challenge", "hard_examples", "export"}
+    assert ran == {
+        "preflight",
+        "dev_checks",
+        "train@kd",
+        "evaluate",
+        "challenge",
+        "hard_examples",
+        "export",
+    }
     assert {changed[a] for a in changed if a not in ran} == {"unchanged"}
     (by_flow / "params.yaml").write_text(document)
     back = flow()

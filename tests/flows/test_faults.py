@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output = process.communicate(timeout=240)[0]
+    output = process.communicate(timeout=600)[0]
     return process.returncode, output
 
 
@@ -120,7 +120,7 @@ def outage(root: Path, server: Server, after: float) -> None:
     """Kill the server -9 while a round runs, and start it again; the round must end well."""
     (root.parent / "mode").write_text("slow 6")
     process = start(root, "cohobate", "run", "--json", PREFECT_API_URL=server.url)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while "train" not in ran(root):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)

@@ -65,7 +65,7 @@ def kill_in(root: Path, stage: str, **env: str) -> None:
         start_new_session=True,
     )
     assert process.stderr
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     for line in process.stderr:
         if line.split()[:2] == [stage, "started"]:
             break
