@@ -1,6 +1,7 @@
 """Trials of a search that end early, by their scores on dev rows."""
 
 import shutil
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ def read(folder: Path, text: str) -> search_space.Search:
 
 def run(study: SearchStudy, scores: list[float]) -> dict[str, Any]:
     """Run a trial with these checks, each a quarter of the training; return its figures."""
+    return copy_context().run(_run, study, scores)  # of its own, as the search gives it
+
+
+def _run(study: SearchStudy, scores: list[float]) -> dict[str, Any]:
     trial = study.next()
     pruning = TrialPruning(trial)
     pruning.follow(DOCUMENT)
