@@ -9,6 +9,7 @@ of a container, where process numbers are small.
 import contextlib
 import json
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +26,17 @@ _CLOCK_SECONDS = 1.0
 def drop_stale_lock(root: Path) -> None:
     """Delete DVC's list of locks if no living process holds one, or if the list is incomplete.
 
-    Workers of a killed round end within seconds: this waits for them. An incomplete list does not
-    say who holds a lock, so this waits for every process that works in `root`. Where one goes on,
-    the list stays, and DVC's next call names the process.
+    Workers of a killed round end within seconds: this waits for them, as they may be writing
+    dvc.lock. An incomplete list does not say who holds a lock, so this waits for every process that
+    works in `root`. Where one goes on, the list stays, and DVC's next call names the process.
     """
     path = root / _LIST
     deadline = time.monotonic() + BUSY_SECONDS
-    while ((held := holders(root)) is None and _working_in(root.resolve())) or _orphaned(held):
+    while (
+        ((held := holders(root)) is None and _working_in(root.resolve(), _COMMANDS))
+        or _orphaned(held)
+        or _working_in(root.resolve())
+    ):
         if time.monotonic() > deadline:
             return
         time.sleep(0.5)
@@ -98,8 +103,8 @@ def _orphaned(held: list[Holder] | None) -> bool:
     return False
 
 
-def _working_in(root: Path) -> list[int]:
-    """Return the other processes that run a stage, `dvc` or `cohobate` in or below `root`."""
+def _working_in(root: Path, commands: Collection[str] = ()) -> list[int]:
+    """Return the other processes that run a stage on Ray, or a command, in or below `root`."""
     own = psutil.Process()
     # the parents too: this command may run under `dvc` or in a worker
     mine = {own.pid, *(parent.pid for parent in own.parents())}
@@ -108,7 +113,7 @@ def _working_in(root: Path) -> list[int]:
         name, words = process.info["name"], process.info["cmdline"] or []
         stage = name.startswith("ray::") and name != "ray::IDLE"
         if process.pid in mine or not (
-            stage or _COMMANDS & {Path(word).name for word in words[:3]}
+            stage or {*commands} & {Path(word).name for word in words[:3]}
         ):
             continue
         try:
