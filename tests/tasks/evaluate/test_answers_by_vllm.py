@@ -25,7 +25,7 @@ from cohobate.data.records import (
     write_rows,
 )  # fmt: skip
 from cohobate.errors import UserError
-from cohobate.evaluation import model_under_test
+from cohobate.evaluation import tested_checkpoint
 from cohobate.generation.decoding import decode_batch, stop_ids
 from cohobate.generation.requests import Batching, Decoding, Request
 from cohobate.methods.teacher_tuning import NoTuning
@@ -80,13 +80,13 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The checkpoints whose weights were loaded in this process."""
-    folders, load = [], model_under_test.load_frozen
+    folders, load = [], tested_checkpoint.load_frozen
 
     def counted(folder: Path, **options: Any) -> Any:
         folders.append(str(folder))
         return load(folder, **options)
 
-    monkeypatch.setattr(model_under_test, "load_frozen", counted)
+    monkeypatch.setattr(tested_checkpoint, "load_frozen", counted)
     return folders
 
 
