@@ -43,7 +43,7 @@ test: setup  ## everything CI runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-test-slow: setup  ## what takes minutes: real models, twenty kills
+test-slow: setup  ## what takes minutes: real models, more rounds, twenty kills
 	$(BIN)/pytest -m "slow or faults"
 
 recipes-tiny: setup  ## every recipe and variant through the flow, on tiny models

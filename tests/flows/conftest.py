@@ -8,9 +8,9 @@ import pytest
 from tests import prefect_server as server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of the whole test run, so that each round need not start one."""
+    """A server of the rounds of a module. It ends with them: idle it takes a tenth of a core."""
     with server.prefect_server(tmp_path_factory.mktemp("prefect")) as url:
         yield url
 

@@ -96,7 +96,9 @@ def interrupts_count() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interrupts_count")
-@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signal_", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)]
+)
 def test_a_round_that_is_asked_to_stop_leaves_no_process_behind(
     root: Path, signal_: signal.Signals
 ) -> None:

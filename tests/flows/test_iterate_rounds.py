@@ -106,6 +106,7 @@ def test_rounds_follow_each_other(project: Path, prefect_server: str) -> None:
     assert git(clone, "status", "--porcelain") == ""
 
 
+@pytest.mark.slow
 def test_a_student_of_another_shape_begins_anew_and_must_not_be_slower(
     tmp_path: Path, prefect_server: str
 ) -> None:
