@@ -11,6 +11,7 @@ from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
 from cohobate.evaluation import energy
+from cohobate.evaluation.drafting import Drafting
 from cohobate.models.number_formats import device_name
 from cohobate.params import Section
 
@@ -29,6 +30,9 @@ class Timing(Section):
     """Tokens generated after each prompt."""
     batch: int = 8
     """Batch size for throughput; latency is measured at batch size 1."""
+    draft: Drafting | None = None
+    """Measure the student as the draft of its teacher in speculative decoding, such as `{}` or
+    `{tokens: 8}`: both must be causal models with one vocabulary. None: not measured."""
 
     def measure(
         self, models: Mapping[str, "PreTrainedModel"], prompts: Mapping[str, list[list[int]]]

@@ -12,8 +12,10 @@ from cohobate.data.records import Row, write_rows
 from cohobate.data.tokenized import Encoded, encode_all
 from cohobate.errors import UserError
 from cohobate.evaluation.deciding_metric import is_judged
+from cohobate.evaluation.drafting import Drafting
 from cohobate.evaluation.footprint import footprint
 from cohobate.generation.requests import Answer
+from cohobate.models.seeing import is_seeing
 from cohobate.progress import say
 from cohobate.scoring.verifiers import Task
 from tasks.evaluate import predictions
@@ -107,7 +109,20 @@ class Evaluator:
         prompts = {role: model.prompt_ids(rows) for role, model in loaded.items()}
         models = {role: model.model for role, model in loaded.items()}
         timings = self.params.timing.measure(models, prompts)
+        if self.params.timing.draft:
+            timings["draft"] = self._drafted(self.params.timing.draft, loaded)
         return {**timings, "precision": self.params.number_format}
+
+    def _drafted(self, draft: Drafting, loaded: Mapping[str, LoadedModel]) -> dict[str, Any]:
+        """Measure the student as the draft of its teacher, or say why not."""
+        teacher, student = loaded.get("teacher"), loaded["student"]
+        if teacher is None:
+            return {"why_not": "the teacher's weights are not here"}
+        causal = all(one.model.can_generate() for one in (teacher, student))
+        if not (causal and _compares(teacher, student)) or is_seeing(student.tested.folder):
+            return {"why_not": "teacher and student are not two causal models of one vocabulary"}
+        prompts = teacher.prompt_ids(self.rows[: draft.rows])
+        return draft.measure(teacher.model, student.model, teacher.tokenizer, prompts)
 
     def _load(self, folder: Path, role: str = "") -> LoadedModel:
         return LoadedModel.of(self.params, folder, role, self.rows)

@@ -1,11 +1,18 @@
 """Content of the report, section by section, as plain values for the templates."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cohobate.evaluation import number_text
 from cohobate.evaluation.score_text import NO_SHARE, ScoreText
-from tasks.evaluate.report import behaviour_view, pictures, plots, scoring_view, task_view
+from tasks.evaluate.report import (
+    behaviour_view,
+    efficiency,
+    pictures,
+    plots,
+    scoring_view,
+    task_view,
+)
 from tasks.evaluate.report.comparison import compared
 from tasks.evaluate.report.round_files import RoundFiles, Table
 
@@ -54,7 +61,7 @@ def view(files: RoundFiles, against: str = "") -> dict[str, Any]:
         "unequal": unequal_updates(by_role),
         "scores": plots.scores(arms, text),
         "gain": plots.gain(metrics),
-        "efficiency": _efficiency(by_role, files.timings),
+        "efficiency": efficiency.pairs(by_role, files.timings),
         "timings": files.timings,
         "losses": plots.losses(files.losses, files.dev, arms),
         "collected": _chosen(files.collected, ROWS),
@@ -188,6 +195,7 @@ def not_measured(metrics: dict[str, Any], by_role: dict[str, Any], files: RoundF
         *notes,
         "Forgetting of the teacher in tuning: the teacher before tuning is not evaluated.",
         *_energy_not_known(files.timings),
+        *_draft_not_measured(files.timings),
         "Harm, bias against people, and privacy of the training text.",
     ]
 
@@ -199,6 +207,11 @@ def _energy_not_known(timings: dict[str, Any] | None) -> list[str]:
     if "joules_per_token" in energy:
         return [f"Energy of the whole round: it was measured for generated tokens only. {price}"]
     return [f"Energy: {energy.get('why_not', 'it was not measured')}. {price}"]
+
+
+def _draft_not_measured(timings: dict[str, Any] | None) -> list[str]:
+    why = (timings or {}).get("draft", {}).get("why_not")
+    return [f"The student as a draft of its teacher: {why}."] if why else []
 
 
 def _named(arm: dict[str, Any], files: RoundFiles) -> dict[str, Any]:
@@ -234,63 +247,6 @@ def training_seconds(
             return total
         phase = before[1]
     return None
-
-
-def _efficiency(by_role: dict[str, Any], timings: dict[str, Any] | None) -> Table:
-    """Return pairs of figures of teacher and student, with their ratio."""
-    large, small = by_role["teacher"]["footprint"], by_role["student"]["footprint"]
-    counted = [
-        _pair("Parameters", large, small, "parameters", number_text.short),
-        _pair("without embeddings", large, small, "non_embedding_parameters", number_text.short),
-        _pair("Weights on disk", large, small, "bytes", number_text.size),
-        _pair("FLOPs per token", large, small, "flops_per_token", number_text.short),
-    ]
-    if timings is None:
-        return counted
-    slow, fast = timings["models"].get("teacher"), timings["models"]["student"]
-    latency, memory = number_text.milliseconds, number_text.size
-    timed = [
-        _pair("Latency, median", slow, fast, "latency_ms_p50", latency),
-        _pair("Latency, 95th percentile", slow, fast, "latency_ms_p95", latency),
-        _pair("Peak memory", slow, fast, "peak_memory_bytes", memory),
-        _pair("Tokens per second", slow, fast, "tokens_per_second", number_text.short, more=True),
-    ]
-    if each := timings.get("energy", {}).get("joules_per_token"):
-        used = [{"joules": each[role]} if role in each else None for role in ("teacher", "student")]
-        timed.append(
-            _pair("Energy of a token", used[0], used[1] or {}, "joules", number_text.joules)
-        )
-    return counted + [pair | {"timed": True} for pair in timed]
-
-
-def _pair(
-    name: str,
-    teacher: dict[str, Any] | None,
-    student: dict[str, Any],
-    key: str,
-    write: Callable[[float], str],
-    *,
-    more: bool = False,
-) -> dict[str, Any]:
-    """Return one figure of both models; `more`: a higher figure is better."""
-    other = student[key]
-    if teacher is None:
-        unknown = {"teacher": "–", "teacher_width": 0.0, "ratio": number_text.times(None)}
-        known = {"student": write(other), "student_width": 100.0}
-        return {"name": name, **unknown, **known, "better": "", "timed": False}
-    one = teacher[key]
-    most = max(one, other) or 1
-    above, below = (other, one) if more else (one, other)
-    return {
-        "name": name,
-        "teacher": write(one),
-        "student": write(other),
-        "teacher_width": round(100 * one / most, 2),
-        "student_width": round(100 * other / most, 2),
-        "ratio": number_text.times(above / below if below else None),
-        "better": "more" if more else "less",
-        "timed": False,
-    }
 
 
 def _groups(groups: Table) -> Table:

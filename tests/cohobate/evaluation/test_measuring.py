@@ -1,5 +1,6 @@
 """What is counted and measured on models: footprint, fidelity, clock."""
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from cohobate.data.records import CAPTURE, FILTER, Response, Row, write_rows
 from cohobate.data.tokenized import Encoded, encode_all
 from cohobate.evaluation.answer_logprobs import AnswerLogprobs
+from cohobate.evaluation.drafting import Drafting
 from cohobate.evaluation.footprint import footprint
 from cohobate.evaluation.forgetting import Forgetting
 from cohobate.evaluation.timing import Timing
@@ -240,3 +242,13 @@ def test_memory_counts_what_lives_at_once() -> None:
     assert memory.peak == 80_000
     del three, four
     assert memory._held == 0
+
+
+def test_a_model_that_drafts_for_itself_has_all_accepted(model: Any, tokenizer: Any) -> None:
+    model.generation_config.assistant_confidence_threshold = 0.0
+    prompts = [tokenizer(text).input_ids for text in ("a plant", "an animal", "a person")]
+    other = copy.deepcopy(model)
+    figures = Drafting(tokens=4, new_tokens=10, rows=2).measure(model, other, tokenizer, prompts)
+    assert figures["acceptance"] == 1.0 and figures["same_answers"] == 1.0
+    assert figures["answer_tokens"] <= 20 and figures["tokens_a_pass"] > 2
+    assert {*figures["tokens_per_second"]} == {"teacher", "pair"}

@@ -9,6 +9,7 @@ import pytest
 
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import TEST, Row, read_rows, row_id, write_rows
+from cohobate.evaluation.drafting import Drafting
 from cohobate.evaluation.timing import Timing
 from cohobate.models import checkpoints
 from cohobate.scoring.metrics import VerifierAccuracy
@@ -25,7 +26,7 @@ PARAMS = EvaluateParams(
     bootstrap=200,
     precision="float32",
     threads=1,
-    timing=Timing(seconds=0.1, new_tokens=2),
+    timing=Timing(seconds=0.1, new_tokens=2, draft=Drafting(new_tokens=4, rows=2)),
     metrics=(
         VerifierAccuracy(),
         LabelAccuracy(type="label_accuracy"),
@@ -85,7 +86,10 @@ def test_the_stage_answers_scores_and_reports(trained: Path) -> None:
     assert all(set(v["answers"]["student"]) == set(v["answers"]["teacher"]) for v in variants)
     assert metrics["parameters_ratio"] == 1
     assert metrics["speedup"] == 1
-    assert set(read("reports/timings.json")["models"]) == {"teacher", "student"}
+    timings = read("reports/timings.json")
+    assert set(timings["models"]) == {"teacher", "student"}
+    assert timings["draft"]["same_answers"] == 1.0 and timings["draft"]["answer_tokens"] <= 8
+    assert "student drafting" in Path("reports/report.html").read_text()
     lines = Path("data/evaluate/predictions/kd/seed-2.jsonl").read_text().splitlines()
     assert len(lines) == 18
     assert Path("data/evaluate/losses/kd-seed-1.csv").read_text().splitlines()[2] == "2,1.5,0"
