@@ -1,6 +1,8 @@
 """Take the README's pictures from the last round: the report, and the Prefect UI over it.
 
-.venv/bin/python docs/screenshots.py        needs chromium (Debian: apt install chromium)
+.venv/bin/python docs/screenshots.py [PROJECT]     needs chromium (Debian: apt install chromium)
+
+PROJECT is the folder of the round; without it, this project's.
 """
 
 import contextlib
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent
+ROOT = Path(sys.argv[1]).resolve() if sys.argv[1:] else HERE.parent
 PORT = 4217
 SERVER = f"http://127.0.0.1:{PORT}"
 ARTIFACTS = {

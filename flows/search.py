@@ -100,7 +100,7 @@ class _SearchRun:
 
     def trials(self) -> None:
         """Run what is unfinished, then new trials until the budget is spent."""
-        began = time.monotonic()
+        counted = time.monotonic()
         waiting = self.study.unfinished()
         started = len(self.study.results()) + len(waiting)
         running: set[Future[None]] = set()
@@ -110,7 +110,7 @@ class _SearchRun:
                     # what all share is computed once: the first trial runs alone
                     slots = self.search.at_once if self.study.results() else 1
                     while len(running) < slots:
-                        hours = (time.monotonic() - began) / 3600
+                        hours = (time.monotonic() - counted) / 3600
                         if not waiting:
                             if self.study.why_no_more(started, hours):
                                 break
@@ -120,6 +120,7 @@ class _SearchRun:
                     if not running:
                         return
                     done, running = wait(running, return_when=FIRST_COMPLETED)
+                    counted = self._count_since(counted)  # a kill loses one trial's time at most
                     for future in done:
                         future.result()
                     self._give_up_on_failures()
@@ -127,7 +128,13 @@ class _SearchRun:
                 placement.stop_all()
                 raise
             finally:
-                self.study.add_seconds(time.monotonic() - began)
+                self._count_since(counted)
+
+    def _count_since(self, counted: float) -> float:
+        """Add the seconds since a time of the monotonic clock to the budget's; return the time."""
+        now = time.monotonic()
+        self.study.add_seconds(now - counted)
+        return now
 
     def _one(self, trial: "Trial") -> None:
         name, began = trial_name(trial.number), time.monotonic()

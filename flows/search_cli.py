@@ -40,9 +40,10 @@ def run(path: SearchPath, as_json: Json = False) -> None:
     from flows.search import search_params, trial_handler
 
     trial_handler.set(lambda one, study: _say(one, study, search))
-    err.print(
-        f"{path.stem}: up to {search.budget.trials} trials, {search.at_once} at a time", style="dim"
-    )
+    limits = [f"{search.budget.trials} trials"]
+    limits += [f"{search.budget.hours:g} hours"] if search.budget.hours else []
+    limits += [f"{search.budget.money:g} US dollars"] if search.budget.money else []
+    err.print(f"{path.stem}: up to {', '.join(limits)}, {search.at_once} at a time", style="dim")
     values = search_params(root, path.absolute())
     if as_json:
         print_json(values)
@@ -100,12 +101,23 @@ def _say(one: "TrialResult", study: "SearchStudy", search: "Search") -> None:
     leader = f"best {best.dev:.3f} ({best.name})" if best else "none yet"
     err.print(
         f"{one.name}  {score}  {one.figures['seconds']:.0f} s  {plain(search.label(one.drawn))}  "
-        f"[dim]{leader}; {len(study.results())} of {search.budget.trials} trials[/]",
+        f"[dim]{leader}; {_spent(study, search)}[/]",
         highlight=False,
         soft_wrap=True,
     )
     if why := one.figures.get("why"):
         err.print(f"      {plain(why.splitlines()[0])}", style="yellow", highlight=False)
+
+
+def _spent(study: "SearchStudy", search: "Search") -> str:
+    """Return how much of the budget is spent."""
+    budget, spent = search.budget, study.spent()
+    parts = [f"{len(study.results())} of {budget.trials} trials"]
+    if budget.hours:
+        parts.append(f"{spent['hours']:.2f} of {budget.hours:g} hours")
+    if budget.money:
+        parts.append(f"{spent['money']:.2f} of {budget.money:g} US dollars")
+    return ", ".join(parts)
 
 
 def _show(values: dict[str, Any], name: str, picture: Path | None) -> None:

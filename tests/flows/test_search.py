@@ -107,6 +107,11 @@ def test_a_misspelt_key_is_refused_with_the_nearest(tmp_path: Path, project: Pat
     assert (project / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
 
 
+def test_the_example_of_the_docs_is_accepted(tmp_path: Path, project: Path) -> None:
+    text = (ROOT / "docs/search.md").read_text().split("```yaml\n")[1].split("```")[0]
+    search_space.check(read(tmp_path, text), project, tmp_path / "s.yaml")
+
+
 def test_variants_set_several_keys(tmp_path: Path) -> None:
     search = read(
         tmp_path,
