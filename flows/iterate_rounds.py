@@ -87,6 +87,8 @@ def one_round(
         log.info("init_student differs from the champion's: the student starts from scratch")
     for change in [*requested, *next_round.write_round_params(worktree, last)]:
         log.info("params.yaml: %s", change)
+    if files := next_round.take_traffic(history.root, worktree):
+        log.info("%d files of kept prompts are read", files)
     named_round(name_of(number))(worktree, workspace=workspace)
     record = _conclude(history, number, worktree, last)
     if storage.absent_from_remote(worktree):  # a round that died between a stage and its push

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cohobate import params
 from cohobate.data.records import VERDICT
 from cohobate.dvc_bridge import storage
+from cohobate.errors import UserError
+from cohobate.serving.kept_prompts import TRAFFIC
 from flows import overrides
 from flows.round_history import History, RoundRecord
 from flows.round_settings import Rounds
+from flows.routing import traffic_sources
 from flows.upgrade import renamed
 from tasks.challenge.latency import objection
 from tasks.hard_examples.stage import HARDEST
@@ -54,6 +58,36 @@ def write_round_params(worktree: Path, last: RoundRecord | None) -> list[str]:
     if tracked:
         storage.pull_tracked(worktree, tracked)
     return changes
+
+
+def take_traffic(root: Path, worktree: Path) -> int:
+    """Copy the kept prompts of the traffic into a round that reads them; return how many files.
+
+    The copy is the round's, tracked by DVC: prompts that arrive meanwhile are those of the next
+    round. One that is resumed has its copy.
+
+    Raises:
+        UserError: none are kept.
+    """
+    if not traffic_sources(params.load(worktree / params.PARAMS)):
+        return 0
+    source, target = root / TRAFFIC, worktree / TRAFFIC
+    if not target.exists():
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for path in sorted(source.glob("*.jsonl")):
+            with suppress(FileNotFoundError):  # the oldest goes when a new one comes
+                shutil.copyfile(path, partial / path.name)
+        if not any(partial.iterdir()):
+            raise UserError(
+                "no prompts of the traffic are kept yet, and a source of collect reads them",
+                where=str(source),
+                fix="cohobate serve --route, with route.keep; or take it out of collect.sources",
+            )
+        partial.rename(target)
+    storage.track(worktree, TRAFFIC)
+    return len([*target.iterdir()])
 
 
 def chain_of(phases: dict[str, Any], student: str) -> list[str]:

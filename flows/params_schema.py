@@ -5,6 +5,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
 
 from cohobate.params import ParamsError, nearest, validated
+from cohobate.serving.route_settings import ServeRoute
 from flows.applied_recipe import AppliedRecipe
 from flows.resources import Resources
 from flows.round_settings import Rounds
@@ -12,7 +13,7 @@ from flows.tracking.trackers import TrackerName
 from flows.upgrade import RENAMED
 from tasks.signatures import Reads, reads_of, stage_function, stage_names
 
-OPTIONAL = ("track",)
+OPTIONAL = ("route", "track")
 """Sections that params.yaml need not have."""
 
 
@@ -21,7 +22,7 @@ def sections() -> dict[str, Any]:
     reads = [r for stage in stage_names() for r in reads_of(stage_function(stage)).values()]
     found = {r.section: _whole(r) for r in reads if "." not in r.section}
     of_flows = {"resources": dict[str, Resources], "rounds": Rounds, "recipe": AppliedRecipe}
-    of_flows["track"] = tuple[TrackerName, ...]
+    of_flows |= {"route": ServeRoute, "track": tuple[TrackerName, ...]}
     return found | of_flows
 
 

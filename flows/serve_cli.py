@@ -4,6 +4,7 @@ import math
 import re
 import string
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from flows.console import err, out, plain, project_root
 if TYPE_CHECKING:
     from cohobate.data.messages import Prompt
     from cohobate.evaluation.tested_checkpoint import ModelUnderTest
+    from cohobate.serving.openai_api import AnsweringModel
 
 Model = Annotated[
     str,
@@ -26,24 +28,43 @@ Model = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(epilog="Examples: `cohobate serve` · `cohobate serve teacher --port 8001`")(serve)
+    app.command(
+        epilog="Examples: `cohobate serve` · `cohobate serve teacher --port 8001` · "
+        "`cohobate serve --route`"
+    )(serve)
     app.command(epilog="Examples: `cohobate chat` · `cohobate chat teacher student baseline`")(chat)
 
 
 def serve(
     model: Model = "student",
     port: Annotated[int, typer.Option(help="Port on loopback.")] = 8000,
+    route: Annotated[
+        bool,
+        typer.Option("--route", help="Hand prompts on to the teacher where the model is not sure."),
+    ] = False,
 ) -> None:
-    """Answer OpenAI's chat and completions API from a model of this project, on loopback."""
+    """Answer OpenAI's chat and completions API from a model of this project, on loopback.
+
+    With `--route` the section `route` of params.yaml says when the teacher answers.
+    """
     import uvicorn
 
     from cohobate.serving.app import make_app
     from cohobate.serving.batched_model import BatchedModel
+    from flows.routing import routed_model
 
-    folder = folder_of(model, project_root())
-    app = make_app(BatchedModel(_open(folder)), model if model != str(folder) else folder.name)
-    out.print(f"http://127.0.0.1:{port}/v1   {folder}", highlight=False)
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+    def opened(folder: Path) -> BatchedModel:
+        return BatchedModel(_open(folder))
+
+    root = project_root()
+    folder = folder_of(model, root)
+    with ExitStack() as stack:
+        answering: AnsweringModel = opened(folder)
+        if route:
+            answering = stack.enter_context(closing(routed_model(folder, answering, opened, root)))
+        app = make_app(answering, model if model != str(folder) else folder.name)
+        out.print(f"http://127.0.0.1:{port}/v1   {folder}", highlight=False)
+        uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
 def chat(

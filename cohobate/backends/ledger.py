@@ -59,6 +59,8 @@ class Ledger:
             if complete < size:
                 say(f"{self.storage}: removed the last batch, which was not completely written")
                 self.storage.cut(start + complete)
+        if self.storage.other:
+            self._borrow(self.storage.other)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -108,6 +110,13 @@ class Ledger:
         if damaged and position == complete:  # else the last batch is incomplete, and is cut off
             say(f"{self.storage}: {damaged} damaged lines: their answers are requested again")
         return complete, position
+
+    def _borrow(self, other: LedgerStorage) -> None:
+        """Add the answers of another ledger of this teacher; what they cost counts there."""
+        spent = self.spent
+        for _, stream in other.streams():
+            self._read(stream)  # its last batch may be half written: that one does not count
+        self.spent = spent
 
     def _add(self, entry: Mapping[str, Any]) -> None:
         if "key" not in entry:

@@ -36,7 +36,26 @@ def storage_for(teacher: str, chosen: str = "") -> "LedgerStorage":
         chosen: a folder, or `s3://bucket/prefix`; `$COHOBATE_LEDGER` overrules it. Empty:
             `.cohobate/ledger`. A relative folder is one of the project's main worktree.
     """
-    return _storage(chosen, teacher[:_NAME], "jsonl")
+    name = teacher[:_NAME]
+    storage = _storage(chosen, name, "jsonl")
+    storage.other = _storage(chosen, _routed(name), "jsonl")
+    return storage
+
+
+def routed_storage_for(teacher: str, chosen: str = "") -> "LedgerStorage":
+    """Return the storage of what `cohobate serve --route` buys of a teacher.
+
+    It is apart from the ledger of the rounds: a round holds that for as long as it generates. Each
+    of the two takes the answers of the other.
+    """
+    name = teacher[:_NAME]
+    storage = _storage(chosen, _routed(name), "jsonl")
+    storage.other = _storage(chosen, name, "jsonl")
+    return storage
+
+
+def _routed(name: str) -> str:
+    return f"routed/{name}"
 
 
 def signal_storage_for(teacher: str, chosen: str = "") -> "LedgerStorage":
@@ -56,6 +75,8 @@ class LedgerStorage(ABC):
 
     name: str
     """Identifies the teacher, wherever the ledger is stored."""
+    other: "LedgerStorage | None" = None
+    """Another ledger of the same teacher, whose answers count in this one too."""
 
     @abstractmethod
     def open(self) -> None:
@@ -115,6 +136,8 @@ class FileStorage(LedgerStorage):
 
     def streams(self) -> Iterator[tuple[int, BinaryIO]]:
         """Yield the file, which is read in pieces: it may be larger than memory."""
+        if not self.path.exists():
+            return
         # flock's lock is that of the other descriptor: closing this one does not release it
         with self.path.open("rb") as stream:
             yield 0, stream

@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from cohobate.errors import UserError
 from cohobate.serving import openai_api
-from cohobate.serving.batched_model import BatchedModel
-from cohobate.serving.openai_api import Query
+from cohobate.serving.openai_api import AnsweringModel, NoTeacherError, Query
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.responses import Response
 
 
-def make_app(model: BatchedModel, name: str) -> "FastAPI":
+def make_app(model: AnsweringModel, name: str) -> "FastAPI":
     """Return the application that serves a model under a name.
 
     Requests may name any model: there is one.
@@ -42,7 +41,7 @@ def make_app(model: BatchedModel, name: str) -> "FastAPI":
 
 
 async def _answered(
-    model: BatchedModel,
+    model: AnsweringModel,
     name: str,
     number: int,
     request: Any,
@@ -58,9 +57,10 @@ async def _answered(
     except (UserError, ValueError) as error:
         what = error.what if isinstance(error, UserError) else f"not JSON: {error}"
         where = error.where if isinstance(error, UserError) else None
-        kind = "invalid_request_error"
+        no_teacher = isinstance(error, NoTeacherError)  # no fault of the request
+        kind = "service_unavailable" if no_teacher else "invalid_request_error"
         detail = {"message": what, "type": kind, "param": where, "code": None}
-        return JSONResponse({"error": detail}, status_code=400)
+        return JSONResponse({"error": detail}, status_code=503 if no_teacher else 400)
     if query.stream:
         events = openai_api.stream(query, name, number, served)
         return StreamingResponse(events, media_type="text/event-stream")

@@ -13,6 +13,10 @@ from cohobate.generation.requests import Answer, Decoding
 from cohobate.serving.openai_api import Query, Served
 
 
+class TooLongError(UserError):
+    """A prompt and its answer do not fit into the model's context."""
+
+
 class _Waiting(NamedTuple):
     query: Query
     future: "Future[list[Served]]"
@@ -34,7 +38,7 @@ class BatchedModel:
         """Return the answers of a query, each prompt's samples together.
 
         Raises:
-            UserError: a prompt and its answer do not fit into the model's context.
+            TooLongError: a prompt and its answer do not fit into the model's context.
         """
         self._check_length(query)
         future: Future[list[Served]] = Future()
@@ -44,7 +48,7 @@ class BatchedModel:
     def _check_length(self, query: Query) -> None:
         longest = max(map(len, self._tested.prompt_ids(query.prompts)), default=0)
         if self.context is not None and longest + query.decoding.max_tokens > self.context:
-            raise UserError(
+            raise TooLongError(
                 f"{longest} tokens of the prompt and max_tokens of {query.decoding.max_tokens} do "
                 f"not fit into the context of {self.context}",
                 where="max_tokens",

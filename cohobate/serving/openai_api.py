@@ -8,7 +8,7 @@ such as `user`, are ignored. Without a temperature the likeliest answer is given
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -128,6 +128,8 @@ class Served(NamedTuple):
     answer: Answer
     prompt_tokens: int
     answer_tokens: int
+    model: str = ""
+    """Which of several models gave it; empty where there is one."""
 
     def cut(self, stop: Sequence[str]) -> "Served":
         """Return the answer up to the first of some texts."""
@@ -137,6 +139,18 @@ class Served(NamedTuple):
             return self
         answer = self.answer._replace(text=self.answer.text[: min(ends)], finish="stop")
         return self._replace(answer=answer)
+
+
+class AnsweringModel(Protocol):
+    """What answers queries: a model on this machine, a service, or both."""
+
+    def answers(self, query: Query) -> list[Served]:
+        """Return the answers of a query, each prompt's samples together."""
+        ...
+
+
+class NoTeacherError(UserError):
+    """The teacher gives no answer now: it is out of reach, refuses, or a cap is reached."""
 
 
 def reply(query: Query, model: str, number: int, served: Sequence[Served]) -> dict[str, Any]:
@@ -151,7 +165,12 @@ def reply(query: Query, model: str, number: int, served: Sequence[Served]) -> di
     prompt_tokens = sum(one.prompt_tokens for one in served[:: query.samples])
     answer_tokens = sum(one.answer_tokens for one in served)
     return {
-        **_head(query, model, number, "chat.completion" if chat else "text_completion"),
+        **_head(
+            query,
+            _models(model, served),
+            number,
+            "chat.completion" if chat else "text_completion",
+        ),
         "choices": choices,
         "usage": {
             "prompt_tokens": prompt_tokens,
@@ -170,7 +189,7 @@ def stream(query: Query, model: str, number: int, served: Sequence[Served]) -> I
     """Yield the events of a streamed reply: each answer whole, as it is generated in batches."""
     chat = query.kind == "chat"
     kind = "chat.completion.chunk" if chat else "text_completion"
-    head = _head(query, model, number, kind)
+    head = _head(query, _models(model, served), number, kind)
     for index, one in enumerate(served):
         content = {"delta": _reply_turn(one)} if chat else {"text": one.answer.text}
         choice = {"index": index, "finish_reason": None, "logprobs": None}
@@ -179,6 +198,11 @@ def stream(query: Query, model: str, number: int, served: Sequence[Served]) -> I
         last = choice | nothing | {"finish_reason": one.answer.finish}
         yield _event(head | {"choices": [last]})
     yield "data: [DONE]\n\n"
+
+
+def _models(model: str, served: Sequence[Served]) -> str:
+    """Return the names of the models that answered, each once."""
+    return ", ".join(dict.fromkeys(one.model or model for one in served)) or model
 
 
 def _head(query: Query, model: str, number: int, kind: str) -> dict[str, Any]:

@@ -49,12 +49,7 @@ class TeacherPool:
 
         self._ours = not ray.is_initialized()
         if self._ours:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                log_to_driver=False,
-                _system_config={"worker_niceness": 0},  # they are this stage: as nice as it is
-            )
+            ray.init(address="local", include_dashboard=False, log_to_driver=False)
         _check_gpus(settings)
         actor: Any = ray.remote(PooledTeacher)
         # no CPU slot: the stage that waits for them may hold the only one

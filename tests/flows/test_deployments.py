@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
 from prefect.client.schemas.objects import (
     ConcurrencyLimitStrategy,
     ConcurrencyOptions,
     FlowRun,
 )
 from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.events.actions import RunDeployment
+from prefect.events.schemas.automations import EventTrigger
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Running
@@ -25,7 +29,7 @@ from prefect.utilities.callables import parameter_schema
 from cohobate import params
 from cohobate.errors import UserError
 from cohobate.params import ParamsError
-from flows import deployments, overrides, params_schema, services_cli
+from flows import deployments, overrides, params_schema, routing, services_cli
 from flows.console import StoppedError
 from flows.iterate_rounds import Params, iterate_rounds
 from flows.round_history import History
@@ -89,6 +93,29 @@ def test_a_server_holds_the_form_and_refuses_what_it_does_not_allow(prefect_serv
         for wrong in ({"seeds": "many"}, {"mien": {}}, {"rounds": {"stop": {"hours": -1}}}):
             with pytest.raises(PrefectHTTPStatusError, match="Validation failed"):
                 client.create_flow_run_from_deployment(made, parameters={"changes": wrong})
+
+
+@pytest.mark.round
+def test_kept_prompts_start_a_round(
+    prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    document = params.parse((ROOT / "infra/prefect.yaml").read_text(), "infra/prefect.yaml")
+    spelt = document["deployments"][0]["triggers"][0]
+    names = ("match", "expect", "posture", "threshold")
+    trigger = EventTrigger(**{name: spelt[name] for name in names}, within=timedelta(0))
+    with client_of(prefect_server) as client:
+        made = client.create_deployment(client.create_flow(iterate_rounds), name="arrived")
+        action = RunDeployment(source="selected", deployment_id=made)
+        automation = Automation(name="arrived", trigger=trigger, actions=[action]).create()
+        of_it = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[made]))
+        assert routing.send_event(tmp_path, {"file": "prompts-000001.jsonl", "prompts": 1000})
+        deadline = time.monotonic() + 60
+        while not client.read_flow_runs(flow_run_filter=of_it):
+            assert time.monotonic() < deadline, "no run was started"
+            time.sleep(0.2)
+        client.request("DELETE", "/automations/{id}", path_params={"id": automation.id})
+        client.delete_deployment(made)
 
 
 @pytest.mark.round
