@@ -16,7 +16,7 @@ LOCK ?=
 TORCH := $(shell grep -o 'torch==[0-9.]*' pyproject.toml)
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup can-fetch distill test test-slow test-cluster recipes-tiny docs pages format lock audit ui
+.PHONY: setup can-fetch distill test test-slow test-cluster recipes-tiny recipes docs pages format lock audit ui
 
 setup: $(VENV)/ready
 
@@ -48,6 +48,11 @@ test-slow: setup  ## what takes minutes: real models, more rounds, twenty kills
 
 recipes-tiny: setup  ## every recipe and variant through the flow, on tiny models
 	$(BIN)/python -m tests.recipes_tiny
+
+# NAMES="gkd zephyr" runs these alone; OPTIONS="--set seeds=[1]" changes the size.
+recipes: setup  ## every recipe at the size of docs/gallery.md: hours; goes on where it was stopped
+	$(BIN)/python -m benchmarks.gallery $(NAMES) $(OPTIONS)
+	$(BIN)/python docs/gallery.py
 
 test-cluster: setup  ## two Ray nodes without a shared disk, S3 that goes away
 	$(BIN)/pytest -m cluster

@@ -1,4 +1,4 @@
-"""Write the pages that are made from the code: errors, params, commands, recipes.
+"""Write the pages that are made: of the code errors, params, commands, recipes; the gallery.
 
 .venv/bin/python docs/pages.py            write them (`make pages`)
 .venv/bin/python docs/pages.py --check    exit with 1 and their names where one is not current
@@ -16,6 +16,7 @@ def pages() -> dict[Path, str]:
     """Return the text of each page."""
     import commands_page
     import errors_page
+    import gallery
     import params_page
     import recipes_page
 
@@ -29,6 +30,7 @@ def pages() -> dict[Path, str]:
         HERE / "params.md": params_page.page(params_schema.json_schema(), order),
         HERE / "commands.md": commands_page.page(app),
         HERE / "recipes.md": recipes_page.page(ROOT / "recipes"),
+        HERE / "gallery.md": gallery.page(ROOT),
     }
 
 

@@ -10,7 +10,15 @@ import typer
 from cohobate.errors import UserError, from_os_error
 from cohobate.params import ParamsError
 from cohobate.utf8 import use_utf8
-from flows import data_cli, fits_cli, rounds_cli, search_cli, serve_cli, services_cli
+from flows import (
+    data_cli,
+    fits_cli,
+    recipes_cli,
+    rounds_cli,
+    search_cli,
+    serve_cli,
+    services_cli,
+)
 from flows.console import (
     Exit,
     Json,
@@ -45,12 +53,14 @@ Settings = Annotated[
     ),
 ]
 
-Recipe = Annotated[
-    str | None,
+Recipes = Annotated[
+    list[str] | None,
     typer.Option(
+        "--recipe",
         metavar="FILE",
-        help="Write this recipe into params.yaml first. Values that the recipe before it "
-        "replaced are restored; your own edits of other keys stay. `none` only restores.",
+        help="Write this recipe into params.yaml first; may be repeated for recipes that set "
+        "different keys. Values that the recipes before replaced are restored; your own edits of "
+        "other keys stay. `none` only restores.",
     ),
 ]
 
@@ -71,7 +81,7 @@ def run(
     *,
     stage: Stage = None,
     settings: Settings = None,
-    recipe: Recipe = None,
+    recipes: Recipes = None,
     dry_run: Annotated[
         bool, typer.Option(help="Print what would run and why; run nothing.")
     ] = False,
@@ -88,14 +98,14 @@ def run(
     if dry_run:
         from flows.plan import plan
 
-        with overrides.temporarily(root, settings or [], recipe):
+        with overrides.temporarily(root, settings or [], recipes):
             planned = plan(root, stage)
             _show_plan(planned, as_json)
             _show_prices(root)
             start_round.show_duration(root, stage, err, planned)
             start_round.show_memory(root, err, planned)
         return
-    for change in overrides.apply(root, settings or [], recipe):
+    for change in overrides.apply(root, settings or [], recipes):
         err.print(f"params.yaml: {change}", highlight=False)
     outcome = start_round.run_round(
         root, stage, err, workspace, rerun_code=rerun_code, changes=settings or []
@@ -225,20 +235,6 @@ def show_params(
     print_json(document) if as_json else out.print("params.yaml: ok")
 
 
-@app.command("recipes", epilog="Example: `cohobate recipes`, then `cohobate run --recipe FILE`")
-def list_recipes(as_json: Json = False) -> None:
-    """List the recipes: known distillation methods, each an overlay on params.yaml."""
-    from flows import recipes
-
-    descriptions = recipes.listed(project_root())
-    if as_json:
-        print_json(descriptions)
-        return
-    width = max(map(len, descriptions), default=0)
-    for path, description in descriptions.items():
-        out.print(f"{path:<{width}}  {plain(description)}", highlight=False)
-
-
 @app.command(epilog="Example: `cohobate doctor`")
 def doctor(as_json: Json = False) -> None:
     """Check versions, locks, disk, memory, servers and remote; each problem comes with a fix."""
@@ -258,6 +254,7 @@ def doctor(as_json: Json = False) -> None:
 
 data_cli.register(app)
 fits_cli.register(app)
+recipes_cli.register(app)
 rounds_cli.register(app)
 search_cli.register(app)
 serve_cli.register(app)

@@ -1,7 +1,7 @@
 """`--set train.kd.updates=300` and `--recipe`: edits of params.yaml that keep its comments."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
@@ -15,22 +15,24 @@ from cohobate import params
 from cohobate.params import ParamsError, nearest
 from flows import params_schema, recipes
 
+Recipes = str | Sequence[str] | None
+"""Paths of the recipes to write: one, several or none."""
 _REPLACED = f"{recipes.SECTION}.replaced"
 
 
-def apply(root: Path, settings: list[str], recipe: str | None = None) -> list[str]:
-    """Write a recipe, then `key=value` settings, into params.yaml; return a line for each change.
+def apply(root: Path, settings: list[str], recipe: Recipes = None) -> list[str]:
+    """Write recipes, then `key=value` settings, into params.yaml; return a line for each change.
 
     A setting edits the file, because every round is made from the file: git shows the change, and
-    `dvc repro` then uses the same params. A recipe replaces the one before.
+    `dvc repro` then uses the same params. Recipes replace those before.
 
     Raises:
-        ParamsError: no such recipe, no `=`, a key that is not there, or a value that the schema
-            refuses; the file is then untouched.
+        ParamsError: no such recipe, two that do not go together, no `=`, a key that is not there,
+            or a value that the schema refuses; the file is then untouched.
     """
     with _edited(root) as (document, changes):
         if recipe:
-            recipes.apply(document, root, recipe)
+            recipes.apply(document, root, [recipe] if isinstance(recipe, str) else recipe)
         for setting in settings:
             _set(document, setting)
     return changes
@@ -81,8 +83,8 @@ def _write_out_defaults(document: Any, graph: Path) -> None:
 
 
 @contextmanager
-def temporarily(root: Path, settings: list[str], recipe: str | None = None) -> Iterator[list[str]]:
-    """Apply a recipe and settings for a block, then restore params.yaml."""
+def temporarily(root: Path, settings: list[str], recipe: Recipes = None) -> Iterator[list[str]]:
+    """Apply recipes and settings for a block, then restore params.yaml."""
     path = root / params.PARAMS
     before = path.read_bytes()
     try:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
 from cohobate.params import ParamsError, nearest, validated
 from cohobate.serving.route_settings import ServeRoute
 from flows.applied_recipe import AppliedRecipe
+from flows.recipes import DEFAULTS, PHASES
 from flows.resources import Resources
 from flows.round_settings import Rounds
 from flows.tracking.trackers import TrackerName
@@ -48,6 +49,13 @@ def check(document: dict[str, Any]) -> None:
                 f"{name} is not a known section{nearest(name, known)}",
                 where="params.yaml",
                 fix="cohobate params --schema",
+            )
+    for name in PHASES:
+        if "method" not in (document.get(name) or {}).get(DEFAULTS, {"method": ""}):
+            raise ParamsError(
+                f"{name}.{DEFAULTS} is read in recipes alone: here each phase has its own keys",
+                where="params.yaml",
+                fix=f"write a recipe with {name}.{DEFAULTS}, then cohobate run --recipe FILE",
             )
     for name, annotation in known.items():
         if name in OPTIONAL and name not in document:

@@ -16,7 +16,7 @@ from cohobate.dvc_bridge.leftovers import drop_leftovers
 from cohobate.dvc_bridge.stale_lock import drop_stale_lock
 from cohobate.dvc_bridge.versioning import StageNode
 from cohobate.errors import UserError
-from flows import params_schema
+from flows import params_schema, recipes
 from flows.code_changes import check_reruns, refresh_fingerprints
 from flows.console import plain
 from flows.plan import Planned, plan
@@ -71,9 +71,8 @@ def run_round(
 
 
 def _recipe_of(document: Mapping[str, Any]) -> str:
-    """Return the name of the recipe that params.yaml was last written with."""
-    file = (document.get("recipe") or {}).get("file", "")
-    return Path(file).stem if file else "round"
+    """Return the names of the recipes that params.yaml was last written with."""
+    return "+".join(Path(file).stem for file in recipes.files_of(document)) or "round"
 
 
 def show_duration(

@@ -21,7 +21,7 @@ from tests.tiny_project import BIN, ROOT
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
-MADE = ("errors.md", "params.md", "commands.md", "recipes.md")
+MADE = ("errors.md", "params.md", "commands.md", "recipes.md", "gallery.md")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 INLINE = re.compile(r"`(cohobate [^`\n]+)`")

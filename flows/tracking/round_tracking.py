@@ -24,6 +24,7 @@ import flows
 from cohobate import params
 from cohobate.errors import UserError
 from cohobate.progress import CurvePoints
+from flows import recipes
 from flows.events import EventHandler, event_handler
 from flows.git import git
 from flows.placement import StageResult
@@ -113,7 +114,7 @@ class RoundTracking:
         tags = {
             "commit": _git(self.root, "HEAD"),
             "folder": str(self.root),
-            "recipe": (document.get("recipe") or {}).get("file", ""),
+            "recipe": " ".join(recipes.files_of(document)),
             "prefect run": runtime.flow_run.id or "",
         }
         tags = {key: value for key, value in tags.items() if value}

@@ -1,5 +1,6 @@
 """Every recipe is params that the schema takes and a graph that DVC can walk."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from cohobate import params
 from cohobate.params import ParamsError
 from flows import next_round, overrides, recipes
+from flows.recipe_heads import FAMILIES, read_head
 from tests.tiny_project import ROOT
 
 RECIPES = list(recipes.listed(ROOT))
@@ -36,7 +38,9 @@ def repository(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_recipe_says_what_it_is_and_can_be_laid_twice(root: Path, recipe: str) -> None:
     head = (root / recipe).read_text().splitlines()
     assert all(line.startswith("# ") for line in head[:3]) and head[0].endswith(".")
-    assert any("Cost on the default task" in line for line in head)
+    described = read_head(root / recipe)
+    assert described.family in FAMILIES and described.claim.endswith(".")
+    assert described.text and described.cost.startswith("Cost on the default task")
     assert overrides.apply(root, [], recipe)
     assert overrides.apply(root, [], recipe) == []
 
@@ -54,7 +58,9 @@ def test_every_recipe_makes_a_graph_whose_student_exists(repository: Path) -> No
             for path in (f"models/{phase['from']}", phase["rows"], phase["targets"]):
                 maker, item = path.split("/")[1:3] if path.count("/") > 1 else (path[7:], "")
                 expected = f"{maker}@{item}" if f"{maker}@{item}" in nodes else maker
-                assert expected in upstream, f"{recipe}: {name} waits for nobody who makes {path}"
+                # `models/assist` is of all its phases
+                made = [one for one in upstream if f"{one}@".startswith(f"{expected}@")]
+                assert made, f"{recipe}: {name} waits for nobody who makes {path}"
         for role in ("baseline", "student"):
             assert document["evaluate"][role] in document["train"], recipe
         for stage in ("challenge", "hard_examples"):
@@ -190,7 +196,7 @@ def test_a_recipe_after_another_is_as_if_it_were_the_first(root: Path, first: st
     changes = overrides.apply(root, [], second)
     assert values(root) == expected
     assert [*values(root)["train"]] == [*expected["train"]]  # in the same order too
-    assert f"recipe.file: {first} -> {second}" in changes
+    assert f"recipe.files: {[first]} -> {[second]}" in changes
 
 
 def test_an_edit_within_what_a_recipe_added_goes_with_it(root: Path) -> None:
@@ -209,3 +215,84 @@ def test_comments_of_what_a_recipe_replaced_come_back(root: Path) -> None:
     overrides.apply(root, [], "recipes/sft-kd-dpo.yaml")
     overrides.apply(root, [], "none")
     assert (root / "params.yaml").read_text().split() == before.split()
+
+
+def test_recipes_that_set_different_keys_are_written_together(root: Path) -> None:
+    before = (root / "params.yaml").read_text()
+    both = ["recipes/code.yaml", "recipes/sequence-kd.yaml"]
+    overrides.apply(root, [], both)
+    document = params.load(root / "params.yaml")
+    assert document["recipe"]["files"] == both
+    assert document["task"]["verifier"] == {"type": "code"}
+    assert document["evaluate"]["student"] == "sequence-kd" and "kd" not in document["train"]
+    assert overrides.apply(root, [], both) == []
+    overrides.apply(root, [], "none")
+    assert (root / "params.yaml").read_text().split() == before.split()
+
+
+@pytest.mark.parametrize(
+    ("texts", "keys"),
+    [
+        (("seeds: [1]\n", "seeds: [2]\n"), "seeds"),
+        (("train: {kd: null}\n", "train: {kd: {updates: 7}}\n"), "train.kd"),
+        (("train: {kd: {updates: 3}}\n", "train: {kd: {updates: 7}}\n"), "train.kd.updates"),
+        # one replaces the section, the other edits what is replaced
+        (("adapt: {type: none}\n", "adapt: {epochs: 7}\n"), "adapt"),
+    ],
+)
+def test_two_values_of_a_key_are_refused_with_the_files(
+    root: Path, texts: tuple[str, str], keys: str
+) -> None:
+    before = (root / "params.yaml").read_bytes()
+    for name, text in zip(("one", "other"), texts, strict=True):
+        (root / f"recipes/{name}.yaml").write_text(text)
+    both = ["recipes/one.yaml", "recipes/other.yaml"]
+    with pytest.raises(ParamsError, match=f"one.yaml and recipes/other.yaml set {keys} to"):
+        overrides.apply(root, [], both)
+    with pytest.raises(ParamsError, match="goes with no other"):
+        overrides.apply(root, [], ["none", both[0]])
+    assert (root / "params.yaml").read_bytes() == before
+
+
+def test_defaults_complete_the_phases_that_a_recipe_names(root: Path) -> None:
+    before = params.load(root / "params.yaml")["train"]
+    text = """# mine
+train:
+  defaults: {method: sft, updates: 7, freeze: {embeddings: false}}
+  kd: null
+  baseline: {}
+  one: {from: init_student, rows: a, targets: a}
+  other: {from: init_student, rows: a, targets: a, updates: 9}
+evaluate: {student: one}
+"""
+    overrides.apply(root, [], write(root, text))
+    assert "&" not in (root / "params.yaml").read_text().partition("train:")[2]  # no YAML anchors
+    train = params.load(root / "params.yaml")["train"]
+    freeze = {"embeddings": False}
+    assert [*train] == ["baseline", "one", "other"]
+    assert train["baseline"] == {**before["baseline"], "updates": 7, "freeze": freeze}
+    assert {name: phase["updates"] for name, phase in train.items()} == {
+        "baseline": 7,
+        "one": 7,
+        "other": 9,
+    }
+    assert train["other"]["method"] == "sft" and train["other"]["freeze"] == freeze
+
+
+def test_defaults_belong_into_recipes(root: Path) -> None:
+    with pytest.raises(ParamsError, match=r"train\.defaults is read in recipes alone"):
+        overrides.apply(root, ["train.defaults={updates: 7}"])
+    with pytest.raises(ParamsError, match="a mapping"):
+        overrides.apply(root, [], write(root, "# mine\ntrain: {defaults: 7}\n"))
+
+
+def test_the_recipe_of_an_earlier_version_is_restored(root: Path) -> None:
+    untouched = values(root)
+    overrides.apply(root, [], "recipes/gkd.yaml")
+    path = root / "params.yaml"
+    old = re.sub(r"files:\s+- ", "file: ", path.read_text())
+    path.write_text(old)
+    assert "file: recipes/gkd.yaml" in old
+    assert recipes.files_of(params.load(path)) == ["recipes/gkd.yaml"]
+    overrides.apply(root, [], "none")
+    assert values(root) == untouched
