@@ -50,8 +50,9 @@ class Form(Section, ABC):
     writes_classifiers: ClassVar[bool] = False
     """Whether a classifier can be written in this form."""
     writes_embedders: ClassVar[bool] = False
-    writes_masked: ClassVar[bool] = False
     """Whether an embedder can be written in this form."""
+    writes_masked: ClassVar[bool] = False
+    """Whether a masked model can be written in this form."""
     writes_seeing: ClassVar[bool] = False
     """Whether a model that sees can be written in this form."""
 

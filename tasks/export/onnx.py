@@ -13,7 +13,7 @@ from pydantic import Field
 from cohobate.data.records import Row
 from cohobate.generation.decoding import suppression_bias
 from cohobate.models import checkpoints
-from tasks.export import onnx_classifier
+from tasks.export import onnx_classifier, onnx_embedder
 from tasks.export.form import Form, Questions, Tolerance, not_installed
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ class Onnx(Form):
     """One graph without a cache: each new token reads the whole text again.
 
     That is dear for long answers, and right for labels and other short ones. Of a classifier it is
-    the whole answer: from the ids of a text to the logits of its labels.
+    the whole answer: from the ids of a text to the logits of its labels; of an embedder to its
+    vector.
     """
 
     type: Literal["onnx"]
@@ -41,6 +42,7 @@ class Onnx(Form):
 
     reader: ClassVar[str] = "onnxruntime"
     writes_classifiers: ClassVar[bool] = True
+    writes_embedders: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -66,12 +68,14 @@ class Onnx(Form):
 
     def usage_of(self, folder: Path) -> str:
         """Return a few lines of onnxruntime that fit the model."""
+        if checkpoints.is_embedder(folder):
+            return onnx_embedder.usage_of(folder)
         return onnx_classifier.USAGE if checkpoints.is_classifier(folder) else self.usage
 
     def write(self, student: Path, folder: Path) -> None:
         """Trace the model with free batch and length; put the tokenizer beside the graph.
 
-        Of a classifier also the configuration, which has its labels.
+        Of an encoder also the configuration, which has its labels, or how it pools.
         """
         try:
             import onnxscript  # noqa: F401  what torch.onnx stands on
@@ -80,12 +84,10 @@ class Onnx(Form):
         model, tokenizer = checkpoints.load(student)
         tokenizer.save_pretrained(folder)
         graph = folder / GRAPH
-        if checkpoints.is_classifier(student):
+        if checkpoints.is_classifier(student) or checkpoints.is_embedder(student):
             shutil.copyfile(student / "config.json", folder / "config.json")
-            with _quiet():
-                onnx_classifier.traced(model).save(str(graph))
-        else:
-            _traced(model).save(str(graph))
+        with _quiet():
+            _traced(model, student).save(str(graph))
         if self.weights == "int8":
             _quantise(graph)
 
@@ -96,16 +98,20 @@ class Onnx(Form):
         session = self._session(folder, questions.threads)
         if checkpoints.is_classifier(folder):
             return onnx_classifier.answers(session, folder, questions.prompts)
+        if checkpoints.is_embedder(folder):
+            return onnx_embedder.answers(session, folder, questions)
         tokenizer = checkpoints.load_tokenizer(folder)
         return [
             tokenizer.decode(_greedy(session, ids, questions.max_tokens, tokenizer.eos_token_id))
             for ids in prompt_ids(tokenizer, questions.prompts)
         ]
 
-    def losses(self, folder: Path, rows: Sequence[Row], threads: int) -> list[float]:
-        """Read answer after answer with onnxruntime."""
+    def losses(self, folder: Path, rows: Sequence[Row], threads: int) -> list[float] | None:
+        """Read answer after answer with onnxruntime; None of an embedder, which gives vectors."""
         from cohobate.data.tokenized import encode_all
 
+        if checkpoints.is_embedder(folder):
+            return None
         session = self._session(folder, threads)
         if checkpoints.is_classifier(folder):
             return onnx_classifier.losses(session, folder, rows)
@@ -172,7 +178,14 @@ def _quantise(graph: Path) -> None:
     whole.unlink()
 
 
-def _traced(model: Any) -> Any:
+def _traced(model: Any, student: Path) -> Any:
+    """Return the graph of a model of any kind that has one."""
+    if checkpoints.is_classifier(student):
+        return onnx_classifier.traced(model)
+    return onnx_embedder.traced(model) if checkpoints.is_embedder(student) else _logits(model)
+
+
+def _logits(model: Any) -> Any:
     import torch
 
     class Logits(torch.nn.Module):
@@ -190,13 +203,12 @@ def _traced(model: Any) -> Any:
             return logits_BSV if self.never is None else logits_BSV + self.never
 
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
-    with _quiet():
-        return torch.onnx.export(
-            Logits().eval(),
-            (torch.ones(2, 7, dtype=torch.long),),
-            input_names=["input_ids"],
-            output_names=["logits"],
-            dynamic_shapes={"input_ids": free},
-            dynamo=True,
-            verbose=False,
-        )
+    return torch.onnx.export(
+        Logits().eval(),
+        (torch.ones(2, 7, dtype=torch.long),),
+        input_names=["input_ids"],
+        output_names=["logits"],
+        dynamic_shapes={"input_ids": free},
+        dynamo=True,
+        verbose=False,
+    )

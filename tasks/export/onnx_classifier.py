@@ -11,6 +11,7 @@ from cohobate.data.messages import Prompt
 from cohobate.data.records import Row
 from cohobate.models import checkpoints
 from cohobate.scoring.labels import LabelSet
+from tasks.export import onnx_encoders
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,32 +33,12 @@ print([labels[str(n)] for n in logits.argmax(-1)])
 
 def traced(model: Any) -> Any:
     """Return the graph of a classifier, with free batch and length."""
-    import torch
 
-    class LabelLogits(torch.nn.Module):
-        """The classifier, of all its outputs the logits alone."""
+    def logits(input_ids: "Tensor", attention_mask: "Tensor") -> "Tensor":
+        logits_BC: Tensor = model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits_BC
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids: "Tensor", attention_mask: "Tensor") -> "Tensor":
-            logits_BC: Tensor = self.model(
-                input_ids=input_ids, attention_mask=attention_mask
-            ).logits
-            return logits_BC
-
-    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
-    ids_BS = torch.ones(2, 7, dtype=torch.long)
-    return torch.onnx.export(
-        LabelLogits().eval(),
-        (ids_BS, ids_BS.clone()),
-        input_names=["input_ids", "attention_mask"],
-        output_names=["logits"],
-        dynamic_shapes={"input_ids": free, "attention_mask": free},
-        dynamo=True,
-        verbose=False,
-    )
+    return onnx_encoders.traced(model, logits, "logits")
 
 
 def answers(session: Any, folder: Path, prompts: Sequence[Prompt]) -> list[str]:
@@ -91,8 +72,6 @@ def _logprobs(session: Any, folder: Path, prompts: Sequence[Prompt]) -> "Iterato
 
     tokenizer = checkpoints.load_tokenizer(folder)
     for ids in classifier_ids(tokenizer, prompts):
-        ids_1S = np.array([ids])
-        inputs = {"input_ids": ids_1S, "attention_mask": np.ones_like(ids_1S)}
-        logits_C = session.run(None, inputs)[0][0].astype(np.float64)
+        logits_C = onnx_encoders.computed(session, ids)
         logits_C -= logits_C.max()
         yield logits_C - np.log(np.exp(logits_C).sum())

@@ -10,6 +10,7 @@ from cohobate.errors import UserError
 from cohobate.models import checkpoints, embedders
 from cohobate.models.static_embedding import static_model
 from tasks.export.form import Questions
+from tasks.export.onnx import Onnx
 from tasks.export.safetensors import Safetensors
 from tasks.export.sentence_transformers import SentenceTransformers
 from tests import tiny_models
@@ -70,3 +71,30 @@ def test_a_changed_file_of_a_module_is_noticed(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pooling_mode_cls_token": True}))
     with pytest.raises(UserError, match="1_Pooling"):
         checkpoints.verify(tmp_path / "form")
+
+
+@pytest.mark.slow  # torch.onnx takes long to import
+@pytest.mark.parametrize("kind", ["mean", "cls", "static"])
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_onnxruntime_ranks_as_the_checkpoint(
+    tmp_path: Path, kind: str, weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    source, form = checkpoint(tmp_path / "student", kind), Onnx(type="onnx", weights=weights)
+    with checkpoints.staged(tmp_path / "form") as partial:
+        form.write(source, partial)
+    ranked = form.answers(tmp_path / "form", QUESTIONS)
+    if weights == "float32":
+        original = Safetensors(type="safetensors", precision="float32")
+        assert ranked == original.answers(source, QUESTIONS)
+    own = embedders.encode(
+        checkpoints.load(source)[0], checkpoints.load_tokenizer(source), DOCUMENTS
+    )
+    # as the card says, in a batch of texts that differ in length
+    code = form.usage_of(tmp_path / "form").removeprefix("```python\n").removesuffix("```")
+    monkeypatch.chdir(tmp_path / "form")
+    printed: list[Any] = []
+    exec(code, {"texts": DOCUMENTS, "print": printed.append})
+    near = 1e-5 if weights == "float32" else 0.1
+    assert printed[0] == pytest.approx((own @ own.T).numpy(), abs=near)
