@@ -10,7 +10,7 @@ Packages, from the lowest to the highest; each imports only those before it:
     teachers     target sources: live, stored, ensembles, other tokenizers
     training     hyperparameters, the trainer, checkpointing, several processes
     students     initial students: cut, pretrained, random
-    methods      what a phase of training does: SFT, KD, on-policy, DPO, mutual
+    methods      what a phase of training does: SFT, KD, on-policy, DPO, mutual, exits
     scoring      verifiers, metrics, judges, reward models, votes
     backends     where a teacher's answers are computed, and the ledger of them
     evaluation   intervals, timing, memory, forgetting

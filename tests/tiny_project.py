@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
 
 from tests import tiny_models
 
@@ -70,6 +71,9 @@ def put(document: Any, key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         document = document[parent]
+    if isinstance(value, list):  # written as params.yaml has it
+        value = CommentedSeq(value)
+        value.fa.set_flow_style()
     document[last] = value
 
 

@@ -68,7 +68,7 @@ class Round:
 
 _TOLERANCE = "tolerance: {score: 0.3, agreement: 0.5, loss: 0.05}"
 """Of 8 dev rows, and of a student of a few updates that hardly prefers any answer."""
-_NEEDED = {"two-tasks": "reasoning_gym"}
+_NEEDED = {"two-tasks": "reasoning_gym", "quantisation-aware": "torchao"}
 # the tiny teacher's own answers are no labels: a classifier finds none of them hard
 _WITHOUT_PROMPTS = (
     *("raw-text", "classifier", "embedder", "static-embedder", "code"),
@@ -318,6 +318,10 @@ _OF_RECIPE = {
         "evaluate.metrics.0.judge.model=small",
         'collect.template={prompt: "{text}\\nKind:", answer: " {answer}"}',
     ],
+    # students of a few updates, as for the other forms that round
+    "quantisation-aware": [
+        f"export.forms=[{{type: safetensors}}, {{type: int4, {_TOLERANCE}}}]",
+    ],
     # what this teacher generates is no Python
     "code": [
         "generate.decoding.max_tokens=8",
@@ -354,6 +358,7 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
         shortened += ["init_student.model=encoder", "generate.prompts=both"]
         shortened += ["generate.reference_answers=keep", "curriculum.difficulty={type: length}"]
     shortened += _small_encoders(document)
+    shortened += _small_cuts(document["init_student"])
     for name in document["assist"]:
         shortened += [f"assist.{name}.updates={UPDATES}", f"assist.{name}.batch_size=8"]
     if document["init_student"]["type"] == "seeing":
@@ -369,6 +374,14 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
         if phase.get("student_text", {}).get("held_out"):
             shortened.append(f"train.{name}.student_text.held_out=8")
     return [*settings, *shortened]
+
+
+def _small_cuts(student: dict[str, Any]) -> list[str]:
+    """Return the settings by which a student is cut to sizes that the tiny teacher has."""
+    settings = ["init_student.rank=16"] if student.get("rank") else []
+    if isinstance(student.get("width"), dict):
+        settings += ["init_student.width={groups: 1, neurons: 32}"]
+    return settings
 
 
 def _small_encoders(document: dict[str, Any]) -> list[str]:

@@ -56,7 +56,10 @@ def _flops(model: "PreTrainedModel", context: int) -> int:
     from cohobate.models.seeing import blank_inputs
 
     used = model.config._attn_implementation
+    of_experts = getattr(model.config, "_experts_implementation", None)
     model.set_attn_implementation("eager")  # the counter does not see inside fused attention
+    if of_experts:  # nor products that are grouped by experts
+        model.set_experts_implementation("eager")
     try:
         ids = torch.zeros((1, context), dtype=torch.long, device=model.device)
         counting = FlopCounterMode(display=False)
@@ -65,4 +68,6 @@ def _flops(model: "PreTrainedModel", context: int) -> int:
             model(**inputs, **({"use_cache": False} if model.can_generate() else {}))
     finally:
         model.set_attn_implementation(used)
+        if of_experts:
+            model.set_experts_implementation(of_experts)
     return int(counter.get_total_flops())

@@ -4,6 +4,7 @@ from cohobate.lazy_names import attach
 
 _NAMES = {
     "dpo": ["Dpo"],
+    "early_exit": ["EarlyExit"],
     "kd": ["Kd"],
     "mutual": ["Mutual"],
     "on_policy": ["OnPolicy"],

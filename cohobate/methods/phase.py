@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MODELS_DIR = Path("models")
 BEST = "best"
 """Folder below a phase's with the checkpoints that are best on dev, where both are kept."""
+WHOLE = "whole"
+"""Folder below a phase's with its models of all layers, where a phase publishes an early exit."""
 _NAME_SOURCES = "name the sources of collect.sources"
 _NOT_DECISIVE = {"checkpoint_every", "replacements"}  # the outcome is the same whatever they are
 
@@ -55,6 +57,10 @@ class Phase(Hyperparameters):
     keep_layers: Layers | None = None
     """Layers of the start that the phase goes on with, the others being dropped before it trains;
     a chain of such phases is progressive layer dropping. All of them when not given."""
+    # left out of params where it is not given: earlier runs resume
+    random_start: bool = Field(False, exclude_if=lambda drawn: not drawn)
+    """Draw the start's weights anew, from the seed: a model of the same sizes that has learnt
+    nothing, as a control for what a start is worth. `freeze.embeddings: false` goes with it."""
     target_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Weight λ of the loss on each auxiliary target, such as `{rationale: 0.5}`; 1 where not given.
     The loss is the answers' mean over their tokens, plus λ times that target's over its own."""
@@ -86,6 +92,16 @@ class Phase(Hyperparameters):
         dropped = self.keep_layers is not None
         if self.adapter.type == "lora" and self.adapter.save_adapter and dropped:
             raise ValueError("an adapter is of the whole start: save_adapter goes with all layers")
+        return self
+
+    @model_validator(mode="after")
+    def _random_weights_are_trained(self) -> "Phase":
+        if self.random_start and (self.freeze.embeddings or self.freeze.layers or self.freeze.head):
+            raise ValueError("random weights would stay as they are: freeze: {embeddings: false}")
+        if self.random_start and getattr(self, "method", "") in ("classify", "embed", "mlm"):
+            raise ValueError("random_start is of models that generate")
+        if self.random_start and self.adapter.type == "lora":
+            raise ValueError("low-rank updates are of what a start has learnt: no random_start")
         return self
 
     @field_validator("start", "rows", "targets")
@@ -125,6 +141,10 @@ class Phase(Hyperparameters):
             depth = len(layer_stack(model))
             # positions count in the checkpoint that is loaded, which may have lost layers before
             keep_layers(model, layer_positions(layers, depth, "train.<phase>.keep_layers"))
+        if self.random_start:
+            from cohobate.students.random_weights import random_like
+
+            model = random_like(model, seed)
         return model, tokenizer
 
     def params(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from cohobate.methods.encoder_tuning import publish_classifier, publish_masked
 from cohobate.models import checkpoints, embedders
 from cohobate.models.chat_templates import PLAIN, default_template
 from cohobate.models.number_formats import NumberFormat, Precision
+from cohobate.models.upcycling import Upcycling
 from cohobate.params import Section
 from cohobate.scoring.verifiers import Task
 from cohobate.teachers.teacher import Teacher
@@ -75,6 +76,9 @@ class SftTuning(Hyperparameters):
     """Supervised fine-tuning on the labelled rows."""
 
     type: Literal["sft"]
+    upcycle: Upcycling | None = Field(None, exclude_if=lambda experts: experts is None)
+    """Make the teacher a mixture of experts before it is tuned, such as `{experts: 4, per_token:
+    2}`: a Llama or a Mistral becomes a Mixtral. Not when not given."""
     rows: int | None = Field(None, ge=1)
     """Train on so many labelled rows, the first of the list; all when not given."""
     seed: int = 0
@@ -90,6 +94,8 @@ class SftTuning(Hyperparameters):
     def _is_published_whole(self) -> "SftTuning":
         if self.adapter.type == "lora" and self.adapter.save_adapter:
             raise ValueError("adapt publishes one merged teacher: leave out save_adapter")
+        if self.adapter.type == "lora" and self.upcycle:
+            raise ValueError("experts are no linear layers: adapter: {type: full} with upcycle")
         return self
 
     def publish(
@@ -105,8 +111,9 @@ class SftTuning(Hyperparameters):
         """Tune the model and publish it; return the number of rows it was trained on.
 
         Raises:
-            UserError: no labelled row, all too long, or a loss that is not finite.
+            UserError: no row, all too long, a loss that is not finite, or no way to upcycle.
         """
+        self._check_kind(teacher)
         if teacher.kind == "masked":
             return publish_masked(source, folder, provenance, task)
         if teacher.kind == "classifier":
@@ -135,7 +142,7 @@ class SftTuning(Hyperparameters):
                 where=str(LABELLED),
                 fix="cohobate run --set adapt.type=none",
             )
-        model, _ = checkpoints.load(source, device=checkpoints.accelerator())
+        model = self._load(source)
         tokenizer = teacher.load_tokenizer(source)
         limit = LengthLimit(self.max_tokens, self.too_long)
         examples = examples_of(rows, limit.apply(encode_all(tokenizer, rows)))
@@ -143,15 +150,31 @@ class SftTuning(Hyperparameters):
         limit.refuse_none(len(examples), "params.yaml, adapt.max_tokens")
         vocabulary = len(tokenizer)
         provenance = provenance | {"number_format": self.number_format}
-        # provenance has the params and the source's fingerprint
-        decided_by = (provenance, checkpointing.content_hash(LABELLED))
         # a folder below .cohobate/training, such as adapt@main
         name = label.replace(" ", "@")
-        with checkpointing.resumable(name, *decided_by):
+        # provenance has the params and the source's fingerprint
+        with checkpointing.resumable(name, provenance, checkpointing.content_hash(LABELLED)):
             fit(model, examples, [Hard()], self, seed=self.seed, label=label, vocabulary=vocabulary)
         checkpoints.save(model, tokenizer, folder, provenance, precision=self.save_precision)
         checkpointing.delete_checkpoints(name)
         return len(examples)
+
+    def _check_kind(self, teacher: Teacher) -> None:
+        if self.upcycle and teacher.kind != "causal":
+            raise UserError(
+                f"a teacher of kind {teacher.kind} cannot become a mixture of experts",
+                where="params.yaml, adapt.upcycle",
+                fix="cohobate run --set adapt.upcycle=null",
+            )
+
+    def _load(self, source: Path) -> Any:
+        """Load the model to be tuned: as it is, or upcycled."""
+        model, _ = checkpoints.load(source, device=checkpoints.accelerator())
+        if not self.upcycle:
+            return model
+        from cohobate.models.experts import upcycle
+
+        return upcycle(model, self.upcycle)
 
 
 Tuning = Annotated[NoTuning | SftTuning, Field(discriminator="type")]

@@ -15,6 +15,7 @@ from cohobate.data.records import TRAIN, read_rows, row_kind, write_json
 from cohobate.errors import UserError
 from cohobate.methods.classify import Classify
 from cohobate.methods.dpo import Dpo
+from cohobate.methods.early_exit import EarlyExit
 from cohobate.methods.embed import Embed
 from cohobate.methods.kd import Kd
 from cohobate.methods.mlm import Mlm
@@ -28,7 +29,8 @@ from cohobate.training.dev_checks import DevScorer, DevTracker, ModelInTraining,
 from cohobate.training.history import write_dev, write_history
 
 Method = Annotated[
-    Sft | Kd | OnPolicy | Dpo | Mutual | Classify | Embed | Mlm, Field(discriminator="method")
+    Sft | Kd | OnPolicy | Dpo | Mutual | EarlyExit | Classify | Embed | Mlm,
+    Field(discriminator="method"),
 ]
 
 

@@ -70,6 +70,12 @@ class ModelSize:
         """Whether embedding and head are one matrix; of a classifier, that there is no second."""
         return not self.generates or self.embeddings < 2 * self.head
 
+    def with_experts(self, experts: int) -> "ModelSize":
+        """Return the same model with so many copies of each layer's MLP, and routers."""
+        of_mlp, of_router = 3 * self.width * self.neurons, experts * self.width
+        added = self.layers * ((experts - 1) * of_mlp + of_router)
+        return replace(self, parameters=self.parameters + added)
+
     def with_layers(self, layers: int) -> "ModelSize":
         """Return the same model with so many of its layers."""
         # all layers are of one size

@@ -3,10 +3,12 @@
 from cohobate.lazy_names import attach
 
 _NAMES = {
-    "from_config": ["random_model"],
     "importance": ["Importance", "measure_importance"],
-    "initialization": ["Pretrained", "RandomWeights", "StudentInit", "TeacherLayers"],
+    "initialization": ["Pretrained", "RandomWeights", "StudentInit"],
     "layer_cutting": ["keep_layers"],
+    "random_weights": ["random_model"],
+    "rank_cutting": ["keep_rank"],
+    "teacher_layers": ["TeacherLayers"],
     "vocabulary_trimming": ["trim"],
     "width_cutting": ["keep_widths"],
 }

@@ -62,6 +62,20 @@ def calibration_rows(path: Path, count: int) -> list[Row]:
     return list(view.only(range(0, min(len(view), step * count), step)))
 
 
+def calibration_batches(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
+) -> list[tuple[Tensor, Tensor]]:
+    """Return rows, prompts with their answers, as ids (B, S), and which of them are real (B, S)."""
+    # by length: little padding in a batch
+    ids = sorted((row.ids for row in encode_all(tokenizer, rows)), key=len)
+    batches = []
+    for start in range(0, len(ids), _BATCH):
+        batch = ids[start : start + _BATCH]
+        ids_BS, lengths = pad_right(batch, 0), torch.tensor([len(row) for row in batch])
+        batches.append((ids_BS, torch.arange(ids_BS.shape[1]) < lengths[:, None]))
+    return batches
+
+
 @torch.inference_mode()
 def measure_importance(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], widths: bool
@@ -78,13 +92,9 @@ def measure_importance(
     layers_L = torch.zeros(depth, dtype=torch.float64)
     groups_LG = torch.zeros(depth, groups, dtype=torch.float64)
     neurons_LI = torch.zeros(depth, neurons, dtype=torch.float64)
-    # by length: little padding in a batch
-    ids = sorted((row.ids for row in encode_all(tokenizer, rows)), key=len)
-    batches = [ids[start : start + _BATCH] for start in range(0, len(ids), _BATCH)]
-    for batch in track(batches, total=len(batches), label="importance of the teacher's layers"):
-        ids_BS = pad_right(batch, 0)
-        lengths = torch.tensor([len(row) for row in batch])
-        real_BS = torch.arange(ids_BS.shape[1]) < lengths[:, None]
+    batches = calibration_batches(tokenizer, rows)
+    label = "importance of the teacher's layers"
+    for ids_BS, real_BS in track(batches, total=len(batches), label=label):
         with _recorded(blocks, widths) as activations:
             body_of(model)(input_ids=ids_BS, use_cache=False)
         for number, (before, after, heads, inner) in enumerate(activations):
@@ -96,7 +106,7 @@ def measure_importance(
                 # (N, heads · E) to (N, groups, what a group has), summed over tokens and the last
                 groups_LG[number] += power_ND.unflatten(-1, (groups, -1)).sum((0, 2))
                 neurons_LI[number] += inner[real_BS].double().square().sum(0)
-    total = sum(map(len, ids))
+    total = sum(int(real_BS.sum()) for _, real_BS in batches)
     return Importance(layers_L / total, groups_LG.sqrt(), neurons_LI.sqrt())
 
 

@@ -63,7 +63,7 @@ class Masked(Initialization):
         """Return the encoder, and the student's sizes, without a head that is new."""
         info = read_model_info(hub.resolve(self.model, self.revision), encoder=True)
         if self.sizes:
-            from cohobate.students.from_config import random_masked_model
+            from cohobate.students.random_weights import random_masked_model
 
             model = random_masked_model(info.folder, self.sizes, self.seed, device="meta")
             config = model.config
@@ -87,8 +87,8 @@ class Masked(Initialization):
                 architecture has no masked model.
         """
         from cohobate.models.encoder_heads import with_token_head
-        from cohobate.students.from_config import random_masked_model
         from cohobate.students.layer_cutting import keep_layers
+        from cohobate.students.random_weights import random_masked_model
 
         folder = hub.resolve_pinned(self.model, pins.student)
         model, tokenizer, is_new = with_token_head(folder, self.seed)

@@ -2,8 +2,9 @@
 
 Four are always there: the teacher, the student before distillation (`initial`), the baseline with
 as many updates on labels alone, and the distilled student. Every other phase on disk is a further
-arm, and so are the best checkpoints of a phase on dev, where it keeps both: `<phase>-best`. An arm
-has one checkpoint for each seed.
+arm, and so are the best checkpoints of a phase on dev, where it keeps both: `<phase>-best`, and the
+whole models of one that publishes an early exit, where it keeps them: `<phase>-whole`. An arm has
+one checkpoint for each seed.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Literal
 
 from cohobate.data.records import ADAPT, ENDPOINT, INIT_STUDENT, TRAIN
 from cohobate.errors import UserError
-from cohobate.methods.phase import BEST
+from cohobate.methods.phase import BEST, WHOLE
 from cohobate.models import checkpoints
 from cohobate.params import nearest
 from cohobate.progress import say
@@ -98,29 +99,31 @@ def arms_on_disk(teacher: str, baseline: str, student: str, seeds: list[int]) ->
         Arm(TEACHER, "teacher", {0: _existing(ADAPT / teacher, "adapt")}),
         Arm(INITIAL, "initial", {0: _existing(INIT_STUDENT, "init_student")}),
         Arm(baseline, "baseline", _by_seed(baseline, seeds)),
-        *_best_on_dev(baseline, BASELINE_BEST, seeds),
+        *_beside(baseline, BEST, BASELINE_BEST, seeds),
+        *_beside(baseline, WHOLE, "other", seeds),
         Arm(student, "student", _by_seed(student, seeds)),
-        *_best_on_dev(student, "other", seeds),
+        *(arm for kind in (BEST, WHOLE) for arm in _beside(student, kind, "other", seeds)),
         *(
             arm
             for phase in others
             for arm in (
                 Arm(phase, "other", _by_seed(phase, seeds)),
-                *_best_on_dev(phase, "other", seeds),
+                *(arm for kind in (BEST, WHOLE) for arm in _beside(phase, kind, "other", seeds)),
             )
         ),
     ]
 
 
-def _best_on_dev(phase: str, role: Role, seeds: list[int]) -> list[Arm]:
-    """Return the arm of a phase's best checkpoints on dev; none where it does not keep both."""
-    folders = {seed: TRAIN / phase / BEST / f"seed-{seed}" for seed in seeds}
+def _beside(phase: str, kind: str, role: Role, seeds: list[int]) -> list[Arm]:
+    """Return the arm of a phase's best checkpoints, or of its whole models, where it keeps them."""
+    folders = {seed: TRAIN / phase / kind / f"seed-{seed}" for seed in seeds}
     if not all(folder.is_dir() for folder in folders.values()):
         return []
-    name = f"{phase}-{BEST}"
+    name = f"{phase}-{kind}"
     if (TRAIN / name).is_dir():
+        model = "best checkpoint" if kind == BEST else "whole model"
         raise UserError(
-            f"a phase must not be called {name!r}: so is the best checkpoint of {phase}",
+            f"a phase must not be called {name!r}: so is the {model} of {phase}",
             where="params.yaml, section train",
             fix="rename the phase",
         )

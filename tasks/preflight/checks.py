@@ -1,5 +1,8 @@
 """Checks between the models of a round: licences, vocabularies, chat templates."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from cohobate.errors import UserError
 from cohobate.models.model_info import ModelInfo, difference
 from cohobate.teachers.teacher import Teacher
@@ -65,4 +68,20 @@ def check_signals(key: str, teacher: ModelInfo, student: ModelInfo) -> None:
             f"{between} have different chat templates",
             where="params.yaml, section init_student",
             fix=fix,
+        )
+
+
+def check_experts(student: Any, adapt: Any, teachers: Mapping[str, ModelInfo]) -> None:
+    """Refuse a student of merged experts whose teacher has none."""
+    if not getattr(student, "experts", None):
+        return
+    teacher = teachers.get(student.teacher)
+    sparse = teacher is not None and teacher.config.get("model_type") == "mixtral"
+    upcycled = getattr(adapt, "upcycle", None) and student.of.startswith("models/adapt/")
+    if not sparse and not upcycled:
+        raise UserError(
+            f"the teacher {student.teacher} has no experts that could become one MLP",
+            where="params.yaml, init_student.experts",
+            fix="cohobate run --set 'adapt.upcycle={experts: 4}' "
+            f"--set init_student.of=models/adapt/{student.teacher}",
         )

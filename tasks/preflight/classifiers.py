@@ -22,6 +22,7 @@ _REASONS = {
     "on_policy": "on_policy learns from answers that the student generates",
     "dpo": "dpo compares the likelihoods of two texts",
     "mutual": "mutual compares distributions of tokens",
+    "early_exit": "early_exit compares distributions of tokens",
 }
 _SCORERS = ("filter.scorer", "curriculum.scorer", "preferences.student", "preferences.judge")
 """Settings that name a model which reads or generates text."""

@@ -29,7 +29,7 @@ from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher, Teachers
 from cohobate.training.packages import check_packages
 from tasks.preflight.capacity import check_capacity
-from tasks.preflight.checks import check_signals, check_terms, check_width
+from tasks.preflight.checks import check_experts, check_signals, check_terms, check_width
 from tasks.preflight.classifiers import check_student_kind
 from tasks.preflight.devices import Device, device_of
 from tasks.preflight.embedders import KINDS, check_embedders
@@ -101,7 +101,10 @@ def run(
     check_capacity([*(teacher.parameters() for teacher in outlines.values()), record["parameters"]])
     check_lengths(phases, record.get("context"))
     check_beginnings(phases, init_student.type)
+    check_experts(init_student, adapt, outlines)
     teacher_sizes = {key: size_of(outline) for key, outline in outlines.items()}
+    if upcycle := getattr(adapt, "upcycle", None):
+        teacher_sizes = {k: size.with_experts(upcycle.experts) for k, size in teacher_sizes.items()}
     memory = Memory(teacher_sizes, size_of(outline, record), phases, _device_of)
     _check_memory(memory.stages(adapt, generate, capture, _document()), teachers)
     _write(teachers, outlines, record, len(outline.vocabulary))

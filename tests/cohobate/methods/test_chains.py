@@ -3,9 +3,11 @@
 import pytest
 
 from cohobate import sealed_folder
-from cohobate.data.records import TRAIN, write_rows
+from cohobate.data.records import INIT_STUDENT, TRAIN, write_rows
 from cohobate.errors import UserError
+from cohobate.methods.train import Method
 from cohobate.models import checkpoints
+from cohobate.params import ParamsError, validated
 from tasks.train.stage import run
 from tests.cohobate.methods.test_dpo import DPO, PAIRS, pairs
 from tests.cohobate.methods.test_on_policy import ON_POLICY
@@ -54,6 +56,34 @@ def test_a_student_is_born_again_of_an_earlier_phase(round_so_far) -> None:
     assert checkpoints.fingerprint(TRAIN / "first/seed-1") != checkpoints.fingerprint(
         TRAIN / "second/seed-1"
     )
+
+
+def test_a_control_starts_from_random_weights_of_the_same_sizes(round_so_far) -> None:
+    control = SFT | {
+        "random_start": True,
+        "freeze": {"embeddings": False},
+        "learning_rate": 1e-9,
+        "updates": 1,
+    }
+    run("control", phase(**control), seeds=[1, 2])
+    one, other = (checkpoints.load(TRAIN / f"control/seed-{n}")[0] for n in (1, 2))
+    start, _ = checkpoints.load(INIT_STUDENT)
+    weights = [model.model.layers[1].mlp.up_proj.weight for model in (one, other, start)]
+    assert weights[0].shape == weights[2].shape and len({w.sum().item() for w in weights}) == 3
+    assert abs(weights[0].std() - start.config.initializer_range) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "stay as they are"),
+        ({"freeze": {"embeddings": False}, "adapter": {"type": "lora"}}, "no random_start"),
+        ({"freeze": {"embeddings": False}, "method": "classify"}, "models that generate"),
+    ],
+)
+def test_what_a_random_start_does_not_go_with_is_refused(change, message) -> None:
+    with pytest.raises(ParamsError, match=message):
+        validated(Method, SFT | {"random_start": True} | change, "train.here")
 
 
 def test_layers_that_are_not_there_are_refused(round_so_far) -> None:

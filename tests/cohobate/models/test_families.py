@@ -18,8 +18,9 @@ from cohobate.models import checkpoints
 from cohobate.models.layers import learned_positions
 from cohobate.models.lm_head import Head
 from cohobate.models.model_info import read_model_info
-from cohobate.students.from_config import parameters_after_cut, random_model
+from cohobate.students.from_config import parameters_after_cut
 from cohobate.students.layer_cutting import keep_layers
+from cohobate.students.random_weights import random_model
 from cohobate.teachers.target_sources import LiveSource
 from cohobate.training.trainer import fit
 from tasks.preflight.memory import size_of

@@ -25,10 +25,10 @@ from cohobate.methods.teacher_tuning import Tuning
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import resolve
 from cohobate.models.vocabularies import vocabulary_hash
-from cohobate.params import validated
+from cohobate.params import ParamsError, validated
 from cohobate.scoring.metrics import TokenF1, VerifierAccuracy
 from cohobate.scoring.verifiers import Label, Task
-from cohobate.students.initialization import TeacherLayers
+from cohobate.students.teacher_layers import TeacherLayers
 from cohobate.teachers.teacher import Teacher
 from tasks.adapt.stage import run
 from tests.cohobate.models.test_chat_templates import STRICT
@@ -95,6 +95,22 @@ def test_a_tuned_teacher_has_learnt_the_task(adapt, model):
     assert not torch.equal(tuned.get_parameter(last), halved.get_parameter(last))
     embeddings = (m.get_input_embeddings().weight for m in (tuned, halved))
     assert torch.equal(*embeddings)
+
+
+def test_an_upcycled_teacher_is_tuned_as_a_mixture_of_experts(adapt):
+    summary = adapt(**SFT, upcycle={"experts": 2})
+    assert summary["dev_score"] >= 0.9
+    tuned, _ = checkpoints.load(MAIN)
+    assert type(tuned).__name__ == "MixtralForCausalLM"
+    experts = tuned.model.layers[1].mlp.experts
+    assert not torch.equal(experts.down_proj[0], experts.down_proj[1])
+
+
+def test_what_cannot_be_upcycled_is_refused(adapt):
+    with pytest.raises(ParamsError, match="experts are no linear layers"):
+        adapt(**SFT, upcycle={}, adapter={"type": "lora"})
+    with pytest.raises(ParamsError, match="at most experts"):
+        adapt(**SFT, upcycle={"experts": 2, "per_token": 3})
 
 
 def test_the_same_bytes_every_time(adapt):
