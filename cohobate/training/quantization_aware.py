@@ -2,7 +2,7 @@
 
 Each forward pass rounds the weights of the linear layers to the integers' grid, and the gradient
 passes straight through (Jacob et al. 2018). The published weights are not rounded: rounding makes
-the same integers of them. The checkpoint's provenance says which.
+the same integers of them. With `publish: rounded` they are. The checkpoint's provenance says which.
 """
 
 from collections.abc import Iterator
@@ -35,6 +35,11 @@ class FakeQuantisation(Section):
     type: Literal["int8", "int4"]
     group_size: int = Field(32, ge=8)
     """Weights that share a scale; it must divide the inputs of every linear layer."""
+    publish: Literal["trained", "rounded"] = Field(
+        "trained", exclude_if=lambda chosen: chosen == "trained"
+    )
+    """Which weights are published: those that were trained, or what rounding makes of them, so
+    that a phase's scores are those of the quantised model."""
 
     @contextmanager
     def prepare(self, model: "PreTrainedModel") -> Iterator[None]:
@@ -68,8 +73,20 @@ class FakeQuantisation(Section):
         grid = IntxFakeQuantizeConfig(getattr(torch, self.type), group_size=self.group_size)
         quantize_(model, QATConfig(weight_config=grid, step="prepare"), filter_fn=is_quantised)
         yield
+        if self.publish == "rounded":
+            _round_weights(model)
         # no integer format is given: linear layers become plain again, their weights unrounded
         quantize_(model, QATConfig(step="convert"))
+
+
+def _round_weights(model: "PreTrainedModel") -> None:
+    """Write into the layers what their forward pass has multiplied with."""
+    import torch
+
+    with torch.no_grad():
+        for module in model.modules():
+            if quantizer := getattr(module, "weight_fake_quantizer", None):
+                module.weight.copy_(quantizer(module.weight))
 
 
 Quantisation = Annotated[NoQuantisation | FakeQuantisation, Field(discriminator="type")]

@@ -53,6 +53,14 @@ def test_a_student_learns_to_compute_in_integers(make_model: Any, tokenizer: Any
     assert losses["aware"] < 0.8 * losses["plain"]
 
 
+def test_rounded_weights_are_what_the_forward_pass_computes_with(model: Any) -> None:
+    pytest.importorskip("torchao")
+    with INT4.model_copy(update={"publish": "rounded"}).prepare(model):
+        rounded = model.model.layers[0].mlp.up_proj(torch.eye(32)).T.detach().clone()
+    layer = model.model.layers[0].mlp.up_proj
+    assert type(layer) is nn.Linear and torch.equal(layer.weight, rounded)
+
+
 def test_a_width_that_the_groups_do_not_divide_is_refused(model: Any) -> None:
     pytest.importorskip("torchao")
     with (
