@@ -1,4 +1,8 @@
-"""Every recipe runs whole, from a project in which no stage of training has run."""
+"""Every recipe runs whole, from a project in which no stage of training has run.
+
+With the marker `slow` are those whose parts other rounds have; `make recipes-tiny` runs all of them
+through the flow.
+"""
 
 from pathlib import Path
 
@@ -7,8 +11,14 @@ import pytest
 from tests import tiny_rounds
 from tests.tiny_rounds import RECIPES, Round
 
+SELDOM = ("lora", "pruned")
+ROUNDS = [
+    pytest.param(what, id=what.name, marks=pytest.mark.slow if what.name in SELDOM else ())
+    for what in RECIPES
+]
 
-@pytest.mark.parametrize("what", RECIPES, ids=lambda what: what.name)
+
+@pytest.mark.parametrize("what", ROUNDS)
 def test_a_recipe_runs_whole(tiny_round_project: Path, what: Round) -> None:
     if what.needs:
         pytest.importorskip(what.needs)
