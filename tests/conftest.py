@@ -44,7 +44,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put rounds first, so that no worker is left with them at the end."""
+    """Put long files of rounds first, so that no worker is left with them at the end."""
+    items.sort(key=lambda item: not item.path.name.endswith("_rounds.py"))
     items.sort(key=lambda item: item.path.name not in ROUNDS)
 
 
