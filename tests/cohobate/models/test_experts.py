@@ -127,3 +127,17 @@ def test_a_dense_student_of_a_sparse_teacher_is_what_preflight_foresaw(
     assert type(made).__name__ == "LlamaForCausalLM"
     summary, pinned = (json.loads(p.read_text()) for p in (INIT_STUDENT / "summary.json", MODELS))
     assert summary["parameters"] == pinned["student"]["parameters"] == made.num_parameters()
+
+
+def test_experts_of_a_dense_teacher_are_refused_by_preflight(project, checkpoint) -> None:
+    from cohobate.students.initialization import StudentInit
+    from cohobate.teachers.teacher import Teacher
+    from tests.tasks.preflight.test_preflight import run_stage as preflight
+
+    terms = {"licence": "Apache-2.0", "outputs_may_train": True}
+    fields = {"type": "teacher_layers", "layers": [0], "experts": "mean"}
+    fields["rows"] = "data/collect/labelled.jsonl"
+    student = validated(StudentInit, fields, "init_student")
+    with pytest.raises(UserError, match="no experts that could") as caught:
+        preflight({"main": Teacher(model=str(checkpoint), **terms)}, student)
+    assert "adapt.upcycle" in caught.value.fix
