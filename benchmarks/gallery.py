@@ -7,7 +7,7 @@
 
 Each recipe runs in a git worktree of HEAD below .cohobate/gallery, with this project's DVC cache:
 what recipes have in common is computed once. A run that was killed goes on where it was. The result
-is docs/gallery/NAME.json; `python docs/gallery.py` makes the page of all of them.
+is docs/gallery/<recipe>.json; `python docs/gallery.py` makes the page of all of them.
 """
 
 import argparse

@@ -10,11 +10,10 @@ problems, accepted where its answer is the known one, teaches the student
 
 import argparse
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-_TERM = re.compile(r"([-+]?)\s*(\d+)")
+from tasks.collect.reasoning import worked_steps
 
 
 def main() -> None:
@@ -54,17 +53,6 @@ def problems(rows: int, used: set[str], *, with_steps: bool) -> Iterator[dict[st
         if len(seen) == rows + len(used):
             return
     raise SystemExit(f"reasoning-gym has no {rows} different problems of this kind")
-
-
-def worked_steps(question: str) -> str:
-    """Return the partial sums of `4 - 1 + 12 =`, one a line."""
-    terms = [(sign or "+", int(digits)) for sign, digits in _TERM.findall(question)]
-    total, lines = terms[0][1], []
-    for sign, term in terms[1:]:
-        after = total + term if sign == "+" else total - term
-        lines.append(f"{total} {sign} {term} = {after}")
-        total = after
-    return "\n".join(lines)
 
 
 def _questions(path: Path) -> set[str]:

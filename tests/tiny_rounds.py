@@ -20,6 +20,7 @@ from tests import tiny_models, tiny_pictures, tiny_project
 from tests.llama_server import llama_server
 from tests.loopback_teacher import LoopbackTeacher
 from tests.served_model import ServedModel
+from tests.steps_teacher import StepsTeacher
 from tests.tiny_project import ROOT
 
 LAYERS = 30
@@ -62,30 +63,47 @@ class Round:
     """A module without which the round cannot run."""
     prompts: bool = True
     """Whether there are unlabelled prompts, of which the hardest are found."""
-    served: Literal["", "text", "vllm", "sglang", "llama.cpp"] = ""
+    served: Literal["", "text", "steps", "vllm", "sglang", "llama.cpp"] = ""
     """Which service the teacher is behind: `ENDPOINT` in the settings stands for its address."""
 
 
 _TOLERANCE = "tolerance: {score: 0.3, agreement: 0.5, loss: 0.05}"
 """Of 8 dev rows, and of a student of a few updates that hardly prefers any answer."""
-_NEEDED = {"two-tasks": "reasoning_gym", "quantisation-aware": "torchao"}
+_OF_REASONING = (
+    *("two-tasks", "experts", "deepseek-r1-distill", "self-improvement", "step-by-step"),
+)
+_NEEDED = dict.fromkeys(_OF_REASONING, "reasoning_gym") | {"quantisation-aware": "torchao"}
 # the tiny teacher's own answers are no labels: a classifier finds none of them hard
 _WITHOUT_PROMPTS = (
-    *("raw-text", "classifier", "embedder", "static-embedder", "code"),
+    *("raw-text", "tinyllama", "classifier", "embedder", "static-embedder", "code"),
     *("distilbert", "tinybert"),  # encoders generate no answers to them
+    *("deepseek-r1-distill", "self-improvement", "step-by-step", "experts"),
 )
+_TERMS = "licence: Apache-2.0, outputs_may_train: true"
+_SERVED = (
+    f"teachers.main={{model: large-1, endpoint: ENDPOINT, {_TERMS}}}",
+    "adapt={type: none}",
+    "generate.backend={type: openai, price: {input: 0.15, output: 0.60}, cap: 20.0}",
+    "generate.decoding.temperature=0",
+    "generate.samples=1",
+    "curriculum.difficulty={type: length}",
+    "init_student={type: pretrained, model: small}",
+)
+_OF_SERVED = dict.fromkeys(("deepseek-r1-distill", "step-by-step"), _SERVED)
+"""Recipes whose teacher must write steps: a service does, the tiny teacher cannot."""
 RECIPES = [
     Round(
         Path(recipe).stem,
         recipe,
+        _OF_SERVED.get(Path(recipe).stem, ()),
         prompts=Path(recipe).stem not in _WITHOUT_PROMPTS,
         needs=_NEEDED.get(Path(recipe).stem, ""),
+        served="steps" if Path(recipe).stem in _OF_SERVED else "",
     )
     for recipe in recipes.listed(ROOT)
 ]
 _SPLIT = "{labelled: 24, unlabelled: 48, dev: 12, test: 12}"
 
-_TERMS = "licence: Apache-2.0, outputs_may_train: true"
 _SECOND = f"teachers.second={{model: second-teacher, {_TERMS}}}"
 _OTHER_STUDENT = "init_student={type: pretrained, model: another-tokenizer}"
 _ULD = ("train.kd.targets=models/adapt/main", "train.kd.terms=[{type: uld}]")
@@ -301,6 +319,8 @@ def _start(what: Round, stack: contextlib.ExitStack) -> str:
     """Start the service of a round; return its address."""
     if what.served == "text":
         return stack.enter_context(LoopbackTeacher(times=0)).url
+    if what.served == "steps":
+        return stack.enter_context(StepsTeacher(times=0)).url
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="served-")))
     teacher = Models(folder / "models").folder / "small"
     if what.served == "llama.cpp":
@@ -331,6 +351,17 @@ _OF_RECIPE = {
         "generate.reference_answers=keep",
         "curriculum.difficulty={type: length}",
     ],
+    # what this model generates is no right sum
+    "self-improvement": [
+        "generate.decoding.max_tokens=8",
+        "evaluate.decoding.max_tokens=8",
+        "filter.filters=[]",
+    ],
+    "superfiltering": [
+        "filter.scorer=small",
+        "filter.filters=[{type: exact_duplicates}, {type: ifd, max_ifd: 99, keep_share: 0.5}]",
+    ],
+    "tinyllama": ["init_student.layers=2", "init_student.overrides={hidden_size: 16}"],
 }
 
 
@@ -345,6 +376,8 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
     if document["collect"].get("teacher_prompt"):
         # the tiny models read 256 tokens, of a few letters each
         shortened.append('collect.teacher_prompt.text="Definitions.\\n{prompt}"')
+    if document["collect"]["source"]["type"] == "reasoning_gym":
+        shortened.append("collect.source.rows=240")
     for name, source in document["collect"]["sources"].items():
         shortened.append(f"collect.sources.{name}.split={_SPLIT}")
         if source["source"]["type"] == "wordnet":

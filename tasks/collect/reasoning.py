@@ -3,6 +3,7 @@
 By reasoning-gym (Stojanovski et al. 2025, Apache-2.0), an optional dependency.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -12,9 +13,14 @@ from cohobate.errors import UserError
 from cohobate.params import Section
 from tasks.collect.source_records import QuarantinedRecord, SourceRecord
 
+_TERM = re.compile(r"([-+]?)\s*(\d+)")
+
 
 class ReasoningGym(Section):
-    """Tasks by name and level; columns `question`, `answer`, `task` and `level`."""
+    """Tasks by name and level; columns `question`, `answer`, `task` and `level`.
+
+    Problems of `chain_sum` have a column `steps` too: their partial sums, one a line.
+    """
 
     type: Literal["reasoning_gym"]
     path: Literal["tasks/collect/reasoning.py"] = "tasks/collect/reasoning.py"
@@ -59,7 +65,20 @@ class ReasoningGym(Section):
                 number += 1
                 pair = {"question": entry["question"], "answer": entry["answer"]}
                 columns = pair | {"task": name, "level": f"{name} {level}"}
+                if name == "chain_sum":
+                    columns["steps"] = worked_steps(entry["metadata"]["expression"])
                 yield SourceRecord(number, columns, group=columns[self.group])
+
+
+def worked_steps(expression: str) -> str:
+    """Return the partial sums of `4 - 1 + 12`, one a line."""
+    terms = [(sign or "+", int(digits)) for sign, digits in _TERM.findall(expression)]
+    total, lines = terms[0][1], []
+    for sign, term in terms[1:]:
+        after = total + term if sign == "+" else total - term
+        lines.append(f"{total} {sign} {term} = {after}")
+        total = after
+    return "\n".join(lines)
 
 
 def _problems(name: str, level: int, rows: int, seed: int) -> Any:

@@ -11,7 +11,9 @@ import pytest
 from tests import tiny_rounds
 from tests.tiny_rounds import RECIPES, Round
 
-SELDOM = ("lora", "pruned")
+SELDOM = (
+    *("lora", "pruned", "deepseek-r1-distill", "self-improvement", "superfiltering", "tinyllama"),
+)
 ROUNDS = [
     pytest.param(what, id=what.name, marks=pytest.mark.slow if what.name in SELDOM else ())
     for what in RECIPES

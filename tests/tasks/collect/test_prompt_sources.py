@@ -18,6 +18,7 @@ from cohobate.data.records import (
 from cohobate.errors import UserError
 from cohobate.params import ParamsError, validated
 from cohobate.scoring.verifiers import Code
+from tasks.collect.reasoning import worked_steps
 from tasks.collect.stage import CollectParams, run
 
 SIZES = {"labelled": 6, "unlabelled": 30, "dev": 3, "test": 5}
@@ -76,6 +77,15 @@ def test_problems_by_name_and_level(project):
     for tasks in ({"no_such_task": 0}, {"chain_sum": 99}):
         with pytest.raises(UserError, match="cannot generate the problems"):
             collect({"type": "reasoning_gym", "tasks": tasks, "rows": 5}, TEMPLATE)
+
+
+def test_sums_have_their_steps(project):
+    template = {"prompt": "{question}", "answer": "{steps} so {answer}"}
+    collect({"type": "reasoning_gym", "tasks": {"chain_sum": 1}, "rows": 40}, template)
+    assert worked_steps("4 - 11 + 12") == "4 - 11 = -7\n-7 + 12 = 5"
+    for row in read_rows(LABELLED, Row):
+        steps, _, answer = row.answer.partition(" so ")
+        assert steps.endswith(f"= {answer}")
 
 
 def test_groups_out_of_distribution_are_nowhere_else(project):
