@@ -31,7 +31,12 @@ def start_workers(
     from ray.util import ActorPool
 
     if not ray.is_initialized():
-        ray.init(address="local", include_dashboard=False, log_to_driver=False)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            _system_config={"worker_niceness": 0},  # they are this stage: as nice as it is
+        )
     # the class is made in a function: this module imports no torch
     started: Any = ray.remote(num_gpus=gpus)(_single_threaded())
     pool = ActorPool([started.remote(*opened) for _ in range(workers)])
@@ -100,7 +105,12 @@ def start_vllm(options: dict[str, Any], replicas: int, gpus: int) -> VllmReplica
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     if not ray.is_initialized():
-        ray.init(address="local", include_dashboard=False, log_to_driver=False)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            _system_config={"worker_niceness": 0},  # they are this stage: as nice as it is
+        )
     engine: Any = ray.remote(_VllmEngine)
     if gpus == 1:
         actors = [engine.options(num_gpus=1).remote(options) for _ in range(replicas)]

@@ -49,7 +49,12 @@ class TeacherPool:
 
         self._ours = not ray.is_initialized()
         if self._ours:
-            ray.init(address="local", include_dashboard=False, log_to_driver=False)
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                _system_config={"worker_niceness": 0},  # they are this stage: as nice as it is
+            )
         _check_gpus(settings)
         actor: Any = ray.remote(PooledTeacher)
         # no CPU slot: the stage that waits for them may hold the only one

@@ -104,7 +104,10 @@ class HubDataset(ColumnSource):
 
         options = {"split": split, "revision": self.revision, "streaming": True}
         try:
-            yield from load_dataset(self.name, config, **options)
+            # pictures as they came: decoded ones would have to be encoded again
+            rows = load_dataset(self.name, config, **options).decode(False)
+            for row in rows:
+                yield {name: _with_bytes(value) for name, value in row.items()}
         except Exception as error:  # offline, unreachable, unknown and gated are a class each
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
@@ -113,6 +116,20 @@ class HubDataset(ColumnSource):
                 fix="check the name and the connection; or save it with `save_to_disk` where there "
                 "is access, and set collect.source: {type: datasets, path: ...}",
             ) from error
+
+
+def _with_bytes(value: Any) -> Any:
+    """Return a column's value; where it names a file, such as a picture, with its content."""
+    from datasets.utils.file_utils import xopen
+
+    if isinstance(value, list):
+        return [_with_bytes(one) for one in value]
+    if not (isinstance(value, dict) and value.keys() == {"bytes", "path"}):
+        return value
+    if value["bytes"] is None and value["path"]:
+        with xopen(value["path"], "rb") as file:
+            return value | {"bytes": file.read()}
+    return value
 
 
 def _loaded(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cohobate.data.images import stored_image
 from tests.loopback_hub import COMMIT, LoopbackHub, serving
+from tests.tiny_pictures import picture
 
 ROWS = 30
 CONFIGURATIONS = """---
@@ -20,6 +22,27 @@ configs:
   data_files: hard.jsonl
 ---
 """
+
+
+def folder_of_pictures(folder: Path) -> Path:
+    """Write pictures as files, with their names and answers beside them."""
+    for number in range(2):
+        picture(folder / f"{number}.png", "plant", number)
+    lines = [{"file_name": f"{number}.png", "answer": "plant"} for number in range(2)]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def rows_with_pictures(folder: Path) -> Path:
+    """Write a Parquet file with the bytes of pictures."""
+    from datasets import Dataset, Features, Image, Value
+
+    paths = [str(picture(folder.parent / f"{number}.png", "plant", number)) for number in range(2)]
+    rows = {"image": paths, "answer": ["plant"] * 2}
+    features = Features({"image": Image(), "answer": Value("string")})
+    folder.mkdir()
+    Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+    return folder
 
 
 @pytest.fixture
@@ -36,7 +59,12 @@ def hub(tmp_path, checkpoint):
     (levels / "README.md").write_text(CONFIGURATIONS)
     for name in ("easy", "hard"):
         (levels / f"{name}.jsonl").write_text(json.dumps({"question": name}) + "\n")
-    datasets = {"datasets/org/questions": questions, "datasets/org/levels": levels}
+    datasets = {
+        "datasets/org/questions": questions,
+        "datasets/org/levels": levels,
+        "datasets/org/files": folder_of_pictures(tmp_path / "files"),
+        "datasets/org/rows": rows_with_pictures(tmp_path / "rows"),
+    }
     with serving(datasets | {"models/org/tiny": checkpoint}) as server:
         yield server
 
@@ -89,6 +117,24 @@ def test_several_splits_and_configurations(hub, tmp_path):
     assert configurations == str(
         [({"config": n, "question": n}, 1, f"org/levels, {n}") for n in ("easy", "hard")]
     )
+
+
+READ_PICTURES = """
+from cohobate.data.images import stored_image
+from tasks.collect.hugging_face import HubDataset
+for name in ("files", "rows"):
+    source = HubDataset(type="hub", name="org/" + name, revision="{commit}")
+    for row in source.source_records():
+        print(row.columns["answer"], stored_image(row.columns["image"]["bytes"]).name)
+"""
+
+
+def test_pictures_come_as_they_were_uploaded(hub, tmp_path):
+    done = online(hub, tmp_path / "home", READ_PICTURES.format(commit=COMMIT))
+    assert done.returncode == 0, done.stderr + "\n".join(hub.requests)
+    pictures = [(tmp_path / "files" / f"{number}.png").read_bytes() for number in range(2)]
+    expected = [f"plant {stored_image(one).name}" for one in pictures]
+    assert done.stdout.splitlines() == expected * 2
 
 
 def test_another_commit_and_an_unknown_name_are_named(hub, tmp_path):
