@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from cohobate import params
@@ -65,9 +66,18 @@ def _edited(root: Path) -> Iterator[tuple[Any, list[str]]]:
     params_schema.check(after := _plain(document))
     changes.extend(_differences(before, after))
     if changes:
+        path.write_text(_written(yaml, document, after))
+
+
+def _written(yaml: YAML, document: Any, plain: dict[str, Any]) -> str:
+    """Return the text of params.yaml; without its comments where they would break it."""
+    for one in (document, plain):
         text = StringIO()
-        yaml.dump(document, text)
-        path.write_text(text.getvalue())
+        yaml.dump(one, text)
+        with suppress(YAMLError):  # a comment that lost its place can swallow the end of a line
+            if _plain(YAML().load(text.getvalue())) == plain:
+                break
+    return text.getvalue()
 
 
 def _write_out_defaults(document: Any, graph: Path) -> None:

@@ -62,3 +62,13 @@ def test_settings_for_now_are_taken_back(root: Path) -> None:
         assert changes == ["seeds: [1] -> [7]"]
         assert b"[7]" in (root / "params.yaml").read_bytes()
     assert (root / "params.yaml").read_bytes() == before
+
+
+def test_a_document_whose_comments_would_break_it_is_written_without_them() -> None:
+    yaml = overrides._round_trip_yaml()
+    document = yaml.load("a: 1   # kept\nb: 2\n")
+    plain = {"a": 1, "b": 2}
+    assert overrides._written(yaml, document, plain) == "a: 1   # kept\nb: 2\n"
+    # what ruamel does where a comment that ended a line has moved
+    document.ca.items["a"][2].value = "b: 3"
+    assert overrides._written(yaml, document, plain) == "a: 1\nb: 2\n"
