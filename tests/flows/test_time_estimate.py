@@ -85,7 +85,9 @@ def test_every_recipe_has_an_estimate(recipe, project) -> None:
     phases = [f"train@{name}" for name in document["train"]]
     for address in ("adapt@main", "generate@main", "capture@main", *phases, "evaluate", "export"):
         untuned = address == "adapt@main" and document["adapt"]["type"] == "none"
-        kept = address == "generate@main" and document["generate"].get("prompts") == "labelled"
+        given = document["generate"].get("reference_answers") == "keep"
+        given = given and document["generate"].get("prompts") == "labelled"
+        kept = address == "generate@main" and given
         text_alone = address == "capture@main" and not document["teachers"]["main"].get(
             "signals", True
         )

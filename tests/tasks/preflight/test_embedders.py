@@ -9,7 +9,7 @@ from cohobate import params
 from cohobate.errors import UserError
 from cohobate.methods.train import Method
 from cohobate.teachers.teacher import Teacher
-from flows.recipes import merge_overlay
+from flows import recipes
 from tasks.preflight.embedders import check_embedders
 from tests.tiny_project import ROOT, put
 
@@ -21,7 +21,7 @@ def document(recipe: str = "embedder", **settings: Any) -> dict[str, Any]:
     """Params.yaml with a recipe in it, and settings by their dotted keys."""
     yaml = YAML(typ="safe", pure=True)
     merged = yaml.load(ROOT / "params.yaml")
-    merge_overlay(merged, yaml.load(ROOT / f"recipes/{recipe}.yaml"))
+    recipes.merge_overlay(merged, recipes.read(ROOT, f"recipes/{recipe}.yaml"))
     for key, value in settings.items():
         put(merged, key, value)
     return dict(merged)
