@@ -12,13 +12,17 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUN = PROJECT["project"]["dependencies"]
 MORE = PROJECT["project"]["optional-dependencies"]
+GROUPS = PROJECT["dependency-groups"]
+DEV = [
+    line
+    for entry in GROUPS["dev"]
+    for line in ([entry] if isinstance(entry, str) else GROUPS[entry["include-group"]])
+]
 EXPLAINED = "infra/vulnerabilities.md"
 LOCKS = {
     "infra/requirements.txt": RUN,
-    "infra/requirements-ci.txt": [
-        *RUN, *MORE["export"], *MORE["harness"], *PROJECT["dependency-groups"]["dev"]
-    ],
-}  # fmt: skip
+    "infra/requirements-ci.txt": [*RUN, *MORE["export"], *MORE["harness"], *DEV],
+}
 
 
 def locked(path: str) -> dict[str, str]:
