@@ -169,6 +169,7 @@ def quickstart() -> list[list[str]]:
     return [shlex.split(line) for block in blocks for line in block.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_quickstart_run_as_written(
     by_dvc: Path, tmp_path: Path, prefect_server: str
 ) -> None:
