@@ -99,6 +99,8 @@ def _pack(layer: Any) -> None:
 
 def _can(layer: nn.Linear) -> bool:
     weight_OI = layer.weight
+    if type(weight_OI.data) is not Tensor:  # such as torchao's, which have products of their own
+        return False
     if weight_OI.device.type != "cpu" or platform.machine() not in {"x86_64", "AMD64"}:
         return False
     if weight_OI.dtype not in _ROWS or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]

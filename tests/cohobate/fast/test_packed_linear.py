@@ -116,3 +116,14 @@ def test_a_packed_model_answers_as_before(
     assert any(type(layer) is PackedLinear for layer in model.modules())
     close = 1e-4 if dtype is torch.float32 else 3e-2
     torch.testing.assert_close(actual, expected, rtol=close, atol=close)
+
+
+def test_weights_with_products_of_their_own_are_left_alone() -> None:
+    class Own(torch.Tensor):
+        """As torchao's quantised weights are."""
+
+    layer = nn.Linear(2048, 2048, bias=False).requires_grad_(False)
+    layer.weight = nn.Parameter(layer.weight.data.as_subclass(Own), requires_grad=False)
+    model = nn.Sequential(layer)
+    packed_linear.pack(model, 1 << 30)
+    assert type(layer) is nn.Linear
