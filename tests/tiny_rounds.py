@@ -357,6 +357,7 @@ _OF_RECIPE = {
         "evaluate.decoding.max_tokens=8",
         "filter.filters=[]",
     ],
+    "data-free": ["generate.samples=2", "generate.decoding.max_tokens=16"],
     "superfiltering": [
         "filter.scorer=small",
         "filter.filters=[{type: exact_duplicates}, {type: ifd, max_ifd: 99, keep_share: 0.5}]",
