@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,14 +130,16 @@ def join(rank: int, count: int) -> None:
 def together(fields: dict[str, Any], count: int = 2, scorer: Any = None) -> list[str]:
     """Train in forked workers; return what each one's error says, or an empty text.
 
-    Once more where a signal ended one: a fork does not have the threads of the process that it is
-    of, and libraries of earlier tests may count on theirs. What crashes by itself does so again.
+    Once more where one crashed: a fork does not have the threads of the process that it is of, and
+    libraries of earlier tests may count on theirs. What crashes by itself does so again.
     """
-    messages = _forked(fields, count, scorer)
-    return _forked(fields, count, scorer) if "killed" in messages else messages
+    statuses, messages = _forked(fields, count, scorer)
+    crashed = signal.SIGSEGV in map(os.WTERMSIG, statuses)
+    return _forked(fields, count, scorer)[1] if crashed else messages
 
 
-def _forked(fields: dict[str, Any], count: int, scorer: Any) -> list[str]:
+def _forked(fields: dict[str, Any], count: int, scorer: Any) -> tuple[list[int], list[str]]:
+    """Return the statuses with which the workers ended, and what they say."""
     Path("join").unlink(missing_ok=True)
     children = []
     for rank in range(count):
@@ -154,9 +157,8 @@ def _forked(fields: dict[str, Any], count: int, scorer: Any) -> list[str]:
             Path(f"said-{rank}").write_text(message)
             os._exit(0)
         children.append(child)
-    for child in children:
-        os.waitpid(child, 0)
-    return [Path(f"said-{rank}").read_text() for rank in range(count)]
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    return statuses, [Path(f"said-{rank}").read_text() for rank in range(count)]
 
 
 @pytest.mark.parametrize("fields", METHODS.values(), ids=METHODS)
