@@ -58,7 +58,7 @@ def _edited(root: Path) -> Iterator[tuple[Any, list[str]]]:
     """Yield params.yaml and an empty list; then list what was changed, and write it if anything."""
     path, changes = root / params.PARAMS, list[str]()
     yaml = _round_trip_yaml()
-    document = yaml.load(path.read_text())
+    document = yaml.load(written_before := path.read_text())
     before = _plain(document)
     yield document, changes
     # before the check, which sees the document as it will be written
@@ -66,7 +66,10 @@ def _edited(root: Path) -> Iterator[tuple[Any, list[str]]]:
     params_schema.check(after := _plain(document))
     changes.extend(_differences(before, after))
     if changes:
-        path.write_text(_written(yaml, document, after))
+        text = _written(yaml, document, after)
+        path.write_text(text)
+        if "#" not in text and "#" in written_before:
+            changes.append("comments: removed, as the file would have read otherwise with them")
 
 
 def _written(yaml: YAML, document: Any, plain: dict[str, Any]) -> str:

@@ -22,8 +22,8 @@ FLOORS = ("cohobate", "tasks", "flows")
 PRODUCT = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
 LAYERS = (
     "errors", "utf8", "proxies", "cache", "progress", "params", "packaged", "sealed_folder",
-    "terminal", "processes", "thread_map", "lazy_names", "code_fingerprint", "data", "models",
-    "fast", "generation", "scoring", "losses", "teachers", "backends", "training", "students",
+    "terminal", "processes", "thread_map", "lazy_names", "code_fingerprint", "ray_node", "data",
+    "models", "fast", "generation", "scoring", "losses", "teachers", "backends", "training", "students",
     "methods", "evaluation", "serving", "dvc_bridge",
 )  # fmt: skip
 """Modules and packages of the library, each above those that it may import."""
@@ -34,6 +34,7 @@ MAY_IMPORT_RAY = (
     "cohobate/training/distributed.py",
     "cohobate/backends/ray_workers.py",
     "cohobate/teachers/ray_pool.py",
+    "cohobate/ray_node.py",
 )
 
 

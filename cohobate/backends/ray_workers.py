@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cohobate import ray_node
 from cohobate.errors import UserError
 from cohobate.generation.requests import Batching, Decoding, Request
 from cohobate.models.number_formats import Precision
@@ -30,13 +31,7 @@ def start_workers(
     from ray.exceptions import RayActorError
     from ray.util import ActorPool
 
-    if not ray.is_initialized():
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            _system_config={"worker_niceness": 0},  # they are this stage: as nice as it is
-        )
+    ray_node.start_unless_connected()
     # the class is made in a function: this module imports no torch
     started: Any = ray.remote(num_gpus=gpus)(_single_threaded())
     pool = ActorPool([started.remote(*opened) for _ in range(workers)])
@@ -104,13 +99,7 @@ def start_vllm(options: dict[str, Any], replicas: int, gpus: int) -> VllmReplica
     from ray.util import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    if not ray.is_initialized():
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            _system_config={"worker_niceness": 0},  # they are this stage: as nice as it is
-        )
+    ray_node.start_unless_connected()
     engine: Any = ray.remote(_VllmEngine)
     if gpus == 1:
         actors = [engine.options(num_gpus=1).remote(options) for _ in range(replicas)]

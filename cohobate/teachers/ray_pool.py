@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cohobate import ray_node
 from cohobate.errors import UserError
 from cohobate.models.number_formats import NumberFormat
 from cohobate.teachers.signal_store.teacher_pass import CapturedTeacher
@@ -47,14 +48,7 @@ class TeacherPool:
     def __init__(self, folder: Path, number_format: NumberFormat, settings: TeacherWorkers) -> None:
         import ray
 
-        self._ours = not ray.is_initialized()
-        if self._ours:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                log_to_driver=False,
-                _system_config={"worker_niceness": 0},  # they are this stage: as nice as it is
-            )
+        self._ours = ray_node.start_unless_connected()
         _check_gpus(settings)
         actor: Any = ray.remote(PooledTeacher)
         # no CPU slot: the stage that waits for them may hold the only one

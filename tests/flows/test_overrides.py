@@ -72,3 +72,9 @@ def test_a_document_whose_comments_would_break_it_is_written_without_them() -> N
     # what ruamel does where a comment that ended a line has moved
     document.ca.items["a"][2].value = "b: 3"
     assert overrides._written(yaml, document, plain) == "a: 1\nb: 2\n"
+
+
+def test_comments_that_are_lost_are_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overrides, "_written", lambda *_: "seeds: [1]\n")
+    *_, last = overrides.apply(root, ["seeds=[1, 2]"])
+    assert last.startswith("comments: removed")
