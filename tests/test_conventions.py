@@ -23,8 +23,8 @@ PRODUCT = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py
 LAYERS = (
     "errors", "utf8", "proxies", "cache", "progress", "params", "packaged", "sealed_folder",
     "terminal", "processes", "thread_map", "lazy_names", "code_fingerprint", "ray_node", "data",
-    "models", "fast", "generation", "scoring", "losses", "teachers", "backends", "training", "students",
-    "methods", "evaluation", "serving", "dvc_bridge",
+    "models", "fast", "generation", "scoring", "losses", "teachers", "backends", "training",
+    "students", "methods", "evaluation", "serving", "dvc_bridge",
 )  # fmt: skip
 """Modules and packages of the library, each above those that it may import."""
 STAGES = sorted(path.parent.name for path in (ROOT / "tasks").glob("*/stage.py"))
