@@ -20,7 +20,8 @@ from cohobate.training import checkpointing
 from tasks.train.stage import run
 from tests import tiny_models
 from tests.cohobate.methods.test_label_signals import NAMES, ROWS, STORE, rows, write_labels
-from tests.cohobate.training.test_processes import CURVE_TOLERANCE, difference, history, together
+from tests.cohobate.training.test_processes import CURVE_TOLERANCE, difference, history
+from tests.cohobate.training.workers import together
 
 FIELDS: dict[str, Any] = {
     "method": "classify",

@@ -18,7 +18,8 @@ from cohobate.scoring.labels import LabelSet
 from cohobate.scoring.verifiers import Label
 from tasks.train.stage import run
 from tests import tiny_models
-from tests.cohobate.training.test_processes import CURVE_TOLERANCE, difference, history, together
+from tests.cohobate.training.test_processes import CURVE_TOLERANCE, difference, history
+from tests.cohobate.training.workers import together
 
 ROWS = Path("data/collect/labelled.jsonl")
 NAMES = ("animal", "plant")

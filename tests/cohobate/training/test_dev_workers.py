@@ -15,7 +15,8 @@ from cohobate.models import checkpoints
 from cohobate.scoring.metrics import VerifierAccuracy
 from cohobate.scoring.verifiers import Label, Task
 from cohobate.training import checkpointing
-from tests.cohobate.training.test_processes import SFT, phase, start, together
+from tests.cohobate.training.test_processes import SFT, start
+from tests.cohobate.training.workers import phase, together
 
 __all__ = ["start"]  # a fixture
 PROMPTS = [f"Definition: a thing {n}\nCategory:" for n in range(5)]

@@ -28,11 +28,10 @@ from tests.cohobate.training.test_processes import (
     METHODS,
     difference,
     history,
-    phase,
     start,
-    together,
 )
 from tests.cohobate.training.test_sharded import PARITY, distance, weights
+from tests.cohobate.training.workers import phase, together
 
 __all__ = ["start"]  # a fixture
 

@@ -12,8 +12,9 @@ from cohobate.models import checkpoints
 from cohobate.training import checkpointing, packages
 from cohobate.training.fused_trainer import FusedTrainer
 from cohobate.training.packages import check_packages
-from tests.cohobate.training.test_processes import SFT, difference, history, phase, start, together
+from tests.cohobate.training.test_processes import SFT, difference, history, start
 from tests.cohobate.training.test_sharded import SLOW, distance, weights
+from tests.cohobate.training.workers import phase, together
 
 __all__ = ["start"]  # a fixture
 EIGHT = SFT | SLOW | {"optimiser": "adamw_8bit"}
@@ -42,9 +43,7 @@ def bytes_a_weight(trainer: Any) -> float:
 
 
 @pytest.mark.parametrize("change", [{}, SHARDED], ids=["alone", "sharded"])
-def test_a_killed_run_goes_on_with_the_same_moments(
-    wide: None, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
-) -> None:
+def test_a_killed_run_goes_on_with_the_same_moments(wide: None, change: dict[str, Any]) -> None:
     count = 2 if change else 1
     original = FusedTrainer.close_update
 
@@ -53,8 +52,10 @@ def test_a_killed_run_goes_on_with_the_same_moments(
             assert bytes_a_weight(self) < 2.1
         return original(self, learning_rate)
 
-    monkeypatch.setattr(FusedTrainer, "close_update", close_update)
-    assert together(EIGHT | change, count) == [""] * count
+    def patch() -> None:
+        FusedTrainer.close_update = close_update  # type: ignore[method-assign]
+
+    assert together(EIGHT | change, count, patch=patch) == [""] * count
     clean, curve = (TRAIN / "it/seed-1/model.safetensors").read_bytes(), history()
     shutil.rmtree(TRAIN)
     newest = sorted(checkpointing.TRAINING.rglob("update-*"))[-1]

@@ -18,8 +18,9 @@ from cohobate.training.hyperparameters import Hyperparameters
 from cohobate.training.memory import WEIGHTS, peak_memory
 from cohobate.training.packages import check_packages
 from tasks.train.stage import run
-from tests.cohobate.training.test_processes import KD, difference, history, phase, start, together
+from tests.cohobate.training.test_processes import KD, difference, history, start
 from tests.cohobate.training.test_sharded import SLOW, distance, weights
+from tests.cohobate.training.workers import phase, together
 
 __all__ = ["start"]  # a fixture
 LORA = {"type": "lora", "rank": 2}

@@ -10,8 +10,9 @@ from cohobate.models.model_size import ModelSize
 from cohobate.training import checkpointing
 from cohobate.training.hyperparameters import Hyperparameters
 from cohobate.training.memory import OPTIMISER, Placement, peak_memory
-from tests.cohobate.training.test_processes import SFT, history, start, together
+from tests.cohobate.training.test_processes import SFT, history, start
 from tests.cohobate.training.test_sharded import SLOW
+from tests.cohobate.training.workers import together
 
 __all__ = ["start"]  # a fixture
 OFFLOADED = SFT | SLOW | {"optimiser": "adamw_offloaded"}

@@ -1,16 +1,12 @@
 """Two workers, joined by gloo alone, learn what one does."""
 
 import csv
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
-from ray import cloudpickle
 
 from cohobate import sealed_folder
 from cohobate.data.records import (
@@ -25,7 +21,7 @@ from cohobate.data.records import (
     row_id,
     write_rows,
 )
-from cohobate.methods.train import Method, _train
+from cohobate.methods.train import Method
 from cohobate.models import checkpoints
 from cohobate.params import ParamsError, validated
 from cohobate.teachers.signal_store.settings import CaptureParams
@@ -33,6 +29,7 @@ from cohobate.teachers.teacher import Teacher
 from cohobate.training import checkpointing
 from tasks.capture.stage import run as capture
 from tasks.train.stage import run
+from tests.cohobate.training.workers import phase, together
 
 SFT = {
     "method": "sft",
@@ -102,10 +99,6 @@ def pair(row: Row) -> Pair:
     return Pair(id=row.id, prompt=row.prompt, margin=1.0, **sides, **origins)
 
 
-def phase(fields: dict[str, Any]) -> Any:
-    return TypeAdapter(Method).validate_python(fields)
-
-
 def history(name: str = "it/seed-1") -> list[dict[str, str]]:
     with (TRAIN / name / "history.csv").open(newline="") as lines:
         return list(csv.DictReader(lines))
@@ -114,51 +107,6 @@ def history(name: str = "it/seed-1") -> list[dict[str, str]]:
 def difference(one: list[dict[str, str]], two: list[dict[str, str]], column: str) -> float:
     pairs = [(float(a[column]), float(b[column])) for a, b in zip(one, two, strict=True)]
     return max(abs(a - b) / max(abs(a), 1e-9) for a, b in pairs)
-
-
-def join(rank: int, count: int) -> None:
-    import torch.distributed as dist
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)  # of the process that was forked
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    os.environ |= {name: str(value) for name, value in places.items()}
-    place = f"file://{Path('join').absolute()}"
-    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=count)
-
-
-def together(fields: dict[str, Any], count: int = 2, scorer: Any = None) -> list[str]:
-    """Train in forked workers; return what each one's error says, or an empty text.
-
-    Once more where one crashed: a fork does not have the threads of the process that it is of, and
-    libraries of earlier tests may count on theirs. What crashes by itself does so again.
-    """
-    statuses, messages = _forked(fields, count, scorer)
-    crashed = signal.SIGSEGV in map(os.WTERMSIG, statuses)
-    return _forked(fields, count, scorer)[1] if crashed else messages
-
-
-def _forked(fields: dict[str, Any], count: int, scorer: Any) -> tuple[list[int], list[str]]:
-    """Return the statuses with which the workers ended, and what they say."""
-    Path("join").unlink(missing_ok=True)
-    children = []
-    for rank in range(count):
-        Path(f"said-{rank}").write_text("killed")
-        child = os.fork()
-        if child == 0:
-            message = ""
-            try:
-                join(rank, count)
-                workers = phase(fields | {"workers": count})
-                result = _train(TRAIN / "it", workers, seed=1, scorer=scorer)
-                cloudpickle.dumps(result)  # as Ray sends it
-            except BaseException as error:
-                message = f"{type(error).__name__}: {error}"
-            Path(f"said-{rank}").write_text(message)
-            os._exit(0)
-        children.append(child)
-    statuses = [os.waitpid(child, 0)[1] for child in children]
-    return statuses, [Path(f"said-{rank}").read_text() for rank in range(count)]
 
 
 @pytest.mark.parametrize("fields", METHODS.values(), ids=METHODS)

@@ -25,10 +25,9 @@ from tests.cohobate.training.test_processes import (
     SFT,
     difference,
     history,
-    phase,
     start,
-    together,
 )
+from tests.cohobate.training.workers import phase, together
 
 __all__ = ["start"]  # a fixture
 SHARDED = {"sharding": "on"}
@@ -36,9 +35,8 @@ SLOW = {"learning_rate": 0.001}  # Adam makes much of the rounding of small grad
 PARITY = 1e-5
 
 
-@pytest.fixture
-def every_weight_is_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refuse, in each worker, a training whose weights are not sharded."""
+def require_shares() -> None:
+    """Refuse, in a worker, a training whose weights are not sharded."""
     from torch.distributed.tensor import DTensor
 
     original = FusedTrainer.train_remaining
@@ -52,7 +50,7 @@ def every_weight_is_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
         assert weights and all(isinstance(weight, DTensor) for weight in weights)
         assert not hasattr(self.model_wrapped, "module"), "nor wrapped by DDP"
 
-    monkeypatch.setattr(FusedTrainer, "train_remaining", train_remaining)
+    FusedTrainer.train_remaining = train_remaining  # type: ignore[method-assign]
 
 
 def weights(name: str = "it/seed-1") -> dict[str, Any]:
@@ -69,26 +67,24 @@ def compare(fields: dict[str, Any], workers: int = 2) -> tuple[float, float]:
     run("it", phase(fields), seeds=[1])
     one, alone = history(), weights()
     shutil.rmtree(TRAIN)
-    assert together(fields | SHARDED, workers) == [""] * workers
+    assert together(fields | SHARDED, workers, patch=require_shares) == [""] * workers
     sealed_folder.verify(TRAIN / "it/seed-1")
     return difference(one, history(), "loss"), distance(alone, weights())
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_workers_share_the_weights_and_learn_what_one_does(
-    start: None, every_weight_is_a_share: None, method: str
-) -> None:
+def test_two_workers_share_the_weights_and_learn_what_one_does(start: None, method: str) -> None:
     assert max(compare(METHODS[method] | SLOW)) < PARITY
 
 
 @pytest.mark.slow
-def test_four_workers_share_student_and_teacher(start: None, every_weight_is_a_share: None) -> None:
+def test_four_workers_share_student_and_teacher(start: None) -> None:
     assert max(compare(LIVE | SLOW, workers=4)) < PARITY
 
 
 @pytest.mark.slow
 def test_a_teacher_that_no_row_of_a_worker_goes_to_is_gathered_all_the_same(
-    start: None, every_weight_is_a_share: None, make_model: Callable[..., Any], tokenizer: Any
+    start: None, make_model: Callable[..., Any], tokenizer: Any
 ) -> None:
     checkpoints.save(make_model(tokenizer, seed=7, layers=3), tokenizer, ADAPT / "other", {})
     routed = {
@@ -114,15 +110,13 @@ LORA = {"type": "lora", "rank": 2}
     ids=["low rank", "activations again", "low rank over bfloat16"],
 )
 def test_what_saves_memory_goes_with_sharded_weights(
-    start: None, every_weight_is_a_share: None, change: dict[str, Any], within: float
+    start: None, change: dict[str, Any], within: float
 ) -> None:
     assert max(compare(KD | SLOW | change)) < within
 
 
 @pytest.mark.slow
-def test_features_of_sharded_models_are_compared(
-    start: None, every_weight_is_a_share: None
-) -> None:
+def test_features_of_sharded_models_are_compared(start: None) -> None:
     terms = [*LIVE["terms"], {"type": "hidden_mse", "layers": "last"}]
     assert max(compare(LIVE | SLOW | {"terms": terms})) < PARITY
 
@@ -163,9 +157,7 @@ def test_sharded_workers_go_on_where_they_were(
     "method",
     [m if m == "live teacher" else pytest.param(m, marks=pytest.mark.faults) for m in METHODS],
 )
-def test_a_worker_that_is_killed_changes_nothing(
-    start: None, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
+def test_a_worker_that_is_killed_changes_nothing(start: None, method: str) -> None:
     fields = METHODS[method] | SHARDED
     assert together(fields) == ["", ""]
     clean, curve = (TRAIN / "it/seed-1/model.safetensors").read_bytes(), history()
@@ -179,8 +171,10 @@ def test_a_worker_that_is_killed_changes_nothing(
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, learning_rate)
 
-    monkeypatch.setattr(FusedTrainer, "close_update", close_update)
-    first, second = together(fields)
+    def patch() -> None:
+        FusedTrainer.close_update = close_update  # type: ignore[method-assign]
+
+    first, second = together(fields, patch=patch)
     assert first and second == "killed" and not TRAIN.exists()
     assert [path.name for path in checkpointing.TRAINING.rglob("update-*")] == ["update-000003"]
     assert together(fields) == ["", ""]
