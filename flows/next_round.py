@@ -150,17 +150,9 @@ def keep_hard_prompts(worktree: Path, number: int) -> None:
 
 
 def next_batch(worktree: Path) -> int:
-    """Return which batch of new prompts the next round draws; the first after the last."""
+    """Return which batch of new prompts the next round draws; sources begin again by themselves."""
     split = params.load(worktree / params.PARAMS)["collect"]["split"]
-    summary = json.loads((worktree / "data/collect/summary.json").read_text())
-    if (
-        "batches_left" in summary
-    ):  # several sources: all of them have a whole batch, or none is drawn
-        return split.get("batch", 0) + 1 if summary["batches_left"] else 0
-    batch, size = split.get("batch", 0), split["unlabelled"]
-    # a batch that is not full is not drawn: the rounds begin again with the first
-    left = summary["unused"] - batch * size
-    return batch + 1 if left >= size else 0
+    return int(split.get("batch", 0)) + 1
 
 
 def _keep(worktree: Path, path: Path, source: Path) -> None:

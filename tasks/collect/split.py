@@ -13,7 +13,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 from pydantic import Field
 
@@ -131,7 +130,8 @@ class Split(Section):
     """Training rows for the teacher to answer, as far as there are any. 0: none, for rounds on raw
     text or on reference answers alone (`generate.reference_answers`)."""
     batch: int = Field(0, ge=0)
-    """Which batch of unlabelled rows: 0 is the first, 1 the one after it, and so on."""
+    """Which batch of unlabelled rows: 0 is the first, 1 the one after it, and so on. After its last
+    whole one a source begins again, with its first."""
     dev: int = Field(500, ge=1)
     test: int = Field(2500, ge=1)
     ood: int = Field(0, ge=0)
@@ -211,12 +211,13 @@ class _Draw:
         for source, split in enumerate(splits):
             answered = (row for row in self._marked(order, 0, source) if answers[row])
             parts.labelled += self._take(answered, split.labelled, contamination)
-            skipped = split.batch * split.unlabelled
-            # earlier batches are drawn again and dropped, so that no row is in two batches
             rest = self._marked(order, 0, source)
             prompts = (row for row in rest if not self._pool.raw_text[row])
-            others = self._take(prompts, skipped + split.unlabelled, contamination)
-            parts.unlabelled += islice(others, skipped, None)
+            # earlier batches are drawn again and dropped, so that no row is in two batches
+            size = split.unlabelled
+            rows = [*self._take(prompts, (split.batch + 1) * size, contamination)]
+            begin = size * (split.batch % max(1, len(rows) // size)) if size else 0
+            parts.unlabelled += rows[begin : begin + size]
         if len(splits) > 1:
             # what reads the first rows of a file alone reads rows of every source
             for rows in (parts.labelled, parts.unlabelled, parts.dev, parts.test, parts.ood):

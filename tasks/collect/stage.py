@@ -261,20 +261,14 @@ def _joined(by_task: dict[str | None, str]) -> str:
 
 
 def _by_source(spool: RowSpool, parts: SplitParts, names: list[str]) -> dict[str, int]:
-    """Return the figures of each source, and how many whole batches of prompts all have left."""
-    figures, left = dict[str, int](), list[int]()
-    unusable = [row for row, _ in parts.unusable]
+    """Return the figures of each source."""
+    figures = dict[str, int]()
     for number, one in enumerate(spool.sources):
         sizes = {name: _count(spool, getattr(parts, name), number) for name in names}
-        withheld = parts.withheld_of[number]
-        unused = spool.pool.count(number) - _count(spool, unusable, number) - withheld
-        unused -= sum(sizes.values())
         figures |= {f"{name} of {one.task}": size for name, size in sizes.items()}
         figures |= {f"set aside of {one.task}": one.reasons.total()}
-        figures |= {f"withheld of {one.task}": withheld}
-        if one.split.unlabelled and not one.maker.is_raw_text:
-            left.append(unused // one.split.unlabelled - one.split.batch)
-    return figures | {"batches_left": max(0, min(left, default=0))}
+        figures |= {f"withheld of {one.task}": parts.withheld_of[number]}
+    return figures
 
 
 def _answer_counts(spool: RowSpool, parts: SplitParts) -> dict[str, Any]:
