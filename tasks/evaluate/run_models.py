@@ -27,7 +27,11 @@ from tasks.evaluate.predictions import Prediction
 from tasks.evaluate.robustness import PERTURBED, PERTURBED_ROLES, Variant
 from tasks.evaluate.settings import EvaluateParams
 from tasks.evaluate.statistics import ModelResults
-from tasks.evaluate.token_counts import write_billed_tokens, write_token_counts
+from tasks.evaluate.token_counts import (
+    write_billed_tokens,
+    write_pass_counts,
+    write_token_counts,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,9 +167,15 @@ class Evaluator:
         # the teacher's where it has weights: one length for the FLOPs of all models
         self._context = self._context or _mean_length(model, self.rows)
         results.footprint = footprint(model.model, arm.checkpoints[seed], self._context)
-        if arm.role == "teacher" and model.scores_tokens:
-            write_token_counts(model.tokenizer, _answered(self.rows, predicted))
+        if arm.role == "teacher":
+            self._count_tokens(model, predicted)
         return self._token_figures(arm, seed, model, predicted, results)
+
+    def _count_tokens(self, teacher: LoadedModel, predicted: Sequence[Prediction]) -> None:
+        if teacher.scores_tokens:
+            write_token_counts(teacher.tokenizer, _answered(self.rows, predicted))
+        else:
+            write_pass_counts(teacher.prompt_ids, self.rows, self.params.timing.new_tokens)
 
     def _token_figures(
         self,

@@ -1,7 +1,7 @@
 """Token counts for the cost estimate: those of the teacher's answers, and of one request."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +26,24 @@ def write_token_counts(tokenizer: "PreTrainedTokenizerBase", requests: Iterable[
         tokenizer: the teacher's.
         requests: test prompts with the teacher's answers, as typical requests.
     """
-    paths = sorted(GENERATE.glob("*/responses.jsonl"))
-    responses = (row for path in paths for row in read_rows(path, Response))
-    taught = _tokens(tokenizer, (row for row in responses if row.origin != "ground_truth"))
-    requested = _tokens(tokenizer, requests)
-    mean = {
-        name: round(requested[name] / requested["rows"], 4) for name in requested if name != "rows"
-    }
-    write_json(TOKEN_COUNTS, {"taught": taught, "request": mean})
+    _write(_tokens(tokenizer, _taught()), _tokens(tokenizer, requests))
+
+
+def write_pass_counts(
+    prompt_ids: Callable[[Sequence[Row]], list[list[int]]],
+    requests: Iterable[Row],
+    answer_tokens: int,
+) -> None:
+    """Write it of a teacher that gives a whole answer, a label or a vector, in one pass.
+
+    Args:
+        prompt_ids: returns the ids that the teacher reads of rows.
+        requests: test prompts.
+        answer_tokens: as how many tokens an answer counts (cohobate/evaluation/timing.py).
+    """
+    _write(
+        _passes(prompt_ids, _taught(), answer_tokens), _passes(prompt_ids, requests, answer_tokens)
+    )
 
 
 def write_billed_tokens(backend: Backend, requests: Sequence[Answer]) -> None:
@@ -63,7 +73,32 @@ def write_billed_tokens(backend: Backend, requests: Sequence[Answer]) -> None:
     write_json(TOKEN_COUNTS, counts)
 
 
-def _tokens(tokenizer: "PreTrainedTokenizerBase", rows: Iterable[Row]) -> dict[str, Any]:
+def _taught() -> Iterator[Response]:
+    """Yield the answers that teachers gave."""
+    paths = sorted(GENERATE.glob("*/responses.jsonl"))
+    responses = (row for path in paths for row in read_rows(path, Response))
+    return (row for row in responses if row.origin != "ground_truth")
+
+
+def _write(taught: dict[str, int], requested: dict[str, int]) -> None:
+    mean = {
+        name: round(requested[name] / requested["rows"], 4) for name in requested if name != "rows"
+    }
+    write_json(TOKEN_COUNTS, {"taught": taught, "request": mean})
+
+
+def _passes(
+    prompt_ids: Callable[[Sequence[Row]], list[list[int]]], rows: Iterable[Row], answer_tokens: int
+) -> dict[str, int]:
+    counts = {"rows": 0, "prompt_tokens": 0, "answer_tokens": 0}
+    for chunk in _chunks(rows):
+        counts["rows"] += len(chunk)
+        counts["prompt_tokens"] += sum(map(len, prompt_ids(chunk)))
+        counts["answer_tokens"] += len(chunk) * answer_tokens
+    return counts
+
+
+def _tokens(tokenizer: "PreTrainedTokenizerBase", rows: Iterable[Row]) -> dict[str, int]:
     counts = {"rows": 0, "prompt_tokens": 0, "answer_tokens": 0}
     for chunk in _chunks(rows):
         for text in encode_all(tokenizer, chunk):

@@ -190,7 +190,7 @@ def not_measured(metrics: dict[str, Any], by_role: dict[str, Any], files: RoundF
     if not files.memorisation.get("by_role", {}).get("student", {}).get("long_enough"):
         notes.append("Verbatim memorisation: no answer is long enough to be a copy.")
     if files.cost is None:
-        notes.append("Cost: reports/stages.json or reports/timings.json does not exist.")
+        notes.append("Cost: reports/stages.json, which `cohobate run` writes, does not exist.")
     return [
         *notes,
         "Forgetting of the teacher in tuning: the teacher before tuning is not evaluated.",
