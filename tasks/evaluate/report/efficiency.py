@@ -64,6 +64,6 @@ def _pair(
         "teacher_width": round(100 * one / most, 2),
         "student_width": round(100 * other / most, 2),
         "ratio": number_text.times(above / below if below else None),
-        "better": "more" if more else "less",
+        "better": ("more" if more else "less") if below else "",
         "timed": False,
     }
