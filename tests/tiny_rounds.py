@@ -338,10 +338,6 @@ _OF_RECIPE = {
         "evaluate.metrics.0.judge.model=small",
         'collect.template={prompt: "{text}\\nKind:", answer: " {answer}"}',
     ],
-    # students of a few updates, as for the other forms that round
-    "quantisation-aware": [
-        f"export.forms=[{{type: safetensors}}, {{type: int4, {_TOLERANCE}}}]",
-    ],
     # what this teacher generates is no Python
     "code": [
         "generate.decoding.max_tokens=8",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from cohobate.data.records import Row
+from cohobate.errors import UserError
 from cohobate.models import checkpoints
 from cohobate.models.number_formats import Precision
 from tasks.export.form import Form, Questions, Tolerance, not_installed
@@ -30,10 +31,15 @@ class Quantised(Form):
         return pipeline_usage("bfloat16", "transformers torchao")
 
     def write(self, student: Path, folder: Path) -> None:
-        """Quantise layer by layer while loading, and save."""
+        """Quantise layer by layer while loading, and save.
+
+        Raises:
+            UserError: torchao is not installed, or the weights are published rounded.
+        """
         import torch
         from transformers import AutoModelForCausalLM, TorchAoConfig
 
+        _refuse_rounded(student, self.name)
         try:
             chosen = TorchAoConfig(self.scheme())
         except ImportError as error:
@@ -51,6 +57,17 @@ class Quantised(Form):
     def losses(self, folder: Path, rows: Sequence[Row], threads: int) -> list[float]:
         """Read the answers with cohobate/generation/likelihood.py."""
         return read_losses(folder, self.precision, rows, threads)
+
+
+def _refuse_rounded(student: Path, form: str) -> None:
+    """Refuse weights on a grid: the largest of a group is cut there, which would move its scale."""
+    made_of = checkpoints.provenance(student).get("params", {})
+    if (made_of.get("quantisation") or {}).get("publish") == "rounded":
+        raise UserError(
+            f"weights that are published rounded would be rounded once more for the form {form}",
+            where=str(student),
+            fix="quantisation.publish: trained, or export.forms: [{type: safetensors}]",
+        )
 
 
 class Int8(Quantised):

@@ -190,6 +190,15 @@ def test_torchao_is_near_the_original_after_a_reload(
     assert len(chosen.answers(tmp_path, Questions(PROMPTS, 6, 1))) == len(PROMPTS)
 
 
+def test_weights_that_are_published_rounded_are_not_rounded_once_more(
+    model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    phase = {"quantisation": {"type": "int4", "group_size": 32, "publish": "rounded"}}
+    checkpoints.save(model, tokenizer, tmp_path / "rounded", {"params": phase})
+    with pytest.raises(UserError, match="rounded once more for the form int4"):
+        form(type="int4").write(tmp_path / "rounded", tmp_path / "int4")
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "onnx", "gguf"])
 def test_losses_are_those_of_the_original_where_a_runtime_gives_them(
     checkpoint: Path, tmp_path: Path, kind: str
