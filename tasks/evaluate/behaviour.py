@@ -157,6 +157,8 @@ def _mistakes(
         Mistake(
             id=row.id,
             prompt=row.prompt,
+            teacher_prompt=row.teacher_prompt if row.images else None,
+            images=row.images,
             group=row.group,
             reference=row.full_answer,
             teacher=statistics.shown(row, teacher.answer),

@@ -2,7 +2,7 @@
 
 Rows are clustered by prompt and right answer (TF-IDF, k-means); each comes with the training rows
 nearest to it. A cluster without near training rows needs more rows of its kind; one with many needs
-better rows, or a larger student.
+better rows, or a larger student. Pictures are compared by their captions, `teacher_prompt`.
 
 A row of data/evaluate/errors.jsonl, from which the next round can be extended:
 
@@ -42,6 +42,9 @@ class Mistake(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     id: str
     prompt: str | tuple[Message, ...]
+    teacher_prompt: str | tuple[Message, ...] | None = None
+    """Of a row with pictures: what a teacher of text reads in their place."""
+    images: tuple[str, ...] | None = None
     group: str
     reference: str
     teacher: str
@@ -50,6 +53,11 @@ class Mistake(BaseModel):
     """Of the student in its wrong answer."""
     cluster: int = 0
     nearest: tuple[NearestRow, ...] = ()
+
+
+def _text(row: Mistake | Row) -> str:
+    """Return what a row asks; pictures by the words that a teacher of text reads for them."""
+    return prompt_text((row.teacher_prompt or "") if row.images else row.prompt)
 
 
 class Mistakes(Section):
@@ -73,8 +81,8 @@ class Mistakes(Section):
 
         if not mistakes:
             return [], []
-        texts = [f"{prompt_text(row.prompt)} {row.reference}" for row in mistakes]
-        texts += [f"{prompt_text(row.prompt)} {row.answer or ''}" for row in training_rows]
+        texts = [f"{_text(row)} {row.reference}" for row in mistakes]
+        texts += [f"{_text(row)} {row.answer or ''}" for row in training_rows]
         max_df = 0.3 if len(texts) >= 20 else 1.0  # leaves out the words of the prompt template
         vectorizer = TfidfVectorizer(stop_words="english", max_df=max_df, sublinear_tf=True)
         try:

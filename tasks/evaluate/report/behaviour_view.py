@@ -1,8 +1,10 @@
 """Content of the report beside the score: robustness, forgetting, cost, router, mistakes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from cohobate.evaluation import number_text
+from tasks.evaluate.report import pictures
 from tasks.evaluate.report.charts import Scale, polyline, thinned
 from tasks.evaluate.report.round_files import RoundFiles, Table
 from tasks.evaluate.robustness import PERTURBED_ROLES
@@ -92,8 +94,8 @@ def mistakes(files: RoundFiles) -> Table:
             "share": cluster["rows"] / total,
             "quoted": [
                 rows[n]
-                | {"prompt": prompt_text(rows[n]["prompt"])}
-                | {"near": [_near(near, training_rows) for near in rows[n]["nearest"][:1]]}
+                | _asked(files, rows[n])
+                | {"near": [_near(files, near, training_rows) for near in rows[n]["nearest"][:1]]}
                 for n in cluster["examples"]
                 if n in rows
             ],
@@ -126,11 +128,21 @@ def prompt_text(prompt: Any) -> str:
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
-def _near(near: dict[str, Any], training_rows: dict[str, Any]) -> dict[str, Any]:
+def _near(files: RoundFiles, near: dict[str, Any], training_rows: dict[str, Any]) -> dict[str, Any]:
     row = training_rows.get(near["id"])
     if row is None:
-        return near | {"prompt": near["id"], "answer": ""}
-    return near | {"prompt": prompt_text(row["prompt"]), "answer": row["answer"]}
+        return near | {"prompt": near["id"], "answer": "", "pictures": []}
+    return near | _asked(files, row) | {"answer": row["answer"]}
+
+
+def _asked(files: RoundFiles, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the prompt of a row as text, and its pictures with their caption in its place."""
+    images = row.get("images") or ()
+    asked = row.get("teacher_prompt") if images else None
+    return {
+        "prompt": prompt_text(asked or row["prompt"]),
+        "pictures": pictures.inline(files.root, images),
+    }
 
 
 def _points(tick: float) -> str:

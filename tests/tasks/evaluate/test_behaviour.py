@@ -129,6 +129,21 @@ def test_mistakes_come_in_clusters_with_their_nearest_lessons() -> None:
     assert Mistakes().clustered([], lessons) == ([], [])
 
 
+def test_pictures_are_compared_by_their_captions() -> None:
+    mistakes = [
+        Mistake(id=str(n), prompt="Category:", teacher_prompt=f"Emoji: {text}", images=("a.png",),
+                group="", reference=" a", teacher=" a", student=" b")
+        for n, text in enumerate(["red apple", "green apple", "grey wolf", "wolf at night"])
+    ]  # fmt: skip
+    lessons = [
+        row("Category:", id_=id_).model_copy(update={"teacher_prompt": text, "images": ("b.png",)})
+        for id_, text in (("fruit", "apple tree"), ("animal", "howling wolf"))
+    ]
+    clustered, _ = Mistakes(clusters=2).clustered(mistakes, lessons)
+    assert [m.nearest[0].id for m in clustered] == ["fruit", "fruit", "animal", "animal"]
+    assert clustered[0].cluster == clustered[1].cluster != clustered[2].cluster
+
+
 TOKEN_COUNTS = {
     "taught": {"rows": 10, "prompt_tokens": 1_000_000, "answer_tokens": 500_000},
     "request": {"prompt_tokens": 20.0, "answer_tokens": 10.0},
