@@ -34,7 +34,7 @@ def write_round_params(worktree: Path, last: RoundRecord | None) -> list[str]:
     """
     document = params.load(worktree / params.PARAMS)
     student, baseline = document["evaluate"]["student"], document["evaluate"]["baseline"]
-    chain = chain_of(document["train"], student)
+    phases, chain = document["train"], continuing_chain(document["train"], student)
     rounds = Rounds.model_validate(document["rounds"])
     settings = [
         f"hard_examples.rows={rounds.replay}",
@@ -43,11 +43,12 @@ def write_round_params(worktree: Path, last: RoundRecord | None) -> list[str]:
     tracked = []
     if last and last.champion != FIRST_CHAMPION:
         settings.append(f"challenge.champion={last.champion}")
+        earlier = updates_of(phases, chain_of(phases, baseline)[1:])
         if continues_champion(worktree, last):
             settings += [
                 # the first phase of the chain starts from the champion; later ones follow it
                 f"train.{chain[-1]}.from={Path(last.champion).relative_to('models')}",
-                f"train.{baseline}.updates={updates_behind(worktree, last)}",
+                f"train.{baseline}.updates={last.updates + updates_of(phases, chain) - earlier}",
             ]
         tracked.append(Path(last.champion))
     if rounds.replay and (replay := _replay(worktree)):
@@ -97,6 +98,16 @@ def chain_of(phases: dict[str, Any], student: str) -> list[str]:
         # the rest of the path is one of several models of a phase
         chain.append(start.split("/")[1])
     return chain
+
+
+def continuing_chain(phases: dict[str, Any], student: str) -> list[str]:
+    """Return the phases by which training continues from a champion, the last first.
+
+    What gives labels or vectors does not become a masked model again.
+    """
+    chain = chain_of(phases, student)
+    masked = [name for name in chain if phases[name]["method"] == "mlm"]
+    return chain if student in masked else [name for name in chain if name not in masked]
 
 
 def updates_of(phases: dict[str, Any], chain: list[str]) -> int:

@@ -42,7 +42,7 @@ class RoundRecord(BaseModel):
     promoted: bool
     why: str
     next_batch: int
-    """Which batch of new prompts comes next; 0 again where there are no more."""
+    """Which batch of new prompts comes next (`collect.split.batch`)."""
     updates: int
     """Optimiser steps of the champion, over all rounds that led to it."""
     dev: dict[str, Any]
