@@ -1,6 +1,7 @@
 """Workers of a test: processes that are forked from one that has done nothing but import.
 
-A fork has not the threads of its parent, and libraries that earlier tests used may count on theirs.
+A fork of the test's own process crashed at times: it lacks the threads of its parent, and libraries
+that earlier tests used may rely on them.
 """
 
 import multiprocessing
@@ -32,10 +33,11 @@ PRELOADED = [
     "torch.distributed.fsdp",
     "transformers.models.llama.modeling_llama",
 ]
-"""What takes seconds to import. Not this module: the first process does not find tests."""
+"""What takes seconds to import. Not this module: `tests` is not on the first process's path."""
 
 
-def clean() -> ForkServerContext:
+def _import_only_parent() -> ForkServerContext:
+    """Return where processes are started from: a server that has only imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
@@ -57,7 +59,9 @@ def together(
     processes = []
     for rank in range(count):
         Path(f"said-{rank}").write_text("killed")
-        processes.append(clean().Process(target=_work, args=(rank, count, place, task)))
+        processes.append(
+            _import_only_parent().Process(target=_work, args=(rank, count, place, task))
+        )
         processes[-1].start()
     for process in processes:
         process.join()
