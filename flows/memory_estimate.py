@@ -8,7 +8,7 @@ from typing import Any
 from cohobate import params
 from cohobate.backends.settings import GenerateParams
 from cohobate.errors import UserError
-from cohobate.methods.teacher_tuning import Tuning
+from cohobate.methods.teacher_tuning import Tuning, tuning_of
 from cohobate.methods.train import Method
 from cohobate.models import hub
 from cohobate.models.model_size import ModelSize, size_of_config
@@ -54,6 +54,7 @@ def estimate_memory(
     for section in ("assist", "train"):
         methods = params.validated(dict[str, Method], document.get(section) or {}, section)
         phases |= {f"{section}.{key}": phase for key, phase in methods.items()}
+    adapt = params.validated(Tuning, document["adapt"], "adapt")
     resources = document.get("resources") or {}
 
     def device(stage: str, workers: int) -> Device:
@@ -70,7 +71,7 @@ def estimate_memory(
     )
     return [
         *memory.stages(
-            params.validated(Tuning, document["adapt"], "adapt"),
+            {key: tuning_of(adapt, key, one) for key, one in teachers.items()},
             params.validated(GenerateParams, document["generate"], "generate"),
             params.validated(CaptureParams, document["capture"], "capture"),
             document,

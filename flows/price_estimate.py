@@ -53,24 +53,26 @@ def estimate_prices(
             yield f"{key}: the cost can be estimated once the prompts are collected"
             continue
         share = backend.price.batch if isinstance(backend, OpenAIBatch) else 1.0
-        prompts = _prompts(template, generate, root)
+        prompts = _prompts(key, template, generate, root)
         yield f"{key}: {backend.price.estimate(prompts, backend.billed(generate.decoding), share)}"
         if key == evaluate.teacher and (root / TEST).exists():
             decoding = backend.billed(evaluate.decoding)
             estimate = backend.price.estimate(_test_prompts(evaluate, root), decoding, share)
             yield f"{key}, for the test: {estimate}"
         if teacher.served_signals and teacher.scoring != "none":
-            rows = _rows_for_capture(teacher, generate, template, root)
+            rows = _rows_for_capture(key, teacher, generate, template, root)
             yield f"{key}, for capture: {backend.price.estimate_scoring(rows)}"
             for name, phase in phases.items():
                 if phase.targets == f"models/adapt/{key}":
-                    rows = _rows_of_phase(phase, [*_prompts(template, generate, root)], seeds)
+                    rows = _rows_of_phase(phase, [*_prompts(key, template, generate, root)], seeds)
                     yield f"{key}, for {name}: {backend.price.estimate_scoring(rows)}"
 
 
-def _prompts(template: Template, generate: GenerateParams, root: Path) -> Iterator[Prompt]:
+def _prompts(
+    key: str, template: Template, generate: GenerateParams, root: Path
+) -> Iterator[Prompt]:
     """Yield the first request for each row, once for each step and sample."""
-    rows = prompt_rows(generate, template, root)
+    rows = prompt_rows(key, generate, template, root)
     for row in (row for row in rows if not keeps_answer(generate, row)):
         for sample in range(generate.samples):
             prompt = template.steps[0].prompt_for(Conversation(row, sample), ())
@@ -87,19 +89,19 @@ def _test_prompts(evaluate: EvaluateParams, root: Path) -> list[Prompt]:
 
 
 def _rows_for_capture(
-    teacher: Teacher, generate: GenerateParams, template: Template, root: Path
+    key: str, teacher: Teacher, generate: GenerateParams, template: Template, root: Path
 ) -> Iterator[ScoredText]:
     """Yield the rows whose signals do not come with the teacher's answers.
 
-    They are reference answers that are kept. Where a template has several steps, or the answers are
-    of another temperature, they are all rows.
+    They are reference answers that are kept, and what other teachers answer. Where a template has
+    several steps, or the answers are of another temperature, they are all rows.
     """
     signals, most = teacher.served_signals, generate.decoding.max_tokens
     own = signals is not None and signals.come_with(generate.decoding) and len(template.steps) == 1
-    for row in prompt_rows(generate, template, root):
+    for row in prompt_rows(None, generate, template, root):
         if keeps_answer(generate, row):
             yield ScoredText.given(row.prompt_of_teacher, row.full_answer)
-        elif not own:
+        elif not (own and generate.goes_to(key, row.task)):
             yield from [ScoredText(row.prompt_of_teacher, most, most)] * generate.samples
 
 

@@ -20,7 +20,7 @@ from cohobate.data.records import LABELLED, TEST, UNLABELLED
 from cohobate.dvc_bridge.versioning import StageNode
 from cohobate.models import checkpoints, hub, number_formats
 from cohobate.models.model_size import ModelSize
-from cohobate.teachers.teacher import Teachers
+from cohobate.teachers.teacher import Teachers, tuning_settings
 from flows.planned_sizes import UnknownModelError, body, config_of, depth, head, size_of
 from flows.split_sizes import split_sizes
 
@@ -160,6 +160,7 @@ class Round:
 
     def _adapt(self, section: Mapping[str, Any], key: str) -> Work:
         size = self._teacher(key)
+        section = tuning_settings(section, self.document["teachers"][key].get("adapt") or {})
         if section["type"] == "none" or size is None:
             return Work(0)
         rows = section.get("rows") or self._rows("labelled", LABELLED)

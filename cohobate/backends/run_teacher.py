@@ -75,14 +75,14 @@ class TeacherRun:
         self.measured, self.logprob = 0, 0.0
         self.prompt_tokens = self.answer_tokens = 0
         self._answer_function: AnswerFunction | None = None
-        pool = islice(prompt_rows(params, template), _POOL)
+        pool = islice(prompt_rows(teacher, params, template), _POOL)
         self._pool = [prompt_text(row.prompt) for row in pool]
 
     def responses(self) -> Iterator[Response]:
         """Yield the responses in the order of the prompts; what the ledger lacks is computed."""
-        rows = prompt_rows(self.params, self.template)
+        rows = prompt_rows(self.teacher, self.params, self.template)
         requests = (
-            count_prompts(self.params, self.template)
+            count_prompts(self.teacher, self.params, self.template)
             * self.params.samples
             * len(self.template.steps)
         )

@@ -31,6 +31,9 @@ class GenerateParams(Section):
     """Reference answers of labelled rows, and raw text: `ignore` has the teacher answer the prompts
     all the same; `keep` makes them responses as they are, without a request, so that they are
     filtered, captured and learnt with the others. `prompts` must be `labelled` or `both`."""
+    routes: dict[str, str] = Field(default_factory=dict)
+    """By task, the teacher that alone answers its prompts, such as `{sums: sums-expert}`. Prompts
+    of other tasks go to every teacher."""
     rows: int | None = Field(None, ge=1)
     """Number of prompts to answer, from the start of the list; all when not given."""
     samples: int = Field(1, ge=1)
@@ -73,6 +76,10 @@ class GenerateParams(Section):
                 "renders it (cohobate upgrade renames it)"
             )
         return reasoning
+
+    def goes_to(self, teacher: str, task: str | None) -> bool:
+        """Return whether a teacher answers the prompts of a task."""
+        return self.routes.get(task or "", teacher) == teacher
 
     def backend_of(self, teacher: str) -> Backend:
         """Return where the answers of a teacher are computed."""

@@ -17,9 +17,9 @@ from cohobate.models import checkpoints, embedders
 from cohobate.models.chat_templates import PLAIN, default_template
 from cohobate.models.number_formats import NumberFormat, Precision
 from cohobate.models.upcycling import Upcycling
-from cohobate.params import Section
+from cohobate.params import Section, validated
 from cohobate.scoring.verifiers import Task
-from cohobate.teachers.teacher import Teacher
+from cohobate.teachers.teacher import Teacher, tuning_settings
 from cohobate.training import checkpointing
 from cohobate.training.hyperparameters import Hyperparameters
 
@@ -178,3 +178,17 @@ class SftTuning(Hyperparameters):
 
 
 Tuning = Annotated[NoTuning | SftTuning, Field(discriminator="type")]
+
+
+def tuning_of(adapt: Tuning, key: str, teacher: Teacher) -> Tuning:
+    """Return how one teacher is tuned: the section `adapt`, with what `teachers.<key>.adapt` sets.
+
+    Raises:
+        UserError: the two together are no tuning.
+    """
+    if not teacher.adapt:
+        return adapt
+    section = adapt.model_dump(mode="json", exclude_unset=True)
+    settings = tuning_settings(section, teacher.adapt)
+    tuning: Tuning = validated(Tuning, settings, f"teachers.{key}.adapt")
+    return tuning

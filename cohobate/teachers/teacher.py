@@ -90,6 +90,9 @@ class Teacher(Section):
     pooling: Pooling = "auto"
     """Of an embedder: how hidden states become one vector: `mean`, `cls` (that of the first token),
     or `auto`: as the folder of sentence-transformers says, and the mean where it is none."""
+    adapt: dict[str, Any] = Field(default_factory=dict)
+    """What of the section `adapt` is otherwise for this teacher, such as `{type: none}`, or
+    `{mixing: {weights: {sums: 1}}}` of an expert: each key replaces that of the section."""
     template: TemplateSettings = PLAIN
     """Settings of its chat template, such as `{enable_thinking: false}` or
     `{system: into_first_user}`. A student that takes over its tokenizer has them too."""
@@ -151,6 +154,15 @@ class Teacher(Section):
             UserError: the model has changed since.
         """
         return hub.resolve_pinned(self.model, pin)
+
+
+def tuning_settings(section: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section `adapt` with what a teacher's own `adapt` sets.
+
+    Where the type is another one, nothing of the section holds for the teacher.
+    """
+    other_type = own.get("type", section["type"]) != section["type"]
+    return {**own} if other_type else {**section, **own}
 
 
 def check_endpoint(endpoint: str, key: str) -> None:

@@ -34,7 +34,7 @@ from cohobate.errors import UserError
 from cohobate.evaluation.deciding_metric import AnswerScorer, DecidingMetric
 from cohobate.evaluation.model_under_test import open_model
 from cohobate.generation.requests import Decoding
-from cohobate.methods.teacher_tuning import Tuning
+from cohobate.methods.teacher_tuning import Tuning, tuning_of
 from cohobate.models import checkpoints
 from cohobate.models.chat_templates import check_turns
 from cohobate.models.number_formats import resolve
@@ -60,6 +60,7 @@ def run(
     """
     models = json.loads(MODELS.read_bytes())
     pin, folder = models["teachers"][item], ADAPT / item
+    adapt = tuning_of(adapt, item, teacher)
     _check_conversations(item, models)
     if teacher.endpoint:
         _describe(item, teacher, adapt)

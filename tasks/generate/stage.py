@@ -108,7 +108,7 @@ def run(
     figures = signals.publish() if signals else figures
     write_json(ANSWER_SIGNALS / item / "summary.json", figures)
     write_json(folder / "summary.json", summary | lengths.summary())
-    if not teacher_run.prompts:
+    if not teacher_run.prompts and not generate.routes:
         files = ", ".join(map(str, prompt_files(generate.prompts)))
         fix = "cohobate run --set generate.prompts=labelled   (or both)"
         raise UserError("there is no prompt to answer", where=files, fix=fix)

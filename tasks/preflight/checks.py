@@ -71,13 +71,16 @@ def check_signals(key: str, teacher: ModelInfo, student: ModelInfo) -> None:
         )
 
 
-def check_experts(student: Any, adapt: Any, teachers: Mapping[str, ModelInfo]) -> None:
+def check_experts(
+    student: Any, tunings: Mapping[str, Any], teachers: Mapping[str, ModelInfo]
+) -> None:
     """Refuse a student of merged experts whose teacher has none."""
     if not getattr(student, "experts", None):
         return
     teacher = teachers.get(student.teacher)
     sparse = teacher is not None and teacher.config.get("model_type") == "mixtral"
-    upcycled = getattr(adapt, "upcycle", None) and student.of.startswith("models/adapt/")
+    tuning = tunings.get(student.teacher)
+    upcycled = getattr(tuning, "upcycle", None) and student.of.startswith("models/adapt/")
     if not sparse and not upcycled:
         raise UserError(
             f"the teacher {student.teacher} has no experts that could become one MLP",

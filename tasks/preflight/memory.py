@@ -75,7 +75,7 @@ class Memory:
 
     def stages(
         self,
-        adapt: Any,
+        tunings: Mapping[str, Any],
         generate: GenerateParams,
         capture: CaptureParams,
         document: Mapping[str, Any],
@@ -83,12 +83,13 @@ class Memory:
         """Yield the memory of every stage that a model runs in, in the order of the round.
 
         Args:
-            adapt: its section.
+            tunings: how each teacher is tuned.
             generate: its section.
             capture: its section.
             document: params.yaml, for the sections of stages that compare models.
         """
         for key, size in self.teachers.items():
+            adapt = tunings[key]
             if isinstance(adapt, Hyperparameters):
                 yield self._of_tuning(f"adapt@{key}", size, adapt)
             elif adapt.dev_rows:

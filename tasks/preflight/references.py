@@ -46,8 +46,12 @@ def check_references(document: Mapping[str, Any]) -> None:
                 check_teacher(key, match[2], teachers)
     _check_tasks(document)
     _check_adapter(document, phases)
-    for teacher in (document.get("generate") or {}).get("backends") or ():
+    generate = document.get("generate") or {}
+    for teacher in generate.get("backends") or ():
         check_teacher("generate.backends", teacher, teachers)
+    for task, teacher in (generate.get("routes") or {}).items():
+        _check_name("generate.routes", task, _sources(document), "task", "collect.sources")
+        check_teacher(f"generate.routes.{task}", teacher, teachers)
     for address in document.get("resources") or ():
         _check_address(address, phases, teachers, _sources(document))
 
@@ -96,6 +100,8 @@ def _task_names(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             for name in item.get("tasks") or ():
                 yield f"{key}.{number}.tasks", name
     phases = {"adapt": document.get("adapt") or {}}
+    for name, teacher in (document.get("teachers") or {}).items():
+        phases[f"teachers.{name}.adapt"] = teacher.get("adapt") or {}
     for section in ("assist", "train"):
         named = (document.get(section) or {}).items()
         phases |= {f"{section}.{name}": phase or {} for name, phase in named}

@@ -16,11 +16,12 @@ from typing import Annotated, Any
 from cohobate.backends.settings import GenerateParams
 from cohobate.data.records import MODELS, write_json
 from cohobate.errors import UserError
-from cohobate.methods.teacher_tuning import Tuning
+from cohobate.methods.teacher_tuning import Tuning, tuning_of
 from cohobate.methods.train import Method
 from cohobate.models import checkpoints, hub
 from cohobate.models.embedders import pooling_of
 from cohobate.models.model_info import ModelInfo, read_model_info
+from cohobate.models.model_size import ModelSize
 from cohobate.models.number_formats import describe
 from cohobate.params import PARAMS, ValueOf, load
 from cohobate.progress import say
@@ -79,7 +80,9 @@ def run(
     check_phase("evaluate.baseline", baseline, train)
     phases = _named("assist", assist) | _named("train", train)
     check_phases(phases, teachers, capture.signals, keep_tokenizer=capture.keep_tokenizer)
-    check_packages({"adapt": adapt, **phases})
+    tunings = {key: tuning_of(adapt, key, teacher) for key, teacher in teachers.items()}
+    wheres = {k: f"teachers.{k}.adapt" if one.adapt else "adapt" for k, one in teachers.items()}
+    check_packages({**{wheres[key]: tuning for key, tuning in tunings.items()}, **phases})
     _check_kinds(init_student, teachers, phases)
     for key, teacher in teachers.items():
         check_terms(key, teacher)
@@ -101,12 +104,10 @@ def run(
     check_capacity([*(teacher.parameters() for teacher in outlines.values()), record["parameters"]])
     check_lengths(phases, record.get("context"))
     check_beginnings(phases, init_student.type)
-    check_experts(init_student, adapt, outlines)
-    teacher_sizes = {key: size_of(outline) for key, outline in outlines.items()}
-    if upcycle := getattr(adapt, "upcycle", None):
-        teacher_sizes = {k: size.with_experts(upcycle.experts) for k, size in teacher_sizes.items()}
-    memory = Memory(teacher_sizes, size_of(outline, record), phases, _device_of)
-    _check_memory(memory.stages(adapt, generate, capture, _document()), teachers)
+    check_experts(init_student, tunings, outlines)
+    sizes = {key: _tuned_size(outlines[key], tunings[key]) for key in outlines}
+    memory = Memory(sizes, size_of(outline, record), phases, _device_of)
+    _check_memory(memory.stages(tunings, generate, capture, _document()), teachers)
     _write(teachers, outlines, record, len(outline.vocabulary))
 
 
@@ -130,6 +131,12 @@ def _check_kinds(init_student: StudentInit, teachers: Teachers, phases: dict[str
     check_masked(init_student.type, teachers, phases, document)
     check_scoring(document)
     check_seeing(init_student, phases, document)
+
+
+def _tuned_size(outline: ModelInfo, tuning: Tuning) -> ModelSize:
+    """Return the size of a teacher as its tuning leaves it."""
+    upcycle = getattr(tuning, "upcycle", None)
+    return size_of(outline).with_experts(upcycle.experts) if upcycle else size_of(outline)
 
 
 def _named(section: str, phases: dict[str, Method]) -> dict[str, Method]:

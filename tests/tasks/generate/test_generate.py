@@ -200,3 +200,22 @@ def test_several_workers_write_the_rows_that_one_writes(ready):
         assert clean_run(PARAMS.model_copy(update={"backend": several})) == alone
     finally:
         ray.shutdown()
+
+
+def test_prompts_of_a_task_go_to_its_teacher_alone(ready, checkpoint, rows):
+    for teacher in ("nouns", "sums"):
+        shutil.copytree(checkpoint, ADAPT / teacher)
+    tasks = ["nouns", "sums", None]
+    routed = [row.model_copy(update={"task": tasks[n % 3]}) for n, row in enumerate(rows)]
+    write_rows(UNLABELLED, routed)
+    params = PARAMS.model_copy(update={"routes": {"nouns": "nouns", "sums": "sums"}})
+    answered = {}
+    for teacher in ("main", "nouns", "sums"):
+        run(teacher, params)
+        responses = read_rows(GENERATE / teacher / "responses.jsonl", Response)
+        answered[teacher] = {row.id for row in responses}
+    of_task = {task: {row.id for row in routed if row.task == task} for task in tasks}
+    # what no route names goes to all
+    assert answered["main"] == of_task[None]
+    assert answered["nouns"] == of_task["nouns"] | of_task[None]
+    assert answered["sums"] == of_task["sums"] | of_task[None]

@@ -48,7 +48,7 @@ def stages(
     device = Device("cuda", available, count)
     memory = Memory({"main": BIG}, SMALL, {"train.kd": kd}, lambda stage, workers: device)
     tuning = adapt or NoTuning(type="none")
-    every = memory.stages(tuning, GenerateParams(), CaptureParams(), document)
+    every = memory.stages({"main": tuning}, GenerateParams(), CaptureParams(), document)
     return {one.stage: one for one in every}
 
 
