@@ -200,22 +200,30 @@ class Kd(Phase):
         return source
 
     def _stored_labels(self, folders: Mapping[str, Path]) -> "StoredLabelSource":
-        """Return the source of one teacher's distributions over labels."""
+        """Return the source of distributions over labels: one teacher's, or the mean of several."""
         from cohobate.teachers.label_source import StoredLabelSource
+        from cohobate.teachers.signal_store.label_mean import MeanLabelStore
         from cohobate.teachers.signal_store.label_store import LabelStore
 
         for term in self.live_terms:
             raise self.needs_live(term)
-        if len(folders) > 1 or self.crosses_tokenizers:
+        if self.crosses_tokenizers or not self.averages_labels:
             raise UserError(
-                "signals of labels are of one teacher, and need no uld",
+                "signals of labels are averaged over teachers, and need no uld",
                 where=", ".join(map(str, folders.values())),
-                fix="targets: data/capture/<teacher>, without `teachers`; "
-                "terms: [{type: forward_kl}]",
+                fix="combine: {type: mixture}; terms: [{type: forward_kl}]",
             )
-        (folder,) = folders.values()
+        stores = [LabelStore(folder) for folder in folders.values()]
         temperatures = [getattr(term, "softmax_temperature", 1.0) for term in self.responses]
-        return StoredLabelSource(LabelStore(folder), temperatures, self.progressive)
+        if not self.teachers:
+            return StoredLabelSource(stores[0], temperatures, self.progressive)
+        mean = MeanLabelStore(stores, [*self.teachers.values()], self.combine.average)
+        return StoredLabelSource(mean, temperatures, self.progressive)
+
+    @property
+    def averages_labels(self) -> bool:
+        """Whether distributions over labels can be combined so: by a mean, or there is only one."""
+        return not self.teachers or self.combine.type in ("mixture", "mean_logits")
 
     @property
     def _mean_of_logits(self) -> bool:

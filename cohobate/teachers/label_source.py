@@ -24,6 +24,7 @@ from cohobate.losses.soft_targets import SoftTargets
 from cohobate.losses.top_k import TopK
 from cohobate.progress import say
 from cohobate.teachers.micro_batch import MicroBatch
+from cohobate.teachers.signal_store.label_mean import MeanLabelStore
 from cohobate.teachers.signal_store.label_store import LabelStore
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class StoredLabelSource:
     """Soft targets of answer tokens, read from a store of label distributions.
 
     Args:
-        store: of one teacher.
+        store: of one teacher, or the mean of several.
         temperatures: of the softmaxes of the loss's terms.
         progressive: schedule of the teacher's share in the target.
     """
@@ -49,7 +50,7 @@ class StoredLabelSource:
 
     def __init__(
         self,
-        store: LabelStore,
+        store: LabelStore | MeanLabelStore,
         temperatures: Sequence[float] = (1.0,),
         progressive: "Progressive | None" = None,
     ) -> None:

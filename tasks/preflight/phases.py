@@ -177,12 +177,12 @@ def _check_form(key: str, phase: "Phase", form: AnySignals) -> None:
             fix=f"cohobate run --set 'capture.signals={form_of}'",
         )
     if isinstance(form, StoredLabels):
-        if phase.crosses_tokenizers or getattr(phase, "teachers", None):
+        if phase.crosses_tokenizers or not getattr(phase, "averages_labels", True):
             raise UserError(
-                "signals of labels are of one teacher, and of any tokenizer without uld",
+                "signals of labels are averaged over teachers, and of any tokenizer without uld",
                 where=f"params.yaml, {key}",
                 fix=f"cohobate run --set '{key}.terms=[{{type: forward_kl}}]' "
-                f"--set {key}.teachers=null",
+                f"--set {key}.combine.type=mixture",
             )
         return
     try:

@@ -36,13 +36,15 @@ def rows(answers: list[str]) -> list[Response]:
     ]
 
 
-def write_labels(names: tuple[str, ...] = NAMES, count: int = 4) -> None:
+def write_labels(
+    names: tuple[str, ...] = NAMES, count: int = 4, p_RC: Any = P_RC, store: Path = STORE
+) -> None:
     """Write a store of the first prompts' distributions, as `capture` does."""
     labels = LabelTexts(LabelSet(names, Label(type="label")), tuple(f" {n}" for n in names))
     origin = LabelOrigin.of(StoredLabels(type="labels"), "a test", labels, "float32")
-    scored = Scored(rows([" animal"] * 4)[:count], np.log(P_RC[:count]), {}, [])
+    scored = Scored(rows([" animal"] * 4)[:count], np.log(p_RC[:count]), {}, [])
     _write_shard(Path("shard"), scored)
-    _publish([Path("shard")], STORE, origin)
+    _publish([Path("shard")], store, origin)
 
 
 @pytest.fixture
@@ -197,3 +199,35 @@ def test_a_label_that_begins_as_another_ends_by_its_closing_token(causal: Any) -
     last = dict(zip(given["ids_NK"][-1].tolist(), given["logp_NK"][-1].exp(), strict=True))
     assert float(last[causal.eos_token_id]) == pytest.approx(0.9, abs=2e-3)
     assert all(len(set(ids)) == len(ids) for ids in given["ids_NK"].tolist())
+
+
+OTHER_RC = np.array([[0.5, 0.5], [0.1, 0.9], [0.6, 0.4], [0.2, 0.8]])
+
+
+def test_the_mean_of_stores_is_by_weight_and_by_the_labels_names(causal: Any) -> None:
+    from cohobate.teachers.signal_store.label_mean import MeanLabelStore
+    from cohobate.teachers.signal_store.label_store import LabelStore
+
+    other = Path("data/capture/other")
+    write_labels(NAMES[::-1], p_RC=OTHER_RC[:, ::-1], store=other)
+    stores = [LabelStore(STORE), LabelStore(other)]
+    read = rows([" animal"] * 4)[::-1]
+    for average in ("probabilities", "logits"):
+        mean = MeanLabelStore(stores, (3, 1), average)
+        given = mean.logprobs(mean.places(read)).exp()
+        wanted = 0.75 * P_RC + 0.25 * OTHER_RC
+        if average == "logits":
+            wanted = P_RC**0.75 * OTHER_RC**0.25
+            wanted /= wanted.sum(1, keepdims=True)
+        assert given.numpy() == pytest.approx(wanted[::-1], abs=2e-3)
+
+
+def test_a_causal_student_learns_the_mean_of_two_teachers(causal: Any) -> None:
+    write_labels(p_RC=OTHER_RC, store=Path("data/capture/other"))
+    teachers = {"main": 1, "other": 1}
+    train_seeds(Path("models/train/x"), kd(targets="data/capture", teachers=teachers, updates=1), [1])
+    assert json.loads(Path("models/train/x/summary.json").read_text())["rows"] == 4
+    with pytest.raises(UserError, match="averaged over teachers"):
+        route = {"type": "route", "groups": {"*": "main"}}
+        changed = kd(targets="data/capture", teachers=teachers, combine=route)
+        train_seeds(Path("models/train/y"), changed, [1])
