@@ -28,6 +28,7 @@ from cohobate import params
 from cohobate.dvc_bridge import storage
 from flows import overrides, recipes
 from flows.git import git
+from flows.recipe_heads import read_head
 
 ROOT = Path()
 RESULTS = Path("docs/gallery")
@@ -133,6 +134,9 @@ def _whole(run: Run) -> str:
     log = WORKTREES / f"{run.name}.log"
     started = time.monotonic()
     with log.open("w") as out:
+        if first := read_head(ROOT / run.recipe).first:
+            words = [sys.executable, *shlex.split(first)[1:]]  # python -m ...
+            subprocess.run(words, cwd=folder, stdout=out, stderr=out, check=True)
         command = [str(Path(sys.executable).with_name("cohobate")), *run.words[1:], "--json"]
         done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=out, check=False)
     seconds = time.monotonic() - started

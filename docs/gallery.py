@@ -56,11 +56,13 @@ def page(root: Path) -> str:
 def _command_row(head: Any, result: Mapping[str, Any] | None) -> str:
     paper = _PAPER.search(head.text)
     source = f'{paper[1]}, "{paper[2]}"' if paper else ""
+    before = f"`{head.first}`, " if head.first else ""
     if result is None:
-        return f"| {head.name} | {source} | `cohobate run --recipe recipes/{head.name}.yaml` | | |"
+        command = f"{before}`cohobate run --recipe recipes/{head.name}.yaml`"
+        return f"| {head.name} | {source} | {command} | | |"
     command = result["command"].replace("|", "\\|")
     where = f"{result['exit_code']} | {result['processor']}"
-    return f"| {head.name} | {source} | `{command}` | {where} |"
+    return f"| {head.name} | {source} | {before}`{command}` | {where} |"
 
 
 def _result(root: Path, name: str) -> dict[str, Any] | None:

@@ -55,7 +55,8 @@ def page(folder: Path) -> str:
         lines += ["| recipe | what it does | methods | student |", "|---|---|---|---|"]
         lines += [_row(head) for head in group]
     for head in heads:
-        command = f"```bash\ncohobate run --recipe recipes/{head.name}.yaml\n```\n"
+        commands = [*filter(None, [head.first]), f"cohobate run --recipe recipes/{head.name}.yaml"]
+        command = "\n".join(["```bash", *commands, "```\n"])
         lines += [f"\n## {head.name}\n", f"{head.title} {_links(head.text)}\n", command, head.cost]
         lines += [f"\nClaim: {head.claim}"] if head.claim else []
     return "\n".join(lines).rstrip() + "\n"

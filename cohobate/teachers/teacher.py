@@ -12,6 +12,7 @@ from cohobate.models import checkpoints, hub
 from cohobate.models.chat_templates import PLAIN, TemplateSettings
 from cohobate.models.embedders import Pooling
 from cohobate.params import Section
+from cohobate.teachers.clients import Client
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,6 +94,9 @@ class Teacher(Section):
     adapt: dict[str, Any] = Field(default_factory=dict)
     """What of the section `adapt` is otherwise for this teacher, such as `{type: none}`, or
     `{mixing: {weights: {sums: 1}}}` of an expert: each key replaces that of the section."""
+    client: Client | None = None
+    """The client of a federation that it belongs to, such as `{folder: clients/north}`: it is tuned
+    on the client's rows, in the client's folder, and lends nothing but its distributions."""
     template: TemplateSettings = PLAIN
     """Settings of its chat template, such as `{enable_thinking: false}` or
     `{system: into_first_user}`. A student that takes over its tokenizer has them too."""
@@ -131,6 +135,15 @@ class Teacher(Section):
             raise ValueError(
                 f"a {self.kind} gives no distributions of an answer's tokens to store: leave out "
                 "signals; phases have it in memory: targets: models/adapt/<teacher>"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _client_makes_sense(self) -> "Teacher":
+        if self.client and (self.endpoint or self.kind != "causal" or not self.signals):
+            raise ValueError(
+                "client: its teacher generates text, is here, and has signals: true, as its "
+                "distributions are all that it lends"
             )
         return self
 

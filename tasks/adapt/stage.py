@@ -12,9 +12,15 @@ Of a teacher behind an endpoint, whose weights are not here, the folder holds en
     "https://api.example.com/v1"}
 
 and, where it gives log-probabilities (`signals: true`), which ones and the tokenizer beside it.
+
+Of a client's teacher, whose weights stay in the client's folder, it holds client.json alone
+(cohobate/teachers/clients.py):
+
+    {"bytes_of_weights": 269060552, "fingerprint": "6b1f…", "rows": 400}
 """
 
 import json
+import shutil
 from itertools import islice
 from statistics import fmean
 from typing import Annotated, Any
@@ -43,6 +49,7 @@ from cohobate.params import EachOf
 from cohobate.progress import say, track
 from cohobate.scoring.metrics import AnswerScore, LikelihoodScore, refuse_raw_text
 from cohobate.scoring.verifiers import Task
+from cohobate.teachers.clients import Client
 from cohobate.teachers.teacher import Teacher
 
 
@@ -58,6 +65,9 @@ def run(
     Raises:
         UserError: the model differs from what preflight pinned, or tuning failed.
     """
+    if teacher.client:
+        _at_client(item, teacher.client)
+        return
     models = json.loads(MODELS.read_bytes())
     pin, folder = models["teachers"][item], ADAPT / item
     adapt = tuning_of(adapt, item, teacher)
@@ -79,6 +89,24 @@ def run(
     write_json(folder / "summary.json", {"tuned": rows > 0, "rows": rows, **scored})
     if scored:
         say(f"{item}: {scored['dev_score']:.3f} on {scored['dev_rows']} dev rows")
+
+
+def _at_client(item: str, client: Client) -> None:
+    """Tune the teacher of a client in the client's folder, where its rows and weights stay."""
+    if not client.rows.is_file():
+        raise UserError(
+            f"the client {item} has no rows",
+            where=str(client.rows),
+            fix="its rows with answers, as in data/collect/labelled.jsonl; those of "
+            "recipes/federated.yaml: python -m benchmarks.clients",
+        )
+    folder, summary = ADAPT / item, ADAPT / item / "summary.json"
+    shutil.rmtree(folder, ignore_errors=True)
+    given = {MODELS: MODELS, DEV: DEV, LABELLED: client.rows}
+    traffic = client.run("adapt", item, given, [summary])
+    figures = json.loads(summary.read_bytes())
+    client.publish(item, figures["rows"])
+    write_json(summary, figures | traffic)
 
 
 def _check_conversations(item: str, models: dict[str, Any]) -> None:

@@ -26,10 +26,12 @@ Rows are processed in shards. A capture that was killed resumes after its last c
 writes the same bytes (cohobate/teachers/signal_store/shards.py).
 """
 
+import json
 from typing import Annotated, Any
 
 from cohobate.params import EachOf, load, validated
 from cohobate.scoring.verifiers import Task
+from cohobate.teachers.clients import Client
 from cohobate.teachers.signal_store.label_form import StoredLabels
 from cohobate.teachers.signal_store.settings import CaptureParams
 from cohobate.teachers.teacher import Teacher
@@ -52,6 +54,9 @@ def run(
     from cohobate.progress import say
     from cohobate.teachers.signal_store.capture import capture_signals
 
+    if teacher.client:
+        _at_client(item, teacher.client)
+        return
     folder, form = CAPTURE / item, capture.signals
     if isinstance(form, StoredLabels) and (teacher.signals or form.by == "votes"):
         assert task is not None, "the labels are compared by the task's verifier"
@@ -77,6 +82,27 @@ def run(
     )
     write_json(folder / "summary.json", figures)
     say(f"stored {figures['tokens']} tokens of {figures['rows']} rows")
+
+
+def _at_client(item: str, client: Client) -> None:
+    """Store the distributions of a client's teacher, which runs in the client's folder."""
+    from cohobate.data.records import (
+        ADAPT,
+        ANSWER_SIGNALS,
+        CAPTURE,
+        FILTER,
+        LABELLED,
+        write_json,
+    )
+    from cohobate.progress import say
+
+    client.check_model(item)
+    public = (FILTER / "kept.jsonl", LABELLED, ANSWER_SIGNALS / item)
+    given = {ADAPT / item: client.model, **{path: path for path in public}}
+    traffic = client.run("capture", item, given, [CAPTURE / item])
+    summary = CAPTURE / item / "summary.json"
+    write_json(summary, json.loads(summary.read_bytes()) | traffic)
+    say(f"{item}: {traffic['bytes_from_client']:,} bytes left the client, none of them of its rows")
 
 
 def _labels(item: str, capture: CaptureParams, task: Task) -> dict[str, Any]:

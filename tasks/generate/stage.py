@@ -76,7 +76,7 @@ def run(
     """
     from cohobate.backends.served_store import ServiceSignals
 
-    if teacher and teacher.kind == "masked":
+    if teacher and (teacher.kind == "masked" or teacher.client):
         _write_nothing(item)
         return
     if generate.samples > 1 and generate.decoding.temperature == 0:
@@ -118,7 +118,7 @@ def run(
 
 
 def _write_nothing(item: str) -> None:
-    """Write the outputs of a masked model, which answers nothing."""
+    """Write the outputs of a masked model or a client's teacher, which answer nothing."""
     for name in ("responses", "failed"):
         write_rows(GENERATE / item / f"{name}.jsonl", [])
     shutil.rmtree(ANSWER_SIGNALS / item, ignore_errors=True)

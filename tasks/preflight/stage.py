@@ -32,6 +32,7 @@ from cohobate.training.packages import check_packages
 from tasks.preflight.capacity import check_capacity
 from tasks.preflight.checks import check_experts, check_signals, check_terms, check_width
 from tasks.preflight.classifiers import check_student_kind
+from tasks.preflight.clients import check_clients
 from tasks.preflight.devices import Device, device_of
 from tasks.preflight.embedders import KINDS, check_embedders
 from tasks.preflight.masked import check_masked
@@ -129,6 +130,7 @@ def _check_kinds(init_student: StudentInit, teachers: Teachers, phases: dict[str
     check_embedders(init_student.type, teachers, phases, document)
     check_student_kind(init_student.type, phases, document)
     check_masked(init_student.type, teachers, phases, document)
+    check_clients(teachers, phases, document)
     check_scoring(document)
     check_seeing(init_student, phases, document)
 

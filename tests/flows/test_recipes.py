@@ -56,9 +56,9 @@ def test_every_recipe_makes_a_graph_whose_student_exists(repository: Path) -> No
         for name, phase in document["train"].items():
             upstream = nodes[f"train@{name}"].upstream
             for path in (f"models/{phase['from']}", phase["rows"], phase["targets"]):
-                maker, item = path.split("/")[1:3] if path.count("/") > 1 else (path[7:], "")
+                maker, item, *_ = [*path.split("/")[1:], ""]
                 expected = f"{maker}@{item}" if f"{maker}@{item}" in nodes else maker
-                # `models/assist` is of all its phases
+                # `models/assist` is of all its phases, `data/capture` of all teachers
                 made = [one for one in upstream if f"{one}@".startswith(f"{expected}@")]
                 assert made, f"{recipe}: {name} waits for nobody who makes {path}"
         for role in ("baseline", "student"):

@@ -43,7 +43,7 @@ class MeanLabelStore:
         return self.stores[0].origin
 
     def places(self, rows: Sequence[Row]) -> "np.ndarray[tuple[int], np.dtype[np.int_]]":
-        """Return a number for each row, for `logprobs`; −1 where a teacher's is known to be missing.
+        """Return a number for each row, for `logprobs`; −1 where a teacher has none, and says so.
 
         Raises:
             UserError: a teacher did not capture a prompt.

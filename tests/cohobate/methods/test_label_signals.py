@@ -225,7 +225,8 @@ def test_the_mean_of_stores_is_by_weight_and_by_the_labels_names(causal: Any) ->
 def test_a_causal_student_learns_the_mean_of_two_teachers(causal: Any) -> None:
     write_labels(p_RC=OTHER_RC, store=Path("data/capture/other"))
     teachers = {"main": 1, "other": 1}
-    train_seeds(Path("models/train/x"), kd(targets="data/capture", teachers=teachers, updates=1), [1])
+    mean = kd(targets="data/capture", teachers=teachers, updates=1)
+    train_seeds(Path("models/train/x"), mean, [1])
     assert json.loads(Path("models/train/x/summary.json").read_text())["rows"] == 4
     with pytest.raises(UserError, match="averaged over teachers"):
         route = {"type": "route", "groups": {"*": "main"}}
