@@ -70,14 +70,14 @@ class Round:
 _TOLERANCE = "tolerance: {score: 0.3, agreement: 0.5, loss: 0.05}"
 """Of 8 dev rows, and of a student of a few updates that hardly prefers any answer."""
 _OF_REASONING = (
-    *("two-tasks", "experts", "deepseek-r1-distill", "self-improvement", "step-by-step"),
+    *("two-tasks", "experts", "deepseek-r1-distill", "self-improvement", "step-by-step", "orca"),
 )
 _NEEDED = dict.fromkeys(_OF_REASONING, "reasoning_gym") | {"quantisation-aware": "torchao"}
 # the tiny teacher's own answers are no labels: a classifier finds none of them hard
 _WITHOUT_PROMPTS = (
     *("raw-text", "tinyllama", "classifier", "embedder", "static-embedder", "code"),
     *("distilbert", "tinybert"),  # encoders generate no answers to them
-    *("deepseek-r1-distill", "self-improvement", "step-by-step"),
+    *("deepseek-r1-distill", "self-improvement", "step-by-step", "orca"),
 )
 _TERMS = "licence: Apache-2.0, outputs_may_train: true"
 _SERVED = (
@@ -349,6 +349,12 @@ _OF_RECIPE = {
     ],
     # what this model generates is no right sum
     "self-improvement": [
+        "generate.decoding.max_tokens=8",
+        "evaluate.decoding.max_tokens=8",
+        "filter.filters=[]",
+    ],
+    # nor what these teachers generate
+    "orca": [
         "generate.decoding.max_tokens=8",
         "evaluate.decoding.max_tokens=8",
         "filter.filters=[]",

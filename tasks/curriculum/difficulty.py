@@ -194,6 +194,32 @@ class GivenLabelDifficulty(RowDifficulty):
         return float(self.labels.index(row.group))
 
 
+class TeacherOrderDifficulty(RowDifficulty):
+    """The position of the row's teacher in a list: the weaker teacher's rows come first.
+
+    Progressive learning of Mukherjee et al. 2023, "Orca: Progressive Learning from Complex
+    Explanation Traces of GPT-4", section 3.2.
+    """
+
+    type: Literal["teacher_order"]
+    teachers: tuple[str, ...] = Field(min_length=1)
+    """The teachers' keys, the first one's rows first."""
+
+    def difficulty(self, row: Response) -> float:
+        """Return the position of the row's teacher.
+
+        Raises:
+            UserError: it is not among them.
+        """
+        if row.teacher not in self.teachers:
+            raise UserError(
+                f"the teacher {row.teacher!r} is not among {', '.join(self.teachers)}",
+                where=f"data/filter/kept.jsonl, row {row.id}",
+                fix="name every teacher in curriculum.difficulty.teachers",
+            )
+        return float(self.teachers.index(row.teacher))
+
+
 class RandomDifficulty(RowDifficulty):
     """Random numbers: the control for a curriculum."""
 
@@ -216,6 +242,7 @@ Difficulty = Annotated[
     | PassRateDifficulty
     | GivenOrderDifficulty
     | GivenLabelDifficulty
+    | TeacherOrderDifficulty
     | RandomDifficulty,
     Field(discriminator="type"),
 ]

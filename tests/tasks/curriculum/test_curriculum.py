@@ -95,6 +95,14 @@ def test_the_length_of_a_rationale_is_what_stands_before_the_result():
     assert measured(rows, type="rationale_length", before="####") == [0, 0, 3]
 
 
+def test_the_weaker_teachers_rows_come_first():
+    names = ("main", "weaker", "main")
+    rows = [response(n, None).model_copy(update={"teacher": t}) for n, t in enumerate(names)]
+    assert measured(rows, type="teacher_order", teachers=["weaker", "main"]) == [1, 0, 1]
+    with pytest.raises(UserError, match="the teacher 'main' is not among"):
+        measured(rows, type="teacher_order", teachers=["weaker"])
+
+
 def test_a_given_label():
     rows = [*answered("a", group="high"), *answered("b", "c", group="low")]
     assert measured(rows, type="given_label", labels=["low", "high"]) == [1, 0, 0]
