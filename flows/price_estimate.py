@@ -72,7 +72,7 @@ def _prompts(template: Template, generate: GenerateParams, root: Path) -> Iterat
     """Yield the first request for each row, once for each step and sample."""
     rows = prompt_rows(generate, template, root)
     for row in (row for row in rows if not keeps_answer(generate, row)):
-        for sample in range(generate.samples):
+        for sample in range(generate.attempts):
             prompt = template.steps[0].prompt_for(Conversation(row, sample), ())
             yield from [prompt] * len(template.steps)
 
@@ -100,7 +100,7 @@ def _rows_for_capture(
         if keeps_answer(generate, row):
             yield ScoredText.given(row.prompt_of_teacher, row.full_answer)
         elif not own:
-            yield from [ScoredText(row.prompt_of_teacher, most, most)] * generate.samples
+            yield from [ScoredText(row.prompt_of_teacher, most, most)] * generate.attempts
 
 
 def _rows_of_phase(
