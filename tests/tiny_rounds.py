@@ -359,8 +359,13 @@ _OF_RECIPE = {
     # raw text has no answers to test
     "phi": [
         "collect.sources.glosses.split={labelled: 24, unlabelled: 0, dev: 0, test: 0}",
-        "collect.sources.nouns.teacher_prompt.text={text}",
+        'collect.sources.nouns.teacher_prompt.text="{text}"',
         "filter.scorer=small",
+    ],
+    # the tiny rows have no lemma, and this teacher does not end its answers
+    "false-promise": [
+        'collect.sources.words.template={prompt: "{text}\\nKind:", answer: " {answer}"}',
+        "filter.filters=[]",
     ],
     "superfiltering": [
         "filter.scorer=small",
