@@ -74,7 +74,7 @@ def _prompts(
     """Yield the first request for each row, once for each step and sample."""
     rows = prompt_rows(key, generate, template, root)
     for row in (row for row in rows if not keeps_answer(generate, row)):
-        for sample in range(generate.samples):
+        for sample in range(generate.attempts):
             prompt = template.steps[0].prompt_for(Conversation(row, sample), ())
             yield from [prompt] * len(template.steps)
 
@@ -102,7 +102,7 @@ def _rows_for_capture(
         if keeps_answer(generate, row):
             yield ScoredText.given(row.prompt_of_teacher, row.full_answer)
         elif not (own and generate.goes_to(key, row.task)):
-            yield from [ScoredText(row.prompt_of_teacher, most, most)] * generate.samples
+            yield from [ScoredText(row.prompt_of_teacher, most, most)] * generate.attempts
 
 
 def _rows_of_phase(

@@ -173,7 +173,8 @@ class Round:
         size, backend = self._teacher(key), section.get("backend") or {}
         if size is None:
             return Work(0)
-        rows = self._responses(kept=0)
+        waves = (section.get("pool") or {}).get("waves", 1)
+        rows = self._responses(kept=0) * waves
         long = (section.get("decoding") or {}).get("max_tokens", _ANSWER)
         return Work(self._answers(size, rows * section.get("samples", 1), long), _threads(backend))
 

@@ -1,6 +1,10 @@
-"""A teacher on loopback that writes a step before its answer, to sums and to tiny glosses."""
+"""A teacher on loopback that writes a step before its answer, to sums and to tiny glosses.
+
+It makes up tasks too, where it is to come up with some.
+"""
 
 import json
+import random
 import re
 
 from tests.loopback_teacher import LoopbackTeacher, text_of
@@ -17,7 +21,10 @@ class StepsTeacher(LoopbackTeacher):
 
 
 def worked(prompt: str) -> str:
-    """Return a step and the answer to the last line of a prompt that has one."""
+    """Return a step and the answer to the last line of a prompt that has one, or two tasks."""
+    if prompt.startswith("Come up with"):
+        letters = " ".join(random.Random(prompt).sample("bcdefghijklmnopq", 8))
+        return f" Sort {letters}.\nTask: Sort {letters}.\nTask: Wh"
     sums = re.findall(r"(-?\d+(?: [-+] \d+)+) =", prompt)
     if sums:
         terms = re.findall(r"[-+]?\d+", sums[-1].replace(" ", ""))

@@ -89,8 +89,8 @@ _SERVED = (
     "curriculum.difficulty={type: length}",
     "init_student={type: pretrained, model: small}",
 )
-_OF_SERVED = dict.fromkeys(("deepseek-r1-distill", "step-by-step"), _SERVED)
-"""Recipes whose teacher must write steps: a service does, the tiny teacher cannot."""
+_OF_SERVED = dict.fromkeys(("alpaca", "deepseek-r1-distill", "phi", "step-by-step"), _SERVED)
+"""Recipes whose teacher must write steps or tasks: a service does, the tiny teacher cannot."""
 RECIPES = [
     Round(
         Path(recipe).stem,
@@ -331,6 +331,8 @@ def _start(what: Round, stack: contextlib.ExitStack) -> str:
 
 
 _OF_RECIPE = {
+    # the student behind the service has two layers
+    "alpaca": ["train.baseline.freeze.layers=0", "train.alpaca.freeze.layers=0"],
     # a judge of random weights, whose replies are no verdicts; the tiny rows have no lemma
     "judged": [
         "generate.decoding.max_tokens=8",
@@ -360,6 +362,17 @@ _OF_RECIPE = {
         "filter.filters=[]",
     ],
     "data-free": ["generate.samples=2", "generate.decoding.max_tokens=16"],
+    # raw text has no answers to test
+    "phi": [
+        "collect.sources.glosses.split={labelled: 24, unlabelled: 0, dev: 0, test: 0}",
+        'collect.sources.nouns.teacher_prompt.text="{text}"',
+        "filter.scorer=small",
+    ],
+    # the tiny rows have no lemma, and this teacher does not end its answers
+    "false-promise": [
+        'collect.sources.words.template={prompt: "{text}\\nKind:", answer: " {answer}"}',
+        "filter.filters=[]",
+    ],
     "superfiltering": [
         "filter.scorer=small",
         "filter.filters=[{type: exact_duplicates}, {type: ifd, max_ifd: 99, keep_share: 0.5}]",
@@ -497,7 +510,8 @@ def check(folder: Path, what: Round) -> None:
     assert challenge["seed"] in document["seeds"]
     hardest = (folder / "data/hard_examples/hardest.jsonl").stat().st_size
     assert bool(hardest) == what.prompts
-    for task in document["collect"]["sources"]:
+    sources = document["collect"]["sources"].items()
+    for task in (name for name, source in sources if source["split"]["test"]):
         assert metrics["tasks"][task]["test_rows"] == 12, task
         assert challenge["tasks"][task]["rows"] == 12, task
         assert task in (folder / "reports/report.html").read_text(), task

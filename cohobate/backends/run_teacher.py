@@ -19,6 +19,7 @@ from cohobate.backends.requests import (
     TeacherRequest,
     answer_key,
 )
+from cohobate.backends.task_pool import TaskPool
 from cohobate.backends.templates import Conversation, Step, Template
 from cohobate.backends.transformers import Transformers
 from cohobate.backends.vllm import Vllm
@@ -67,6 +68,8 @@ class TeacherRun:
         """What the response that was yielded last was made of; None of a reference answer."""
         self.failed: list[FailedPrompt] = []
         self.prompts = self.computed = self.from_ledger = self.unanswered = self.refused = 0
+        self.requested = 0
+        """Times that a prompt was begun with, reference answers aside."""
         self.kept = 0
         """Rows whose reference answer is the response."""
         self._reasons: list[str] = []
@@ -76,36 +79,21 @@ class TeacherRun:
         self.prompt_tokens = self.answer_tokens = 0
         self._answer_function: AnswerFunction | None = None
         pool = islice(prompt_rows(teacher, params, template), _POOL)
-        self._pool = [prompt_text(row.prompt) for row in pool]
+        self._pool = [prompt_text(row.teacher_prompt or row.prompt) for row in pool]
+        self._tasks = TaskPool.of(params, template, self._pool)
 
     def responses(self) -> Iterator[Response]:
         """Yield the responses in the order of the prompts; what the ledger lacks is computed."""
-        rows = prompt_rows(self.teacher, self.params, self.template)
-        requests = (
-            count_prompts(self.teacher, self.params, self.template)
-            * self.params.samples
-            * len(self.template.steps)
-        )
+        prompts = count_prompts(self.teacher, self.params, self.template)
+        requests = prompts * self.params.attempts * len(self.template.steps)
         meter = Meter(f"answers of {self.teacher}", requests)
-        while window := list(islice(rows, self.params.window)):
-            self.prompts += len(window)
-            samples = range(self.params.samples)
-            kept = [row for row in window if keeps_answer(self.params, row)]
-            self.kept += len(kept)
-            self.latest = None
-            yield from map(self._kept, kept)
-            # samples of a prompt are neighbours, in the order of the prompts
-            unanswered = [row for row in window if not keeps_answer(self.params, row)]
-            _refuse_raw_text(unanswered)
-            conversations = [Conversation(row, sample) for row in unanswered for sample in samples]
-            for step in self.template.steps:
-                conversations = self._run_step(step, conversations, meter)
-            for conversation in conversations:
-                self.latest = conversation
-                for row in self.template.rows:
-                    yield self._counted(
-                        row.response(conversation, self.teacher, self.params.reasoning)
-                    )
+        for wave in range(self.params.pool.waves if self.params.pool else 1):
+            yield from self._wave(wave, meter)
+            if self._tasks:
+                self._tasks.end_wave(f"{self.teacher}, wave {wave + 1}")
+            # later waves are made of this one: they wait for what is missing
+            if self._lacks_answers():
+                break
         meter.finish()
         refused = f", {self.refused} prompts refused" if self.refused else ""
         refused += f", {self.kept} reference answers kept" if self.kept else ""
@@ -114,18 +102,41 @@ class TeacherRun:
             f"ledger{refused}"
         )
 
+    def _wave(self, wave: int, meter: Meter) -> Iterator[Response]:
+        """Yield the responses of one pass through the prompts; reference answers in the first."""
+        rows = prompt_rows(self.teacher, self.params, self.template)
+        # samples of a prompt are neighbours, in the order of the prompts
+        samples = range(wave * self.params.samples, (wave + 1) * self.params.samples)
+        while window := list(islice(rows, self.params.window)):
+            self.prompts += len(window)
+            kept = [row for row in window if not wave and keeps_answer(self.params, row)]
+            self.kept += len(kept)
+            self.latest = None
+            yield from map(self._kept, kept)
+            unanswered = [row for row in window if not keeps_answer(self.params, row)]
+            _refuse_raw_text(unanswered)
+            conversations = [Conversation(row, sample) for row in unanswered for sample in samples]
+            self.requested += len(conversations)
+            for step in self.template.steps:
+                conversations = self._run_step(step, conversations, meter)
+            for conversation in conversations:
+                self.latest = conversation
+                for row in self.template.rows:
+                    yield self._counted(
+                        row.response(conversation, self.teacher, self.params.reasoning)
+                    )
+
     def check(self) -> None:
         """Fail where more prompts than `generate.unanswered` allows have no answer.
 
         Raises:
             UserError: naming the first reason.
         """
-        requested = (self.prompts - self.kept) * self.params.samples
-        if self.unanswered > self.params.unanswered * requested:
+        if self._lacks_answers():
             raise UserError(
                 f"{self.unanswered} prompts were not answered; the first: {self._reasons[0]}",
                 where=str(GENERATE / self.teacher / "failed.jsonl"),
-                fix=suggest_fix(self._reasons[0], self.unanswered, self.refused, requested),
+                fix=suggest_fix(self._reasons[0], self.unanswered, self.refused, self.requested),
             )
 
     def summary(self) -> dict[str, Any]:
@@ -135,6 +146,8 @@ class TeacherRun:
             "responses": self.written,
             "finished": round(self.finished / written, 4),
         }
+        if self._tasks:
+            figures |= self._tasks.summary()
         if self.kept:
             figures["reference_answers"] = self.kept
         if self.measured:  # not every service returns log-probabilities
@@ -152,7 +165,8 @@ class TeacherRun:
         self, step: Step, conversations: Sequence[Conversation], meter: Meter
     ) -> list[Conversation]:
         """Return the conversations after one more step; a step may split one into several."""
-        prompts = [step.prompt_for(conversation, self._pool) for conversation in conversations]
+        made = self._tasks.drawn if self._tasks else ()
+        prompts = [step.prompt_for(each, self._pool, made) for each in conversations]
         requests = [self._make_request(c, p) for c, p in zip(conversations, prompts, strict=True)]
         missing = missing_requests(self.ledger, requests, self.params.refused)
         # counted before answers are added: what this call computes is not from the ledger
@@ -175,8 +189,15 @@ class TeacherRun:
                 continue
             if not (continuations := step.on_reply(conversation, prompt, answer)):
                 self._fail(step, conversation, _NO_MATCH, answer.text)
+            if self._tasks and step.new_task:
+                novel = self._tasks.add
+                continuations = [c for c in continuations if novel(c.replies[step.new_task])]
             continued += continuations
         return continued
+
+    def _lacks_answers(self) -> bool:
+        """Return whether more prompts have no answer than `generate.unanswered` allows."""
+        return self.unanswered > self.params.unanswered * self.requested
 
     def _add_answers(self, requests: list[TeacherRequest], meter: Meter) -> dict[str, str]:
         """Add answers to the ledger; return the reasons of requests without one, by key."""

@@ -12,6 +12,19 @@ from cohobate.params import Section
 PromptChoice = Literal["unlabelled", "labelled", "both"]
 
 
+class GrowingPool(Section):
+    """Waves in which a teacher makes up tasks; what is novel is answered, and joins the pool.
+
+    Wang et al. 2023, "Self-Instruct", sections 2.2 and 2.3.
+    """
+
+    waves: int = Field(3, ge=1)
+    """How often the prompts are gone through. Later waves draw `made` from the tasks of earlier
+    ones."""
+    novelty: float = Field(0.7, gt=0, le=1)
+    """A task is novel where its ROUGE-L to every task of the pool is below this."""
+
+
 class GenerateParams(Section):
     """The section `generate` of params.yaml."""
 
@@ -38,6 +51,10 @@ class GenerateParams(Section):
     """Number of prompts to answer, from the start of the list; all when not given."""
     samples: int = Field(1, ge=1)
     """Answers sampled for each prompt; more than one needs a temperature above 0."""
+    pool: GrowingPool | None = None
+    """For templates that make up tasks, such as `alpaca` and `self-instruct`: tasks that are too
+    much like a seed or an earlier task are left out. The seeds are the first 1,000 prompts. None:
+    one wave, and every task is answered."""
     window: int = Field(4000, ge=1)
     """Prompts that are in memory, and sorted by length, together."""
     unanswered: float = Field(0.0, ge=0, le=1)
@@ -80,6 +97,11 @@ class GenerateParams(Section):
     def goes_to(self, teacher: str, task: str | None) -> bool:
         """Return whether a teacher answers the prompts of a task."""
         return self.routes.get(task or "", teacher) == teacher
+
+    @property
+    def attempts(self) -> int:
+        """How often the teacher gets each prompt: its samples, in every wave."""
+        return self.samples * (self.pool.waves if self.pool else 1)
 
     def backend_of(self, teacher: str) -> Backend:
         """Return where the answers of a teacher are computed."""

@@ -4,8 +4,8 @@ A template is a YAML file in `cohobate/backends/templates`. Its steps run one af
 steps and the rows can use a reply by the name of its step, its parts by the named groups of the
 step's pattern, and the reasoning before it as `reasoning` or `<step>_reasoning`. All texts are
 Jinja, with `prompt`, the replies so far, `pick` (one item of a list, drawn for each prompt and
-sample) and `seeds` (prompts of other rows). In the steps `prompt` is the row's `teacher_prompt`,
-where it has one:
+sample), `seeds` (prompts of other rows) and, with `generate.pool`, `made` (tasks of earlier waves).
+In the steps the prompt of a row is its `teacher_prompt`, where it has one:
 
     steps:
       - messages: [{role: user, content: "{{ prompt }} Think first, then write Answer: ..."}]
@@ -23,6 +23,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from heapq import nsmallest
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,13 +56,20 @@ class Conversation:
     answer: Answer | None = None
     """The last reply."""
 
-    def render(self, text: str, pool: Sequence[str], prompt: Prompt | None = None) -> str:
+    def render(
+        self,
+        text: str,
+        pool: Sequence[str],
+        prompt: Prompt | None = None,
+        made: Sequence[str] = (),
+    ) -> str:
         """Render a Jinja text with a prompt and the replies so far.
 
         Args:
             text: the text.
             pool: prompts of other rows, for `seeds`.
             prompt: the text's `prompt`; the row's own when not given.
+            made: tasks that the teacher made up before, for `made`.
 
         Raises:
             UserError: the text uses an unknown name, or is not Jinja.
@@ -69,10 +77,16 @@ class Conversation:
         from jinja2 import TemplateError
 
         # drawn by row and sample: the same texts in every run, so the ledger's keys match
-        rng = random.Random(f"{self.row.id}/{self.sample}")
+        drawn_by = f"{self.row.id}/{self.sample}"
+        rng = random.Random(drawn_by)
         own = self.row.prompt if prompt is None else prompt
         known = {**self.replies, "prompt": prompt_text(own), "pick": rng.choice}
         known["seeds"] = lambda count: rng.sample(pool, min(count, len(pool)))
+        # those of the lowest hashes: where a failed request of an earlier wave is answered in the
+        # next run, the tasks that it adds change few of these draws
+        known["made"] = lambda count: nsmallest(
+            count, made, key=lambda task: row_id(f"{drawn_by}/{task}")
+        )
         try:
             return str(_jinja().from_string(text).render(known))
         except TemplateError as error:
@@ -96,6 +110,9 @@ class Step(Section):
     """Regular expression that the reply must match; its named groups are parts of the reply."""
     many: bool = False
     """Whether each match becomes a row of its own, or the first one alone."""
+    new_task: str | None = Field(None, pattern="^[a-z_]+$")
+    """Part of the reply that is a task made up by the teacher: with `generate.pool` the
+    conversation goes on only where it is novel."""
 
     @field_validator("pattern")
     @classmethod
@@ -106,18 +123,26 @@ class Step(Section):
             raise ValueError(f"not a regular expression: {error}") from None
         return pattern
 
-    def prompt_for(self, conversation: Conversation, pool: Sequence[str]) -> Prompt:
+    @model_validator(mode="after")
+    def _the_new_task_is_a_part(self) -> "Step":
+        if self.new_task and f"(?P<{self.new_task}>" not in (self.pattern or ""):
+            raise ValueError(f"pattern has no group {self.new_task!r}, which new_task names")
+        return self
+
+    def prompt_for(
+        self, conversation: Conversation, pool: Sequence[str], made: Sequence[str] = ()
+    ) -> Prompt:
         """Return the prompt of this step, made of what the teacher reads of the row."""
         own = conversation.row.prompt_of_teacher
         if self.text is not None:
-            return conversation.render(self.text, pool, own)
+            return conversation.render(self.text, pool, own, made)
         # unchanged, text as text: the backend decides how it is sent
         if self.messages == ("turns",):
             return own
         turns: list[Message] = []
         for message in self.messages:
             if isinstance(message, Message):
-                content = conversation.render(message.content, pool, own)
+                content = conversation.render(message.content, pool, own, made)
                 turns.append(message.model_copy(update={"content": content}))
             else:
                 turns += [Message(role="user", content=own)] if isinstance(own, str) else own
@@ -145,7 +170,8 @@ class RowText(Section):
     """A row made of the replies."""
 
     prompt: str | None = None
-    """Prompt of the student; not given: the row's own prompt."""
+    """Prompt of the student; not given: the row's own prompt. Empty: the answer is raw text, learnt
+    at every token."""
     prefix: str | None = None
     """Text before the prompt that tells the student which target to generate."""
     as_asked: bool = False
@@ -166,12 +192,12 @@ class RowText(Section):
         prompt: Prompt = conversation.first_prompt if self.as_asked else conversation.row.prompt
         if self.prompt is not None:
             prompt = conversation.render(self.prompt, ())
-        logprob = conversation.answer.logprob
+        answer, logprob = conversation.render(self.answer, ()), conversation.answer.logprob
         kept = reasoning == "keep" and not self.target
         # calls belong to a prompt that offers the tools
         calls = None if self.target or self.prompt is not None else conversation.answer.tool_calls
         return Response(
-            id=conversation.row.id if self.prompt is None else row_id(prompt),
+            id=conversation.row.id if self.prompt is None else row_id(prompt, answer),
             prompt=prompt,
             # it belongs to the row's own prompt
             teacher_prompt=None
@@ -179,7 +205,7 @@ class RowText(Section):
             else conversation.row.teacher_prompt,
             images=None if self.as_asked or self.prompt is not None else conversation.row.images,
             prefix=self.prefix,
-            answer=conversation.render(self.answer, ()),
+            answer=answer,
             reasoning=(conversation.answer.reasoning or None) if kept else None,
             tool_calls=calls,
             # earlier turns are learnt with the answer to the conversation that they belong to

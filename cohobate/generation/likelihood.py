@@ -6,8 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cohobate.data.records import Row
-from cohobate.data.tokenized import encode_all, pad_right
+from cohobate.data.records import Row, row_id
+from cohobate.data.tokenized import encode_all, pad_right, tokens_behind
 from cohobate.generation.decoding import suppression_bias
 from cohobate.generation.requests import Batching
 from cohobate.models.number_formats import Precision
@@ -76,6 +76,27 @@ class Likelihood:
             losses = self.losses(pairs)
             yield from (exp(a - b) for a, b in zip(losses[::2], losses[1::2], strict=True))
 
+    def log_odds(self, prompts: Iterable[str], one: str, other: str) -> Iterator[float]:
+        """Yield log p(one) - log p(other) behind each prompt, in nats, by one pass of each prompt.
+
+        A prompt that is too long loses its start.
+        """
+        from cohobate.generation.label_likelihood import LabelLikelihood
+        from cohobate.models.lm_head import Head
+
+        answers = tuple(map(tuple, tokens_behind(self.tokenizer, [one, other])))
+        model = LabelLikelihood(
+            self.model, Head.of(self.model), self.batching.tokens, threads=self.threads
+        )
+        most = self._context_length() - max(map(len, answers))
+        rows = (Row(id=row_id(prompt), prompt=prompt) for prompt in prompts)
+        for window in _windows(rows):
+            ids = [each.prompt_ids[-most:] for each in encode_all(self.tokenizer, window)]
+            odds = [0.0] * len(ids)
+            for n, logp_C in model.log_likelihoods(ids, [answers] * len(ids)):
+                odds[n] = float(logp_C[0] - logp_C[1])
+            yield from odds
+
     def losses(self, continuations: Sequence[Continuation]) -> list[float]:
         """Return the mean loss of each continuation after its context, in nats a token."""
         from cohobate.thread_map import thread_map
@@ -94,12 +115,15 @@ class Likelihood:
     def _truncated(self, each: Continuation) -> Continuation:
         """Cut both to the model's context length: the context at its start, the continuation at its
         end."""
-        length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        most = length or 1 << 62
+        most = self._context_length()
         # at least one token of the context stays, to predict the first one from
         continuation = each.continuation[: most - 1]
         context = each.context[-(most - len(continuation)) :]
         return each._replace(context=context, continuation=continuation)
+
+    def _context_length(self) -> int:
+        length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return length or 1 << 62
 
     def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
         batch: list[int] = []

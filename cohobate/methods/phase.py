@@ -52,6 +52,9 @@ class Phase(Hyperparameters):
     seed by seed."""
     rows: str
     """The rows, such as `data/curriculum/train.jsonl` or `data/collect/labelled.jsonl`."""
+    # left out of params where it is not given: earlier runs resume
+    limit: int | None = Field(None, ge=1, exclude_if=lambda limit: limit is None)
+    """Learn the first so many of the rows alone; all when not given."""
     targets: str
     """Where the targets are: the rows' own file, or a signal store such as `data/capture/main`."""
     keep_layers: Layers | None = None

@@ -104,7 +104,7 @@ def _fit_and_publish(
     from cohobate.models import checkpoints
 
     model, tokenizer = phase.load_initial_model(seed)
-    rows = rows_of(Path(phase.rows))
+    rows = rows_of(Path(phase.rows))[: phase.limit]
     decided_by, prefix = phase.decided_by(seed), prefix_of(rows)
     if dev:
         autocast = phase.number_format == "bfloat16"

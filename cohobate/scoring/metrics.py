@@ -102,8 +102,12 @@ class Rouge(AnswerScore):
 
     def score(self, answer: str, reference: str, verifier: Verifier) -> float:
         """Score one answer."""
+        return self.f_measure(answer, reference)
+
+    def f_measure(self, text: str, other: str) -> float:
+        """Return the F-measure of two texts; it is the same either way round."""
         name = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}[self.type]
-        return float(_rouge(name, self.stemmer).score(reference, answer)[name].fmeasure)
+        return float(_rouge(name, self.stemmer).score(other, text)[name].fmeasure)
 
 
 class Bleu(AnswerScore):

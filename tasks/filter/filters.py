@@ -16,6 +16,7 @@ from tasks.filter.agreement import AgreementFilter, VerifierFilter
 from tasks.filter.balance import ClassBalanceFilter, ConfidenceFilter, RandomSampleFilter
 from tasks.filter.base_filter import KEEP, Context, Drop, Filter, Rows, Verdict
 from tasks.filter.duplicates import ExactDuplicateFilter, NearDuplicateFilter
+from tasks.filter.educational import EducationalValueFilter
 from tasks.filter.ifd import IfdFilter
 from tasks.filter.model_scores import JudgeFilter, RewardFilter
 from tasks.filter.semantic import DiversityFilter, SemanticDuplicateFilter
@@ -117,6 +118,7 @@ AnyFilter = Annotated[
     | AgreementFilter
     | NearDuplicateFilter
     | SemanticDuplicateFilter
+    | EducationalValueFilter
     | IfdFilter
     | JudgeFilter
     | RewardFilter

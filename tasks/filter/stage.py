@@ -59,8 +59,8 @@ class FilterParams(Section):
     filters: tuple[AnyFilter, ...] = ()
     """The others, in this order: put the cheap ones first."""
     scorer: str = SMOLLM2
-    """Model of `ifd`, `judge` and `reward`, as a dependency of DVC: a checkpoint such as
-    models/adapt/main. The default is the packaged SmolLM2."""
+    """Model of `educational`, `ifd`, `judge` and `reward`, as a dependency of DVC: a checkpoint
+    such as models/adapt/main. The default is the packaged SmolLM2."""
 
 
 def run(filter: FilterParams, task: Task) -> None:

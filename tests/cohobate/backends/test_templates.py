@@ -162,6 +162,15 @@ def test_new_tasks_are_made_up_from_seeds(responses):
     assert all(r.answer == f"re: {r.prompt}" and r.id == row_id(r.prompt) for r in rows)
 
 
+def test_a_passage_and_its_exercise_are_raw_text(responses):
+    rows, requests = responses("textbook")
+    assert len(requests) == 8 and len({row.id for row in rows}) == 4
+    for row, prompt in zip(rows, PROMPTS, strict=True):
+        assert row.is_raw_text and row.id == row_id("", row.answer)
+        assert prompt in row.answer and row.answer.count("\nExercise: ") == 1
+        assert row.answer.endswith(("?", "."))
+
+
 def test_topics_become_tasks_without_any_data(responses):
     UNLABELLED.unlink()
     rows, _ = responses("topic-tree", rows=2)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cohobate.data.records import Row, row_id
-from cohobate.data.tokenized import encode
+from cohobate.data.tokenized import encode, tokens_behind
 from cohobate.generation.likelihood import Continuation, Likelihood
 from cohobate.generation.requests import Batching
 
@@ -51,3 +51,17 @@ def test_what_is_too_long_is_cut_at_the_far_end_of_the_prompt(model, tokenizer):
     read, judged = list(range(10, 10 + context)), [7, 8]
     actual = Likelihood(model, tokenizer).losses([Continuation(read, judged)])
     assert actual == pytest.approx([reference(model, read[2:], judged)], abs=2e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_log_odds_are_the_difference_of_two_likelihoods(model, tokenizer, rows, threads):
+    scorer = Likelihood(model, tokenizer, Batching(rows=5, tokens=300), threads)
+    prompts = [str(row.prompt) for row in rows]
+    prompts.append("x y " * model.config.max_position_embeddings)  # loses its start
+    actual = list(scorer.log_odds(prompts, " animal", " plant"))
+    yes, no = tokens_behind(tokenizer, [" animal", " plant"])
+    most = model.config.max_position_embeddings - max(len(yes), len(no))
+    for prompt, odds in zip(prompts, actual, strict=True):
+        read = encode(tokenizer, Row(id="0", prompt=prompt)).prompt_ids[-most:]
+        sums = [-len(ids) * reference(model, read, ids) for ids in (yes, no)]
+        assert odds == pytest.approx(sums[0] - sums[1], abs=2e-4)

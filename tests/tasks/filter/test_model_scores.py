@@ -29,6 +29,28 @@ def test_ifd_of_a_model(checkpoint):
     assert [verdict == "kept" for verdict in verdicts] == [score < 1 for score in scores]
 
 
+def test_educational_value_drops_low_scores_and_keeps_the_highest(monkeypatch):
+    scores, prompts = [0.2, -1.0, 0.9, 1.7, 0.5, 0.7], []
+    likelihood = SimpleNamespace(
+        log_odds=lambda texts, one, other: prompts.extend(texts) or iter(scores)
+    )
+    monkeypatch.setattr(Likelihood, "of", lambda *_: likelihood)
+    low, other = "low educational value", "not selected (educational value)"
+    assert judged({"type": "educational"}, ROWS) == ["kept"] * 6
+    chosen = judged({"type": "educational", "min_score": 0, "keep_share": 0.6}, ROWS)
+    assert chosen == [other, low, "kept", "kept", other, "kept"]
+    assert prompts[0].startswith("p0 answer 0\n\nIs this text") and prompts[0].endswith("Answer:")
+    raw = ROWS[0].model_copy(update={"prompt": "", "answer": "A text."})
+    judged({"type": "educational"}, [raw, *ROWS[:5]])
+    assert prompts[-6].startswith("A text.\n\n")
+
+
+def test_educational_value_of_a_model(checkpoint):
+    known = replace(context(), scorer=lambda: checkpoint)
+    spelt = {"type": "educational", "precision": "float32", "threads": 1, "keep_share": 0.5}
+    assert judged(spelt, ROWS, known).count("kept") == 3
+
+
 def test_a_judge_is_asked_where_the_verifier_does_not_know(monkeypatch):
     judged_texts = []
 

@@ -20,6 +20,7 @@ from cohobate.data.records import (
     Response,
     Row,
     TrainingRow,
+    read_rows,
     row_id,
     write_rows,
 )
@@ -133,6 +134,18 @@ def test_signals_are_captured_of_each_target(round_so_far) -> None:
     for line in history("two", 1):
         parts = sum(float(line[term]) for term in ("forward_kl", "hard"))
         assert parts == pytest.approx(float(line["loss"]), rel=1e-4)
+
+
+@pytest.mark.parametrize("fields", [SFT, KD], ids=lambda f: f["method"])
+def test_a_limited_phase_learns_the_first_rows_alone(round_so_far, fields) -> None:
+    assert "limit" not in phase(**fields).params()
+    run("few", phase(**fields, limit=3), seeds=[1])
+    assert json.loads((TRAIN / "few/summary.json").read_text())["rows"] == 3
+    first = digests(TRAIN / "few/seed-1")["model.safetensors"]
+    kind = TrainingRow if fields is KD else Row
+    write_rows(Path(fields["rows"]), list(read_rows(Path(fields["rows"]), kind))[:3])
+    run("whole", phase(**fields), seeds=[1])
+    assert digests(TRAIN / "whole/seed-1")["model.safetensors"] == first
 
 
 @pytest.mark.parametrize("fields", [SFT, KD], ids=lambda f: f["method"])
