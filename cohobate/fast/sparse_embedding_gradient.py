@@ -30,25 +30,24 @@ def sparse_gradient(model: PreTrainedModel) -> Iterator[None]:
     if not (enabled() and plain and on_cpu) or processes.world_size() > 1:
         yield
         return
-    original = embedding.forward
-
-    def forward(ids_BS: Tensor) -> Tensor:
-        embedded: Tensor
-        if embedding.weight.requires_grad and torch.is_grad_enabled():
-            # An input of its own that requires a gradient calls `backward`. With the weight as
-            # input, autograd would hold back the tied head's gradient until this one is there.
-            trigger = torch.zeros((), requires_grad=True)
-            embedded = _Embedded.apply(trigger, embedding, ids_BS)  # type: ignore[no-untyped-call]
-        else:
-            embedded = original(ids_BS)
-        return embedded
-
-    embedding.forward = forward
+    embedding.__class__ = _SparseEmbedding
     try:
         yield
     finally:
-        # the method of the class shows again
-        del embedding.forward
+        embedding.__class__ = nn.Embedding
+
+
+class _SparseEmbedding(nn.Embedding):
+    # a class, as a function set on the module would stay that of the original in a copy of it
+
+    def forward(self, ids_BS: Tensor) -> Tensor:
+        if not (self.weight.requires_grad and torch.is_grad_enabled()):
+            return super().forward(ids_BS)
+        # An input of its own that requires a gradient calls `backward`. With the weight as input,
+        # autograd would hold back the tied head's gradient until this one is there.
+        trigger = torch.zeros((), requires_grad=True)
+        embedded: Tensor = _Embedded.apply(trigger, self, ids_BS)  # type: ignore[no-untyped-call]
+        return embedded
 
 
 class _Embedded(torch.autograd.Function):
