@@ -70,7 +70,8 @@ class Round:
 _TOLERANCE = "tolerance: {score: 0.3, agreement: 0.5, loss: 0.05}"
 """Of 8 dev rows, and of a student of a few updates that hardly prefers any answer."""
 _OF_REASONING = (
-    *("two-tasks", "experts", "deepseek-r1-distill", "self-improvement", "step-by-step"),
+    *("two-tasks", "experts", "openhermes"),
+    *("deepseek-r1-distill", "self-improvement", "step-by-step"),
 )
 _NEEDED = dict.fromkeys(_OF_REASONING, "reasoning_gym") | {"quantisation-aware": "torchao"}
 # the tiny teacher's own answers are no labels: a classifier finds none of them hard
@@ -353,6 +354,8 @@ _OF_RECIPE = {
         "evaluate.decoding.max_tokens=8",
         "filter.filters=[]",
     ],
+    # nor is it a label
+    "openhermes": ["filter.filters=[{type: exact_duplicates}]"],
     "data-free": ["generate.samples=2", "generate.decoding.max_tokens=16"],
     "superfiltering": [
         "filter.scorer=small",
