@@ -6,8 +6,10 @@ from pathlib import Path
 
 from cohobate.backends.settings import GenerateParams, PromptChoice
 from cohobate.backends.templates import Template
+from cohobate.data.messages import prompt_text
 from cohobate.data.records import LABELLED, UNLABELLED, Row, read_rows, row_id
 
+_POOL = 1000  # prompts that `seeds` draws from
 _FILES = {"unlabelled": [UNLABELLED], "labelled": [LABELLED], "both": [LABELLED, UNLABELLED]}
 
 
@@ -22,6 +24,12 @@ def prompt_rows(generate: GenerateParams, template: Template, root: Path = Path(
     files = prompt_files(generate.prompts, root)
     collected = chain.from_iterable(read_rows(path, Row) for path in files)
     return islice(roots if template.roots else collected, generate.rows)
+
+
+def seed_pool(generate: GenerateParams, template: Template, root: Path = Path()) -> list[str]:
+    """Return the prompts that the template's `seeds` draws from: the first of those to answer."""
+    rows = islice(prompt_rows(generate, template, root), _POOL)
+    return [prompt_text(row.prompt) for row in rows]
 
 
 def keeps_answer(generate: GenerateParams, row: Row) -> bool:
