@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from cohobate.backends.replies import best_choice
+from cohobate.backends.token_names import TokenIds, bytes_name
+from cohobate.data.messages import Message
 from cohobate.errors import UserError
-from cohobate.evaluation.model_under_test import open_model
+from cohobate.evaluation.model_under_test import ModelUnderTest, open_model
 from cohobate.generation.requests import Decoding
+from cohobate.models.token_bytes import bytes_by_id
 from cohobate.serving import openai_api
 from cohobate.serving.app import make_app
 from cohobate.serving.batched_model import BatchedModel
@@ -89,6 +93,51 @@ def test_what_is_not_served_is_refused_by_name(address: str, body: dict, message
 
     reply = httpx.post(f"{address}/chat/completions", json=body)
     assert reply.status_code == 400 and message in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+def test_log_probabilities_are_those_of_a_pass_over_the_answer(
+    address: str, checkpoint: Path, kind: str
+) -> None:
+    import httpx
+    import torch
+
+    tested = open_model(checkpoint, "float32")
+    turns = [{"role": "user", "content": "a plant"}]
+    if kind == "chat":
+        body = {"messages": turns, "logprobs": True, "top_logprobs": 3}
+        path, prompt = "chat/completions", (Message(role="user", content="a plant"),)
+    else:
+        path, prompt, body = "completions", PROMPTS[0], {"prompt": PROMPTS[0], "logprobs": 3}
+    for more in ({}, {"temperature": 1.0, "seed": 3}):
+        reply = httpx.post(f"{address}/{path}", json=body | {"max_tokens": 8} | more).json()
+        tokens = best_choice(reply).tokens
+        assert 1 < len(tokens) <= 8
+        names = TokenIds(tested.tokenizer)
+        ids = [names.id_of(name) for name, _, _ in tokens]
+        (start,) = tested.prompt_ids([prompt])
+        logits_SV = tested.model(torch.tensor([start + ids])).logits[0, len(start) - 1 : -1]
+        logp_SV = logits_SV[:, : names.size].log_softmax(-1)
+        for logp_V, token, (_, logprob, others) in zip(logp_SV, ids, tokens, strict=True):
+            assert logprob == pytest.approx(float(logp_V[token]), abs=1e-4)
+            assert [*others.values()] == pytest.approx(logp_V.topk(3).values.tolist(), abs=1e-4)
+            assert more or max(others, key=others.__getitem__) == names_of(tested, token)
+
+
+def names_of(tested: ModelUnderTest, token: int) -> str:
+    return bytes_name(bytes_by_id(tested.tokenizer)[token])
+
+
+def test_log_probabilities_are_refused_where_there_are_none(address: str) -> None:
+    import httpx
+
+    body = {"prompt": PROMPTS[0], "max_tokens": 4, "logprobs": 21}
+    reply = httpx.post(f"{address}/completions", json=body)
+    assert reply.status_code == 400 and "logprobs" in reply.json()["error"]["message"]
+    reply = httpx.post(f"{address}/completions", json=body | {"logprobs": 1, "stop": "a"})
+    assert "logprobs are not served with stop" in reply.json()["error"]["message"]
+    reply = httpx.post(f"{address}/completions", json=body | {"logprobs": None})
+    assert reply.json()["choices"][0]["logprobs"] is None
 
 
 def test_an_answer_ends_before_a_text_to_stop_at(address: str) -> None:
