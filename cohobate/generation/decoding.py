@@ -56,8 +56,9 @@ def generate_answers(
     On a CPU `threads` batches run at a time; the answers do not depend on it.
     """
     requests = plain_requests(tokenizer, prompts)
-    generated = generate_completions(model, tokenizer, requests, decoding, batching, threads)
-    for n, completion in generated:
+    for n, completion in generate_completions(
+        model, tokenizer, requests, decoding, batching, threads=threads
+    ):
         yield n, to_answer(tokenizer, completion, requests[n])
 
 
@@ -75,6 +76,7 @@ def generate_completions(
     requests: Sequence[Request],
     decoding: Decoding,
     batching: Batching | None = None,
+    *,
     threads: int = 1,
     measure: "Callable[[Tensor], Mapping[str, Tensor]] | None" = None,
 ) -> Iterator[tuple[int, Completion]]:

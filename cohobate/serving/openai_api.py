@@ -177,8 +177,8 @@ def reply(query: Query, model: str, number: int, served: Sequence[Served]) -> di
     chat = query.kind == "chat"
     choices = []
     for index, one in enumerate(served):
-        choice = {"index": index, "finish_reason": one.answer.finish}
-        choice |= {"logprobs": _logprobs(query, one)}
+        choice: dict[str, Any] = {"index": index, "finish_reason": one.answer.finish}
+        choice["logprobs"] = _logprobs(query, one)
         content = {"message": _reply_turn(one)} if chat else {"text": one.answer.text}
         choices.append(choice | content)
     # n samples of a prompt read it once

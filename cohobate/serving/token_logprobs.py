@@ -5,6 +5,7 @@ the token that closes an answer is listed too, as vLLM does.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cohobate.backends.token_names import bytes_name
@@ -56,10 +57,20 @@ class TokenLogprobs:
 
         `count` likeliest tokens are listed at each.
         """
-        from cohobate.generation.decoding import generate_completions, plain_requests, to_answer
+        from cohobate.generation.decoding import (
+            generate_completions,
+            plain_requests,
+            suppression_bias,
+            to_answer,
+        )
+
+        bias_V = suppression_bias(self.model)
 
         def measure(logits_BV: "Tensor") -> "Mapping[str, Tensor]":
-            logp_BV = logits_BV[:, : self._size].log_softmax(-1)
+            # of what it generates from, as each token's own is
+            if bias_V is not None:
+                logits_BV = logits_BV + bias_V[: logits_BV.shape[-1]]
+            logp_BV = logits_BV.log_softmax(-1)[:, : self._size]
             logp_BK, ids_BK = logp_BV.topk(min(count, logp_BV.shape[-1]))
             return {"ids": ids_BK, "logp": logp_BK}
 
@@ -75,7 +86,8 @@ class TokenLogprobs:
         parts = zip(completion.ids, completion.logprobs, completion.signals, strict=True)
         for token, logprob, likeliest in parts:
             pairs = zip(likeliest["ids"].tolist(), likeliest["logp"].tolist(), strict=True)
-            others = tuple(self._named(other, value) for other, value in pairs)
+            # JSON has no infinity, which suppressed tokens have
+            others = tuple(self._named(other, value) for other, value in pairs if isfinite(value))
             yield ServedToken(self._named(token, logprob), others)
 
     def _named(self, token: int, logprob: float) -> TokenLogprob:

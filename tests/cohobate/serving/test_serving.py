@@ -1,23 +1,41 @@
 """A served checkpoint, as the openai client and as another round's teacher see it."""
 
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cohobate.backends.openai import OpenAI
 from cohobate.backends.replies import best_choice
+from cohobate.backends.served_store import WITHOUT
+from cohobate.backends.settings import GenerateParams
 from cohobate.backends.token_names import TokenIds, bytes_name
 from cohobate.data.messages import Message
+from cohobate.data.records import (
+    ANSWER_SIGNALS,
+    UNLABELLED,
+    Row,
+    read_rows,
+    row_id,
+    write_rows,
+)
 from cohobate.errors import UserError
 from cohobate.evaluation.model_under_test import ModelUnderTest, open_model
 from cohobate.generation.requests import Decoding
+from cohobate.models import checkpoints
 from cohobate.models.token_bytes import bytes_by_id
 from cohobate.serving import openai_api
 from cohobate.serving.app import make_app
 from cohobate.serving.batched_model import BatchedModel
+from cohobate.teachers.signal_store.missing import MissingRow
 from flows import serve_cli
+from tasks.generate.stage import run as generate
+from tests.served_model import publish_address
 
 PROMPTS = ["Definition: a small plant", "Definition: a small animal", "Category: a person"]
 
@@ -25,6 +43,12 @@ PROMPTS = ["Definition: a small plant", "Definition: a small animal", "Category:
 @pytest.fixture
 def address(checkpoint: Path) -> Iterator[str]:
     """Where the checkpoint is served."""
+    with served(checkpoint) as url:
+        yield url
+
+
+@contextmanager
+def served(checkpoint: Path) -> Iterator[str]:
     import uvicorn
 
     app = make_app(BatchedModel(open_model(checkpoint, "float32")), "student")
@@ -126,6 +150,29 @@ def test_log_probabilities_are_those_of_a_pass_over_the_answer(
 
 def names_of(tested: ModelUnderTest, token: int) -> str:
     return bytes_name(bytes_by_id(tested.tokenizer)[token])
+
+
+def test_a_served_model_teaches_by_its_answers_and_their_distributions(
+    model: Any, tokenizer: Any, project: Path
+) -> None:
+    # of random weights, but of whole words: its texts are the tokens that it generated
+    words = [n for token, n in tokenizer.get_vocab().items() if len(token) > 4 and token[0] == "Ġ"]
+    allowed = {*words, tokenizer.eos_token_id}
+    model.generation_config.suppress_tokens = [*({*range(len(tokenizer))} - allowed)]
+    assert len(allowed) > 4
+    checkpoints.save(model, tokenizer, project / "words", {})
+    rows = [Row(id=row_id(f"{p} {n}"), prompt=f"{p} {n}") for p in PROMPTS for n in range(8)]
+    write_rows(UNLABELLED, rows)
+    decoding = Decoding(max_tokens=8, temperature=1)
+    backend = OpenAI(type="openai", api="completions")
+    with served(project / "words") as url:
+        publish_address(url, tokenizer, model="student", top_logprobs=4)
+        generate("main", GenerateParams(backend=backend, decoding=decoding))
+    figures = json.loads((ANSWER_SIGNALS / "main/summary.json").read_text())
+    without = [row.reason for row in read_rows(ANSWER_SIGNALS / "main" / WITHOUT, MissingRow)]
+    # all that the model ended itself, the closing token included
+    assert {*without} <= {"the answer is cut off"} and "closing_tokens_assumed" not in figures
+    assert 0 < figures["rows"] == len(rows) - len(without)
 
 
 def test_log_probabilities_are_refused_where_there_are_none(address: str) -> None:
