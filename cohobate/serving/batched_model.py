@@ -12,7 +12,7 @@ from cohobate.errors import UserError
 from cohobate.evaluation.tested_checkpoint import ModelUnderTest
 from cohobate.generation.requests import Answer, Decoding
 from cohobate.serving.openai_api import Query, Served
-from cohobate.serving.token_logprobs import ServedToken, TokenLogprobs
+from cohobate.serving.token_logprobs import LogprobGenerator, ServedToken
 
 
 class TooLongError(UserError):
@@ -113,8 +113,8 @@ class BatchedModel:
         ]
 
     @cached_property
-    def _logprobs(self) -> TokenLogprobs:
-        return TokenLogprobs(self._tested.model, self._tested.tokenizer)
+    def _logprobs(self) -> LogprobGenerator:
+        return LogprobGenerator(self._tested.model, self._tested.tokenizer)
 
     def _tokens(self, answer: Answer) -> int:
         """Return the tokens of an answer, the closing one included, from its text."""

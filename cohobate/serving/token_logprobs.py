@@ -37,7 +37,7 @@ class ServedToken(NamedTuple):
     likeliest: tuple[TokenLogprob, ...]
 
 
-class TokenLogprobs:
+class LogprobGenerator:
     """Generates answers with the log-probabilities of their tokens.
 
     Args:
