@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cohobate.backends.endpoint import Endpoint
 from cohobate.backends.openai_batch import OpenAIBatch
 from cohobate.backends.prices import ScoredText
-from cohobate.backends.prompts import keeps_answer, prompt_files, prompt_rows
+from cohobate.backends.prompts import keeps_answer, prompt_files, prompt_rows, seed_pool
 from cohobate.backends.settings import GenerateParams
 from cohobate.backends.templates import Conversation, Template, template_of
 from cohobate.data.messages import Prompt
@@ -72,10 +72,13 @@ def _prompts(
     key: str, template: Template, generate: GenerateParams, root: Path
 ) -> Iterator[Prompt]:
     """Yield the first request for each row, once for each step and sample."""
-    rows = prompt_rows(key, generate, template, root)
+    rows, pool = (
+        prompt_rows(key, generate, template, root),
+        seed_pool(key, generate, template, root),
+    )
     for row in (row for row in rows if not keeps_answer(generate, row)):
         for sample in range(generate.attempts):
-            prompt = template.steps[0].prompt_for(Conversation(row, sample), ())
+            prompt = template.steps[0].prompt_for(Conversation(row, sample), pool)
             yield from [prompt] * len(template.steps)
 
 

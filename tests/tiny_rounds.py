@@ -63,14 +63,15 @@ class Round:
     """A module without which the round cannot run."""
     prompts: bool = True
     """Whether there are unlabelled prompts, of which the hardest are found."""
-    served: Literal["", "text", "steps", "vllm", "sglang", "llama.cpp"] = ""
+    served: Literal["", "text", "steps", "openai", "vllm", "sglang", "llama.cpp"] = ""
     """Which service the teacher is behind: `ENDPOINT` in the settings stands for its address."""
 
 
 _TOLERANCE = "tolerance: {score: 0.3, agreement: 0.5, loss: 0.05}"
 """Of 8 dev rows, and of a student of a few updates that hardly prefers any answer."""
 _OF_REASONING = (
-    *("two-tasks", "experts", "deepseek-r1-distill", "self-improvement", "step-by-step", "orca"),
+    *("two-tasks", "experts", "openhermes", "orca"),
+    *("deepseek-r1-distill", "self-improvement", "step-by-step"),
 )
 _NEEDED = dict.fromkeys(_OF_REASONING, "reasoning_gym") | {"quantisation-aware": "torchao"}
 # the tiny teacher's own answers are no labels: a classifier finds none of them hard
@@ -89,16 +90,31 @@ _SERVED = (
     "curriculum.difficulty={type: length}",
     "init_student={type: pretrained, model: small}",
 )
-_OF_SERVED = dict.fromkeys(("alpaca", "deepseek-r1-distill", "phi", "step-by-step"), _SERVED)
-"""Recipes whose teacher must write steps or tasks: a service does, the tiny teacher cannot."""
+_OF_SERVED: dict[str, tuple[str, tuple[str, ...]]] = {
+    # the teacher must write steps or tasks: a service does, the tiny teacher cannot
+    **dict.fromkeys(("alpaca", "deepseek-r1-distill", "phi", "step-by-step"), ("steps", _SERVED)),
+    "gpt-4o-mini": (
+        "openai",
+        (
+            "teachers.main.endpoint=ENDPOINT",
+            "teachers.main.model=large-1",
+            "init_student.model=small",
+            # up to three words, and the token that closes them
+            "generate.decoding.max_tokens=4",
+            "train.baseline.keep_layers=[0]",
+            "train.kd.keep_layers=[0]",
+        ),
+    ),
+}
+"""Recipes with a teacher behind a service here: its kind, and their settings."""
 RECIPES = [
     Round(
         Path(recipe).stem,
         recipe,
-        _OF_SERVED.get(Path(recipe).stem, ()),
+        _OF_SERVED.get(Path(recipe).stem, ("", ()))[1],
         prompts=Path(recipe).stem not in _WITHOUT_PROMPTS,
         needs=_NEEDED.get(Path(recipe).stem, ""),
-        served="steps" if Path(recipe).stem in _OF_SERVED else "",
+        served=_OF_SERVED.get(Path(recipe).stem, ("", ()))[0],
     )
     for recipe in recipes.listed(ROOT)
 ]
@@ -361,6 +377,8 @@ _OF_RECIPE = {
         "evaluate.decoding.max_tokens=8",
         "filter.filters=[]",
     ],
+    # nor is it a label
+    "openhermes": ["filter.filters=[{type: exact_duplicates}]"],
     "data-free": ["generate.samples=2", "generate.decoding.max_tokens=16"],
     # raw text has no answers to test
     "phi": [

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from cohobate.backends.settings import GenerateParams, PromptChoice
 from cohobate.backends.templates import Template
+from cohobate.data.messages import prompt_text
 from cohobate.data.records import LABELLED, UNLABELLED, Row, read_rows, row_id
 
+_POOL = 1000  # prompts that `seeds` draws from
 _FILES = {"unlabelled": [UNLABELLED], "labelled": [LABELLED], "both": [LABELLED, UNLABELLED]}
 
 
@@ -28,6 +30,17 @@ def prompt_rows(
     collected = chain.from_iterable(read_rows(path, Row) for path in files)
     chosen = islice(roots if template.roots else collected, generate.rows)
     return (row for row in chosen if teacher is None or generate.goes_to(teacher, row.task))
+
+
+def seed_pool(
+    teacher: str, generate: GenerateParams, template: Template, root: Path = Path()
+) -> list[str]:
+    """Return the prompts that the template's `seeds` draws from: the first of those to answer.
+
+    They are as the teacher reads them.
+    """
+    rows = islice(prompt_rows(teacher, generate, template, root), _POOL)
+    return [prompt_text(row.teacher_prompt or row.prompt) for row in rows]
 
 
 def keeps_answer(generate: GenerateParams, row: Row) -> bool:

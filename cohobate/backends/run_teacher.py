@@ -10,7 +10,7 @@ from cohobate.backends.api_errors import fix_in_reason
 from cohobate.backends.endpoint import Endpoint, read_address
 from cohobate.backends.ledger import Ledger
 from cohobate.backends.prices import Price
-from cohobate.backends.prompts import count_prompts, keeps_answer, prompt_rows
+from cohobate.backends.prompts import count_prompts, keeps_answer, prompt_rows, seed_pool
 from cohobate.backends.reply_checks import limit_in_reasoning
 from cohobate.backends.requests import (
     AnswerFunction,
@@ -23,7 +23,7 @@ from cohobate.backends.task_pool import TaskPool
 from cohobate.backends.templates import Conversation, Step, Template
 from cohobate.backends.transformers import Transformers
 from cohobate.backends.vllm import Vllm
-from cohobate.data.messages import Prompt, prompt_key, prompt_text
+from cohobate.data.messages import Prompt, prompt_key
 from cohobate.data.records import ADAPT, ENDPOINT, GENERATE, Response, Row
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Decoding, split_reasoning
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from cohobate.backends.settings import GenerateParams
     from cohobate.backends.signal_log import SignalLog
 
-_POOL = 1000  # prompts that `seeds` draws from
 _FEW = 0.05  # share of unanswered prompts up to which a new limit of the length is not worth it
 _NO_MATCH = "the reply does not match the pattern of the step"
 
@@ -78,8 +77,7 @@ class TeacherRun:
         self.measured, self.logprob = 0, 0.0
         self.prompt_tokens = self.answer_tokens = 0
         self._answer_function: AnswerFunction | None = None
-        pool = islice(prompt_rows(teacher, params, template), _POOL)
-        self._pool = [prompt_text(row.teacher_prompt or row.prompt) for row in pool]
+        self._pool = seed_pool(teacher, params, template)
         self._tasks = TaskPool.of(params, template, self._pool)
 
     def responses(self) -> Iterator[Response]:
@@ -122,9 +120,10 @@ class TeacherRun:
             for conversation in conversations:
                 self.latest = conversation
                 for row in self.template.rows:
-                    yield self._counted(
-                        row.response(conversation, self.teacher, self.params.reasoning)
+                    response = row.response(
+                        conversation, self.teacher, self.params.reasoning, self._pool
                     )
+                    yield self._counted(response)
 
     def check(self) -> None:
         """Fail where more prompts than `generate.unanswered` allows have no answer.

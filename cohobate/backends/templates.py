@@ -14,6 +14,9 @@ In the steps the prompt of a row is its `teacher_prompt`, where it has one:
       - {prefix: "[label] ", answer: " {{ verdict | trim }}"}
       - {prefix: "[rationale] ", answer: " {{ rationale | trim }}", target: rationale}
 
+A row can be a conversation with the teacher (`messages`), whose earlier replies are learnt with the
+last one (`learn: all`). What `pick` and `seeds` draw is the same in all texts of a row.
+
 The requests of a template are part of an answer's key; its rows are not, and can be changed without
 new answers.
 """
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from jinja2.sandbox import SandboxedEnvironment
 
 FOLDER = Path(__file__).parent / "templates"
+Turns = tuple[Message | Literal["turns"], ...]
+"""Messages of Jinja texts; `turns` stands for the row's own prompt."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ class Conversation:
         """
         from jinja2 import TemplateError
 
-        # drawn by row and sample: the same texts in every run, so the ledger's keys match
+        # drawn by row and sample, anew for each text: the same texts in every run, so the ledger's
+        # keys match, and in requests and rows
         drawn_by = f"{self.row.id}/{self.sample}"
         rng = random.Random(drawn_by)
         own = self.row.prompt if prompt is None else prompt
@@ -96,13 +102,28 @@ class Conversation:
                 fix="correct the template in cohobate/backends/templates",
             ) from None
 
+    def render_turns(
+        self, messages: Turns, pool: Sequence[str], prompt: Prompt, made: Sequence[str] = ()
+    ) -> tuple[Message, ...]:
+        """Render messages, with a row's prompt in the place of `turns`, as `render` does."""
+        turns: list[Message] = []
+        for message in messages:
+            if isinstance(message, Message):
+                content = self.render(message.content, pool, prompt, made)
+                turns.append(message.model_copy(update={"content": content}))
+            else:
+                turns += (
+                    [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+                )
+        return _with_tools(tuple(_alternating(turns)), prompt)
+
 
 class Step(Section):
     """One request to the teacher."""
 
     name: str = Field("answer", pattern="^[a-z_]+$")
     """Name of its reply."""
-    messages: tuple[Message | Literal["turns"], ...] = ("turns",)
+    messages: Turns = ("turns",)
     """The conversation; `turns` stands for the row's own prompt."""
     text: str | None = None
     """Text to be continued, in place of a conversation."""
@@ -139,14 +160,7 @@ class Step(Section):
         # unchanged, text as text: the backend decides how it is sent
         if self.messages == ("turns",):
             return own
-        turns: list[Message] = []
-        for message in self.messages:
-            if isinstance(message, Message):
-                content = conversation.render(message.content, pool, own, made)
-                turns.append(message.model_copy(update={"content": content}))
-            else:
-                turns += [Message(role="user", content=own)] if isinstance(own, str) else own
-        return _with_tools(tuple(_alternating(turns)), own)
+        return conversation.render_turns(self.messages, pool, own, made)
 
     def on_reply(
         self, conversation: Conversation, prompt: Prompt, answer: Answer
@@ -172,6 +186,11 @@ class RowText(Section):
     prompt: str | None = None
     """Prompt of the student; not given: the row's own prompt. Empty: the answer is raw text, learnt
     at every token."""
+    messages: Turns | None = None
+    """The same as a conversation that ends with a user's turn, with the replies so far as turns of
+    the assistant."""
+    learn: Literal["all"] | None = None
+    """all: the assistant's turns in `messages` are learnt too, not the answer alone."""
     prefix: str | None = None
     """Text before the prompt that tells the student which target to generate."""
     as_asked: bool = False
@@ -181,38 +200,48 @@ class RowText(Section):
     target: str | None = Field(None, pattern="^[a-z_]+$")
     """Name of an auxiliary target, such as a rationale; not given: this row is the answer."""
 
+    @model_validator(mode="after")
+    def _one_prompt(self) -> "RowText":
+        if self.prompt is not None and self.messages is not None:
+            raise ValueError("a row has either a prompt or messages")
+        if self.learn and self.messages is None:
+            raise ValueError("learn: all is of the assistant's turns in messages")
+        return self
+
     def response(
-        self, conversation: Conversation, teacher: str, reasoning: Literal["keep", "drop"]
+        self,
+        conversation: Conversation,
+        teacher: str,
+        reasoning: Literal["keep", "drop"],
+        pool: Sequence[str] = (),
     ) -> Response:
         """Return the row, with the last reply's calls of tools, and its reasoning if it is kept.
 
         An auxiliary target is what the template makes of the reply: neither is added to it.
         """
         assert conversation.answer is not None
-        prompt: Prompt = conversation.first_prompt if self.as_asked else conversation.row.prompt
-        if self.prompt is not None:
-            prompt = conversation.render(self.prompt, ())
-        answer, logprob = conversation.render(self.answer, ()), conversation.answer.logprob
+        row, logprob = conversation.row, conversation.answer.logprob
+        answer = conversation.render(self.answer, pool)
+        made = self._made_prompt(conversation, pool)
+        # what belongs to the row's own prompt goes with it alone
+        own = row if made is None else Row(id=row_id(made, answer), prompt=made, learn=self.learn)
+        prompt: Prompt = conversation.first_prompt if self.as_asked and made is None else own.prompt
         kept = reasoning == "keep" and not self.target
-        # calls belong to a prompt that offers the tools
-        calls = None if self.target or self.prompt is not None else conversation.answer.tool_calls
         return Response(
-            id=conversation.row.id if self.prompt is None else row_id(prompt, answer),
+            id=own.id,
             prompt=prompt,
-            # it belongs to the row's own prompt
-            teacher_prompt=None
-            if self.as_asked or self.prompt is not None
-            else conversation.row.teacher_prompt,
-            images=None if self.as_asked or self.prompt is not None else conversation.row.images,
+            teacher_prompt=None if self.as_asked else own.teacher_prompt,
+            images=None if self.as_asked else own.images,
             prefix=self.prefix,
             answer=answer,
             reasoning=(conversation.answer.reasoning or None) if kept else None,
-            tool_calls=calls,
+            # calls belong to a prompt that offers the tools
+            tool_calls=None if self.target or made is not None else conversation.answer.tool_calls,
             # earlier turns are learnt with the answer to the conversation that they belong to
-            learn=None if self.target or self.prompt is not None else conversation.row.learn,
-            task=conversation.row.task,
-            weight=conversation.row.weight,
-            group=conversation.row.group,
+            learn=None if self.target else own.learn,
+            task=row.task,
+            weight=row.weight,
+            group=row.group,
             origin="teacher",
             teacher=teacher,
             sample=conversation.sample,
@@ -220,6 +249,12 @@ class RowText(Section):
             logprob=None if logprob is None else round(logprob, 6),
             target=self.target,
         )
+
+    def _made_prompt(self, conversation: Conversation, pool: Sequence[str]) -> Prompt | None:
+        """Return the prompt that the template makes; None where the row keeps its own."""
+        if self.messages is not None:
+            return conversation.render_turns(self.messages, pool, conversation.row.prompt)
+        return None if self.prompt is None else conversation.render(self.prompt, pool)
 
 
 class Template(Section):

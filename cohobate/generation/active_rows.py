@@ -34,7 +34,7 @@ class ActiveRow:
         """Return the generated tokens."""
         mean = sum(self.logprobs) / len(self.logprobs) if self.logprobs else None
         finish: Literal["stop", "length"] = "stop" if self._stopped(stop) else "length"
-        return Completion(self.generated, finish, mean, self.signals)
+        return Completion(self.generated, finish, mean, self.signals, self.logprobs)
 
     def _stopped(self, stop: frozenset[int]) -> bool:
         return bool(self.generated) and self.generated[-1] in stop

@@ -55,12 +55,38 @@ def generate_answers(
 
     On a CPU `threads` batches run at a time; the answers do not depend on it.
     """
+    requests = plain_requests(tokenizer, prompts)
+    for n, completion in generate_completions(
+        model, tokenizer, requests, decoding, batching, threads=threads
+    ):
+        yield n, to_answer(tokenizer, completion, requests[n])
+
+
+def plain_requests(
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str | tuple[Message, ...]]
+) -> list[Request]:
+    """Return the requests of prompts, whose random numbers come from their positions."""
+    pairs = zip(prompts, prompt_ids(tokenizer, prompts), strict=True)
+    return [Request.of(prompt, ids, str(n)) for n, (prompt, ids) in enumerate(pairs)]
+
+
+def generate_completions(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    requests: Sequence[Request],
+    decoding: Decoding,
+    batching: Batching | None = None,
+    *,
+    threads: int = 1,
+    measure: "Callable[[Tensor], Mapping[str, Tensor]] | None" = None,
+) -> Iterator[tuple[int, Completion]]:
+    """Yield (position in `requests`, completion), as `generate_answers` yields answers.
+
+    `measure` is that of `decode_batch`.
+    """
     from cohobate.thread_map import thread_map
 
-    batching = batching or Batching()
-    pairs = zip(prompts, prompt_ids(tokenizer, prompts), strict=True)
-    requests = [Request.of(prompt, ids, str(n)) for n, (prompt, ids) in enumerate(pairs)]
-    stop = stop_ids(model, tokenizer)
+    batching, stop = batching or Batching(), stop_ids(model, tokenizer)
 
     def run(batch: list[int]) -> list[Completion]:
         return decode_batch(
@@ -69,13 +95,13 @@ def generate_answers(
             decoding,
             stop,
             batching,
+            measure=measure,
             on_finished=lambda *_: advance_early(),
         )
 
     batches = plan_batches(requests, decoding, batching)
     for batch, completions in thread_map(run, batches, threads):
-        for n, completion in zip(batch, completions, strict=True):
-            yield n, to_answer(tokenizer, completion, requests[n])
+        yield from zip(batch, completions, strict=True)
 
 
 def plan_batches(

@@ -1,6 +1,6 @@
 """Requests to a language model and its answers, and the settings of decoding."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
@@ -69,6 +69,8 @@ class Completion(NamedTuple):
     signals: "list[Mapping[str, Tensor]]"
     """For each id, what `measure` of `decode_batch` returned of its distribution; empty where
     nothing is measured."""
+    logprobs: Sequence[float] = ()
+    """Log-probability of each id, where a model of transformers generated them."""
 
 
 class Usage(NamedTuple):

@@ -4,9 +4,10 @@ On a teacher's answers this is sequence-level distillation (Kim & Rush 2016).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from cohobate.data.records import Row
 from cohobate.losses.divergences import Hard
@@ -20,6 +21,10 @@ class Sft(Phase):
     """Plain cross-entropy on the rows' answers."""
 
     method: Literal["sft"]
+    # left out of params where it is not given: earlier runs resume
+    turns: Literal["all", "last"] = Field("all", exclude_if=lambda turns: turns == "all")
+    """Of conversations whose earlier assistant turns are marked as learnt (`collect.learn: all`, or
+    a template of `generate`): all of them are learnt, or the answer alone."""
 
     @model_validator(mode="after")
     def _targets_are_the_rows(self) -> "Sft":
@@ -40,6 +45,8 @@ class Sft(Phase):
         from cohobate.training.trainer import fit
 
         examples = self.examples(tokenizer, rows)
+        if self.turns == "last":
+            examples = [replace(one, spans=one.spans[-1:]) for one in examples]
         history = fit(
             model, examples, [Hard()], self, seed=seed, label=label, vocabulary=len(tokenizer)
         )

@@ -21,15 +21,23 @@ def is_byte_level(tokenizer: "PreTrainedTokenizerBase") -> bool:
     return "ByteLevel" in json.dumps(decoder)
 
 
-def ids_by_bytes(tokenizer: "PreTrainedTokenizerBase") -> dict[bytes, int]:
-    """Return the id of each token by the bytes that it stands for; of an added one by its text."""
-    vocabulary, byte_level = tokenizer.get_vocab(), is_byte_level(tokenizer)
+def bytes_by_id(tokenizer: "PreTrainedTokenizerBase") -> dict[int, bytes]:
+    """Return the bytes that each token stands for, by its id; of an added one those of its text."""
+    byte_level = is_byte_level(tokenizer)
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    return {
+        number: token.encode() if token in added else _bytes_of(token, byte_level)
+        for token, number in tokenizer.get_vocab().items()
+    }
+
+
+def ids_by_bytes(tokenizer: "PreTrainedTokenizerBase") -> dict[bytes, int]:
+    """Return the id of each token by the bytes that it stands for."""
+    vocabulary, data = tokenizer.get_vocab(), bytes_by_id(tokenizer)
     ids: dict[bytes, int] = {}
     # `<0x41>` beside the token of its character: the character is meant
     for token in sorted(vocabulary, key=lambda t: (bool(_HEX_BYTE.match(t)), vocabulary[t])):
-        data = token.encode() if token in added else _bytes_of(token, byte_level)
-        ids.setdefault(data, vocabulary[token])
+        ids.setdefault(data[vocabulary[token]], vocabulary[token])
     return ids
 
 

@@ -1,8 +1,8 @@
 """Requests and replies of OpenAI's chat and completions API.
 
 https://platform.openai.com/docs/api-reference/chat and /completions. What a model on this machine
-cannot do (tools, log-probabilities, images) is refused by name; settings that change no answer,
-such as `user`, are ignored. Without a temperature the likeliest answer is given, as in evaluation.
+cannot do (tools, images) is refused by name; settings that change no answer, such as `user`, are
+ignored. Without a temperature the likeliest answer is given, as in evaluation.
 """
 
 import json
@@ -15,10 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cohobate.data.messages import Message, Prompt, Role
 from cohobate.errors import UserError
 from cohobate.generation.requests import Answer, Decoding
+from cohobate.serving.token_logprobs import ServedToken, chat_logprobs, completion_logprobs
 
 DEFAULT_TOKENS = 256
 """Most tokens of an answer where the request gives none."""
-_REFUSED = ("tools", "tool_choice", "functions", "logprobs", "top_logprobs", "response_format")
+MOST_LOGPROBS = 20
+"""Most of the likeliest tokens that a request can have listed."""
+_REFUSED = ("tools", "tool_choice", "functions", "response_format")
 
 
 class Query(NamedTuple):
@@ -31,6 +34,8 @@ class Query(NamedTuple):
     stop: tuple[str, ...]
     """Texts at which an answer ends; they are not part of it."""
     stream: bool
+    top_logprobs: int | None = None
+    """Likeliest tokens to list at each token of an answer; None: no log-probabilities."""
 
 
 class _Settings(BaseModel):
@@ -61,10 +66,13 @@ _Form = TypeVar("_Form", bound=_Settings)
 
 class _Chat(_Settings):
     messages: list[_Turn] = Field(min_length=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 
 
 class _Completion(_Settings):
     prompt: str | list[str]
+    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 
 
 def chat_query(body: Mapping[str, Any]) -> Query:
@@ -74,7 +82,8 @@ def chat_query(body: Mapping[str, Any]) -> Query:
         UserError: a field is missing, wrong, or of something that is not served.
     """
     request = _read(_Chat, body)
-    return _query("chat", request, [tuple(map(_message, request.messages))])
+    count = (request.top_logprobs or 0) if request.logprobs else None
+    return _query("chat", request, [tuple(map(_message, request.messages))], count)
 
 
 def completion_query(body: Mapping[str, Any]) -> Query:
@@ -85,7 +94,7 @@ def completion_query(body: Mapping[str, Any]) -> Query:
     """
     request = _read(_Completion, body)
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
-    return _query("completion", request, [*prompts])
+    return _query("completion", request, [*prompts], request.logprobs)
 
 
 def _read(form: type[_Form], body: Mapping[str, Any]) -> _Form:
@@ -100,7 +109,12 @@ def _read(form: type[_Form], body: Mapping[str, Any]) -> _Form:
         raise UserError(f"{where}: {deepest['msg']}", where=where) from None
 
 
-def _query(kind: Literal["chat", "completion"], request: _Settings, prompts: list[Prompt]) -> Query:
+def _query(
+    kind: Literal["chat", "completion"],
+    request: _Settings,
+    prompts: list[Prompt],
+    top_logprobs: int | None,
+) -> Query:
     given = {
         "max_tokens": request.max_completion_tokens or request.max_tokens or DEFAULT_TOKENS,
         "temperature": request.temperature,
@@ -111,7 +125,10 @@ def _query(kind: Literal["chat", "completion"], request: _Settings, prompts: lis
         given["seed"] = secrets.randbits(32)  # else every request would draw the same sample
     decoding = Decoding(**{name: value for name, value in given.items() if value is not None})
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    return Query(kind, prompts, request.n or 1, decoding, tuple(stop), bool(request.stream))
+    if stop and top_logprobs is not None:
+        raise UserError("logprobs are not served with stop", where="stop", fix="leave it out")
+    samples, streamed = request.n or 1, bool(request.stream)
+    return Query(kind, prompts, samples, decoding, tuple(stop), streamed, top_logprobs)
 
 
 def _message(turn: _Turn) -> Message:
@@ -130,6 +147,8 @@ class Served(NamedTuple):
     answer_tokens: int
     model: str = ""
     """Which of several models gave it; empty where there is one."""
+    tokens: tuple[ServedToken, ...] | None = None
+    """Its tokens with their log-probabilities, where the query wants them."""
 
     def cut(self, stop: Sequence[str]) -> "Served":
         """Return the answer up to the first of some texts."""
@@ -158,7 +177,8 @@ def reply(query: Query, model: str, number: int, served: Sequence[Served]) -> di
     chat = query.kind == "chat"
     choices = []
     for index, one in enumerate(served):
-        choice = {"index": index, "finish_reason": one.answer.finish, "logprobs": None}
+        choice: dict[str, Any] = {"index": index, "finish_reason": one.answer.finish}
+        choice["logprobs"] = _logprobs(query, one)
         content = {"message": _reply_turn(one)} if chat else {"text": one.answer.text}
         choices.append(choice | content)
     # n samples of a prompt read it once
@@ -180,6 +200,12 @@ def reply(query: Query, model: str, number: int, served: Sequence[Served]) -> di
     }
 
 
+def _logprobs(query: Query, one: Served) -> dict[str, Any] | None:
+    if one.tokens is None:
+        return None
+    return (chat_logprobs if query.kind == "chat" else completion_logprobs)(one.tokens)
+
+
 def _reply_turn(one: Served) -> dict[str, Any]:
     turn = {"role": "assistant", "content": one.answer.text}
     return turn | ({"reasoning_content": one.answer.reasoning} if one.answer.reasoning else {})
@@ -193,7 +219,8 @@ def stream(query: Query, model: str, number: int, served: Sequence[Served]) -> I
     for index, one in enumerate(served):
         content = {"delta": _reply_turn(one)} if chat else {"text": one.answer.text}
         choice = {"index": index, "finish_reason": None, "logprobs": None}
-        yield _event(head | {"choices": [choice | content]})
+        first = choice | content | {"logprobs": _logprobs(query, one)}
+        yield _event(head | {"choices": [first]})
         nothing: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
         last = choice | nothing | {"finish_reason": one.answer.finish}
         yield _event(head | {"choices": [last]})

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Protocol
 
+from cohobate.errors import UserError
 from cohobate.serving.batched_model import TooLongError
 from cohobate.serving.kept_prompts import KeptPrompts
 from cohobate.serving.openai_api import AnsweringModel, NoTeacherError, Query, Served
@@ -81,9 +82,12 @@ class RoutedModel:
         """Return the answers of a query, each prompt's samples together.
 
         Raises:
-            UserError: the student and the teacher cannot read a prompt.
+            UserError: the student and the teacher cannot read a prompt, or log-probabilities are
+                wanted.
             NoTeacherError: the student is not sure, and the teacher does not answer.
         """
+        if query.top_logprobs is not None:
+            raise UserError("logprobs are not served with --route", where="logprobs")
         own = self._by_student(query)
         doubtful = [n for n, answers in enumerate(own) if not self._is_sure(answers)]
         others = query._replace(prompts=[query.prompts[n] for n in doubtful])

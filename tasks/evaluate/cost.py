@@ -105,5 +105,16 @@ class Prices(Section):
         }
 
 
+def cost_per_kept_point(tokens_cost: float, retention: float | None) -> dict[str, float]:
+    """Return the cost of the teacher's tokens for each point of its score that the student keeps.
+
+    A point is one per cent of the teacher's score. Nothing where the tokens cost no money, or the
+    student keeps nothing that is known.
+    """
+    if not (tokens_cost and retention and retention > 0):
+        return {}
+    return {"teacher_cost_per_kept_point": _money(tokens_cost / (100 * retention))}
+
+
 def _money(amount: float) -> float:
     return float(f"{amount:.4g}")

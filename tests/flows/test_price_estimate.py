@@ -37,6 +37,9 @@ def test_prices_are_told_for_teachers_behind_endpoints(project):
     ]
     (half,) = estimates(project, OpenAIBatch(type="openai-batch", price=PRICE), rows=10)
     assert half == f"main: 10 answers to buy: about {0.515:.2f} USD, at most {0.5 * 1.26:.2f}"
+    # the first request of four, which draws its question from other rows
+    (dialogue,) = estimates(project, live, template="dialogue", rows=10)
+    assert dialogue.startswith("main: 40 answers to buy")
     UNLABELLED.unlink()
     (tree,) = estimates(project, live, template="topic-tree", samples=2)
     assert tree.startswith("main: 30 answers to buy")

@@ -14,7 +14,7 @@ from tests.tiny_rounds import RECIPES, Round
 SELDOM = (
     *("lora", "pruned", "deepseek-r1-distill", "self-improvement", "superfiltering", "tinyllama"),
     *("hinton-kd", "sequence-kd", "gkd", "distillm", "teacher-assistant", "progressive-layers"),
-    *("sft-kd-dpo", "static-embedder", "two-tasks", "false-promise"),
+    *("sft-kd-dpo", "static-embedder", "two-tasks", "false-promise", "openhermes"),
 )
 ROUNDS = [
     pytest.param(what, id=what.name, marks=pytest.mark.slow if what.name in SELDOM else ())

@@ -15,7 +15,7 @@ from cohobate.errors import UserError
 from cohobate.params import validated
 from tasks.evaluate.behaviour import FORGETTING, MEMORISATION
 from tasks.evaluate.capabilities import CAPABILITIES, GAPS
-from tasks.evaluate.cost import TOKEN_COUNTS, Prices
+from tasks.evaluate.cost import TOKEN_COUNTS, Prices, cost_per_kept_point
 from tasks.evaluate.judging import JUDGED
 from tasks.evaluate.mistakes import CLUSTERS, ERRORS
 from tasks.evaluate.robustness import ROBUSTNESS
@@ -154,7 +154,8 @@ class RoundFiles:
         prices = (self.params.get("evaluate") or {}).get("prices") or {}
         assumed: Prices = validated(Prices, prices, "evaluate.prices")
         judged = sum(one.get("cost_usd", 0.0) for one in self.judged.values())
-        return assumed.cost_of_round(tokens | {"judged": judged}, stages, timings)
+        cost = assumed.cost_of_round(tokens | {"judged": judged}, stages, timings)
+        return cost | cost_per_kept_point(cost["teacher_tokens_cost"], self.metrics["retention"])
 
     @property
     def judged(self) -> dict[str, Any]:

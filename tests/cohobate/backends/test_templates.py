@@ -102,6 +102,26 @@ def test_reasoning_goes_with_the_answer_and_not_with_the_rationale():
     assert (row.answer, row.reasoning) == ("So.", None)
 
 
+def test_a_dialogue_is_one_row_whose_turns_are_all_learnt(responses):
+    rows, requests = responses("dialogue")
+    sent = [[turn["content"] for turn in turns] for turns in requests if len(turns) == 7]
+    assert sorted(sent) == sorted([turn.content for turn in row.prompt] for row in rows)
+    for row, prompt in zip(rows, PROMPTS, strict=True):
+        asked, replies = row.prompt[::2], row.prompt[1::2]
+        assert [turn.content for turn in replies] == [f"re: {turn.content}" for turn in asked[:-1]]
+        assert asked[-1].content == prompt and row.answer == f"re: {prompt}"
+        # a prompt of its own has an id of its own
+        assert row.learn == "all" and row.id == row_id(row.prompt)
+        assert len({turn.content for turn in asked[:-1]}) == 3
+
+
+def test_turns_that_no_row_has_are_not_learnt():
+    with pytest.raises(ValueError, match="learn: all is of the assistant's turns in messages"):
+        RowText(learn="all")
+    with pytest.raises(ValueError, match="either a prompt or messages"):
+        RowText(prompt="a", messages=("turns",))
+
+
 def test_a_prefix_stands_before_the_last_user_turn(responses):
     turns = (Message(role="system", content="Be brief."), Message(role="user", content=PROMPTS[0]))
     write_rows(UNLABELLED, [Row(id=row_id(turns), prompt=turns)])

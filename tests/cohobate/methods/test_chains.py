@@ -3,7 +3,8 @@
 import pytest
 
 from cohobate import sealed_folder
-from cohobate.data.records import INIT_STUDENT, TRAIN, write_rows
+from cohobate.data.messages import Message
+from cohobate.data.records import INIT_STUDENT, LABELLED, TRAIN, Row, row_id, write_rows
 from cohobate.errors import UserError
 from cohobate.methods.train import Method
 from cohobate.models import checkpoints
@@ -31,6 +32,21 @@ def chain(**phases: dict) -> None:
 def test_fine_tuning_then_distillation_then_preferences(round_so_far) -> None:
     write_rows(PAIRS, pairs())
     chain(sft=SFT, kd=KD | {"from": "train/sft"}, dpo=DPO | {"from": "train/kd"})
+
+
+def test_the_last_turn_alone_is_learnt_of_rows_that_teach_all(round_so_far) -> None:
+    roles = (("user", "a bird"), ("assistant", "animal"), ("user", "a tree"))
+    prompt = tuple(Message(role=role, content=text) for role, text in roles)  # type: ignore[arg-type]
+    row = Row(id=row_id(prompt), prompt=prompt, answer="plant", learn="all")
+    write_rows(LABELLED, [row])
+    chain(all=SFT, last=SFT | {"turns": "last"})
+    write_rows(LABELLED, [row.model_copy(update={"learn": None})])
+    chain(plain=SFT)
+    every, last, plain = (
+        (TRAIN / name / "seed-1/model.safetensors").read_bytes()
+        for name in ("all", "last", "plain")
+    )
+    assert last == plain != every
 
 
 def test_layers_are_dropped_from_phase_to_phase(round_so_far) -> None:

@@ -10,7 +10,7 @@ from cohobate.data.records import Row
 from cohobate.params import ParamsError, validated
 from cohobate.scoring.metrics import Bleu, ChrF, Rouge
 from cohobate.scoring.verifiers import Label
-from tasks.evaluate.cost import Prices
+from tasks.evaluate.cost import Prices, cost_per_kept_point
 from tasks.evaluate.memorisation import Memorisation
 from tasks.evaluate.mistakes import Mistake, Mistakes
 from tasks.evaluate.perturbations import Case, Distractor, Paraphrase, Typos
@@ -167,6 +167,12 @@ def test_a_teacher_behind_an_api_is_paid_by_the_token() -> None:
     assert costs["cost_per_million_tokens"]["teacher"] == 6.0  # two prompt tokens to each written
     slow = {"models": {"teacher": {"tokens_per_second": 4}, "student": {"tokens_per_second": 4}}}
     assert Prices().cost_of_round(TOKEN_COUNTS, {}, slow)["break_even_tokens"] is None
+
+
+def test_what_a_kept_point_costs() -> None:
+    assert cost_per_kept_point(3.0, 0.75) == {"teacher_cost_per_kept_point": 0.04}
+    for cost, retention in ((0.0, 0.75), (3.0, None), (3.0, -0.1)):
+        assert cost_per_kept_point(cost, retention) == {}
 
 
 def test_metrics_of_longer_answers() -> None:

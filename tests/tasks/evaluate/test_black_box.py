@@ -107,6 +107,9 @@ def test_it_costs_what_the_service_counts(round_: Path) -> None:
     assert cost["teacher_tokens_cost"] == pytest.approx((500 * 100 + 250 * 400) / 1e6)
     assert cost["cost_per_million_tokens"]["teacher"] == 400 + 10 / 5 * 100
     assert cost["break_even_tokens"] > 0
+    assert ("teacher_cost_per_kept_point" in cost) == bool(
+        read("reports/metrics.json")["retention"]
+    )
     spent = read("reports/spent/main.json")
     # the round's budget has the test's answers too
     expected = (18 + 6) * (10 * 100 + 5 * 400) / 1e6
