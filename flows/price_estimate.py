@@ -72,10 +72,8 @@ def _prompts(
     key: str, template: Template, generate: GenerateParams, root: Path
 ) -> Iterator[Prompt]:
     """Yield the first request for each row, once for each step and sample."""
-    rows, pool = (
-        prompt_rows(key, generate, template, root),
-        seed_pool(key, generate, template, root),
-    )
+    rows = prompt_rows(key, generate, template, root)
+    pool = seed_pool(key, generate, template, root)
     for row in (row for row in rows if not keeps_answer(generate, row)):
         for sample in range(generate.attempts):
             prompt = template.steps[0].prompt_for(Conversation(row, sample), pool)
