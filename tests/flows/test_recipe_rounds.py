@@ -15,6 +15,7 @@ SELDOM = (
     *("lora", "pruned", "deepseek-r1-distill", "self-improvement", "superfiltering", "tinyllama"),
     *("hinton-kd", "sequence-kd", "gkd", "distillm", "teacher-assistant", "progressive-layers"),
     *("sft-kd-dpo", "static-embedder", "two-tasks", "false-promise", "openhermes"),
+    *("orca", "phi", "vicuna"),
 )
 ROUNDS = [
     pytest.param(what, id=what.name, marks=pytest.mark.slow if what.name in SELDOM else ())
