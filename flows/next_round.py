@@ -33,6 +33,7 @@ def write_round_params(worktree: Path, last: RoundRecord | None) -> list[str]:
     champion. Prompts are the next batch, and the hardest of the round before.
     """
     document = params.load(worktree / params.PARAMS)
+    check_champion_teaches(document)
     student, baseline = document["evaluate"]["student"], document["evaluate"]["baseline"]
     phases, chain = document["train"], continuing_chain(document["train"], student)
     rounds = Rounds.model_validate(document["rounds"])
@@ -50,6 +51,8 @@ def write_round_params(worktree: Path, last: RoundRecord | None) -> list[str]:
                 f"train.{chain[-1]}.from={Path(last.champion).relative_to('models')}",
                 f"train.{baseline}.updates={last.updates + updates_of(phases, chain) - earlier}",
             ]
+        if rounds.champion_teaches:
+            settings += _as_teacher(last.champion, rounds.champion_teaches, document)
         tracked.append(Path(last.champion))
     if rounds.replay and (replay := _replay(worktree)):
         settings += [f"collect.replay.path={replay}", f"collect.replay.rows={rounds.replay}"]
@@ -59,6 +62,40 @@ def write_round_params(worktree: Path, last: RoundRecord | None) -> list[str]:
     if tracked:
         storage.pull_tracked(worktree, tracked)
     return changes
+
+
+def check_champion_teaches(document: dict[str, Any]) -> None:
+    """Refuse a champion that would teach in the place of a teacher that is not there, or needed.
+
+    Raises:
+        UserError: there is no such teacher, or the student's layers are its.
+    """
+    key = document["rounds"].get("champion_teaches")
+    if key is None:
+        return
+    where = "params.yaml, rounds.champion_teaches"
+    teachers = document["teachers"]
+    if key not in teachers:
+        raise UserError(
+            f"there is no teacher {key!r}{params.nearest(key, teachers)}",
+            where=where,
+            fix=f"name one of {', '.join(teachers)}",
+        )
+    if document["init_student"].get("teacher", "main") == key:
+        raise UserError(
+            f"the student's layers are those of {key}: with the champion in its place, the "
+            "baseline would start from the champion",
+            where=where,
+            fix="a second teacher of the same model, such as `itself` of "
+            "recipes/self-improvement.yaml",
+        )
+
+
+def _as_teacher(champion: str, key: str, document: dict[str, Any]) -> list[str]:
+    """Return the settings by which the champion is a teacher, without tuning."""
+    adapt = document["adapt"]["type"] != "none" or document["teachers"][key].get("adapt")
+    settings = [f"teachers.{key}.model={champion}"]
+    return [*settings, f"teachers.{key}.adapt={{type: none}}"] if adapt else settings
 
 
 def take_traffic(root: Path, worktree: Path) -> int:

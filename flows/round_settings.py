@@ -28,4 +28,8 @@ class Rounds(Section):
     replay: int = Field(2000, ge=0)
     """Unlabelled prompts to use again: those on which the student is furthest from the teacher. The
     other prompts are new."""
+    champion_teaches: str | None = None
+    """Key of a teacher that the champion takes the place of in the next round, as it is: a model
+    that learns its own answers. The student's layers must be another teacher's: what the baseline
+    starts from stays the same in all rounds."""
     stop: Stop = Stop()

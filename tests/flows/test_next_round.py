@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cohobate.errors import UserError
 from flows import next_round
 from tests.flows.test_round_history import record
 
@@ -36,7 +37,14 @@ def test_the_champion_goes_on_and_the_baseline_has_as_many_updates(
     of_baseline: int,
 ) -> None:
     evaluate = {"student": "student", "baseline": "baseline"}
-    document = {"train": phases, "evaluate": evaluate, "rounds": {"replay": 0}}
+    document = {
+        "train": phases,
+        "evaluate": evaluate,
+        "rounds": {"replay": 0, "champion_teaches": "itself"},
+        "teachers": {"main": {}, "itself": {}},
+        "init_student": {"teacher": "main"},
+        "adapt": {"type": "sft"},
+    }
     monkeypatch.setattr(next_round.params, "load", lambda path: document)
     monkeypatch.setattr(next_round, "continues_champion", lambda worktree, last: True)
     monkeypatch.setattr(next_round.storage, "pull_tracked", lambda worktree, paths: None)
@@ -45,6 +53,21 @@ def test_the_champion_goes_on_and_the_baseline_has_as_many_updates(
     settings = next_round.write_round_params(tmp_path, record(1, updates=behind))
     assert f"train.{continued}.from=champion/round-0001" in settings
     assert f"train.baseline.updates={of_baseline}" in settings
+    assert "teachers.itself.model=models/champion/round-0001" in settings
+    assert "teachers.itself.adapt={type: none}" in settings
+
+
+@pytest.mark.parametrize(
+    ("key", "why"), [("main", "would start from the champion"), ("itsel", "did you mean 'itself'")]
+)
+def test_a_champion_does_not_teach_where_it_cannot(key: str, why: str) -> None:
+    document = {
+        "rounds": {"champion_teaches": key},
+        "teachers": {"main": {}, "itself": {}},
+        "init_student": {"teacher": "main"},
+    }
+    with pytest.raises(UserError, match=why):
+        next_round.check_champion_teaches(document)
 
 
 def test_a_masked_model_that_is_judged_itself_goes_on() -> None:
