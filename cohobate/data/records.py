@@ -37,7 +37,10 @@ OOD = COLLECT / "ood.jsonl"
 """Rows from another distribution than the training rows; there only when asked for."""
 # preflight, adapt, generate, filter, pair, order, capture, shape, train, evaluate, export
 MODELS = Path("data/preflight/models.json")
-TOKENIZERS = Path("data/preflight/tokenizers")  # of teachers behind endpoints that give signals
+TEACHERS = Path("data/preflight/teachers")
+"""Below it, by teacher: what its tuning needs to know, which no other shape of student changes."""
+PIN = "pin.json"
+TOKENIZER = "tokenizer"  # of a teacher behind an endpoint that gives signals
 ADAPT = Path("models/adapt")
 ENDPOINT = "endpoint.json"  # below ADAPT / <teacher>: where a teacher is whose weights are not here
 GENERATE = Path("data/generate")

@@ -1,6 +1,6 @@
 """Tune the teacher to the task on the labelled rows, or copy it unchanged.
 
-In:  the teacher's model as preflight pinned it (data/preflight/models.json), data/collect
+In:  the teacher's model as preflight pinned it (data/preflight/teachers), data/collect
 Out: models/adapt/<teacher>, a checkpoint (cohobate/models/checkpoints.py), and its summary.json:
 
     {"dev_rows": 500, "dev_score": 0.802, "number_format": "bfloat16", "rows": 1000,
@@ -30,8 +30,9 @@ from cohobate.data.records import (
     DEV,
     ENDPOINT,
     LABELLED,
-    MODELS,
-    TOKENIZERS,
+    PIN,
+    TEACHERS,
+    TOKENIZER,
     Row,
     read_rows,
     write_json,
@@ -68,10 +69,10 @@ def run(
     if teacher.client:
         _at_client(item, teacher.client)
         return
-    models = json.loads(MODELS.read_bytes())
-    pin, folder = models["teachers"][item], ADAPT / item
+    pinned = json.loads((TEACHERS / item / PIN).read_bytes())
+    pin, folder = pinned["teacher"], ADAPT / item
     adapt = tuning_of(adapt, item, teacher)
-    _check_conversations(item, models)
+    _check_conversations(item, pinned)
     if teacher.endpoint:
         _describe(item, teacher, adapt)
         return
@@ -102,18 +103,19 @@ def _at_client(item: str, client: Client) -> None:
         )
     folder, summary = ADAPT / item, ADAPT / item / "summary.json"
     shutil.rmtree(folder, ignore_errors=True)
-    given = {MODELS: MODELS, DEV: DEV, LABELLED: client.rows}
+    pin = TEACHERS / item / PIN
+    given = {pin: pin, DEV: DEV, LABELLED: client.rows}
     traffic = client.run("adapt", item, given, [summary])
     figures = json.loads(summary.read_bytes())
     client.publish(item, figures["rows"])
     write_json(summary, figures | traffic)
 
 
-def _check_conversations(item: str, models: dict[str, Any]) -> None:
+def _check_conversations(item: str, pinned: dict[str, Any]) -> None:
     """Refuse rows that a chat template rejects, before any computation."""
     models = {
-        f"the teacher {item}": models["teachers"][item],
-        "the student": models.get("student", {}),
+        f"the teacher {item}": pinned["teacher"],
+        "the student": pinned["student"],
     }
     wheres = dict(
         zip(models, (f"params.yaml, teachers.{item}", "params.yaml, init_student"), strict=True)
@@ -143,7 +145,7 @@ def _describe(item: str, teacher: Teacher, adapt: Tuning) -> None:
         if signals := teacher.served_signals:
             named |= {"signals": signals._asdict()}
             # beside the address: `generate` and `capture` need the ids of its tokens
-            checkpoints.copy_parts(TOKENIZERS / item, partial)
+            checkpoints.copy_parts(TEACHERS / item / TOKENIZER, partial)
         write_json(partial / ENDPOINT, where | named)
     write_json(ADAPT / item / "summary.json", {"tuned": False, "rows": 0})
 

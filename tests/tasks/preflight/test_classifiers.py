@@ -124,11 +124,14 @@ def test_a_causal_student_may_learn_signals_of_labels_with_any_tokenizer() -> No
         check_phases(phases(one=kd), {"main": Teacher(model="tiny", signals=False)}, likelihood)
 
 
+ROUTE = {"combine": {"type": "route", "groups": {"*": "main"}}}
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"terms": [{"type": "uld"}]}, "one teacher, and of any tokenizer"),
-        ({"targets": "data/capture", "teachers": {"main": 1.0}}, "one teacher"),
+        ({"terms": [{"type": "uld"}]}, "averaged over teachers, and of any tokenizer"),
+        ({"targets": "data/capture", "teachers": {"main": 1.0}} | ROUTE, "averaged over teachers"),
         ({"method": "classify", "targets": "models/adapt/main"}, "the teacher main generates"),
     ],
 )

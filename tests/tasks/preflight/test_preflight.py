@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cohobate.backends.settings import GenerateParams
-from cohobate.data.records import MODELS, TOKENIZERS
+from cohobate.data.records import MODELS, PIN, TEACHERS, TOKENIZER
 from cohobate.errors import UserError
 from cohobate.methods.teacher_tuning import NoTuning
 from cohobate.methods.train import Method
@@ -93,6 +93,15 @@ def test_what_was_seen_is_pinned(look, checkpoint, model, tokenizer):
     assert student["parameters"] == model.num_parameters() - 2 * per_layer
     summary = json.loads(MODELS.with_name("summary.json").read_text())
     assert summary["parameters of the student"] == student["parameters"]
+
+
+def test_another_shape_of_student_leaves_what_the_tuning_of_a_teacher_reads(look):
+    look()
+    before = (TEACHERS / "main" / PIN).read_bytes()
+    look({**LAYERS, "layers": [0]})
+    assert (TEACHERS / "main" / PIN).read_bytes() == before
+    look(licence="MIT")
+    assert (TEACHERS / "main" / PIN).read_bytes() != before
 
 
 def test_the_place_of_a_folder_is_no_fact(look, checkpoint, tmp_path):
@@ -481,7 +490,7 @@ STORED = {**SFT, "method": "kd", "targets": "data/capture/main", "terms": [{"typ
 
 def test_the_students_tokenizer_stands_for_a_served_teachers(look_at_served, tokenizer, capfd):
     look_at_served()
-    written = checkpoints.load_tokenizer(TOKENIZERS / "main")
+    written = checkpoints.load_tokenizer(TEACHERS / "main" / TOKENIZER)
     assert vocabulary_hash(written) == vocabulary_hash(tokenizer)
     assert template_hash(written) == template_hash(tokenizer)
     assert "20 ids a token are stored" in capfd.readouterr().err
