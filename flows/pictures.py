@@ -30,6 +30,7 @@ _COLOURS = (
     *("#1f6feb", "#c2410c", "#15803d", "#8a8f98", "#9333ea"),
     *("#b45309", "#0e7490", "#be185d", "#4d7c0f", "#475569"),
 )
+_FEW_TICKS = 2
 _MOST_POINTS = 400
 """Points of a curve; longer ones are means over neighbouring updates."""
 
@@ -93,8 +94,12 @@ def trade_off(points: Sequence[Mark], x_label: str, y_label: str) -> str:
     x = Scale.around([min(logs) - 0.05, max(logs) + 0.05], tight=True)
     y = Scale.around([mark.y for mark in points])
     right, bottom = _WIDTH - 60, _TOP + 360
-    ticks = [(x.at(math.log10(tick)), f"{tick:g}") for tick in _log_ticks(x)]
-    parts = [_x_axis(ticks, right, bottom, x_label), _text(_LEFT, _TOP - 6, y_label, "end")]
+    round_values = _log_ticks(x)
+    # within less than a power of ten, where few lie, the sizes of the front say more
+    on_front = [mark.x for mark in points if mark.on_front]
+    values = round_values if len(round_values) > _FEW_TICKS else on_front
+    ticks = [(x.at(math.log10(value)), f"{value:.3g}") for value in values]
+    parts = [_x_axis(ticks, right, bottom, x_label), _text(4, _TOP - 6, y_label, "start")]
     for tick in y.ticks:
         at = _down(y.at(tick), bottom)
         parts.append(f'<line x1="{_LEFT}" x2="{right}" y1="{at}" y2="{at}" stroke="#d8dee4"/>')
