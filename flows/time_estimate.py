@@ -171,12 +171,20 @@ class Round:
 
     def _generate(self, section: Mapping[str, Any], key: str) -> Work:
         size, backend = self._teacher(key), section.get("backend") or {}
-        if size is None:
+        if size is None or not self._answers_prompts(section, key):
             return Work(0)
         waves = (section.get("pool") or {}).get("waves", 1)
         rows = self._responses(kept=0) * waves
         long = (section.get("decoding") or {}).get("max_tokens", _ANSWER)
         return Work(self._answers(size, rows * section.get("samples", 1), long), _threads(backend))
+
+    def _answers_prompts(self, generate: Mapping[str, Any], key: str) -> bool:
+        """Whether any prompts go to a teacher: a client's has none, nor where others have all."""
+        routes: Mapping[str, str] = generate.get("routes") or {}
+        tasks = self.document["collect"].get("sources") or {}
+        elsewhere = tasks and all(task in routes for task in tasks)
+        client = self.document["teachers"][key].get("client")
+        return not client and (not elsewhere or key in routes.values())
 
     def _responses(self, kept: int = 1) -> int:
         """Return the rows that `generate` writes; `kept` 0: those that the teacher answers."""
