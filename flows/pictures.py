@@ -31,6 +31,7 @@ _COLOURS = (
     *("#b45309", "#0e7490", "#be185d", "#4d7c0f", "#475569"),
 )
 _FEW_TICKS = 2
+"""Round values on an axis, up to which the points' own values are shown instead."""
 _MOST_POINTS = 400
 """Points of a curve; longer ones are means over neighbouring updates."""
 

@@ -73,25 +73,19 @@ class Client(Section):
         into = sum(self._give(source, work / path) for path, source in given.items())
         into += _write_params(work / params.PARAMS, item)
         self._run_process(stage, item, work)
-        out = 0
-        for path in taken:
-            _remove(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if (work / path).is_dir() else shutil.copy2)(work / path, path)
-            out += size_of(path)
+        out = sum(_copy(work / path, path) for path in taken)
         return {"bytes_to_client": into, "bytes_from_client": out}
 
     def _give(self, source: Path, place: Path) -> int:
         """Put a file or folder where the stage reads it; return the bytes that the round gave."""
         if not source.exists():
             return 0
+        if not source.is_relative_to(self.folder):
+            return _copy(source, place)
         _remove(place)
         place.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_relative_to(self.folder):
-            place.symlink_to(source.absolute())
-            return 0
-        (shutil.copytree if source.is_dir() else shutil.copy2)(source, place)
-        return size_of(place)
+        place.symlink_to(source.absolute())
+        return 0
 
     def _run_process(self, stage: str, item: str, work: Path) -> None:
         search = [str(Path().absolute()), os.environ.get("PYTHONPATH", "")]
@@ -161,6 +155,14 @@ def _write_params(path: Path, item: str) -> int:
     with path.open("w") as file:
         YAML(typ="safe", pure=True).dump(whole, file)
     return path.stat().st_size
+
+
+def _copy(source: Path, place: Path) -> int:
+    """Copy a file or folder in the place of what is there; return its bytes."""
+    _remove(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    (shutil.copytree if source.is_dir() else shutil.copy2)(source, place)
+    return size_of(place)
 
 
 def _remove(path: Path) -> None:
